@@ -1,0 +1,358 @@
+"""What a run is: every key of a recipe, its type, its default and what it means.
+
+A recipe is a YAML file; the command line overrides single keys by dotted name
+(``empg train recipes/quickstart.yaml actor.optimizer.lr=1e-4``). What cannot be is refused here, before
+any process starts, by an error that names the key, what was given and what is allowed.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the key, what was given and what is allowed."""
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown keys are errors, values are never silently converted between kinds."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    folder: Path
+    """Where recipe, metrics, checkpoints, episodes and report go; a run found there is continued."""
+    steps: Positive
+    """How many batches to train on; a checkpoint of a finished run is continued by raising it."""
+    seed: int = 0
+    """Everything random derives from it: question order, sampling, initial weights."""
+    checkpoint_every: Positive = 10
+    """Steps between checkpoints; one is also written at the end and when the run is interrupted."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints stay on disk."""
+
+
+class ModelSection(Section):
+    path: Path
+    """A Hugging Face model folder: config.json, tokenizer, and safetensors unless `initialise` is random."""
+    initialise: Literal["checkpoint", "random"] = "checkpoint"
+    """Where the initial weights come from; `random` is for supervised warm-up from nothing."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the actor computes in and the engines hold; optimizer state and gradients are float32."""
+
+
+class EnvironmentSection(Section):
+    name: Literal["deep_search"]
+    """Which environment the agent acts in."""
+    settings: dict[str, Any] = {}
+    """The environment's own settings, checked by it (for deep_search: data, searcher, results ...)."""
+    max_turns: Positive = 8
+    """Turns after which an episode without an answer ends as truncated."""
+
+
+class RolloutSection(Section):
+    groups: Positive
+    """Questions a batch; each is answered `group_size` times."""
+    group_size: Positive
+    """Episodes of one question, whose rewards are compared with each other; at least 2."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; the actor divides its logits by the same number. Never with top-p or top-k."""
+    max_turn_tokens: Positive = 512
+    """A turn longer than this is cut; the end-of-turn token then comes from the template."""
+    max_episode_tokens: Positive = 16384
+    """Prompt, turns and observations together; an episode that would be longer ends as truncated."""
+    concurrency: Positive = 256
+    """Episodes in flight at once, over all engines."""
+
+
+class EngineSection(Section):
+    count: Positive = 1
+    """vLLM servers."""
+    tensor_parallel: Positive = 1
+    """GPUs (or CPU processes) a server."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of a server's key-value cache; vLLM decides when empty (on GPU)."""
+    host: str = "127.0.0.1"
+    """The interface the servers listen on. Every route asks for the run's token."""
+    start_timeout: Positive = 600
+    """Seconds a server may take from its start to its first healthy answer."""
+
+
+class GrpoSection(Section):
+    clip_low: Fraction = 0.2
+    clip_high: Annotated[float, Field(ge=0)] = 0.2
+    normalize_std: bool = True
+    """Divide by the group's standard deviation; false is Dr. GRPO."""
+
+
+class DapoSection(Section):
+    clip_low: Fraction = 0.2
+    clip_high: Annotated[float, Field(ge=0)] = 0.28
+    normalize_std: bool = True
+    max_generation_rounds: Positive = 10
+    """Dynamic sampling: rounds of new questions until enough groups with unequal rewards are found."""
+
+
+class EmpgSection(Section):
+    """Constants of arXiv 2509.09265; defaults as on the authors' page."""
+
+    k: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of gradient scaling, g(H) = exp(-k H_norm) / mean exp(-k H_norm)."""
+    k_f: Annotated[float, Field(ge=0)] = 1.0
+    """Sharpness of the future-clarity bonus, f(H) = exp(-k_f H_norm)."""
+    zeta: float = 0.1
+    """Weight of the bonus for a step that leads to a clearer state."""
+    center: bool = True
+    """Subtract the mean over the batch's steps after modulation."""
+
+
+class AlgorithmSection(Section):
+    name: Literal["grpo", "dapo"] = "grpo"
+    """Group advantage, clip and filter. dapo: clip 0.2/0.28, groups of equal rewards dropped and refilled."""
+    modulation: Literal["none", "empg"] = "empg"
+    """What turns one trajectory advantage into step advantages."""
+    grpo: GrpoSection = GrpoSection()
+    dapo: DapoSection = DapoSection()
+    empg: EmpgSection = EmpgSection()
+    updates_per_batch: Positive = 1
+    """Optimizer steps a batch; its sequences are split into so many parts."""
+    kl_to_initial_every: NonNegative = 0
+    """Steps between measurements of the KL to the initial policy, a metric only; 0 is never."""
+    shuffle_rewards: bool = False
+    """The control experiment: permute the rewards inside a batch. Nothing should be learnt."""
+
+    @property
+    def base(self) -> GrpoSection | DapoSection:
+        """The constants of the chosen algorithm."""
+        return self.grpo if self.name == "grpo" else self.dapo
+
+
+class OptimizerSection(Section):
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or cosine down to a tenth at the last step."""
+    warmup_steps: NonNegative = 0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_grad: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the whole gradient, over all ranks."""
+
+
+class ActorSection(Section):
+    tensor_parallel: Positive = 1
+    pipeline_parallel: Positive = 1
+    data_parallel: Positive = 1
+    sequence_parallel: bool = False
+    """Split the activations between tensor-parallel layers over the tensor-parallel ranks."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in backward instead of kept."""
+    max_tokens_per_microbatch: Positive = 16384
+    """Sequences are packed up to this many tokens; no sequence may be longer."""
+    optimizer: OptimizerSection = OptimizerSection()
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+
+class EvaluationSection(Section):
+    every: NonNegative = 0
+    """Steps between evaluations; 0 evaluates only before and after training."""
+    questions: NonNegative = 0
+    """Fixed questions of each split; 0 switches evaluation off."""
+    splits: list[Literal["test_id", "test_ood"]] = ["test_id", "test_ood"]
+    greedy: bool = True
+    """Also measure greedy success, beside success sampled at temperature 1."""
+
+
+class LimitsSection(Section):
+    logprob_gap: Annotated[float, Field(gt=0)] | None = None
+    """Mean |log-prob of the engine - log-prob of the actor| above which training stops: 1e-3 in float32,
+    0.05 in bfloat16 unless given. A larger gap means stale or wrong weights, or other sampling than stated."""
+    rollout_timeout: Positive = 3600
+    """Seconds one batch's rollout may take."""
+    sync_timeout: Positive = 600
+    """Seconds one weight synchronisation may take."""
+
+
+class LoggingSection(Section):
+    tensorboard: bool = True
+    wandb: str | None = None
+    """A Weights & Biases project; needs the wandb package and WANDB_API_KEY."""
+    episodes_per_step: NonNegative = 4
+    """Annotated episodes kept in the run folder at each step."""
+
+
+class Recipe(Section):
+    """A reinforcement-learning run: `empg train`."""
+
+    run: RunSection
+    model: ModelSection
+    environment: EnvironmentSection
+    rollout: RolloutSection
+    engines: EngineSection = EngineSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    actor: ActorSection = ActorSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    limits: LimitsSection = LimitsSection()
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        rollout, actor = self.rollout, self.actor
+        if rollout.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size is {rollout.group_size}; a group advantage compares at least 2 episodes"
+            )
+        if rollout.max_episode_tokens > actor.max_tokens_per_microbatch:
+            raise ValueError(
+                f"rollout.max_episode_tokens is {rollout.max_episode_tokens}, more than "
+                f"actor.max_tokens_per_microbatch ({actor.max_tokens_per_microbatch}): no microbatch could "
+                "hold the longest episode; raise the second or lower the first"
+            )
+        if rollout.max_turn_tokens >= rollout.max_episode_tokens:
+            raise ValueError(
+                f"rollout.max_turn_tokens is {rollout.max_turn_tokens}; it must be below "
+                f"rollout.max_episode_tokens ({rollout.max_episode_tokens})"
+            )
+        _check_actor(actor)
+        return self
+
+    @property
+    def logprob_gap_limit(self) -> float:
+        """The limit in force: the recipe's, or the dtype's default."""
+        default = {"float32": 1e-3, "bfloat16": 0.05}[self.model.dtype]
+        return self.limits.logprob_gap if self.limits.logprob_gap is not None else default
+
+
+class SftSection(Section):
+    batch_size: Positive
+    """Walkthroughs an optimizer step."""
+    split: Literal["train"] = "train"
+    validate_every: NonNegative = 0
+    """Steps between measurements of the loss on held-out walkthroughs; 0 is never."""
+
+
+class SftRecipe(Section):
+    """A supervised warm-up on the environment's scripted walkthroughs: `empg sft`."""
+
+    run: RunSection
+    model: ModelSection
+    environment: EnvironmentSection
+    sft: SftSection
+    actor: ActorSection = ActorSection()
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        _check_actor(self.actor)
+        return self
+
+
+def _check_actor(actor: ActorSection) -> None:
+    if actor.sequence_parallel and actor.tensor_parallel == 1:
+        raise ValueError(
+            "actor.sequence_parallel is true with actor.tensor_parallel 1; it splits over tensor-parallel "
+            "ranks, so raise tensor_parallel or switch it off"
+        )
+
+
+R = TypeVar("R", Recipe, SftRecipe)
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = (), kind: type[R] = Recipe) -> R:  # type: ignore[assignment]
+    """Read a YAML recipe, apply ``dotted.key=value`` overrides (values in YAML), check everything.
+
+    Raises RecipeError listing every fault: the key, what was given, what is allowed.
+    """
+    try:
+        raw = yaml.load(Path(path).read_text(), Loader=_Yaml12Floats)
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot read recipe {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"recipe {path} holds {type(raw).__name__}, not sections of keys")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(raw, kind)
+
+
+def parse_recipe(raw: dict[str, Any], kind: type[R] = Recipe) -> R:  # type: ignore[assignment]
+    """Check a recipe given as nested dictionaries. Raises RecipeError."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(fault, kind) for fault in error.errors()]
+        raise RecipeError(
+            "this recipe cannot be run:\n" + "\n".join(f"  - {line}" for line in lines)
+        ) from None
+
+
+def dump_recipe(recipe: Recipe | SftRecipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+class _Yaml12Floats(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-6 as text; recipes mean the number."""
+
+
+_Yaml12Floats.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+    *sections, last = key.split(".")
+    node = raw
+    for name in sections:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"override {override!r}: {name} is a value, not a section")
+    try:
+        node[last] = yaml.load(value, Loader=_Yaml12Floats)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from error
+
+
+def _explain(fault: Any, kind: type[BaseModel]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        known = _keys_beside(path, kind)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{key}: unknown key; {hint}allowed here: {', '.join(known)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; give it a value"
+    if not path:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key}: {fault['msg']}; got {fault['input']!r}"
+
+
+def _keys_beside(path: list[str], kind: type[BaseModel]) -> list[str]:
+    model: Any = kind
+    for name in path[:-1]:
+        field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        model = field.annotation
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
