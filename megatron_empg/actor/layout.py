@@ -1,0 +1,58 @@
+"""How a model lies over ranks: the parallel sizes, and the process groups made from them."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_empg.actor import platform
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the parallel dimensions; their product is the number of ranks."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence_parallel: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+
+def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> None:
+    """Join the ranks (torchrun's environment) and make Megatron's process groups and random states.
+
+    Raises ValueError when the number of ranks is not the layout's.
+    """
+    platform.prepare()
+    from megatron.core import parallel_state, tensor_parallel
+
+    if not dist.is_initialized():
+        dist.init_process_group(platform.collective_backend(), timeout=timedelta(seconds=timeout_seconds))
+    if dist.get_world_size() != layout.world_size:
+        raise ValueError(
+            f"the layout needs {layout.world_size} ranks (tensor {layout.tensor} x pipeline {layout.pipeline} "
+            f"x data {layout.data}) but {dist.get_world_size()} were started"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        distributed_timeout_minutes=max(1, timeout_seconds // 60),
+    )
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def shutdown() -> None:
+    """Leave the process groups."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

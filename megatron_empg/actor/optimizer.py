@@ -1,0 +1,67 @@
+"""Megatron-core's Adam with gradient clipping, and its learning-rate schedule."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Constants of Adam and of the schedule; `total_steps` is where a cosine ends, at a tenth of `lr`."""
+
+    lr: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+
+
+def build_optimizer(
+    model: list[Any], mcore: Any, settings: OptimizerSettings, *, dtype: str, distributed: bool
+) -> tuple[Any, Any]:
+    """(optimizer, schedule) over the model chunks' parameters; float32 main weights under bfloat16."""
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=settings.lr / 10,
+            adam_beta1=settings.betas[0],
+            adam_beta2=settings.betas[1],
+            weight_decay=settings.weight_decay,
+            clip_grad=settings.clip_grad,
+            bf16=dtype == "bfloat16",
+            params_dtype=mcore.params_dtype,
+            use_distributed_optimizer=distributed,
+        ),
+        model,
+    )
+    mcore.grad_scale_func = optimizer.scale_loss
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.lr if settings.schedule == "constant" else settings.lr / 10,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=max(settings.total_steps, settings.warmup_steps + 1),
+        lr_decay_style=settings.schedule,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=1,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )
+    return optimizer, scheduler
+
+
+@torch.no_grad()
+def gradient_norm(optimizer: Any) -> float:
+    """Norm of the whole gradient over all ranks, before clipping; also what the non-finite guard reads."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())

@@ -1,0 +1,47 @@
+"""Short names for the parallel groups and ranks this project asks Megatron-core for."""
+
+import torch.distributed as dist
+
+from megatron_empg.weights.mapping import Row
+
+
+def tensor_group() -> dist.ProcessGroup:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def tensor_rank() -> int:
+    from megatron.core import parallel_state
+
+    return int(parallel_state.get_tensor_model_parallel_rank())
+
+
+def pipeline_group() -> dist.ProcessGroup:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def data_group() -> dist.ProcessGroup:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_group()
+
+
+def data_rank() -> int:
+    from megatron.core import parallel_state
+
+    return int(parallel_state.get_data_parallel_rank())
+
+
+def stage_rank(stage: int) -> int:
+    """Global rank of a pipeline stage in this rank's pipeline."""
+    return dist.get_process_group_ranks(pipeline_group())[stage]
+
+
+def owner_stage(row: Row, num_layers: int, stages: int) -> int:
+    """The pipeline stage that holds a parameter; tied embeddings count as the first stage's."""
+    if row.layer is not None:
+        return row.layer // (num_layers // stages)
+    return 0 if row.megatron.startswith("embedding.") else stages - 1

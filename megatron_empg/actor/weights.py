@@ -1,0 +1,130 @@
+"""The actor's weights to and from Hugging Face's names: filling a model, and walking over full tensors."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_empg.actor.layout import Layout
+from megatron_empg.weights.hugging_face import CheckpointReader
+from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshard
+from megatron_empg.weights.model_config import ModelConfig
+
+
+def local_parameters(model: list[Any]) -> dict[str, torch.nn.Parameter]:
+    """This rank's parameters by Megatron name, layers numbered over the whole model."""
+    named: dict[str, torch.nn.Parameter] = {}
+    for chunk in model:
+        unwrapped = chunk.module if hasattr(chunk, "module") else chunk
+        for name, parameter in unwrapped.named_parameters():
+            named[_global_name(name, unwrapped)] = parameter
+    return named
+
+
+def _global_name(name: str, module: Any) -> str:
+    """Pipeline stages number their layers from 0; the mapping numbers them over the whole model."""
+    prefix = "decoder.layers."
+    if name.startswith(prefix):
+        local, rest = name.removeprefix(prefix).split(".", 1)
+        return f"{prefix}{module.decoder.layers[int(local)].layer_number - 1}.{rest}"
+    aliases = {  # Transformer Engine fuses each norm into the linear layer behind it.
+        "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+        "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+    }
+    return aliases.get(name, name)
+
+
+@torch.no_grad()
+def load_hugging_face(model: list[Any], config: ModelConfig, layout: Layout, folder: Path) -> None:
+    """Fill every local parameter from ``folder``'s safetensors.
+
+    Raises CheckpointError naming a missing, surplus or misshapen tensor, and ValueError for a parameter of the
+    model that the mapping does not know.
+    """
+    from megatron_empg.actor.parallel import tensor_rank
+
+    table = rows(config)
+    named = local_parameters(model)
+    with CheckpointReader(folder, table, config) as reader:
+        for row in table:
+            for name in _places(row, config):
+                if name in named:
+                    full = merge(row, reader.read(row), config)
+                    piece = shard(row, full, config, layout.tensor, tensor_rank())
+                    named.pop(name).copy_(piece)
+    if named:
+        raise ValueError(f"no Hugging Face tensor is mapped to {sorted(named)}")
+
+
+def _places(row: Row, config: ModelConfig) -> list[str]:
+    """Tied embeddings stand a second time on the last pipeline stage, as its output layer."""
+    tied = config.tie_word_embeddings and row.megatron == "embedding.word_embeddings.weight"
+    return [row.megatron, "output_layer.weight"] if tied else [row.megatron]
+
+
+class ActorWeights:
+    """The policy's full tensors under Hugging Face names, gathered one Megatron parameter at a time.
+
+    Iterating is collective: every rank of the first data-parallel replica must do it, and holds each tensor
+    only while it is at the front. Memory above the model's own: one parameter.
+    """
+
+    def __init__(self, model: list[Any], config: ModelConfig, layout: Layout, dtype: torch.dtype) -> None:
+        self.config, self.layout, self.dtype = config, layout, dtype
+        self.table = rows(config)
+        self._local: Callable[[], dict[str, torch.nn.Parameter]] = lambda: local_parameters(model)
+
+    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(name, dtype, shape) of every tensor, in the order of iteration."""
+        return [
+            (name, self.dtype, shape) for row in self.table for name, shape in zip(row.hf, row.shapes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        named = self._local()
+        for row in self.table:
+            full = self._gather(row, named.get(row.megatron))
+            yield from zip(row.hf, split(row, full, self.config), strict=True)
+
+    def _gather(self, row: Row, local: Tensor | None) -> Tensor:
+        from megatron_empg.actor.parallel import (
+            owner_stage,
+            pipeline_group,
+            stage_rank,
+            tensor_group,
+        )
+
+        layout, device = self.layout, _device()
+        full: Tensor | None = None
+        if local is not None:
+            piece = local.data.to(self.dtype).contiguous()
+            if row.kind == "replicated" or layout.tensor == 1:
+                full = piece
+            else:
+                pieces = [torch.empty_like(piece) for _ in range(layout.tensor)]
+                dist.all_gather(pieces, piece, group=tensor_group())
+                full = unshard(row, pieces)
+        if layout.pipeline == 1:
+            assert full is not None, row.megatron
+            return full.contiguous()
+        if full is None:
+            full = torch.empty(self._padded_shape(row), dtype=self.dtype, device=device)
+        stage = owner_stage(row, self.config.num_layers, layout.pipeline)
+        full = full.contiguous()
+        dist.broadcast(full, stage_rank(stage), group=pipeline_group())
+        return full
+
+    def _padded_shape(self, row: Row) -> tuple[int, ...]:
+        if row.kind != "vocabulary":
+            return row.full_shape
+        return (self.config.padded_vocab_size(self.layout.tensor), *row.full_shape[1:])
+
+
+def _device() -> torch.device:
+    from megatron_empg.actor.platform import device
+
+    return device()

@@ -1,0 +1,58 @@
+"""Runs a function on N gloo ranks, each a process of its own, and brings back what each returned."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 180) -> list[Any]:
+    """Call ``function(*args)`` on every rank; returns the results in rank order. A failing rank fails the test."""
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    port = free_port()
+    workers = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, results, args))
+        for rank in range(world_size)
+    ]
+    for worker in workers:
+        worker.start()
+    collected: dict[int, Any] = {}
+    try:
+        for _ in workers:
+            rank, value, error = results.get(timeout=timeout)
+            if error:
+                raise AssertionError(f"rank {rank} failed:\n{error}")
+            collected[rank] = value
+    finally:
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+    return [collected[rank] for rank in range(world_size)]
+
+
+def _rank(function: Any, rank: int, world_size: int, port: int, results: Any, args: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, function(*args), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
