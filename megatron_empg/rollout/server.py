@@ -1,0 +1,145 @@
+"""One rollout engine: vLLM's own API server behind the run's token.
+
+    EMPG_TOKEN=… python -m megatron_empg.rollout.server --model DIR --port 8000
+
+Runs what `vllm serve` runs (AsyncLLM, its FastAPI application, its launcher), token in and token out at
+/inference/v1/generate, with the weight-transfer routes. Arguments after `--` go to vLLM unchanged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from megatron_empg.processes import die_with_parent, forked_children_die_with_parent
+from megatron_empg.rollout.access import TokenMiddleware, token_from_environment
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+WORKER_EXTENSION = "megatron_empg.weights.vllm_extension.WeightTransferExtension"
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our arguments, and those after `--` for vLLM."""
+    own, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(prog="python -m megatron_empg.rollout.server", description=__doc__)
+    parser.add_argument("--model", required=True, help="folder of a Hugging Face checkpoint with its tokenizer")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--max-model-len", type=int, required=True, help="tokens of prompt and answer together")
+    parser.add_argument("--max-num-seqs", type=int, default=256, help="sequences generated at once")
+    parser.add_argument("--kv-cache-bytes", type=int, help="size of the KV cache (default: what vLLM finds free)")
+    parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the engine (CPU builds)")
+    parser.add_argument("--backend", choices=("torch_pg", "nccl"), help="weight transfer (default: by device)")
+    parser.add_argument("--seed", type=int, default=0, help="of the engine; every request brings its own")
+    return parser.parse_args(own), extra
+
+
+def set_environment(args: argparse.Namespace, *, cuda: bool) -> None:
+    """What vLLM reads from the environment. Must run before vllm is imported."""
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # weight transfer, pause and checksum routes
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if cuda:
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        return
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling costs more than it brings on small CPU models
+    if args.tensor_parallel == 1:
+        # The CPU platform would put the one worker into a third process; this keeps it in the engine core.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    else:
+        cores = sorted(os.sched_getaffinity(0))
+        binds = [cores[rank % len(cores)] for rank in range(args.tensor_parallel)]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(str(core) for core in binds))
+
+
+def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) -> list[str]:
+    """The command line of `vllm serve` for our arguments."""
+    backend = args.backend or ("nccl" if cuda else "torch_pg")
+    command = [
+        *("--model", args.model, "--host", args.host, "--port", str(args.port)),
+        *("--dtype", args.dtype, "--max-model-len", str(args.max_model_len)),
+        *("--max-num-seqs", str(args.max_num_seqs), "--seed", str(args.seed)),
+        *("--tensor-parallel-size", str(args.tensor_parallel)),
+        # Sampling is what each request says, never what the checkpoint's generation_config.json says.
+        *("--generation-config", "vllm"),
+        # Log-probs of the distribution really sampled from (after the temperature).
+        *("--logprobs-mode", "processed_logprobs"),
+        *("--weight-transfer-config", f'{{"backend": "{backend}"}}'),
+        *("--worker-extension-cls", WORKER_EXTENSION),
+        "--enable-scale-out",
+        "--enable-prefix-caching",
+        "--disable-uvicorn-access-log",
+        "--disable-log-stats",
+    ]
+    if args.kv_cache_bytes is not None:
+        command += ["--kv-cache-memory-bytes", str(args.kv_cache_bytes)]
+    if not cuda:
+        # Blocks of 32 tokens (the CPU default is 128) let short prompts share their prefix.
+        command += ["--enforce-eager", "--block-size", "32"]
+    return command + extra
+
+
+def guard_application(token: str) -> None:
+    """Put TokenMiddleware around the application vLLM builds, outside all of vLLM's own middleware."""
+    from starlette.middleware import Middleware
+    from vllm.entrypoints.launchers.api_server import entry
+
+    build_app = entry.build_app
+
+    def build_guarded_app(*args: Any, **kwargs: Any) -> FastAPI:
+        app = build_app(*args, **kwargs)
+        # add_middleware() refuses here: vLLM's last step has built the stack already.
+        app.user_middleware.insert(0, Middleware(TokenMiddleware, token=token))
+        app.middleware_stack = app.build_middleware_stack()
+        return app
+
+    entry.build_app = build_guarded_app
+
+
+def fork_engine_core() -> None:
+    """Start the engine core by fork: it inherits our imports, which are most of a start on CPU.
+
+    vLLM's CPU platform insists on spawn for the sake of OpenMP threads; with one thread there are none to lose.
+    """
+    import multiprocessing
+
+    import vllm.v1.engine.utils as engine_utils
+
+    engine_utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    forked_children_die_with_parent()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, extra = parse_arguments(sys.argv[1:] if argv is None else argv)
+    token = token_from_environment()
+    die_with_parent()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # read once, when torch is loaded
+    import torch
+
+    cuda = torch.cuda.is_available()
+    set_environment(args, cuda=cuda)
+
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    serve_args = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments(args, extra, cuda=cuda))
+    validate_parsed_serve_args(serve_args)
+    guard_application(token)
+    if not cuda and args.threads == 1 and args.tensor_parallel == 1:
+        fork_engine_core()
+    uvloop.run(run_server(serve_args))
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "__mp_main__":
+    # A process that vLLM spawned (engine core, tensor-parallel worker) imports this module under that name.
+    die_with_parent(os.getppid())
