@@ -1,0 +1,1 @@
+"""Pure tensor algorithms: group advantages, entropy modulation, policy loss. No I/O, no Megatron, no vLLM."""
