@@ -1,0 +1,123 @@
+"""Questions: every chain of facts up to four hops, and which split it falls into.
+
+Training and the in-distribution test share relation paths (a path: the first entity's type and the
+relations in order) and differ in questions. Out of distribution are, each a kind of its own:
+
+- `held_out_path`: a seeded 15% of the paths of two and three hops;
+- `held_out_relation`: chains with a relation that training asks about alone, never in a chain;
+- `longer`: chains of four hops, where training stops at three.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megatron_empg.environments.base import Split
+from megatron_empg.environments.deep_search.corpus import Corpus
+
+MAX_HOPS = 4
+_WORDINGS = (
+    "what is the {chain} of {entity} ?",
+    "name the {chain} of {entity} .",
+    "tell me the {chain} of {entity} .",
+)
+
+
+class Question(NamedTuple):
+    """The answer is what following `relations` from `entity` leads to."""
+
+    entity: str
+    entity_type: str
+    relations: tuple[str, ...]
+    answer: str
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """What training may or may not have seen: the type of the first entity and the relations."""
+        return (self.entity_type, *self.relations)
+
+    @property
+    def id(self) -> str:
+        """Names the question; unique within a corpus."""
+        return f"{self.entity}|{'|'.join(self.relations)}"
+
+    @property
+    def text(self) -> str:
+        """What the policy is asked. The relation asked for last is named first, as in English."""
+        wording = _WORDINGS[int(_share(f"wording {self.id}") * len(_WORDINGS))]
+        return wording.format(chain=" of the ".join(reversed(self.relations)), entity=self.entity)
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """What is held out. The shares are of paths and of questions; all draws follow from `seed`."""
+
+    train_hops: int = 3
+    held_out_paths: float = 0.15
+    held_out_relations: tuple[str, ...] = ("lowest point", "time zone")
+    test_questions: float = 0.08
+    seed: int = 0
+
+    def kind(self, path: tuple[str, ...]) -> str:
+        """`seen`, `held_out_path`, `held_out_relation` or `longer`."""
+        relations = path[1:]
+        if len(relations) > self.train_hops:
+            return "longer"
+        if len(relations) > 1 and not set(relations).isdisjoint(self.held_out_relations):
+            return "held_out_relation"
+        if len(relations) > 1 and _share(f"path {self.seed} {'|'.join(path)}") < self.held_out_paths:
+            return "held_out_path"
+        return "seen"
+
+    def is_test(self, question: Question) -> bool:
+        """Whether a question on a seen path is kept for the in-distribution test."""
+        return _share(f"question {self.seed} {question.id}") < self.test_questions
+
+
+def _share(key: str) -> float:
+    """A number in [0, 1) that follows from the key alone, on every machine."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest()) / 2**48
+
+
+def enumerate_questions(corpus: Corpus, max_hops: int = MAX_HOPS) -> Iterator[Question]:
+    """Every chain of facts that never comes back to an entity it passed."""
+    for entity, entity_type in corpus.entity_types.items():
+        chains: list[tuple[tuple[str, ...], tuple[str, ...], bool]] = [((entity,), (), True)]
+        for _ in range(max_hops):
+            longer = []
+            for passed, relations, open_end in chains:
+                if not open_end:
+                    continue
+                for fact in corpus.facts[passed[-1]].values():
+                    if fact.object in passed:
+                        continue
+                    # An object of another type than the page of that name is another thing: "georgia" the state.
+                    goes_on = corpus.entity_types.get(fact.object, "") == fact.object_type
+                    longer.append(((*passed, fact.object), (*relations, fact.relation), goes_on))
+            for passed, relations, _ in longer:
+                yield Question(entity, entity_type, relations, passed[-1])
+            chains = longer
+
+
+def split_questions(corpus: Corpus, rules: SplitRules) -> dict[Split, dict[str, list[Question]]]:
+    """Questions by split, then by kind. A path left without training questions gives up its test ones."""
+    kinds: dict[tuple[str, ...], str] = {}
+    train: dict[tuple[str, ...], list[Question]] = {}
+    test: dict[tuple[str, ...], list[Question]] = {}
+    ood: dict[str, list[Question]] = {"held_out_path": [], "held_out_relation": [], "longer": []}
+    for question in enumerate_questions(corpus):
+        path = question.path
+        if path not in kinds:
+            kinds[path] = rules.kind(path)
+        if kinds[path] != "seen":
+            ood[kinds[path]].append(question)
+        else:
+            (test if rules.is_test(question) else train).setdefault(path, []).append(question)
+    for path in [path for path in test if path not in train]:
+        train[path] = test.pop(path)
+    return {
+        "train": {"seen": [question for found in train.values() for question in found]},
+        "test_id": {"seen": [question for found in test.values() for question in found]},
+        "test_ood": ood,
+    }

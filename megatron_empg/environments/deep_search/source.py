@@ -1,0 +1,145 @@
+"""Deep Search tasks: drawn in balance, the same for the same seed."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, overload
+
+from megatron_empg.environments.base import SPLITS, Message, Split, Task
+from megatron_empg.environments.deep_search.corpus import load_corpus
+from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
+from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
+from megatron_empg.environments.deep_search.retrieval import Retriever
+from megatron_empg.environments.deep_search.searcher import SEARCHERS, ScriptedSearcher
+
+DEFAULT_CORPUS = "recipes/miniature/corpus.jsonl"
+KIND_WEIGHTS = {"seen": 1.0, "held_out_path": 0.5, "held_out_relation": 0.3, "longer": 0.2}
+_REPEAT_DRAWS = 50  # draws of questions already drawn before one is taken again
+
+
+class _Tasks(Sequence[Task]):
+    """Tasks made when asked for: a split has tens of thousands."""
+
+    def __init__(self, questions: Sequence[tuple[str, Question]]):
+        self._questions = questions
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Tasks": ...
+    def __getitem__(self, index: int | slice) -> "Task | _Tasks":
+        if isinstance(index, slice):
+            return _Tasks(self._questions[index])
+        return _make_task(*self._questions[index])
+
+
+def _make_task(kind: str, question: Question) -> Task:
+    payload: dict[str, Any] = {
+        "question": question.text,
+        "entity": question.entity,
+        "entity_type": question.entity_type,
+        "relations": list(question.relations),
+        "hops": len(question.relations),
+        "answer": question.answer,
+        "kind": kind,
+    }
+    return Task(question.id, [Message(role="user", content=question.text)], payload)
+
+
+class _Balanced:
+    """Draws a kind by its weight, then evenly its number of hops, its path and the question."""
+
+    def __init__(self, kinds: Mapping[str, Iterable[Question]]):
+        self._kinds: dict[str, list[list[list[Question]]]] = {}
+        for kind, questions in kinds.items():
+            hops: dict[int, dict[tuple[str, ...], list[Question]]] = {}
+            for question in questions:
+                paths = hops.setdefault(len(question.relations), {})
+                paths.setdefault(question.path, []).append(question)
+            if hops:
+                self._kinds[kind] = [[hops[n][path] for path in sorted(hops[n])] for n in sorted(hops)]
+        self._weights = [KIND_WEIGHTS[kind] for kind in self._kinds]
+
+    def draw(self, rng: random.Random) -> tuple[str, Question]:
+        kind = rng.choices(list(self._kinds), self._weights)[0]
+        return kind, rng.choice(rng.choice(rng.choice(self._kinds[kind])))
+
+
+class DeepSearchTaskSource:
+    """Tasks, episodes and walkthroughs over one corpus; `TaskSource` says what the methods do.
+
+    `searcher`: "fallible" (errs at random), "habit" (a systematic wrong habit) or "flawless";
+    `searcher_settings` changes its chances. `splits` changes what is held out. Raises ValueError.
+    """
+
+    def __init__(
+        self,
+        corpus: str | Path = DEFAULT_CORPUS,
+        searcher: str = "fallible",
+        searcher_settings: Mapping[str, float] | None = None,
+        splits: Mapping[str, Any] | None = None,
+    ):
+        if searcher not in SEARCHERS:
+            allowed = ", ".join(SEARCHERS)
+            raise ValueError(f"deep_search searcher {searcher!r} is unknown; allowed: {allowed}")
+        self.corpus = load_corpus(corpus)
+        self.retriever = Retriever(self.corpus)
+        settings = replace(SEARCHERS[searcher], **(searcher_settings or {}))
+        self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings)
+        self._questions = split_questions(self.corpus, SplitRules(**(splits or {})))
+        self._balanced: dict[Split, _Balanced] = {}
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """All tasks of a split, in a fixed order. Raises ValueError for an unknown split."""
+        kinds = self._split(split)
+        return _Tasks(list(chain.from_iterable([(kind, q) for q in found] for kind, found in kinds.items())))
+
+    def sample(self, split: Split, count: int, seed: int) -> list[Task]:
+        """Tasks in balance over kinds, hops and paths, all different unless paths run out of questions."""
+        return self._draw(split, count, random.Random(f"{split} {seed}"))
+
+    def fixed(self, split: Split, count: int) -> list[Task]:
+        """The split's fixed evaluation set. Raises ValueError if the split has too few questions."""
+        total = sum(map(len, self._split(split).values()))
+        if count > total:
+            raise ValueError(f"fixed: {count} {split} tasks were asked for; the corpus has {total}")
+        drawn = self._draw(split, count, random.Random(f"{split} fixed"))
+        if len({task.id for task in drawn}) < count:
+            raise ValueError(f"fixed: {count} {split} tasks cannot be drawn in balance; ask for fewer")
+        return drawn
+
+    def make(self, task: Task) -> DeepSearchEnvironment:
+        """A fresh episode."""
+        return DeepSearchEnvironment(self.corpus, self.retriever, task.payload["answer"])
+
+    def walkthrough(self, task: Task, seed: int) -> list[tuple[str, str | None]]:
+        """The scripted searcher's turns on a task, through a real episode."""
+        payload = task.payload
+        question = Question(
+            payload["entity"], payload["entity_type"], tuple(payload["relations"]), payload["answer"]
+        )
+        return self._searcher.walk(question, self.make(task), seed)
+
+    def _split(self, split: Split) -> dict[str, list[Question]]:
+        if split not in self._questions:
+            raise ValueError(f"split {split!r} is unknown; allowed: {', '.join(SPLITS)}")
+        return self._questions[split]
+
+    def _draw(self, split: Split, count: int, rng: random.Random) -> list[Task]:
+        if split not in self._balanced:
+            self._balanced[split] = _Balanced(self._split(split))
+        drawn: list[Task] = []
+        seen: set[str] = set()
+        for _ in range(count):
+            for _ in range(_REPEAT_DRAWS):
+                kind, question = self._balanced[split].draw(rng)
+                if question.id not in seen:
+                    break
+            seen.add(question.id)
+            drawn.append(_make_task(kind, question))
+        return drawn
