@@ -44,7 +44,7 @@ SEARCHERS = {"fallible": FALLIBLE, "habit": HABIT, "flawless": FLAWLESS}
 class ScriptedSearcher:
     """Follows a question's relations through a real episode, knowing the facts, erring as its settings say."""
 
-    def __init__(self, corpus: Corpus, retriever: Retriever, settings: SearcherSettings, max_turns: int = 9):
+    def __init__(self, corpus: Corpus, retriever: Retriever, settings: SearcherSettings, max_turns: int = 8):
         self._corpus = corpus
         self._retriever = retriever
         self._settings = settings
