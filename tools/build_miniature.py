@@ -321,7 +321,7 @@ def tokenizer_texts(corpus: Path) -> Iterator[str]:
     """What the tokenizer is trained on: the pages, and the walkthroughs as the chat template shows them."""
     from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
 
-    source = DeepSearchTaskSource(corpus)
+    source = DeepSearchTaskSource(corpus, searcher="flawless")
     for document in source.corpus.documents:
         yield f" {document.title}"
         yield f" {document.text}"
