@@ -48,9 +48,9 @@ def gather_statistics(
     """The forward's one collective: 4 numbers a token from every rank. Skipped where no token is held."""
     if group is None or group.size() == 1 or mine.numel() == 0:
         return mine.unsqueeze(0)
-    everyone = mine.new_empty((group.size(), *mine.shape))
+    everyone = mine.new_empty((group.size() * STATISTICS, mine.shape[1]))
     dist.all_gather_into_tensor(everyone, mine, group=group)
-    return everyone
+    return everyone.view(group.size(), *mine.shape)
 
 
 def combine(gathered: Float[Tensor, "ranks 4 tokens"], temperature: float) -> Combined:
