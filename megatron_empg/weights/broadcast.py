@@ -1,7 +1,9 @@
-"""One process group between trainer rank 0 and every engine worker, apart from all other process groups."""
+"""One gloo group between trainer rank 0 and every engine worker, apart from all other process groups."""
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from datetime import timedelta
 
 import torch
@@ -11,7 +13,7 @@ _PREFIX = "empg_weight_transfer"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_dtype_name(name: str) -> torch.dtype:
+def dtype_from_name(name: str) -> torch.dtype:
     """The dtype of that name. Raises ValueError for one that weights are not sent in."""
     if name not in _DTYPES:
         raise ValueError(f"weights are sent as {', '.join(_DTYPES)}, not {name}")
@@ -19,64 +21,69 @@ def check_dtype_name(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name `check_dtype_name` reads back. Raises ValueError for another dtype."""
+    """The name `dtype_from_name` reads back. Raises ValueError for another dtype."""
     name = str(dtype).removeprefix("torch.")
-    check_dtype_name(name)
+    dtype_from_name(name)
     return name
 
 
+def open_store(host: str, world_size: int, timeout: float) -> dist.TCPStore:
+    """Rank 0's rendezvous on a free port of that interface alone; `.port` goes to the others."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.bind((host, 0))
+    listening.listen()
+    port = listening.getsockname()[1]
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout),
+        master_listen_fd=listening.detach(),  # else the store would listen on every interface
+    )
+
+
 class BroadcastGroup:
-    """Broadcasts from rank 0. Built without `init_process_group`, so it touches no global state."""
+    """Broadcasts CPU tensors from rank 0. Built without `init_process_group`: no global state."""
 
-    def __init__(self, group: dist.ProcessGroup, store: dist.TCPStore, timeout: timedelta) -> None:
-        self._group = group
+    def __init__(self, host: str, store: dist.TCPStore, rank: int, world_size: int, timeout: float) -> None:
+        """Blocks until all `world_size` ranks are there; raises RuntimeError after `timeout` seconds."""
         self._store = store
-        self._timeout = timeout
-
-    @staticmethod
-    def listen(host: str, world_size: int, timeout: float) -> dist.TCPStore:
-        """Rank 0's store on a free port of `host`; give its `.port` to the others."""
-        return dist.TCPStore(
-            host, 0, world_size, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout)
-        )
+        self._limit = timedelta(seconds=timeout)
+        options = dist.ProcessGroupGloo._Options()
+        options._timeout = self._limit
+        options._devices = [_gloo_device(host)]
+        prefixed = dist.PrefixStore(_PREFIX, store)
+        self._group: dist.ProcessGroupGloo | None = dist.ProcessGroupGloo(prefixed, rank, world_size, options)
 
     @classmethod
-    def join(
-        cls,
-        host: str,
-        port: int,
-        *,
-        rank: int,
-        world_size: int,
-        timeout: float,
-        device: torch.device,
-        store: dist.TCPStore | None = None,
-    ) -> BroadcastGroup:
-        """Blocks until all `world_size` ranks are there; raises after `timeout` seconds."""
+    def join(cls, host: str, port: int, rank: int, world_size: int, timeout: float) -> BroadcastGroup:
+        """Join the group whose store rank 0 opened at host:port."""
         limit = timedelta(seconds=timeout)
-        if store is None:
-            store = dist.TCPStore(host, port, world_size, is_master=False, timeout=limit)
-        prefixed = dist.PrefixStore(_PREFIX, store)
-        group: dist.ProcessGroup
-        if device.type == "cuda":
-            group = dist.ProcessGroupNCCL(prefixed, rank, world_size, _nccl_options(limit))
-        else:
-            group = dist.ProcessGroupGloo(prefixed, rank, world_size, limit)
-        return cls(group, store, limit)
+        return cls(host, dist.TCPStore(host, port, world_size, False, limit), rank, world_size, timeout)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Send (rank 0) or receive in place (all others). Raises RuntimeError on a lost peer or a timeout."""
+        if self._group is None:
+            raise RuntimeError("the weight transfer group is closed")
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = self._timeout
-        self._group.broadcast([tensor], options).wait(self._timeout)
+        options.timeout = self._limit
+        self._group.broadcast([tensor], options).wait(self._limit)
 
     def close(self) -> None:
-        """Drop the group; peers still waiting in a broadcast see a lost connection."""
-        self._group.shutdown()
+        """Drop the connections; a peer still waiting in a broadcast gets an error."""
+        self._group = None  # gloo's connections close when the group is freed, not before
 
 
-def _nccl_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timeout
-    return options
+def _gloo_device(host: str) -> dist.ProcessGroupGloo.Device:
+    """Gloo's transport: loopback when the rendezvous is, else the interface that reaches other machines."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if loopback:
+        return dist.ProcessGroupGloo.create_device(hostname=host)
+    return dist.ProcessGroupGloo.create_default_device()

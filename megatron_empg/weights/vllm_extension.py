@@ -1,4 +1,4 @@
-"""The engine's side of weight transfer over torch.distributed ("torch_pg"), for devices without NCCL.
+"""The engine's side of weight transfer over gloo ("torch_pg"), where there is no NCCL.
 
 vLLM imports this module in every worker (`worker_extension_cls`), which registers the backend. The lifecycle
 (layer-wise reload, start / update / finish) is vLLM's own; only rendezvous and data movement are ours.
@@ -7,6 +7,7 @@ vLLM imports this module in every worker (`worker_extension_cls`), which registe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -17,9 +18,14 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+)
 
-from megatron_empg.weights.broadcast import BroadcastGroup, check_dtype_name
+from megatron_empg.weights.broadcast import BroadcastGroup, dtype_from_name
 
 BACKEND = "torch_pg"
 
@@ -58,6 +64,8 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
         model: torch.nn.Module,
     ) -> None:
         super().__init__(config, vllm_config, device, model)
+        if device.type != "cpu":
+            raise ValueError(f"weight transfer backend {BACKEND!r} is for CPU engines; use 'nccl' on {device}")
         self._group: BroadcastGroup | None = None
 
     def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
@@ -67,26 +75,58 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
         self._group = BroadcastGroup.join(
             init_info.master_address,
             init_info.master_port,
-            rank=rank,
-            world_size=init_info.world_size,
-            timeout=init_info.timeout,
-            device=self.device,
+            rank,
+            init_info.world_size,
+            init_info.timeout,
         )
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        try:
+            if not update_info:
+                raise RuntimeError("the trainer abandoned this weight update")
+            super().update_weights(update_info)
+        except BaseException:
+            # Puts every unfinished layer back together, so that a new session starts from a sound model.
+            # (A mix of old and new weights: the trainer keeps this engine paused until it has sent all again.)
+            self._finalize()
+            raise
 
     def receive_weights(self, update_info: TorchUpdateInfo) -> None:
         if self._group is None:
             raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
         described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         for name, dtype_name, shape in described:
-            tensor = torch.empty(shape, dtype=check_dtype_name(dtype_name), device=self.device)
+            tensor = torch.empty(shape, dtype=dtype_from_name(dtype_name), device=self.device)
             self._group.broadcast(tensor)
             self.model.load_weights([(name, tensor)])
 
     def finish_weight_update(self) -> None:
+        """Raises RuntimeError naming the layers that received nothing (vLLM would keep their old weights)."""
+        untouched = self._untouched_layers()
+        self._finalize()
+        if untouched:
+            raise RuntimeError(f"the trainer sent no weights for {', '.join(untouched[:8])}")
+
+    def _untouched_layers(self) -> list[str]:
+        tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
+        untouched = []
+        for name, module in self.model.named_modules():
+            info = get_layerwise_info(module)
+            if tied and isinstance(module, ParallelLMHead):
+                continue
+            if any(True for _ in module.parameters(recurse=False)) and info.can_load() and not info.load_numel:
+                untouched.append(name)
+        return untouched
+
+    def _finalize(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        # vLLM's reload misses an LM head tied to the embedding; on CPU that works on a packed copy, now stale.
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         if self._group is not None:

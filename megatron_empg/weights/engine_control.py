@@ -1,0 +1,115 @@
+"""The weight-sync routes of several vLLM engines, driven as one (vLLM's VLLMWeightSyncClient protocol)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+
+class WeightTransferError(RuntimeError):
+    """A weight transfer that did not reach every engine; `engines` names those that failed."""
+
+    def __init__(self, phase: str, failures: dict[str, str]) -> None:
+        self.phase = phase
+        self.engines = list(failures)
+        reasons = "; ".join(f"{engine}: {reason}" for engine, reason in failures.items())
+        super().__init__(f"weight transfer failed in {phase!r} on {len(failures)} engine(s): {reasons}")
+
+
+class EngineControl:
+    """Calls the same route of all engines at once; every call has a time limit of `timeout` seconds."""
+
+    def __init__(self, engine_urls: Sequence[str], token: str, timeout: float) -> None:
+        if not engine_urls:
+            raise ValueError("engine_urls is empty: weights need at least one engine to go to")
+        self.urls = [url.rstrip("/") for url in engine_urls]
+        self.world_sizes: list[int] = []
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            # One connection a call: after an error the server closes the one it came on.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,  # engines are near: no proxy, no .netrc
+        )
+        self._threads = ThreadPoolExecutor(max_workers=len(self.urls), thread_name_prefix="weights")
+
+    def read_world_sizes(self) -> list[int]:
+        """Workers of each engine (tensor × pipeline × data parallel)."""
+        replies = self._call_all("world size", lambda index: ("GET", "get_world_size", {}))
+        self.world_sizes = [int(reply["world_size"]) for reply in replies]
+        return self.world_sizes
+
+    def pause(self) -> None:
+        """Freeze running requests and drop all KV caches: they go on under the new weights, recomputed."""
+        query = {"params": {"mode": "keep", "clear_cache": "true"}}
+        self._call_all("pause", lambda index: ("POST", "pause", query))
+
+    def resume(self) -> None:
+        self._call_all("resume", lambda index: ("POST", "resume", {}))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """`rank_offset` of `init_info` is that of the first engine; the others follow."""
+
+        def request(index: int) -> tuple[str, str, dict[str, Any]]:
+            offset = init_info["rank_offset"] + sum(self.world_sizes[:index])
+            info = init_info | {"rank_offset": offset}
+            return "POST", "init_weight_transfer_engine", {"json": {"init_info": info}}
+
+        self._call_all("connect", request)
+
+    def start_weight_update(self) -> None:
+        self._call_all("start", lambda index: ("POST", "start_weight_update", {}))
+
+    def update_weights(self, update_info: Any) -> None:
+        body = {"json": {"update_info": update_info}}
+        self._call_all("transfer", lambda index: ("POST", "update_weights", body))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._call_all("finish", lambda index: ("POST", "finish_weight_update", {}))
+        if weight_version is not None:
+            self.set_version(weight_version)
+
+    def set_version(self, version: str) -> None:
+        """What the engines write on every token they sample from now on."""
+        body = {"json": {"new_version": version}}
+        self._call_all("version", lambda index: ("POST", "update_weight_version", body))
+
+    def abandon_update(self) -> None:
+        """Close a session that broke off, wherever one is open, so that a new one can start. Never raises.
+
+        vLLM has no route for it; it closes the session when an update fails, and an empty one does.
+        """
+        for url in self.urls:
+            try:
+                self._client.post(f"{url}/update_weights", json={"update_info": {}}, timeout=5.0)
+            except httpx.HTTPError:
+                continue
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    def _call_all(self, phase: str, request: Callable[[int], tuple[str, str, dict[str, Any]]]) -> list[Any]:
+        futures = [self._threads.submit(self._call, url, *request(i)) for i, url in enumerate(self.urls)]
+        replies: list[Any] = []
+        lost: dict[str, str] = {}
+        refused: dict[str, str] = {}
+        for url, future in zip(self.urls, futures, strict=True):
+            try:
+                replies.append(future.result())
+            except httpx.HTTPStatusError as error:
+                refused[url] = f"answered {error.response.status_code}: {error.response.text[:300]}"
+            except httpx.HTTPError as error:
+                lost[url] = f"{type(error).__name__}: {error}"
+        if lost or refused:
+            # An engine that went away makes the others fail too: name the cause, not its victims.
+            raise WeightTransferError(phase, lost or refused)
+        return replies
+
+    def _call(self, url: str, method: str, path: str, options: dict[str, Any]) -> Any:
+        reply = self._client.request(method, f"{url}/{path}", **options)
+        reply.raise_for_status()
+        return reply.json()
