@@ -18,8 +18,9 @@ from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.model import DTYPES, build_model
 from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
 from megatron_empg.actor.packing import IGNORE, Microbatch, Sequence, pack, plan_microbatches
-from megatron_empg.actor.weights import ActorWeights, load_hugging_face
+from megatron_empg.actor.weights import ActorWeights, fill, load_hugging_face
 from megatron_empg.vocab_parallel import logprob_and_entropy
+from megatron_empg.weights.initialise import random_tensors
 from megatron_empg.weights.model_config import ModelConfig
 
 
@@ -92,6 +93,11 @@ class Actor:
     def load_weights(self, folder: Path) -> None:
         """Fill the model from a Hugging Face folder and restart the optimizer's float32 copies from it."""
         load_hugging_face(self.model, self.config, self.layout, folder)
+        self.optimizer.reload_model_params()
+
+    def initialise_weights(self, seed: int) -> None:
+        """Fill the model at random, the same in every layout."""
+        fill(self.model, self.config, self.layout, lambda row: random_tensors(row, self.config, seed))
         self.optimizer.reload_model_params()
 
     def weights(self) -> ActorWeights:

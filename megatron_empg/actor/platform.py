@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ def prepare() -> None:
     if _prepared:
         return
     _prepared = True
+    # Megatron warns a dozen times, once a module, that it found neither Transformer Engine nor apex.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     if not torch.cuda.is_available():
         # Both hold tables of torch's own functions: filled after the replacements they would name ours, and
         # Hugging Face models would then load with wrong rotary frequencies.

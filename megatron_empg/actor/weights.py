@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.parallel import owner_stage, pipeline_group, stage_rank, tensor_group, tensor_rank
+from megatron_empg.actor.platform import device
 from megatron_empg.weights.hugging_face import CheckpointReader
 from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshard
 from megatron_empg.weights.model_config import ModelConfig
@@ -37,24 +39,25 @@ def _global_name(name: str, module: Any) -> str:
     return aliases.get(name, name)
 
 
-@torch.no_grad()
 def load_hugging_face(model: list[Any], config: ModelConfig, layout: Layout, folder: Path) -> None:
     """Fill every local parameter from ``folder``'s safetensors.
 
     Raises CheckpointError naming a missing, surplus or misshapen tensor, and ValueError for a parameter of the
     model that the mapping does not know.
     """
-    from megatron_empg.actor.parallel import tensor_rank
+    with CheckpointReader(folder, rows(config), config) as reader:
+        fill(model, config, layout, reader.read)
 
-    table = rows(config)
+
+@torch.no_grad()
+def fill(model: list[Any], config: ModelConfig, layout: Layout, tensors_of: Callable[[Row], list[Tensor]]) -> None:
+    """Give every local parameter its piece of the Hugging Face tensors that `tensors_of` names for its row."""
     named = local_parameters(model)
-    with CheckpointReader(folder, table, config) as reader:
-        for row in table:
-            for name in _places(row, config):
-                if name in named:
-                    full = merge(row, reader.read(row), config)
-                    piece = shard(row, full, config, layout.tensor, tensor_rank())
-                    named.pop(name).copy_(piece)
+    for row in rows(config):
+        for name in _places(row, config):
+            if name in named:
+                full = merge(row, tensors_of(row), config)
+                named.pop(name).copy_(shard(row, full, config, layout.tensor, tensor_rank()))
     if named:
         raise ValueError(f"no Hugging Face tensor is mapped to {sorted(named)}")
 
@@ -91,14 +94,7 @@ class ActorWeights:
             yield from zip(row.hf, split(row, full, self.config), strict=True)
 
     def _gather(self, row: Row, local: Tensor | None) -> Tensor:
-        from megatron_empg.actor.parallel import (
-            owner_stage,
-            pipeline_group,
-            stage_rank,
-            tensor_group,
-        )
-
-        layout, device = self.layout, _device()
+        layout = self.layout
         full: Tensor | None = None
         if local is not None:
             piece = local.data.to(self.dtype).contiguous()
@@ -112,7 +108,7 @@ class ActorWeights:
             assert full is not None, row.megatron
             return full.contiguous()
         if full is None:
-            full = torch.empty(self._padded_shape(row), dtype=self.dtype, device=device)
+            full = torch.empty(self._padded_shape(row), dtype=self.dtype, device=device())
         stage = owner_stage(row, self.config.num_layers, layout.pipeline)
         full = full.contiguous()
         dist.broadcast(full, stage_rank(stage), group=pipeline_group())
@@ -122,9 +118,3 @@ class ActorWeights:
         if row.kind != "vocabulary":
             return row.full_shape
         return (self.config.padded_vocab_size(self.layout.tensor), *row.full_shape[1:])
-
-
-def _device() -> torch.device:
-    from megatron_empg.actor.platform import device
-
-    return device()

@@ -1,0 +1,52 @@
+"""From a recipe to its parts; every recipe key that the actor reads is read here."""
+
+from megatron_empg.actor.actor import Actor
+from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.optimizer import OptimizerSettings
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
+from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
+
+
+def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:
+    """The model's configuration, after checking that it fits the recipe's layout. Raises RecipeError."""
+    try:
+        config = ModelConfig.from_folder(recipe.model.path)
+    except ModelConfigError as error:
+        raise RecipeError(f"model.path: {error}") from None
+    longest = recipe.rollout.max_episode_tokens if isinstance(recipe, Recipe) else 1
+    faults = config.layout_faults(
+        tensor_parallel=recipe.actor.tensor_parallel,
+        pipeline_parallel=recipe.actor.pipeline_parallel,
+        max_sequence_length=longest,
+    )
+    if faults:
+        raise RecipeError("this recipe cannot be run:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return config
+
+
+def build_actor(recipe: Recipe | SftRecipe) -> Actor:
+    """The actor with its initial weights, on every rank."""
+    settings = recipe.actor
+    updates = recipe.algorithm.updates_per_batch if isinstance(recipe, Recipe) else 1
+    actor = Actor(
+        check_model(recipe),
+        Layout(
+            tensor=settings.tensor_parallel,
+            pipeline=settings.pipeline_parallel,
+            data=settings.data_parallel,
+            sequence_parallel=settings.sequence_parallel,
+        ),
+        OptimizerSettings(
+            **settings.optimizer.model_dump(), total_steps=recipe.run.steps * updates
+        ),
+        dtype=recipe.model.dtype,
+        recompute=settings.recompute,
+        distributed_optimizer=settings.distributed_optimizer,
+        max_tokens_per_microbatch=settings.max_tokens_per_microbatch,
+        seed=recipe.run.seed,
+    )
+    if recipe.model.initialise == "random":
+        actor.initialise_weights(recipe.run.seed)
+    else:
+        actor.load_weights(recipe.model.path)
+    return actor

@@ -1,0 +1,103 @@
+"""Supervised warm-up: the policy learns to imitate the environment's scripted walkthroughs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_empg.actor import checkpoint
+from megatron_empg.actor.actor import Actor
+from megatron_empg.actor.packing import Sequence
+from megatron_empg.environments.base import Task, TaskSource
+from megatron_empg.environments.registry import make_task_source
+from megatron_empg.recipe import SftRecipe, dump_recipe
+from megatron_empg.trainer.build import build_actor
+from megatron_empg.trainer.metrics import MetricsWriter
+from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.weights.hugging_face import write_folder
+
+
+class Imitation:
+    """Cross-entropy of the walkthrough's own tokens."""
+
+    statistics = ("correct_surely",)
+
+    def __call__(
+        self, logprob: Tensor, entropy: Tensor, values: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return -logprob, {"correct_surely": (logprob > -0.105).float()}  # probability above 0.9
+
+
+def run_sft(recipe: SftRecipe) -> None:
+    """Train to the recipe's last step, on every rank; the policy ends in ``run.folder/policy``."""
+    actor = build_actor(recipe)
+    source = make_task_source(recipe.environment.name, **recipe.environment.settings)
+    chat = walkthrough_tokenizer(recipe.model.path)
+    folder = RunFolder(recipe.run.folder)
+    first, writer = _open(recipe, actor, folder)
+    for step in range(first, recipe.run.steps):
+        started = time.monotonic()
+        tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
+        sequences = [walkthrough_sequence(source, chat, task, step) for task in tasks]
+        report = actor.update(sequences, Imitation())
+        if writer:
+            seconds = time.monotonic() - started
+            writer.write(step + 1, {
+                "policy/loss": report.loss, "policy/entropy": report.means["entropy"],
+                "policy/correct_surely": report.means["correct_surely"], "policy/grad_norm": report.grad_norm,
+                "policy/lr": report.lr, "tokens_per_second": report.tokens / seconds, "time/step": seconds,
+                "skipped_updates": int(not report.applied),
+            })  # fmt: skip
+        if (step + 1) % recipe.run.checkpoint_every == 0 or step + 1 == recipe.run.steps:
+            checkpoint.save(actor, folder.checkpoints, step + 1, keep=recipe.run.keep_checkpoints)
+            _export(actor, folder.root / "policy", recipe.model.path)
+
+
+def _open(recipe: SftRecipe, actor: Actor, folder: RunFolder) -> tuple[int, MetricsWriter | None]:
+    """(first step, the writer on rank 0), with the newest checkpoint loaded if there is one."""
+    if dist.get_rank() == 0:
+        folder.open(dump_recipe(recipe))
+    dist.barrier()
+    done = checkpoint.finished_steps(folder.checkpoints)
+    first = done[-1] if done else 0
+    if first:
+        checkpoint.load(actor, folder.checkpoints, first)
+    if dist.get_rank() > 0:
+        return first, None
+    return first, MetricsWriter(folder, first_step=first + 1, tensorboard=recipe.logging.tensorboard)
+
+
+def _export(actor: Actor, destination: Path, like: Path) -> None:
+    """All ranks gather; rank 0 writes the policy as a Hugging Face folder."""
+    if actor.data_rank > 0:
+        return
+    tensors = ((name, tensor) for name, tensor in actor.weights())
+    if dist.get_rank() == 0:
+        write_folder(destination, tensors, like)
+    else:
+        for _ in tensors:
+            pass
+
+
+def walkthrough_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def walkthrough_sequence(source: TaskSource, tokenizer: Any, task: Task, seed: int) -> Sequence:
+    """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own."""
+    text = tokenizer.apply_chat_template(task.prompt, add_generation_prompt=True, tokenize=False)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    steps = []
+    for action, observation in source.walkthrough(task, seed):
+        own = tokenizer.encode(action, add_special_tokens=False) + [tokenizer.eos_token_id]
+        steps.append((len(tokens), len(tokens) + len(own)))
+        tokens += own
+        if observation is not None:
+            between = f"\n<|im_start|>user\n{observation}<|im_end|>\n<|im_start|>assistant\n"
+            tokens += tokenizer.encode(between, add_special_tokens=False)
+    return Sequence(torch.tensor(tokens), torch.tensor(steps))
