@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from megatron_empg.vocab_parallel.collectives import ranks_that_differ
 
 _enabled = os.environ.get("MEGATRON_EMPG_DEBUG", "0") not in {"", "0"}
 
@@ -29,16 +30,7 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
 
 def require_same_on_all_ranks(name: str, tensor: Tensor, group: dist.ProcessGroup | None) -> None:
     """Raise ValueError on every rank of `group` unless `tensor` is the same on all of them."""
-    if group is None or group.size() == 1 or tensor.numel() == 0:
-        return
-    tensor = tensor.detach().contiguous()
-    everywhere = tensor.new_empty((group.size(), *tensor.shape))
-    dist.all_gather_into_tensor(everywhere.view(-1), tensor.view(-1), group=group)
-    differs = [
-        rank
-        for rank in range(1, group.size())
-        if not torch.allclose(everywhere[0], everywhere[rank], rtol=0, atol=0, equal_nan=True)
-    ]
+    differs = ranks_that_differ(tensor, group)
     if differs:
         raise ValueError(
             f"{name} must be the same on all tensor-parallel ranks, but on ranks {differs} of the group it "

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from megatron_empg.vocab_parallel.collectives import gather_rows
+
 STATISTICS = 4
 
 
@@ -46,11 +48,7 @@ def gather_statistics(
     mine: Float[Tensor, "4 tokens"], group: dist.ProcessGroup | None
 ) -> Float[Tensor, "ranks 4 tokens"]:
     """The forward's one collective: 4 numbers a token from every rank. Skipped where no token is held."""
-    if group is None or group.size() == 1 or mine.numel() == 0:
-        return mine.unsqueeze(0)
-    everyone = mine.new_empty((group.size() * STATISTICS, mine.shape[1]))
-    dist.all_gather_into_tensor(everyone, mine, group=group)
-    return everyone.view(group.size(), *mine.shape)
+    return gather_rows(mine, group).view(-1, *mine.shape) if mine.numel() else mine.unsqueeze(0)
 
 
 def combine(gathered: Float[Tensor, "ranks 4 tokens"], temperature: float) -> Combined:

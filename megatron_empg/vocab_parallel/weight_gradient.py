@@ -1,0 +1,50 @@
+"""The LM head's weight gradient, summed over chunks of tokens where it will stay."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megatron_empg.vocab_parallel.gemm import multiply, multiply_add
+from megatron_empg.vocab_parallel.statistics import statistics_dtype
+
+
+class WeightGradient:
+    """Sums Σ gradientᵀ · hidden in float32, or float64: in Megatron's main_grad itself where it has that type.
+
+    With `fusion` the contract is that of Megatron's ``gradient_accumulation_fusion``
+    (megatron.core.tensor_parallel.layers): main_grad holds the sum, ``grad_added_to_main_grad`` says so to
+    DistributedDataParallel's hook, and autograd gets a stand-in so that the hook fires.
+    """
+
+    def __init__(self, weight: Tensor, fusion: bool) -> None:
+        self.weight: Any = weight  # Megatron's attributes are no part of Tensor's type
+        self.fusion = fusion
+        self.wide = statistics_dtype(weight.dtype)
+        self.in_place = fusion and self.weight.main_grad.dtype == self.wide
+        self.sum: Tensor | None = self.weight.main_grad if self.in_place else None
+
+    def add(self, gradient: Float[Tensor, "tokens columns"], hidden: Float[Tensor, "tokens hidden"]) -> None:
+        """Add one chunk's share."""
+        if self.sum is None:
+            self.sum = torch.empty(self.weight.shape, dtype=self.wide, device=self.weight.device)
+            multiply(gradient.t(), hidden, self.sum)
+        else:
+            multiply_add(gradient.t(), hidden, self.sum)
+
+    def finish(self) -> Tensor | None:
+        """What autograd gets for the weight."""
+        weight, total = self.weight, self.sum
+        if not self.fusion:
+            return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+        if not self.in_place and total is not None:
+            weight.main_grad.add_(total)
+        if not hasattr(weight, "grad_added_to_main_grad"):
+            return None
+        weight.grad_added_to_main_grad = True
+        # Tied embeddings on one stage: the hook adds this to main_grad together with the embedding's gradient,
+        # so it must be 0; autograd's sum of the two reads one broadcast number and allocates nothing.
+        if getattr(weight, "zero_out_wgrad", False):
+            return weight.new_zeros(()).expand(weight.shape)
+        return torch.empty_like(weight)
