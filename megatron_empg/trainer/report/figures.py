@@ -1,0 +1,239 @@
+"""The report's figures: each from a run's data, with a title and a caption that says what is shown.
+
+A figure whose series was not logged is None and is left out.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_empg.trainer.report import svg
+from megatron_empg.trainer.report.data import Points, RunData, quantile, smooth, thin
+
+PHASES = ("rollout", "score", "update", "sync", "evaluate", "checkpoint", "other")
+SPLITS = (("test_id", "in distribution"), ("test_ood", "out of distribution"))
+DECILES = 10
+SCATTER_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, its title and what it shows."""
+
+    title: str
+    caption: str
+    chart: svg.Chart
+
+
+def evaluation(run: RunData, name: str = "Success on held-out questions") -> Figure | None:
+    lines, bands = [], []
+    for colour, (split, label) in enumerate(SPLITS):
+        sampled, greedy = run.series(f"eval/{split}/sampled"), run.series(f"eval/{split}/greedy")
+        lines.append(svg.Line(f"{label}, sampled", sampled, colour, marks=True))
+        lines.append(svg.Line(f"{label}, greedy", greedy, colour, dash=True))
+        asked = dict(run.series(f"eval/{split}/questions"))
+        ranges = [(step, *wilson(rate, asked[step])) for step, rate in sampled if asked.get(step)]
+        if len(ranges) > 1:
+            bands.append(svg.Band("", ranges, colour, 0.13))
+    shaded = " Shaded: 95% interval of sampled success over the questions asked." if bands else ""
+    caption = "Share of fixed questions answered exactly; sampled at the training temperature, or greedy." + shaded
+    return _figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
+
+
+def wilson(rate: float, count: float, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of a success rate over ``count`` questions (Wilson, 1927)."""
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def training(run: RunData) -> Figure | None:
+    success, reward = run.series("train/success"), run.series("train/reward")
+    lines = _smoothed("success", success, 0)
+    if reward != success:
+        lines += _smoothed("reward", reward, 1)
+    caption = "Episodes of each training batch (all groups, before any filter). Bold: moving mean."
+    return _figure("Success in training", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0,)))
+
+
+def kl_step(run: RunData) -> Figure | None:
+    lines = _smoothed("KL old → new", run.series("policy/approx_kl"), 0)
+    caption = "How far one step moves the policy: k3 estimate over the batch's tokens, in nats."
+    return _figure("KL of old to new policy", caption, svg.line_chart(lines, y_ends=(0.0,)))
+
+
+def kl_initial(run: RunData) -> Figure | None:
+    line = svg.Line("KL to initial", thin(run.series("policy/kl_to_initial")), 3, marks=True)
+    caption = "How far training has moved the policy in all, per token, in nats. A measurement; not in the loss."
+    return _figure("KL to the initial policy", caption, svg.line_chart([line], y_ends=(0.0,)))
+
+
+def entropy(run: RunData) -> Figure | None:
+    spans = {part: thin(run.series(f"policy/step_entropy_{part}")) for part in ("q05", "median", "q95")}
+    bands = []
+    if spans["q05"] and len(spans["q05"]) == len(spans["q95"]):
+        ranges = [(x, low, high) for (x, low), (_, high) in zip(spans["q05"], spans["q95"], strict=True)]
+        bands.append(svg.Band("steps, 5% to 95%", ranges, 0, 0.15))
+    lines = [
+        svg.Line("steps, median", spans["median"], 0),
+        svg.Line("tokens, mean", thin(run.series("policy/entropy")), 1),
+    ]
+    caption = (
+        "Exact entropy of the policy over its whole vocabulary, in nats: of single tokens, and as mean over each "
+        "step's own tokens (what EMPG reads)."
+    )
+    return _figure("Entropy", caption, svg.line_chart(lines, bands, y_ends=(0.0,)))
+
+
+def entropy_change(run: RunData) -> Figure | None:
+    """Deciles of step entropy in the first batches beside the same deciles in the last."""
+    if len(run.steps) < 2:
+        return None
+    window = max(1, min(5, len(run.steps) // 4))
+    first, last = (_deciles(batches) for batches in (run.steps[:window], run.steps[-window:]))
+    names = ["surest", *(str(n) for n in range(2, DECILES)), "least"]
+    rows = list(zip(names, first, last, strict=True))
+    batches = "batch" if window == 1 else f"{window} batches"
+    caption = (
+        f"Steps of the first {batches}, sorted by entropy into ten equal bins, and the same for the last "
+        f"{batches}; each mark is a bin's mean. It compares distributions: no single step is followed, and the "
+        "agent visits other states as it learns."
+    )
+    chart = svg.range_chart(
+        rows, before=f"first {batches}", after=f"last {batches}", x_label="decile of step entropy", y_label="nats"
+    )
+    return _figure("Step entropy by bin, first and last", caption, chart)
+
+
+def _deciles(batches: Sequence[dict[str, list[float]]]) -> list[float]:
+    """Means of the ten equal bins of the steps' entropies in ascending order."""
+    ordered = sorted(value for batch in batches for value in batch["step_entropies"] if value is not None)
+    means = []
+    for place in range(DECILES):
+        start, end = len(ordered) * place // DECILES, len(ordered) * (place + 1) // DECILES
+        inside = ordered[start:end] or [quantile(ordered, (place + 0.5) / DECILES)]
+        means.append(sum(inside) / len(inside))
+    return means
+
+
+def advantage_entropy(run: RunData) -> Figure | None:
+    points = _last_steps(run)
+    clouds = [
+        svg.Dots("trajectory advantage above 0", [(h, final) for h, final, whole in points if whole > 0], 0),
+        svg.Dots("below 0", [(h, final) for h, final, whole in points if whole < 0], 1),
+        svg.Dots("0", [(h, final) for h, final, whole in points if whole == 0], 4),
+    ]
+    caption = "One dot a step of the last batches: the surer the step, the more of the outcome it is given."
+    if run.setting("algorithm.modulation") == "none":
+        caption = "One dot a step of the last batches. Without modulation a step's entropy changes nothing."
+    chart = svg.scatter_chart(clouds, x_label="step entropy (nats)", y_label="final advantage")
+    return _figure("Advantage against step entropy", caption, chart)
+
+
+def advantage_advantage(run: RunData) -> Figure | None:
+    points = sorted(_last_steps(run))
+    thirds = [points[len(points) * n // 3 : len(points) * (n + 1) // 3] for n in range(3)]
+    names = ("surest third of steps", "middle third", "least sure third")
+    clouds = [
+        svg.Dots(name, [(whole, final) for _, final, whole in third], 10 + place)
+        for place, (name, third) in enumerate(zip(names, thirds, strict=True))
+    ]
+    caption = (
+        "The same steps: what the trajectory earned and what the step was given. On the diagonal, nothing changed."
+    )
+    chart = svg.scatter_chart(clouds, x_label="trajectory advantage", y_label="final advantage", diagonal=True)
+    return _figure("Final against trajectory advantage", caption, chart)
+
+
+def _last_steps(run: RunData) -> list[tuple[float, float, float]]:
+    """(entropy, final advantage, trajectory advantage) of the newest steps, at most `SCATTER_POINTS`."""
+    points: list[tuple[float, float, float]] = []
+    for batch in reversed(run.steps):
+        columns = (batch["step_entropies"], batch["step_advantages"], batch["trajectory_advantages"])
+        points += [row for row in zip(*columns, strict=False) if None not in row]
+        if len(points) >= SCATTER_POINTS:
+            break
+    return points[:SCATTER_POINTS]
+
+
+def modulation(run: RunData) -> Figure | None:
+    low, high = thin(run.series("empg/g_min")), thin(run.series("empg/g_max"))
+    if not low or len(low) != len(high):
+        return None
+    ranges = [(x, below, above) for (x, below), (_, above) in zip(low, high, strict=True)]
+    lines = [
+        svg.Line("g, largest", high, 0),
+        svg.Line("g, smallest", low, 0, dash=True),
+        svg.Line("H_norm, mean", thin(run.series("empg/h_norm_mean")), 2),
+        svg.Line("bonus, mean", thin(run.series("empg/bonus_mean")), 1),
+    ]
+    caption = "g scales the trajectory advantage (mean 1 over the batch); the bonus rewards a clear next step."
+    return _figure("What the modulation does", caption, svg.line_chart(lines, [svg.Band("", ranges, 0, 0.1)]))
+
+
+def time_per_phase(run: RunData) -> Figure | None:
+    named = {phase: dict(run.series(f"time/{phase}")) for phase in PHASES}
+    used = [phase for phase in PHASES if any(named[phase].values())]
+    steps = sorted({step for phase in used for step in named[phase]})
+    columns = [thin([(step, named[phase].get(step, 0.0)) for step in steps], most=120) for phase in used]
+    rows = [(group[0][0], [value for _, value in group]) for group in zip(*columns, strict=True)]
+    return _figure("Time of a step", "Seconds of wall-clock time by phase.", svg.stacked_chart(used, rows))
+
+
+# Title, metrics with their labels, number format.
+HEALTH: tuple[tuple[str, tuple[tuple[str, str], ...], svg.Format], ...] = (
+    ("Gradient norm", (("policy/grad_norm", "norm"),), svg.number),
+    ("Clipped tokens", (("policy/clip_fraction", "share"),), svg.percent),
+    (
+        "Engine to actor log-prob gap",
+        (("policy/logprob_gap_mean", "mean"), ("policy/logprob_gap_max", "largest")),
+        svg.number,
+    ),
+    ("Learning rate", (("policy/lr", "lr"),), svg.number),
+    ("Turns an episode", (("train/turns", "turns"),), svg.number),
+    ("Tokens an episode", (("train/tokens_per_episode", "tokens"),), svg.number),
+    ("Tokens a second", (("tokens_per_second", "tokens/s"),), svg.number),
+    (
+        "Groups",
+        (
+            ("train/groups_kept", "kept"),
+            ("train/groups_dropped_equal", "equal rewards"),
+            ("train/groups_dropped_errors", "errors"),
+        ),
+        svg.number,
+    ),
+    (
+        "Episodes that went wrong",
+        (("train/episodes_error", "error"), ("train/episodes_truncated", "truncated")),
+        svg.number,
+    ),
+    (
+        "Malformed actions, token drift",
+        (("train/malformed_actions", "malformed"), ("train/token_drift", "drift")),
+        svg.number,
+    ),
+)
+
+
+def health(run: RunData) -> list[Figure]:
+    """Small charts of what should stay quiet."""
+    figures = []
+    for title, names, form in HEALTH:
+        lines = [svg.Line(label, thin(run.series(name)), colour) for colour, (name, label) in enumerate(names)]
+        figure = _figure(title, "", svg.line_chart(lines, form=form, y_ends=(0.0,), height=170))
+        if figure:
+            figures.append(figure)
+    return figures
+
+
+def _smoothed(label: str, points: Points, colour: int) -> list[svg.Line]:
+    """A series as it is, faint, under its moving mean; a short series only as it is."""
+    points = thin(points)
+    if len(points) < 8:
+        return [svg.Line(label, points, colour)]
+    window = max(3, len(points) // 10)
+    return [svg.Line("", points, colour, faint=True), svg.Line(label, smooth(points, window), colour)]
+
+
+def _figure(title: str, caption: str, chart: svg.Chart | None) -> Figure | None:
+    return Figure(title, caption, chart) if chart else None

@@ -1,0 +1,200 @@
+"""Puts the report's page together and writes it."""
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_empg.trainer.jsonl import write_aside
+from megatron_empg.trainer.report import figures, svg
+from megatron_empg.trainer.report.data import RunData, read_run
+from megatron_empg.trainer.report.episode import choose, episode_html
+from megatron_empg.trainer.report.figures import Figure
+from megatron_empg.trainer.report.style import CHART, COLOURS, EPISODE, PAGE, SCRIPT
+from megatron_empg.trainer.run_folder import RunFolder
+
+
+def write_report(run_folder: Path | str) -> Path:
+    """Write ``report.html`` from what the run has logged so far; also for a run that goes on or broke off.
+
+    Returns its path. Raises FileNotFoundError when there is no such folder.
+    """
+    folder = RunFolder(run_folder)
+    write_aside(folder.report, page(read_run(folder)))
+    return folder.report
+
+
+def write_learning_curve(run_folder: Path | str, path: Path) -> Path:
+    """Write the evaluation curve (the training curve where nothing was evaluated) as one SVG image, e.g. for a
+    README. Raises ValueError when the run has logged neither.
+    """
+    run = read_run(RunFolder(run_folder))
+    figure = figures.evaluation(run) or figures.training(run)
+    if figure is None:
+        raise ValueError(f"{run_folder} has logged no evaluation and no training success yet")
+    write_aside(path, standalone(figure, run.name))
+    return path
+
+
+def page(run: RunData) -> str:
+    """The whole document."""
+    sections = [
+        _section("Learning", "", [figures.evaluation(run), figures.training(run)], "No step has finished yet."),
+        _section(
+            "How the policy changes",
+            "",
+            [figures.kl_step(run), figures.kl_initial(run), figures.entropy(run), figures.entropy_change(run)],
+            "Nothing measured yet.",
+        ),
+        _section(
+            "From one reward to step advantages",
+            _modulation_lead(run),
+            [figures.advantage_entropy(run), figures.advantage_advantage(run), figures.modulation(run)],
+            "No batch has been trained on yet.",
+        ),
+        _episodes(run),
+        _section("Time", "", [figures.time_per_phase(run)], "No step has finished yet."),
+        _section("Health", "What should stay quiet.", figures.health(run), "Nothing measured yet.", small=True),
+        _provenance(run),
+    ]
+    title = html.escape(run.name)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{COLOURS}{PAGE}{CHART}{EPISODE}</style></head><body><main>"
+        f'<h1>{title}</h1><p class="lead">{html.escape(_lead(run))}</p>{_tiles(run)}{"".join(sections)}'
+        f"</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _lead(run: RunData) -> str:
+    modulation = run.setting("algorithm.modulation")
+    algorithm = str(run.setting("algorithm.name", "")).upper()
+    parts = [
+        f"{algorithm} + EMPG" if modulation == "empg" and algorithm else algorithm,
+        str(run.setting("environment.name", "")),
+        str(run.setting("model.path", "")),
+    ]
+    if run.setting("algorithm.shuffle_rewards"):
+        parts.append("control: rewards shuffled")
+    return " · ".join(part for part in parts if part)
+
+
+def _modulation_lead(run: RunData) -> str:
+    if run.setting("algorithm.modulation") != "empg":
+        return ""
+    k, k_f, zeta = (run.setting(f"algorithm.empg.{name}") for name in ("k", "k_f", "zeta"))
+    centre = ", centred over the batch" if run.setting("algorithm.empg.center") else ""
+    return (
+        f"A_step = A · g(H) + zeta · f(H of the next step){centre}; g(H) = exp(−{k} H_norm) / mean, "
+        f"f(H) = exp(−{k_f} H_norm), zeta = {zeta}."
+    )
+
+
+def _tiles(run: RunData) -> str:
+    tiles = []
+    for split, label in figures.SPLITS:
+        for decoding in ("sampled", "greedy"):
+            points = run.series(f"eval/{split}/{decoding}")
+            if points:
+                tiles.append(_change_tile(f"{label}, {decoding}", points[0][1], points[-1][1]))
+    success = run.series("train/success")
+    if success and not tiles:
+        window = max(1, min(5, len(success) // 2))
+        first, last = (sum(y for _, y in part) / window for part in (success[:window], success[-window:]))
+        tiles.append(_change_tile("success in training", first, last))
+    if run.metrics:
+        done, planned = run.metrics[-1]["step"], run.setting("run.steps")
+        durations = [value for _, value in run.series("time/step")]
+        about = f"{svg.seconds(sum(durations) / len(durations))} each" if durations else ""
+        tiles.append(_tile("steps", f"{done:,}" + (f" / {planned:,}" if planned else ""), about))
+    for name, label in (("policy/kl_to_initial", "KL to initial policy"), ("tokens_per_second", "tokens/s")):
+        points = run.series(name)
+        if points:
+            tiles.append(_tile(label, svg.number(points[-1][1]), "nats a token" if "kl" in name else "last step"))
+    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+
+
+def _change_tile(label: str, first: float, last: float) -> str:
+    points = 100 * (last - first)
+    direction = "up" if points > 0.05 else "down" if points < -0.05 else ""
+    about = f'<b class="{direction}">{points:+.1f} points</b> from {first:.1%}'
+    return _tile(label, f"{last:.1%}", about)
+
+
+def _tile(label: str, value: str, about: str) -> str:
+    return f'<div class="tile"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><em>{about}</em></div>'
+
+
+def _section(title: str, lead: str, shown: Sequence[Figure | None], missing: str, *, small: bool = False) -> str:
+    cards = "".join(
+        f'<div class="card"><h3>{html.escape(figure.title)}</h3>{figure.chart.html()}'
+        + (f"<p>{html.escape(figure.caption)}</p>" if figure.caption else "")
+        + "</div>"
+        for figure in shown
+        if figure is not None
+    )
+    body = f'<div class="cards{" small" if small else ""}">{cards}</div>' if cards else _nothing(missing)
+    return f"<h2>{html.escape(title)}</h2><p>{html.escape(lead)}</p>{body}"
+
+
+def _nothing(message: str) -> str:
+    return f'<div class="none">{html.escape(message)}</div>'
+
+
+def _episodes(run: RunData) -> str:
+    lead = (
+        "<h2>An episode, step by step</h2><p>The agent's own text, tinted by the step's entropy: sure"
+        '<span class="scale"></span>unsure. The bar is the final advantage, its dark tick the trajectory\'s.</p>'
+    )
+    chosen = [(episode, "") for success in (True, False) if (episode := choose(run.last_episodes, success))]
+    early = choose(run.first_episodes, False) or choose(run.first_episodes, True)
+    if not chosen:
+        return lead + _nothing("No episode has been logged yet.")
+    shown = [lead, episode_html(chosen[0][0])]
+    rest: list[tuple[str, Any]] = [("Of the same step: one that failed", episode) for episode, _ in chosen[1:]]
+    if early:
+        rest.append(("For comparison: one of the first logged step", early))
+    for name, episode in rest:
+        shown.append(f'<details class="more"><summary>{name}</summary>{episode_html(episode)}</details>')
+    return "".join(shown)
+
+
+def _provenance(run: RunData) -> str:
+    rows = ""
+    if run.starts:
+        last = run.starts[-1]
+        entries = [(key, value) for key, value in last.items() if value is not None]
+        if len(run.starts) > 1:
+            times = ", ".join(str(start.get("time")) for start in run.starts)
+            entries.append((f"{len(run.starts)} starts", times))
+        rows = "".join(
+            f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
+            for key, value in entries
+        )
+    recipe = html.escape(run.recipe_text)
+    return (
+        '<h2>What ran</h2><p></p><div class="card"><details><summary>Versions</summary>'
+        f"<table>{rows}</table></details>"
+        f"<details><summary>Resolved recipe</summary><pre>{recipe}</pre></details></div>"
+    )
+
+
+def standalone(figure: Figure, name: str) -> str:
+    """A figure as an SVG document of its own: title and legend drawn inside it."""
+    chart = figure.chart
+    top = 34 + 18 * math.ceil(len(chart.legend) / 2)
+    keys = "".join(
+        f'<g transform="translate({52 + 250 * (place % 2)} {40 + 18 * (place // 2)})">'
+        f'<line x2="22" stroke="{svg.palette(colour)}" class="line {kind}"/>'
+        f'<text x="29" dy="0.32em" class="title">{html.escape(label)}</text></g>'
+        for place, (label, colour, kind) in enumerate(chart.legend)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {svg.WIDTH:.0f} {chart.height + top:.0f}">'
+        f"<style>{COLOURS}{CHART}.head{{font-size:15px;font-weight:600;fill:var(--ink)}}</style>"
+        f'<title>{html.escape(name)}</title><rect width="100%" height="100%" rx="10" fill="var(--card)"/>'
+        f'<text x="52" y="22" class="head">{html.escape(figure.title)}</text>{keys}'
+        f'<g transform="translate(0 {top})">{chart.content}</g></svg>\n'
+    )

@@ -1,0 +1,285 @@
+"""Charts as inline SVG: lines with bands, scatters, stacked areas, ranges. Colours come from the page's style."""
+
+import html
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Points = Sequence[tuple[float, float]]
+Format = Callable[[float], str]
+
+WIDTH, HEIGHT = 560.0, 260.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 34.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series. ``colour`` is a place in the page's palette."""
+
+    label: str
+    points: Points
+    colour: int = 0
+    dash: bool = False
+    faint: bool = False
+    marks: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range over x, drawn behind the lines: (x, low, high)."""
+
+    label: str
+    ranges: Sequence[tuple[float, float, float]]
+    colour: int = 0
+    strength: float = 0.18
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and its legend: (name, place in the palette, kind of swatch)."""
+
+    content: str
+    legend: Sequence[tuple[str, int, str]] = ()
+    height: float = HEIGHT
+    hover: object = None
+
+    def html(self) -> str:
+        """The legend, where there is a choice to explain, above the svg element."""
+        items = "".join(
+            f'<span><i class="{kind}" style="--s:{palette(colour)}"></i>{html.escape(name)}</span>'
+            for name, colour, kind in self.legend
+        )
+        keys = f'<div class="legend">{items}</div>' if len(self.legend) > 1 else ""
+        # What the page's script shows under the pointer.
+        data = f' data-hover="{html.escape(json.dumps(self.hover))}"' if self.hover else ""
+        box = f'viewBox="0 0 {WIDTH:.0f} {self.height:.0f}"'
+        return f'{keys}<svg {box} role="img"{data}>{self.content}</svg>'
+
+
+def palette(colour: int) -> str:
+    """A place in the page's palette as CSS; -1 is the muted grey."""
+    return "var(--muted)" if colour < 0 else f"var(--c{colour})"
+
+
+@dataclass
+class Scale:
+    """From data to pixels, with ticks at round numbers."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: list[float] = field(default_factory=list)
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def scale(values: Sequence[float], start: float, end: float, *, ticks: int = 5, whole: bool = False) -> Scale:
+    """A scale over the values, widened to round ticks; ``whole`` keeps the ends and ticks at integers only."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = (
+            low - (0.5 if whole else abs(low) * 0.1 or 0.5),
+            high + (0.5 if whole else abs(high) * 0.1 or 0.5),
+        )
+    step = _round_step((high - low) / ticks)
+    if whole:
+        step = max(1.0, math.ceil(step))
+        first = math.ceil(low / step)
+        marks = [step * n for n in range(first, math.floor(high / step) + 1)]
+        return Scale(low, high, start, end, marks)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Scale(first * step, last * step, start, end, [step * n for n in range(first, last + 1)])
+
+
+def _round_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+
+
+def number(value: float) -> str:
+    """A tick or value, short: 0.25, 1,200, 3e-05."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size < 1e-3:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    return f"{value * 100:.3g}%"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3g}s"
+
+
+def line_chart(
+    lines: Sequence[Line],
+    bands: Sequence[Band] = (),
+    *,
+    form: Format = number,
+    y_ends: Sequence[float] = (),
+    x_label: str = "step",
+    height: float = HEIGHT,
+) -> Chart | None:
+    """Lines over the training step, with values under the pointer. None without any point."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points] + list(y_ends)
+    ys += [value for band in bands for _, low, high in band.ranges for value in (low, high)]
+    x, y = scale(xs, LEFT, WIDTH - RIGHT, whole=True), scale(ys, height - BOTTOM, TOP)
+    parts = [axes(x, y, form, x_label, height)]
+    for band in bands:
+        upper = [f"{x(at):.1f},{y(high):.1f}" for at, _, high in band.ranges]
+        lower = [f"{x(at):.1f},{y(low):.1f}" for at, low, _ in reversed(band.ranges)]
+        style = f'fill="var(--c{band.colour})" opacity="{band.strength}"'
+        parts.append(f'<polygon points="{" ".join(upper + lower)}" {style}/>')
+    parts += [_line(line, x, y) for line in lines]
+    entries = [(line.label, line.colour, "dash" if line.dash else "line") for line in lines if line.label]
+    entries += [(band.label, band.colour, "band") for band in bands if band.label]
+    hover = {
+        "x": [x.low, x.high, LEFT, WIDTH - RIGHT],
+        "series": [
+            {
+                "label": line.label,
+                "colour": line.colour,
+                "points": [[at, form(value)] for at, value in line.points],
+            }
+            for line in lines
+            if line.label
+        ],
+    }
+    return Chart("".join(parts), entries, height, hover)
+
+
+def _line(line: Line, x: Scale, y: Scale) -> str:
+    places = [f"{x(at):.1f},{y(value):.1f}" for at, value in line.points]
+    colour = f"var(--c{line.colour})"
+    look = f'class="line{" dash" if line.dash else ""}{" faint" if line.faint else ""}" stroke="{colour}"'
+    drawn = f'<polyline points="{" ".join(places)}" {look}/>' if len(places) > 1 else ""
+    if line.marks or len(places) == 1:
+        for place in places:
+            across, down = place.split(",")
+            drawn += f'<circle cx="{across}" cy="{down}" r="3.5" fill="{colour}" class="mark"/>'
+    return drawn
+
+
+def stacked_chart(
+    labels: Sequence[str], rows: Sequence[tuple[float, Sequence[float]]], *, form: Format = seconds
+) -> Chart | None:
+    """Bars over the training step, stacked in the labels' order. None without rows."""
+    if not rows:
+        return None
+    positions = [at for at, _ in rows]
+    totals = [sum(values) for _, values in rows]
+    width = (WIDTH - LEFT - RIGHT) / len(rows)
+    x = scale(positions, LEFT + width / 2, WIDTH - RIGHT - width / 2, whole=True)
+    if len(rows) == 1:
+        width = 40.0
+    y = scale([0.0, *totals], HEIGHT - BOTTOM, TOP)
+    parts = [axes(x, y, form, "step", HEIGHT)]
+    for at, values in rows:
+        below = 0.0
+        for colour, value in enumerate(values):
+            top, bottom = y(below + value), y(below)
+            below += value
+            if bottom - top > 0.05:
+                box = f'x="{x(at) - width * 0.45:.2f}" y="{top:.2f}" width="{width * 0.9:.2f}"'
+                parts.append(f'<rect {box} height="{bottom - top:.2f}" fill="var(--c{colour})"/>')
+    hover = {
+        "x": [x.low, x.high, x.start, x.end],
+        "series": [
+            {"label": label, "colour": place, "points": [[at, form(values[place])] for at, values in rows]}
+            for place, label in enumerate(labels)
+        ],
+    }
+    keys = [(label, place, "band") for place, label in enumerate(labels)]
+    return Chart("".join(parts), keys, HEIGHT, hover)
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A cloud of points of one colour."""
+
+    label: str
+    points: Points
+    colour: int = 0
+
+
+def scatter_chart(clouds: Sequence[Dots], *, x_label: str, y_label: str, diagonal: bool = False) -> Chart | None:
+    """Points with both axes labelled; with the line y = x where ``diagonal``. None without any point."""
+    every = [point for cloud in clouds for point in cloud.points]
+    if not every:
+        return None
+    left = LEFT + 14
+    x = scale([a for a, _ in every], left, WIDTH - RIGHT)
+    y = scale([b for _, b in every], HEIGHT - BOTTOM, TOP)
+    parts = [axes(x, y, number, x_label, HEIGHT, y_label)]
+    if y.low < 0 < y.high:
+        parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}" class="zero"/>')
+    if diagonal:
+        low, high = max(x.low, y.low), min(x.high, y.high)
+        ends = f'x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"'
+        parts.append(f'<line {ends} class="guide"/>')
+    for cloud in clouds:
+        dots = "".join(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.6"/>' for a, b in cloud.points)
+        parts.append(f'<g class="dots" fill="var(--c{cloud.colour})">{dots}</g>')
+    shown = [(cloud.label, cloud.colour, "dot") for cloud in clouds if cloud.label and cloud.points]
+    return Chart("".join(parts), shown)
+
+
+def range_chart(
+    rows: Sequence[tuple[str, float, float]], *, before: str, after: str, x_label: str, y_label: str
+) -> Chart | None:
+    """For each named row a line from its value before to its value after. None without rows."""
+    if not rows:
+        return None
+    left = LEFT + 14
+    width = (WIDTH - left - RIGHT) / len(rows)
+    y = scale([0.0] + [value for _, first, last in rows for value in (first, last)], HEIGHT - BOTTOM, TOP)
+    parts = [axes(None, y, number, x_label, HEIGHT, y_label)]
+    for place, (name, first, last) in enumerate(rows):
+        at = left + width * (place + 0.5)
+        about = html.escape(f"{name}: {number(first)} → {number(last)} ({last - first:+.3f})")
+        x, start, end = f"{at:.1f}", f"{y(first):.1f}", f"{y(last):.1f}"
+        area = f'x="{at - width / 2:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - TOP - BOTTOM}"'
+        label = f'x="{x}" y="{HEIGHT - BOTTOM + 15}" class="tick" text-anchor="middle"'
+        parts.append(
+            f'<g><title>{about}</title><rect {area} opacity="0"/><text {label}>{html.escape(name)}</text>'
+            f'<line x1="{x}" x2="{x}" y1="{start}" y2="{end}" class="span"/>'
+            f'<circle cx="{x}" cy="{start}" r="5" class="hollow" stroke="var(--muted)"/>'
+            f'<circle cx="{x}" cy="{end}" r="5" fill="var(--c0)" class="mark"/></g>'
+        )
+    return Chart("".join(parts), [(before, -1, "ring"), (after, 0, "dot")])
+
+
+def axes(x: Scale | None, y: Scale, form: Format, x_label: str, height: float, y_label: str = "") -> str:
+    """Grid lines, tick labels and axis titles."""
+    left = LEFT + (14 if y_label else 0)
+    parts = []
+    for tick in y.ticks:
+        at = f"{y(tick):.1f}"
+        parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}" class="grid"/>')
+        parts.append(
+            f'<text x="{left - 7}" y="{at}" dy="0.32em" class="tick" text-anchor="end">{form(tick)}</text>'
+        )
+    for tick in x.ticks if x else ():
+        place = f'x="{x(tick):.1f}" y="{height - BOTTOM + 15}"' if x else ""
+        parts.append(f'<text {place} class="tick" text-anchor="middle">{number(tick)}</text>')
+    centre = (left + WIDTH - RIGHT) / 2
+    parts.append(
+        f'<text x="{centre}" y="{height - 3}" class="title" text-anchor="middle">{html.escape(x_label)}</text>'
+    )
+    if y_label:
+        down = (TOP + height - BOTTOM) / 2
+        turned = f'transform="translate(11 {down}) rotate(-90)"'
+        parts.append(f'<text {turned} class="title" text-anchor="middle">{html.escape(y_label)}</text>')
+    return "".join(parts)
