@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.parallel import owner_stage, pipeline_group, stage_rank, tensor_group, tensor_rank
 from megatron_empg.actor.platform import device
-from megatron_empg.weights.hugging_face import CheckpointReader
+from megatron_empg.weights.hugging_face import CheckpointReader, write_folder
 from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshard
 from megatron_empg.weights.model_config import ModelConfig
 
@@ -118,3 +118,15 @@ class ActorWeights:
         if row.kind != "vocabulary":
             return row.full_shape
         return (self.config.padded_vocab_size(self.layout.tensor), *row.full_shape[1:])
+
+
+def export_hugging_face(actor: Any, destination: Path, *, like: Path) -> None:
+    """Write the policy as a Hugging Face folder with ``like``'s configuration; entered by all ranks."""
+    if actor.data_rank == 0:
+        weights = actor.weights()
+        if dist.get_rank() == 0:
+            write_folder(destination, weights, like)
+        else:
+            for _ in weights:
+                pass
+    dist.barrier()

@@ -11,13 +11,13 @@ from torch import Tensor
 from megatron_empg.actor import checkpoint
 from megatron_empg.actor.actor import Actor
 from megatron_empg.actor.packing import Sequence
+from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import SftRecipe, dump_recipe
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.run_folder import RunFolder
-from megatron_empg.weights.hugging_face import write_folder
 
 
 class Imitation:
@@ -53,7 +53,7 @@ def run_sft(recipe: SftRecipe) -> None:
             })  # fmt: skip
         if (step + 1) % recipe.run.checkpoint_every == 0 or step + 1 == recipe.run.steps:
             checkpoint.save(actor, folder.checkpoints, step + 1, keep=recipe.run.keep_checkpoints)
-            _export(actor, folder.root / "policy", recipe.model.path)
+            export_hugging_face(actor, folder.root / "policy", like=recipe.model.path)
 
 
 def _open(recipe: SftRecipe, actor: Actor, folder: RunFolder) -> tuple[int, MetricsWriter | None]:
@@ -68,18 +68,6 @@ def _open(recipe: SftRecipe, actor: Actor, folder: RunFolder) -> tuple[int, Metr
     if dist.get_rank() > 0:
         return first, None
     return first, MetricsWriter(folder, first_step=first + 1, tensorboard=recipe.logging.tensorboard)
-
-
-def _export(actor: Actor, destination: Path, like: Path) -> None:
-    """All ranks gather; rank 0 writes the policy as a Hugging Face folder."""
-    if actor.data_rank > 0:
-        return
-    tensors = ((name, tensor) for name, tensor in actor.weights())
-    if dist.get_rank() == 0:
-        write_folder(destination, tensors, like)
-    else:
-        for _ in tensors:
-            pass
 
 
 def walkthrough_tokenizer(folder: Path) -> Any:

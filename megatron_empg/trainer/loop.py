@@ -1,0 +1,273 @@
+"""The training loop, on every trainer rank: roll out, score, modulate, update, publish.
+
+The driver answers with whole batches that follow from (seed, step) alone, and the weights of step n are policy
+version n; so a run that goes on from checkpoint n asks for batch n next and repeats nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from megatron_empg.actor import checkpoint
+from megatron_empg.actor.actor import Actor, Score
+from megatron_empg.actor.packing import Sequence
+from megatron_empg.actor.platform import device
+from megatron_empg.actor.reference import FrozenReference
+from megatron_empg.algorithms.policy_loss import kl_estimate
+from megatron_empg.algorithms.rollout_correction import logprob_gap
+from megatron_empg.recipe import Recipe
+from megatron_empg.trainer.advantages import (
+    annotated_episodes,
+    assign_advantages,
+    assignment_metrics,
+    training_sequences,
+)
+from megatron_empg.trainer.batch import Batch, Evaluation
+from megatron_empg.trainer.episode_log import write_episodes, write_steps
+from megatron_empg.trainer.metrics import MetricsWriter
+from megatron_empg.trainer.policy_update import update_policy
+from megatron_empg.trainer.run_folder import RunFolder
+
+
+class TrainingError(RuntimeError):
+    """Training must not go on; the message says what was measured and what it means."""
+
+
+class Driver(Protocol):
+    """Where batches and evaluations come from; asked on rank 0 only."""
+
+    def rollout(self, step: int) -> bytes:
+        """The batch of a step, as `Batch.to_bytes` made it."""
+        ...
+
+    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+        """Success of the engines' current policy on the split's fixed questions."""
+        ...
+
+
+class Publisher(Protocol):
+    """Brings weights to the engines; used on rank 0 only."""
+
+    def publish(self, source: object, version: int) -> object: ...
+
+
+class Training:
+    """One run on one trainer rank. ``driver`` and ``publisher`` are given on rank 0 alone."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        actor: Actor,
+        folder: RunFolder,
+        *,
+        driver: Driver | None,
+        publisher: Publisher | None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.recipe, self.actor, self.folder = recipe, actor, folder
+        self.driver, self.publisher, self.stop_requested = driver, publisher, stop_requested
+        self.times: dict[str, float] = {}
+        self.checkpoint_seconds = 0.0
+        self.reference = FrozenReference(actor.model) if recipe.algorithm.kl_to_initial_every else None
+        done = checkpoint.finished_steps(folder.checkpoints)
+        self.first = done[-1] if done else 0
+        if self.first:
+            checkpoint.load(actor, folder.checkpoints, self.first)
+        self.writer = self._open_writer() if driver else None
+
+    def run(self) -> None:
+        """Train to the recipe's last step, or until asked to stop."""
+        steps, every = self.recipe.run.steps, self.recipe.run.checkpoint_every
+        self._publish(self.first)
+        if self.first == 0:
+            self._write(0, self._evaluate())
+        saved = self.first
+        for step in range(self.first, steps):
+            metrics = self._step(step)
+            done, stop = step + 1, self._agree(self.stop_requested())
+            if self._evaluation_due(done):
+                metrics |= self._evaluate()
+            self._write(done, metrics)
+            if done % every == 0 or done == steps or stop:
+                saved = self._save(done)
+            if stop:
+                break
+        if saved == steps:
+            self._export()
+        if self.writer:
+            self.writer.close()
+
+    def _step(self, step: int) -> dict[str, float]:
+        recipe, actor = self.recipe, self.actor
+        self.times, started = {}, time.monotonic()
+        with self._clock("rollout"):
+            batch = self._fetch(step)
+        metrics: dict[str, float] = {"policy_version": step, **batch.metrics}
+        with self._clock("score"):
+            scores = actor.score(batch.sequences, temperature=recipe.rollout.temperature)
+        metrics |= self._check_agreement(batch, scores, step)
+        assignment = assign_advantages(batch, scores, recipe.algorithm)
+        metrics |= assignment_metrics(assignment)
+        sequences = training_sequences(batch, scores, assignment)
+        if sequences:
+            with self._clock("update"):
+                metrics |= update_policy(
+                    actor,
+                    sequences,
+                    recipe.algorithm,
+                    temperature=recipe.rollout.temperature,
+                    seed=recipe.run.seed * 1_000_003 + step,
+                )
+            metrics |= self._kl_to_initial(step, sequences)
+        with self._clock("sync"):
+            self._publish(step + 1)
+        if self.writer:
+            write_episodes(
+                self.folder,
+                step + 1,
+                annotated_episodes(step + 1, batch, assignment, recipe.logging.episodes_per_step),
+            )
+            write_steps(
+                self.folder,
+                step + 1,
+                step_entropies=assignment.step_entropies.tolist(),
+                step_advantages=assignment.step_advantages.tolist(),
+                trajectory_advantages=assignment.trajectory[assignment.trajectory_ids].tolist(),
+            )
+        return metrics | self._timing(started, batch)
+
+    def _check_agreement(self, batch: Batch, scores: list[Score], step: int) -> dict[str, float]:
+        """The engines must have sampled from the very policy that the actor holds. Raises TrainingError."""
+        versions = batch.policy_versions
+        if len(versions) and (versions.min() != step or versions.max() != step):
+            raise TrainingError(
+                f"step {step}: the engines sampled with policy versions {int(versions.min())} to "
+                f"{int(versions.max())}, the actor holds version {step}; the weights in the engines are stale"
+            )
+        ours = torch.cat([s.logprobs for s in scores]) if scores else torch.empty(0)
+        entropy = torch.cat([s.entropies for s in scores]) if scores else torch.empty(0)
+        theirs = [s.values["rollout_logprobs"] for s in batch.sequences]
+        gap = logprob_gap(ours, torch.cat(theirs) if theirs else torch.empty(0))
+        limit = self.recipe.logprob_gap_limit
+        if not gap.mean <= limit:
+            raise TrainingError(
+                f"step {step}: the engines' log-probs differ from the actor's by {gap.mean:.2e} on average "
+                f"(largest {gap.max:.2e}), above the limit of {limit:g} (limits.logprob_gap): the engines do not "
+                "hold the actor's weights, or sample otherwise than the recipe says"
+            )
+        return {
+            "policy/logprob_gap_mean": gap.mean,
+            "policy/logprob_gap_max": gap.max,
+            "policy/entropy": float(entropy.mean()) if len(entropy) else 0.0,
+        }
+
+    def _kl_to_initial(self, step: int, sequences: list[Sequence]) -> dict[str, float]:
+        """KL of the policy that sampled the batch to the initial one, at the batch's own tokens."""
+        every = self.recipe.algorithm.kl_to_initial_every
+        if self.reference is None or step % every:
+            return {}
+        with self._clock("score"), self.reference.in_place():
+            initial = self.actor.score(sequences, temperature=self.recipe.rollout.temperature)
+        ours = torch.cat([s.values["old_logprobs"] for s in sequences])
+        return {"policy/kl_to_initial": float(kl_estimate(ours, torch.cat([s.logprobs for s in initial])).mean())}
+
+    def _fetch(self, step: int) -> Batch:
+        """Rank 0 asks the driver; every rank gets the batch."""
+        data = self.driver.rollout(step) if self.driver else b""
+        return Batch.from_bytes(broadcast_bytes(data))
+
+    def _publish(self, version: int) -> None:
+        """Rank 0 sends; the ranks of its replica gather the tensors with it."""
+        weights = self.actor.weights()
+        if self.publisher:
+            self.publisher.publish(weights, version)
+        elif self.actor.data_rank == 0 and dist.get_rank() > 0:
+            for _ in weights:
+                pass
+        dist.barrier()
+
+    def _evaluation_due(self, done: int) -> bool:
+        every = self.recipe.evaluation.every
+        return done == self.recipe.run.steps or bool(every and done % every == 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        settings, metrics = self.recipe.evaluation, {}
+        started = time.monotonic()
+        if self.driver and settings.questions:
+            for split in settings.splits:
+                for greedy in (False, True) if settings.greedy else (False,):
+                    metrics |= self.driver.evaluate(split, greedy).metrics()
+            metrics["time/evaluate"] = time.monotonic() - started
+        dist.barrier()
+        return metrics
+
+    def _save(self, done: int) -> int:
+        """After the step's metrics are written, so that no step lacks them; its time counts with the next."""
+        started = time.monotonic()
+        checkpoint.save(self.actor, self.folder.checkpoints, done, keep=self.recipe.run.keep_checkpoints)
+        self.checkpoint_seconds = time.monotonic() - started
+        return done
+
+    def _export(self) -> None:
+        """The final policy as a Hugging Face folder, ready for any engine."""
+        from megatron_empg.actor.weights import export_hugging_face
+
+        export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
+
+    def _open_writer(self) -> MetricsWriter:
+        logging = self.recipe.logging
+        return MetricsWriter(
+            self.folder,
+            first_step=self.first + 1 if self.first else 0,
+            tensorboard=logging.tensorboard,
+            wandb=logging.wandb,
+            recipe=self.recipe.model_dump(mode="json"),
+        )
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if self.writer:
+            self.writer.write(step, metrics)
+
+    def _timing(self, started: float, batch: Batch) -> dict[str, float]:
+        """Seconds by phase; what lies between the phases is ``time/other``."""
+        total = time.monotonic() - started
+        own = sum(s.num_own_tokens for s in batch.sequences)
+        phases = {f"time/{name}": seconds for name, seconds in self.times.items()}
+        if self.checkpoint_seconds:
+            phases["time/checkpoint"] = self.checkpoint_seconds
+            self.checkpoint_seconds = 0.0
+        return {
+            **phases,
+            "time/other": total - sum(self.times.values()),
+            "time/step": total,
+            "tokens_per_second": own / total,
+        }
+
+    @contextmanager
+    def _clock(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times[phase] = self.times.get(phase, 0.0) + time.monotonic() - started
+
+    def _agree(self, flag: bool) -> bool:
+        """Rank 0's answer, on every rank."""
+        answer = torch.tensor([int(flag)], device=device())
+        dist.broadcast(answer, 0)
+        return bool(answer.item())
+
+
+def broadcast_bytes(data: bytes) -> bytes:
+    """Rank 0's bytes, on every rank."""
+    size = torch.tensor([len(data)], device=device())
+    dist.broadcast(size, 0)
+    buffer = torch.zeros(int(size), dtype=torch.uint8, device=size.device)
+    if dist.get_rank() == 0:
+        buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    dist.broadcast(buffer, 0)
+    return buffer.cpu().numpy().tobytes()
