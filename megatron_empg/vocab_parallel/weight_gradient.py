@@ -18,8 +18,8 @@ class WeightGradient:
     DistributedDataParallel's hook, and autograd gets a stand-in so that the hook fires.
     """
 
-    def __init__(self, weight: Tensor, fusion: bool) -> None:
-        self.weight: Any = weight  # Megatron's attributes are no part of Tensor's type
+    def __init__(self, weight: Any, fusion: bool) -> None:
+        self.weight = weight  # a Tensor; Any for the attributes that Megatron adds
         self.fusion = fusion
         self.wide = statistics_dtype(weight.dtype)
         self.in_place = fusion and self.weight.main_grad.dtype == self.wide
