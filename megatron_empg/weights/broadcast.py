@@ -52,7 +52,7 @@ class BroadcastGroup:
         """Blocks until all `world_size` ranks are there; raises RuntimeError after `timeout` seconds."""
         self._store = store
         self._limit = timedelta(seconds=timeout)
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = self._limit
         options._devices = [_gloo_device(host)]
         prefixed = dist.PrefixStore(_PREFIX, store)
@@ -71,7 +71,8 @@ class BroadcastGroup:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = self._limit
-        self._group.broadcast([tensor], options).wait(self._limit)
+        work = self._group.broadcast([tensor], options)  # type: ignore[attr-defined]
+        work.wait(self._limit)
 
     def close(self) -> None:
         """Drop the connections; a peer still waiting in a broadcast gets an error."""

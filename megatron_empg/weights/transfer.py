@@ -228,7 +228,8 @@ class _NcclSender:
         )
         # This object is the source: vLLM keeps it, and every send() gives it a new stream.
         self._engines = engines
-        self._native: Any = WeightTransferTrainerFactory.trainer_init(info, client=engines, source=self)
+        source: Any = self
+        self._native: Any = WeightTransferTrainerFactory.trainer_init(info, client=engines, source=source)
 
     def metadata(self) -> list[Any]:
         assert self._stream is not None

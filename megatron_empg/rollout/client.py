@@ -1,0 +1,170 @@
+"""One engine over HTTP: token ids in, token ids and their log-probs out.
+
+aiohttp, because a request costs the driver 0.3 ms of CPU with it and 5 ms with httpx (measured, 32 at a time).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from megatron_empg.rollout.access import ROUTES_PATH
+
+UNVERSIONED = -1  # an engine that was never told which weights it holds
+
+
+class EngineError(RuntimeError):
+    """The engine did not answer, or answered that it failed. Another engine may do."""
+
+
+class RequestRefused(RuntimeError):
+    """The engine understood the request and refused it (status 4xx): it would refuse again."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy; `stop_token_ids` end a turn and are returned with it."""
+
+    temperature: float
+    stop_token_ids: tuple[int, ...] = ()
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """Tokens [start, end) of a generation were drawn from policy `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`logprobs[i]`: of token i under the distribution it was drawn from. `finish_reason`: "stop" or "length"."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    policy_versions: list[VersionSpan]
+
+
+def request_body(prompt: list[int], sampling: Sampling, max_tokens: int, seed: int) -> dict[str, Any]:
+    """Every sampling parameter is said, so that no default of the server ever decides."""
+    parameters = {
+        "n": 1,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "max_tokens": max_tokens,
+        "min_tokens": 0,
+        "seed": seed,
+        "stop": [],
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "ignore_eos": False,
+        "logprobs": 0,  # of the sampled token alone
+        "detokenize": False,
+    }
+    return {"token_ids": prompt, "sampling_params": parameters, "stream": False}
+
+
+class EngineClient:
+    """Use as `async with EngineClient(url, token) as client`. `timeout`: seconds for one request."""
+
+    def __init__(self, url: str, token: str, *, timeout: float = 600.0, max_connections: int = 1024) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0))
+        self._max_connections = max_connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> EngineClient:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            timeout=self._timeout,
+            connector=aiohttp.TCPConnector(limit=self._max_connections),
+            trust_env=False,  # engines are near: no proxy, no .netrc
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def generate(
+        self, prompt_token_ids: list[int], sampling: Sampling, *, max_tokens: int, seed: int
+    ) -> Generation:
+        """One answer to the prompt. Raises EngineError or RequestRefused."""
+        body = request_body(prompt_token_ids, sampling, max_tokens, seed)
+        reply = await self._call("POST", "/inference/v1/generate", body)
+        choice = reply["choices"][0]
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise EngineError(f"{self.url} ended a generation by {choice['finish_reason']!r}")
+        entries = choice["logprobs"]["content"]
+        token_ids = choice["token_ids"]
+        if [entry["token_id"] for entry in entries] != token_ids:
+            raise EngineError(f"{self.url} returned log-probs of other tokens than it sampled")
+        return Generation(
+            token_ids=token_ids,
+            logprobs=[entry["logprob"] for entry in entries],
+            finish_reason=choice["finish_reason"],
+            policy_versions=[_span(span) for span in choice["weight_versions"] or ()],
+        )
+
+    async def health(self) -> bool:
+        """Whether the engine answers and its core lives."""
+        try:
+            await self._call("GET", "/health", timeout=aiohttp.ClientTimeout(total=10.0))
+        except (EngineError, RequestRefused):
+            return False
+        return True
+
+    async def list_routes(self) -> list[dict[str, Any]]:
+        """The server's own route table: path, methods, kind."""
+        return await self._call("GET", ROUTES_PATH)
+
+    async def policy_version(self) -> int:
+        """Version of the weights the engine holds."""
+        return _version((await self._call("GET", "/weight_info"))["weight_version"])
+
+    async def _call(
+        self, method: str, path: str, body: Any = None, timeout: aiohttp.ClientTimeout | None = None
+    ) -> Any:
+        if self._session is None:
+            raise RuntimeError("EngineClient is not open: use `async with EngineClient(...) as client`")
+        limit = timeout or self._timeout
+        try:
+            async with self._session.request(method, self.url + path, json=body, timeout=limit) as reply:
+                content = await reply.read()
+                if reply.status >= 500:
+                    raise EngineError(f"{self.url}{path} answered {reply.status}: {_excerpt(content)}")
+                if reply.status >= 400:
+                    raise RequestRefused(f"{self.url}{path} answered {reply.status}: {_excerpt(content)}")
+                return await reply.json() if content else None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineError(f"{self.url}{path}: {type(error).__name__} {error}") from error
+
+
+def _span(span: dict[str, Any]) -> VersionSpan:
+    return VersionSpan(_version(span["version"]), span["start"], span["end"])
+
+
+def _version(text: str) -> int:
+    return UNVERSIONED if text == "default" else int(text)
+
+
+def _excerpt(content: bytes) -> str:
+    return content[:300].decode(errors="replace")
