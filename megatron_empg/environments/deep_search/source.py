@@ -91,7 +91,12 @@ class DeepSearchTaskSource:
         self.retriever = Retriever(self.corpus)
         settings = replace(SEARCHERS[searcher], **(searcher_settings or {}))
         self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings)
-        self._questions = split_questions(self.corpus, SplitRules(**(splits or {})))
+        rules = SplitRules(**(splits or {}))
+        for relation in rules.held_out_relations:
+            if relation not in self.corpus.relations:
+                allowed = ", ".join(self.corpus.relations)
+                raise ValueError(f"deep_search held_out_relations names {relation!r}; allowed: {allowed}")
+        self._questions = split_questions(self.corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}
 
     def tasks(self, split: Split) -> Sequence[Task]:

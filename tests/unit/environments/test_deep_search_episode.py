@@ -1,0 +1,153 @@
+"""Episodes: what actions bring about, malformed ones too, and what retrieval must not do."""
+
+import random
+
+import pytest
+
+from megatron_empg.environments import Environment
+from megatron_empg.environments.deep_search.actions import Call, MalformedCall, format_action, parse_action
+from megatron_empg.environments.deep_search.text import normalise_answer
+
+
+@pytest.fixture
+def task(source):
+    return next(t for t in source.tasks("train") if t.id == "france|largest neighbour|capital")
+
+
+@pytest.fixture
+def episode(source, task):
+    return source.make(task)
+
+
+def call(tool, argument):
+    return format_action("need this", Call(tool, argument))
+
+
+def test_search_visit_answer(episode):
+    assert isinstance(episode, Environment)
+    found = episode.step(call("search", "largest neighbour france"))
+    assert found.observation.startswith(
+        "found france borders : the largest neighbour of france is spain . also france "
+    )
+    page = episode.step(call("visit", "Spain  Profile"))
+    assert page.observation == (
+        "page : spain is a country in the region southern europe . the capital of spain is madrid ."
+    )
+    assert not found.done
+    assert not page.done
+    assert found.reward == page.reward == 0.0
+    last = episode.step(call("answer", "the Madrid"))
+    assert last.done
+    assert last.observation is None
+    assert last.reward == 1.0
+    with pytest.raises(RuntimeError, match="done"):
+        episode.step(call("search", "spain"))
+
+
+def test_a_wrong_answer_ends_the_episode_without_reward(episode):
+    result = episode.step(call("answer", "barcelona"))
+    assert result.done
+    assert result.reward == 0.0
+    assert result.info["tool"] == "answer"
+
+
+def test_nothing_found(episode):
+    assert episode.step(call("search", "capital of")).observation == "no results"
+    assert episode.step(call("search", "xyzzy")).observation == "no results"
+    assert episode.step(call("visit", "spain")).observation == "no page"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "",
+        "madrid",
+        "<answer> madrid</answer>",
+        "<think> so</think>",
+        "<think> so</think><answer> madrid",
+        "<think> so<answer> madrid</answer>",
+        "<think> so</think><answer> madrid</search>",
+        "<think> so</think><browse> madrid</browse>",
+        "<think> so</think><search> spain</search><answer> madrid</answer>",
+        "<think> so</think><answer> </answer>",
+        "<think> so</think><search></search>",
+        "<think> so</think><answer> madrid</answer> and more",
+    ],
+)
+def test_a_malformed_call_is_told_so_and_the_episode_goes_on(episode, action):
+    result = episode.step(action)
+    assert result.observation.startswith("malformed call : ")
+    assert not result.done
+    assert result.reward == 0.0
+    assert result.info["malformed"] is True
+    assert episode.step(call("answer", "madrid")).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "<think> a</think><search> spain</search>",
+        "<think>a</think> <search>spain </search><|im_end|>\n",
+        "\n<think>\na < b\n</think>\n\n<search>\nspain\n</search>\n",
+    ],
+)
+def test_blanks_and_the_end_token_do_not_matter(action):
+    assert parse_action(action) == Call("search", "spain")
+
+
+def test_actions_are_read_as_written(source):
+    for task in source.sample("train", 30, 0):
+        for action, _ in source.walkthrough(task, 0):
+            thought = action.removeprefix("<think> ").split("</think>")[0]
+            assert format_action(thought, parse_action(action)) == action
+    with pytest.raises(MalformedCall, match="the visit is empty"):
+        parse_action("<think></think><visit> </visit>")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("São Tomé", "sao tome", True),
+        ("The  Euro.", "euro", True),
+        ("america/new york", "America / New_York", True),
+        ("guinea-bissau", "guinea bissau", True),
+        ("guinea", "guinea bissau", False),
+        ("12", "21", False),
+        ("theatre", "atre", False),
+    ],
+)
+def test_normalised_exact_match(one, other, same):
+    assert (normalise_answer(one) == normalise_answer(other)) is same
+
+
+def test_a_misspelled_entity_finds_nothing_by_its_relation_words(source):
+    """The words of the relation alone would lead to a page about something else."""
+    rng = random.Random(0)
+    vocabulary = {
+        word for document in source.corpus.documents for word in (document.title + " " + document.text).split()
+    }
+    tried = 0
+    for entity, relation in rng.sample(sorted(source.corpus.located), 500):
+        letters = list(entity)
+        at = rng.randrange(len(letters))
+        letters[at] = "q" if letters[at] != "q" else "x"
+        misspelled = "".join(letters)
+        if vocabulary.isdisjoint(misspelled.split()):
+            tried += 1
+            assert source.retriever.search(f"{relation} {misspelled}") == ()
+    assert tried > 200
+
+
+def test_an_entity_named_in_full_comes_first(source):
+    """But for "najaf", whose words "an najaf" has too once articles are set aside."""
+    located = sorted(source.corpus.located)
+    missed = [
+        entity
+        for entity, relation in located
+        if source.retriever.search(f"{relation} {entity}")[0].entity != entity
+    ]
+    assert set(missed) <= {"najaf"}
+
+
+def test_what_is_found_does_not_follow_from_the_order_of_words_or_of_queries(source):
+    assert source.retriever.search("capital france") == source.retriever.search("What is the France capital ?")

@@ -1,0 +1,55 @@
+"""The scripted searchers: one that never errs, one that errs at random, one with a habit."""
+
+import functools
+
+import pytest
+
+from megatron_empg.environments import make_task_source
+
+
+@pytest.fixture(scope="module")
+def searchers(miniature):
+    @functools.cache
+    def make(name, **settings):
+        return make_task_source(
+            "deep_search", corpus=miniature / "corpus.jsonl", searcher=name, searcher_settings=settings
+        )
+
+    return make
+
+
+def success(source, tasks):
+    """Share of walkthroughs that end right, each played again through a fresh episode."""
+    rewards = []
+    for seed, task in enumerate(tasks):
+        episode, turns = source.make(task), source.walkthrough(task, seed)
+        results = [episode.step(action) for action, _ in turns]
+        assert [result.observation for result in results] == [observation for _, observation in turns]
+        assert results[-1].done
+        assert not any(result.info["malformed"] for result in results)
+        assert len(turns) <= 8
+        rewards.append(results[-1].reward)
+    return sum(rewards) / len(rewards)
+
+
+@pytest.mark.parametrize("split", ["train", "test_id", "test_ood"])
+def test_a_flawless_searcher_finds_every_fact(searchers, split):
+    source = searchers("flawless")
+    some = source.tasks(split)[::25]
+    assert success(source, some) >= 0.999
+
+
+def test_the_fallible_searcher_errs_part_of_the_time(searchers):
+    source = searchers("fallible")
+    assert 0.50 < success(source, source.sample("train", 800, 0)) < 0.68
+
+
+def test_the_habit_is_wrong_most_of_the_time_but_not_always_followed(searchers):
+    always = searchers("habit", habit=1.0, stop_early=0.0, wrong_relation=0.0, skip_visit=0.0, vague_query=0.0)
+    tasks = always.sample("train", 600, 0)
+    assert 0.3 < success(always, tasks) < 0.6
+    assert success(always, [task for task in tasks if task.payload["hops"] == 3]) == 0.0
+    assert not any("<visit>" in action for task in tasks for action, _ in always.walkthrough(task, 0))
+    usual = searchers("habit")
+    assert success(always, tasks) + 0.03 < success(usual, tasks) < 0.7
+    assert success(usual, [task for task in tasks if task.payload["hops"] == 3]) > 0.1
