@@ -3,25 +3,8 @@
 from megatron_empg.actor.actor import Actor
 from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.optimizer import OptimizerSettings
-from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
-from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
-
-
-def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:
-    """The model's configuration, after checking that it fits the recipe's layout. Raises RecipeError."""
-    try:
-        config = ModelConfig.from_folder(recipe.model.path)
-    except ModelConfigError as error:
-        raise RecipeError(f"model.path: {error}") from None
-    longest = recipe.rollout.max_episode_tokens if isinstance(recipe, Recipe) else 1
-    faults = config.layout_faults(
-        tensor_parallel=recipe.actor.tensor_parallel,
-        pipeline_parallel=recipe.actor.pipeline_parallel,
-        max_sequence_length=longest,
-    )
-    if faults:
-        raise RecipeError("this recipe cannot be run:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return config
+from megatron_empg.recipe import Recipe, SftRecipe
+from megatron_empg.trainer.check import check_model
 
 
 def build_actor(recipe: Recipe | SftRecipe) -> Actor:
@@ -36,9 +19,7 @@ def build_actor(recipe: Recipe | SftRecipe) -> Actor:
             data=settings.data_parallel,
             sequence_parallel=settings.sequence_parallel,
         ),
-        OptimizerSettings(
-            **settings.optimizer.model_dump(), total_steps=recipe.run.steps * updates
-        ),
+        OptimizerSettings(**settings.optimizer.model_dump(), total_steps=recipe.run.steps * updates),
         dtype=recipe.model.dtype,
         recompute=settings.recompute,
         distributed_optimizer=settings.distributed_optimizer,

@@ -8,20 +8,20 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe
+from megatron_empg.rollout.access import TOKEN_VARIABLE
+from megatron_empg.rollout.launch import free_port, start_engine
+from megatron_empg.trainer.metrics import MetricsError, check_writers, read_metrics
 from megatron_empg.trainer.progress import Progress
-from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
 
-TOKEN_VARIABLE = "EMPG_TOKEN"
+POLL_SECONDS = 0.2
 
 
 class LaunchError(RuntimeError):
@@ -33,7 +33,7 @@ class Child:
     """One started process and where it writes."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: "subprocess.Popen[bytes]"
     log: Path
 
     def tail(self, lines: int = 25) -> str:
@@ -46,25 +46,28 @@ class Family:
     """The run's processes: one failing, or an interrupt, ends them all."""
 
     folder: RunFolder
-    environment: dict[str, str]
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     children: list[Child] = field(default_factory=list)
 
     def start(self, name: str, command: list[str]) -> Child:
-        """Start a process with its output in ``logs/NAME.log`` (appended: attempts follow each other)."""
+        """Start a process with its output in ``logs/NAME.log``."""
         log = self.folder.logs / f"{name}.log"
-        with log.open("ab") as output:
+        with log.open("wb") as output:
             # Its own session: a Ctrl-C in the terminal reaches the parent alone, which ends things in order.
             process = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=self.environment,
+                env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        child = Child(name, process, log)
-        self.children.append(child)
-        return child
+        return self.adopt(name, process, log)
+
+    def adopt(self, name: str, process: "subprocess.Popen[bytes]", log: Path) -> Child:
+        """Watch over a process that was started elsewhere."""
+        self.children.append(Child(name, process, log))
+        return self.children[-1]
 
     def check(self) -> None:
         """Raise LaunchError if a process has failed, or one that serves has gone."""
@@ -74,28 +77,152 @@ class Family:
                 raise LaunchError(f"{child.name} ended with status {status}; end of {child.log}:\n{child.tail()}")
 
     def stop(self, grace: float = 10.0) -> None:
-        """End every process: asked first, then killed."""
+        """End every process and its own children: asked first, then killed."""
         alive = [child.process for child in self.children if child.process.poll() is None]
         for process in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + grace
         for process in alive:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _signal_group(process, signal.SIGKILL)
                 process.wait()
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def launch_training(path: Path, overrides: list[str]) -> Path:
+    """Train by a recipe on this machine; returns the report's path.
+
+    Raises RecipeError before anything starts, LaunchError when a process fails.
+    """
+    recipe = load_recipe(path, overrides)
+    _check(recipe)
+    folder = _open_folder(recipe)
+    family = Family(folder)
     try:
-        for each in sockets:
-            each.bind((host, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        urls = _start_engines(recipe, family)
+        driver = _start_driver(recipe, family, urls)
+        engines = [word for url in urls for word in ("--engine", url)]
+        trainer = _start_trainer(recipe, family, ["train", str(folder.recipe), "--driver", driver, *engines])
+        _watch(family, trainer, recipe.run.steps)
     finally:
-        for each in sockets:
-            each.close()
+        family.stop()
+        report = _report(folder)
+        folder.close()
+    return report
+
+
+def launch_sft(path: Path, overrides: list[str]) -> Path:
+    """Supervised warm-up by a recipe on this machine; returns the policy's folder."""
+    recipe = load_recipe(path, overrides, SftRecipe)
+    _check(recipe)
+    folder = _open_folder(recipe)
+    family = Family(folder)
+    try:
+        trainer = _start_trainer(recipe, family, ["sft", str(folder.recipe)])
+        _watch(family, trainer, recipe.run.steps)
+    finally:
+        family.stop()
+        folder.close()
+    return folder.root / "policy"
+
+
+def _check(recipe: Recipe | SftRecipe) -> None:
+    """Everything that can be known to be wrong before a process is started. Raises RecipeError."""
+    from megatron_empg.environments.registry import make_task_source
+    from megatron_empg.trainer.check import check_model
+
+    check_model(recipe)
+    try:
+        make_task_source(recipe.environment.name, **recipe.environment.settings)
+        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"environment: {error}") from None
+    except MetricsError as error:
+        raise RecipeError(str(error)) from None
+
+
+def _open_folder(recipe: Recipe | SftRecipe) -> RunFolder:
+    try:
+        folder = RunFolder(recipe.run.folder).open(dump_recipe(recipe))
+    except RunFolderError as error:
+        raise RecipeError(f"run.folder: {error}") from None
+    folder.stop.unlink(missing_ok=True)
+    return folder
+
+
+def _start_engines(recipe: Recipe, family: Family) -> list[str]:
+    settings = recipe.engines
+    kv_cache = None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30)
+    urls = []
+    for index in range(settings.count):
+        name = f"engine_{index}"
+        engine = start_engine(
+            recipe.model.path,
+            port=free_port(settings.host),
+            token=family.token,
+            log_path=family.folder.logs / f"{name}.log",
+            max_model_len=recipe.rollout.max_episode_tokens,
+            dtype=recipe.model.dtype,
+            host=settings.host,
+            kv_cache_bytes=kv_cache,
+            max_num_seqs=min(1024, recipe.rollout.concurrency),
+            tensor_parallel=settings.tensor_parallel,
+        )
+        family.adopt(name, engine.process, engine.log_path)
+        urls.append(engine.url)
+    return urls
+
+
+def _start_driver(recipe: Recipe, family: Family, urls: list[str]) -> str:
+    port = free_port()
+    engines = [word for url in urls for word in ("--engine", url)]
+    command = [sys.executable, "-m", "megatron_empg.trainer.driver", str(family.folder.recipe)]
+    family.start("driver", [*command, "--port", str(port), *engines])
+    return f"http://127.0.0.1:{port}"
+
+
+def _start_trainer(recipe: Recipe | SftRecipe, family: Family, arguments: list[str]) -> Child:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc-per-node", str(recipe.actor.world_size), "--nnodes", "1"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("-m", "megatron_empg.trainer.worker", *arguments),
+    ]
+    return family.start("trainer", command)
+
+
+def _watch(family: Family, trainer: Child, total_steps: int) -> None:
+    """Show steps as they are logged, until the trainer ends. The first interrupt asks it to end in order."""
+    seen = len(read_metrics(family.folder))
+    done = max((record["step"] for record in read_metrics(family.folder)), default=0)
+    with Progress(total_steps, done=done) as progress:
+        progress.note(f"run folder {family.folder.root}; logs in {family.folder.logs}")
+        while True:
+            try:
+                ended = trainer.process.poll() is not None
+                records = read_metrics(family.folder)
+                # A resumed run cuts away what it will do again.
+                for record in records[min(seen, len(records)) :]:
+                    progress.finish_step(record["step"], record)
+                seen = len(records)
+                family.check()
+                if ended:
+                    return
+                time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                if family.folder.stop.exists():
+                    raise
+                family.folder.stop.touch()
+                progress.note("ending after this step, with a checkpoint; press Ctrl-C again to end now")
+
+
+def _report(folder: RunFolder) -> Path:
+    from megatron_empg.trainer.report import write_report
+
+    return write_report(folder)

@@ -5,7 +5,7 @@ version n; so a run that goes on from checkpoint n asks for batch n next and rep
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -66,10 +66,9 @@ class Training:
         *,
         driver: Driver | None,
         publisher: Publisher | None,
-        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.recipe, self.actor, self.folder = recipe, actor, folder
-        self.driver, self.publisher, self.stop_requested = driver, publisher, stop_requested
+        self.driver, self.publisher = driver, publisher
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
         self.reference = FrozenReference(actor.model) if recipe.algorithm.kl_to_initial_every else None
@@ -88,7 +87,7 @@ class Training:
         saved = self.first
         for step in range(self.first, steps):
             metrics = self._step(step)
-            done, stop = step + 1, self._agree(self.stop_requested())
+            done, stop = step + 1, self._agree(self.folder.stop.exists())
             if self._evaluation_due(done):
                 metrics |= self._evaluate()
             self._write(done, metrics)

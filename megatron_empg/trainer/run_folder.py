@@ -39,6 +39,8 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.logs = self.root / "logs"
         self.report = self.root / "report.html"
+        self.stop = self.root / "STOP"
+        """Made by an interrupt, or by hand: training ends after the running step, with a checkpoint."""
         self._lock: IO[str] | None = None
 
     def open(self, recipe: str, extra_versions: Mapping[str, Any] | None = None) -> Self:

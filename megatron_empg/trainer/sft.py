@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import SftRecipe, dump_recipe
+from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.run_folder import RunFolder
@@ -35,13 +35,13 @@ def run_sft(recipe: SftRecipe) -> None:
     """Train to the recipe's last step, on every rank; the policy ends in ``run.folder/policy``."""
     actor = build_actor(recipe)
     source = make_task_source(recipe.environment.name, **recipe.environment.settings)
-    chat = walkthrough_tokenizer(recipe.model.path)
+    walkthroughs = WalkthroughTokens(recipe.model.path)
     folder = RunFolder(recipe.run.folder)
     first, writer = _open(recipe, actor, folder)
     for step in range(first, recipe.run.steps):
         started = time.monotonic()
         tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
-        sequences = [walkthrough_sequence(source, chat, task, step) for task in tasks]
+        sequences = [walkthroughs.sequence(source, task, seed=step) for task in tasks]
         report = actor.update(sequences, Imitation())
         if writer:
             seconds = time.monotonic() - started
@@ -70,22 +70,22 @@ def _open(recipe: SftRecipe, actor: Actor, folder: RunFolder) -> tuple[int, Metr
     return first, MetricsWriter(folder, first_step=first + 1, tensorboard=recipe.logging.tensorboard)
 
 
-def walkthrough_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+class WalkthroughTokens:
+    """Turns scripted walkthroughs into sequences, with the very pieces an episode is made of."""
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
 
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        self._chat = ChatTokens(self._tokenizer)
 
-def walkthrough_sequence(source: TaskSource, tokenizer: Any, task: Task, seed: int) -> Sequence:
-    """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own."""
-    text = tokenizer.apply_chat_template(task.prompt, add_generation_prompt=True, tokenize=False)
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    steps = []
-    for action, observation in source.walkthrough(task, seed):
-        own = tokenizer.encode(action, add_special_tokens=False) + [tokenizer.eos_token_id]
-        steps.append((len(tokens), len(tokens) + len(own)))
-        tokens += own
-        if observation is not None:
-            between = f"\n<|im_start|>user\n{observation}<|im_end|>\n<|im_start|>assistant\n"
-            tokens += tokenizer.encode(between, add_special_tokens=False)
-    return Sequence(torch.tensor(tokens), torch.tensor(steps))
+    def sequence(self, source: TaskSource, task: Task, seed: int) -> Sequence:
+        """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own."""
+        chat, tokens, steps = self._chat, self._chat.prompt(task.prompt), []
+        for action, observation in source.walkthrough(task, seed):
+            own = [*self._tokenizer(action, add_special_tokens=False)["input_ids"], chat.end_of_turn]
+            steps.append((len(tokens), len(tokens) + len(own)))
+            tokens += own
+            if observation is not None:
+                tokens += chat.between_turns(observation, cut=False)
+        return Sequence(torch.tensor(tokens), torch.tensor(steps))

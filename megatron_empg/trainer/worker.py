@@ -1,22 +1,55 @@
-"""One trainer rank, started by torchrun: ``python -m megatron_empg.trainer.worker sft|train RECIPE``."""
+"""One trainer rank, started by torchrun: ``python -m megatron_empg.trainer.worker train|sft RECIPE …``."""
 
-import sys
+import argparse
+import os
 from pathlib import Path
 
 import torch
 
 from megatron_empg.processes import die_with_parent
-from megatron_empg.recipe import SftRecipe, load_recipe
+from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 
 
 def main() -> None:
     die_with_parent()
-    torch.set_num_threads(1) if not torch.cuda.is_available() else None
-    kind, path = sys.argv[1], Path(sys.argv[2])
-    if kind == "sft":
+    parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.worker")
+    parser.add_argument("kind", choices=("train", "sft"))
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--driver", help="URL of the driver")
+    parser.add_argument("--engine", action="append", default=[], help="URL of an engine; repeat for each")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    if arguments.kind == "sft":
         from megatron_empg.trainer.sft import run_sft
 
-        run_sft(load_recipe(path, kind=SftRecipe))
+        run_sft(load_recipe(arguments.recipe, kind=SftRecipe))
+    else:
+        train(load_recipe(arguments.recipe), arguments.driver, arguments.engine)
+
+
+def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
+    """Build this rank's part of the run and train."""
+    from megatron_empg.actor.platform import device
+    from megatron_empg.rollout.access import token_from_environment
+    from megatron_empg.trainer.build import build_actor
+    from megatron_empg.trainer.driver_client import DriverClient, wait_until_healthy
+    from megatron_empg.trainer.loop import Training
+    from megatron_empg.trainer.run_folder import RunFolder
+    from megatron_empg.weights.transfer import WeightPublisher
+
+    actor = build_actor(recipe)
+    driver, publisher = None, None
+    if int(os.environ["RANK"]) == 0:
+        token, limits = token_from_environment(), recipe.limits
+        driver = DriverClient(driver_url, token, timeout=limits.rollout_timeout)
+        wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
+        publisher = WeightPublisher(
+            engine_urls, token, device=device(), timeout=limits.sync_timeout, host=recipe.engines.host
+        )
+        publisher.connect(actor.weights())
+    folder = RunFolder(recipe.run.folder)
+    Training(recipe, actor, folder, driver=driver, publisher=publisher).run()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def evaluation(run: RunData, name: str = "Success on held-out questions") -> Fig
         if len(ranges) > 1:
             bands.append(svg.Band("", ranges, colour, 0.13))
     shaded = " Shaded: 95% interval of sampled success over the questions asked." if bands else ""
-    caption = "Share of fixed questions answered exactly; sampled at the training temperature, or greedy." + shaded
+    caption = "Share of fixed questions answered exactly, with sampled or greedy decoding." + shaded
     return _figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
 
 
@@ -91,7 +91,7 @@ def entropy_change(run: RunData) -> Figure | None:
         return None
     window = max(1, min(5, len(run.steps) // 4))
     first, last = (_deciles(batches) for batches in (run.steps[:window], run.steps[-window:]))
-    names = ["surest", *(str(n) for n in range(2, DECILES)), "least"]
+    names = ["surest", *(str(n) for n in range(2, DECILES)), "unsure"]
     rows = list(zip(names, first, last, strict=True))
     batches = "batch" if window == 1 else f"{window} batches"
     caption = (
@@ -156,19 +156,23 @@ def _last_steps(run: RunData) -> list[tuple[float, float, float]]:
     return points[:SCATTER_POINTS]
 
 
-def modulation(run: RunData) -> Figure | None:
+def scaling(run: RunData) -> Figure | None:
     low, high = thin(run.series("empg/g_min")), thin(run.series("empg/g_max"))
     if not low or len(low) != len(high):
         return None
     ranges = [(x, below, above) for (x, below), (_, above) in zip(low, high, strict=True)]
+    lines = [svg.Line("largest", high, 0), svg.Line("smallest", low, 0, dash=True)]
+    chart = svg.line_chart(lines, [svg.Band("", ranges, 0, 0.1)], y_ends=(0.0,))
+    return _figure("Gradient scale g", "What a trajectory's advantage is multiplied by; 1 on average.", chart)
+
+
+def clarity(run: RunData) -> Figure | None:
     lines = [
-        svg.Line("g, largest", high, 0),
-        svg.Line("g, smallest", low, 0, dash=True),
         svg.Line("H_norm, mean", thin(run.series("empg/h_norm_mean")), 2),
         svg.Line("bonus, mean", thin(run.series("empg/bonus_mean")), 1),
     ]
-    caption = "g scales the trajectory advantage (mean 1 over the batch); the bonus rewards a clear next step."
-    return _figure("What the modulation does", caption, svg.line_chart(lines, [svg.Band("", ranges, 0, 0.1)]))
+    caption = "Where a step lies between the batch's surest and least sure one; the bonus for a clear next step."
+    return _figure("Normalised entropy and bonus", caption, svg.line_chart(lines, y_ends=(0.0,)))
 
 
 def time_per_phase(run: RunData) -> Figure | None:
@@ -178,6 +182,11 @@ def time_per_phase(run: RunData) -> Figure | None:
     columns = [thin([(step, named[phase].get(step, 0.0)) for step in steps], most=120) for phase in used]
     rows = [(group[0][0], [value for _, value in group]) for group in zip(*columns, strict=True)]
     return _figure("Time of a step", "Seconds of wall-clock time by phase.", svg.stacked_chart(used, rows))
+
+
+def throughput(run: RunData) -> Figure | None:
+    lines = _smoothed("tokens/s", run.series("tokens_per_second"), 2)
+    return _figure("Tokens a second", "", svg.line_chart(lines, y_ends=(0.0,)))
 
 
 # Title, metrics with their labels, number format.
@@ -192,7 +201,6 @@ HEALTH: tuple[tuple[str, tuple[tuple[str, str], ...], svg.Format], ...] = (
     ("Learning rate", (("policy/lr", "lr"),), svg.number),
     ("Turns an episode", (("train/turns", "turns"),), svg.number),
     ("Tokens an episode", (("train/tokens_per_episode", "tokens"),), svg.number),
-    ("Tokens a second", (("tokens_per_second", "tokens/s"),), svg.number),
     (
         "Groups",
         (
@@ -220,7 +228,7 @@ def health(run: RunData) -> list[Figure]:
     figures = []
     for title, names, form in HEALTH:
         lines = [svg.Line(label, thin(run.series(name)), colour) for colour, (name, label) in enumerate(names)]
-        figure = _figure(title, "", svg.line_chart(lines, form=form, y_ends=(0.0,), height=170))
+        figure = _figure(title, "", svg.line_chart(lines, form=form, y_ends=(0.0,), size=svg.SMALL))
         if figure:
             figures.append(figure)
     return figures

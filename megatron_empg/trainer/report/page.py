@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.trainer.jsonl import write_aside
+from megatron_empg.trainer.progress import duration
 from megatron_empg.trainer.report import figures, svg
 from megatron_empg.trainer.report.data import RunData, read_run
 from megatron_empg.trainer.report.episode import choose, episode_html
 from megatron_empg.trainer.report.figures import Figure
 from megatron_empg.trainer.report.style import CHART, COLOURS, EPISODE, PAGE, SCRIPT
 from megatron_empg.trainer.run_folder import RunFolder
+
+LAST_VALUES = (
+    ("policy/kl_to_initial", "KL to the initial policy", "nats a token"),
+    ("tokens_per_second", "tokens a second", "in the last step"),
+)
 
 
 def write_report(run_folder: Path | str) -> Path:
@@ -50,11 +56,16 @@ def page(run: RunData) -> str:
         _section(
             "From one reward to step advantages",
             _modulation_lead(run),
-            [figures.advantage_entropy(run), figures.advantage_advantage(run), figures.modulation(run)],
+            [
+                figures.advantage_entropy(run),
+                figures.advantage_advantage(run),
+                figures.scaling(run),
+                figures.clarity(run),
+            ],
             "No batch has been trained on yet.",
         ),
         _episodes(run),
-        _section("Time", "", [figures.time_per_phase(run)], "No step has finished yet."),
+        _section("Time", "", [figures.time_per_phase(run), figures.throughput(run)], "No step has finished yet."),
         _section("Health", "What should stay quiet.", figures.health(run), "Nothing measured yet.", small=True),
         _provenance(run),
     ]
@@ -98,29 +109,37 @@ def _tiles(run: RunData) -> str:
         for decoding in ("sampled", "greedy"):
             points = run.series(f"eval/{split}/{decoding}")
             if points:
-                tiles.append(_change_tile(f"{label}, {decoding}", points[0][1], points[-1][1]))
+                tiles.append(_change_tile(f"{label}, {decoding}", [value for _, value in points]))
     success = run.series("train/success")
-    if success and not tiles:
-        window = max(1, min(5, len(success) // 2))
+    if len(success) > 1 and not tiles:
+        window = min(5, len(success) // 2)
         first, last = (sum(y for _, y in part) / window for part in (success[:window], success[-window:]))
-        tiles.append(_change_tile("success in training", first, last))
+        tiles.append(_change_tile("success in training", [first, last]))
     if run.metrics:
         done, planned = run.metrics[-1]["step"], run.setting("run.steps")
-        durations = [value for _, value in run.series("time/step")]
-        about = f"{svg.seconds(sum(durations) / len(durations))} each" if durations else ""
-        tiles.append(_tile("steps", f"{done:,}" + (f" / {planned:,}" if planned else ""), about))
-    for name, label in (("policy/kl_to_initial", "KL to initial policy"), ("tokens_per_second", "tokens/s")):
+        tiles.append(_tile("steps", f"{done:,}" + (f" / {planned:,}" if planned else ""), _state(done, planned)))
+    durations = [value for _, value in run.series("time/step")]
+    if durations:
+        about = f"{svg.seconds(sum(durations) / len(durations))} a step"
+        tiles.append(_tile("time of all steps", duration(sum(durations)), about))
+    for name, label, about in LAST_VALUES:
         points = run.series(name)
         if points:
-            tiles.append(_tile(label, svg.number(points[-1][1]), "nats a token" if "kl" in name else "last step"))
+            tiles.append(_tile(label, svg.number(points[-1][1]), about))
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
-def _change_tile(label: str, first: float, last: float) -> str:
-    points = 100 * (last - first)
+def _state(done: int, planned: int | None) -> str:
+    return "" if not planned else "finished" if done >= planned else "so far"
+
+
+def _change_tile(label: str, rates: Sequence[float]) -> str:
+    """The last rate, and how far it is from the first."""
+    if len(rates) < 2:
+        return _tile(label, f"{rates[0]:.1%}", "at the first evaluation")
+    points = 100 * (rates[-1] - rates[0])
     direction = "up" if points > 0.05 else "down" if points < -0.05 else ""
-    about = f'<b class="{direction}">{points:+.1f} points</b> from {first:.1%}'
-    return _tile(label, f"{last:.1%}", about)
+    return _tile(label, f"{rates[-1]:.1%}", f'<b class="{direction}">{points:+.1f} points</b> from {rates[0]:.1%}')
 
 
 def _tile(label: str, value: str, about: str) -> str:
@@ -146,7 +165,7 @@ def _nothing(message: str) -> str:
 def _episodes(run: RunData) -> str:
     lead = (
         "<h2>An episode, step by step</h2><p>The agent's own text, tinted by the step's entropy: sure"
-        '<span class="scale"></span>unsure. The bar is the final advantage, its dark tick the trajectory\'s.</p>'
+        '<span class="scale"></span>unsure. The bar is the final advantage, its tick the trajectory\'s.</p>'
     )
     chosen = [(episode, "") for success in (True, False) if (episode := choose(run.last_episodes, success))]
     early = choose(run.first_episodes, False) or choose(run.first_episodes, True)
@@ -191,8 +210,9 @@ def standalone(figure: Figure, name: str) -> str:
         f'<text x="29" dy="0.32em" class="title">{html.escape(label)}</text></g>'
         for place, (label, colour, kind) in enumerate(chart.legend)
     )
+    box = f"0 0 {chart.size.width:.0f} {chart.size.height + top:.0f}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {svg.WIDTH:.0f} {chart.height + top:.0f}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">'
         f"<style>{COLOURS}{CHART}.head{{font-size:15px;font-weight:600;fill:var(--ink)}}</style>"
         f'<title>{html.escape(name)}</title><rect width="100%" height="100%" rx="10" fill="var(--card)"/>'
         f'<text x="52" y="22" class="head">{html.escape(figure.title)}</text>{keys}'

@@ -38,7 +38,7 @@ h2{font-size:19px;margin:40px 0 4px;letter-spacing:-.01em}
 h2+p{margin:0 0 14px;color:var(--soft)}
 h3{font-size:15px;margin:0 0 8px;font-weight:600}
 .lead{color:var(--soft);margin:0}
-.tiles{display:grid;gap:14px;margin:24px 0 0;grid-template-columns:repeat(auto-fit,minmax(200px,1fr))}
+.tiles{display:grid;gap:14px;margin:24px 0 0;grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr))}
 .tile,.card{background:var(--card);border:1px solid var(--edge);border-radius:12px}
 .tile{padding:14px 18px}
 .tile span{color:var(--soft);font-size:13px}
@@ -47,15 +47,16 @@ h3{font-size:15px;margin:0 0 8px;font-weight:600}
 .tile em b{display:inline;font-size:13px;letter-spacing:0}
 .up{color:var(--c2)!important}
 .down{color:var(--bad)!important}
-.cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr))}
-.cards.small{grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr))}
+.cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr))}
+.cards.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
 .card{padding:16px 18px 14px;position:relative}
 .card p{color:var(--soft);font-size:13px;line-height:1.45;margin:8px 0 0}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:12.5px;color:var(--soft);margin:-2px 0 6px}
 .legend span{display:inline-flex;align-items:center;gap:6px}
 .legend i{width:18px;height:0;border-top:2.5px solid var(--s)}
 .legend i.dash{border-top-style:dashed}
-.legend i.band{height:11px;width:11px;border:0;border-radius:3px;background:var(--s)}
+.legend i.band{opacity:.3}
+.legend i.band,.legend i.box{height:11px;width:11px;border:0;border-radius:3px;background:var(--s)}
 .legend i.dot,.legend i.ring{width:10px;height:10px;border-radius:50%;border:2px solid var(--s)}
 .legend i.dot{background:var(--s)}
 .tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--page);border-radius:8px;

@@ -5,12 +5,24 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
 Format = Callable[[float], str]
 
-WIDTH, HEIGHT = 560.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 34.0
+
+
+class Size(NamedTuple):
+    """Of a drawing, in its own units; the page scales it to the card."""
+
+    width: float
+    height: float
+
+
+FULL, SMALL = Size(560.0, 260.0), Size(380.0, 175.0)
+WIDTH, HEIGHT = FULL
+MOST_MARKS = 40  # more of them would hide the line
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Chart:
 
     content: str
     legend: Sequence[tuple[str, int, str]] = ()
-    height: float = HEIGHT
+    size: Size = FULL
     hover: object = None
 
     def html(self) -> str:
@@ -53,7 +65,7 @@ class Chart:
         keys = f'<div class="legend">{items}</div>' if len(self.legend) > 1 else ""
         # What the page's script shows under the pointer.
         data = f' data-hover="{html.escape(json.dumps(self.hover))}"' if self.hover else ""
-        box = f'viewBox="0 0 {WIDTH:.0f} {self.height:.0f}"'
+        box = f'viewBox="0 0 {self.size.width:.0f} {self.size.height:.0f}"'
         return f'{keys}<svg {box} role="img"{data}>{self.content}</svg>'
 
 
@@ -80,10 +92,9 @@ def scale(values: Sequence[float], start: float, end: float, *, ticks: int = 5, 
     """A scale over the values, widened to round ticks; ``whole`` keeps the ends and ticks at integers only."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-12 * max(1.0, abs(high)):
-        low, high = (
-            low - (0.5 if whole else abs(low) * 0.1 or 0.5),
-            high + (0.5 if whole else abs(high) * 0.1 or 0.5),
-        )
+        # A constant: a whole number between its neighbours, zero as the bottom, others around the middle.
+        room = 0.5 if whole else 0.1 * abs(high)
+        low, high = (low - room, high + room) if room else (0.0, 1.0)
     step = _round_step((high - low) / ticks)
     if whole:
         step = max(1.0, math.ceil(step))
@@ -126,7 +137,7 @@ def line_chart(
     form: Format = number,
     y_ends: Sequence[float] = (),
     x_label: str = "step",
-    height: float = HEIGHT,
+    size: Size = FULL,
 ) -> Chart | None:
     """Lines over the training step, with values under the pointer. None without any point."""
     lines = [line for line in lines if line.points]
@@ -135,8 +146,8 @@ def line_chart(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + list(y_ends)
     ys += [value for band in bands for _, low, high in band.ranges for value in (low, high)]
-    x, y = scale(xs, LEFT, WIDTH - RIGHT, whole=True), scale(ys, height - BOTTOM, TOP)
-    parts = [axes(x, y, form, x_label, height)]
+    x, y = scale(xs, LEFT, size.width - RIGHT, whole=True), scale(ys, size.height - BOTTOM, TOP)
+    parts = [axes(x, y, form, x_label, size=size)]
     for band in bands:
         upper = [f"{x(at):.1f},{y(high):.1f}" for at, _, high in band.ranges]
         lower = [f"{x(at):.1f},{y(low):.1f}" for at, low, _ in reversed(band.ranges)]
@@ -146,7 +157,7 @@ def line_chart(
     entries = [(line.label, line.colour, "dash" if line.dash else "line") for line in lines if line.label]
     entries += [(band.label, band.colour, "band") for band in bands if band.label]
     hover = {
-        "x": [x.low, x.high, LEFT, WIDTH - RIGHT],
+        "x": [x.low, x.high, LEFT, size.width - RIGHT],
         "series": [
             {
                 "label": line.label,
@@ -157,7 +168,7 @@ def line_chart(
             if line.label
         ],
     }
-    return Chart("".join(parts), entries, height, hover)
+    return Chart("".join(parts), entries, size, hover)
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
@@ -165,7 +176,7 @@ def _line(line: Line, x: Scale, y: Scale) -> str:
     colour = f"var(--c{line.colour})"
     look = f'class="line{" dash" if line.dash else ""}{" faint" if line.faint else ""}" stroke="{colour}"'
     drawn = f'<polyline points="{" ".join(places)}" {look}/>' if len(places) > 1 else ""
-    if line.marks or len(places) == 1:
+    if (line.marks and len(places) <= MOST_MARKS) or len(places) == 1:
         for place in places:
             across, down = place.split(",")
             drawn += f'<circle cx="{across}" cy="{down}" r="3.5" fill="{colour}" class="mark"/>'
@@ -185,7 +196,7 @@ def stacked_chart(
     if len(rows) == 1:
         width = 40.0
     y = scale([0.0, *totals], HEIGHT - BOTTOM, TOP)
-    parts = [axes(x, y, form, "step", HEIGHT)]
+    parts = [axes(x, y, form, "step")]
     for at, values in rows:
         below = 0.0
         for colour, value in enumerate(values):
@@ -201,8 +212,8 @@ def stacked_chart(
             for place, label in enumerate(labels)
         ],
     }
-    keys = [(label, place, "band") for place, label in enumerate(labels)]
-    return Chart("".join(parts), keys, HEIGHT, hover)
+    keys = [(label, place, "box") for place, label in enumerate(labels)]
+    return Chart("".join(parts), keys, FULL, hover)
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,7 @@ def scatter_chart(clouds: Sequence[Dots], *, x_label: str, y_label: str, diagona
     left = LEFT + 14
     x = scale([a for a, _ in every], left, WIDTH - RIGHT)
     y = scale([b for _, b in every], HEIGHT - BOTTOM, TOP)
-    parts = [axes(x, y, number, x_label, HEIGHT, y_label)]
+    parts = [axes(x, y, number, x_label, y_label)]
     if y.low < 0 < y.high:
         parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}" class="zero"/>')
     if diagonal:
@@ -245,7 +256,7 @@ def range_chart(
     left = LEFT + 14
     width = (WIDTH - left - RIGHT) / len(rows)
     y = scale([0.0] + [value for _, first, last in rows for value in (first, last)], HEIGHT - BOTTOM, TOP)
-    parts = [axes(None, y, number, x_label, HEIGHT, y_label)]
+    parts = [axes(None, y, number, x_label, y_label)]
     for place, (name, first, last) in enumerate(rows):
         at = left + width * (place + 0.5)
         about = html.escape(f"{name}: {number(first)} → {number(last)} ({last - first:+.3f})")
@@ -261,25 +272,26 @@ def range_chart(
     return Chart("".join(parts), [(before, -1, "ring"), (after, 0, "dot")])
 
 
-def axes(x: Scale | None, y: Scale, form: Format, x_label: str, height: float, y_label: str = "") -> str:
+def axes(x: Scale | None, y: Scale, form: Format, x_label: str, y_label: str = "", *, size: Size = FULL) -> str:
     """Grid lines, tick labels and axis titles."""
     left = LEFT + (14 if y_label else 0)
     parts = []
     for tick in y.ticks:
         at = f"{y(tick):.1f}"
-        parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}" class="grid"/>')
+        parts.append(f'<line x1="{left}" x2="{size.width - RIGHT}" y1="{at}" y2="{at}" class="grid"/>')
         parts.append(
             f'<text x="{left - 7}" y="{at}" dy="0.32em" class="tick" text-anchor="end">{form(tick)}</text>'
         )
     for tick in x.ticks if x else ():
-        place = f'x="{x(tick):.1f}" y="{height - BOTTOM + 15}"' if x else ""
+        place = f'x="{x(tick):.1f}" y="{size.height - BOTTOM + 15}"' if x else ""
         parts.append(f'<text {place} class="tick" text-anchor="middle">{number(tick)}</text>')
-    centre = (left + WIDTH - RIGHT) / 2
+    centre = (left + size.width - RIGHT) / 2
     parts.append(
-        f'<text x="{centre}" y="{height - 3}" class="title" text-anchor="middle">{html.escape(x_label)}</text>'
+        f'<text x="{centre}" y="{size.height - 3}" class="title" text-anchor="middle">'
+        f"{html.escape(x_label)}</text>"
     )
     if y_label:
-        down = (TOP + height - BOTTOM) / 2
+        down = (TOP + size.height - BOTTOM) / 2
         turned = f'transform="translate(11 {down}) rotate(-90)"'
         parts.append(f'<text {turned} class="title" text-anchor="middle">{html.escape(y_label)}</text>')
     return "".join(parts)

@@ -1,0 +1,1 @@
+"""The training loop, its batches, metrics, run folder and report: the room that knows all others."""

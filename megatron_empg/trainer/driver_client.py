@@ -1,0 +1,58 @@
+"""The trainer's side of the driver: plain HTTP, used on rank 0."""
+
+import time
+
+import httpx
+
+from megatron_empg.trainer.batch import Evaluation
+
+
+class DriverClientError(RuntimeError):
+    """The driver did not answer, or says why it has no batch."""
+
+
+def wait_until_healthy(urls: list[str], token: str, *, timeout: float) -> None:
+    """Wait until each answers GET /health. Raises DriverClientError naming the one that does not."""
+    deadline = time.monotonic() + timeout
+    with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=10.0, trust_env=False) as client:
+        for url in urls:
+            while not _healthy(client, url):
+                if time.monotonic() > deadline:
+                    raise DriverClientError(f"{url} was not healthy after {timeout:.0f} s")
+                time.sleep(0.1)
+
+
+def _healthy(client: httpx.Client, url: str) -> bool:
+    try:
+        return client.get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+class DriverClient:
+    """Asks the driver at `url` for batches; ``timeout`` is the seconds one answer may take."""
+
+    def __init__(self, url: str, token: str, *, timeout: float) -> None:
+        self.url = url
+        self._client = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, trust_env=False
+        )
+
+    def rollout(self, step: int) -> bytes:
+        """The batch of a step, as `Batch.to_bytes` made it."""
+        return self._post(f"/rollout/{step}").content
+
+    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+        """Success on a split's fixed questions."""
+        return Evaluation(**self._post("/evaluate", {"split": split, "greedy": greedy}).json())
+
+    def _post(self, path: str, body: object = None) -> httpx.Response:
+        try:
+            answer = self._client.post(path, json=body)
+        except httpx.HTTPError as error:
+            raise DriverClientError(f"the driver at {self.url}{path}: {type(error).__name__} {error}") from error
+        if answer.status_code != 200:
+            raise DriverClientError(
+                f"the driver at {self.url}{path} answered {answer.status_code}: {answer.text[:500]}"
+            )
+        return answer
