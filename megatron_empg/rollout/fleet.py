@@ -1,7 +1,8 @@
 """Which engines may generate: a state machine without I/O.
 
 HEALTHY engines take episodes. DEAD ones failed. STALE ones answer but hold other weights than the
-policy's: they came back after a failure, or a weight transfer missed them. Only new weights make a STALE engine HEALTHY.
+policy's: they came back after a failure, or a weight transfer missed them. Only new weights make a
+STALE engine HEALTHY.
 """
 
 from __future__ import annotations

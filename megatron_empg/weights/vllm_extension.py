@@ -123,8 +123,8 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
         # vLLM's reload misses an LM head tied to the embedding; on CPU that works on a packed copy, now stale.
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead):
-                quant_method: Any = module.quant_method
-                quant_method.process_weights_after_loading(module)
+                head: Any = module
+                head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
         if self._group is not None:
