@@ -124,7 +124,7 @@ document.querySelectorAll('svg[data-hover]').forEach(function(svg){
     var at=(event.clientX-box.left)/box.width*view.width;
     var step=steps.reduce(function(a,b){return Math.abs(place(b)-at)<Math.abs(place(a)-at)?b:a});
     clear();
-    line=document.createElementNS('http://www.w3.org/2000/svg','line');
+    line=document.createElementNS(svg.namespaceURI,'line');
     line.setAttribute('class','cursor');line.setAttribute('x1',place(step));line.setAttribute('x2',place(step));
     line.setAttribute('y1',12);line.setAttribute('y2',view.height-34);svg.appendChild(line);
     tip=document.createElement('div');tip.className='tip';

@@ -80,7 +80,7 @@ def _batch(chance: random.Random, progress: float, modulated: bool) -> dict[str,
     per_episode = group_advantages(rewards, torch.arange(64) // 8)
     lengths = [chance.choice((2, 3, 4, 4, 5)) for _ in range(64)]
     ids = torch.tensor([episode for episode, length in enumerate(lengths) for _ in range(length)])
-    level = 0.75 - 0.3 * progress
+    level = 0.25 + 0.5 * math.exp(-progress)
     entropies = torch.tensor([chance.gammavariate(1.6, level / 1.6) for _ in ids])
     advantages = per_episode[ids]
     if not modulated:
