@@ -1,6 +1,7 @@
 """Sharded log-prob and entropy over gloo at TP 1, 2 and 4, against the dense float64 definition.
 
-Each world size starts its ranks once; they run every case, and each case is a test of its own.
+Each world size starts its ranks once; they run every case here and in test_vocab_parallel_fused.py, and each
+case is a test of its own.
 """
 
 import os
@@ -8,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 
 import pytest
 import torch
@@ -50,19 +52,31 @@ def run_cases(cases: list[Case]) -> dict[str, str]:
             torch.manual_seed(7)
             case(dist.group.WORLD)
         except Exception:
-            failures[case.__name__] = f"rank {dist.get_rank()}: {traceback.format_exc()}"
+            failures[name_of(case)] = f"rank {dist.get_rank()}: {traceback.format_exc()}"
         if os.environ.get("EMPG_TEST_TIMES") and dist.get_rank() == 0:
             print(f"{dist.get_world_size()} {case.__name__}: {time.perf_counter() - started:.2f} s", flush=True)
     return failures
 
 
-def failures_of(world_size: int, cases: list[Case]) -> dict[str, str]:
-    """What failed, by case, with the traceback of every rank it failed on."""
+def name_of(case: Case) -> str:
+    return f"{case.__module__}.{case.__name__}"
+
+
+@cache
+def failures_at(world_size: int) -> dict[str, str]:
+    """What failed of this file's cases and the fused head's, with the traceback of every rank it failed on."""
+    import test_vocab_parallel_fused
+
     failures: dict[str, str] = {}
-    for of_rank in run_ranks(run_cases, world_size, cases):
+    for of_rank in run_ranks(run_cases, world_size, CASES + test_vocab_parallel_fused.CASES):
         for case, trace in of_rank.items():
             failures[case] = failures.get(case, "") + "\n" + trace
     return failures
+
+
+def assert_passed(case: Case, world_size: int) -> None:
+    failures = failures_at(world_size)
+    assert name_of(case) not in failures, failures[name_of(case)]
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, what: str, tolerance: float = 1e-5) -> None:
@@ -260,14 +274,7 @@ def case_hypothesis_shapes(group: dist.ProcessGroup) -> None:
 CASES = [value for name, value in list(globals().items()) if name.startswith("case_")]
 
 
-@pytest.fixture(scope="module")
-def failures() -> dict[int, dict[str, str]]:
-    return {}
-
-
-@pytest.mark.parametrize("case", [case.__name__ for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.removeprefix("case_"))
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_sharded(world_size: int, case: str, failures: dict[int, dict[str, str]]) -> None:
-    if world_size not in failures:
-        failures[world_size] = failures_of(world_size, CASES)
-    assert case not in failures[world_size], failures[world_size][case]
+def test_sharded(world_size: int, case: Case) -> None:
+    assert_passed(case, world_size)

@@ -50,11 +50,7 @@ LAYOUTS = {
         Layout(tied=True, overlap=True, distributed_optimizer=True),
         Layout(tensor=2, sequence_parallel=True, dtype=torch.bfloat16),
     ],
-    4: [
-        Layout(tensor=2, pipeline=2, sequence_parallel=True, tied=True),
-        Layout(tensor=2, pipeline=2, tied=True, overlap=True),
-        Layout(tensor=2, pipeline=2, sequence_parallel=True),
-    ],
+    4: [Layout(tensor=2, pipeline=2, sequence_parallel=True, tied=True)],
 }
 
 
