@@ -50,9 +50,8 @@ def evaluate(
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.trainer.report import write_report
-    from megatron_empg.trainer.run_folder import RunFolder
 
-    typer.echo(write_report(RunFolder(run)))
+    typer.echo(write_report(run))
 
 
 def main() -> None:

@@ -225,4 +225,4 @@ def _watch(family: Family, trainer: Child, total_steps: int) -> None:
 def _report(folder: RunFolder) -> Path:
     from megatron_empg.trainer.report import write_report
 
-    return write_report(folder)
+    return write_report(folder.root)

@@ -56,6 +56,23 @@ def training(run: RunData) -> Figure | None:
     return _figure("Success in training", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0,)))
 
 
+def imitation(run: RunData) -> list[Figure | None]:
+    """The figures of a supervised warm-up: loss, and how much of the walkthroughs is certain."""
+    if run.setting("sft") is None:
+        return []
+    lines = _smoothed("training", run.series("policy/loss"), 0)
+    lines.append(svg.Line("held out", run.series("eval/loss"), 1, marks=True))
+    surely = _smoothed("tokens", run.series("policy/correct_surely"), 2)
+    return [
+        _figure("Loss", "Mean cross-entropy of the walkthroughs' own tokens, in nats.", svg.line_chart(lines)),
+        _figure(
+            "Sure tokens",
+            "Share of the walkthroughs' tokens that the policy gives a probability above 0.9.",
+            svg.line_chart(surely, form=svg.percent, y_ends=(0.0,)),
+        ),
+    ]
+
+
 def kl_step(run: RunData) -> Figure | None:
     lines = _smoothed("KL old → new", run.series("policy/approx_kl"), 0)
     caption = "How far one step moves the policy: k3 estimate over the batch's tokens, in nats."

@@ -45,26 +45,21 @@ def write_learning_curve(run_folder: Path | str, path: Path) -> Path:
 
 def page(run: RunData) -> str:
     """The whole document."""
+    supervised = run.setting("sft") is not None
     sections = [
-        _section("Learning", "", [figures.evaluation(run), figures.training(run)], "No step has finished yet."),
+        _section(
+            "Learning",
+            "",
+            [figures.evaluation(run), figures.training(run), *figures.imitation(run)],
+            "No step has finished yet.",
+        ),
         _section(
             "How the policy changes",
             "",
             [figures.kl_step(run), figures.kl_initial(run), figures.entropy(run), figures.entropy_change(run)],
             "Nothing measured yet.",
         ),
-        _section(
-            "From one reward to step advantages",
-            _modulation_lead(run),
-            [
-                figures.advantage_entropy(run),
-                figures.advantage_advantage(run),
-                figures.scaling(run),
-                figures.clarity(run),
-            ],
-            "No batch has been trained on yet.",
-        ),
-        _episodes(run),
+        *([] if supervised else [_advantages(run), _episodes(run)]),
         _section("Time", "", [figures.time_per_phase(run), figures.throughput(run)], "No step has finished yet."),
         _section("Health", "What should stay quiet.", figures.health(run), "Nothing measured yet.", small=True),
         _provenance(run),
@@ -90,6 +85,17 @@ def _lead(run: RunData) -> str:
     if run.setting("algorithm.shuffle_rewards"):
         parts.append("control: rewards shuffled")
     return " · ".join(part for part in parts if part)
+
+
+def _advantages(run: RunData) -> str:
+    shown = [
+        figures.advantage_entropy(run),
+        figures.advantage_advantage(run),
+        figures.scaling(run),
+        figures.clarity(run),
+    ]
+    missing = "No batch has been trained on yet."
+    return _section("From one reward to step advantages", _modulation_lead(run), shown, missing)
 
 
 def _modulation_lead(run: RunData) -> str:
