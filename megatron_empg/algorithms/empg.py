@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_empg.algorithms.collectives import Group, raise_together, reduce_max, reduce_sum
 
+ROUNDING = 1e-6  # an entropy this far below zero is zero, rounded
 RANGE_EPS = 1e-8  # the paper's epsilon in the min-max normalisation
 
 
@@ -134,7 +135,7 @@ def _fault(
 def _fault_in_values(advantages: Tensor, entropies: Tensor, trajectory_ids: Tensor) -> str | None:
     checks = (
         ("advantages", advantages, advantages.isfinite(), "finite"),
-        ("entropies", entropies, entropies.isfinite() & (entropies >= 0), "finite and not negative"),
+        ("entropies", entropies, entropies.isfinite() & (entropies >= -ROUNDING), "finite and not negative"),
     )
     for name, values, good, wanted in checks:
         if not good.all():

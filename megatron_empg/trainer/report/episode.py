@@ -1,6 +1,7 @@
 """An episode as HTML: each step's own text tinted by its entropy, beside what EMPG made of it."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,10 @@ def episode_html(episode: Mapping[str, Any]) -> str:
 
 
 def _tints(turns: Sequence[Mapping[str, Any]]) -> list[float]:
-    """0 to 1: the batch's H_norm where there is one, else the entropy's place within the episode."""
+    """0 to 1: the batch's H_norm where there is one, else the entropy's place within the episode.
+
+    As the square root: one very unsure step in the batch leaves all others small.
+    """
     entropies = [turn.get("entropy") for turn in turns]
     known = [value for value in entropies if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
@@ -44,7 +48,7 @@ def _tints(turns: Sequence[Mapping[str, Any]]) -> list[float]:
             tints.append(float(turn["h_norm"]))
         else:
             tints.append((value - low) / (high - low) if value is not None and high > low else 0.0)
-    return tints
+    return [math.sqrt(max(0.0, tint)) for tint in tints]
 
 
 def _turn(number: int, turn: Mapping[str, Any], tint: float, largest: float, trajectory: float | None) -> str:

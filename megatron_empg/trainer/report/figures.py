@@ -74,9 +74,14 @@ def imitation(run: RunData) -> list[Figure | None]:
 
 
 def kl_step(run: RunData) -> Figure | None:
-    lines = _smoothed("KL old → new", run.series("policy/approx_kl"), 0)
+    measured = run.series("policy/approx_kl")
+    # The first update of a batch still has the policy that sampled it: there is only rounding, no curve.
+    points = [(step, value if abs(value) > 1e-12 else 0.0) for step, value in measured]
     caption = "How far one step moves the policy: k3 estimate over the batch's tokens, in nats."
-    return _figure("KL of old to new policy", caption, svg.line_chart(lines, y_ends=(0.0,)))
+    if points and not any(value for _, value in points):
+        caption += " With one update a batch it is taken where the policy has not moved yet, so it is 0."
+    chart = svg.line_chart(_smoothed("KL old → new", points, 0), y_ends=(0.0,))
+    return _figure("KL of old to new policy", caption, chart)
 
 
 def kl_initial(run: RunData) -> Figure | None:

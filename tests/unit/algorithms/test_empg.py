@@ -125,6 +125,11 @@ def test_no_spread_of_entropies_is_defined(entropies: list[float]) -> None:
     assert all(part.isfinite().all() and part.shape == (steps,) for part in parts)
 
 
+def test_an_entropy_rounded_below_zero_is_no_fault() -> None:
+    parts = modulation(torch.ones(2), torch.tensor([-1e-8, 1.0]), torch.tensor([0, 1]))
+    assert parts.h_norm.tolist() == pytest.approx([0.0, 1.0])
+
+
 def test_scale_has_batch_mean_one_and_centring_gives_mean_zero() -> None:
     generator = torch.Generator().manual_seed(1)
     parts = modulation(

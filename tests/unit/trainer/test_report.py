@@ -131,13 +131,13 @@ def test_an_annotated_turn_shows_its_numbers() -> None:
     page = Balanced(episode_html({"question": "q", "advantage": -1.0, "turns": [turn]}))
     for shown in ("0.413", "0.31", "1.12", "+0.081", "-0.900", "trajectory advantage -1.000"):
         assert shown in page.text
-    assert "--h:0.310" in episode_html({"turns": [turn]})
+    assert "--h:0.557" in episode_html({"turns": [turn]})
 
 
 def test_without_h_norm_the_tint_is_the_place_within_the_episode() -> None:
     turns = [{"text": "", "entropy": entropy} for entropy in (0.2, 0.6, 1.0)]
     page = episode_html({"turns": turns})
-    assert [f"--h:{tint}" in page for tint in ("0.000", "0.500", "1.000")] == [True] * 3
+    assert [f"--h:{tint}" in page for tint in ("0.000", "0.707", "1.000")] == [True] * 3
 
 
 def test_deciles_compare_the_first_with_the_last_batches() -> None:
@@ -167,6 +167,22 @@ def test_a_constant_series_can_be_drawn(value: float) -> None:
     assert figure is not None
     assert "nan" not in figure.chart.content
     ElementTree.fromstring(figure.chart.html())
+
+
+def test_rounding_is_not_drawn_as_a_curve() -> None:
+    figure = figures.kl_step(run_with([{"step": n, "policy/approx_kl": n * 1e-17} for n in range(3)]))
+    assert figure is not None
+    assert "has not moved yet" in figure.caption
+    assert "e-17" not in figure.chart.content
+
+
+def test_a_supervised_warm_up_shows_its_loss_and_no_episodes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).open("sft: {batch_size: 8}\nrun: {steps: 3}\n")
+    for step in range(1, 4):
+        append_line(folder.metrics, {"step": step, "policy/loss": 1.0 / step, "policy/correct_surely": 0.5})
+    page = report_of(folder)
+    assert "Sure tokens" in page.text
+    assert "An episode, step by step" not in page.text
 
 
 def test_ticks_are_round_and_enclose_the_values() -> None:
