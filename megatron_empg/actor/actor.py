@@ -19,7 +19,6 @@ from megatron_empg.actor.model import DTYPES, build_model
 from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
 from megatron_empg.actor.packing import IGNORE, Microbatch, Sequence, pack, plan_microbatches
 from megatron_empg.actor.weights import ActorWeights, fill, load_hugging_face
-from megatron_empg.vocab_parallel import logprob_and_entropy
 from megatron_empg.weights.initialise import random_tensors
 from megatron_empg.weights.model_config import ModelConfig
 
@@ -87,7 +86,6 @@ class Actor:
         self.optimizer, self.scheduler = build_optimizer(
             self.model, self.mcore, optimizer, dtype=dtype, distributed=distributed_optimizer
         )
-        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
         self.data_rank = parallel_state.get_data_parallel_rank()
 
     def load_weights(self, folder: Path) -> None:
@@ -111,7 +109,7 @@ class Actor:
         offsets = torch.tensor([0, *(s.num_own_tokens for s in sequences)]).cumsum(0).tolist()
 
         def collect(batch: Microbatch, output: Tensor, non_loss_data: bool = True) -> None:
-            logprob, entropy = self._logprob_and_entropy(output, batch, temperature)
+            logprob, entropy = _at_own_tokens(output, batch)
             done = 0
             for index in batch.indices:
                 start, end = offsets[index], offsets[index + 1]
@@ -121,7 +119,7 @@ class Actor:
 
         self._set_training(False)
         with torch.no_grad():
-            self._run(self._microbatches(sequences, names=()), collect, forward_only=True)
+            self._run(self._microbatches(sequences, names=()), collect, temperature, forward_only=True)
         self._share_results(results)
         logprobs, entropies = results.cpu()
         return [Score(logprobs[start:end], entropies[start:end]) for start, end in itertools.pairwise(offsets)]
@@ -135,7 +133,7 @@ class Actor:
         sums = torch.zeros(len(reported) + 1, dtype=torch.float64, device=layouts.platform.device())
 
         def loss(batch: Microbatch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            logprob, entropy = self._logprob_and_entropy(output, batch, temperature)
+            logprob, entropy = _at_own_tokens(output, batch)
             per_token, statistics = loss_function(logprob, entropy, batch.values)
             total = per_token.sum()
             if not len(logprob):  # keeps the graph whole on a rank, or in a microbatch, without own tokens
@@ -150,7 +148,7 @@ class Actor:
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        self._run(self._microbatches(sequences, names), loss, forward_only=False)
+        self._run(self._microbatches(sequences, names), loss, temperature, forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
         self._share_results(sums)
         *totals, tokens = sums.tolist()
@@ -179,13 +177,15 @@ class Actor:
         place = layouts.platform.device()
         return [pack(sequences, indices, names, multiple=multiple).to(place) for indices in plan]
 
-    def _run(self, batches: list[Microbatch], last: Callable[..., Any], *, forward_only: bool) -> None:
+    def _run(
+        self, batches: list[Microbatch], last: Callable[..., Any], temperature: float, *, forward_only: bool
+    ) -> None:
         """Megatron's pipeline schedule over the microbatches; `last` is called on the last stage's output."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         def forward_step(data: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(data)
-            return model(**_model_inputs(batch)), partial(last, batch)
+            return model(**_model_inputs(batch), temperature=temperature), partial(last, batch)
 
         get_forward_backward_func()(
             forward_step_func=forward_step,
@@ -196,17 +196,6 @@ class Actor:
             micro_batch_size=1,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
-        )
-
-    def _logprob_and_entropy(self, logits: Tensor, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """At the policy's own tokens only: [own tokens] each."""
-        own = batch.targets != IGNORE
-        return logprob_and_entropy(
-            logits[0][own],
-            batch.targets[own],
-            self.tensor_group,
-            vocab_size=self.config.vocab_size,
-            temperature=temperature,
         )
 
     def _share_results(self, results: Tensor) -> None:
@@ -223,6 +212,14 @@ class Actor:
             chunk.train(training)
 
 
+def _at_own_tokens(
+    output: Float[Tensor, "1 tokens 2"], batch: Microbatch
+) -> tuple[Float[Tensor, "own_tokens"], Float[Tensor, "own_tokens"]]:
+    """(log-prob, entropy) as the fused head gives them, where the next token is the policy's own."""
+    own = output[0][batch.targets != IGNORE]
+    return own[:, 0], own[:, 1]
+
+
 def _model_inputs(batch: Microbatch) -> dict[str, Any]:
     from megatron.core.packed_seq_params import PackedSeqParams
 
@@ -230,6 +227,7 @@ def _model_inputs(batch: Microbatch) -> dict[str, Any]:
         "input_ids": batch.tokens,
         "position_ids": batch.positions,
         "attention_mask": None,
+        "labels": batch.targets[None],
         "packed_seq_params": PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,

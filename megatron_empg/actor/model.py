@@ -74,6 +74,7 @@ def build_model(
     from megatron.core.models.gpt import GPTModel
 
     from megatron_empg.actor.layer_spec import block_spec
+    from megatron_empg.actor.lm_head import fuse_lm_head
     from megatron_empg.actor.platform import device
 
     mcore = transformer_config(config, layout, dtype=dtype, recompute=recompute)
@@ -90,6 +91,7 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=config.rope_theta,  # type: ignore[arg-type]
     )
+    fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())
     if dtype == "bfloat16":
         model = model.bfloat16()
