@@ -61,8 +61,7 @@ class _NoStream:
     def __enter__(self) -> "_NoStream":
         return self
 
-    def __exit__(self, *_: Any) -> bool:
-        return False
+    def __exit__(self, *_: Any) -> None: ...
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_, **__: None

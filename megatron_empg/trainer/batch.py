@@ -1,7 +1,7 @@
 """One training batch on its way from the driver to the trainer ranks: tensors and JSON, no pickle."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,27 +67,3 @@ class Batch:
             json.loads(header["episodes"]),
             json.loads(header["metrics"]),
         )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Success of one decoding on a split's fixed questions."""
-
-    split: str
-    greedy: bool
-    success: float
-    questions: int
-    errors: int
-    seconds: float
-
-    def metrics(self) -> dict[str, float]:
-        """Under ``eval/SPLIT/…``."""
-        how = "greedy" if self.greedy else "sampled"
-        return {
-            f"eval/{self.split}/{how}": self.success,
-            f"eval/{self.split}/questions": self.questions,
-            f"eval/{self.split}/{how}_errors": self.errors,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)

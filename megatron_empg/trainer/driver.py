@@ -22,8 +22,8 @@ from megatron_empg.rollout.episode import Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
-from megatron_empg.trainer.batch import Evaluation
 from megatron_empg.trainer.collect import Collection
+from megatron_empg.trainer.evaluation import Evaluation
 
 EVALUATION_STEP = -1
 """Stands for the training step in the seeds of an evaluation: it draws the same each time."""
@@ -69,14 +69,23 @@ class Driver:
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
         sampling = Sampling(temperature=0.0 if greedy else 1.0, stop_token_ids=self._stop)
         episodes = await self.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling)
-        usable = [e for e in episodes if e.outcome != "error"]
-        if not usable:
+        played = [(task, e) for task, e in zip(tasks, episodes, strict=True) if e.outcome != "error"]
+        if not played:
             raise DriverError(
                 f"evaluation of {split}: every episode ended in an error, the first: {episodes[0].error}"
             )
-        success = sum(e.outcome == "success" for e in usable) / len(usable)
-        errors = len(episodes) - len(usable)
-        return Evaluation(split, greedy, success, len(usable), errors, time.monotonic() - started)
+        by_kind: dict[str, list[bool]] = {}
+        for task, episode in played:
+            by_kind.setdefault(str(task.payload.get("kind", "all")), []).append(episode.outcome == "success")
+        return Evaluation(
+            split,
+            greedy,
+            success=sum(map(sum, by_kind.values())) / len(played),
+            questions=len(played),
+            errors=len(episodes) - len(played),
+            seconds=time.monotonic() - started,
+            by_kind={kind: sum(wins) / len(wins) for kind, wins in sorted(by_kind.items())},
+        )
 
 
 @asynccontextmanager

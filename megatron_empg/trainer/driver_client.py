@@ -1,22 +1,29 @@
 """The trainer's side of the driver: plain HTTP, used on rank 0."""
 
 import time
+from collections.abc import Callable
 
 import httpx
 
-from megatron_empg.trainer.batch import Evaluation
+from megatron_empg.trainer.evaluation import Evaluation
 
 
 class DriverClientError(RuntimeError):
     """The driver did not answer, or says why it has no batch."""
 
 
-def wait_until_healthy(urls: list[str], token: str, *, timeout: float) -> None:
-    """Wait until each answers GET /health. Raises DriverClientError naming the one that does not."""
+def wait_until_healthy(
+    urls: list[str], token: str, *, timeout: float, check: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until each answers GET /health. Raises DriverClientError naming the one that does not.
+
+    `check` is called while waiting, to raise when waiting on is pointless.
+    """
     deadline = time.monotonic() + timeout
     with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=10.0, trust_env=False) as client:
         for url in urls:
             while not _healthy(client, url):
+                check()
                 if time.monotonic() > deadline:
                     raise DriverClientError(f"{url} was not healthy after {timeout:.0f} s")
                 time.sleep(0.1)

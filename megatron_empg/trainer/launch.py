@@ -4,12 +4,14 @@ Engines (vLLM servers), the driver and the trainer ranks (torchrun) are processe
 here one parent starts them. What they print goes to ``logs/``; the parent shows the steps as they are logged.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from pathlib import Path
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.rollout.launch import free_port, start_engine
+from megatron_empg.trainer.driver_client import wait_until_healthy
+from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsError, check_writers, read_metrics
 from megatron_empg.trainer.progress import Progress
 from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
@@ -130,6 +134,41 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
         family.stop()
         folder.close()
     return folder.root / "policy"
+
+
+def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> list[Evaluation]:
+    """Success of a policy on the recipe's fixed questions, every split, sampled and greedy; prints as it goes."""
+    recipe = load_recipe(path, [*overrides, *([f"model.path={model}"] if model else [])])
+    _check(recipe)
+    if not recipe.evaluation.questions:
+        raise RecipeError("evaluation.questions is 0; say how many fixed questions of each split to ask")
+    with tempfile.TemporaryDirectory(prefix="empg_evaluate_") as scratch:
+        folder = RunFolder(scratch).open(dump_recipe(recipe))
+        family = Family(folder)
+        try:
+            urls = _start_engines(recipe, family)
+            wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
+            return asyncio.run(_evaluate(recipe, urls, family.token))
+        finally:
+            family.stop()
+            folder.close()
+
+
+async def _evaluate(recipe: Recipe, urls: list[str], token: str) -> list[Evaluation]:
+    from megatron_empg.trainer.driver import open_driver
+
+    results = []
+    async with open_driver(recipe, urls, token) as driver:
+        for split in recipe.evaluation.splits:
+            for greedy in (False, True) if recipe.evaluation.greedy else (False,):
+                result = await driver.evaluate(split, greedy)
+                kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in result.by_kind.items())
+                how = "greedy" if greedy else "sampled"
+                print(
+                    f"{split} {how}: {result.success:.1%} of {result.questions} ({kinds}), {result.seconds:.0f} s"
+                )
+                results.append(result)
+    return results
 
 
 def _check(recipe: Recipe | SftRecipe) -> None:

@@ -17,6 +17,7 @@ from megatron_empg.actor.actor import Actor, Score
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.platform import device
 from megatron_empg.actor.reference import FrozenReference
+from megatron_empg.actor.weights import ActorWeights, export_hugging_face
 from megatron_empg.algorithms.policy_loss import kl_estimate
 from megatron_empg.algorithms.rollout_correction import logprob_gap
 from megatron_empg.recipe import Recipe
@@ -26,8 +27,9 @@ from megatron_empg.trainer.advantages import (
     assignment_metrics,
     training_sequences,
 )
-from megatron_empg.trainer.batch import Batch, Evaluation
+from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
+from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.policy_update import update_policy
 from megatron_empg.trainer.run_folder import RunFolder
@@ -52,7 +54,7 @@ class Driver(Protocol):
 class Publisher(Protocol):
     """Brings weights to the engines; used on rank 0 only."""
 
-    def publish(self, source: object, version: int) -> object: ...
+    def publish(self, source: ActorWeights, version: int) -> object: ...
 
 
 class Training:
@@ -194,7 +196,8 @@ class Training:
         return done == self.recipe.run.steps or bool(every and done % every == 0)
 
     def _evaluate(self) -> dict[str, float]:
-        settings, metrics = self.recipe.evaluation, {}
+        settings = self.recipe.evaluation
+        metrics: dict[str, float] = {}
         started = time.monotonic()
         if self.driver and settings.questions:
             for split in settings.splits:
@@ -213,8 +216,6 @@ class Training:
 
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
-        from megatron_empg.actor.weights import export_hugging_face
-
         export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
 
     def _open_writer(self) -> MetricsWriter:

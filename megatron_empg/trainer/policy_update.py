@@ -14,7 +14,7 @@ from megatron_empg.recipe import AlgorithmSection
 class PolicyLoss:
     """The clipped surrogate of each own token (see `clipped_policy_loss`)."""
 
-    statistics = ("approx_kl", "clipped", "ratio")
+    statistics: tuple[str, ...] = ("approx_kl", "clipped", "ratio")
 
     def __init__(self, clip_low: float, clip_high: float) -> None:
         self.clip_low, self.clip_high = clip_low, clip_high

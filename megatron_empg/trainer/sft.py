@@ -23,7 +23,7 @@ from megatron_empg.trainer.run_folder import RunFolder
 class Imitation:
     """Cross-entropy of the walkthrough's own tokens."""
 
-    statistics = ("correct_surely",)
+    statistics: tuple[str, ...] = ("correct_surely",)
 
     def __call__(
         self, logprob: Tensor, entropy: Tensor, values: dict[str, Tensor]

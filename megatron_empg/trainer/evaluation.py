@@ -1,0 +1,31 @@
+"""What an evaluation measured; light to import, and JSON on the way from driver to trainer."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Success of one decoding on a split's fixed questions."""
+
+    split: str
+    greedy: bool
+    success: float
+    questions: int
+    errors: int
+    seconds: float
+    by_kind: dict[str, float] = field(default_factory=dict)
+    """Success among the questions of each kind the environment tells apart."""
+
+    def metrics(self) -> dict[str, float]:
+        """Under ``eval/SPLIT/…``."""
+        how = "greedy" if self.greedy else "sampled"
+        return {
+            f"eval/{self.split}/{how}": self.success,
+            f"eval/{self.split}/questions": self.questions,
+            f"eval/{self.split}/{how}_errors": self.errors,
+            **{f"eval/{self.split}/{how}/{kind}": value for kind, value in self.by_kind.items()},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
