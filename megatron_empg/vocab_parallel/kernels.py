@@ -1,5 +1,8 @@
 """Which kernels run: Triton on CUDA, plain PyTorch elsewhere (and on CUDA without Triton)."""
 
+import importlib.util
+import os
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -30,5 +33,15 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """The kernels of a device."""
-    return torch_kernels
+    """The kernels of a device. ``TRITON_INTERPRET=1`` chooses Triton's interpreter on CPU."""
+    wanted = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return (_triton_kernels() if wanted else None) or torch_kernels
+
+
+@cache
+def _triton_kernels() -> Kernels | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from megatron_empg.vocab_parallel import triton_kernels
+
+    return triton_kernels
