@@ -48,7 +48,8 @@ def build_optimizer(
         max_lr=settings.lr,
         min_lr=settings.lr if settings.schedule == "constant" else settings.lr / 10,
         lr_warmup_steps=settings.warmup_steps,
-        lr_decay_steps=max(settings.total_steps, settings.warmup_steps + 1),
+        # The first update is at 0, so a cosine that is at its end in the last update takes one step less.
+        lr_decay_steps=max(settings.total_steps - 1, settings.warmup_steps + 1),
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
