@@ -13,7 +13,7 @@ from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
-from megatron_empg.recipe import SftRecipe, dump_recipe
+from megatron_empg.recipe import SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
@@ -58,9 +58,6 @@ def run_sft(recipe: SftRecipe) -> None:
 
 def _open(recipe: SftRecipe, actor: Actor, folder: RunFolder) -> tuple[int, MetricsWriter | None]:
     """(first step, the writer on rank 0), with the newest checkpoint loaded if there is one."""
-    if dist.get_rank() == 0:
-        folder.open(dump_recipe(recipe))
-    dist.barrier()
     done = checkpoint.finished_steps(folder.checkpoints)
     first = done[-1] if done else 0
     if first:
