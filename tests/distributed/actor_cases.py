@@ -1,0 +1,140 @@
+"""Actors and sequences for the tests of training, and several cases in one start of the ranks.
+
+Starting ranks costs ten seconds, a case a fraction of one: so a world size starts once, its cases run one after
+the other in the same processes, and each is a test of its own.
+"""
+
+import itertools
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+FIRST_OWN_ID = 150
+"""In these sequences the policy's own tokens are those from this id on, and no others."""
+
+
+def run_cases(cases: list[Callable[[Path], Any]], folder: str) -> dict[str, Any]:
+    """On every rank: what each case returned, or the traceback of the one that failed (later ones do not run)."""
+    from megatron_empg.actor import platform
+
+    platform.prepare()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    answers: dict[str, Any] = {}
+    for case in cases:
+        try:
+            answers[case.__name__] = case(Path(folder))
+        except Exception:
+            answers[case.__name__] = AssertionError(f"rank {dist.get_rank()}:\n{traceback.format_exc()}")
+            if dist.get_world_size() > 1:  # the other ranks may wait for this one
+                break
+    return answers
+
+
+def answer(results: list[dict[str, Any]], case: Callable[..., Any], rank: int = 0) -> Any:
+    """What a case returned on a rank; raises what it raised on any."""
+    for of_rank in results:
+        found = of_rank.get(case.__name__, AssertionError("did not run: a case before it failed"))
+        if isinstance(found, AssertionError):
+            raise found
+    return results[rank][case.__name__]
+
+
+def fresh_actor(
+    folder: Path, layout: dict[str, Any], *, budget: int = 128, lr: float = 3e-4, **settings: Any
+) -> Any:
+    """An actor with ``folder/model``'s weights; an earlier one's process groups are torn down."""
+    from megatron.core import parallel_state
+
+    from megatron_empg.actor.actor import Actor
+    from megatron_empg.actor.layout import Layout
+    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.weights.model_config import ModelConfig
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    actor_settings = {k: settings.pop(k) for k in ("distributed_optimizer", "seed", "recompute") if k in settings}
+    actor = Actor(
+        ModelConfig.from_folder(folder / "model"), Layout(**layout), OptimizerSettings(lr=lr, **settings),
+        max_tokens_per_microbatch=budget, **actor_settings,
+    )  # fmt: skip
+    actor.load_weights(folder / "model")
+    return actor
+
+
+def policy_loss() -> Any:
+    from megatron_empg.trainer.policy_update import PolicyLoss
+
+    return PolicyLoss(0.2, 0.28)
+
+
+def sequences(lengths: list[int], seed: int = 5) -> list[Any]:
+    """Prompt, own turn, observation, own turn; values as `PolicyLoss` wants them, ratios in and out of the clip."""
+    from megatron_empg.actor.packing import Sequence
+
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in lengths:
+        steps = torch.tensor([[length // 4, length // 2], [3 * length // 4, length - length % 2]])
+        tokens = torch.randint(0, FIRST_OWN_ID, (length,), generator=generator)
+        for start, end in steps.tolist():
+            tokens[start:end] = torch.randint(FIRST_OWN_ID, 301, (end - start,), generator=generator)
+        own = int((steps[:, 1] - steps[:, 0]).sum())
+        values = {
+            "old_logprobs": -7.0 + torch.randn(own, generator=generator),
+            "advantages": 0.5 + torch.randn(own, generator=generator),
+        }
+        made.append(Sequence(tokens, steps, values))
+    return made
+
+
+@torch.no_grad()
+def with_old_logprobs(model: Any, chosen: list[Any]) -> list[Any]:
+    """The same sequences with old log-probs near those of a Hugging Face model: some ratios are clipped, some not."""
+    from megatron_empg.actor.packing import Sequence
+
+    generator = torch.Generator().manual_seed(17)
+    made = []
+    for sequence in chosen:
+        where = sequence.predictors()
+        logprobs = model(sequence.tokens[None]).logits[0].log_softmax(-1)[where, sequence.tokens[where + 1]]
+        near = logprobs + 0.15 * torch.randn(len(logprobs), generator=generator)
+        values = {"old_logprobs": near, "advantages": sequence.values["advantages"]}
+        made.append(Sequence(sequence.tokens, sequence.steps, values))
+    return made
+
+
+def weights_of(actor: Any) -> dict[str, Tensor]:
+    """The whole policy under Hugging Face names; collective."""
+    return {name: tensor.clone() for name, tensor in actor.weights()}
+
+
+def optimizer_tensors(actor: Any) -> list[Tensor]:
+    """This rank's Adam state and main weights, in the optimizer's order."""
+    optimizers = getattr(actor.optimizer, "chained_optimizers", [actor.optimizer])
+    tensors: list[Tensor] = []
+    for optimizer in optimizers:
+        parameters = itertools.chain.from_iterable(g["params"] for g in optimizer.optimizer.param_groups)
+        for parameter in parameters:
+            state = optimizer.optimizer.state[parameter]
+            tensors += [parameter.detach().clone()]
+            tensors += [torch.as_tensor(state[name]).clone() for name in sorted(state)]
+    return tensors
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Bit for bit: tensors, lists and dictionaries of them."""
+    names = expected.keys() if isinstance(expected, dict) else range(len(expected))
+    assert len(actual) == len(expected)
+    for name in names:
+        assert torch.equal(actual[name], expected[name]), name
+
+
+def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert actual.keys() == expected.keys()
+    return max(float((actual[name] - expected[name]).abs().max()) for name in expected)

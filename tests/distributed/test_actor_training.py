@@ -1,0 +1,422 @@
+"""The actor learns the same in every layout and packing, skips what is not finite, and goes on from checkpoints."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from actor_cases import (
+    FIRST_OWN_ID,
+    answer,
+    assert_same,
+    fresh_actor,
+    largest_difference,
+    optimizer_tensors,
+    policy_loss,
+    run_cases,
+    sequences,
+    weights_of,
+    with_old_logprobs,
+)
+from models import save_random_model
+from ranks import run_ranks
+
+UNEVEN = [120, 9, 38, 83, 77, 24, 55, 85, 68, 88]
+STEPS = 5
+
+
+# What every layout does; compared by the tests below.
+
+
+def five_updates(folder: Path, layout: dict[str, Any], lengths: list[int], budget: int = 128) -> dict[str, Any]:
+    """Losses and gradient norms of five updates, and the policy after the first and after the last."""
+    actor = fresh_actor(folder, layout, budget=budget)
+    batch = torch.load(folder / "batches.pt", weights_only=False)[len(lengths)]
+    reports, first = [], None
+    for _ in range(STEPS):
+        reports.append(actor.update(batch, policy_loss(), temperature=0.9))
+        first = first or weights_of(actor)
+    assert all(report.applied for report in reports)
+    return {
+        "loss": [r.loss for r in reports], "grad_norm": [r.grad_norm for r in reports],
+        "tokens": [r.tokens for r in reports], "clipped": [r.means["clipped"] for r in reports],
+        "first": first, "last": weights_of(actor),
+    }  # fmt: skip
+
+
+def alone(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {}, UNEVEN)
+
+
+def alone_loose_packing(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {}, UNEVEN, budget=4096)
+
+
+def alone_one_sequence(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {}, UNEVEN[:1])
+
+
+def data_parallel(folder: Path) -> dict[str, Any]:
+    from megatron_empg.actor.packing import plan_microbatches
+
+    plans = [plan_microbatches(UNEVEN, budget=128, ranks=2, rank=rank) for rank in (0, 1)]
+    assert len(plans[0]) != len(plans[1]), "the ranks were to have different numbers of microbatches"
+    return five_updates(folder, {"data": 2}, UNEVEN)
+
+
+def data_parallel_distributed_optimizer(folder: Path) -> dict[str, Any]:
+    actor = fresh_actor(folder, {"data": 2}, distributed_optimizer=True)
+    report = actor.update(batches(folder), policy_loss(), temperature=0.9)
+    return {"loss": [report.loss], "grad_norm": [report.grad_norm], "first": weights_of(actor)}
+
+
+def data_parallel_one_sequence(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {"data": 2}, UNEVEN[:1])
+
+
+def tensor_parallel(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {"tensor": 2}, UNEVEN)
+
+
+def sequence_parallel(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {"tensor": 2, "sequence_parallel": True}, UNEVEN)
+
+
+def pipeline_parallel(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {"pipeline": 2}, UNEVEN)
+
+
+def batches(folder: Path) -> list[Any]:
+    return torch.load(folder / "batches.pt", weights_only=False)[len(UNEVEN)]
+
+
+# Positions that predict no token of the policy's own
+
+
+def altered_logits(folder: Path) -> None:
+    check_altered_logits(folder, {})
+
+
+def altered_logits_tensor_parallel(folder: Path) -> None:
+    check_altered_logits(folder, {"tensor": 2})
+
+
+def check_altered_logits(folder: Path, layout: dict[str, Any]) -> None:
+    plain = score_and_update(folder, layout, where=None)
+    assert_same(score_and_update(folder, layout, where="foreign"), plain)
+    control = score_and_update(folder, layout, where="own")
+    assert all(not torch.equal(control[name], plain[name]) for name in ("scores", "step_entropies", "report"))
+
+
+def score_and_update(folder: Path, layout: dict[str, Any], where: str | None) -> dict[str, torch.Tensor]:
+    """Everything the outside sees of a score and an update, the logits altered at some positions."""
+    from megatron_empg.trainer.advantages import step_entropies
+
+    actor, batch = fresh_actor(folder, layout), batches(folder)
+    generator = torch.Generator().manual_seed(1)
+
+    seen: dict[str, torch.Tensor] = {}
+
+    def note_tokens(_module: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        seen["tokens"] = inputs["input_ids"][0]
+
+    def alter(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        tokens = seen["tokens"]
+        predicts_own = torch.cat([tokens[1:] >= FIRST_OWN_ID, torch.zeros(1, dtype=torch.bool)])
+        chosen = predicts_own if where == "own" else ~predicts_own
+        hidden = inputs[0]  # [tokens, 1, hidden]; the head makes every logit of a position from it
+        noise = 10 * torch.randn(hidden.shape, generator=generator)
+        return (hidden + noise * chosen[:, None, None], *inputs[1:])
+
+    if where is not None:
+        model = actor.model[0].module
+        model.register_forward_pre_hook(note_tokens, with_kwargs=True)
+        model.output_layer.register_forward_pre_hook(alter)
+    scores = actor.score(batch, temperature=0.9)
+    report = actor.update(batch, policy_loss(), temperature=0.9)
+    numbers = [report.loss, report.grad_norm, *report.means.values()]
+    return {
+        "scores": torch.cat([torch.stack([s.logprobs, s.entropies]) for s in scores], dim=1),
+        "step_entropies": step_entropies(batch, scores),
+        "report": torch.tensor(numbers, dtype=torch.float64),
+        **weights_of(actor),
+    }
+
+
+# Updates that must not be
+
+
+class Poisoned:
+    """The policy loss with something wrong at the first token of the longest sequence."""
+
+    statistics = ("approx_kl", "clipped", "ratio")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, logprob: torch.Tensor, entropy: torch.Tensor, values: dict[str, torch.Tensor]) -> Any:
+        loss, statistics = policy_loss()(logprob, entropy, values)
+        marked = (values["advantages"] == self.mark).float()
+        if self.kind == "loss":
+            return loss + torch.where(marked > 0, math.nan, 0.0), statistics
+        # The square root's slope at 0 is infinite: a finite loss without a finite gradient.
+        return loss + marked * ((logprob - logprob.detach()) * marked).abs().sqrt(), statistics
+
+
+def poisoned(folder: Path) -> None:
+    check_poisoned(folder, {})
+
+
+def poisoned_data_parallel(folder: Path) -> None:
+    """Only the rank that holds the sequence sees anything wrong; both must skip."""
+    check_poisoned(folder, {"data": 2})
+
+
+def check_poisoned(folder: Path, layout: dict[str, Any]) -> None:
+    actor, batch = fresh_actor(folder, layout), batches(folder)
+    good = actor.update(batch, policy_loss())
+    before, state = weights_of(actor), optimizer_tensors(actor)
+    for kind in ("loss", "gradient"):
+        loss = Poisoned(kind)
+        loss.mark = float(batch[0].values["advantages"][0])
+        report = actor.update(batch, loss)
+        assert not report.applied, kind
+        # Each is seen by one guard alone.
+        assert math.isfinite(report.loss) == (kind == "gradient")
+        assert math.isfinite(report.grad_norm) == (kind == "loss")
+        assert_same(weights_of(actor), before)
+        assert_same(optimizer_tensors(actor), state)
+    after = actor.update(batch, policy_loss())
+    assert good.applied
+    assert after.applied
+    assert largest_difference(weights_of(actor), before) > 1e-4
+
+
+# The schedule
+
+
+def schedules(folder: Path) -> dict[str, list[float]]:
+    constant = fresh_actor(folder, {}, lr=3e-4, warmup_steps=2)
+    cosine = fresh_actor(folder, {}, lr=3e-4, schedule="cosine", warmup_steps=2, total_steps=7)
+    plain = fresh_actor(folder, {}, lr=3e-4)
+    batch = batches(folder)[-2:]
+    return {
+        name: [actor.update(batch, policy_loss()).lr for _ in range(7)]
+        for name, actor in (("constant", constant), ("cosine", cosine), ("plain", plain))
+    }
+
+
+# Checkpoints
+
+
+def resumed_torch_optimizer(folder: Path) -> None:
+    check_resumed(folder, {"data": 2}, "torch", distributed_optimizer=False)
+
+
+def resumed_distributed_optimizer(folder: Path) -> None:
+    check_resumed(folder, {"data": 2}, "distributed", distributed_optimizer=True)
+
+
+def resumed_tensor_parallel(folder: Path) -> dict[str, Any]:
+    """The same at TP=2; the checkpoint stays for one rank to load."""
+    scores = check_resumed(folder, {"tensor": 2}, "tensor", distributed_optimizer=False)
+    return {"scores": scores}
+
+
+def check_resumed(folder: Path, layout: dict[str, Any], name: str, *, distributed_optimizer: bool) -> torch.Tensor:
+    """Two updates, a checkpoint, two more: all bit-equal in an actor that was never there before."""
+    from megatron_empg.actor import checkpoint
+
+    settings: dict[str, Any] = {
+        "distributed_optimizer": distributed_optimizer, "schedule": "cosine", "warmup_steps": 1, "total_steps": 6,
+    }  # fmt: skip
+    batch, root = batches(folder), folder / f"checkpoints_{name}"
+    actor = fresh_actor(folder, layout, **settings)
+    for _ in range(2):
+        actor.update(batch, policy_loss())
+    checkpoint.save(actor, root, 2, keep=2, extra={"cursor": 7})
+    scores = torch.cat([s.logprobs for s in actor.score(batch)])
+    expected = go_on(actor, batch)
+    del actor
+    resumed = fresh_actor(folder, layout, seed=99, **settings)
+    resumed.initialise_weights(5)
+    assert checkpoint.load(resumed, root, 2) == {"cursor": 7}
+    assert_same(go_on(resumed, batch), expected)
+    return scores
+
+
+def go_on(actor: Any, batch: list[Any]) -> list[torch.Tensor]:
+    reports = [actor.update(batch, policy_loss()) for _ in range(2)]
+    numbers = torch.tensor([[r.loss, r.grad_norm, r.lr] for r in reports], dtype=torch.float64)
+    return [numbers, *weights_of(actor).values(), *optimizer_tensors(actor), torch.rand(3)]
+
+
+def checkpoint_of_another_layout(folder: Path) -> torch.Tensor:
+    """On one rank: what two tensor-parallel ranks saved; then another update must be possible."""
+    from megatron_empg.actor import checkpoint
+
+    actor = fresh_actor(folder, {})
+    actor.initialise_weights(5)
+    checkpoint.load(actor, folder / "checkpoints_tensor", 2)
+    scores = torch.cat([s.logprobs for s in actor.score(batches(folder))])
+    assert actor.update(batches(folder), policy_loss()).applied
+    return scores
+
+
+def checkpoint_faults(folder: Path) -> dict[str, str]:
+    """The message for each kind of broken checkpoint, and of another model's."""
+    from megatron_empg.actor import checkpoint
+
+    actor = fresh_actor(folder, {})
+    good = folder / "checkpoints_tensor"
+    messages = {}
+    for kind in ("truncated", "missing", "altered", "manifest", "model"):
+        root = folder / f"broken_{kind}"
+        shutil.copytree(good, root)
+        breakers[kind](root / "step_000002")
+        try:
+            checkpoint.load(actor, root, 2)
+        except checkpoint.CheckpointError as error:
+            messages[kind] = str(error)
+    return messages
+
+
+def data_file(folder: Path) -> Path:
+    return max((folder / "megatron").glob("*.distcp"), key=lambda path: path.stat().st_size)
+
+
+def cut_short(folder: Path) -> None:
+    data_file(folder).write_bytes(data_file(folder).read_bytes()[:-100])
+
+
+def alter_one_byte(folder: Path) -> None:
+    data = bytearray(data_file(folder).read_bytes())
+    data[len(data) // 2] ^= 1
+    data_file(folder).write_bytes(data)
+
+
+def change_model(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["hidden_size"] = 128
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+breakers = {
+    "truncated": cut_short,
+    "missing": lambda folder: data_file(folder).unlink(),
+    "altered": alter_one_byte,
+    "manifest": lambda folder: (folder / "manifest.json").write_text("{"),
+    "model": change_model,
+}
+
+TWO_RANKS = [
+    data_parallel, data_parallel_distributed_optimizer, data_parallel_one_sequence, tensor_parallel,
+    sequence_parallel, pipeline_parallel, altered_logits_tensor_parallel, poisoned_data_parallel,
+    resumed_torch_optimizer, resumed_distributed_optimizer, resumed_tensor_parallel,
+]  # fmt: skip
+ONE_RANK = [
+    alone, alone_loose_packing, alone_one_sequence, altered_logits, poisoned, schedules,
+    checkpoint_of_another_layout, checkpoint_faults,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("training")
+    model = save_random_model(made / "model", "qwen2")
+    batch = with_old_logprobs(model, sequences(UNEVEN))
+    torch.save({len(chosen): chosen for chosen in (batch, batch[:1])}, made / "batches.pt")
+    return made
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    return run_ranks(run_cases, 2, TWO_RANKS, str(folder))
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """After the two ranks, whose checkpoint it loads."""
+    return run_ranks(run_cases, 1, ONE_RANK, str(folder))
+
+
+def assert_trained_alike(actual: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-5) -> None:
+    for name in ("loss", "grad_norm"):
+        assert actual[name] == pytest.approx(expected[name][: len(actual[name])], rel=tolerance), name
+    assert largest_difference(actual["first"], expected["first"]) <= tolerance
+
+
+def test_the_cases_can_tell_right_from_wrong(one: list[dict[str, Any]]) -> None:
+    """An update moves the weights by far more than the tolerance, and some tokens are clipped."""
+    trained = answer(one, alone)
+    assert largest_difference(trained["first"], trained["last"]) > 1e-3
+    assert 0 < trained["clipped"][0] < 1
+    assert len({round(loss, 4) for loss in trained["loss"]}) > 1
+
+
+@pytest.mark.parametrize(
+    "case",
+    [data_parallel, data_parallel_distributed_optimizer, tensor_parallel, sequence_parallel, pipeline_parallel],
+)
+def test_layouts_train_alike(case: Any, one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert_trained_alike(answer(two, case), answer(one, alone))
+
+
+def test_a_rank_without_a_sequence_changes_nothing(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert_trained_alike(answer(two, data_parallel_one_sequence), answer(one, alone_one_sequence))
+
+
+def test_every_rank_reports_the_same(two: list[dict[str, Any]]) -> None:
+    for case in (data_parallel, tensor_parallel, pipeline_parallel):
+        first, second = (answer(two, case, rank) for rank in (0, 1))
+        assert [first[name] for name in ("loss", "grad_norm", "tokens")] == [
+            second[name] for name in ("loss", "grad_norm", "tokens")
+        ]
+
+
+def test_packing_does_not_matter(one: list[dict[str, Any]]) -> None:
+    assert_trained_alike(answer(one, alone_loose_packing), answer(one, alone), tolerance=1e-6)
+
+
+def test_logits_at_foreign_positions_do_not_matter(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    answer(one, altered_logits)
+    answer(two, altered_logits_tensor_parallel)
+
+
+def test_an_update_that_is_not_finite_is_skipped(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    answer(one, poisoned)
+    answer(two, poisoned_data_parallel)
+
+
+def test_learning_rate_follows_the_recipe(one: list[dict[str, Any]]) -> None:
+    """Linear from 0 over the warm-up; then constant, or a cosine that is at a tenth in the last step."""
+    lr = answer(one, schedules)
+    assert lr["plain"] == pytest.approx([3e-4] * 7)
+    assert lr["constant"] == pytest.approx([0, 1.5e-4] + [3e-4] * 5)
+    falling = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(5)]
+    assert lr["cosine"] == pytest.approx([0, 1.5e-4] + [3e-4 * f for f in falling])
+    assert lr["cosine"][-1] == pytest.approx(3e-5)
+
+
+@pytest.mark.parametrize("case", [resumed_torch_optimizer, resumed_distributed_optimizer, resumed_tensor_parallel])
+def test_resumed_training_is_bit_equal(case: Any, two: list[dict[str, Any]]) -> None:
+    answer(two, case)
+
+
+def test_a_checkpoint_loads_in_another_layout(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    expected = answer(two, resumed_tensor_parallel)["scores"]
+    torch.testing.assert_close(answer(one, checkpoint_of_another_layout), expected, atol=1e-5, rtol=0)
+
+
+def test_a_broken_checkpoint_is_named(one: list[dict[str, Any]]) -> None:
+    messages = answer(one, checkpoint_faults)
+    for kind in ("truncated", "missing", "altered"):
+        assert ".distcp" in messages[kind], kind
+        assert "step_000002" in messages[kind], kind
+    assert "altered or cut short" in messages["truncated"]
+    assert "is missing" in messages["missing"]
+    assert "manifest.json" in messages["manifest"]
+    assert "another model: ['hidden_size']" in messages["model"]

@@ -1,0 +1,268 @@
+"""The training loop over recorded batches: what an interrupted run does again is what it would have done anyway."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from actor_cases import answer, assert_same, fresh_actor, optimizer_tensors, run_cases, sequences, weights_of
+from models import save_random_model
+from ranks import run_ranks
+
+STEPS = 5
+LAYOUT = {"tensor": 2}
+
+
+class RecordingPublisher:
+    """Takes the weights as an engine would: every tensor, and then the version."""
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+
+    def publish(self, source: Any, version: int) -> None:
+        tensors = dict(source)
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+        self.versions.append(version)
+
+
+class ReplayingDriver:
+    """Recorded batches, said to be sampled with the policy that was published last."""
+
+    def __init__(self, folder: Any, publisher: RecordingPublisher, stop_in: int | None) -> None:
+        self.folder, self.publisher, self.stop_in = folder, publisher, stop_in
+        self.asked: list[int] = []
+
+    def rollout(self, step: int) -> bytes:
+        self.asked.append(step)
+        if step == self.stop_in:
+            self.folder.stop.touch()
+        return recorded_batch(step, self.publisher.versions[-1]).to_bytes()
+
+    def evaluate(self, split: str, greedy: bool) -> Any:
+        from megatron_empg.trainer.evaluation import Evaluation
+
+        success = self.publisher.versions[-1] / 10
+        return Evaluation(split, greedy, success, questions=4, errors=0, seconds=0.0)
+
+
+def recorded_batch(step: int, version: int) -> Any:
+    """Four questions with two episodes each, other ones at every step."""
+    from megatron_empg.actor.packing import Sequence
+    from megatron_empg.trainer.batch import Batch
+
+    generator = torch.Generator().manual_seed(step)
+    lengths = torch.randint(12, 60, (8,), generator=generator).tolist()
+    played = [
+        Sequence(s.tokens, s.steps, {"rollout_logprobs": s.values["old_logprobs"]})
+        for s in sequences(lengths, seed=step)
+    ]
+    turns = [{"text": f"turn {turn} of {step}", "observation": "seen"} for turn in range(2)]
+    return Batch(
+        played,
+        rewards=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]),
+        groups=torch.arange(8) // 2,
+        policy_versions=torch.full((8, 2), version),
+        episodes=[{"task_id": str(i), "question": "?", "outcome": "success", "turns": turns} for i in range(8)],
+        metrics={"train/reward": 0.6},
+    )
+
+
+def recipe(folder: Path, **algorithm: Any) -> Any:
+    from megatron_empg.recipe import parse_recipe
+
+    return parse_recipe({
+        "run": {"folder": str(folder / "run"), "steps": STEPS, "seed": 3, "checkpoint_every": 2},
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "environment": {"name": "deep_search"},
+        "rollout": {"groups": 4, "group_size": 2, "max_turn_tokens": 30, "max_episode_tokens": 64},
+        "actor": {"tensor_parallel": 2, "max_tokens_per_microbatch": 128},
+        "algorithm": {"updates_per_batch": 2, "kl_to_initial_every": 2, **algorithm},
+        "evaluation": {"questions": 4, "every": 2},
+        "limits": {"logprob_gap": 100.0},
+        "logging": {"tensorboard": False, "episodes_per_step": 1},
+    })  # fmt: skip
+
+
+class Killed(Exception):
+    """Stands for a kill on all ranks at once: nothing after it runs."""
+
+
+def train(settings: Any, root: Path, *, kill_in: int | None = None, stop_in: int | None = None) -> dict[str, Any]:
+    """Start a run, or go on with the one in ``root``; everything the run leaves behind."""
+    from megatron_empg.recipe import dump_recipe
+    from megatron_empg.trainer.loop import Training
+    from megatron_empg.trainer.run_folder import RunFolder
+
+    class MortalTraining(Training):
+        def _step(self, step: int) -> dict[str, float]:
+            if step == kill_in:
+                raise Killed
+            return super()._step(step)
+
+    rank0 = dist.get_rank() == 0
+    actor = fresh_actor(root.parent, LAYOUT, schedule="cosine", warmup_steps=2, total_steps=2 * STEPS)
+    folder, publisher = RunFolder(root), RecordingPublisher()
+    if rank0:
+        folder.open(dump_recipe(settings))
+        folder.stop.unlink(missing_ok=True)
+    dist.barrier()
+    driver = ReplayingDriver(folder, publisher, stop_in) if rank0 else None
+    try:
+        MortalTraining(settings, actor, folder, driver=driver, publisher=publisher if rank0 else None).run()
+    except Killed:
+        pass
+    finally:
+        folder.close()
+    dist.barrier()
+    return {
+        "weights": weights_of(actor), "optimizer": optimizer_tensors(actor), "random": torch.rand(3),
+        "asked": driver.asked if driver else [], "published": publisher.versions, "log": log_of(folder),
+    }  # fmt: skip
+
+
+def log_of(folder: Any) -> dict[str, Any]:
+    """What the run logged, without what a clock says."""
+    clocks = ("time/", "tokens_per_second")
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return {
+        "metrics": [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines],
+        "steps": folder.steps.read_text(),
+        "episodes": {path.name: path.read_text() for path in sorted(folder.episodes.iterdir())},
+        "checkpoints": sorted(path.name for path in folder.checkpoints.iterdir()),
+    }
+
+
+def assert_same_run(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert_same(actual["weights"], expected["weights"])
+    assert_same(actual["optimizer"], expected["optimizer"])
+    assert torch.equal(actual["random"], expected["random"])
+    assert actual["log"] == expected["log"]
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """One run in one go, one ended by a STOP file in its third step, one killed in its fourth."""
+    settings = recipe(folder)
+    whole = train(settings, folder / "whole")
+    halted = train(settings, folder / "stopped", stop_in=2)
+    stopped = train(settings, folder / "stopped")
+    dying = train(settings, folder / "killed", kill_in=3)
+    if dist.get_rank() == 0:
+        with (folder / "killed/metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "policy/lo')  # torn by the kill
+        (folder / "killed/checkpoints/step_000003.writing").mkdir()
+    dist.barrier()
+    killed = train(settings, folder / "killed")
+    if dist.get_rank() == 0:
+        os.rmdir(folder / "killed/checkpoints/step_000003.writing")
+    assert_same_run(stopped, whole)
+    assert_same_run(killed, {**whole, "log": {**whole["log"], "checkpoints": killed["log"]["checkpoints"]}})
+    parts = {"whole": whole, "halted": halted, "stopped": stopped, "dying": dying, "killed": killed}
+    return {name: {key: part[key] for key in ("asked", "published", "log")} for name, part in parts.items()}
+
+
+def stale_weights(folder: Path) -> str:
+    from megatron_empg.trainer.loop import TrainingError
+
+    class Lagging(RecordingPublisher):
+        """Says nothing of having missed version 2."""
+
+        def publish(self, source: Any, version: int) -> None:
+            super().publish(source, min(version, 1))
+
+    return message_of(TrainingError, recipe(folder), folder / "stale", Lagging())
+
+
+def wide_gap(folder: Path) -> str:
+    from megatron_empg.trainer.loop import TrainingError
+
+    settings = recipe(folder)
+    settings.limits.logprob_gap = None
+    return message_of(TrainingError, settings, folder / "gap", RecordingPublisher())
+
+
+def message_of(kind: type[Exception], settings: Any, root: Path, publisher: RecordingPublisher) -> str:
+    from megatron_empg.recipe import dump_recipe
+    from megatron_empg.trainer.loop import Training
+    from megatron_empg.trainer.run_folder import RunFolder
+
+    actor, folder, rank0 = fresh_actor(root.parent, LAYOUT), RunFolder(root), dist.get_rank() == 0
+    if rank0:
+        folder.open(dump_recipe(settings))
+    dist.barrier()
+    driver = ReplayingDriver(folder, publisher, None) if rank0 else None
+    try:
+        Training(settings, actor, folder, driver=driver, publisher=publisher if rank0 else None).run()
+    except kind as error:
+        return str(error)
+    finally:
+        folder.close()
+    return ""
+
+
+def modulation_switched_off(folder: Path) -> None:
+    off = {"k": 0.0, "zeta": 0.0, "center": False}
+    plain = train(recipe(folder, modulation="none"), folder / "plain")
+    switched_off = train(recipe(folder, modulation="empg", empg=off), folder / "off")
+    switched_on = train(recipe(folder, modulation="empg"), folder / "on")
+    assert_same(switched_off["weights"], plain["weights"])
+    assert_same(switched_off["optimizer"], plain["optimizer"])
+    name = next(iter(plain["weights"]))
+    assert not torch.equal(switched_on["weights"][name], plain["weights"][name])
+
+
+CASES = [resumed, stale_weights, wide_gap, modulation_switched_off]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs")
+    save_random_model(folder / "model", "qwen2")
+    return run_ranks(run_cases, 2, CASES, str(folder))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(results: list[dict[str, Any]]) -> None:
+    runs = answer(results, resumed)
+    steps = [line["step"] for line in runs["whole"]["log"]["metrics"]]
+    assert steps == list(range(STEPS + 1))
+    for name in ("stopped", "killed"):
+        assert [line["step"] for line in runs[name]["log"]["metrics"]] == steps
+
+
+def test_a_stop_ends_after_the_step_with_a_checkpoint(results: list[dict[str, Any]]) -> None:
+    runs = answer(results, resumed)
+    assert runs["halted"]["asked"] == [0, 1, 2]
+    assert "step_000003" in runs["halted"]["log"]["checkpoints"]
+    assert runs["stopped"]["asked"] == [3, 4]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(results: list[dict[str, Any]]) -> None:
+    runs = answer(results, resumed)
+    assert runs["dying"]["asked"] == [0, 1, 2]
+    assert [line["step"] for line in runs["dying"]["log"]["metrics"]] == [0, 1, 2, 3]
+    assert runs["killed"]["asked"] == [2, 3, 4]
+
+
+def test_every_version_is_published_before_it_samples(results: list[dict[str, Any]]) -> None:
+    runs = answer(results, resumed)
+    assert runs["whole"]["published"] == list(range(STEPS + 1))
+    assert runs["stopped"]["published"] == [3, 4, 5]
+    assert [line["policy_version"] for line in runs["whole"]["log"]["metrics"][1:]] == list(range(STEPS))
+
+
+def test_stale_weights_stop_the_run(results: list[dict[str, Any]]) -> None:
+    for rank in (0, 1):
+        message = answer(results, stale_weights, rank)
+        assert "policy versions 1 to 1, the actor holds version 2" in message
+        assert "stale" in message
+
+
+def test_a_gap_above_the_limit_stops_the_run(results: list[dict[str, Any]]) -> None:
+    for rank in (0, 1):
+        assert "above the limit of 0.001 (limits.logprob_gap)" in answer(results, wide_gap, rank)
+
+
+def test_empg_switched_off_trains_bit_for_bit_as_without(results: list[dict[str, Any]]) -> None:
+    answer(results, modulation_switched_off)
