@@ -1,0 +1,411 @@
+"""Real engines: access, sampling, weight transfer, episodes. Run in order; the last tests kill an engine."""
+
+import asyncio
+import copy
+import secrets
+import socket
+from types import SimpleNamespace
+
+import httpx
+import psutil
+import pytest
+import torch
+
+from megatron_empg.environments.base import StepResult, Task
+from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
+from megatron_empg.rollout.episode import Limits
+from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.fleet import EngineState, Fleet
+from megatron_empg.rollout.launch import EngineStartError, free_port, start_engine
+from megatron_empg.weights.engine_control import WeightTransferError
+from megatron_empg.weights.transfer import WeightPublisher
+from tests.end_to_end.engine_model import (
+    END_OF_TURN,
+    MAX_MODEL_LEN,
+    ModelSource,
+    greedy,
+    logprobs_of,
+    perturb,
+    save_policy,
+)
+
+PROMPT = [1, 50, 60, 70, 80]
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """Two engines of one policy, started together, and the Hugging Face model they hold."""
+    folder = tmp_path_factory.mktemp("engines")
+    model = save_policy(folder / "model")
+    token = secrets.token_hex(16)
+    started = [
+        start_engine(
+            folder / "model",
+            port=free_port(),
+            token=token,
+            log_path=folder / f"engine{index}.log",
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=64,
+            kv_cache_bytes=64 << 20,
+        )
+        for index in range(2)
+    ]
+    try:
+        seconds = [engine.wait_healthy(180.0) for engine in started]
+        print(f"\nhealthy after {max(seconds):.1f} s")
+        yield SimpleNamespace(
+            model=model, token=token, all=started, urls=[e.url for e in started], chat=folder / "model"
+        )
+    finally:
+        for engine in started:
+            engine.stop()
+
+
+@pytest.fixture(scope="module")
+def chat(engines):
+    return ChatTokens.from_pretrained(engines.chat)
+
+
+def with_client(engines, work, index=0):
+    """Run `work(client)` to its end."""
+
+    async def run():
+        async with EngineClient(engines.urls[index], engines.token, timeout=60.0) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+# Access
+
+
+def test_every_route_answers_401_without_the_token(engines):
+    table = with_client(engines, lambda client: client.list_routes())
+    paths = {row["path"] for row in table}
+    assert len(paths) > 40
+    assert {"/update_weights", "/collective_rpc", "/pause", "/inference/v1/generate", "/metrics", "/docs"} <= paths
+    attempts = [{}, {"Authorization": f"Bearer {engines.token[:-1]}x"}, {"Authorization": engines.token}]
+    with httpx.Client(base_url=engines.urls[0], trust_env=False, timeout=10.0) as client:
+        for path in sorted(paths | {"/empg/routes", "/nowhere", "/metrics/"}):
+            methods = {m for row in table if row["path"] == path for m in row["methods"]}
+            for method in sorted(methods | {"GET", "POST", "OPTIONS", "HEAD", "DELETE"}):
+                for headers in attempts:
+                    reply = client.request(method, path.replace("{", "").replace("}", ""), headers=headers)
+                    assert reply.status_code == 401, (method, path, headers)
+
+
+def test_websockets_are_refused_without_the_token(engines):
+    host, port = engines.urls[0].removeprefix("http://").split(":")
+    request = (
+        f"GET /v1/realtime HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(request.encode())
+        status = connection.recv(64).split()[1]
+    assert status in (b"401", b"403")
+
+
+def test_listens_on_loopback_alone(engines):
+    for engine in engines.all:
+        tree = [psutil.Process(engine.process.pid), *psutil.Process(engine.process.pid).children(recursive=True)]
+        listening = {c.laddr.ip for p in tree for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_hugging_face_model(engines, temperature):
+    sampling = Sampling(temperature)
+
+    async def work(client):
+        return await asyncio.gather(
+            *(client.generate([*PROMPT, seed], sampling, max_tokens=24, seed=seed) for seed in range(90, 98))
+        )
+
+    for seed, generation in zip(range(90, 98), with_client(engines, work), strict=True):
+        tokens = [*PROMPT, seed, *generation.token_ids]
+        expected = logprobs_of(engines.model, tokens, temperature)[len(PROMPT) :]
+        difference = (torch.tensor(generation.logprobs, dtype=torch.float64) - expected).abs()
+        assert generation.finish_reason == "length"
+        assert difference.max() < 1e-3
+        assert difference.mean() < 1e-4
+
+
+def test_seed_decides_the_tokens(engines):
+    async def work(client):
+        drawn = {}
+        for run in range(2):
+            results = await asyncio.gather(
+                *(client.generate(PROMPT, Sampling(1.0), max_tokens=16, seed=seed) for seed in (3, 4, 2**63 - 1))
+            )
+            drawn[run] = [tuple(result.token_ids) for result in results]
+        return drawn
+
+    drawn = with_client(engines, work)
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3
+
+
+def test_refused_request_is_not_an_engine_failure(engines):
+    too_long = list(range(10, 100)) * 10
+    with pytest.raises(RequestRefused, match="400"):
+        with_client(engines, lambda client: client.generate(too_long, GREEDY, max_tokens=4, seed=0))
+    assert with_client(engines, lambda client: client.health())
+
+
+# Weights
+
+
+def greedy_tokens(engines, index, prompt=PROMPT):
+    return with_client(engines, lambda client: client.generate(prompt, GREEDY, max_tokens=24, seed=0), index)
+
+
+def test_published_weights_are_the_ones_that_generate(engines):
+    publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
+    try:
+        for version in (1, 2):
+            before = [greedy_tokens(engines, index).token_ids for index in range(2)]
+            assert before == [greedy(engines.model, PROMPT, 24)] * 2
+            perturb(engines.model, seed=version)
+            if version == 1:
+                publisher.connect(ModelSource(engines.model))
+            report = publisher.publish(ModelSource(engines.model), version)
+            print(f"\npublished {report.bytes} bytes in {report.seconds:.3f} s")
+            assert report.bytes == sum(4 * p.numel() for p in engines.model.parameters())
+            after = [greedy_tokens(engines, index) for index in range(2)]
+            assert [g.token_ids for g in after] == [greedy(engines.model, PROMPT, 24)] * 2
+            assert after[0].token_ids != before[0]
+            assert {span.version for g in after for span in g.policy_versions} == {version}
+    finally:
+        publisher.close()
+
+
+def test_source_that_breaks_off_leaves_nothing_broken(engines):
+    class Broken(ModelSource):
+        def __iter__(self):
+            for index, pair in enumerate(super().__iter__()):
+                if index == 5:
+                    raise KeyError("no such shard")
+                yield pair
+
+    class Incomplete(ModelSource):
+        def metadata(self):
+            return [row for row in super().metadata() if "norm" not in row[0]]
+
+        def __iter__(self):
+            return ((name, tensor) for name, tensor in super().__iter__() if "norm" not in name)
+
+    publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
+    whole = ModelSource(engines.model)
+    try:
+        for source, error, text in (
+            (Broken(engines.model), KeyError, "no such shard"),
+            (Incomplete(engines.model), WeightTransferError, "sent no weights for .*norm"),
+        ):
+            publisher.connect(whole)
+            with pytest.raises(error, match=text):
+                publisher.publish(source, 3)
+            assert with_client(engines, lambda client: client.policy_version()) == 2
+            publisher.connect(whole)
+            publisher.publish(whole, 2)
+            assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
+    finally:
+        publisher.close()
+
+
+def test_running_generation_goes_on_under_the_new_weights(engines):
+    old = copy.deepcopy(engines.model)
+    publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
+
+    async def work(client):
+        running = asyncio.create_task(client.generate(PROMPT, GREEDY, max_tokens=400, seed=0))
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(publisher.publish, ModelSource(engines.model), 3)
+        return await running
+
+    try:
+        publisher.connect(ModelSource(engines.model))
+        perturb(engines.model, seed=3)
+        generation = with_client(engines, work)
+    finally:
+        publisher.close()
+    first, second = generation.policy_versions
+    assert (first.version, second.version) == (2, 3)
+    assert (first.start, first.end, second.end) == (0, second.start, 400)
+    switch = second.start
+    print(f"\nweights changed after {switch} of 400 tokens")
+    assert generation.token_ids[:switch][:24] == greedy(old, PROMPT, min(24, switch))
+    prefix = PROMPT + generation.token_ids[:switch]
+    count = min(24, 400 - switch)
+    assert generation.token_ids[switch : switch + count] == greedy(engines.model, prefix, count)
+
+
+# Episodes
+
+
+class Chatter:
+    """Answers every action; the third ends the episode, successfully when the texts' lengths add up to even."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.actions: list[str] = []
+
+    def step(self, action: str) -> StepResult:
+        self.actions.append(action)
+        if self.task.payload.get("raises"):
+            raise OSError("the environment's own trouble")
+        if len(self.actions) < self.task.payload.get("turns", 3):
+            return StepResult(f"seen {len(action)} <|im_end|> malformed", done=False, info={"malformed": True})
+        reward = float(sum(map(len, self.actions)) % 2 == 0)
+        return StepResult(None, done=True, reward=reward)
+
+
+def task(name, **payload):
+    prompt = [{"role": "system", "content": "search or answer"}, {"role": "user", "content": f"question {name}"}]
+    return Task(name, prompt, payload)
+
+
+def play(engines, chat, groups, *, urls=None, limits=None, fleet=None, temperature=1.0, meanwhile=None):
+    fleet = fleet or Fleet(urls or engines.urls)
+    settings = RolloutSettings(
+        sampling=Sampling(temperature),
+        limits=limits or Limits(turns=4, turn_tokens=12, episode_tokens=MAX_MODEL_LEN),
+        run_seed=7,
+        request_timeout=30.0,
+    )
+
+    async def run():
+        async with Rollout(fleet, engines.token, chat, Chatter, settings) as rollout:
+            batch = asyncio.create_task(rollout.run_group_batch(groups, step=1))
+            if meanwhile is not None:
+                await asyncio.sleep(0.1)
+                meanwhile()
+            return await batch
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_spans_are_exactly_the_tokens_the_policy_drew(engines, chat, temperature):
+    groups = [Group(task(f"q{index}"), index, range(4)) for index in range(3)]
+    episodes = play(engines, chat, groups, temperature=temperature)
+    assert [(e.task_id, e.group, e.sample) for e in episodes] == [
+        (f"q{g}", g, s) for g in range(3) for s in range(4)
+    ]
+    assert {e.outcome for e in episodes} == {"success", "failure"}
+    finishes = set()
+    for episode, group in zip(episodes, [g for g in groups for _ in range(4)], strict=True):
+        prompt = chat.prompt(group.task.prompt)
+        assert episode.tokens[: episode.prompt_length] == prompt
+        rebuilt = list(prompt)
+        expected = logprobs_of(engines.model, episode.tokens, temperature)
+        own = []
+        for step in episode.steps:
+            drawn = episode.tokens[step.start : step.end]
+            assert len(rebuilt) == step.start
+            assert step.text == chat.text(drawn)
+            own += list(range(step.start - 1, step.end - 1))
+            rebuilt += drawn
+            cut = step.finish == "length"
+            assert cut == (drawn[-1] != END_OF_TURN)
+            assert END_OF_TURN not in drawn[:-1]
+            finishes.add(step.finish)
+            if step.observation is not None:
+                assert step.observation == f"seen {len(step.text)}  malformed"
+                assert step.info == {"malformed": True}
+                between = chat.between_turns(step.observation, cut=cut)
+                assert (between[0] == END_OF_TURN) == cut  # the template's end token lies outside the span
+                rebuilt += between
+        assert rebuilt == episode.tokens
+        assert episode.steps[-1].observation is None
+        difference = torch.tensor(episode.logprobs, dtype=torch.float64) - expected[own]
+        assert len(episode.logprobs) == sum(step.end - step.start for step in episode.steps)
+        assert difference.abs().max() < 1e-3
+        lengths = sum(len(step.text) for step in episode.steps)
+        assert episode.reward == float(lengths % 2 == 0)
+        assert (episode.outcome == "success") == (episode.reward == 1.0)
+    assert finishes == {"stop", "length"}
+
+
+def test_same_seeds_same_episodes_on_any_engine(engines, chat):
+    groups = [Group(task("again"), 0, range(4))]
+    first = play(engines, chat, groups, urls=engines.urls[:1])
+    second = play(engines, chat, groups, urls=engines.urls[1:])
+    assert [e.tokens for e in first] == [e.tokens for e in second]
+    assert len({tuple(e.tokens) for e in first}) == 4
+
+
+def test_limits_truncate_with_reward_zero(engines, chat):
+    groups = [Group(task("long", turns=99), 0, range(4))]
+    for episode in play(engines, chat, groups, limits=Limits(3, 8, MAX_MODEL_LEN)):
+        assert (episode.outcome, episode.reward, len(episode.steps)) == ("truncated", 0.0, 3)
+        assert episode.tokens[-1] == episode.tokens[episode.steps[-1].end - 1]
+    prompt = len(chat.prompt(groups[0].task.prompt))
+    for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt + 60)):
+        assert (episode.outcome, episode.reward) == ("truncated", 0.0)
+        assert episode.steps[-1].end <= prompt + 60
+    for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt)):
+        assert (episode.outcome, episode.steps) == ("truncated", [])
+
+
+def test_environment_that_raises_is_an_error_not_a_failure(engines, chat):
+    broken, sound = play(engines, chat, [Group(task("x", raises=True), 0, [0]), Group(task("y"), 1, [0])])
+    assert broken.outcome == "error"
+    assert broken.error == "OSError: the environment's own trouble"
+    assert sound.outcome in ("success", "failure")
+
+
+# Failures: from here on the second engine is dead
+
+
+def test_killed_engine_costs_no_episode_while_another_lives(engines, chat):
+    victim = engines.all[1].process
+    children = psutil.Process(victim.pid).children(recursive=True)
+    assert children
+    fleet = Fleet(engines.urls)
+    groups = [Group(task(f"k{index}", turns=4), index, range(8)) for index in range(4)]
+    episodes = play(engines, chat, groups, fleet=fleet, meanwhile=victim.kill)
+    assert {e.outcome for e in episodes} <= {"success", "failure"}
+    assert fleet.engines[engines.urls[1]].state is EngineState.DEAD
+    assert fleet.engines[engines.urls[0]].state is EngineState.HEALTHY
+    assert all(engine.load == 0 for engine in fleet.engines.values())
+    _gone, alive = psutil.wait_procs(children, timeout=5.0)
+    assert not alive, "the engine core outlived its server"
+
+
+def test_no_engine_left_is_an_error_not_a_failure(engines, chat):
+    episodes = play(engines, chat, [Group(task("lost"), 0, range(3))], urls=engines.urls[1:])
+    assert [e.outcome for e in episodes] == ["error"] * 3
+    assert all(e.error and engines.urls[1] in e.error for e in episodes)
+    with pytest.raises(EngineError, match=engines.urls[1]):
+        with_client(engines, lambda client: client.generate(PROMPT, GREEDY, max_tokens=1, seed=0), index=1)
+
+
+def test_weight_transfer_names_the_dead_engine_and_goes_on_without_it(engines):
+    source = ModelSource(engines.model)
+    lost = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=20.0)
+    with pytest.raises(WeightTransferError, match=engines.urls[1]) as caught:
+        lost.connect(source)
+    lost.close()
+    assert caught.value.engines == [engines.urls[1]]
+    publisher = WeightPublisher(engines.urls[:1], engines.token, device="cpu", timeout=20.0)
+    publisher.connect(source)
+    publisher.publish(source, 4)
+    publisher.close()
+    assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
+
+
+def test_engine_that_cannot_start_shows_its_log(tmp_path):
+    engine = start_engine(
+        tmp_path / "nowhere", port=free_port(), token="t" * 16, log_path=tmp_path / "log", max_model_len=64
+    )
+    try:
+        with pytest.raises(EngineStartError, match=r"ended with status 1(.|\n)*nowhere: no config.json there"):
+            engine.wait_healthy(60.0)
+    finally:
+        engine.stop()
