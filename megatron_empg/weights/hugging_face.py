@@ -100,6 +100,7 @@ def write_folder(destination: Path, tensors: Iterable[tuple[str, Tensor]], like:
         if file.suffix in {".json", ".txt", ".jinja", ".model"} and file.name != INDEX:
             shutil.copy2(file, aside / file.name)
     save_file({name: t.contiguous().cpu().clone() for name, t in tensors}, aside / SINGLE, {"format": "pt"})
+    (aside / SINGLE).chmod(0o644)  # safetensors makes it readable by its owner alone
     if destination.exists():
         retired = destination.with_name(destination.name + ".old")
         shutil.rmtree(retired, ignore_errors=True)
