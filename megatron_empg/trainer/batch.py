@@ -51,9 +51,13 @@ class Batch:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Batch":
         """The inverse of `to_bytes`. Raises ValueError for anything else."""
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        tensors = load(data)
+        try:
+            tensors = load(data)
+        except SafetensorError as error:
+            raise ValueError(f"these {len(data)} bytes are not a batch: {error}") from error
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         steps = tensors["steps"].long().split(tensors["step_counts"].tolist())
         own = [int((s[:, 1] - s[:, 0]).sum()) for s in steps]

@@ -74,7 +74,7 @@ def policy_loss() -> Any:
 
 
 def sequences(lengths: list[int], seed: int = 5) -> list[Any]:
-    """Prompt, own turn, observation, own turn; values as `PolicyLoss` wants them, ratios in and out of the clip."""
+    """Each a prompt, an own turn, an observation, an own turn; values as `PolicyLoss` wants them."""
     from megatron_empg.actor.packing import Sequence
 
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +95,7 @@ def sequences(lengths: list[int], seed: int = 5) -> list[Any]:
 
 @torch.no_grad()
 def with_old_logprobs(model: Any, chosen: list[Any]) -> list[Any]:
-    """The same sequences with old log-probs near those of a Hugging Face model: some ratios are clipped, some not."""
+    """The same with old log-probs near those of a Hugging Face model: some ratios are clipped, some not."""
     from megatron_empg.actor.packing import Sequence
 
     generator = torch.Generator().manual_seed(17)

@@ -1,4 +1,4 @@
-"""The actor learns the same in every layout and packing, skips what is not finite, and goes on from checkpoints."""
+"""The actor learns alike in every layout and packing, skips what is not finite, goes on from checkpoints."""
 
 import json
 import math

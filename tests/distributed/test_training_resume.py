@@ -1,4 +1,4 @@
-"""The training loop over recorded batches: what an interrupted run does again is what it would have done anyway."""
+"""The training loop over recorded batches: an interrupted run ends where an uninterrupted one does."""
 
 import json
 import os
@@ -49,9 +49,13 @@ class ReplayingDriver:
 
 
 def recorded_batch(step: int, version: int) -> Any:
-    """Four questions with two episodes each, other ones at every step."""
+    """Four questions with two episodes each, other ones at every step; nothing to learn from at step 3."""
     from megatron_empg.actor.packing import Sequence
     from megatron_empg.trainer.batch import Batch
+
+    if step == 3:
+        none = torch.empty(0)
+        return Batch([], none, none.long(), torch.empty(0, 2, dtype=torch.long), metrics={"train/reward": 0.0})
 
     generator = torch.Generator().manual_seed(step)
     lengths = torch.randint(12, 60, (8,), generator=generator).tolist()

@@ -1,0 +1,161 @@
+"""What a recipe may say: faults are refused by name before anything runs, defaults are the papers'."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe, parse_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def minimal() -> dict[str, Any]:
+    return {
+        "run": {"folder": "runs/x", "steps": 3},
+        "model": {"path": "some/model"},
+        "environment": {"name": "deep_search"},
+        "rollout": {"groups": 2, "group_size": 4},
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(minimal()))
+    return file
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = parse_recipe(minimal())
+    assert recipe.algorithm.empg.model_dump() == {"k": 1.0, "k_f": 1.0, "zeta": 0.1, "center": True}
+    dapo, grpo = recipe.algorithm.dapo, recipe.algorithm.grpo
+    assert (dapo.clip_low, dapo.clip_high) == (0.2, 0.28)
+    assert (grpo.clip_low, grpo.clip_high, grpo.normalize_std) == (0.2, 0.2, True)
+    assert recipe.rollout.temperature == 1.0
+    assert recipe.algorithm.base is grpo
+    assert recipe.engines.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("algorithm.epmg.k=1", ["algorithm.epmg", "unknown key", "did you mean 'empg'", "modulation"]),
+        ("algorithm.empg.kf=1", ["algorithm.empg.kf", "did you mean 'k_f'", "zeta"]),
+        ("colour=red", ["colour", "unknown key", "rollout"]),
+        ("rollout.top_p=0.9", ["rollout.top_p", "unknown key", "temperature"]),
+        ("algorithm.modulation=emgp", ["algorithm.modulation", "'none' or 'empg'", "'emgp'"]),
+        ("algorithm.name=ppo", ["algorithm.name", "'grpo' or 'dapo'", "'ppo'"]),
+        ("environment.name=chess", ["environment.name", "deep_search", "'chess'"]),
+        ("model.dtype=float16", ["model.dtype", "'float32' or 'bfloat16'", "'float16'"]),
+        ("model.initialise=maybe", ["model.initialise", "'maybe'"]),
+        ("run.steps=ten", ["run.steps", "integer", "'ten'"]),
+        ("run.steps=2.5", ["run.steps", "integer", "2.5"]),
+        ("run.steps=0", ["run.steps", "greater than or equal to 1", "0"]),
+        ("run.keep_checkpoints=0", ["run.keep_checkpoints", "greater than or equal to 1"]),
+        ("rollout.groups=-1", ["rollout.groups", "-1"]),
+        ("rollout.groups=[2]", ["rollout.groups", "[2]"]),
+        ("rollout.temperature=0", ["rollout.temperature", "greater than 0"]),
+        ("algorithm.empg.k=-1", ["algorithm.empg.k", "greater than or equal to 0", "-1"]),
+        ("algorithm.grpo.clip_low=1.5", ["algorithm.grpo.clip_low", "less than or equal to 1"]),
+        ("algorithm.updates_per_batch=0", ["algorithm.updates_per_batch"]),
+        ("actor.optimizer.lr=0", ["actor.optimizer.lr", "greater than 0"]),
+        ("actor.optimizer.lr=fast", ["actor.optimizer.lr", "number", "'fast'"]),
+        ("actor.optimizer.betas=[0.9]", ["actor.optimizer.betas"]),
+        ("actor.optimizer.betas=[0.9, 1.5]", ["actor.optimizer.betas", "1.5"]),
+        ("actor.optimizer.schedule=linear", ["actor.optimizer.schedule", "'constant' or 'cosine'"]),
+        ("actor.tensor_parallel=0", ["actor.tensor_parallel"]),
+        ("actor.recompute=yes please", ["actor.recompute", "'none', 'selective' or 'full'"]),
+        ("evaluation.splits=[train]", ["evaluation.splits", "'test_id' or 'test_ood'"]),
+        ("evaluation.questions=-1", ["evaluation.questions"]),
+        ("limits.logprob_gap=0", ["limits.logprob_gap", "greater than 0"]),
+        ("engines=3", ["engines", "3"]),
+        # Combinations
+        ("rollout.group_size=1", ["rollout.group_size is 1", "at least 2"]),
+        ("actor.max_tokens_per_microbatch=100", ["rollout.max_episode_tokens is 16384", "(100)"]),
+        (
+            "rollout.max_turn_tokens=16384",
+            ["rollout.max_turn_tokens is 16384", "below", "rollout.max_episode_tokens"],
+        ),
+        ("actor.sequence_parallel=true", ["actor.sequence_parallel", "actor.tensor_parallel 1"]),
+        # Overrides themselves
+        ("rollout.groups", ["'rollout.groups'", "section.key=value"]),
+        ("=3", ["'=3'", "section.key=value"]),
+        ("run.steps.more=3", ["run.steps.more", "steps is a value, not a section"]),
+        ("run.steps=[3", ["run.steps", "not YAML"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fault_is_refused_by_name(path: Path, override: str, named: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [override])
+    for part in named:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["run", "model", "environment", "rollout"])
+def test_a_missing_section_is_named(section: str) -> None:
+    raw = minimal()
+    del raw[section]
+    with pytest.raises(RecipeError, match=f"{section}: missing"):
+        parse_recipe(raw)
+
+
+def test_all_faults_are_told_at_once(path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["run.steps=0", "rollout.grups=2", "algorithm.name=ppo"])
+    assert all(name in str(caught.value) for name in ("run.steps", "rollout.grups", "algorithm.name"))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("- 1\n- 2\n", "list"), ("run: [\n", "cannot read"), ("", "NoneType")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=complaint) as caught:
+        load_recipe(file)
+    assert "broken.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-6", 1e-6), ("3.0e-4", 3e-4), ("1E-3", 1e-3), ("0.01", 0.01)])
+def test_numbers_are_read_as_people_write_them(path: Path, text: str, value: float) -> None:
+    assert load_recipe(path, [f"actor.optimizer.lr={text}"]).actor.optimizer.lr == value
+    path.write_text(path.read_text() + f"actor: {{optimizer: {{lr: {text}}}}}\n")
+    assert load_recipe(path).actor.optimizer.lr == value
+
+
+def test_overrides_win_and_make_sections(path: Path) -> None:
+    recipe = load_recipe(path, ["run.steps=9", "actor.tensor_parallel=2", "actor.sequence_parallel=true",
+                                "environment.settings.results=4"])  # fmt: skip
+    assert recipe.run.steps == 9
+    assert recipe.actor.sequence_parallel
+    assert recipe.actor.world_size == 2
+    assert recipe.environment.settings == {"results": 4}
+
+
+def test_the_gaps_limit_follows_the_dtype(path: Path) -> None:
+    assert load_recipe(path, ["model.dtype=float32"]).logprob_gap_limit == 1e-3
+    assert load_recipe(path, ["model.dtype=bfloat16"]).logprob_gap_limit == 0.05
+    assert load_recipe(path, ["limits.logprob_gap=0.2"]).logprob_gap_limit == 0.2
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
+def test_what_is_dumped_loads_to_the_same(file: Path, tmp_path: Path) -> None:
+    kind = SftRecipe if "sft" in yaml.safe_load(file.read_text()) else Recipe
+    recipe = load_recipe(file, kind=kind)
+    copy = tmp_path / "recipe.yaml"
+    copy.write_text(dump_recipe(recipe))
+    assert load_recipe(copy, kind=kind) == recipe
+    assert "seed" in yaml.safe_load(copy.read_text())["run"], "defaults are written out"
+
+
+def test_a_warm_up_is_checked_alike(path: Path) -> None:
+    with pytest.raises(RecipeError, match="sft: missing"):
+        load_recipe(path, kind=SftRecipe)

@@ -1,0 +1,203 @@
+"""Hugging Face's tensors and Megatron's: there and back without loss; faulty folders are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from models import save_random_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from megatron_empg.weights.hugging_face import CheckpointError, CheckpointReader, write_folder
+from megatron_empg.weights.initialise import random_tensors
+from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshard
+from megatron_empg.weights.model_config import ModelConfig
+
+SHAPES = ("qwen2", "qwen2-untied", "llama")
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("model")
+    save_random_model(made, request.param)
+    return made
+
+
+def read_all(folder: Path) -> tuple[ModelConfig, list[tuple[Row, list[Tensor]]]]:
+    config = ModelConfig.from_folder(folder)
+    with CheckpointReader(folder, rows(config), config) as reader:
+        return config, [(row, reader.read(row)) for row in rows(config)]
+
+
+def test_every_tensor_of_the_folder_is_in_exactly_one_row(folder: Path) -> None:
+    config = ModelConfig.from_folder(folder)
+    names = [name for row in rows(config) for name in row.hf]
+    assert len(set(names)) == len(names)
+    assert set(names) == set(load_file(folder / "model.safetensors"))
+    megatron = [row.megatron for row in rows(config)]
+    assert len(set(megatron)) == len(megatron)
+
+
+def test_split_inverts_merge(folder: Path) -> None:
+    config, table = read_all(folder)
+    for row, tensors in table:
+        full = merge(row, tensors, config)
+        assert tuple(full.shape) == row.full_shape, row.megatron
+        back = split(row, full, config)
+        assert len(back) == len(tensors) == len(row.hf), row.megatron
+        for before, after in zip(tensors, back, strict=True):
+            assert torch.equal(before, after), row.megatron
+
+
+@pytest.mark.parametrize("parallel_size", [1, 2])
+def test_unshard_inverts_shard(folder: Path, parallel_size: int) -> None:
+    config, table = read_all(folder)
+    for row, tensors in table:
+        full = merge(row, tensors, config)
+        pieces = [shard(row, full, config, parallel_size, rank) for rank in range(parallel_size)]
+        back = unshard(row, pieces)
+        if row.kind == "vocabulary":
+            assert len(back) == config.padded_vocab_size(parallel_size)
+            assert (back[config.vocab_size :] == 0).all()
+            back = back[: config.vocab_size]
+        else:
+            together = sum(piece.numel() for piece in pieces)
+            assert together == full.numel() * (parallel_size if row.kind == "replicated" else 1), row.megatron
+        assert torch.equal(back, full), row.megatron
+
+
+def test_a_rank_holds_whole_heads_with_their_keys_and_values() -> None:
+    """Queries, keys and values of a group lie together, so that a rank's piece is heads of its own."""
+    folder = ModelConfig("llama", 8, 1, 4, 2, 2, 6, 10, 32, 1e4, 1e-6, False, False)
+    row = next(row for row in rows(folder) if row.kind == "qkv")
+    q, k, v = (torch.arange(n).float()[:, None].expand(n, 8) + 100 * i for i, n in enumerate((8, 4, 4)))
+    piece = shard(row, merge(row, [q, k, v], folder), folder, 2, 1)
+    assert piece[:, 0].tolist() == [4, 5, 6, 7, 102, 103, 202, 203]
+
+
+def test_gate_and_up_are_sharded_alike() -> None:
+    config = ModelConfig("llama", 8, 1, 4, 2, 2, 6, 10, 32, 1e4, 1e-6, False, False)
+    row = next(row for row in rows(config) if row.kind == "gate_up")
+    gate, up = (torch.arange(6).float()[:, None].expand(6, 8) + 100 * i for i in range(2))
+    piece = shard(row, merge(row, [gate, up], config), config, 2, 1)
+    assert piece[:, 0].tolist() == [3, 4, 5, 103, 104, 105]
+
+
+def test_random_weights_follow_from_name_and_seed(folder: Path) -> None:
+    config = ModelConfig.from_folder(folder)
+    for row in rows(config):
+        for tensor, again, shape in zip(
+            random_tensors(row, config, 3), random_tensors(row, config, 3), row.shapes, strict=True
+        ):
+            assert tuple(tensor.shape) == shape
+            assert torch.equal(tensor, again)
+        if row.kind != "replicated" and not row.megatron.endswith("bias"):
+            assert not torch.equal(random_tensors(row, config, 3)[0], random_tensors(row, config, 4)[0])
+
+
+# Faulty folders
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_random_model(tmp_path / "model", "qwen2")
+    return tmp_path / "model"
+
+
+def change(folder: Path, **changes: Tensor | None) -> None:
+    """Replace, add or (None) remove tensors; dots are written as two underscores."""
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in changes.items():
+        tensors.pop(name.replace("__", "."), None)
+        if tensor is not None:
+            tensors[name.replace("__", ".")] = tensor
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_all(folder)
+    assert folder.name in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_tensor_is_named(model: Path) -> None:
+    change(model, model__layers__2__self_attn__k_proj__bias=None)
+    assert "missing: ['model.layers.2.self_attn.k_proj.bias'], surplus: none" in refusal(model)
+
+
+def test_a_surplus_tensor_is_named(model: Path) -> None:
+    change(model, model__layers__4__mlp__up_proj__weight=torch.zeros(2))
+    assert "missing: none, surplus: ['model.layers.4.mlp.up_proj.weight']" in refusal(model)
+
+
+def test_a_misshapen_tensor_is_named(model: Path) -> None:
+    change(model, model__norm__weight=torch.zeros(63))
+    assert "model.norm.weight has shape [63], expected [64]" in refusal(model)
+
+
+def test_a_tied_head_may_be_written_out(model: Path) -> None:
+    embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
+    change(model, lm_head__weight=embedding.clone())
+    read_all(model)
+
+
+def test_a_truncated_file_is_named(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    assert "model.safetensors is not a whole safetensors file" in refusal(model)
+
+
+def test_no_weights_at_all(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert "neither model.safetensors nor model.safetensors.index.json" in refusal(model)
+
+
+def split_in_two(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(where.values()):
+        save_file({name: t for name, t in tensors.items() if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def test_several_files_are_read_by_their_index(model: Path) -> None:
+    _, before = read_all(model)
+    split_in_two(model)
+    _, after = read_all(model)
+    for (_, one), (_, other) in zip(before, after, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_file_of_the_index_that_is_absent_is_named(model: Path) -> None:
+    split_in_two(model)
+    (model / "part-1.safetensors").unlink()
+    message = refusal(model)
+    assert "part-1.safetensors" in message
+    assert "names files that are not there" in message
+
+
+def test_a_folder_is_replaced_as_a_whole(model: Path, tmp_path: Path) -> None:
+    config, table = read_all(model)
+    destination = tmp_path / "written"
+    for factor in (1, 2):
+        tensors = ((name, t * factor) for row, ts in table for name, t in zip(row.hf, ts, strict=True))
+        write_folder(destination, tensors, model)
+    _, back = read_all(destination)
+    for (_, one), (_, other) in zip(table, back, strict=True):
+        assert all(torch.equal(2 * a, b) for a, b in zip(one, other, strict=True))
+    assert ModelConfig.from_folder(destination) == config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "written"]
+
+
+def test_a_write_that_breaks_off_leaves_the_old_folder(model: Path, tmp_path: Path) -> None:
+    def breaking_off():
+        yield "model.norm.weight", torch.ones(64)
+        raise RuntimeError("gone")
+
+    before = (model / "model.safetensors").read_bytes()
+    with pytest.raises(RuntimeError, match="gone"):
+        write_folder(model, breaking_off(), model)
+    assert (model / "model.safetensors").read_bytes() == before
