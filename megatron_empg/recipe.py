@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# YAML knows neither paths nor tuples.
+PathText = Annotated[Path, Field(strict=False)]
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 
 
 class RecipeError(ValueError):
@@ -26,11 +29,11 @@ class RecipeError(ValueError):
 class Section(BaseModel):
     """A group of keys. Unknown keys are errors, values are never silently converted between kinds."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class RunSection(Section):
-    folder: Path
+    folder: PathText
     """Where recipe, metrics, checkpoints, episodes and report go; a run found there is continued."""
     steps: Positive
     """How many batches to train on; a checkpoint of a finished run is continued by raising it."""
@@ -43,7 +46,7 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    path: Path
+    path: PathText
     """A Hugging Face model folder: config.json, tokenizer, and safetensors unless `initialise` is random."""
     initialise: Literal["checkpoint", "random"] = "checkpoint"
     """Where the initial weights come from; `random` is for supervised warm-up from nothing."""
@@ -142,7 +145,7 @@ class OptimizerSection(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or cosine down to a tenth at the last step."""
     warmup_steps: NonNegative = 0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_grad: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the whole gradient, over all ranks."""
