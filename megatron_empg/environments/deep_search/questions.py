@@ -3,9 +3,9 @@
 Training and the in-distribution test share relation paths (a path: the first entity's type and the
 relations in order) and differ in questions. Out of distribution are, each a kind of its own:
 
-- `held_out_path`: a seeded 15% of the paths of two and three hops;
-- `held_out_relation`: chains with a relation that training asks about alone, never in a chain;
-- `longer`: chains of four hops, where training stops at three.
+- `held_out_path`: a seeded 15% of the paths of two and more hops;
+- `held_out_relation`: chains with a relation that training never chains from that type of first entity;
+- `longer`: chains of four hops from types of first entity whose chains stop at three in training.
 """
 
 import hashlib
@@ -51,20 +51,27 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRules:
-    """What is held out. The shares are of paths and of questions; all draws follow from `seed`."""
+    """What is held out. The shares are of paths and of questions; all draws follow from `seed`.
+
+    Training chains up to `train_hops` facts, four from the types in `longer_from`; `held_out_relations` stand in
+    its chains only from the types in `composed_from`.
+    """
 
     train_hops: int = 3
+    longer_from: tuple[str, ...] = ("city", "province")
     held_out_paths: float = 0.15
     held_out_relations: tuple[str, ...] = ("lowest point", "time zone")
+    composed_from: tuple[str, ...] = ("province", "element")
     test_questions: float = 0.08
     seed: int = 0
 
     def kind(self, path: tuple[str, ...]) -> str:
         """`seen`, `held_out_path`, `held_out_relation` or `longer`."""
-        relations = path[1:]
-        if len(relations) > self.train_hops:
+        first, relations = path[0], path[1:]
+        if len(relations) > (MAX_HOPS if first in self.longer_from else self.train_hops):
             return "longer"
-        if len(relations) > 1 and not set(relations).isdisjoint(self.held_out_relations):
+        held_out = first not in self.composed_from and not set(relations).isdisjoint(self.held_out_relations)
+        if len(relations) > 1 and held_out:
             return "held_out_relation"
         if len(relations) > 1 and _share(f"path {self.seed} {'|'.join(path)}") < self.held_out_paths:
             return "held_out_path"
