@@ -20,7 +20,10 @@ class WeightTransferError(RuntimeError):
 
 
 class EngineControl:
-    """Calls the same route of all engines at once; every call has a time limit of `timeout` seconds."""
+    """Calls the same route of all engines at once; every call ends within `timeout` + 10 seconds.
+
+    The 10 seconds let an engine report a collective that timed out after `timeout` seconds.
+    """
 
     def __init__(self, engine_urls: Sequence[str], token: str, timeout: float) -> None:
         if not engine_urls:
@@ -29,7 +32,7 @@ class EngineControl:
         self.world_sizes: list[int] = []
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            timeout=httpx.Timeout(timeout + 10.0, connect=min(timeout, 10.0)),
             # One connection a call: after an error the server closes the one it came on.
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,  # engines are near: no proxy, no .netrc
@@ -64,6 +67,7 @@ class EngineControl:
         self._call_all("start", lambda index: ("POST", "start_weight_update", {}))
 
     def update_weights(self, update_info: Any) -> None:
+        """Returns when every engine has received all."""
         body = {"json": {"update_info": update_info}}
         self._call_all("transfer", lambda index: ("POST", "update_weights", body))
 
@@ -94,22 +98,27 @@ class EngineControl:
 
     def _call_all(self, phase: str, request: Callable[[int], tuple[str, str, dict[str, Any]]]) -> list[Any]:
         futures = [self._threads.submit(self._call, url, *request(i)) for i, url in enumerate(self.urls)]
-        replies: list[Any] = []
-        lost: dict[str, str] = {}
-        refused: dict[str, str] = {}
-        for url, future in zip(self.urls, futures, strict=True):
-            try:
-                replies.append(future.result())
-            except httpx.HTTPStatusError as error:
-                refused[url] = f"answered {error.response.status_code}: {error.response.text[:300]}"
-            except httpx.HTTPError as error:
-                lost[url] = f"{type(error).__name__}: {error}"
-        if lost or refused:
-            # An engine that went away makes the others fail too: name the cause, not its victims.
-            raise WeightTransferError(phase, lost or refused)
-        return replies
+        errors = {url: future.exception() for url, future in zip(self.urls, futures, strict=True)}
+        failures = {url: error for url, error in errors.items() if error is not None}
+        if failures:
+            raise WeightTransferError(phase, _causes(failures))
+        return [future.result() for future in futures]
 
     def _call(self, url: str, method: str, path: str, options: dict[str, Any]) -> Any:
         reply = self._client.request(method, f"{url}/{path}", **options)
         reply.raise_for_status()
         return reply.json()
+
+
+def _causes(failures: dict[str, BaseException]) -> dict[str, str]:
+    """The engines to blame: one that went away or hangs makes the others fail in the same collective."""
+    gone = {url: e for url, e in failures.items() if isinstance(e, httpx.NetworkError | httpx.ProtocolError)}
+    late = {url: e for url, e in failures.items() if isinstance(e, httpx.TimeoutException)}
+    own = {url: e for url, e in failures.items() if "gloo" not in _reason(e)}
+    return {url: _reason(error) for url, error in (gone or late or own or failures).items()}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"answered {error.response.status_code}: {error.response.text[:300]}"
+    return f"{type(error).__name__}: {error}"

@@ -74,7 +74,8 @@ class WeightPublisher:
     """Sends weights to all engines at once: one group of trainer rank 0 and every engine worker.
 
     `device`: the trainer's; "cpu" goes over gloo to engines with backend torch_pg, "cuda" over vLLM's nccl.
-    `timeout`: seconds for any single step. `host`: the interface of this machine that the engines can reach.
+    `timeout`: seconds for any single step, also the time it takes to notice an engine that died in the middle
+    of a transfer. `host`: the interface of this machine that the engines can reach.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ def _cause(reply: Future[None], phase: str, error: RuntimeError) -> Exception:
     """The engines' own account of a failed collective, if one comes soon; else the collective's error."""
     failure = None
     with contextlib.suppress(TimeoutError):
-        failure = reply.exception(timeout=10.0)
+        failure = reply.exception(timeout=20.0)
     if isinstance(failure, WeightTransferError):
         return failure
     return WeightTransferError(phase, {"(engine unknown)": str(error)})
