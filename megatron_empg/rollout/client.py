@@ -89,7 +89,7 @@ class EngineClient:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
             timeout=self._timeout,
-            connector=aiohttp.TCPConnector(limit=self._max_connections),
+            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=15.0),
             trust_env=False,  # engines are near: no proxy, no .netrc
         )
         return self

@@ -51,6 +51,8 @@ def check_model(folder: str) -> None:
 def set_environment(args: argparse.Namespace, *, cuda: bool) -> None:
     """What vLLM reads from the environment. Must run before vllm is imported."""
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # weight transfer, pause and checksum routes
+    # Clients drop an idle connection after 15 s; the server must not do so first, as a request may be on its way.
+    os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "120"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if cuda:

@@ -94,11 +94,12 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
     def receive_weights(self, update_info: TorchUpdateInfo) -> None:
         if self._group is None:
             raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
+        model: Any = self.model
         described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         for name, dtype_name, shape in described:
             tensor = torch.empty(shape, dtype=dtype_from_name(dtype_name), device=self.device)
             self._group.broadcast(tensor)
-            self.model.load_weights([(name, tensor)])
+            model.load_weights([(name, tensor)])
 
     def finish_weight_update(self) -> None:
         """Raises RuntimeError naming the layers that received nothing (vLLM would keep their old weights)."""
