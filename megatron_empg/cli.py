@@ -59,10 +59,15 @@ def main() -> None:
     from megatron_empg.recipe import RecipeError
 
     try:
-        app(standalone_mode=True)
+        app()
     except RecipeError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] != "megatron_empg":
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     finally:
         family.stop()
         report = _report(folder)
+        print(f"report: {report}")
         folder.close()
     return report
 
@@ -238,27 +240,47 @@ def _start_trainer(recipe: Recipe | SftRecipe, family: Family, arguments: list[s
 
 def _watch(family: Family, trainer: Child, total_steps: int) -> None:
     """Show steps as they are logged, until the trainer ends. The first interrupt asks it to end in order."""
-    seen = len(read_metrics(family.folder))
-    done = max((record["step"] for record in read_metrics(family.folder)), default=0)
-    with Progress(total_steps, done=done) as progress:
+    records, size = read_metrics(family.folder), 0
+    shown = max((record["step"] for record in records), default=-1)
+    with Progress(total_steps, done=max(shown, 0)) as progress, _interrupts(family.folder, progress):
         progress.note(f"run folder {family.folder.root}; logs in {family.folder.logs}")
+        if shown > 0:
+            progress.note(f"continuing a run that has logged {shown} steps")
         while True:
-            try:
-                ended = trainer.process.poll() is not None
-                records = read_metrics(family.folder)
-                # A resumed run cuts away what it will do again.
-                for record in records[min(seen, len(records)) :]:
+            ended = trainer.process.poll() is not None
+            size, before = family.folder.metrics.stat().st_size if family.folder.metrics.exists() else 0, size
+            records = read_metrics(family.folder) if size != before else records
+            last = max((record["step"] for record in records), default=-1)
+            shown = min(shown, last)  # a resumed run cuts away what it will do again
+            for record in records:
+                if record["step"] > shown:
                     progress.finish_step(record["step"], record)
-                seen = len(records)
-                family.check()
-                if ended:
-                    return
-                time.sleep(POLL_SECONDS)
-            except KeyboardInterrupt:
-                if family.folder.stop.exists():
-                    raise
-                family.folder.stop.touch()
-                progress.note("ending after this step, with a checkpoint; press Ctrl-C again to end now")
+            shown = last
+            family.check()
+            if ended:
+                return
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _interrupts(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """SIGINT or SIGTERM: end after the running step, with a checkpoint; a second one: end now.
+
+    Set in any case, since a shell starts background jobs with SIGINT ignored.
+    """
+
+    def handle(*_: object) -> None:
+        if folder.stop.exists():
+            raise KeyboardInterrupt
+        folder.stop.touch()
+        progress.note("ending after this step, with a checkpoint; interrupt again to end now")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(folder: RunFolder) -> Path:

@@ -9,7 +9,9 @@ import pytest
 
 from megatron_empg.environments.deep_search.questions import SplitRules, split_questions
 from megatron_empg.environments.deep_search.text import normalise_answer
+from megatron_empg.environments.registry import make_task_source
 
+HELD_OUT = {"lowest point", "time zone"}
 SENTENCES = [
     re.compile(pattern)
     for pattern in (
@@ -80,18 +82,26 @@ def test_splits_are_disjoint_and_hold_out_what_they_say(source):
     assert ids["test_id"].isdisjoint(ids["test_ood"])
     assert paths["test_id"] <= paths["train"]
     assert paths["test_ood"].isdisjoint(paths["train"])
-    chained = {relation for path in paths["train"] if len(path) > 2 for relation in path[1:]}
-    assert chained.isdisjoint({"lowest point", "time zone"})
-    assert max(map(len, paths["train"])) == 1 + 3
+    composed_from = {path[0] for path in paths["train"] if len(path) > 2 and HELD_OUT & set(path[1:])}
+    assert composed_from == {"province", "element"}
+    assert {path[0] for path in paths["train"] if len(path) == 1 + 4} == {"city", "province"}
     assert max(map(len, paths["test_ood"])) == 1 + 4
+
+
+def test_the_first_part_of_the_warm_up_trains_on_nothing_that_is_held_out_later(source, miniature):
+    splits = {"longer_from": [], "composed_from": []}
+    first = make_task_source("deep_search", corpus=miniature / "corpus.jsonl", splits=splits)
+    held_out = {task.id for split in ("test_id", "test_ood") for task in source.tasks(split)}
+    assert held_out.isdisjoint(task.id for task in first.tasks("train"))
 
 
 def test_kinds_of_the_out_of_distribution_test(source):
     for task in source.tasks("test_ood"):
         relations, kind = task.payload["relations"], task.payload["kind"]
-        assert (kind == "longer") == (len(relations) == 4)
-        held_out = not {"lowest point", "time zone"}.isdisjoint(relations)
-        assert (kind == "held_out_relation") == (held_out and len(relations) < 4)
+        first = task.payload["entity_type"]
+        longer = len(relations) == 4 and first not in ("city", "province")
+        held_out = bool(HELD_OUT & set(relations)) and first not in ("province", "element")
+        assert kind == ("longer" if longer else "held_out_relation" if held_out else "held_out_path")
     kinds = Counter(task.payload["kind"] for task in source.fixed("test_ood", 1000))
     assert 450 < kinds["held_out_path"] < 550
     assert 250 < kinds["held_out_relation"] < 350

@@ -41,13 +41,13 @@ def test_a_flawless_searcher_finds_every_fact(searchers, split):
 
 def test_the_fallible_searcher_errs_part_of_the_time(searchers):
     source = searchers("fallible")
-    assert 0.50 < success(source, source.sample("train", 800, 0)) < 0.68
+    assert 0.40 < success(source, source.sample("train", 800, 0)) < 0.58
 
 
 def test_the_habit_is_wrong_most_of_the_time_but_not_always_followed(searchers):
     always = searchers("habit", habit=1.0, stop_early=0.0, wrong_relation=0.0, skip_visit=0.0, vague_query=0.0)
     tasks = always.sample("train", 600, 0)
-    assert 0.3 < success(always, tasks) < 0.6
+    assert 0.2 < success(always, tasks) < 0.45
     assert success(always, [task for task in tasks if task.payload["hops"] == 3]) == 0.0
     assert not any("<visit>" in action for task in tasks for action, _ in always.walkthrough(task, 0))
     usual = searchers("habit")
