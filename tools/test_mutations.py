@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("megatron_empg", "tests", "recipes", "pyproject.toml")
 PARALLEL = 2
-TIMEOUT_SECONDS = 280
+TIMEOUT_SECONDS = 500
 
 
 @dataclass(frozen=True)

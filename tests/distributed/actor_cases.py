@@ -58,7 +58,8 @@ def fresh_actor(
 
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    actor_settings = {k: settings.pop(k) for k in ("distributed_optimizer", "seed", "recompute") if k in settings}
+    ours = ("distributed_optimizer", "dtype", "recompute", "seed")
+    actor_settings = {name: settings.pop(name) for name in ours if name in settings}
     actor = Actor(
         ModelConfig.from_folder(folder / "model"), Layout(**layout), OptimizerSettings(lr=lr, **settings),
         max_tokens_per_microbatch=budget, **actor_settings,

@@ -31,9 +31,9 @@ STEPS = 5
 # What every layout does; compared by the tests below.
 
 
-def five_updates(folder: Path, layout: dict[str, Any], lengths: list[int], budget: int = 128) -> dict[str, Any]:
+def five_updates(folder: Path, layout: dict[str, Any], lengths: list[int], **settings: Any) -> dict[str, Any]:
     """Losses and gradient norms of five updates, and the policy after the first and after the last."""
-    actor = fresh_actor(folder, layout, budget=budget)
+    actor = fresh_actor(folder, layout, **settings)
     batch = torch.load(folder / "batches.pt", weights_only=False)[len(lengths)]
     reports, first = [], None
     for _ in range(STEPS):
@@ -53,6 +53,14 @@ def alone(folder: Path) -> dict[str, Any]:
 
 def alone_loose_packing(folder: Path) -> dict[str, Any]:
     return five_updates(folder, {}, UNEVEN, budget=4096)
+
+
+def alone_recompute_full(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {}, UNEVEN, recompute="full")
+
+
+def alone_recompute_selective(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {}, UNEVEN, recompute="selective")
 
 
 def alone_one_sequence(folder: Path) -> dict[str, Any]:
@@ -213,26 +221,30 @@ def schedules(folder: Path) -> dict[str, list[float]]:
 
 
 def resumed_torch_optimizer(folder: Path) -> None:
-    check_resumed(folder, {"data": 2}, "torch", distributed_optimizer=False)
+    check_resumed(folder, {"data": 2}, "torch")
 
 
 def resumed_distributed_optimizer(folder: Path) -> None:
     check_resumed(folder, {"data": 2}, "distributed", distributed_optimizer=True)
 
 
+def resumed_bfloat16(folder: Path) -> None:
+    """The float32 main weights must come back, not the rounded ones."""
+    settings = {"distributed_optimizer": True, "dtype": "bfloat16"}
+    check_resumed(folder, {"data": 2}, "bfloat16", **settings)
+
+
 def resumed_tensor_parallel(folder: Path) -> dict[str, Any]:
     """The same at TP=2; the checkpoint stays for one rank to load."""
-    scores = check_resumed(folder, {"tensor": 2}, "tensor", distributed_optimizer=False)
+    scores = check_resumed(folder, {"tensor": 2}, "tensor")
     return {"scores": scores}
 
 
-def check_resumed(folder: Path, layout: dict[str, Any], name: str, *, distributed_optimizer: bool) -> torch.Tensor:
+def check_resumed(folder: Path, layout: dict[str, Any], name: str, **settings: Any) -> torch.Tensor:
     """Two updates, a checkpoint, two more: all bit-equal in an actor that was never there before."""
     from megatron_empg.actor import checkpoint
 
-    settings: dict[str, Any] = {
-        "distributed_optimizer": distributed_optimizer, "schedule": "cosine", "warmup_steps": 1, "total_steps": 6,
-    }  # fmt: skip
+    settings |= {"schedule": "cosine", "warmup_steps": 1, "total_steps": 6}
     batch, root = batches(folder), folder / f"checkpoints_{name}"
     actor = fresh_actor(folder, layout, **settings)
     for _ in range(2):
@@ -315,11 +327,11 @@ breakers = {
 TWO_RANKS = [
     data_parallel, data_parallel_distributed_optimizer, data_parallel_one_sequence, tensor_parallel,
     sequence_parallel, pipeline_parallel, altered_logits_tensor_parallel, poisoned_data_parallel,
-    resumed_torch_optimizer, resumed_distributed_optimizer, resumed_tensor_parallel,
+    resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel,
 ]  # fmt: skip
 ONE_RANK = [
-    alone, alone_loose_packing, alone_one_sequence, altered_logits, poisoned, schedules,
-    checkpoint_of_another_layout, checkpoint_faults,
+    alone, alone_loose_packing, alone_recompute_full, alone_recompute_selective, alone_one_sequence,
+    altered_logits, poisoned, schedules, checkpoint_of_another_layout, checkpoint_faults,
 ]  # fmt: skip
 
 
@@ -381,6 +393,11 @@ def test_packing_does_not_matter(one: list[dict[str, Any]]) -> None:
     assert_trained_alike(answer(one, alone_loose_packing), answer(one, alone), tolerance=1e-6)
 
 
+@pytest.mark.parametrize("case", [alone_recompute_full, alone_recompute_selective])
+def test_recomputing_activations_does_not_matter(case: Any, one: list[dict[str, Any]]) -> None:
+    assert_trained_alike(answer(one, case), answer(one, alone), tolerance=1e-6)
+
+
 def test_logits_at_foreign_positions_do_not_matter(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
     answer(one, altered_logits)
     answer(two, altered_logits_tensor_parallel)
@@ -401,7 +418,9 @@ def test_learning_rate_follows_the_recipe(one: list[dict[str, Any]]) -> None:
     assert lr["cosine"][-1] == pytest.approx(3e-5)
 
 
-@pytest.mark.parametrize("case", [resumed_torch_optimizer, resumed_distributed_optimizer, resumed_tensor_parallel])
+@pytest.mark.parametrize(
+    "case", [resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel]
+)
 def test_resumed_training_is_bit_equal(case: Any, two: list[dict[str, Any]]) -> None:
     answer(two, case)
 
