@@ -80,7 +80,7 @@ def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) ->
         *("--generation-config", "vllm"),
         # Log-probs of the distribution really sampled from (after the temperature).
         *("--logprobs-mode", "processed_logprobs"),
-        *("--weight-transfer-config", f'{{"backend": "{backend}"}}'),
+        *("--weight-transfer-config", f'{{"backend": "empg_{backend}"}}'),
         *("--worker-extension-cls", WORKER_EXTENSION),
         "--enable-scale-out",
         "--enable-prefix-caching",

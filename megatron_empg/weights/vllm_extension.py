@@ -1,7 +1,7 @@
-"""The engine's side of weight transfer over gloo ("torch_pg"), where there is no NCCL.
+"""The engine's side of weight transfer: over gloo where there is no NCCL, and vLLM's own NCCL engine.
 
-vLLM imports this module in every worker (`worker_extension_cls`), which registers the backend. The lifecycle
-(layer-wise reload, start / update / finish) is vLLM's own; only rendezvous and data movement are ours.
+vLLM imports this module in every worker (`worker_extension_cls`), which registers both. The lifecycle (layer-wise
+reload, start / update / finish) is vLLM's own; over gloo, rendezvous and data movement are ours.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from megatron_empg.weights.broadcast import BroadcastGroup, dtype_from_name
-
-BACKEND = "torch_pg"
 
 
 @dataclass
@@ -47,35 +46,9 @@ class TorchUpdateInfo(WeightTransferUpdateInfo):
     shapes: list[list[int]]
 
 
-class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateInfo]):
-    """Receives whole tensors by broadcast from rank 0 and loads each as it comes."""
-
-    init_info_cls = TorchInitInfo
-    update_info_cls = TorchUpdateInfo
-
-    def __init__(
-        self,
-        config: WeightTransferConfig,
-        vllm_config: VllmConfig,
-        device: torch.device,
-        model: torch.nn.Module,
-    ) -> None:
-        super().__init__(config, vllm_config, device, model)
-        if device.type != "cpu":
-            raise ValueError(f"weight transfer backend {BACKEND!r} is for CPU engines; use 'nccl' on {device}")
-        self._group: BroadcastGroup | None = None
-
-    def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
-        self.shutdown()  # a trainer that lost its group comes back with a new one
-        parallel = self.parallel_config
-        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
-        self._group = BroadcastGroup.join(
-            init_info.master_address,
-            init_info.master_port,
-            rank,
-            init_info.world_size,
-            init_info.timeout,
-        )
+class CheckedReload(WeightTransferEngine[Any, Any]):
+    """vLLM's layer-wise reload, made whole: a broken session can be followed by a new one, a layer that received
+    nothing is an error, and a tied LM head takes part."""
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -90,16 +63,6 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
             # (A mix of old and new weights: the trainer keeps this engine paused until it has sent all again.)
             self._finalize()
             raise
-
-    def receive_weights(self, update_info: TorchUpdateInfo) -> None:
-        if self._group is None:
-            raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
-        model: Any = self.model
-        described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
-        for name, dtype_name, shape in described:
-            tensor = torch.empty(shape, dtype=dtype_from_name(dtype_name), device=self.device)
-            self._group.broadcast(tensor)
-            model.load_weights([(name, tensor)])
 
     def finish_weight_update(self) -> None:
         """Raises RuntimeError naming the layers that received nothing (vLLM would keep their old weights)."""
@@ -121,11 +84,54 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
 
     def _finalize(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type != "cpu":
+            return
         # vLLM's reload misses an LM head tied to the embedding; on CPU that works on a packed copy, now stale.
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead):
                 head: Any = module
                 head.quant_method.process_weights_after_loading(head)
+
+
+class TorchWeightTransferEngine(CheckedReload):
+    """Receives whole tensors by broadcast from rank 0 and loads each as it comes."""
+
+    init_info_cls = TorchInitInfo
+    update_info_cls = TorchUpdateInfo
+
+    def __init__(
+        self,
+        config: WeightTransferConfig,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        model: torch.nn.Module,
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        if device.type != "cpu":
+            raise ValueError(f"weight transfer over gloo is for CPU engines; use backend nccl on {device}")
+        self._group: BroadcastGroup | None = None
+
+    def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
+        self.shutdown()  # a trainer that lost its group comes back with a new one
+        parallel = self.parallel_config
+        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
+        self._group = BroadcastGroup.join(
+            init_info.master_address,
+            init_info.master_port,
+            rank,
+            init_info.world_size,
+            init_info.timeout,
+        )
+
+    def receive_weights(self, update_info: TorchUpdateInfo) -> None:
+        if self._group is None:
+            raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
+        model: Any = self.model
+        described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+        for name, dtype_name, shape in described:
+            tensor = torch.empty(shape, dtype=dtype_from_name(dtype_name), device=self.device)
+            self._group.broadcast(tensor)
+            model.load_weights([(name, tensor)])
 
     def shutdown(self) -> None:
         if self._group is not None:
@@ -133,8 +139,17 @@ class TorchWeightTransferEngine(WeightTransferEngine[TorchInitInfo, TorchUpdateI
             self._group = None
 
 
-if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, TorchWeightTransferEngine)
+class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
+    """vLLM's own NCCL engine with the same care about the reload."""
+
+
+ENGINES: dict[str, type[WeightTransferEngine]] = {
+    "empg_torch_pg": TorchWeightTransferEngine,
+    "empg_nccl": CheckedNcclEngine,
+}
+for _name, _engine in ENGINES.items():
+    if _name not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(_name, _engine)
 
 
 class WeightTransferExtension:

@@ -219,30 +219,34 @@ def test_source_that_breaks_off_leaves_nothing_broken(engines):
 
 
 def test_running_generation_goes_on_under_the_new_weights(engines):
-    old = copy.deepcopy(engines.model)
+    count = 480
     publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
 
-    async def work(client):
-        running = asyncio.create_task(client.generate(PROMPT, GREEDY, max_tokens=400, seed=0))
-        await asyncio.sleep(0.3)
-        await asyncio.to_thread(publisher.publish, ModelSource(engines.model), 3)
+    async def publish_meanwhile(client, version):
+        running = asyncio.create_task(client.generate(PROMPT, GREEDY, max_tokens=count, seed=0))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(publisher.publish, ModelSource(engines.model), version)
         return await running
 
     try:
         publisher.connect(ModelSource(engines.model))
-        perturb(engines.model, seed=3)
-        generation = with_client(engines, work)
+        for version in range(3, 8):
+            old = copy.deepcopy(engines.model)
+            perturb(engines.model, seed=version)
+            generation = with_client(engines, lambda client, v=version: publish_meanwhile(client, v))
+            if len(generation.policy_versions) == 2:
+                break  # else the generation was over, or not begun, when the weights came
     finally:
         publisher.close()
     first, second = generation.policy_versions
-    assert (first.version, second.version) == (2, 3)
-    assert (first.start, first.end, second.end) == (0, second.start, 400)
+    assert (first.version, second.version) == (version - 1, version)
+    assert (first.start, first.end, second.end) == (0, second.start, count)
     switch = second.start
-    print(f"\nweights changed after {switch} of 400 tokens")
-    assert generation.token_ids[:switch][:24] == greedy(old, PROMPT, min(24, switch))
+    print(f"\nweights changed after {switch} of {count} tokens")
+    assert generation.token_ids[: min(24, switch)] == greedy(old, PROMPT, min(24, switch))
+    after = min(24, count - switch)
     prefix = PROMPT + generation.token_ids[:switch]
-    count = min(24, 400 - switch)
-    assert generation.token_ids[switch : switch + count] == greedy(engines.model, prefix, count)
+    assert generation.token_ids[switch : switch + after] == greedy(engines.model, prefix, after)
 
 
 # Episodes
@@ -395,7 +399,7 @@ def test_weight_transfer_names_the_dead_engine_and_goes_on_without_it(engines):
     assert caught.value.engines == [engines.urls[1]]
     publisher = WeightPublisher(engines.urls[:1], engines.token, device="cpu", timeout=20.0)
     publisher.connect(source)
-    publisher.publish(source, 4)
+    publisher.publish(source, 9)
     publisher.close()
     assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
 
