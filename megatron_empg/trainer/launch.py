@@ -258,6 +258,8 @@ def _watch(family: Family, trainer: Child, total_steps: int) -> None:
             shown = last
             family.check()
             if ended:
+                if shown < total_steps:
+                    progress.note(f"ended after step {shown} of {total_steps}; the same command goes on from there")
                 return
             time.sleep(POLL_SECONDS)
 
