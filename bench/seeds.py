@@ -1,4 +1,4 @@
-"""Success before and after training, for several seeds: python bench/seeds.py RECIPE --seeds 1 2 3 [key=value …].
+"""Success before and after training, for several seeds: python bench/seeds.py RECIPE [key=value …] --seeds 1,2,3.
 
 Each seed is a whole `empg train` run in runs/seeds/NAME-SEED; a finished one is not run again. Prints each seed's
 figures, their means and differences, and the share of step time spent outside the four phases.
@@ -47,11 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", default="1,2,3", help="separated by commas")
     parser.add_argument("--name", help="of the run folders (default: the recipe's)")
     arguments = parser.parse_intermixed_args()
     name = arguments.name or arguments.recipe.stem
-    runs = {seed: run(arguments.recipe, name, seed, arguments.overrides) for seed in arguments.seeds}
+    runs = {seed: run(arguments.recipe, name, seed, arguments.overrides) for seed in map(int, arguments.seeds.split(","))}
     table = Table(title=f"{name}: success before -> after (change in points)")
     for column in ("seed", *SERIES, "outside phases"):
         table.add_column(column)
