@@ -32,9 +32,10 @@ from megatron_empg.vocab_parallel.statistics import (
 )
 from megatron_empg.vocab_parallel.weight_gradient import WeightGradient
 
-# Logits of a chunk: 64 MiB of float32 on CPU, 1 GiB on a GPU. Larger chunks make faster products and touch
-# the weight's gradient less often.
-CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+# A chunk's logits in elements, and the fewest tokens of a chunk: smaller products are slower, and each chunk
+# reads and writes the weight's gradient once more.
+CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 27}
+LEAST_CHUNK = {"cpu": 128, "cuda": 2048}
 
 
 def linear_logprob_and_entropy(
@@ -62,7 +63,7 @@ def linear_logprob_and_entropy(
 
     `gradient_accumulation_fusion` adds the weight's gradient to ``weight.main_grad`` and sets
     ``weight.grad_added_to_main_grad``, as Megatron's layer of that name does for its DistributedDataParallel.
-    `chunk_tokens` None takes what fits a fixed memory budget. Other arguments, outputs and errors as in
+    `chunk_tokens` None takes `default_chunk`. Other arguments, outputs and errors as in
     `logprob_and_entropy`.
     """
     settings = _Settings.of(
@@ -83,6 +84,12 @@ def linear_logprob_and_entropy(
         hidden, weight, settings.shard.local(targets), keep, settings
     )
     return outputs
+
+
+def default_chunk(tokens: int, columns: int, device: torch.device) -> int:
+    """Tokens of a chunk: a fixed amount of memory, and no more than a quarter of the whole logits."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    return max(LEAST_CHUNK[kind], min(CHUNK_LOGITS[kind] // max(1, columns), -(-tokens // 4)))
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,9 @@ class _Settings:
                 "gradient_accumulation_fusion needs weight.main_grad, which Megatron's DistributedDataParallel "
                 "creates; wrap the model first or leave the fusion off"
             )
+        tokens = hidden.shape[0] * (ranks_of(group) if sequence_parallel else 1)
         if chunk_tokens is None:
-            budget = CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
-            chunk_tokens = max(128, budget // max(1, weight.shape[0]))
+            chunk_tokens = default_chunk(tokens, weight.shape[0], hidden.device)
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         shard = VocabShard.of(weight.shape[0], vocab_size, group)
