@@ -50,8 +50,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3", help="separated by commas")
     parser.add_argument("--name", help="of the run folders (default: the recipe's)")
     arguments = parser.parse_intermixed_args()
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
     name = arguments.name or arguments.recipe.stem
-    runs = {seed: run(arguments.recipe, name, seed, arguments.overrides) for seed in map(int, arguments.seeds.split(","))}
+    runs = {seed: run(arguments.recipe, name, seed, arguments.overrides) for seed in seeds}
     table = Table(title=f"{name}: success before -> after (change in points)")
     for column in ("seed", *SERIES, "outside phases"):
         table.add_column(column)
