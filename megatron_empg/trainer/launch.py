@@ -108,6 +108,12 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     recipe = load_recipe(path, overrides)
     _check(recipe)
     folder = _open_folder(recipe)
+    if _finished(folder, recipe.run.steps):
+        folder.close()
+        print(
+            f"{folder.root} has finished its {recipe.run.steps} steps; raise run.steps or give another run.folder"
+        )
+        return _report(folder)
     family = Family(folder)
     try:
         urls = _start_engines(recipe, family)
@@ -118,7 +124,6 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     finally:
         family.stop()
         report = _report(folder)
-        print(f"report: {report}")
         folder.close()
     return report
 
@@ -259,7 +264,9 @@ def _watch(family: Family, trainer: Child, total_steps: int) -> None:
             family.check()
             if ended:
                 if shown < total_steps:
-                    progress.note(f"ended after step {shown} of {total_steps}; the same command goes on from there")
+                    progress.note(
+                        f"ended after step {shown} of {total_steps}; the same command goes on from there"
+                    )
                 return
             time.sleep(POLL_SECONDS)
 
@@ -285,7 +292,16 @@ def _interrupts(folder: RunFolder, progress: Progress) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _finished(folder: RunFolder, steps: int) -> bool:
+    from megatron_empg.actor.checkpoint import finished_steps
+
+    done = finished_steps(folder.checkpoints)
+    return bool(done) and done[-1] >= steps and (folder.root / "policy").exists()
+
+
 def _report(folder: RunFolder) -> Path:
     from megatron_empg.trainer.report import write_report
 
-    return write_report(folder.root)
+    path = write_report(folder.root)
+    print(f"report: {path}")
+    return path
