@@ -22,8 +22,8 @@ def fuse_lm_head(model: Any, *, vocab_size: int | None = None, chunk_tokens: int
     ``temperature`` defaults to 1. Without labels the model returns logits as before. `vocab_size` is the
     unpadded size. The weight's gradient goes straight to ``main_grad`` where the weight has one.
 
-    Raises ValueError for what the fused head does not compute: multi-token prediction, an output bias, deferred
-    embedding gradients.
+    Raises ValueError for what the fused head does not compute: multi-token prediction, μP's scaling, an output
+    bias, deferred embedding gradients.
     """
     head = None
     if model.post_process:
@@ -43,6 +43,8 @@ def fuse_lm_head(model: Any, *, vocab_size: int | None = None, chunk_tokens: int
 def _refuse_unsupported(model: Any) -> None:
     if getattr(model.config, "mtp_num_layers", None):
         raise ValueError("the fused LM head does not compute multi-token prediction; set mtp_num_layers to None")
+    if getattr(model.config, "use_mup", False):
+        raise ValueError("the fused LM head does not scale logits as μP does; unset use_mup")
     if model.output_layer.bias is not None:
         raise ValueError("the fused LM head has no bias; build the output layer with bias=False")
     if model.config.defer_embedding_wgrad_compute:

@@ -223,3 +223,14 @@ def test_target_outside_the_vocabulary_on_cuda():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "assert" in done.stderr
+
+
+def test_default_chunk_is_bounded_by_memory_and_by_the_tokens():
+    from megatron_empg.vocab_parallel.fused import default_chunk
+
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert default_chunk(1024, 75_968, cpu) == 256, "a quarter of the tokens"
+    assert default_chunk(10**6, 75_968, cpu) == 441, "128 MiB of float32"
+    assert default_chunk(100, 75_968, cpu) == 128, "not below what a product needs to be fast"
+    assert default_chunk(65_536, 151_936 // 8, cuda) * (151_936 // 8) <= 1 << 27
+    assert default_chunk(65_536, 151_936, cuda) == 2048
