@@ -20,29 +20,33 @@ FIRST_OWN_ID = 150
 
 
 def run_cases(cases: list[Callable[[Path], Any]], folder: str) -> dict[str, Any]:
-    """On every rank: what each case returned, or the traceback of the one that failed (later ones do not run)."""
+    """On every rank: what each case returned, or its traceback. After one that failed on a rank none runs."""
     from megatron_empg.actor import platform
 
     platform.prepare()
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     answers: dict[str, Any] = {}
     for case in cases:
+        failed = torch.zeros(1)
         try:
             answers[case.__name__] = case(Path(folder))
         except Exception:
             answers[case.__name__] = AssertionError(f"rank {dist.get_rank()}:\n{traceback.format_exc()}")
-            if dist.get_world_size() > 1:  # the other ranks may wait for this one
-                break
+            failed += 1
+        dist.all_reduce(failed)
+        if failed:
+            break
     return answers
 
 
 def answer(results: list[dict[str, Any]], case: Callable[..., Any], rank: int = 0) -> Any:
     """What a case returned on a rank; raises what it raised on any."""
-    for of_rank in results:
-        found = of_rank.get(case.__name__, AssertionError("did not run: a case before it failed"))
-        if isinstance(found, AssertionError):
-            raise found
-    return results[rank][case.__name__]
+    missing = AssertionError("did not run: a case before it failed")
+    found = [of_rank.get(case.__name__, missing) for of_rank in results]
+    failures = [str(value) for value in found if isinstance(value, AssertionError)]
+    if failures:
+        raise AssertionError("\n".join(failures))
+    return found[rank]
 
 
 def fresh_actor(
