@@ -33,14 +33,16 @@ def finished_steps(root: Path) -> list[int]:
 def save(actor: Any, root: Path, step: int, *, keep: int, extra: dict[str, Any] | None = None) -> Path:
     """Write ``root/step_…`` (all ranks together), then drop all but the newest `keep`.
 
-    ``extra`` is JSON the caller wants back. An interrupted save leaves only a ``.writing`` folder behind.
+    ``extra`` is JSON the caller wants back. An interrupted save leaves only a ``.writing`` folder behind, which
+    the next one removes.
     """
     from megatron.core import dist_checkpointing
 
     final = step_folder(root, step)
     aside = final.with_name(final.name + ".writing")
     if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
+        for unfinished in Path(root).glob("step_*.writing"):
+            shutil.rmtree(unfinished)
         (aside / "megatron").mkdir(parents=True)
     dist.barrier()
     dist_checkpointing.save(_sharded_state(actor, loading=False), str(aside / "megatron"))
