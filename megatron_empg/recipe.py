@@ -297,9 +297,7 @@ def parse_recipe(raw: dict[str, Any], kind: type[R] = Recipe) -> R:  # type: ign
         return kind.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(fault, kind) for fault in error.errors()]
-        raise RecipeError(
-            "this recipe cannot be run:\n" + "\n".join(f"  - {line}" for line in lines)
-        ) from None
+        raise RecipeError("this recipe cannot be run:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
 def dump_recipe(recipe: Recipe | SftRecipe) -> str:

@@ -74,8 +74,10 @@ class Actor:
         distributed_optimizer: bool = False,
         max_tokens_per_microbatch: int = 16384,
         seed: int = 0,
+        collective_timeout: int = 1800,
     ) -> None:
-        layouts.initialize(layout, seed=seed)
+        """``collective_timeout``: seconds a rank waits for the others, e.g. while rank 0 waits for a rollout."""
+        layouts.initialize(layout, seed=seed, timeout_seconds=collective_timeout)
         from megatron.core import parallel_state
 
         self.config, self.layout, self.dtype = config, layout, dtype

@@ -25,9 +25,16 @@ def build_actor(recipe: Recipe | SftRecipe) -> Actor:
         distributed_optimizer=settings.distributed_optimizer,
         max_tokens_per_microbatch=settings.max_tokens_per_microbatch,
         seed=recipe.run.seed,
+        collective_timeout=longest_wait(recipe),
     )
     if recipe.model.initialise == "random":
         actor.initialise_weights(recipe.run.seed)
     else:
         actor.load_weights(recipe.model.path)
     return actor
+
+
+def longest_wait(recipe: Recipe | SftRecipe) -> int:
+    """Seconds that ranks may wait for each other: for a rollout or a synchronisation, and some work beside."""
+    waits = [recipe.limits.rollout_timeout, recipe.limits.sync_timeout] if isinstance(recipe, Recipe) else []
+    return max([*waits, 1200]) + 600

@@ -204,6 +204,7 @@ def _open_folder(recipe: Recipe | SftRecipe) -> RunFolder:
 
 def _start_engines(recipe: Recipe, family: Family) -> list[str]:
     settings = recipe.engines
+    first_gpu = _first_engine_gpu(recipe)
     kv_cache = None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30)
     urls = []
     for index in range(settings.count):
@@ -219,10 +220,26 @@ def _start_engines(recipe: Recipe, family: Family) -> list[str]:
             kv_cache_bytes=kv_cache,
             max_num_seqs=min(1024, recipe.rollout.concurrency),
             tensor_parallel=settings.tensor_parallel,
+            device_index=None if first_gpu is None else first_gpu + index * settings.tensor_parallel,
         )
         family.adopt(name, engine.process, engine.log_path)
         urls.append(engine.url)
     return urls
+
+
+def _first_engine_gpu(recipe: Recipe) -> int | None:
+    """The engines' GPUs come after the trainer's; None where there is no GPU. Raises RecipeError if too few."""
+    import torch
+
+    present = torch.cuda.device_count()
+    needed = recipe.actor.world_size + recipe.engines.count * recipe.engines.tensor_parallel
+    if present and present < needed:
+        raise RecipeError(
+            f"this machine has {present} GPUs; the recipe needs {needed}: {recipe.actor.world_size} for the actor "
+            f"(actor.tensor_parallel x pipeline_parallel x data_parallel) and "
+            f"{needed - recipe.actor.world_size} for the engines (engines.count x engines.tensor_parallel)"
+        )
+    return recipe.actor.world_size if present else None
 
 
 def _start_driver(recipe: Recipe, family: Family, urls: list[str]) -> str:
@@ -235,7 +252,7 @@ def _start_driver(recipe: Recipe, family: Family, urls: list[str]) -> str:
 
 def _start_trainer(recipe: Recipe | SftRecipe, family: Family, arguments: list[str]) -> Child:
     command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", "megatron_empg.trainer.torchrun"),
         *("--nproc-per-node", str(recipe.actor.world_size), "--nnodes", "1"),
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
         *("-m", "megatron_empg.trainer.worker", *arguments),

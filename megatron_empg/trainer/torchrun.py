@@ -1,0 +1,17 @@
+"""torchrun that ends with the process that started it: ``python -m megatron_empg.trainer.torchrun …``.
+
+Its ranks in turn end with it, so that a killed launcher leaves nobody writing to the run folder.
+"""
+
+from megatron_empg.processes import die_with_parent
+
+
+def main() -> None:
+    die_with_parent()
+    from torch.distributed.run import main as torchrun
+
+    torchrun()
+
+
+if __name__ == "__main__":
+    main()
