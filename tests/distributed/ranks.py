@@ -1,6 +1,7 @@
 """Runs a function on N gloo ranks, each a process of its own, and brings back what each returned."""
 
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
             rank, value, error = results.get(timeout=timeout)
             if error:
                 raise AssertionError(f"rank {rank} failed:\n{error}")
-            collected[rank] = value
+            collected[rank] = pickle.loads(value)
     finally:
         for worker in workers:
             worker.join(5)
@@ -53,6 +54,6 @@ def _rank(function: Any, rank: int, world_size: int, port: int, results: Any, ar
 
     torch.set_num_threads(1)
     try:
-        results.put((rank, function(*args), None))
+        results.put((rank, pickle.dumps(function(*args)), None))  # by value: the rank may be gone when it is read
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
