@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import queue
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,7 @@ def save(actor: Any, root: Path, step: int, *, keep: int, extra: dict[str, Any] 
             shutil.rmtree(unfinished)
         (aside / "megatron").mkdir(parents=True)
     dist.barrier()
+    _keep_write_results_in_process()
     dist_checkpointing.save(_sharded_state(actor, loading=False), str(aside / "megatron"))
     dist.barrier()
     if dist.get_rank() == 0:
@@ -96,6 +98,17 @@ def check(folder: Path) -> dict[str, Any]:
         if _digest(path) != digest:
             raise CheckpointError(f"{path} was altered or cut short; remove {folder} to go on from the one before")
     return manifest
+
+
+def _keep_write_results_in_process() -> None:
+    """Spare the manager process that Megatron starts on each rank for the results of asynchronous writes.
+
+    It would outlive a killed rank for ever. Writes here are synchronous, for which a plain queue does.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
 
 
 def _sharded_state(actor: Any, *, loading: bool, with_rng: bool = True) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _expected(model, sequences: list, temperature: float) -> list:
         ("llama", {"tensor": 2, "pipeline": 2}),
         ("qwen2", {"data": 2}),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_score_and_export_equal_hugging_face(tmp_path: Path, shape: str, layout: dict) -> None:
     model = save_random_model(tmp_path / "model", shape)

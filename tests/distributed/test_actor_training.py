@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from actor_cases import (
@@ -250,6 +251,7 @@ def check_resumed(folder: Path, layout: dict[str, Any], name: str, **settings: A
     for _ in range(2):
         actor.update(batch, policy_loss())
     checkpoint.save(actor, root, 2, keep=2, extra={"cursor": 7})
+    assert psutil.Process().children(recursive=True) == [], "processes that would outlive a killed rank"
     scores = torch.cat([s.logprobs for s in actor.score(batch)])
     expected = go_on(actor, batch)
     del actor

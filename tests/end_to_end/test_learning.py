@@ -1,4 +1,4 @@
-"""Whole runs: the quickstart learns, and its control does not (`make test-slow`, about ten minutes on two cores)."""
+"""Whole runs: the quickstart learns, and its control does not (`make test-slow`, ten minutes on two cores)."""
 
 import subprocess
 import sys
