@@ -38,6 +38,7 @@ setup: $(READY)
 $(READY): requirements-cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "Python 3.11 is needed here ($(PYTHON) is not); give one with PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV): about 1 GB to fetch, three minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps $(TORCH) 2>/dev/null || \
 	  $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(TORCH)
