@@ -27,15 +27,14 @@ def step_folder(root: Path, step: int) -> Path:
 
 def finished_steps(root: Path) -> list[int]:
     """Steps with a whole checkpoint, oldest first."""
-    found = Path(root).glob(f"step_*/{MANIFEST}")
-    return sorted(int(path.parent.name.removeprefix("step_")) for path in found)
+    names = [path.parent.name.removeprefix("step_") for path in Path(root).glob(f"step_*/{MANIFEST}")]
+    return sorted(int(name) for name in names if name.isdigit())  # not those still being written
 
 
-def save(actor: Any, root: Path, step: int, *, keep: int, extra: dict[str, Any] | None = None) -> Path:
+def save(actor: Any, root: Path, step: int, *, keep: int) -> Path:
     """Write ``root/step_…`` (all ranks together), then drop all but the newest `keep`.
 
-    ``extra`` is JSON the caller wants back. An interrupted save leaves only a ``.writing`` folder behind, which
-    the next one removes.
+    An interrupted save leaves only a ``.writing`` folder behind, which the next one removes.
     """
     from megatron.core import dist_checkpointing
 
@@ -50,7 +49,7 @@ def save(actor: Any, root: Path, step: int, *, keep: int, extra: dict[str, Any] 
     dist_checkpointing.save(_sharded_state(actor, loading=False), str(aside / "megatron"))
     dist.barrier()
     if dist.get_rank() == 0:
-        _write_manifest(actor, aside, step, extra or {})
+        _write_manifest(actor, aside, step)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         for old in finished_steps(root)[:-keep]:
@@ -59,8 +58,8 @@ def save(actor: Any, root: Path, step: int, *, keep: int, extra: dict[str, Any] 
     return final
 
 
-def load(actor: Any, root: Path, step: int) -> dict[str, Any]:
-    """Load model, optimizer, schedule and (in the layout it was saved in) random states; returns ``extra``.
+def load(actor: Any, root: Path, step: int) -> None:
+    """Load model, optimizer, schedule and (in the layout it was saved in) random states.
 
     Raises CheckpointError naming a missing or altered file, or what differs between the models.
     """
@@ -81,8 +80,6 @@ def load(actor: Any, root: Path, step: int) -> dict[str, Any]:
     actor.scheduler.step(increment=manifest["schedule_steps"])
     if same_layout:
         _set_rng(state["rng"])
-    extra: dict[str, Any] = manifest["extra"]
-    return extra
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -144,14 +141,13 @@ def _set_rng(state: dict[str, Any]) -> None:
     get_cuda_rng_tracker().set_states(state["tracker"])
 
 
-def _write_manifest(actor: Any, folder: Path, step: int, extra: dict[str, Any]) -> None:
+def _write_manifest(actor: Any, folder: Path, step: int) -> None:
     files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {
         "step": step,
         "schedule_steps": actor.scheduler.num_steps,
         "model": asdict(actor.config),
         "layout": asdict(actor.layout),
-        "extra": extra,
         "files": files,
     }
     aside = folder / (MANIFEST + ".writing")

@@ -250,14 +250,14 @@ def check_resumed(folder: Path, layout: dict[str, Any], name: str, **settings: A
     actor = fresh_actor(folder, layout, **settings)
     for _ in range(2):
         actor.update(batch, policy_loss())
-    checkpoint.save(actor, root, 2, keep=2, extra={"cursor": 7})
+    checkpoint.save(actor, root, 2, keep=2)
     assert psutil.Process().children(recursive=True) == [], "processes that would outlive a killed rank"
     scores = torch.cat([s.logprobs for s in actor.score(batch)])
     expected = go_on(actor, batch)
     del actor
     resumed = fresh_actor(folder, layout, seed=99, **settings)
     resumed.initialise_weights(5)
-    assert checkpoint.load(resumed, root, 2) == {"cursor": 7}
+    checkpoint.load(resumed, root, 2)
     assert_same(go_on(resumed, batch), expected)
     return scores
 
