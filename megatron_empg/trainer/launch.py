@@ -140,7 +140,9 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
     finally:
         family.stop()
         folder.close()
-    return folder.root / "policy"
+    policy = folder.root / "policy"
+    print(f"policy: {policy}")
+    return policy
 
 
 def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> list[Evaluation]:
