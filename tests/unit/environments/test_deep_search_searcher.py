@@ -46,10 +46,11 @@ def test_the_fallible_searcher_errs_part_of_the_time(searchers):
 
 def test_the_habit_is_wrong_most_of_the_time_but_not_always_followed(searchers):
     always = searchers("habit", habit=1.0, stop_early=0.0, wrong_relation=0.0, skip_visit=0.0, vague_query=0.0)
-    tasks = always.sample("train", 600, 0)
-    assert 0.2 < success(always, tasks) < 0.45
+    tasks = [task for task in always.sample("train", 800, 0) if task.payload["hops"] <= 3]
+    assert 0.3 < success(always, tasks) < 0.6
     assert success(always, [task for task in tasks if task.payload["hops"] == 3]) == 0.0
     assert not any("<visit>" in action for task in tasks for action, _ in always.walkthrough(task, 0))
     usual = searchers("habit")
     assert success(always, tasks) + 0.03 < success(usual, tasks) < 0.7
-    assert success(usual, [task for task in tasks if task.payload["hops"] == 3]) > 0.1
+    # About 9%: enough right decisions in the walkthroughs for a policy to sample one now and then.
+    assert success(usual, [task for task in tasks if task.payload["hops"] == 3]) > 0.04
