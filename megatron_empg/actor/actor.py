@@ -18,6 +18,7 @@ from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.model import DTYPES, build_model
 from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
 from megatron_empg.actor.packing import IGNORE, Microbatch, Sequence, pack, plan_microbatches
+from megatron_empg.actor.parallel import data_group, data_rank, pipeline_group
 from megatron_empg.actor.weights import ActorWeights, fill, load_hugging_face
 from megatron_empg.weights.initialise import random_tensors
 from megatron_empg.weights.model_config import ModelConfig
@@ -78,8 +79,6 @@ class Actor:
     ) -> None:
         """``collective_timeout``: seconds a rank waits for the others, e.g. while rank 0 waits for a rollout."""
         layouts.initialize(layout, seed=seed, timeout_seconds=collective_timeout)
-        from megatron.core import parallel_state
-
         self.config, self.layout, self.dtype = config, layout, dtype
         self.budget = max_tokens_per_microbatch
         self.model, self.mcore = build_model(
@@ -88,7 +87,7 @@ class Actor:
         self.optimizer, self.scheduler = build_optimizer(
             self.model, self.mcore, optimizer, dtype=dtype, distributed=distributed_optimizer
         )
-        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.data_rank = data_rank()
 
     def load_weights(self, folder: Path) -> None:
         """Fill the model from a Hugging Face folder and restart the optimizer's float32 copies from it."""
@@ -202,12 +201,10 @@ class Actor:
 
     def _share_results(self, results: Tensor) -> None:
         """Every position was filled on one data-parallel rank's last stage; a sum makes it known to all."""
-        from megatron.core import parallel_state
-
         if self.layout.pipeline > 1:
-            dist.all_reduce(results, group=parallel_state.get_pipeline_model_parallel_group())
+            dist.all_reduce(results, group=pipeline_group())
         if self.layout.data > 1:
-            dist.all_reduce(results, group=parallel_state.get_data_parallel_group())
+            dist.all_reduce(results, group=data_group())
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.model:
