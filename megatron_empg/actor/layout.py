@@ -11,16 +11,22 @@ from megatron_empg.actor import platform
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the parallel dimensions; their product is the number of ranks."""
+    """Sizes of the parallel dimensions; tensor x pipeline x context x data is the number of ranks."""
 
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
     sequence_parallel: bool = False
+    context: int = 1
+    """Ranks among which the tokens of each sequence are split."""
+    virtual_pipeline: int = 1
+    """Model chunks a pipeline stage; above 1 the schedule is the interleaved one."""
+    expert: int = 1
+    """Ranks, of a stage's tensor x context x data ranks, among which the experts of a layer are split."""
 
     @property
     def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
 
 def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> None:
