@@ -82,6 +82,17 @@ class ModelConfig:
         unit = 128 * tensor_parallel
         return -(-self.vocab_size // unit) * unit
 
+    @property
+    def qkv_rows(self) -> int:
+        """Rows of the query-key-value projection over all tensor-parallel ranks."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    def _splits_a_head(self, tensor_parallel: int) -> bool:
+        """Whether key-value heads are not shared out evenly; Megatron lets whole groups of ranks share one."""
+        if self.num_kv_heads >= tensor_parallel:
+            return self.num_kv_heads % tensor_parallel != 0
+        return tensor_parallel % self.num_kv_heads != 0 or self.qkv_rows % tensor_parallel != 0
+
     def layout_faults(
         self, *, tensor_parallel: int, pipeline_parallel: int, max_sequence_length: int
     ) -> list[str]:
@@ -89,7 +100,6 @@ class ModelConfig:
         faults = []
         for what, size in (
             ("num_attention_heads", self.num_heads),
-            ("num_key_value_heads", self.num_kv_heads),
             ("intermediate_size", self.intermediate_size),
         ):
             if size % tensor_parallel:
@@ -98,6 +108,12 @@ class ModelConfig:
                     f"actor.tensor_parallel is {tensor_parallel}, which does not divide the model's {what} "
                     f"({size}); divisors: {allowed}"
                 )
+        if self._splits_a_head(tensor_parallel):
+            faults.append(
+                f"actor.tensor_parallel is {tensor_parallel}, which neither divides the model's "
+                f"num_key_value_heads ({self.num_kv_heads}) nor is a multiple of it that divides the rows of its "
+                f"query-key-value projection ({self.qkv_rows})"
+            )
         if self.num_layers % pipeline_parallel:
             faults.append(
                 f"actor.pipeline_parallel is {pipeline_parallel}, which does not divide the model's "
