@@ -154,20 +154,34 @@ class OptimizerSection(Section):
 class ActorSection(Section):
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
+    virtual_pipeline: Positive = 1
+    """Model chunks a pipeline stage; above 1 the schedule is interleaved, which shortens the pipeline's bubble."""
+    context_parallel: Positive = 1
+    """Ranks among which the tokens of each sequence are split, for episodes too long for one."""
+    context_exchange: Literal["p2p", "all_gather", "a2a"] | None = None
+    """How attention reaches the other context ranks' tokens, in Megatron's words. p2p (ring) and a2a (all-to-all;
+    heads must divide) with Transformer Engine; all_gather and a2a without. Empty: the first of them."""
+    expert_parallel: Positive = 1
+    """Ranks, of a stage's tensor x context x data ranks, among which a layer's experts are split."""
     data_parallel: Positive = 1
     sequence_parallel: bool = False
     """Split the activations between tensor-parallel layers over the tensor-parallel ranks."""
     distributed_optimizer: bool = False
-    """Shard optimizer state over data-parallel ranks."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in backward instead of kept."""
+    """Shard optimizer state over data-parallel (and context-parallel) ranks."""
+    overlap: bool = False
+    """Reduce gradients, and gather the distributed optimizer's parameters, while computing."""
+    recompute: Literal["none", "selective", "block", "full"] = "none"
+    """Activations computed again in backward instead of kept: attention's (selective), those of some layers
+    (block: `recompute_layers`), those of all."""
+    recompute_layers: Positive = 1
+    """Layers of each model chunk that `recompute: block` recomputes."""
     max_tokens_per_microbatch: Positive = 16384
-    """Sequences are packed up to this many tokens; no sequence may be longer."""
+    """Tokens a rank holds at once: sequences are packed up to this times `context_parallel`; none may be longer."""
     optimizer: OptimizerSection = OptimizerSection()
 
     @property
     def world_size(self) -> int:
-        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel * self.data_parallel
 
 
 class EvaluationSection(Section):

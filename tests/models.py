@@ -6,6 +6,7 @@ from typing import Any
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen2-untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "qwen2-one-group": {"num_key_value_heads": 1, "tie_word_embeddings": False},
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
 }
 

@@ -1,12 +1,15 @@
 """The Megatron actor: `score` says how likely and how sure, `update` learns."""
 
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,13 +18,21 @@ from torch import Tensor
 
 from megatron_empg.actor import layout as layouts
 from megatron_empg.actor.layout import Layout
-from megatron_empg.actor.model import DTYPES, build_model
+from megatron_empg.actor.microbatches import plan_microbatches
+from megatron_empg.actor.model import DTYPES, Execution, build_model
 from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
-from megatron_empg.actor.packing import IGNORE, Microbatch, Sequence, pack, plan_microbatches
-from megatron_empg.actor.parallel import data_group, data_rank, pipeline_group
+from megatron_empg.actor.packing import IGNORE, Microbatch, Packer, Sequence
+from megatron_empg.actor.parallel import context_rank, data_and_context_group, data_rank, pipeline_group
+from megatron_empg.actor.throughput import Throughput
 from megatron_empg.actor.weights import ActorWeights, fill, load_hugging_face
+from megatron_empg.weights.flops import forward_flops
 from megatron_empg.weights.initialise import random_tensors
 from megatron_empg.weights.model_config import ModelConfig
+
+
+logger = logging.getLogger(__name__)
+WEIGHT = "loss_weight"
+"""The per-token value under which `update` keeps its own weights."""
 
 
 class LossFunction(Protocol):
@@ -59,9 +70,9 @@ class UpdateReport:
 
 
 class Actor:
-    """A policy under tensor, pipeline and data parallelism. Every method is entered by all ranks together.
+    """A policy under tensor, pipeline, context and data parallelism. Every method is entered by all ranks together.
 
-    Sequences are given whole to every rank, in the same order; each data-parallel rank works on its share.
+    Sequences are given whole to every rank, in the same order; each rank works on its share.
     """
 
     def __init__(
@@ -69,25 +80,24 @@ class Actor:
         config: ModelConfig,
         layout: Layout,
         optimizer: OptimizerSettings,
+        execution: Execution = Execution(),
         *,
-        dtype: str = "float32",
-        recompute: str = "none",
-        distributed_optimizer: bool = False,
         max_tokens_per_microbatch: int = 16384,
         seed: int = 0,
         collective_timeout: int = 1800,
     ) -> None:
-        """``collective_timeout``: seconds a rank waits for the others, e.g. while rank 0 waits for a rollout."""
+        """``max_tokens_per_microbatch`` is what a rank holds at once; ``collective_timeout`` the seconds it waits
+        for the others, e.g. while rank 0 waits for a rollout."""
         layouts.initialize(layout, seed=seed, timeout_seconds=collective_timeout)
-        self.config, self.layout, self.dtype = config, layout, dtype
-        self.budget = max_tokens_per_microbatch
-        self.model, self.mcore = build_model(
-            config, layout, dtype=dtype, distributed_optimizer=distributed_optimizer, recompute=recompute
-        )
-        self.optimizer, self.scheduler = build_optimizer(
-            self.model, self.mcore, optimizer, dtype=dtype, distributed=distributed_optimizer
-        )
-        self.data_rank = data_rank()
+        self.config, self.layout, self.execution = config, layout, execution
+        self.budget = max_tokens_per_microbatch * layout.context
+        self.model, self.mcore = build_model(config, layout, execution)
+        self.optimizer, self.scheduler = build_optimizer(self.model, self.mcore, optimizer, execution)
+        self.sends_weights = data_and_context_group().rank() == 0
+        """Whether this rank belongs to the first of the model's replicas, which exports and publishes."""
+        self.throughput: dict[str, Throughput] = {}
+        """Of the last call of ``score`` and of ``update``."""
+        logger.info("actor: %s", describe_parts(self))
 
     def load_weights(self, folder: Path) -> None:
         """Fill the model from a Hugging Face folder and restart the optimizer's float32 copies from it."""
@@ -101,41 +111,50 @@ class Actor:
 
     def weights(self) -> ActorWeights:
         """The policy's full tensors under Hugging Face names; iterating is collective over a replica."""
-        return ActorWeights(self.model, self.config, self.layout, DTYPES[self.dtype])
+        self.settle()
+        return ActorWeights(self.model, self.config, self.layout, DTYPES[self.execution.dtype])
+
+    def settle(self) -> None:
+        """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass."""
+        for chunk in self.model:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
 
     def score(self, sequences: SequenceOf[Sequence], *, temperature: float = 1.0) -> list[Score]:
         """Log-prob and exact entropy at every own token, under the current weights, without gradient."""
-        total = sum(s.num_own_tokens for s in sequences)
-        results = torch.zeros(2, total, device=layouts.platform.device())
-        offsets = torch.tensor([0, *(s.num_own_tokens for s in sequences)]).cumsum(0).tolist()
+        offsets = [0, *itertools.accumulate(s.num_own_tokens for s in sequences)]
+        results = torch.zeros(2, offsets[-1], device=layouts.platform.device())
 
         def collect(batch: Microbatch, output: Tensor, non_loss_data: bool = True) -> None:
-            logprob, entropy = _at_own_tokens(output, batch)
-            done = 0
-            for index in batch.indices:
-                start, end = offsets[index], offsets[index + 1]
-                results[0, start:end] = logprob[done : done + end - start]
-                results[1, start:end] = entropy[done : done + end - start]
-                done += end - start
+            results[0, batch.own], results[1, batch.own] = _at_own_tokens(output, batch)
 
         self._set_training(False)
-        with torch.no_grad():
-            self._run(self._microbatches(sequences, names=()), collect, temperature, forward_only=True)
-        self._share_results(results)
+        with torch.no_grad(), self._measured("score", sequences, passes=1):
+            self._run(self._microbatches(self._packer(sequences)), collect, temperature, forward_only=True)
+            self._share_results(results)
         logprobs, entropies = results.cpu()
         return [Score(logprobs[start:end], entropies[start:end]) for start, end in itertools.pairwise(offsets)]
 
     def update(
-        self, sequences: SequenceOf[Sequence], loss_function: LossFunction, *, temperature: float = 1.0
+        self,
+        sequences: SequenceOf[Sequence],
+        loss_function: LossFunction,
+        *,
+        temperature: float = 1.0,
+        mean: Literal["token", "sequence"] = "token",
     ) -> UpdateReport:
-        """One optimizer step on the mean loss over all own tokens of all ranks."""
-        names = tuple(sequences[0].values) if sequences else ()
+        """One optimizer step on the mean loss over all own tokens of all ranks, or over all sequences' means."""
+        packer = self._packer(sequences, names=tuple(sequences[0].values) if sequences else ())
+        if mean == "sequence" and sequences:
+            packer.values[WEIGHT] = sequence_mean_weights([s.num_own_tokens for s in sequences])
         reported = ("loss", "entropy", *loss_function.statistics)
         sums = torch.zeros(len(reported) + 1, dtype=torch.float64, device=layouts.platform.device())
 
         def loss(batch: Microbatch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             logprob, entropy = _at_own_tokens(output, batch)
             per_token, statistics = loss_function(logprob, entropy, batch.values)
+            if WEIGHT in batch.values:
+                per_token = per_token * batch.values[WEIGHT]
             total = per_token.sum()
             if not len(logprob):  # keeps the graph whole on a rank, or in a microbatch, without own tokens
                 total = total + 0.0 * output.sum()
@@ -149,12 +168,13 @@ class Actor:
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        self._run(self._microbatches(sequences, names), loss, temperature, forward_only=False)
-        lr = self.optimizer.param_groups[0]["lr"]
-        self._share_results(sums)
-        *totals, tokens = sums.tolist()
-        means = {name: total / max(tokens, 1) for name, total in zip(reported, totals, strict=True)}
-        applied, grad_norm = self._step(means["loss"])
+        with self._measured("update", sequences, passes=3):
+            self._run(self._microbatches(packer), loss, temperature, forward_only=False)
+            lr = self.optimizer.param_groups[0]["lr"]
+            self._share_results(sums)
+            *totals, tokens = sums.tolist()
+            means = {name: total / max(tokens, 1) for name, total in zip(reported, totals, strict=True)}
+            applied, grad_norm = self._step(means["loss"])
         return UpdateReport(means.pop("loss"), grad_norm, lr, int(tokens), applied, means)
 
     def _step(self, loss: float) -> tuple[bool, float]:
@@ -170,13 +190,31 @@ class Actor:
         self.scheduler.step(increment=1)
         return finite, norm
 
-    def _microbatches(self, sequences: SequenceOf[Sequence], names: SequenceOf[str]) -> list[Microbatch]:
+    def _packer(self, sequences: SequenceOf[Sequence], names: SequenceOf[str] = ()) -> Packer:
+        longest = max((len(s.tokens) for s in sequences), default=0)
+        if longest > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence has {longest} tokens, the model's max_position_embeddings is "
+                f"{self.config.max_position_embeddings}"
+            )
+        layout = self.layout
+        multiple = layout.tensor if layout.sequence_parallel else 1
+        return Packer(sequences, names, context=layout.context, rank=context_rank(), multiple=multiple)
+
+    def _microbatches(self, packer: Packer) -> list[Microbatch]:
+        """This rank's share; context-parallel ranks hold parts of the same microbatches."""
+        layout = self.layout
         plan = plan_microbatches(
-            [len(s.tokens) for s in sequences], budget=self.budget, ranks=self.layout.data, rank=self.data_rank
+            [packer.padded(len(s.tokens)) for s in packer.sequences],
+            budget=self.budget,
+            ranks=layout.data,
+            cost=partial(forward_flops, self.config),
+            # Megatron's interleaved schedule takes the microbatches in rounds of one a stage.
+            multiple=layout.pipeline if layout.virtual_pipeline > 1 else 1,
+            # Experts are spread over data-parallel ranks, which exchange tokens in every microbatch.
+            equal=layout.expert > 1,
         )
-        multiple = self.layout.tensor if self.layout.sequence_parallel else 1
-        place = layouts.platform.device()
-        return [pack(sequences, indices, names, multiple=multiple).to(place) for indices in plan]
+        return [packer.pack(indices).to(layouts.platform.device()) for indices in plan[data_rank()]]
 
     def _run(
         self, batches: list[Microbatch], last: Callable[..., Any], temperature: float, *, forward_only: bool
@@ -188,9 +226,10 @@ class Actor:
             batch = next(data)
             return model(**_model_inputs(batch), temperature=temperature), partial(last, batch)
 
+        data = [iter(batches) for _ in self.model]
         get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=iter(batches),
+            data_iterator=data if len(data) > 1 else data[0],
             model=self.model,
             num_microbatches=len(batches),
             seq_length=1,  # unused: shapes vary
@@ -200,11 +239,24 @@ class Actor:
         )
 
     def _share_results(self, results: Tensor) -> None:
-        """Every position was filled on one data-parallel rank's last stage; a sum makes it known to all."""
+        """Every position was filled on one replica's last stage, alike by its tensor-parallel ranks; a sum makes it
+        known to all."""
         if self.layout.pipeline > 1:
             dist.all_reduce(results, group=pipeline_group())
-        if self.layout.data > 1:
-            dist.all_reduce(results, group=data_group())
+        if self.layout.data * self.layout.context > 1:
+            dist.all_reduce(results, group=data_and_context_group())
+
+    @contextmanager
+    def _measured(self, what: str, sequences: SequenceOf[Sequence], *, passes: int) -> Iterator[None]:
+        """Note the block's throughput; ``passes`` is its work in forward passes."""
+        lengths = [len(s.tokens) for s in sequences]
+        started = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        flops = passes * sum(forward_flops(self.config, length) for length in lengths)
+        self.throughput[what] = Throughput(sum(lengths), seconds, flops / self.layout.world_size)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.model:
@@ -220,18 +272,41 @@ def _at_own_tokens(
 
 
 def _model_inputs(batch: Microbatch) -> dict[str, Any]:
-    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron_empg.actor.attention import PackedSequences
 
+    longest = max(batch.lengths)
     return {
         "input_ids": batch.tokens,
-        "position_ids": batch.positions,
+        "position_ids": None,  # rotary positions follow from the sequences' boundaries
         "attention_mask": None,
         "labels": batch.targets[None],
-        "packed_seq_params": PackedSeqParams(
+        "packed_seq_params": PackedSequences(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
-            max_seqlen_kv=batch.max_seqlen,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+            lengths=batch.lengths,
+            shard=batch.shard,
         ),
     }
+
+
+def sequence_mean_weights(own_tokens: list[int]) -> Float[Tensor, "own_tokens"]:
+    """Weight of each token, under which a mean over tokens becomes a mean over sequences of their tokens' means."""
+    counts = torch.tensor(own_tokens, dtype=torch.float64)
+    each = counts.sum() / (counts.count_nonzero() * counts)
+    return each.repeat_interleave(counts.long()).float()
+
+
+def describe_parts(actor: Actor) -> str:
+    """Which layers, attention and optimizer are in use: a missing fused one is silent otherwise."""
+    layer = actor.model[0].module.decoder.layers[0]
+    inner = getattr(actor.optimizer, "chained_optimizers", [actor.optimizer])[0].optimizer
+    parts = {
+        "qkv": layer.self_attention.linear_qkv,
+        "norm": layer.pre_mlp_layernorm,
+        "attention": layer.self_attention.core_attention,
+        "optimizer": inner,
+    }
+    return ", ".join(f"{name} {type(part).__module__}.{type(part).__name__}" for name, part in parts.items())

@@ -1,20 +1,37 @@
-"""Causal attention over packed sequences without Transformer Engine, by torch's SDPA."""
+"""Causal attention over packed sequences without Transformer Engine: torch's varlen attention on GPU, else SDPA."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+
+from megatron_empg.actor.context_parallel import ContextShard, gather_tokens, heads_to_tokens, tokens_to_heads
+
+SHORT_HEADS = "all-to-all needs heads and key-value groups of a tensor-parallel rank to divide by the context ranks"
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Megatron's description of a packed microbatch, and what this project's own attention wants beside it."""
+
+    lengths: list[int] | None = None
+    """The sequences' lengths as numbers, which the device need not be asked for."""
+    shard: ContextShard | None = None
+    """This rank's share of the tokens, under context parallelism."""
 
 
 class PackedAttention(MegatronModule):
     """Core attention of the local layer spec: each packed sequence attends to itself, causally.
 
-    Megatron's own local attention refuses packed (thd) input. Sequences of nearly one length share a padded
-    SDPA call: on CPU, and for short episodes anywhere, many small calls cost more than a little padding.
+    Megatron's own local attention refuses packed (thd) input and context parallelism. Under the latter,
+    ``cp_comm_type`` "all_gather" brings every rank the keys and values of all tokens (any number of heads), "a2a"
+    exchanges tokens for heads.
     """
 
     def __init__(
@@ -30,10 +47,15 @@ class PackedAttention(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size != 1:
-            raise ValueError("context_parallel_size above 1 needs Transformer Engine's attention")
-        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if attention_dropout or config.attention_dropout:
+            raise ValueError("attention_dropout must be 0: this attention has none")
         self.scale = softmax_scale
+        self.exchange = cp_comm_type
+        self.context_group: Any = None
+        if config.context_parallel_size > 1:
+            from megatron_empg.actor.parallel import context_group
+
+            self.context_group = context_group()
 
     def forward(
         self,
@@ -48,38 +70,122 @@ class PackedAttention(MegatronModule):
     ) -> Float[Tensor, "tokens hidden"]:
         if packed_seq_params is None:  # [length, batch, heads, head_dim]
             batched = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-            return self._attend(*batched).permute(2, 0, 1, 3).flatten(2)
-        boundaries = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in itertools.pairwise(boundaries)]
-        output = torch.empty_like(query)
-        for first, last in _groups_of_like_length(lengths):
-            start, end = boundaries[first], boundaries[last]
-            part = slice(start, end)
-            output[part] = self._attend_padded(query[part], key[part], value[part], lengths[first:last])
-        return output.flatten(1)
+            return _attend(*batched, scale=self.scale).permute(2, 0, 1, 3).flatten(2)
+        cumulative, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
+        if self.context_group is not None:
+            exchange = self._all_to_all if self.exchange == "a2a" else self._all_gather
+            return exchange(query, key, value, packed_seq_params).flatten(1)
+        lengths = getattr(packed_seq_params, "lengths", None)
+        whole = Spans(lengths, cumulative, longest)
+        return causal_attention(query, key, value, whole, whole, self.scale).flatten(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[batch, heads, length, head_dim]; causal."""
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=True,
-            scale=self.scale,
-            enable_gqa=query.size(1) != key.size(1),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+    def _all_gather(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
+        shard = _shard(packed)
+        both = gather_tokens(torch.stack([key, value], dim=1), self.context_group)[shard.key_rows]
+        queries = Spans(shard.query_lengths, shard.cu_queries, max(shard.query_lengths))
+        keys = Spans(shard.key_lengths, shard.cu_keys, max(shard.key_lengths))
+        return causal_attention(query, both[:, 0], both[:, 1], queries, keys, self.scale)
 
-    def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
-        """Pad at the end: causality hides the padding from every real token."""
-        if len(lengths) == 1:
-            return self._attend(*(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)))[0].transpose(0, 1)
-        padded = (
-            torch.nn.utils.rnn.pad_sequence(list(x.split(lengths)), batch_first=True).transpose(1, 2)
-            for x in (query, key, value)
+    def _all_to_all(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
+        group, shard = self.context_group, _shard(packed)
+        if query.shape[1] % group.size() or key.shape[1] % group.size():
+            raise ValueError(f"{SHORT_HEADS}: {query.shape[1]} heads, {key.shape[1]} groups, {group.size()} ranks")
+        full = [tokens_to_heads(x, group)[shard.gathered] for x in (query, key, value)]
+        whole = Spans(packed.lengths, packed.cu_seqlens_q, packed.max_seqlen_q)
+        output = causal_attention(*full, whole, whole, self.scale)
+        return heads_to_tokens(output[shard.order], group)
+
+
+def _shard(packed: PackedSequences) -> ContextShard:
+    assert packed.shard is not None, "the microbatch was packed for one context rank"
+    return packed.shard
+
+
+@dataclass
+class Spans:
+    """Sequences laid end to end; ``lengths`` are read from ``cumulative`` where they are wanted and not given."""
+
+    lengths: list[int] | None
+    cumulative: Int[Tensor, "sequences+1"]
+    longest: int
+
+    def as_list(self) -> list[int]:
+        return self.lengths if self.lengths is not None else self.cumulative.diff().tolist()
+
+
+def causal_attention(
+    query: Float[Tensor, "queries heads head_dim"],
+    key: Float[Tensor, "keys kv_heads head_dim"],
+    value: Float[Tensor, "keys kv_heads head_dim"],
+    queries: Spans,
+    keys: Spans,
+    scale: float | None = None,
+) -> Float[Tensor, "queries heads head_dim"]:
+    """Each span of queries attends to the like-numbered span of keys, their last tokens aligned."""
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        output: Tensor = varlen_attn(
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            queries.cumulative,
+            keys.cumulative,
+            queries.longest,
+            keys.longest,
+            scale=scale,
+            window_size=(-1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
         )
-        result = self._attend(*padded).transpose(1, 2)
-        return torch.cat([result[row, :length] for row, length in enumerate(lengths)])
+        return output
+    if queries is keys:
+        return _same_spans(query, key, value, queries.as_list(), scale)
+    parts = zip(
+        *(query.split(queries.as_list()), key.split(keys.as_list()), value.split(keys.as_list())), strict=True
+    )
+    return torch.cat([_one_sequence(*part, scale) for part in parts])
+
+
+def _same_spans(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float | None) -> Tensor:
+    """Sequences of nearly one length share a padded call: many small calls cost more than a little padding."""
+    output = torch.empty_like(query)
+    boundaries = [0, *itertools.accumulate(lengths)]
+    for first, last in _groups_of_like_length(lengths):
+        part = slice(boundaries[first], boundaries[last])
+        output[part] = _padded(query[part], key[part], value[part], lengths[first:last], scale)
+    return output
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float | None) -> Tensor:
+    """Pad at the end: causality hides the padding from every real token."""
+    if len(lengths) == 1:
+        return _one_sequence(query, key, value, scale)
+    padded = (
+        torch.nn.utils.rnn.pad_sequence(list(x.split(lengths)), batch_first=True).transpose(1, 2)
+        for x in (query, key, value)
+    )
+    result = _attend(*padded, scale=scale).transpose(1, 2)
+    return torch.cat([result[row, :length] for row, length in enumerate(lengths)])
+
+
+def _one_sequence(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    return _attend(*(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)), scale=scale)[0].transpose(0, 1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+    """[batch, heads, length, head_dim]; causal, the last query aligned with the last key."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    same = query.shape[2] == key.shape[2]
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if same else causal_lower_right(query.shape[2], key.shape[2]),
+        is_causal=same,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 def _groups_of_like_length(lengths: list[int], waste: float = 0.25) -> list[tuple[int, int]]:

@@ -42,13 +42,16 @@ def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> Non
     if dist.get_world_size() != layout.world_size:
         raise ValueError(
             f"the layout needs {layout.world_size} ranks (tensor {layout.tensor} x pipeline {layout.pipeline} "
-            f"x data {layout.data}) but {dist.get_world_size()} were started"
+            f"x context {layout.context} x data {layout.data}) but {dist.get_world_size()} were started"
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
         distributed_timeout_minutes=max(1, timeout_seconds // 60),
     )
     torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 """Megatron-core's GPTModel from a model configuration, wrapped for data parallelism."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,39 @@ from megatron_empg.weights.model_config import ModelConfig
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def transformer_config(config: ModelConfig, layout: Layout, *, dtype: str, recompute: str = "none") -> Any:
+@dataclass(frozen=True)
+class Execution:
+    """How the model is computed, whatever its layout; none of it changes what is computed."""
+
+    dtype: str = "float32"
+    recompute: str = "none"
+    """Activations computed again in backward: none, selective (attention), block (`recompute_layers`), full."""
+    recompute_layers: int = 1
+    """Layers of each pipeline stage's chunk that ``block`` recomputes."""
+    distributed_optimizer: bool = False
+    overlap: bool = False
+    """Reduce gradients, and gather the distributed optimizer's parameters, while computing."""
+    context_exchange: str | None = None
+    """Attention's exchange under context parallelism; None is what is best here (see `context_exchanges`)."""
+
+
+def context_exchanges() -> tuple[str, ...]:
+    """Attention's exchanges between context-parallel ranks that work here on packed sequences, best first.
+
+    The names are megatron-core's ``cp_comm_type``: p2p (ring), all_gather (of keys and values), a2a (Ulysses).
+    """
+    from megatron_empg.actor.layer_spec import transformer_engine_available
+
+    return ("p2p", "a2a") if transformer_engine_available() else ("all_gather", "a2a")
+
+
+def transformer_config(config: ModelConfig, layout: Layout, execution: Execution) -> Any:
     """Megatron's TransformerConfig for this model and layout."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    torch_dtype = DTYPES[dtype]
+    torch_dtype = DTYPES[execution.dtype]
+    interleaved = layout.virtual_pipeline > 1
+    exchange = execution.context_exchange or context_exchanges()[0]
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -33,10 +62,16 @@ def transformer_config(config: ModelConfig, layout: Layout, *, dtype: str, recom
         init_method_std=config.initializer_range,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if interleaved else None,
+        context_parallel_size=layout.context,
+        cp_comm_type=exchange if layout.context > 1 else None,
+        # Sending in batches gives wrong gradients under interleaving.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         sequence_parallel=layout.sequence_parallel,
         pipeline_dtype=torch_dtype,
         params_dtype=torch_dtype,
-        bf16=dtype == "bfloat16",
+        bf16=execution.dtype == "bfloat16",
         # Packed microbatches differ in length, so pipeline stages tell each other the shape.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
@@ -49,61 +84,77 @@ def transformer_config(config: ModelConfig, layout: Layout, *, dtype: str, recom
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         attention_softmax_in_fp32=True,
-        **_recompute_settings(recompute),
+        **_recompute_settings(execution),
     )
 
 
-def _recompute_settings(recompute: str) -> dict[str, Any]:
-    if recompute == "none":
+def _recompute_settings(execution: Execution) -> dict[str, Any]:
+    if execution.recompute == "none":
         return {}
-    if recompute == "selective":
+    if execution.recompute == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    method, layers = ("uniform", 1) if execution.recompute == "full" else ("block", execution.recompute_layers)
+    return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": layers}
 
 
-def build_model(
-    config: ModelConfig, layout: Layout, *, dtype: str, distributed_optimizer: bool, recompute: str
-) -> tuple[list[Any], Any]:
-    """(model chunks under Megatron's DistributedDataParallel, their TransformerConfig)."""
-    from megatron.core import parallel_state
+def build_model(config: ModelConfig, layout: Layout, execution: Execution) -> tuple[list[Any], Any]:
+    """(this stage's model chunks under Megatron's DistributedDataParallel, their TransformerConfig)."""
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
+
+    mcore = transformer_config(config, layout, execution)
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=execution.overlap,
+        overlap_param_gather=execution.overlap and execution.distributed_optimizer,
+        use_distributed_optimizer=execution.distributed_optimizer,
+    )
+    chunks = [
+        DistributedDataParallel(
+            config=mcore,
+            ddp_config=settings,
+            module=_chunk(config, layout, mcore, number),
+            # Only the first chunk's communication is on the critical path.
+            disable_bucketing=number > 0,
+        )
+        for number in range(layout.virtual_pipeline)
+    ]
+    mcore.finalize_model_grads_func = finalize_model_grads
+    mcore.grad_scale_func = None  # set by the optimizer in fp16 only
+    if execution.overlap:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        mcore.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+    return chunks, mcore
+
+
+def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
+    """One of the stage's model chunks, its LM head fused."""
+    from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
 
     from megatron_empg.actor.layer_spec import block_spec
     from megatron_empg.actor.lm_head import fuse_lm_head
     from megatron_empg.actor.platform import device
 
-    mcore = transformer_config(config, layout, dtype=dtype, recompute=recompute)
     spec = block_spec()
+    stage = {"ignore_virtual": False, "vp_stage": number if layout.virtual_pipeline > 1 else None}
+    layers = config.num_layers // (layout.pipeline * layout.virtual_pipeline)
     model: Any = GPTModel(
         config=mcore,
-        transformer_layer_spec=spec(config.num_layers // layout.pipeline) if callable(spec) else spec,
+        transformer_layer_spec=spec(layers) if callable(spec) else spec,
         vocab_size=config.padded_vocab_size(layout.tensor),
         max_sequence_length=config.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(**stage),
+        post_process=parallel_state.is_pipeline_last_stage(**stage),
         parallel_output=True,
         share_embeddings_and_output_weights=config.tie_word_embeddings,
         position_embedding_type="rope",
         rotary_base=config.rope_theta,  # type: ignore[arg-type]
+        vp_stage=stage["vp_stage"],
     )
     fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())
-    if dtype == "bfloat16":
-        model = model.bfloat16()
-    ddp = DistributedDataParallel(
-        config=mcore,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=False,
-            use_distributed_optimizer=distributed_optimizer,
-        ),
-        module=model,
-    )
-    mcore.finalize_model_grads_func = finalize_model_grads
-    mcore.grad_scale_func = None  # set by the optimizer in fp16 only
-    return [ddp], mcore
+    return model.bfloat16() if mcore.bf16 else model

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from megatron_empg.actor.model import Execution
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -20,7 +22,7 @@ class OptimizerSettings:
 
 
 def build_optimizer(
-    model: list[Any], mcore: Any, settings: OptimizerSettings, *, dtype: str, distributed: bool
+    model: list[Any], mcore: Any, settings: OptimizerSettings, execution: Execution
 ) -> tuple[Any, Any]:
     """(optimizer, schedule) over the model chunks' parameters; float32 main weights under bfloat16."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -35,9 +37,9 @@ def build_optimizer(
             adam_beta2=settings.betas[1],
             weight_decay=settings.weight_decay,
             clip_grad=settings.clip_grad,
-            bf16=dtype == "bfloat16",
+            bf16=mcore.bf16,
             params_dtype=mcore.params_dtype,
-            use_distributed_optimizer=distributed,
+            use_distributed_optimizer=execution.distributed_optimizer,
         ),
         model,
     )

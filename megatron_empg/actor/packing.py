@@ -1,11 +1,15 @@
 """Sequences packed into microbatches: what to predict where, and the per-token values that go with it."""
 
+import math
+
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from megatron_empg.actor.context_parallel import ContextShard, zigzag
 
 IGNORE = -100
 
@@ -51,83 +55,86 @@ class Sequence:
 
 @dataclass
 class Microbatch:
-    """Sequences end to end. ``targets`` is IGNORE wherever the next token is not the policy's own."""
+    """This rank's tokens of some sequences laid end to end."""
 
-    tokens: Int[Tensor, "1 tokens"]
-    positions: Int[Tensor, "1 tokens"]
-    targets: Int[Tensor, "tokens"]
-    cu_seqlens: Int[Tensor, "sequences+1"]
-    max_seqlen: int
+    tokens: Int[Tensor, "1 local_tokens"]
+    targets: Int[Tensor, "local_tokens"]
+    """The next token where it is the policy's own, else IGNORE."""
+    own: Int[Tensor, "own_tokens"]
+    """Which of the caller's own tokens (all sequences laid end to end) these targets are."""
     values: dict[str, Float[Tensor, "own_tokens"]]
-    indices: list[int]
-    """Which of the caller's sequences lie here, in order."""
+    lengths: list[int]
+    """Padded lengths of the sequences, over all context-parallel ranks."""
+    cu_seqlens: Int[Tensor, "sequences+1"]
+    shard: ContextShard | None = None
+    """How attention finds the other context-parallel ranks' tokens."""
 
     def to(self, device: torch.device) -> "Microbatch":
         return Microbatch(
             self.tokens.to(device),
-            self.positions.to(device),
             self.targets.to(device),
-            self.cu_seqlens.to(device),
-            self.max_seqlen,
+            self.own.to(device),
             {name: value.to(device) for name, value in self.values.items()},
-            self.indices,
+            self.lengths,
+            self.cu_seqlens.to(device),
+            self.shard.to(device) if self.shard else None,
         )
 
 
-def pack(
-    sequences: SequenceOf[Sequence], indices: list[int], names: SequenceOf[str], *, multiple: int = 1
-) -> Microbatch:
-    """Lay the chosen sequences end to end; a padding sequence fills up to a `multiple` of tokens."""
-    chosen = [sequences[i] for i in indices]
-    lengths = [len(s.tokens) for s in chosen]
-    targets = [torch.full((length,), IGNORE) for length in lengths]
-    for sequence, target in zip(chosen, targets, strict=True):
-        where = sequence.predictors()
-        target[where] = sequence.tokens[where + 1]
-    tokens = [s.tokens for s in chosen]
-    padding = max(-sum(lengths) % multiple, 0 if lengths else multiple)
-    if padding:
-        lengths.append(padding)
-        tokens.append(torch.zeros(padding, dtype=torch.long))
-        targets.append(torch.full((padding,), IGNORE))
-    return Microbatch(
-        tokens=torch.cat(tokens)[None],
-        positions=torch.cat([torch.arange(length) for length in lengths])[None],
-        targets=torch.cat(targets),
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
-        max_seqlen=max(lengths),
-        values={name: torch.cat([s.values[name] for s in chosen]) if chosen else torch.empty(0) for name in names},
-        indices=indices,
-    )
+class Packer:
+    """Packs chosen ones of the given sequences into a microbatch.
 
-
-def plan_microbatches(lengths: SequenceOf[int], *, budget: int, ranks: int, rank: int) -> list[list[int]]:
-    """This data-parallel rank's microbatches as lists of sequence indices.
-
-    Longest first, each sequence goes to the rank with the least load, attention's square counted; then to its
-    first microbatch with room. A rank without sequences gets one empty microbatch: it still enters every
-    collective. Raises ValueError for a sequence longer than the budget.
+    Under context parallelism (``rank`` of ``context``) each sequence is padded to a multiple of 2·context and cut
+    as `zigzag` says, targets taken first, so that a token predicts its successor on whichever rank that lies. A
+    padding sequence then fills up until each rank's tokens are a ``multiple`` (sequence parallelism splits them).
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    if order and lengths[order[0]] > budget:
-        raise ValueError(
-            f"a sequence of {lengths[order[0]]} tokens exceeds actor.max_tokens_per_microbatch ({budget})"
+
+    def __init__(
+        self,
+        sequences: SequenceOf[Sequence],
+        names: SequenceOf[str] = (),
+        *,
+        context: int = 1,
+        rank: int = 0,
+        multiple: int = 1,
+    ) -> None:
+        self.sequences, self.context, self.rank = sequences, context, rank
+        self.each = 2 * context if context > 1 else 1
+        self.whole = math.lcm(self.each, context * multiple)
+        self.first_own = torch.tensor([0, *(s.num_own_tokens for s in sequences)]).cumsum(0).tolist()
+        self.values = {n: torch.cat([s.values[n] for s in sequences]) for n in names} if sequences else {}
+
+    def padded(self, length: int) -> int:
+        """What a sequence takes up in a microbatch, in tokens of all context-parallel ranks."""
+        return -(-length // self.each) * self.each
+
+    def pack(self, indices: list[int]) -> Microbatch:
+        """Lay the chosen sequences end to end, this rank's share of each."""
+        lengths = [self.padded(len(self.sequences[i].tokens)) for i in indices]
+        padding = max(-sum(lengths) % self.whole, 0 if lengths else self.whole)
+        lengths += [padding] if padding else []
+        tokens = torch.zeros(sum(lengths), dtype=torch.long)
+        targets, own = torch.full_like(tokens, IGNORE), torch.full_like(tokens, -1)
+        start = 0
+        for index, length in zip(indices, lengths, strict=False):
+            sequence = self.sequences[index]
+            tokens[start : start + len(sequence.tokens)] = sequence.tokens
+            where = sequence.predictors()
+            targets[start + where] = sequence.tokens[where + 1]
+            own[start + where] = self.first_own[index] + torch.arange(len(where))
+            start += length
+        shard = None
+        if self.context > 1:
+            local = zigzag(lengths, self.rank, self.context)
+            tokens, targets, own = tokens[local], targets[local], own[local]
+            shard = ContextShard.of(lengths, self.rank, self.context)
+        own = own[own >= 0]
+        return Microbatch(
+            tokens=tokens[None],
+            targets=targets,
+            own=own,
+            values={name: value[own] for name, value in self.values.items()},
+            lengths=lengths,
+            cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+            shard=shard,
         )
-    mean = max(1.0, sum(lengths) / max(1, len(lengths)))
-    load = [0.0] * ranks
-    mine: list[list[int]] = []
-    room: list[int] = []
-    for index in order:
-        length = lengths[index]
-        target = min(range(ranks), key=load.__getitem__)
-        load[target] += length * (1 + length / (8 * mean))
-        if target != rank:
-            continue
-        slot = next((s for s, free in enumerate(room) if free >= length), None)
-        if slot is None:
-            mine.append([])
-            room.append(budget)
-            slot = len(room) - 1
-        mine[slot].append(index)
-        room[slot] -= length
-    return mine or [[]]

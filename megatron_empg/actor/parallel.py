@@ -23,10 +23,23 @@ def pipeline_group() -> dist.ProcessGroup:
     return parallel_state.get_pipeline_model_parallel_group()
 
 
-def data_group() -> dist.ProcessGroup:
+def context_group() -> dist.ProcessGroup:
     from megatron.core import parallel_state
 
-    return parallel_state.get_data_parallel_group()
+    return parallel_state.get_context_parallel_group()
+
+
+def context_rank() -> int:
+    from megatron.core import parallel_state
+
+    return int(parallel_state.get_context_parallel_rank())
+
+
+def data_and_context_group() -> dist.ProcessGroup:
+    """Ranks that hold copies of the same parameters and work on different tokens."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def data_rank() -> int:
@@ -40,8 +53,11 @@ def stage_rank(stage: int) -> int:
     return dist.get_process_group_ranks(pipeline_group())[stage]
 
 
-def owner_stage(row: Row, num_layers: int, stages: int) -> int:
-    """The pipeline stage that holds a parameter; tied embeddings count as the first stage's."""
+def owner_stage(row: Row, num_layers: int, stages: int, chunks: int = 1) -> int:
+    """The pipeline stage that holds a parameter; tied embeddings count as the first stage's.
+
+    With ``chunks`` model chunks a stage, runs of layers go round the stages.
+    """
     if row.layer is not None:
-        return row.layer // (num_layers // stages)
+        return row.layer // (num_layers // (stages * chunks)) % stages
     return 0 if row.megatron.startswith("embedding.") else stages - 1

@@ -2,21 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+
+from megatron_empg.actor.actor import Actor
 
 
 class FrozenReference:
     """A copy of this rank's weights; costs no device memory until it is swapped in."""
 
-    def __init__(self, model: list[Any]) -> None:
-        self._parameters = [p for chunk in model for p in chunk.parameters()]
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+        actor.settle()
+        self._parameters = [p for chunk in actor.model for p in chunk.parameters()]
         self._frozen = [p.detach().cpu().clone() for p in self._parameters]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside the block the model is the reference; afterwards it is itself again, bit for bit."""
+        self._actor.settle()
         current = [p.detach().cpu().clone() for p in self._parameters]
         self._fill(self._frozen)
         try:

@@ -16,6 +16,12 @@ from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshar
 from megatron_empg.weights.model_config import ModelConfig
 
 
+_FUSED_NORMS = {  # Transformer Engine fuses each norm into the linear layer behind it.
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
 def local_parameters(model: list[Any]) -> dict[str, torch.nn.Parameter]:
     """This rank's parameters by Megatron name, layers numbered over the whole model."""
     named: dict[str, torch.nn.Parameter] = {}
@@ -29,14 +35,10 @@ def local_parameters(model: list[Any]) -> dict[str, torch.nn.Parameter]:
 def _global_name(name: str, module: Any) -> str:
     """Pipeline stages number their layers from 0; the mapping numbers them over the whole model."""
     prefix = "decoder.layers."
-    if name.startswith(prefix):
-        local, rest = name.removeprefix(prefix).split(".", 1)
-        return f"{prefix}{module.decoder.layers[int(local)].layer_number - 1}.{rest}"
-    aliases = {  # Transformer Engine fuses each norm into the linear layer behind it.
-        "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-        "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-    }
-    return aliases.get(name, name)
+    if not name.startswith(prefix):
+        return name
+    local, rest = name.removeprefix(prefix).split(".", 1)
+    return f"{prefix}{module.decoder.layers[int(local)].layer_number - 1}.{_FUSED_NORMS.get(rest, rest)}"
 
 
 def load_hugging_face(model: list[Any], config: ModelConfig, layout: Layout, folder: Path) -> None:
@@ -109,7 +111,7 @@ class ActorWeights:
             return full.contiguous()
         if full is None:
             full = torch.empty(self._padded_shape(row), dtype=self.dtype, device=device())
-        stage = owner_stage(row, self.config.num_layers, layout.pipeline)
+        stage = owner_stage(row, self.config.num_layers, layout.pipeline, layout.virtual_pipeline)
         full = full.contiguous()
         dist.broadcast(full, stage_rank(stage), group=pipeline_group())
         return full
@@ -122,7 +124,7 @@ class ActorWeights:
 
 def export_hugging_face(actor: Any, destination: Path, *, like: Path) -> None:
     """Write the policy as a Hugging Face folder with ``like``'s configuration; entered by all ranks."""
-    if actor.data_rank == 0:
+    if actor.sends_weights:
         weights = actor.weights()
         if dist.get_rank() == 0:
             write_folder(destination, weights, like)

@@ -73,7 +73,7 @@ class Training:
         self.driver, self.publisher = driver, publisher
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
-        self.reference = FrozenReference(actor.model) if recipe.algorithm.kl_to_initial_every else None
+        self.reference = FrozenReference(actor) if recipe.algorithm.kl_to_initial_every else None
         done = checkpoint.finished_steps(folder.checkpoints)
         self.first = done[-1] if done else 0
         if self.first:
@@ -186,7 +186,7 @@ class Training:
         weights = self.actor.weights()
         if self.publisher:
             self.publisher.publish(weights, version)
-        elif self.actor.data_rank == 0 and dist.get_rank() > 0:
+        elif self.actor.sends_weights and dist.get_rank() > 0:
             for _ in weights:
                 pass
         dist.barrier()

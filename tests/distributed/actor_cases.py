@@ -4,6 +4,7 @@ Starting ranks costs ten seconds, a case a fraction of one: so a world size star
 the other in the same processes, and each is a test of its own.
 """
 
+import dataclasses
 import itertools
 import traceback
 from collections.abc import Callable
@@ -50,25 +51,33 @@ def answer(results: list[dict[str, Any]], case: Callable[..., Any], rank: int = 
 
 
 def fresh_actor(
-    folder: Path, layout: dict[str, Any], *, budget: int = 128, lr: float = 3e-4, **settings: Any
+    folder: Path,
+    layout: dict[str, Any],
+    *,
+    model: str = "model",
+    budget: int = 128,
+    lr: float = 3e-4,
+    **settings: Any,
 ) -> Any:
-    """An actor with ``folder/model``'s weights; an earlier one's process groups are torn down."""
+    """An actor with the weights in ``folder/MODEL``; an earlier one's process groups are torn down."""
     from megatron.core import parallel_state
 
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
+    from megatron_empg.actor.model import Execution
     from megatron_empg.actor.optimizer import OptimizerSettings
     from megatron_empg.weights.model_config import ModelConfig
 
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    ours = ("distributed_optimizer", "dtype", "recompute", "seed")
-    actor_settings = {name: settings.pop(name) for name in ours if name in settings}
+    seed = settings.pop("seed", 0)
+    names = [field.name for field in dataclasses.fields(Execution)]
+    execution = Execution(**{name: settings.pop(name) for name in names if name in settings})
     actor = Actor(
-        ModelConfig.from_folder(folder / "model"), Layout(**layout), OptimizerSettings(lr=lr, **settings),
-        max_tokens_per_microbatch=budget, **actor_settings,
+        ModelConfig.from_folder(folder / model), Layout(**layout), OptimizerSettings(lr=lr, **settings), execution,
+        max_tokens_per_microbatch=budget, seed=seed,
     )  # fmt: skip
-    actor.load_weights(folder / "model")
+    actor.load_weights(folder / model)
     return actor
 
 
