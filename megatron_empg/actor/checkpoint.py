@@ -1,160 +1,213 @@
-"""Checkpoints of the actor by megatron-core's dist_checkpointing: written aside, checked on load, any layout."""
+"""Checkpoints by megatron-core's dist_checkpointing: written in the background, read in any layout."""
 
-import hashlib
-import json
+import inspect
 import os
+import platform
 import queue
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-MANIFEST = "manifest.json"
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message names the file or the mismatch, and the fix."""
-
-
-def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint taken after `step` training steps lies."""
-    return Path(root) / f"step_{step:06d}"
-
-
-def finished_steps(root: Path) -> list[int]:
-    """Steps with a whole checkpoint, oldest first."""
-    names = [path.parent.name.removeprefix("step_") for path in Path(root).glob(f"step_*/{MANIFEST}")]
-    return sorted(int(name) for name in names if name.isdigit())  # not those still being written
+from megatron_empg import __version__
+from megatron_empg.actor import sharded_state
+from megatron_empg.actor.background_write import BackgroundWrite
+from megatron_empg.actor.manifest import (
+    CheckpointError,
+    check,
+    file_records,
+    finished_steps,
+    gathered,
+    on_first_rank,
+    step_folder,
+    write_manifest,
+)
 
 
-def save(actor: Any, root: Path, step: int, *, keep: int) -> Path:
-    """Write ``root/step_…`` (all ranks together), then drop all but the newest `keep`.
+@dataclass(frozen=True)
+class _Target:
+    """A checkpoint to be: where it is written, where it belongs, and what its manifest will say."""
+
+    aside: Path
+    final: Path
+    bytes: int
+    manifest: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run, the newest `keep` of them. Every method is entered by all ranks together.
 
     An interrupted save leaves only a ``.writing`` folder behind, which the next one removes.
     """
-    from megatron.core import dist_checkpointing
 
-    final = step_folder(root, step)
-    aside = final.with_name(final.name + ".writing")
-    if dist.get_rank() == 0:
-        for unfinished in Path(root).glob("step_*.writing"):
+    def __init__(self, actor: Any, root: Path, *, keep: int, recipe: dict[str, Any] | None = None) -> None:
+        """`recipe`: what the manifests shall say of the run."""
+        self.actor, self.root, self.keep, self.recipe = actor, Path(root), keep, recipe
+        self._saving: tuple[_Target, BackgroundWrite] | None = None
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._saving is not None
+
+    def save(self, step: int) -> None:
+        """Copy the actor's state and start to write it as that after `step` training steps.
+
+        It counts once `poll` or `wait` has finished it; a save before it is waited for. Raises CheckpointError
+        on every rank when there is no room for it.
+        """
+        self.wait()
+        state = sharded_state.sharded_state(self.actor, loading=False)
+        final = step_folder(self.root, step)
+        aside = final.with_name(final.name + ".writing")
+        target = _Target(aside, final, sharded_state.size(state), self._manifest(step))
+        on_first_rank(lambda: self._make_room(target))
+        with self._failing_by_name(target):
+            self._saving = target, BackgroundWrite(_plan(state, aside / "megatron"), aside)
+
+    def poll(self) -> None:
+        """Finish the save under way if every rank has written its part; cheap, to be called once a step."""
+        if self._saving and all(gathered(self._saving[1].done)):
+            self.wait()
+
+    def wait(self) -> None:
+        """Finish the save under way. Raises CheckpointError on every rank when it could not be written."""
+        if self._saving is None:
+            return
+        (target, write), self._saving = self._saving, None
+        write.wait()
+        parts = gathered((write.files, write.error))
+        errors = [error for _, error in parts if error]
+        if errors:
+            on_first_rank(lambda: shutil.rmtree(target.aside, ignore_errors=True))
+            raise self._failure(target, errors[0])
+        with self._failing_by_name(target):
+            write.finalize()
+        on_first_rank(lambda: self._publish(target, {k: v for files, _ in parts for k, v in files.items()}))
+
+    def load_newest(self) -> int:
+        """Load the newest checkpoint; its step, or 0 without one. Raises CheckpointError as `load` does."""
+        steps = on_first_rank(lambda: finished_steps(self.root))
+        if not steps:
+            return 0
+        load(self.actor, self.root, steps[-1])
+        return steps[-1]
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        libraries = {name: version(name) for name in ("megatron-core", "torch")}
+        return {
+            "step": step,
+            "schedule_steps": self.actor.scheduler.num_steps,
+            "layout": asdict(self.actor.layout),
+            **sharded_state.kind(self.actor),
+            "recipe": self.recipe,
+            "versions": {"megatron_empg": __version__, **libraries, "python": platform.python_version()},
+        }
+
+    def _make_room(self, target: _Target) -> None:
+        for unfinished in self.root.glob("step_*.writing"):
             shutil.rmtree(unfinished)
-        (aside / "megatron").mkdir(parents=True)
-    dist.barrier()
-    _keep_write_results_in_process()
-    dist_checkpointing.save(_sharded_state(actor, loading=False), str(aside / "megatron"))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        _write_manifest(actor, aside, step)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        for old in finished_steps(root)[:-keep]:
-            shutil.rmtree(step_folder(root, old))
-    dist.barrier()
-    return final
+        self.root.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.root).free < target.bytes:
+            raise self._failure(target, "no space left")
+        (target.aside / "megatron").mkdir(parents=True)
+
+    def _publish(self, target: _Target, files: dict[str, dict[str, Any]]) -> None:
+        """The manifest, the final name, and away with what is not to be kept."""
+        with self._failing_by_name(target):
+            others = [path for path in sorted(target.aside.rglob("*")) if path.is_file()]
+            files |= file_records(
+                target.aside, (p for p in others if str(p.relative_to(target.aside)) not in files)
+            )
+            write_manifest(target.aside, {**target.manifest, "files": files})
+            shutil.rmtree(target.final, ignore_errors=True)
+            os.replace(target.aside, target.final)
+        for old in finished_steps(self.root)[: -self.keep]:
+            shutil.rmtree(step_folder(self.root, old))
+
+    @contextmanager
+    def _failing_by_name(self, target: _Target) -> Iterator[None]:
+        """Where rank 0 writes the small files that belong to no rank."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(target.aside, ignore_errors=True)
+            raise self._failure(target, str(error)) from error
+
+    def _failure(self, target: _Target, cause: str) -> CheckpointError:
+        done = [step for step in finished_steps(self.root) if step != target.manifest["step"]]
+        left = f"; the checkpoint of step {done[-1]} is untouched" if done else ""
+        return CheckpointError(
+            f"{target.final} could not be saved: {cause}. It needs about {_in_words(target.bytes)}, "
+            f"{_in_words(shutil.disk_usage(self.root).free)} are free there{left}. Make room and start again"
+        )
 
 
 def load(actor: Any, root: Path, step: int) -> None:
-    """Load model, optimizer, schedule and (in the layout it was saved in) random states.
+    """Load weights, optimizer, schedule and (in the layout it was saved in) random states; all ranks together.
 
-    Raises CheckpointError naming a missing or altered file, or what differs between the models.
+    Raises CheckpointError on every rank: for a missing or altered file with the last whole checkpoint and how
+    to go on from it, for another model with what differs.
     """
     from megatron.core import dist_checkpointing
 
     folder = step_folder(root, step)
-    manifest = check(folder)
-    if manifest["model"] != asdict(actor.config):
-        different = {k for k, v in asdict(actor.config).items() if manifest["model"].get(k) != v}
-        raise CheckpointError(f"{folder} is of another model: {sorted(different)} differ")
-    same_layout = manifest["layout"] == asdict(actor.layout)
-    state = dist_checkpointing.load(
-        _sharded_state(actor, loading=True, with_rng=same_layout), str(folder / "megatron")
-    )
-    actor.model[0].module.load_state_dict(state["model"])
-    actor.optimizer.load_state_dict(state["optimizer"])
-    actor.scheduler.num_steps = 0
-    actor.scheduler.step(increment=manifest["schedule_steps"])
-    if same_layout:
-        _set_rng(state["rng"])
-
-
-def check(folder: Path) -> dict[str, Any]:
-    """The manifest, after comparing every file with it. Raises CheckpointError naming the first bad file."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder} has no readable {MANIFEST}: {error}") from error
-    for name, digest in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing; remove {folder} to go on from the checkpoint before it")
-        if _digest(path) != digest:
-            raise CheckpointError(f"{path} was altered or cut short; remove {folder} to go on from the one before")
-    return manifest
+        manifest = check(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {_way_on(Path(root), step)}") from error
+    _require_same_kind(manifest, actor, folder)
+    state = sharded_state.sharded_state(actor, loading=True, with_rng=manifest["layout"] == asdict(actor.layout))
+    loaded = dist_checkpointing.load(state, str(folder / "megatron"))
+    sharded_state.restore(actor, loaded, schedule_steps=manifest["schedule_steps"])
 
 
-def _keep_write_results_in_process() -> None:
-    """Spare the manager process that Megatron starts on each rank for the results of asynchronous writes.
+def _way_on(root: Path, broken: int) -> str:
+    """What to do about a broken checkpoint: the newest whole one before it, and which folders stand in its way."""
+    bad = [broken]
+    for step in reversed(on_first_rank(lambda: finished_steps(root))):
+        if step < broken:
+            try:
+                check(step_folder(root, step))
+            except CheckpointError:
+                bad.append(step)
+                continue
+            folders = " ".join(str(step_folder(root, each)) for each in bad)
+            return f"The checkpoint of step {step} is whole: remove {folders} to go on from there"
+    return f"No earlier checkpoint is whole: restore the file, or remove {root} to start from step 0"
 
-    It would outlive a killed rank for ever. Writes here are synchronous, for which a plain queue does.
-    """
+
+def _require_same_kind(manifest: dict[str, Any], actor: Any, folder: Path) -> None:
+    ours = sharded_state.kind(actor)
+    model = {name for name, value in ours["model"].items() if manifest["model"].get(name) != value}
+    if model:
+        raise CheckpointError(
+            f"{folder} is of another model: {sorted(model)} differ; give that model, or another run folder"
+        )
+    for name in ("dtype", "distributed_optimizer"):
+        if manifest[name] != ours[name]:
+            raise CheckpointError(
+                f"{folder} was saved with {name}={manifest[name]} and cannot be loaded with {ours[name]}: the "
+                f"optimizer keeps other tensors; set {name} to {manifest[name]}, or give another run folder"
+            )
+
+
+def _plan(state: dict[str, Any], folder: Path) -> Any:
+    """Megatron's AsyncRequest to write the state; small common state may be written at once."""
+    from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+    # Spares the manager process that Megatron starts on each rank for the results of other processes.
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = queue.Queue()
+    # Newer releases write by a package of their own unless told otherwise.
+    known = inspect.signature(dist_checkpointing.save).parameters
+    strategy = {"async_strategy": "mcore"} if "async_strategy" in known else {}
+    return dist_checkpointing.save(state, str(folder), async_sharded_save=True, **strategy)
 
 
-def _sharded_state(actor: Any, *, loading: bool, with_rng: bool = True) -> dict[str, Any]:
-    from megatron.core.dist_checkpointing import ShardedObject
-
-    module = actor.model[0].module
-    model = module.sharded_state_dict()
-    state: dict[str, Any] = {
-        "model": model,
-        "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_OPTIMIZER_FORMAT),
-    }
-    if with_rng:
-        world, rank = dist.get_world_size(), dist.get_rank()
-        state["rng"] = ShardedObject("rng", _get_rng(), (world,), (rank,))
-    return state
-
-
-def _get_rng() -> dict[str, Any]:
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
-    return {
-        "cpu": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(),
-        "tracker": get_cuda_rng_tracker().get_states(),
-    }
-
-
-def _set_rng(state: dict[str, Any]) -> None:
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
-    torch.set_rng_state(state["cpu"])
-    torch.cuda.set_rng_state(state["device"])
-    get_cuda_rng_tracker().set_states(state["tracker"])
-
-
-def _write_manifest(actor: Any, folder: Path, step: int) -> None:
-    files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {
-        "step": step,
-        "schedule_steps": actor.scheduler.num_steps,
-        "model": asdict(actor.config),
-        "layout": asdict(actor.layout),
-        "files": files,
-    }
-    aside = folder / (MANIFEST + ".writing")
-    aside.write_text(json.dumps(manifest, indent=1))
-    os.replace(aside, folder / MANIFEST)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _in_words(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,9 +1,9 @@
-"""Mends three faults of megatron-core's DistributedOptimizer that show when Adam is torch's own.
+"""Mends three faults of megatron-core's optimizers that show when Adam is torch's own.
 
 Without Transformer Engine and apex (on CPU, and on a GPU that lacks both) Adam is ``torch.optim.AdamW``, whose
-``step`` is a tensor for each parameter. The distributed optimizer then (a) asserts when asked for the state of
-an optimizer that has not stepped yet, (b) after loading lets all parameters share one ``step`` tensor, so that
-Adam counts n steps for one and is silently wrong, (c) misses ``step`` in its reshardable checkpoint formats.
+``step`` is a tensor for each parameter. Then (a) an optimizer that has not stepped yet cannot be saved and
+loaded, (b) the distributed one after loading lets all parameters share one ``step`` tensor, so that Adam counts
+n steps for one and is silently wrong, and (c) misses ``step`` in its reshardable checkpoint formats.
 """
 
 from typing import Any
@@ -18,7 +18,6 @@ def apply() -> None:
     if getattr(DistributedOptimizer, "_empg_repaired", False):
         return
     DistributedOptimizer._empg_repaired = True
-    _state_of_a_fresh_optimizer(DistributedOptimizer)
     _own_step_after_loading(DistributedOptimizer)
     _step_survives_reshardable_loading(DistributedOptimizer)
 
@@ -27,21 +26,27 @@ def _is_torch_adam(optimizer: Any) -> bool:
     return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
 
 
-def _state_of_a_fresh_optimizer(cls: Any) -> None:
-    original = cls.state_dict
+def complete_state(optimizer: Any) -> None:
+    """Before saving: give each parameter the state that Adam would make in its first step."""
+    for each in _parts(optimizer):
+        each.init_state_fn(each.optimizer, each.config)
+        if _is_torch_adam(each.optimizer):
+            for state in each.optimizer.state.values():
+                state.setdefault("step", torch.tensor(0.0))
 
-    def state_dict(self: Any) -> Any:
-        if _is_torch_adam(self.optimizer):
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    state = self.optimizer.state[parameter]
-                    if "step" not in state:
-                        state["step"] = torch.tensor(0.0)
-                        state["exp_avg"] = torch.zeros_like(parameter)
-                        state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return original(self)
 
-    cls.state_dict = state_dict
+def complete_step(optimizer: Any, state: dict[Any, Any]) -> None:
+    """Before loading `state`: Megatron leaves a step of 0 out, and torch wants one."""
+    parts = _parts(optimizer)
+    for number, each in enumerate(parts):
+        of_part = state if len(parts) == 1 else state[number]
+        of_torch = of_part.get("optimizer", of_part)  # Megatron's mixed precision wraps torch's
+        if _is_torch_adam(each.optimizer) and "state" in of_torch:
+            of_torch["state"].setdefault("common_step", torch.tensor(0.0))
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _own_step_after_loading(cls: Any) -> None:

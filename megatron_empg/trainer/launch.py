@@ -312,7 +312,7 @@ def _interrupts(folder: RunFolder, progress: Progress) -> Iterator[None]:
 
 
 def _finished(folder: RunFolder, steps: int) -> bool:
-    from megatron_empg.actor.checkpoint import finished_steps
+    from megatron_empg.actor.manifest import finished_steps
 
     done = finished_steps(folder.checkpoints)
     return bool(done) and done[-1] >= steps and (folder.root / "policy").exists()

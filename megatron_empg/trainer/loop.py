@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from megatron_empg.actor import checkpoint
 from megatron_empg.actor.actor import Actor, Score
+from megatron_empg.actor.checkpoint import Checkpoints
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.platform import device
 from megatron_empg.actor.reference import FrozenReference
@@ -74,10 +74,10 @@ class Training:
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
         self.reference = FrozenReference(actor) if recipe.algorithm.kl_to_initial_every else None
-        done = checkpoint.finished_steps(folder.checkpoints)
-        self.first = done[-1] if done else 0
-        if self.first:
-            checkpoint.load(actor, folder.checkpoints, self.first)
+        self.checkpoints = Checkpoints(
+            actor, folder.checkpoints, keep=recipe.run.keep_checkpoints, recipe=recipe.model_dump(mode="json")
+        )
+        self.first = self.checkpoints.load_newest()
         self.writer = self._open_writer() if driver else None
 
     def run(self) -> None:
@@ -89,14 +89,20 @@ class Training:
         saved = self.first
         for step in range(self.first, steps):
             metrics = self._step(step)
+            if self.checkpoints.saving:
+                with self._checkpoint_clock():
+                    self.checkpoints.poll()
             done, stop = step + 1, self._agree(self.folder.stop.exists())
             if self._evaluation_due(done):
                 metrics |= self._evaluate()
             self._write(done, metrics)
             if done % every == 0 or done == steps or stop:
-                saved = self._save(done)
+                with self._checkpoint_clock():  # after the step's metrics are written, so that no step lacks them
+                    self.checkpoints.save(done)
+                saved = done
             if stop:
                 break
+        self.checkpoints.wait()
         if saved == steps:
             self._export()
         if self.writer:
@@ -207,13 +213,6 @@ class Training:
         dist.barrier()
         return metrics
 
-    def _save(self, done: int) -> int:
-        """After the step's metrics are written, so that no step lacks them; its time counts with the next."""
-        started = time.monotonic()
-        checkpoint.save(self.actor, self.folder.checkpoints, done, keep=self.recipe.run.keep_checkpoints)
-        self.checkpoint_seconds = time.monotonic() - started
-        return done
-
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
         export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
@@ -254,6 +253,13 @@ class Training:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times[phase] = self.times.get(phase, 0.0) + time.monotonic() - started
+
+    @contextmanager
+    def _checkpoint_clock(self) -> Iterator[None]:
+        """Seconds that training stands still for a checkpoint; they count with the next step."""
+        started = time.monotonic()
+        yield
+        self.checkpoint_seconds += time.monotonic() - started
 
     def _agree(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""

@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_empg.actor import checkpoint
-from megatron_empg.actor.actor import Actor
+from megatron_empg.actor.checkpoint import Checkpoints
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
@@ -37,7 +36,11 @@ def run_sft(recipe: SftRecipe) -> None:
     source = make_task_source(recipe.environment.name, **recipe.environment.settings)
     walkthroughs = WalkthroughTokens(recipe.model.path)
     folder = RunFolder(recipe.run.folder)
-    first, writer = _open(recipe, actor, folder)
+    checkpoints = Checkpoints(
+        actor, folder.checkpoints, keep=recipe.run.keep_checkpoints, recipe=recipe.model_dump(mode="json")
+    )
+    first = checkpoints.load_newest()
+    writer = _open_writer(recipe, folder, first)
     for step in range(first, recipe.run.steps):
         started = time.monotonic()
         tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
@@ -51,20 +54,18 @@ def run_sft(recipe: SftRecipe) -> None:
                 "policy/lr": report.lr, "tokens_per_second": report.tokens / seconds, "time/step": seconds,
                 "skipped_updates": int(not report.applied),
             })  # fmt: skip
+        checkpoints.poll()
         if (step + 1) % recipe.run.checkpoint_every == 0 or step + 1 == recipe.run.steps:
-            checkpoint.save(actor, folder.checkpoints, step + 1, keep=recipe.run.keep_checkpoints)
+            checkpoints.save(step + 1)
             export_hugging_face(actor, folder.root / "policy", like=recipe.model.path)
+    checkpoints.wait()
 
 
-def _open(recipe: SftRecipe, actor: Actor, folder: RunFolder) -> tuple[int, MetricsWriter | None]:
-    """(first step, the writer on rank 0), with the newest checkpoint loaded if there is one."""
-    done = checkpoint.finished_steps(folder.checkpoints)
-    first = done[-1] if done else 0
-    if first:
-        checkpoint.load(actor, folder.checkpoints, first)
+def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWriter | None:
+    """On rank 0, for a run that starts after step `first`."""
     if dist.get_rank() > 0:
-        return first, None
-    return first, MetricsWriter(folder, first_step=first + 1, tensorboard=recipe.logging.tensorboard)
+        return None
+    return MetricsWriter(folder, first_step=first + 1, tensorboard=recipe.logging.tensorboard)
 
 
 class WalkthroughTokens:

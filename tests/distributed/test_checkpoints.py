@@ -1,13 +1,19 @@
-"""Checkpoints: training goes on bit-equal, in another layout too; a broken one is named."""
+"""Checkpoints: training goes on bit-equal while one is written and from it; in another layout; faults named."""
 
+import hashlib
 import json
+import resource
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from actor_cases import (
     answer,
     assert_same,
@@ -23,10 +29,68 @@ from models import save_random_model
 from ranks import run_ranks
 
 LENGTHS = [120, 9, 38, 83, 77, 24]
+SCHEDULE = {"schedule": "cosine", "warmup_steps": 1, "total_steps": 6}
+RECIPE = {"run": {"steps": 4}}
 
 
 def batches(folder: Path) -> list[Any]:
     return torch.load(folder / "batches.pt", weights_only=False)
+
+
+def trained(folder: Path, layout: dict[str, Any], **settings: Any) -> Any:
+    """An actor after two updates."""
+    actor = fresh_actor(folder, layout, **SCHEDULE, **settings)
+    for _ in range(2):
+        actor.update(batches(folder), policy_loss())
+    return actor
+
+
+def go_on(actor: Any, folder: Path) -> dict[str, Any]:
+    """Two more updates, and all that they leave behind."""
+    reports = [actor.update(batches(folder), policy_loss()) for _ in range(2)]
+    numbers = torch.tensor([[r.loss, r.grad_norm, r.lr] for r in reports], dtype=torch.float64)
+    return {
+        "numbers": numbers,
+        "weights": weights_of(actor),
+        "optimizer": optimizer_tensors(actor),
+        "random": torch.rand(3),
+    }
+
+
+def checkpoints(actor: Any, root: Path, keep: int = 2) -> Any:
+    from megatron_empg.actor.checkpoint import Checkpoints
+
+    return Checkpoints(actor, root, keep=keep, recipe=RECIPE)
+
+
+def message_of(action: Any) -> str:
+    from megatron_empg.actor.manifest import CheckpointError
+
+    with pytest.raises(CheckpointError) as caught:
+        action()
+    return str(caught.value)
+
+
+@contextmanager
+def held_writes() -> Iterator[threading.Event]:
+    """No file is written before the event is set, or the block ends."""
+    from megatron_empg.actor import background_write
+
+    released, write = threading.Event(), background_write._write_bucket
+
+    def held(*arguments: Any) -> Any:
+        assert released.wait(60)
+        return write(*arguments)
+
+    background_write._write_bucket = held
+    try:
+        yield released
+    finally:
+        released.set()
+        background_write._write_bucket = write
+
+
+# Going on in the same layout
 
 
 def resumed_torch_optimizer(folder: Path) -> None:
@@ -39,70 +103,168 @@ def resumed_distributed_optimizer(folder: Path) -> None:
 
 def resumed_bfloat16(folder: Path) -> None:
     """The float32 main weights must come back, not the rounded ones."""
-    settings = {"distributed_optimizer": True, "dtype": "bfloat16"}
-    check_resumed(folder, {"data": 2}, "bfloat16", **settings)
+    check_resumed(folder, {"data": 2}, "bfloat16", distributed_optimizer=True, dtype="bfloat16")
 
 
 def resumed_tensor_parallel(folder: Path) -> dict[str, Any]:
     """The same at TP=2; the checkpoint stays for one rank to load."""
-    scores = check_resumed(folder, {"tensor": 2}, "tensor")
-    return {"scores": scores}
+    return check_resumed(folder, {"tensor": 2}, "tensor")
 
 
-def check_resumed(folder: Path, layout: dict[str, Any], name: str, **settings: Any) -> torch.Tensor:
-    """Two updates, a checkpoint, two more: all bit-equal in an actor that was never there before."""
-    from megatron_empg.actor import checkpoint
+def resumed_before_any_update(folder: Path) -> None:
+    """Saved from an optimizer that has no state yet."""
+    for name, settings in (("torch", {}), ("distributed", {"distributed_optimizer": True})):
+        actor = fresh_actor(folder, {"data": 2}, **settings)
+        saver = checkpoints(actor, folder / f"fresh_{name}")
+        saver.save(1)
+        saver.wait()
+        expected = go_on(actor, folder)
+        resumed = fresh_actor(folder, {"data": 2}, **settings)
+        resumed.initialise_weights(5)
+        assert checkpoints(resumed, saver.root).load_newest() == 1
+        assert_same_end(go_on(resumed, folder), expected)
 
-    settings |= {"schedule": "cosine", "warmup_steps": 1, "total_steps": 6}
-    batch, root = batches(folder), folder / f"checkpoints_{name}"
-    actor = fresh_actor(folder, layout, **settings)
-    for _ in range(2):
-        actor.update(batch, policy_loss())
-    checkpoint.save(actor, root, 2, keep=2)
-    assert psutil.Process().children(recursive=True) == [], "processes that would outlive a killed rank"
-    scores = torch.cat([s.logprobs for s in actor.score(batch)])
-    expected = go_on(actor, batch)
+
+def check_resumed(folder: Path, layout: dict[str, Any], name: str, **settings: Any) -> dict[str, Any]:
+    """Two updates, a checkpoint written during two more: those are bit-equal in an actor that loads it."""
+    actor, root = trained(folder, layout, **settings), folder / name
+    saver = checkpoints(actor, root)
+    with held_writes() as released:
+        saver.save(2)
+        expected = go_on(actor, folder)
+        assert psutil.Process().children(recursive=True) == [], "processes that would outlive a killed rank"
+        saver.poll()
+        assert saver.saving
+        assert [path.name for path in root.iterdir()] == ["step_000002.writing"]
+        released.set()
+        saver.wait()
+    assert not saver.saving
     del actor
-    resumed = fresh_actor(folder, layout, seed=99, **settings)
+    resumed = fresh_actor(folder, layout, seed=99, **SCHEDULE, **settings)
     resumed.initialise_weights(5)
-    checkpoint.load(resumed, root, 2)
-    assert_same(go_on(resumed, batch), expected)
-    return scores
+    assert checkpoints(resumed, root).load_newest() == 2
+    assert_same_end(go_on(resumed, folder), expected)
+    return expected
 
 
-def go_on(actor: Any, batch: list[Any]) -> list[torch.Tensor]:
-    reports = [actor.update(batch, policy_loss()) for _ in range(2)]
-    numbers = torch.tensor([[r.loss, r.grad_norm, r.lr] for r in reports], dtype=torch.float64)
-    return [numbers, *weights_of(actor).values(), *optimizer_tensors(actor), torch.rand(3)]
+def assert_same_end(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    for part in ("weights", "optimizer"):
+        assert_same(actual[part], expected[part])
+    assert_same([actual["numbers"], actual["random"]], [expected["numbers"], expected["random"]])
 
 
-def checkpoint_of_another_layout(folder: Path) -> torch.Tensor:
-    """On one rank: what two tensor-parallel ranks saved; then another update must be possible."""
-    from megatron_empg.actor import checkpoint
+# Going on in another layout
 
-    actor = fresh_actor(folder, {})
+
+def saved_tensor_pipeline(folder: Path) -> dict[str, Any]:
+    actor = trained(folder, {"tensor": 2, "pipeline": 2}, distributed_optimizer=True)
+    saver = checkpoints(actor, folder / "tensor_pipeline")
+    saver.save(2)
+    saver.wait()
+    return go_on(actor, folder)
+
+
+def loaded_data_parallel(folder: Path) -> dict[str, Any]:
+    return go_on_from(folder, "tensor_pipeline", {"data": 2}, distributed_optimizer=True)
+
+
+def loaded_alone(folder: Path) -> dict[str, Any]:
+    return go_on_from(folder, "tensor", {})
+
+
+def go_on_from(folder: Path, name: str, layout: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    actor = fresh_actor(folder, layout, **SCHEDULE, **settings)
     actor.initialise_weights(5)
-    checkpoint.load(actor, folder / "checkpoints_tensor", 2)
-    scores = torch.cat([s.logprobs for s in actor.score(batches(folder))])
-    assert actor.update(batches(folder), policy_loss()).applied
-    return scores
+    assert checkpoints(actor, folder / name).load_newest() == 2
+    return go_on(actor, folder)
 
 
-def checkpoint_faults(folder: Path) -> dict[str, str]:
-    """The message for each kind of broken checkpoint, and of another model's."""
-    from megatron_empg.actor import checkpoint
+# What lies in the folder
 
-    actor = fresh_actor(folder, {})
-    good = folder / "checkpoints_tensor"
+
+def kept_and_described(folder: Path) -> None:
+    actor, root = fresh_actor(folder, {"tensor": 2}), folder / "kept"
+    saver = checkpoints(actor, root, keep=2)
+    for step in (1, 2, 3):
+        saver.save(step)  # each waits for the one before
+    saver.wait()
+    checkpoints(actor, root).save(9)  # never finished, as if killed
+    assert checkpoints(actor, root).load_newest() == 3
+    saver.save(4)
+    while saver.saving:
+        saver.poll()
+    assert {path.name for path in root.iterdir()} == {"step_000003", "step_000004"}
+    manifest = json.loads((root / "step_000004/manifest.json").read_text())
+    assert (manifest["step"], manifest["schedule_steps"], manifest["recipe"]) == (4, 0, RECIPE)
+    assert (manifest["layout"]["tensor"], manifest["dtype"]) == (2, "float32")
+    assert manifest["versions"].keys() == {"megatron_empg", "megatron-core", "torch", "python"}
+    found = {p for p in (root / "step_000004").rglob("*") if p.is_file() and p.name != "manifest.json"}
+    assert {root / "step_000004" / name for name in manifest["files"]} == found
+    for name, record in manifest["files"].items():
+        content = (root / "step_000004" / name).read_bytes()
+        assert record == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def full_disk(folder: Path) -> dict[str, str]:
+    """Rank 1 may write no file of more than 50,000 bytes; then there is no room at all."""
+    from megatron_empg.actor import sharded_state
+
+    actor, root = fresh_actor(folder, {"tensor": 2}), folder / "full"
+    saver = checkpoints(actor, root)
+    saver.save(1)
+    saver.wait()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    saver.save(2)
+    messages = {"cut": message_of(saver.wait)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    size, sharded_state.size = sharded_state.size, lambda state: 1 << 60
+    messages["none"] = message_of(lambda: saver.save(2))
+    sharded_state.size = size
+    assert [path.name for path in root.iterdir()] == ["step_000001"]
+    assert checkpoints(actor, root).load_newest() == 1
+    saver.save(2)
+    saver.wait()
+    assert checkpoints(actor, root).load_newest() == 2
+    return messages
+
+
+# What must not be loaded
+
+
+def broken(folder: Path) -> dict[str, str]:
+    """The message for each kind of broken newest checkpoint."""
+    actor = fresh_actor(folder, {"tensor": 2})
     messages = {}
-    for kind in ("truncated", "missing", "altered", "manifest", "model"):
+    for kind, damage in DAMAGES.items():
         root = folder / f"broken_{kind}"
-        shutil.copytree(good, root)
-        breakers[kind](root / "step_000002")
-        try:
-            checkpoint.load(actor, root, 2)
-        except checkpoint.CheckpointError as error:
-            messages[kind] = str(error)
+        if dist.get_rank() == 0:
+            for step in (2, 4):
+                shutil.copytree(folder / "tensor/step_000002", root / f"step_00000{step}")
+            damage(root / "step_000004")
+        dist.barrier()
+        messages[kind] = message_of(checkpoints(actor, root).load_newest)
+    if dist.get_rank() == 0:
+        cut_short(root / "step_000002")
+    dist.barrier()
+    messages["all"] = message_of(checkpoints(actor, root).load_newest)
+    return messages
+
+
+def others(folder: Path) -> dict[str, str]:
+    """The message for checkpoints of something else."""
+    root = folder / "tensor"
+    settings = {"dtype": {"dtype": "bfloat16"}, "optimizer": {"distributed_optimizer": True}}
+    messages = {
+        k: message_of(checkpoints(fresh_actor(folder, {}, **v), root).load_newest) for k, v in settings.items()
+    }
+    shutil.copytree(root, folder / "other")
+    path = folder / "other/step_000002/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["hidden_size"] = 128
+    path.write_text(json.dumps(manifest))
+    messages["model"] = message_of(checkpoints(fresh_actor(folder, {}), folder / "other").load_newest)
     return messages
 
 
@@ -120,22 +282,19 @@ def alter_one_byte(folder: Path) -> None:
     data_file(folder).write_bytes(data)
 
 
-def change_model(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["model"]["hidden_size"] = 128
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-breakers = {
+DAMAGES = {
     "truncated": cut_short,
     "missing": lambda folder: data_file(folder).unlink(),
     "altered": alter_one_byte,
-    "manifest": lambda folder: (folder / "manifest.json").write_text("{"),
-    "model": change_model,
+    "manifest": lambda folder: (folder / "manifest.json").unlink(),
 }
 
-TWO_RANKS = [resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel]
-ONE_RANK = [checkpoint_of_another_layout, checkpoint_faults]
+FOUR_RANKS = [saved_tensor_pipeline]
+TWO_RANKS = [
+    resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel,
+    resumed_before_any_update, loaded_data_parallel, kept_and_described, full_disk, broken,
+]  # fmt: skip
+ONE_RANK = [loaded_alone, others]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +306,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
+def four(folder: Path) -> list[dict[str, Any]]:
+    return run_ranks(run_cases, 4, FOUR_RANKS, str(folder))
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, four: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """After the four ranks, whose checkpoint it loads."""
     return run_ranks(run_cases, 2, TWO_RANKS, str(folder))
 
 
@@ -158,23 +323,62 @@ def one(folder: Path, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "case", [resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel]
+    "case",
+    [
+        resumed_torch_optimizer,
+        resumed_distributed_optimizer,
+        resumed_bfloat16,
+        resumed_tensor_parallel,
+        resumed_before_any_update,
+    ],
 )
 def test_resumed_training_is_bit_equal(case: Any, two: list[dict[str, Any]]) -> None:
     answer(two, case)
 
 
-def test_a_checkpoint_loads_in_another_layout(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
-    expected = answer(two, resumed_tensor_parallel)["scores"]
-    torch.testing.assert_close(answer(one, checkpoint_of_another_layout), expected, atol=1e-5, rtol=0)
+def test_tensor_parallel_to_one_rank(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert_alike(answer(one, loaded_alone), answer(two, resumed_tensor_parallel))
 
 
-def test_a_broken_checkpoint_is_named(one: list[dict[str, Any]]) -> None:
-    messages = answer(one, checkpoint_faults)
-    for kind in ("truncated", "missing", "altered"):
-        assert ".distcp" in messages[kind], kind
-        assert "step_000002" in messages[kind], kind
-    assert "altered or cut short" in messages["truncated"]
-    assert "is missing" in messages["missing"]
-    assert "manifest.json" in messages["manifest"]
+def test_tensor_and_pipeline_to_data_parallel(two: list[dict[str, Any]], four: list[dict[str, Any]]) -> None:
+    assert_alike(answer(two, loaded_data_parallel), answer(four, saved_tensor_pipeline))
+
+
+def assert_alike(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Losses, gradient norms and learning rates of two updates, and the weights after them."""
+    torch.testing.assert_close(actual["numbers"], expected["numbers"], rtol=1e-5, atol=0)
+    for name, tensor in expected["weights"].items():
+        torch.testing.assert_close(actual["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_newest_are_kept_with_a_manifest_each(two: list[dict[str, Any]]) -> None:
+    answer(two, kept_and_described)
+
+
+def test_a_full_disk_ends_by_name(two: list[dict[str, Any]]) -> None:
+    for rank in (0, 1):
+        messages = answer(two, full_disk, rank)
+        for message in messages.values():
+            assert "full/step_000002 could not be saved" in message
+            assert "the checkpoint of step 1 is untouched" in message
+        assert "__1_" in messages["cut"]
+        assert "File too large" in messages["cut"]
+        assert "needs about 1073741824.0 GiB" in messages["none"]
+
+
+def test_a_broken_checkpoint_is_named_with_the_last_whole_one(two: list[dict[str, Any]]) -> None:
+    messages = answer(two, broken)
+    assert answer(two, broken, rank=1) == messages
+    told = {"truncated": ".distcp has", "missing": ".distcp is missing", "altered": ".distcp was altered"}
+    for kind, words in {**told, "manifest": "step_000004 has no readable manifest.json"}.items():
+        assert words in messages[kind], kind
+        assert "The checkpoint of step 2 is whole: remove " in messages[kind]
+        assert messages[kind].endswith("/step_000004 to go on from there")
+    assert "No earlier checkpoint is whole" in messages["all"]
+
+
+def test_a_checkpoint_of_something_else_is_refused(one: list[dict[str, Any]]) -> None:
+    messages = answer(one, others)
     assert "another model: ['hidden_size']" in messages["model"]
+    assert "set dtype to float32" in messages["dtype"]
+    assert "set distributed_optimizer to False" in messages["optimizer"]

@@ -102,6 +102,7 @@ def train(settings: Any, root: Path, *, kill_in: int | None = None, stop_in: int
     class MortalTraining(Training):
         def _step(self, step: int) -> dict[str, float]:
             if step == kill_in:
+                self.checkpoints.wait()  # a kill while one is written leaves the one before: another test's
                 raise Killed
             return super()._step(step)
 

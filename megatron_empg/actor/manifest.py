@@ -1,0 +1,105 @@
+"""What a checkpoint folder must hold: its manifest, and the check of its files, shared out over the ranks."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+MANIFEST = "manifest.json"
+Value = TypeVar("Value")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or loaded; the message names file or mismatch, and the fix."""
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint taken after `step` training steps lies."""
+    return Path(root) / f"step_{step:06d}"
+
+
+def finished_steps(root: Path) -> list[int]:
+    """Steps whose save was finished, oldest first; what became of their files since then `check` says."""
+    names = [path.name.removeprefix("step_") for path in Path(root).glob("step_*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())  # not those still being written
+
+
+def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """{path below `folder`: {"bytes", "sha256"}}."""
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """As the last file of a checkpoint."""
+    aside = folder / (MANIFEST + ".writing")
+    aside.write_text(json.dumps(content, indent=1))
+    os.replace(aside, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError when there is none that can be read."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no readable {MANIFEST}: {error}") from error
+    return manifest
+
+
+def first_fault(folder: Path, files: Iterable[tuple[str, dict[str, Any]]]) -> str | None:
+    """What is wrong with the first file that is not as recorded, by its path."""
+    for name, record in files:
+        path = folder / name
+        if not path.exists():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            return f"{path} has {size} bytes, not the {record['bytes']} that were written"
+        if _sha256(path) != record["sha256"]:
+            return f"{path} was altered: its checksum differs from the one in {MANIFEST}"
+    return None
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The manifest, after comparing every file with it, each on one rank; all ranks together.
+
+    Raises the same CheckpointError on every rank, naming a bad file.
+    """
+    manifest = on_first_rank(lambda: read_manifest(folder))
+    largest_first = sorted(manifest["files"].items(), key=lambda item: (-item[1]["bytes"], item[0]))
+    faults = gathered(first_fault(folder, largest_first[dist.get_rank() :: dist.get_world_size()]))
+    found = [fault for fault in faults if fault]
+    if found:
+        raise CheckpointError(found[0])
+    return manifest
+
+
+def on_first_rank(work: Callable[[], Value]) -> Value:
+    """What `work` returns on rank 0, on every rank; its OSError or CheckpointError is raised on every rank."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except (OSError, CheckpointError) as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise CheckpointError(answer[1])
+    return answer[0]
+
+
+def gathered(value: Value) -> list[Value]:
+    """Every rank's value, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
