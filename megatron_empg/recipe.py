@@ -129,8 +129,15 @@ class AlgorithmSection(Section):
     empg: EmpgSection = EmpgSection()
     updates_per_batch: Positive = 1
     """Optimizer steps a batch; its sequences are split into so many parts."""
+    loss_mean: Literal["token", "sequence"] = "token"
+    """The loss is the mean over all own tokens, or over episodes of their tokens' means (as in GRPO's paper)."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the initial policy (k3 estimate at the own tokens) in the loss."""
+    entropy_coefficient: float = 0.0
+    """Weight of the policy's exact entropy in the loss: positive rewards entropy."""
     kl_to_initial_every: NonNegative = 0
-    """Steps between measurements of the KL to the initial policy, a metric only; 0 is never."""
+    """Steps between measurements of the KL to the initial policy, a metric only; 0 is never. With a
+    `kl_coefficient` it is measured in every step."""
     shuffle_rewards: bool = False
     """The control experiment: permute the rewards inside a batch. Nothing should be learnt."""
 
@@ -176,7 +183,7 @@ class ActorSection(Section):
     recompute_layers: Positive = 1
     """Layers of each model chunk that `recompute: block` recomputes."""
     max_tokens_per_microbatch: Positive = 16384
-    """Tokens a rank holds at once: sequences are packed up to this times `context_parallel`; none may be longer."""
+    """Tokens a rank holds at once. Sequences are packed up to this times `context_parallel`, none longer."""
     optimizer: OptimizerSection = OptimizerSection()
 
     @property
@@ -233,11 +240,12 @@ class Recipe(Section):
             raise ValueError(
                 f"rollout.group_size is {rollout.group_size}; a group advantage compares at least 2 episodes"
             )
-        if rollout.max_episode_tokens > actor.max_tokens_per_microbatch:
+        room = actor.max_tokens_per_microbatch * actor.context_parallel
+        if rollout.max_episode_tokens > room:
             raise ValueError(
-                f"rollout.max_episode_tokens is {rollout.max_episode_tokens}, more than "
-                f"actor.max_tokens_per_microbatch ({actor.max_tokens_per_microbatch}): no microbatch could "
-                "hold the longest episode; raise the second or lower the first"
+                f"rollout.max_episode_tokens is {rollout.max_episode_tokens}, more than a microbatch can hold "
+                f"({room}: actor.max_tokens_per_microbatch x actor.context_parallel); raise the second or lower "
+                "the first"
             )
         if rollout.max_turn_tokens >= rollout.max_episode_tokens:
             raise ValueError(
@@ -245,6 +253,7 @@ class Recipe(Section):
                 f"rollout.max_episode_tokens ({rollout.max_episode_tokens})"
             )
         _check_actor(actor)
+        _check_batch(self)
         return self
 
     @property
@@ -279,10 +288,35 @@ class SftRecipe(Section):
 
 
 def _check_actor(actor: ActorSection) -> None:
-    if actor.sequence_parallel and actor.tensor_parallel == 1:
+    for given, needed, does in (
+        ("sequence_parallel", "tensor_parallel", "it splits over tensor-parallel ranks"),
+        ("virtual_pipeline", "pipeline_parallel", "it cuts each pipeline stage into chunks"),
+        ("context_exchange", "context_parallel", "it is between context-parallel ranks"),
+    ):
+        value = getattr(actor, given)
+        if value != ActorSection.model_fields[given].default and getattr(actor, needed) == 1:
+            raise ValueError(
+                f"actor.{given} is {value} with actor.{needed} 1: {does}, so raise {needed} or leave {given} out"
+            )
+    if actor.expert_parallel > 1:
+        ranks = actor.world_size // actor.pipeline_parallel
+        if ranks % actor.expert_parallel:
+            raise ValueError(
+                f"actor.expert_parallel is {actor.expert_parallel}, which does not divide a stage's {ranks} ranks "
+                "(actor.tensor_parallel x context_parallel x data_parallel)"
+            )
+
+
+def _check_batch(recipe: Recipe) -> None:
+    """Each optimizer step must give every rank a sequence, and every pipeline stage something to do."""
+    rollout, actor, parts = recipe.rollout, recipe.actor, recipe.algorithm.updates_per_batch
+    sequences, wanted = rollout.groups * rollout.group_size // parts, actor.data_parallel * actor.pipeline_parallel
+    if sequences < wanted:
         raise ValueError(
-            "actor.sequence_parallel is true with actor.tensor_parallel 1; it splits over tensor-parallel "
-            "ranks, so raise tensor_parallel or switch it off"
+            f"an optimizer step has {sequences} episodes (rollout.groups {rollout.groups} x rollout.group_size "
+            f"{rollout.group_size} / algorithm.updates_per_batch {parts}), too few for the layout: "
+            f"actor.data_parallel {actor.data_parallel} x actor.pipeline_parallel {actor.pipeline_parallel} wants "
+            f"{wanted}, one for each stage of each pipeline"
         )
 
 

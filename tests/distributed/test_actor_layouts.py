@@ -1,4 +1,4 @@
-"""Every layout up to four ranks scores and trains as one rank does: TP, SP, PP, interleaved PP, CP, DP, products."""
+"""Every layout up to four ranks scores and trains as one rank does: TP, SP, PP, interleaved, CP, DP, products."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

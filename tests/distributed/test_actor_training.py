@@ -1,4 +1,4 @@
-"""The actor learns alike in every layout and packing, and skips what is not finite."""
+"""The actor learns alike however it packs and recomputes, its losses are right, what is not finite is skipped."""
 
 import math
 from pathlib import Path
@@ -57,42 +57,41 @@ def alone_recompute_full(folder: Path) -> dict[str, Any]:
     return five_updates(folder, {}, UNEVEN, recompute="full")
 
 
+def alone_recompute_block(folder: Path) -> dict[str, Any]:
+    return five_updates(folder, {}, UNEVEN, recompute="block", recompute_layers=3)
+
+
 def alone_recompute_selective(folder: Path) -> dict[str, Any]:
     return five_updates(folder, {}, UNEVEN, recompute="selective")
+
+
+def attention_calls(folder: Path) -> dict[str, list[int]]:
+    """How often each layer's attention runs in one update of one microbatch."""
+    calls: dict[str, list[int]] = {}
+    for recompute in ("none", "selective", "block", "full"):
+        actor = fresh_actor(folder, {}, recompute=recompute, recompute_layers=3)
+        counts = calls[recompute] = [0] * 4
+        for number, layer in enumerate(actor.model[0].module.decoder.layers):
+
+            def count(*_: Any, number: int = number, counts: list[int] = counts) -> None:
+                counts[number] += 1
+
+            layer.self_attention.core_attention.register_forward_hook(count)
+        actor.update(batches(folder)[-1:], policy_loss())
+    return calls
 
 
 def alone_one_sequence(folder: Path) -> dict[str, Any]:
     return five_updates(folder, {}, UNEVEN[:1])
 
 
-def data_parallel(folder: Path) -> dict[str, Any]:
-    from megatron_empg.actor.microbatches import plan_microbatches
-
-    first, second = plan_microbatches(UNEVEN, budget=128, ranks=2)
-    assert len(first) != len(second), "the ranks were to have different numbers of microbatches"
-    return five_updates(folder, {"data": 2}, UNEVEN)
-
-
-def data_parallel_distributed_optimizer(folder: Path) -> dict[str, Any]:
-    actor = fresh_actor(folder, {"data": 2}, distributed_optimizer=True)
-    report = actor.update(batches(folder), policy_loss(), temperature=0.9)
-    return {"loss": [report.loss], "grad_norm": [report.grad_norm], "first": weights_of(actor)}
-
-
 def data_parallel_one_sequence(folder: Path) -> dict[str, Any]:
     return five_updates(folder, {"data": 2}, UNEVEN[:1])
 
 
-def tensor_parallel(folder: Path) -> dict[str, Any]:
-    return five_updates(folder, {"tensor": 2}, UNEVEN)
-
-
-def sequence_parallel(folder: Path) -> dict[str, Any]:
-    return five_updates(folder, {"tensor": 2, "sequence_parallel": True}, UNEVEN)
-
-
-def pipeline_parallel(folder: Path) -> dict[str, Any]:
-    return five_updates(folder, {"pipeline": 2}, UNEVEN)
+def interleaved_one_sequence(folder: Path) -> dict[str, Any]:
+    """Megatron wants two microbatches: the second has no sequence."""
+    return five_updates(folder, {"pipeline": 2, "virtual_pipeline": 2}, UNEVEN[:1], overlap=True)
 
 
 def batches(folder: Path) -> list[Any]:
@@ -201,6 +200,30 @@ def check_poisoned(folder: Path, layout: dict[str, Any]) -> None:
     assert largest_difference(weights_of(actor), before) > 1e-4
 
 
+# The loss's terms and means
+
+
+def losses(folder: Path) -> dict[str, tuple[float, float]]:
+    return losses_in(folder, {})
+
+
+def losses_context_parallel(folder: Path) -> dict[str, tuple[float, float]]:
+    return losses_in(folder, {"context": 2})
+
+
+def losses_data_parallel(folder: Path) -> dict[str, tuple[float, float]]:
+    return losses_in(folder, {"data": 2})
+
+
+def losses_in(folder: Path, layout: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    answers = {}
+    for mean in ("token", "sequence"):
+        batch = torch.load(folder / "referenced.pt", weights_only=False)
+        report = fresh_actor(folder, layout).update(batch, full_loss(), temperature=0.9, mean=mean)
+        answers[mean] = (report.loss, report.grad_norm)
+    return answers
+
+
 # The schedule
 
 
@@ -216,12 +239,12 @@ def schedules(folder: Path) -> dict[str, list[float]]:
 
 
 TWO_RANKS = [
-    data_parallel, data_parallel_distributed_optimizer, data_parallel_one_sequence, tensor_parallel,
-    sequence_parallel, pipeline_parallel, altered_logits_tensor_parallel, poisoned_data_parallel,
+    data_parallel_one_sequence, interleaved_one_sequence, altered_logits_tensor_parallel, poisoned_data_parallel,
+    losses_context_parallel, losses_data_parallel,
 ]  # fmt: skip
 ONE_RANK = [
-    alone, alone_loose_packing, alone_recompute_full, alone_recompute_selective, alone_one_sequence,
-    altered_logits, poisoned, schedules,
+    alone, alone_loose_packing, alone_recompute_full, alone_recompute_block, alone_recompute_selective,
+    alone_one_sequence, attention_calls, altered_logits, poisoned, schedules, losses,
 ]  # fmt: skip
 
 
@@ -231,6 +254,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_random_model(made / "model", "qwen2")
     batch = with_old_logprobs(model, sequences(UNEVEN))
     torch.save({len(chosen): chosen for chosen in (batch, batch[:1])}, made / "batches.pt")
+    generator = torch.Generator().manual_seed(3)
+    for sequence in batch:
+        own = sequence.values["old_logprobs"]
+        sequence.values["reference_logprobs"] = own + 0.3 * torch.randn(own.shape, generator=generator)
+    torch.save(batch, made / "referenced.pt")
     return made
 
 
@@ -258,33 +286,26 @@ def test_the_cases_can_tell_right_from_wrong(one: list[dict[str, Any]]) -> None:
     assert len({round(loss, 4) for loss in trained["loss"]}) > 1
 
 
-@pytest.mark.parametrize(
-    "case",
-    [data_parallel, data_parallel_distributed_optimizer, tensor_parallel, sequence_parallel, pipeline_parallel],
-)
-def test_layouts_train_alike(case: Any, one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
-    assert_trained_alike(answer(two, case), answer(one, alone))
-
-
-def test_a_rank_without_a_sequence_changes_nothing(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
-    assert_trained_alike(answer(two, data_parallel_one_sequence), answer(one, alone_one_sequence))
-
-
-def test_every_rank_reports_the_same(two: list[dict[str, Any]]) -> None:
-    for case in (data_parallel, tensor_parallel, pipeline_parallel):
-        first, second = (answer(two, case, rank) for rank in (0, 1))
-        assert [first[name] for name in ("loss", "grad_norm", "tokens")] == [
-            second[name] for name in ("loss", "grad_norm", "tokens")
-        ]
+@pytest.mark.parametrize("case", [data_parallel_one_sequence, interleaved_one_sequence])
+def test_a_microbatch_without_a_sequence_changes_nothing(
+    case: Any, one: list[dict[str, Any]], two: list[dict[str, Any]]
+) -> None:
+    assert_trained_alike(answer(two, case), answer(one, alone_one_sequence))
 
 
 def test_packing_does_not_matter(one: list[dict[str, Any]]) -> None:
     assert_trained_alike(answer(one, alone_loose_packing), answer(one, alone), tolerance=1e-6)
 
 
-@pytest.mark.parametrize("case", [alone_recompute_full, alone_recompute_selective])
+@pytest.mark.parametrize("case", [alone_recompute_full, alone_recompute_block, alone_recompute_selective])
 def test_recomputing_activations_does_not_matter(case: Any, one: list[dict[str, Any]]) -> None:
     assert_trained_alike(answer(one, case), answer(one, alone), tolerance=1e-6)
+
+
+def test_recomputation_does_what_its_name_says(one: list[dict[str, Any]]) -> None:
+    assert answer(one, attention_calls) == {
+        "none": [1] * 4, "selective": [2] * 4, "block": [2, 2, 2, 1], "full": [2] * 4,
+    }  # fmt: skip
 
 
 def test_logits_at_foreign_positions_do_not_matter(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
@@ -305,3 +326,43 @@ def test_learning_rate_follows_the_recipe(one: list[dict[str, Any]]) -> None:
     falling = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(5)]
     assert lr["cosine"] == pytest.approx([0, 1.5e-4] + [3e-4 * f for f in falling])
     assert lr["cosine"][-1] == pytest.approx(3e-5)
+
+
+def full_loss() -> Any:
+    """Every term there is, each heavy enough to be missed."""
+    from megatron_empg.trainer.policy_update import PolicyLoss
+
+    return PolicyLoss(0.2, 0.28, kl_coefficient=0.3, entropy_coefficient=0.2)
+
+
+def hugging_face_update(folder: Path, mean: str) -> tuple[float, float]:
+    """(loss, norm of its gradient) by Hugging Face's model in float64, a sequence at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float64)
+    per_sequence = []
+    for sequence in torch.load(folder / "referenced.pt", weights_only=False):
+        where = sequence.predictors()
+        logp = (model(sequence.tokens[None]).logits[0] / 0.9).log_softmax(-1)[where]
+        chosen = logp[torch.arange(len(where)), sequence.tokens[where + 1]]
+        values = {name: value.double() for name, value in sequence.values.items()}
+        ratio = (chosen - values["old_logprobs"]).exp()
+        surrogate = torch.minimum(ratio * values["advantages"], ratio.clamp(0.8, 1.28) * values["advantages"])
+        gap = values["reference_logprobs"] - chosen
+        entropy = -(logp.exp() * logp).sum(-1)
+        per_sequence.append(-surrogate + 0.3 * (gap.exp() - gap - 1) - 0.2 * entropy)
+    loss = (
+        torch.cat(per_sequence).mean() if mean == "token" else torch.stack([t.mean() for t in per_sequence]).mean()
+    )
+    loss.backward()
+    squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
+    return loss.item(), squares**0.5
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_loss_and_gradient_equal_a_float64_reference(
+    mean: str, folder: Path, one: list[dict[str, Any]], two: list[dict[str, Any]]
+) -> None:
+    expected = hugging_face_update(folder, mean)
+    for results, case in ((one, losses), (two, losses_context_parallel), (two, losses_data_parallel)):
+        assert answer(results, case)[mean] == pytest.approx(expected, rel=1e-5), case.__name__
