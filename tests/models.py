@@ -8,17 +8,51 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
     "qwen2-one-group": {"num_key_value_heads": 1, "tie_word_embeddings": False},
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "llama-tied": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama3": {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.5,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "qwen3": {"num_key_value_heads": 2, "tie_word_embeddings": True, "head_dim": 24},
+    "qwen3-untied": {"num_key_value_heads": 1, "tie_word_embeddings": False, "head_dim": 32},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "head_dim": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "norm_topk_prob": True,
+    },
+    "qwen3_moe-raw": {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": False,
+    },
 }
+CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "llama3": "Llama", "qwen3_moe": "Qwen3Moe"}
 
 
 def save_random_model(folder: Path, shape: str = "qwen2", *, seed: int = 0, vocab_size: int = 301) -> Any:
     """Write a random model of the family to ``folder``; returns the float32 Hugging Face model."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
-    config_class, model_class = (
-        (LlamaConfig, LlamaForCausalLM) if shape == "llama" else (Qwen2Config, Qwen2ForCausalLM)
-    )
+    family = CLASSES[shape.partition("-")[0]]
+    config_class = getattr(transformers, f"{family}Config")
+    model_class = getattr(transformers, f"{family}ForCausalLM")
     torch.manual_seed(seed)
     config = config_class(
         vocab_size=vocab_size,

@@ -24,9 +24,8 @@ from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
 from megatron_empg.actor.packing import IGNORE, Microbatch, Packer, Sequence
 from megatron_empg.actor.parallel import context_rank, data_and_context_group, data_rank, pipeline_group
 from megatron_empg.actor.throughput import Throughput
-from megatron_empg.actor.weights import ActorWeights, fill, load_hugging_face
+from megatron_empg.actor.weights import ActorWeights, initialise, load
 from megatron_empg.weights.flops import forward_flops
-from megatron_empg.weights.initialise import random_tensors
 from megatron_empg.weights.model_config import ModelConfig
 
 
@@ -93,20 +92,24 @@ class Actor:
         self.budget = max_tokens_per_microbatch * layout.context
         self.model, self.mcore = build_model(config, layout, execution)
         self.optimizer, self.scheduler = build_optimizer(self.model, self.mcore, optimizer, execution)
-        self.sends_weights = data_and_context_group().rank() == 0
-        """Whether this rank belongs to the first of the model's replicas, which exports and publishes."""
+        self.sends_weights = data_and_context_group().rank() == 0 or layout.expert > layout.tensor
+        """Whether this rank belongs to the first of the model's replicas, which exports and publishes, or to any of
+        those over which experts are split."""
         self.throughput: dict[str, Throughput] = {}
         """Of the last call of ``score`` and of ``update``."""
         logger.info("actor: %s", describe_parts(self))
 
     def load_weights(self, folder: Path) -> None:
-        """Fill the model from a Hugging Face folder and restart the optimizer's float32 copies from it."""
-        load_hugging_face(self.model, self.config, self.layout, folder)
+        """Fill the model from a Hugging Face folder or a Megatron checkpoint (its weights alone).
+
+        The optimizer's float32 copies start from them.
+        """
+        load(self.model, self.config, self.layout, folder)
         self.optimizer.reload_model_params()
 
     def initialise_weights(self, seed: int) -> None:
         """Fill the model at random, the same in every layout."""
-        fill(self.model, self.config, self.layout, lambda row: random_tensors(row, self.config, seed))
+        initialise(self.model, self.config, self.layout, seed)
         self.optimizer.reload_model_params()
 
     def weights(self) -> ActorWeights:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_empg.actor.attention import PackedAttention
+from megatron_empg.weights.model_config import ModelConfig
 
 
 def transformer_engine_available() -> bool:
@@ -14,27 +15,35 @@ def transformer_engine_available() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-def layer_spec() -> Any:
-    """The transformer layer of a dense model with RMSNorm."""
+def layer_spec(config: ModelConfig) -> Any:
+    """The model's transformer layer."""
+    experts = config.experts.number if config.experts else None
     if transformer_engine_available():
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-        return get_gpt_layer_with_transformer_engine_spec()
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=experts, moe_grouped_gemm=bool(experts), qk_layernorm=config.qk_norm
+        )
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(num_experts=experts, qk_layernorm=config.qk_norm, normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if config.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if experts:  # named in checkpoints as Transformer Engine's layer does, where nothing fuses this norm
+        del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     return spec
 
 
-def block_spec() -> Any:
+def block_spec(config: ModelConfig) -> Any:
     """The whole block: the same layer throughout and the final norm."""
     if transformer_engine_available():
-        return layer_spec()
+        return layer_spec(config)
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-    return lambda layers: TransformerBlockSubmodules(layer_specs=[layer_spec()] * layers, layer_norm=RMSNorm)
+    return lambda layers: TransformerBlockSubmodules(layer_specs=[layer_spec(config)] * layers, layer_norm=RMSNorm)
 
 
 class RMSNorm(nn.Module):

@@ -52,6 +52,7 @@ def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> Non
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,  # an expert lies whole on its rank
         distributed_timeout_minutes=max(1, timeout_seconds // 60),
     )
     torch.manual_seed(seed)

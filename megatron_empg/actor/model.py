@@ -44,6 +44,11 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
     torch_dtype = DTYPES[execution.dtype]
     interleaved = layout.virtual_pipeline > 1
     exchange = execution.context_exchange or context_exchanges()[0]
+    if exchange not in context_exchanges():
+        raise ValueError(
+            f"actor.context_exchange is {exchange}, which this machine cannot do on packed sequences; "
+            f"it can do {' and '.join(context_exchanges())}"
+        )
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -57,6 +62,7 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
         add_qkv_bias=config.qkv_bias,
+        qk_layernorm=config.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=config.initializer_range,
@@ -75,6 +81,7 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
         # Packed microbatches differ in length, so pipeline stages tell each other the shape.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
+        **_expert_settings(config, layout),
         # The schedule then sums gradients over tokens and divides once by the global number of them.
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=False,
@@ -86,6 +93,27 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
         attention_softmax_in_fp32=True,
         **_recompute_settings(execution),
     )
+
+
+def _expert_settings(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+    """Routing as Hugging Face's: softmax, then the best experts, no load balancing, no token dropped."""
+    if config.experts is None:
+        return {}
+    from megatron_empg.actor.layer_spec import transformer_engine_available
+
+    return {
+        "num_moe_experts": config.experts.number,
+        "moe_ffn_hidden_size": config.experts.intermediate_size,
+        "moe_router_topk": config.experts.per_token,
+        # A softmax over the chosen ones alone is the one over all, normalised.
+        "moe_router_pre_softmax": not config.experts.normalise,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": transformer_engine_available(),
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": 1,
+    }
 
 
 def _recompute_settings(execution: Execution) -> dict[str, Any]:
@@ -138,8 +166,9 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
     from megatron_empg.actor.layer_spec import block_spec
     from megatron_empg.actor.lm_head import fuse_lm_head
     from megatron_empg.actor.platform import device
+    from megatron_empg.actor.rope import scaled_frequencies
 
-    spec = block_spec()
+    spec = block_spec(config)
     stage = {"ignore_virtual": False, "vp_stage": number if layout.virtual_pipeline > 1 else None}
     layers = config.num_layers // (layout.pipeline * layout.virtual_pipeline)
     model: Any = GPTModel(
@@ -155,6 +184,8 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
         rotary_base=config.rope_theta,  # type: ignore[arg-type]
         vp_stage=stage["vp_stage"],
     )
+    if config.rope_scaling is not None:
+        model.rotary_pos_emb.inv_freq = scaled_frequencies(model.rotary_pos_emb.inv_freq, config.rope_scaling)
     fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())
     return model.bfloat16() if mcore.bf16 else model

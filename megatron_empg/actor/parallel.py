@@ -48,6 +48,13 @@ def data_rank() -> int:
     return int(parallel_state.get_data_parallel_rank())
 
 
+def expert_group() -> dist.ProcessGroup:
+    """Ranks of one pipeline stage that share out the experts."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_expert_model_parallel_group()
+
+
 def stage_rank(stage: int) -> int:
     """Global rank of a pipeline stage in this rank's pipeline."""
     return dist.get_process_group_ranks(pipeline_group())[stage]
