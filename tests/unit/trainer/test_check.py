@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
             ["actor.tensor_parallel=3"],
             ["actor.tensor_parallel is 3", "num_attention_heads (4)", "divisors: [1, 2, 4]"],
         ),
-        (["actor.tensor_parallel=8"], ["num_attention_heads (4)", "num_key_value_heads"]),
+        (["actor.tensor_parallel=8"], ["actor.tensor_parallel is 8", "num_attention_heads (4)"]),
         (["actor.pipeline_parallel=4"], ["actor.pipeline_parallel is 4", "num_hidden_layers (6)"]),
         (
             ["actor.pipeline_parallel=2", "actor.virtual_pipeline=2"],
