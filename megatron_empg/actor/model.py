@@ -1,5 +1,6 @@
 """Megatron-core's GPTModel from a model configuration, wrapped for data parallelism."""
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +85,28 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
         **_expert_settings(config, layout),
         # The schedule then sums gradients over tokens and divides once by the global number of them.
         calculate_per_token_loss=True,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
         attention_softmax_in_fp32=True,
+        **_fusions(),
         **_recompute_settings(execution),
     )
+
+
+def _fusions() -> dict[str, bool]:
+    """Megatron's fused kernels, each where it is installed; none on CPU."""
+    from megatron_empg.actor.layer_spec import transformer_engine_available
+
+    cuda = torch.cuda.is_available()
+    apex = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    return {
+        "bias_activation_fusion": cuda,
+        "bias_dropout_fusion": cuda,
+        "apply_rope_fusion": transformer_engine_available(),
+        # apex's; the fused LM head adds to main_grad by itself.
+        "gradient_accumulation_fusion": cuda
+        and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+    }
 
 
 def _expert_settings(config: ModelConfig, layout: Layout) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Training:
         self.driver, self.publisher = driver, publisher
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
-        self.reference = FrozenReference(actor) if recipe.algorithm.kl_to_initial_every else None
+        wanted = recipe.algorithm.kl_to_initial_every or recipe.algorithm.kl_coefficient
+        self.reference = FrozenReference(actor) if wanted else None
         self.checkpoints = Checkpoints(
             actor, folder.checkpoints, keep=recipe.run.keep_checkpoints, recipe=recipe.model_dump(mode="json")
         )
@@ -116,11 +117,13 @@ class Training:
         metrics: dict[str, float] = {"policy_version": step, **batch.metrics}
         with self._clock("score"):
             scores = actor.score(batch.sequences, temperature=recipe.rollout.temperature)
+        metrics |= actor.throughput["score"].metrics("actor/score")
         metrics |= self._check_agreement(batch, scores, step)
         assignment = assign_advantages(batch, scores, recipe.algorithm)
         metrics |= assignment_metrics(assignment)
         sequences = training_sequences(batch, scores, assignment)
         if sequences:
+            metrics |= self._kl_to_initial(step, sequences)
             with self._clock("update"):
                 metrics |= update_policy(
                     actor,
@@ -129,7 +132,7 @@ class Training:
                     temperature=recipe.rollout.temperature,
                     seed=recipe.run.seed * 1_000_003 + step,
                 )
-            metrics |= self._kl_to_initial(step, sequences)
+            metrics |= actor.throughput["update"].metrics("actor/update")
         with self._clock("sync"):
             self._publish(step + 1)
         if self.writer:
@@ -173,12 +176,19 @@ class Training:
         }
 
     def _kl_to_initial(self, step: int, sequences: list[Sequence]) -> dict[str, float]:
-        """KL of the policy that sampled the batch to the initial one, at the batch's own tokens."""
-        every = self.recipe.algorithm.kl_to_initial_every
+        """KL of the policy that sampled the batch to the initial one, at the batch's own tokens.
+
+        Where the loss has a term for it, the sequences get the ``reference_logprobs``.
+        """
+        algorithm = self.recipe.algorithm
+        every = 1 if algorithm.kl_coefficient else algorithm.kl_to_initial_every
         if self.reference is None or step % every:
             return {}
         with self._clock("score"), self.reference.in_place():
             initial = self.actor.score(sequences, temperature=self.recipe.rollout.temperature)
+        if algorithm.kl_coefficient:
+            for sequence, score in zip(sequences, initial, strict=True):
+                sequence.values["reference_logprobs"] = score.logprobs
         ours = torch.cat([s.values["old_logprobs"] for s in sequences])
         return {"policy/kl_to_initial": float(kl_estimate(ours, torch.cat([s.logprobs for s in initial])).mean())}
 

@@ -1,6 +1,7 @@
 """One trainer rank, started by torchrun: ``python -m megatron_empg.trainer.worker train|sft RECIPE …``."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,9 @@ def main() -> None:
     parser.add_argument("--driver", help="URL of the driver")
     parser.add_argument("--engine", action="append", default=[], help="URL of an engine; repeat for each")
     arguments = parser.parse_args()
+    if int(os.environ["RANK"]) == 0:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("megatron_empg").setLevel(logging.INFO)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if arguments.kind == "sft":

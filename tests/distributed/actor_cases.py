@@ -25,7 +25,7 @@ def run_cases(cases: list[Callable[[Path], Any]], folder: str) -> dict[str, Any]
     from megatron_empg.actor import platform
 
     platform.prepare()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group(platform.collective_backend(), timeout=timedelta(seconds=60))
     answers: dict[str, Any] = {}
     for case in cases:
         failed = torch.zeros(1)
