@@ -101,9 +101,7 @@ def _fusions() -> dict[str, bool]:
         "bias_activation_fusion": cuda,
         "bias_dropout_fusion": cuda,
         "apply_rope_fusion": transformer_engine_available(),
-        # apex's; the fused LM head adds to main_grad by itself.
-        "gradient_accumulation_fusion": cuda
-        and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        "gradient_accumulation_fusion": cuda and apex,  # the fused LM head adds to main_grad by itself
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
     }
