@@ -111,6 +111,15 @@ def resumed_tensor_parallel(folder: Path) -> dict[str, Any]:
     return check_resumed(folder, {"tensor": 2}, "tensor")
 
 
+def resumed_context_parallel(folder: Path) -> None:
+    check_resumed(folder, {"context": 2}, "context", distributed_optimizer=True)
+
+
+def resumed_interleaved(folder: Path) -> dict[str, Any]:
+    """Two chunks of the model on each stage; the checkpoint stays for the plain pipeline to load."""
+    return check_resumed(folder, {"pipeline": 2, "virtual_pipeline": 2}, "interleaved")
+
+
 def resumed_before_any_update(folder: Path) -> None:
     """Saved from an optimizer that has no state yet."""
     for name, settings in (("torch", {}), ("distributed", {"distributed_optimizer": True})):
@@ -166,6 +175,10 @@ def saved_tensor_pipeline(folder: Path) -> dict[str, Any]:
 
 def loaded_data_parallel(folder: Path) -> dict[str, Any]:
     return go_on_from(folder, "tensor_pipeline", {"data": 2}, distributed_optimizer=True)
+
+
+def loaded_pipeline(folder: Path) -> dict[str, Any]:
+    return go_on_from(folder, "interleaved", {"pipeline": 2})
 
 
 def loaded_alone(folder: Path) -> dict[str, Any]:
@@ -292,7 +305,8 @@ DAMAGES = {
 FOUR_RANKS = [saved_tensor_pipeline]
 TWO_RANKS = [
     resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel,
-    resumed_before_any_update, loaded_data_parallel, kept_and_described, full_disk, broken,
+    resumed_context_parallel, resumed_interleaved, resumed_before_any_update, loaded_pipeline,
+    loaded_data_parallel, kept_and_described, full_disk, broken,
 ]  # fmt: skip
 ONE_RANK = [loaded_alone, others]
 
@@ -329,6 +343,8 @@ def one(folder: Path, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
         resumed_distributed_optimizer,
         resumed_bfloat16,
         resumed_tensor_parallel,
+        resumed_context_parallel,
+        resumed_interleaved,
         resumed_before_any_update,
     ],
 )
@@ -342,6 +358,10 @@ def test_tensor_parallel_to_one_rank(one: list[dict[str, Any]], two: list[dict[s
 
 def test_tensor_and_pipeline_to_data_parallel(two: list[dict[str, Any]], four: list[dict[str, Any]]) -> None:
     assert_alike(answer(two, loaded_data_parallel), answer(four, saved_tensor_pipeline))
+
+
+def test_interleaved_to_plain_pipeline(two: list[dict[str, Any]]) -> None:
+    assert_alike(answer(two, loaded_pipeline), answer(two, resumed_interleaved))
 
 
 def assert_alike(actual: dict[str, Any], expected: dict[str, Any]) -> None:
