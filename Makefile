@@ -5,9 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# The first Python 3.12 that runs (pyenv may offer a python3.12 that does not).
+PYTHON312 ?= $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python; do \
+  "$$python" -c 'import sys; assert sys.version_info[:2] == (3, 12); print(sys.executable)' 2>/dev/null && break; done)
+VENV312 := .venv312
+TESTS312 := $(wildcard tests/distributed/test_actor_*.py tests/distributed/test_checkpoints*.py) \
+  tests/distributed/test_training_resume.py tests/distributed/test_vocab_parallel_lm_head.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-mutations lint typecheck format setup
+.PHONY: quickstart test test-slow test-mutations test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -20,6 +26,15 @@ test-slow: setup  ## whole runs: minutes each
 
 test-mutations: setup  ## known faults, each caught by a named test
 	$(BIN)/python tools/test_mutations.py
+
+# The actor on the megatron-core of GPU clusters, under Python 3.12. A laptop may be without one, CI may not.
+ifneq ($(PYTHON312),)
+test-py312: $(VENV312)/.ready
+	$(VENV312)/bin/python -m pytest $(TESTS312)
+else
+test-py312:
+	@echo "no Python 3.12 here, so its tests are skipped; give one with PYTHON312=/path/to/python3.12"; [ -z "$$CI" ]
+endif
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,3 +60,15 @@ $(READY): requirements-cpu.txt pyproject.toml
 	$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(READY)
+
+# The same for Python 3.12. Where PyTorch's index is out of reach too, PyPI's torch: a CUDA build, 5 GB with its libraries.
+$(VENV312)/.ready: requirements-cpu-py312.txt
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
+	  { echo "PYTHON312=$(PYTHON312) is not Python 3.12"; exit 1; }
+	@echo "Setting up $(VENV312)"
+	$(PYTHON312) -m venv $(VENV312)
+	$(VENV312)/bin/pip install --quiet --no-deps -r requirements-cpu-py312.txt
+	$(VENV312)/bin/pip install --quiet --no-deps $(TORCH) 2>/dev/null || \
+	  $(VENV312)/bin/pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null || \
+	  $(VENV312)/bin/pip install --quiet $(TORCH:+cpu=)
+	touch $@
