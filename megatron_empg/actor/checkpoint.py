@@ -158,7 +158,7 @@ def load(actor: Any, root: Path, step: int) -> None:
     try:
         manifest = check(folder)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. {_way_on(Path(root), step)}") from error
+        raise CheckpointError(f"{error}. {_way_on(Path(root), step)}") from None
     _require_same_kind(manifest, actor, folder)
     state = sharded_state.sharded_state(actor, loading=True, with_rng=manifest["layout"] == asdict(actor.layout))
     loaded = dist_checkpointing.load(state, str(folder / "megatron"))

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_empg.processes import die_with_parent
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 
 
+@record  # what a rank failed of then stands at the end of torchrun's log
 def main() -> None:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.worker")

@@ -259,8 +259,10 @@ def broken(folder: Path) -> dict[str, str]:
         dist.barrier()
         messages[kind] = message_of(checkpoints(actor, root).load_newest)
     if dist.get_rank() == 0:
+        shutil.rmtree(folder / "broken_missing/step_000004")  # as the message says
         cut_short(root / "step_000002")
     dist.barrier()
+    assert checkpoints(actor, folder / "broken_missing").load_newest() == 2
     messages["all"] = message_of(checkpoints(actor, root).load_newest)
     return messages
 
