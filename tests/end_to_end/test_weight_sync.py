@@ -1,0 +1,118 @@
+"""Weights from sharded trainers to real engines: after a push each engine's greedy tokens are Hugging Face's."""
+
+import asyncio
+import copy
+import secrets
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megatron_empg.rollout.client import EngineClient, Sampling
+from megatron_empg.rollout.launch import free_port, start_engine
+from tests.distributed.ranks import run_ranks
+from tests.end_to_end.engine_model import MAX_MODEL_LEN, greedy, perturb, save_policy
+
+PROMPT = [1, 50, 60, 70, 80]
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """Two engines of one rank and one of two, all with the first model; and three models."""
+    folder = tmp_path_factory.mktemp("sync")
+    models = [save_policy(folder / "model0")]
+    for version in (1, 2, 3):
+        model = copy.deepcopy(models[-1])
+        perturb(model, seed=version)
+        model.save_pretrained(folder / f"model{version}")
+        models.append(model)
+    token = secrets.token_hex(16)
+    started = [
+        start_engine(
+            folder / "model0",
+            port=free_port(),
+            token=token,
+            log_path=folder / f"engine{index}.log",
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=8,
+            kv_cache_bytes=32 << 20,
+            tensor_parallel=tensor_parallel,
+        )
+        for index, tensor_parallel in enumerate((1, 1, 2))
+    ]
+    try:
+        for engine in started:
+            engine.wait_healthy(240.0)
+        yield SimpleNamespace(
+            folder=folder,
+            token=token,
+            urls=[engine.url for engine in started],
+            tokens=[greedy(model, PROMPT, COUNT) for model in models],
+        )
+    finally:
+        for engine in started:
+            engine.stop()
+
+
+def push(folder: str, layout: dict[str, int], pushes: list[tuple[int, list[str]]], token: str) -> list[Any]:
+    """On every trainer rank: load each model and push it to the engines; rank 0 tells what was sent."""
+    import torch.distributed as dist
+
+    from megatron_empg.actor.actor import Actor
+    from megatron_empg.actor.layout import Layout
+    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.transfer import WeightPublisher
+
+    actor = Actor(ModelConfig.from_folder(Path(folder) / "model0"), Layout(**layout), OptimizerSettings(lr=1e-3))
+    reports = []
+    for version, urls in pushes:
+        actor.load_weights(Path(folder) / f"model{version}")
+        weights = actor.weights()
+        if dist.get_rank() == 0:
+            publisher = WeightPublisher(urls, token, device="cpu", timeout=60.0)
+            publisher.connect(weights)
+            reports.append(publisher.publish(weights, version))
+            publisher.close()
+        else:
+            for _ in weights:
+                pass
+        dist.barrier()
+    return reports
+
+
+def drawn(engines: Any, index: int) -> tuple[list[int], set[int]]:
+    """An engine's greedy tokens, and the policy versions it drew them under."""
+
+    async def run():
+        async with EngineClient(engines.urls[index], engines.token, timeout=60.0) as client:
+            return await client.generate(PROMPT, Sampling(temperature=0.0), max_tokens=COUNT, seed=0)
+
+    generation = asyncio.run(run())
+    return generation.token_ids, {span.version for span in generation.policy_versions}
+
+
+def test_the_models_differ(engines):
+    assert len({tuple(tokens) for tokens in engines.tokens}) == 4
+    assert [drawn(engines, index) for index in range(3)] == [(engines.tokens[0], {0})] * 3
+
+
+def test_tensor_and_pipeline_ranks_to_one_engine_and_to_two(engines):
+    """Engine 0 gets two models one after the other, engine 1 the second, engine 2 neither."""
+    first, second = engines.urls[:1], engines.urls[:2]
+    layout = {"tensor": 2, "pipeline": 2}
+    reports = run_ranks(push, 4, str(engines.folder), layout, [(1, first), (2, second)], engines.token)[0]
+    assert [drawn(engines, index) for index in range(3)] == [
+        (engines.tokens[2], {2}), (engines.tokens[2], {2}), (engines.tokens[0], {0}),
+    ]  # fmt: skip
+    assert reports[0].bytes == reports[1].bytes
+
+
+def test_tensor_ranks_to_an_engine_of_one_rank_and_of_two(engines):
+    one, two = engines.urls[:1], engines.urls[2:]
+    run_ranks(push, 2, str(engines.folder), {"tensor": 2}, [(3, one), (3, two)], engines.token)
+    assert [drawn(engines, index) for index in range(3)] == [
+        (engines.tokens[3], {3}), (engines.tokens[2], {2}), (engines.tokens[3], {3}),
+    ]  # fmt: skip
