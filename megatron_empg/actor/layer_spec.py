@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megatron_empg.actor import expert_repairs
 from megatron_empg.actor.attention import PackedAttention
 from megatron_empg.weights.model_config import ModelConfig
 
@@ -34,6 +35,7 @@ def layer_spec(config: ModelConfig) -> Any:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     if experts:  # named in checkpoints as Transformer Engine's layer does, where nothing fuses this norm
         del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
+        expert_repairs.apply()
     return spec
 
 

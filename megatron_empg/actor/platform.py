@@ -66,6 +66,9 @@ class _NoStream:
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
+    def record_event(self) -> "_NoStream":
+        return self
+
     def query(self) -> bool:
         return True
 
