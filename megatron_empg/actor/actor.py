@@ -252,14 +252,14 @@ class Actor:
     @contextmanager
     def _measured(self, what: str, sequences: SequenceOf[Sequence], *, passes: int) -> Iterator[None]:
         """Note the block's throughput; ``passes`` is its work in forward passes."""
-        lengths = [len(s.tokens) for s in sequences]
         started = time.perf_counter()
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        flops = passes * sum(forward_flops(self.config, length) for length in lengths)
-        self.throughput[what] = Throughput(sum(lengths), seconds, flops / self.layout.world_size)
+        tokens = sum(len(s.tokens) for s in sequences)
+        flops = passes * sum(forward_flops(self.config, len(s.tokens), s.num_own_tokens) for s in sequences)
+        self.throughput[what] = Throughput(tokens, seconds, flops / self.layout.world_size)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.model:

@@ -7,23 +7,27 @@ import torch
 from models import save_random_model
 
 from megatron_empg.actor.throughput import Throughput
-from megatron_empg.weights.flops import forward_flops
+from megatron_empg.weights.flops import flops_by_part, forward_flops
 from megatron_empg.weights.model_config import ModelConfig
 
 
-def test_forward_flops_equal_torchs_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["qwen2", "qwen3_moe"])
+def test_forward_flops_equal_torchs_count(tmp_path: Path, shape: str) -> None:
     """torch counts attention's whole square and so twice the causal half; the rest is equal to the operation."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = save_random_model(tmp_path, "qwen2-untied")
+    model = save_random_model(tmp_path, shape)
     model.set_attn_implementation("eager")
     config = ModelConfig.from_folder(tmp_path)
-    length = 48
+    if config.experts:
+        model.set_experts_implementation("eager")  # torch does not count grouped products
+    length, predicted = 48, 10
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, length, dtype=torch.long))
-    square = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * length**2
-    assert counter.get_flop_counts()["Global"][torch.ops.aten.bmm] >= square
-    assert forward_flops(config, length) == counter.get_total_flops() - square / 2
+        model(torch.zeros(1, length, dtype=torch.long), logits_to_keep=predicted)
+    parts = flops_by_part(config, length, predicted)
+    assert sum(parts.values()) + parts["attention"] == counter.get_total_flops()
+    head_everywhere = forward_flops(config, length) - forward_flops(config, length, predicted)
+    assert head_everywhere == 2 * (length - predicted) * config.hidden_size * config.vocab_size
 
 
 def test_mfu_is_the_share_of_the_devices_peak() -> None:
