@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch.distributed as dist
 
 from megatron_empg import __version__
 from megatron_empg.actor import sharded_state
@@ -82,8 +84,7 @@ class Checkpoints:
         parts = gathered((write.files, write.error))
         errors = [error for _, error in parts if error]
         if errors:
-            on_first_rank(lambda: shutil.rmtree(target.aside, ignore_errors=True))
-            raise self._failure(target, errors[0])
+            on_first_rank(lambda: self._give_up(target, errors[0]))
         with self._failing_by_name(target):
             write.finalize()
         on_first_rank(lambda: self._publish(target, {k: v for files, _ in parts for k, v in files.items()}))
@@ -134,8 +135,14 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(target.aside, ignore_errors=True)
-            raise self._failure(target, str(error)) from error
+            if dist.get_rank() > 0:
+                raise
+            self._give_up(target, str(error))
+
+    def _give_up(self, target: _Target, cause: str) -> NoReturn:
+        failure = self._failure(target, cause)
+        shutil.rmtree(target.aside, ignore_errors=True)
+        raise failure
 
     def _failure(self, target: _Target, cause: str) -> CheckpointError:
         done = [step for step in finished_steps(self.root) if step != target.manifest["step"]]

@@ -38,7 +38,10 @@ def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """As the last file of a checkpoint."""
     aside = folder / (MANIFEST + ".writing")
-    aside.write_text(json.dumps(content, indent=1))
+    with aside.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, folder / MANIFEST)
 
 

@@ -243,6 +243,17 @@ def full_disk(folder: Path) -> dict[str, str]:
     return messages
 
 
+def full_disk_alone(folder: Path) -> str:
+    """No room for the smallest file, which Megatron may write before the others."""
+    saver = checkpoints(fresh_actor(folder, {}), folder / "full_alone")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    message = message_of(lambda: (saver.save(1), saver.wait()))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(saver.root.iterdir()) == []
+    return message
+
+
 # What must not be loaded
 
 
@@ -310,7 +321,7 @@ TWO_RANKS = [
     resumed_context_parallel, resumed_interleaved, resumed_before_any_update, loaded_pipeline,
     loaded_data_parallel, kept_and_described, full_disk, broken,
 ]  # fmt: skip
-ONE_RANK = [loaded_alone, others]
+ONE_RANK = [loaded_alone, full_disk_alone, others]
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +388,8 @@ def test_the_newest_are_kept_with_a_manifest_each(two: list[dict[str, Any]]) -> 
     answer(two, kept_and_described)
 
 
-def test_a_full_disk_ends_by_name(two: list[dict[str, Any]]) -> None:
+def test_a_full_disk_ends_by_name(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert "full_alone/step_000001 could not be saved" in answer(one, full_disk_alone)
     for rank in (0, 1):
         messages = answer(two, full_disk, rank)
         for message in messages.values():
