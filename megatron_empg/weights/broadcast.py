@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections import deque
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+WINDOW_BYTES = 64 << 20
+"""Bytes under way at once."""
 _PREFIX = "empg_weight_transfer"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,13 +71,35 @@ class BroadcastGroup:
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Send (rank 0) or receive in place (all others). Raises RuntimeError on a lost peer or a timeout."""
+        for _ in self.stream([tensor]):
+            pass
+
+    def stream(self, tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Broadcast one after the other; yields each when it is through, while those behind it are under way.
+
+        What comes next is made, or used, while gloo sends or receives. Holds at most WINDOW_BYTES and one tensor.
+        """
+        under_way: deque[tuple[torch.Tensor, Any]] = deque()
+        size = 0
+        for tensor in tensors:
+            under_way.append((tensor, self._start(tensor)))
+            size += tensor.nbytes
+            while size > WINDOW_BYTES:
+                done, work = under_way.popleft()
+                work.wait(self._limit)
+                size -= done.nbytes
+                yield done
+        for done, work in under_way:
+            work.wait(self._limit)
+            yield done
+
+    def _start(self, tensor: torch.Tensor) -> Any:
         if self._group is None:
             raise RuntimeError("the weight transfer group is closed")
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = self._limit
-        work = self._group.broadcast([tensor], options)  # type: ignore[attr-defined]
-        work.wait(self._limit)
+        return self._group.broadcast([tensor], options)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Drop the connections; a peer still waiting in a broadcast gets an error."""

@@ -186,11 +186,13 @@ class _GlooSender:
             raise
 
     def _broadcast(self, stream: _Stream, received: Future[None]) -> None:
-        for _name, tensor in stream:
+        sent = self._group.stream(tensor.detach().to("cpu").contiguous() for _name, tensor in stream)
+        while True:
             if received.done():
                 received.result()  # an engine has refused: say so instead of waiting for it
             try:
-                self._group.broadcast(tensor.detach().to("cpu").contiguous())
+                if next(sent, None) is None:
+                    return
             except RuntimeError as error:
                 self._group.close()
                 raise _cause(received, "transfer", error) from error

@@ -127,11 +127,10 @@ class TorchWeightTransferEngine(CheckedReload):
         if self._group is None:
             raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
         model: Any = self.model
-        described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
-        for name, dtype_name, shape in described:
-            tensor = torch.empty(shape, dtype=dtype_from_name(dtype_name), device=self.device)
-            self._group.broadcast(tensor)
-            model.load_weights([(name, tensor)])
+        described = zip(update_info.dtype_names, update_info.shapes, strict=True)
+        empty = (torch.empty(shape, dtype=dtype_from_name(name), device=self.device) for name, shape in described)
+        # One call for all: each walks over the whole model once.
+        model.load_weights(zip(update_info.names, self._group.stream(empty), strict=True))
 
     def shutdown(self) -> None:
         if self._group is not None:
