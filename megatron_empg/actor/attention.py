@@ -13,7 +13,9 @@ from torch import Tensor
 
 from megatron_empg.actor.context_parallel import ContextShard, gather_tokens, heads_to_tokens, tokens_to_heads
 
-SHORT_HEADS = "all-to-all needs heads and key-value groups of a tensor-parallel rank to divide by the context ranks"
+SHORT_HEADS = (
+    "all-to-all needs heads and key-value groups of a tensor-parallel rank to divide by the context ranks"
+)
 
 
 @dataclass
@@ -90,9 +92,9 @@ class PackedAttention(MegatronModule):
         group, shard = self.context_group, _shard(packed)
         if query.shape[1] % group.size() or key.shape[1] % group.size():
             raise ValueError(f"{SHORT_HEADS}: {query.shape[1]} heads, {key.shape[1]} groups, {group.size()} ranks")
-        full = [tokens_to_heads(x, group)[shard.gathered] for x in (query, key, value)]
+        query, key, value = (tokens_to_heads(x, group)[shard.gathered] for x in (query, key, value))
         whole = Spans(packed.lengths, packed.cu_seqlens_q, packed.max_seqlen_q)
-        output = causal_attention(*full, whole, whole, self.scale)
+        output = causal_attention(query, key, value, whole, whole, self.scale)
         return heads_to_tokens(output[shard.order], group)
 
 
@@ -125,7 +127,7 @@ def causal_attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
-        output: Tensor = varlen_attn(
+        output = varlen_attn(
             query.contiguous(),
             key.contiguous(),
             value.contiguous(),
@@ -137,6 +139,7 @@ def causal_attention(
             window_size=(-1, 0),
             enable_gqa=query.shape[1] != key.shape[1],
         )
+        assert isinstance(output, Tensor)
         return output
     if queries is keys:
         return _same_spans(query, key, value, queries.as_list(), scale)
