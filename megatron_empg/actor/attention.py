@@ -1,4 +1,4 @@
-"""Causal attention over packed sequences without Transformer Engine: torch's varlen attention on GPU, else SDPA."""
+"""Causal attention over packed sequences without Transformer Engine: torch's varlen attention on GPU or SDPA."""
 
 import itertools
 from dataclasses import dataclass
