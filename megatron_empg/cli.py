@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from megatron_empg import convert
+
 app = typer.Typer(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(convert.app, name="convert")
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.yaml.")]
 Overrides = Annotated[
@@ -54,13 +58,15 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     typer.echo(write_report(run))
 
 
-def main() -> None:
+def main(command: typer.Typer = app) -> None:
     """Run the command; faults a user can mend are one message, without a traceback."""
     from megatron_empg.recipe import RecipeError
+    from megatron_empg.weights.errors import CheckpointError
+    from megatron_empg.weights.model_config import ModelConfigError
 
     try:
-        app()
-    except RecipeError as error:
+        command()
+    except (RecipeError, CheckpointError, ModelConfigError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
     except RuntimeError as error:

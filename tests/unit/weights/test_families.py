@@ -43,7 +43,7 @@ def test_names_and_shapes_of_a_published_model(name: str) -> None:
 
 
 def test_experts_of_a_published_model() -> None:
-    """transformers holds the experts of a layer as one parameter, so names are counted here, and sizes added up."""
+    """transformers holds a layer's experts as one parameter, so names are counted here, and sizes added up."""
     config = ModelConfig.from_dict(raw("qwen3-30b-a3b"))
     shapes = named_shapes(config)
     experts = [name for name in shapes if ".mlp.experts." in name]
