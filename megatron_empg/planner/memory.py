@@ -1,0 +1,171 @@
+"""A trainer rank's memory, from the shapes of what it holds; nothing here is fitted to a measurement."""
+
+import math
+from dataclasses import dataclass, fields
+
+from megatron_empg.planner.activations import (
+    FLOAT32,
+    Microbatch,
+    Spec,
+    layer_activations,
+    norm_bytes,
+    sequence_share,
+)
+from megatron_empg.planner.shards import Parameters, stage_parameters
+from megatron_empg.recipe import ActorSection, Recipe
+from megatron_empg.weights.model_config import ModelConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+CONTEXT_BYTES = 3 * 2**30
+"""Allowance for what no formula gives: CUDA context and kernels, NCCL's channels, cuBLAS workspaces."""
+FRAGMENTATION = 0.05
+"""Allowance: share of activations and buffers that the caching allocator holds beyond them."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank at the peak of an update."""
+
+    weights: float
+    gradients: float
+    """Float32 main gradients, whole on every rank."""
+    optimizer: float
+    """Adam's two moments and, under bfloat16, the float32 main weights."""
+    activations: float
+    """Kept for backward, of all microbatches in flight, and the layer that is being recomputed."""
+    logits: float
+    """One chunk of the fused LM head and its gradient; 0 but on the last stage."""
+    buffers: float
+    """Pipeline stages' inputs and outputs, a layer's gradients in backward, the largest weight's gradient."""
+    allowance: float
+    """`CONTEXT_BYTES` and `FRAGMENTATION`; an assumption."""
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def rank_memory(
+    recipe: Recipe, config: ModelConfig, stage: int, *, spec: Spec = "transformer_engine", device: str = "cuda"
+) -> RankMemory:
+    """Of a rank of pipeline stage ``stage``, its microbatches as full as the recipe lets them be."""
+    actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
+    held, batch = stage_parameters(config, actor, stage), full_microbatch(recipe)
+    last = stage == actor.pipeline_parallel - 1
+    activations = saved_activations(recipe, config, stage, batch, microbatches(recipe), spec)
+    logits = _logits(config, actor, batch, size, device) if last else 0.0
+    buffers = _buffers(recipe, config, stage, batch, held)
+    return RankMemory(
+        weights=held.total * size,
+        gradients=held.total * FLOAT32,
+        optimizer=optimizer_bytes(held, actor, size),
+        activations=activations,
+        logits=logits,
+        buffers=buffers,
+        allowance=CONTEXT_BYTES + FRAGMENTATION * (activations + logits + buffers),
+    )
+
+
+def optimizer_bytes(held: Parameters, actor: ActorSection, dtype_bytes: int) -> float:
+    """Shared out by the distributed optimizer among the ranks that hold the same parameters."""
+    each = 2 * FLOAT32 + (FLOAT32 if dtype_bytes < FLOAT32 else 0)
+    if not actor.distributed_optimizer:
+        return held.total * each
+    copies = actor.data_parallel * actor.context_parallel
+    of_experts = actor.tensor_parallel * copies / actor.expert_parallel
+    return each * (held.dense / copies + held.experts / of_experts)
+
+
+def full_microbatch(recipe: Recipe) -> Microbatch:
+    """As many of the longest episodes as a microbatch holds, filled up by a shorter one."""
+    longest, context = recipe.rollout.max_episode_tokens, recipe.actor.context_parallel
+    whole, rest = divmod(recipe.actor.max_tokens_per_microbatch * context, longest)
+    return Microbatch((longest,) * whole + ((rest,) if rest else ()), context)
+
+
+def microbatches(recipe: Recipe) -> int:
+    """Most that one rank works on in an optimizer step: every episode of full length."""
+    rollout, actor = recipe.rollout, recipe.actor
+    episodes = rollout.groups * rollout.group_size / recipe.algorithm.updates_per_batch / actor.data_parallel
+    budget = actor.max_tokens_per_microbatch * actor.context_parallel
+    count = math.ceil(episodes / (budget // rollout.max_episode_tokens))
+    stages = actor.pipeline_parallel if actor.virtual_pipeline > 1 else 1
+    return math.ceil(count / stages) * stages
+
+
+def chunks_in_flight(actor: ActorSection, stage: int, count: int) -> int:
+    """Forward passes of a model chunk that wait for their backward pass at most, with ``count`` microbatches.
+
+    Megatron's schedules: 1F1B (arXiv 2104.04473, section 2.2) keeps one for each stage from this to the last, the
+    interleaved one (section 2.2.2) twice that and a round of microbatches for every further chunk.
+    """
+    after = actor.pipeline_parallel - stage - 1
+    if actor.virtual_pipeline > 1:
+        after = 2 * after + (actor.virtual_pipeline - 1) * actor.pipeline_parallel
+    return min(count * actor.virtual_pipeline, after + 1)
+
+
+def saved_activations(
+    recipe: Recipe, config: ModelConfig, stage: int, batch: Microbatch, count: int, spec: Spec
+) -> float:
+    """Bytes that autograd holds at its fullest: the chunks in flight, and what comes and goes on top of them.
+
+    On top lie the head's tensors at the end of the forward pass, and, once they are gone, a layer computed again.
+    """
+    actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
+    layer = layer_activations(config, actor, batch, spec, size)
+    layers = config.num_layers // (actor.pipeline_parallel * actor.virtual_pipeline)
+    again = recomputed_layers(actor, layers)
+    kept = layer.rest if actor.recompute == "selective" else layer.whole
+    chunk = again * layer.input + (layers - again) * kept
+    # A block's recomputed layers come last in backward, when a layer that was kept has made room.
+    on_top = layer.core_attention if actor.recompute == "selective" else layer.whole if again == layers else 0.0
+    ends = _ends(config, actor, stage, batch, spec, size)
+    return chunks_in_flight(actor, stage, count) * chunk + max(on_top, ends)
+
+
+def recomputed_layers(actor: ActorSection, layers: int) -> int:
+    """Of a model chunk's layers, those computed again whole."""
+    return {"none": 0, "selective": 0, "block": min(actor.recompute_layers, layers), "full": layers}[
+        actor.recompute
+    ]
+
+
+def _ends(
+    config: ModelConfig, actor: ActorSection, stage: int, batch: Microbatch, spec: Spec, dtype_bytes: int
+) -> float:
+    """Outside of the layers: token ids, and on the last stage the final norm, the head's input and vectors."""
+    kept = 9.0 * batch.tokens if stage == 0 else 0.0
+    if stage == actor.pipeline_parallel - 1:
+        # Of each token its target (8 bytes) and mask (1); of an own token its place (8) and three statistics.
+        vectors = 9 + 8 + 3 * FLOAT32
+        kept += (
+            sequence_share(actor, batch.tokens) * norm_bytes(config, spec, dtype_bytes) + vectors * batch.tokens
+        )
+    return kept
+
+
+def _logits(config: ModelConfig, actor: ActorSection, batch: Microbatch, dtype_bytes: int, device: str) -> float:
+    """A chunk in float32, its gradient in half precision, and the hidden states and their gradient whole."""
+    import torch
+
+    from megatron_empg.vocab_parallel.fused import default_chunk
+
+    columns = config.padded_vocab_size(actor.tensor_parallel) // actor.tensor_parallel
+    chunk = min(batch.tokens, default_chunk(batch.tokens, columns, torch.device(device)))
+    each = FLOAT32 + (dtype_bytes if dtype_bytes < FLOAT32 else 0)
+    return float(chunk * columns * each + 2 * batch.tokens * config.hidden_size * dtype_bytes)
+
+
+def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: Microbatch, held: Parameters) -> float:
+    actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
+    share = sequence_share(actor, batch.tokens) * config.hidden_size * size
+    stages = 2 * chunks_in_flight(actor, stage, microbatches(recipe)) * share if actor.pipeline_parallel > 1 else 0
+    if config.experts is None:
+        inner = batch.tokens * config.intermediate_size / actor.tensor_parallel
+    else:
+        routed = sequence_share(actor, batch.tokens) * config.experts.per_token
+        inner = routed * (config.experts.intermediate_size + config.hidden_size)
+    # Gradients of gate, up and their product, of the residual stream twice; the input gathered, and its gradient.
+    backward = 3 * inner * size + 2 * share + 2 * batch.tokens * config.hidden_size * size
+    return stages + backward + held.largest * size
