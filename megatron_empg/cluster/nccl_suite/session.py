@@ -1,0 +1,182 @@
+"""One run of the suite on one rank: the process groups, numbered steps under watch, and planted faults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from megatron_empg.cluster.nccl_suite.arrival import ArrivalWatch
+from megatron_empg.cluster.nccl_suite.collectives import Case, Exchange, Members
+from megatron_empg.cluster.nccl_suite.faults import Fault
+from megatron_empg.cluster.nccl_suite.layout import Layout
+from megatron_empg.cluster.place import Place, PlaceError
+
+Backend = Literal["nccl", "gloo"]
+Injection = Literal["corrupt", "delay", "missing"]
+DELAY = 0.5
+_MISSING_AFTER = 8  # steps: some are seen to work first
+
+
+@dataclass(frozen=True)
+class Inject:
+    """A fault planted on one rank, to see that it is found."""
+
+    kind: Injection
+    rank: int
+
+
+class Session:
+    """Joins the ranks. Raises PlaceError naming the ranks that do not come within ``step_limit`` seconds."""
+
+    def __init__(
+        self,
+        place: Place,
+        backend: Backend,
+        *,
+        layout: Layout,
+        step_limit: float = 60.0,
+        time_limit: float = 1800.0,
+        inject: Inject | None = None,
+        report: Callable[[Fault], None] = lambda fault: None,
+    ) -> None:
+        self.place, self.backend = place, backend
+        self.inject = inject if inject and inject.rank == place.rank else None
+        lists = layout.groups(place.world_size)
+        store = place.connect(step_limit)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
+        self.store = dist.PrefixStore(f"nccl_suite/{attempt}", store)
+        self.nodes = self._roll_call(step_limit)
+        self.names = [f"{node}, local rank {local}" for node, local in self.nodes]
+        self.device = torch.device("cpu")
+        if backend == "nccl":
+            self.device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+            torch.cuda.set_device(self.device)
+        own = place.connect(step_limit, host=False) if place.port else store
+        self.watch = ArrivalWatch(
+            dist.PrefixStore(f"nccl_suite/{attempt}/watch", own),
+            place.rank,
+            self.names,
+            step_limit=step_limit,
+            time_limit=time_limit,
+            report=report,
+        )
+        self.watch.start()
+        self._seed = 0
+        self.groups = self._join(lists, step_limit)
+
+    def _join(self, lists: dict[str, list[list[int]]], step_limit: float) -> dict[str, Members]:
+        """This rank's group of every kind."""
+        everyone = range(self.place.world_size)
+        with self.step("start of the process groups", everyone):
+            dist.init_process_group(
+                self.backend,
+                store=dist.PrefixStore("groups", self.store),
+                rank=self.place.rank,
+                world_size=self.place.world_size,
+                timeout=timedelta(seconds=step_limit + 60),  # the watch comes first
+            )
+            mine: dict[str, Members] = {}
+            for kind, groups in lists.items():
+                for ranks in groups:
+                    group = dist.group.WORLD if kind == "world" else dist.new_group(ranks)
+                    if self.place.rank in ranks:
+                        mine[kind] = Members(kind, tuple(ranks), group, ranks.index(self.place.rank))
+        return mine
+
+    def _roll_call(self, limit: float) -> list[tuple[str, int]]:
+        """(node, local rank) of every rank."""
+        place = self.place
+        self.store.set(f"here/{place.rank}", json.dumps([place.node, place.local_rank]))
+        deadline = time.monotonic() + limit
+        awaited = set(range(place.world_size))
+        while awaited:
+            awaited -= {rank for rank in awaited if self.store.check([f"here/{rank}"])}
+            if awaited and time.monotonic() > deadline:
+                raise PlaceError(
+                    f"rank {', '.join(map(str, sorted(awaited)))} of {place.world_size} did not start within "
+                    f"{limit:.0f} s; ranks have come from {', '.join(self._here()) or 'nowhere'}"
+                )
+            if awaited:
+                time.sleep(0.1)
+        return [tuple(json.loads(self.store.get(f"here/{rank}"))) for rank in range(place.world_size)]
+
+    def _here(self) -> list[str]:
+        """Nodes of the ranks that have come."""
+        ranks = [r for r in range(self.place.world_size) if self.store.check([f"here/{r}"])]
+        return sorted({json.loads(self.store.get(f"here/{rank}"))[0] for rank in ranks})
+
+    @contextlib.contextmanager
+    def step(self, label: str, members: Sequence[int]) -> Iterator[None]:
+        """Enter a numbered step in which these ranks wait for each other; errors inside end the suite."""
+        self._stay_away()
+        self.watch.enter(label, members)
+        try:
+            yield
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            lines = str(error).splitlines()
+            self.watch.fail(f"{type(error).__name__}: {lines[0] if lines else ''}")
+        self.watch.leave()
+
+    def _stay_away(self) -> None:
+        """A planted absence: this rank's main thread never comes to the step."""
+        if self.inject and self.inject.kind == "missing" and self.watch.number >= _MISSING_AFTER:
+            while True:  # the watch ends the process
+                time.sleep(60)
+
+    def case(self, members: Members, dtype: torch.dtype, size: int) -> Case:
+        """A case with a seed of its own, the same on all ranks."""
+        self._seed += 1
+        return Case(members, dtype, size, self._seed, self.device)
+
+    def run(self, exchange: Exchange) -> None:
+        """Run to the end, also on the device."""
+        if self.inject and self.inject.kind == "corrupt":
+            for buffer in exchange.sent:
+                bits = buffer.view(torch.uint8)
+                bits[(bits.numel() - 1) // 2] ^= 0x41
+        exchange.run()
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def exchange(self, name: str, value: Any) -> list[Any]:
+        """Every rank's value (JSON), in rank order, on rank 0; others get an empty list."""
+        size = self.place.world_size
+        with self.step(f"results of {name}", range(size)):
+            self._seed += 1
+            key = f"{name}/{self._seed}"
+            self.store.set(f"{key}/{self.place.rank}", json.dumps(value))
+            if self.place.rank == 0:
+                return [json.loads(self.store.get(f"{key}/{rank}")) for rank in range(size)]
+        return []
+
+    def agree(self, name: str, value: Any) -> Any:
+        """Rank 0's value (JSON) on every rank."""
+        with self.step(f"word of rank 0 on {name}", range(self.place.world_size)):
+            self._seed += 1
+            key = f"{name}/{self._seed}"
+            if self.place.rank == 0:
+                self.store.set(key, json.dumps(value))
+            return json.loads(self.store.get(key))
+
+    def close(self) -> None:
+        """Leave together: rank 0 last, since it holds the store."""
+        self.exchange("end", None)
+        dist.destroy_process_group()
+        self.store.set(f"left/{self.place.rank}", "")
+        if self.place.hosts_store:
+            left = [f"left/{rank}" for rank in range(self.place.world_size)]
+            with contextlib.suppress(RuntimeError, dist.DistError):
+                self.store.wait(left, timedelta(seconds=10))
+        self.watch.close()

@@ -1,0 +1,34 @@
+"""All collectives in all groups again and again for some minutes: what fails only when warm shows here."""
+
+import time
+from typing import Any
+
+import torch
+
+from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, supported
+from megatron_empg.cluster.nccl_suite.correctness import DTYPES, check
+from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame
+from megatron_empg.cluster.nccl_suite.performance import time_collective
+from megatron_empg.cluster.nccl_suite.session import Session
+
+
+def stress(session: Session, minutes: float, size: int) -> tuple[dict[str, Any], list[Fault]]:
+    """(rounds and their bandwidth, faults), complete on rank 0. Ends after the first round with wrong bytes."""
+    until = time.monotonic() + minutes * 60
+    wrong: list[WrongBytes] = []
+    times: list[float] = []
+    world = session.groups["world"]
+    while True:
+        dtype = DTYPES[len(times) % len(DTYPES)]
+        for members in session.groups.values():
+            for name in COLLECTIVES:
+                if supported(name, dtype, members.size):
+                    wrong += check(session, name, session.case(members, dtype, size))
+        _, seconds = time_collective(session, "all_reduce", session.case(world, torch.float32, size), turns=3)
+        times.append(min(seconds))
+        gathered = session.exchange("stress", [w.__dict__ for w in wrong])
+        found = [WrongBytes(**w) for part in gathered for w in part]
+        if session.agree("the end of the stress", bool(found) or time.monotonic() > until):
+            break
+    rounds = {"rounds": len(times), "size": size, "all_reduce_seconds": times}
+    return rounds, blame(found)
