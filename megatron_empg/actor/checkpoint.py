@@ -62,6 +62,7 @@ class Checkpoints:
         on every rank when there is no room for it.
         """
         self.wait()
+        self.actor.settle()
         state = sharded_state.sharded_state(self.actor, loading=False)
         final = step_folder(self.root, step)
         aside = final.with_name(final.name + ".writing")
