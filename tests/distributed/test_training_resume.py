@@ -1,6 +1,7 @@
 """The training loop over recorded batches: an interrupted run ends where an uninterrupted one does."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ def train(settings: Any, root: Path, *, kill_in: int | None = None, stop_in: int
 
 def log_of(folder: Any) -> dict[str, Any]:
     """What the run logged, without what a clock says."""
-    clocks = ("time/", "tokens_per_second")
+    clocks = re.compile(r"^time/|tokens_per_second$|tflops_per_rank$|_mfu$")
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return {
-        "metrics": [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines],
+        "metrics": [{k: v for k, v in line.items() if not clocks.search(k)} for line in lines],
         "steps": folder.steps.read_text(),
         "episodes": {path.name: path.read_text() for path in sorted(folder.episodes.iterdir())},
         "checkpoints": sorted(path.name for path in folder.checkpoints.iterdir()),
