@@ -4,9 +4,6 @@ import hashlib
 import json
 import resource
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from actor_cases import (
     weights_of,
     with_old_logprobs,
 )
+from checkpoint_faults import DAMAGES, cut_short, held_writes, largest_file
 from models import save_random_model
 from ranks import run_ranks
 
@@ -63,31 +61,17 @@ def checkpoints(actor: Any, root: Path, keep: int = 2) -> Any:
     return Checkpoints(actor, root, keep=keep, recipe=RECIPE)
 
 
+def save(saver: Any, step: int) -> None:
+    saver.save(step)
+    saver.wait()
+
+
 def message_of(action: Any) -> str:
     from megatron_empg.actor.manifest import CheckpointError
 
     with pytest.raises(CheckpointError) as caught:
         action()
     return str(caught.value)
-
-
-@contextmanager
-def held_writes() -> Iterator[threading.Event]:
-    """No file is written before the event is set, or the block ends."""
-    from megatron_empg.actor import background_write
-
-    released, write = threading.Event(), background_write._write_bucket
-
-    def held(*arguments: Any) -> Any:
-        assert released.wait(60)
-        return write(*arguments)
-
-    background_write._write_bucket = held
-    try:
-        yield released
-    finally:
-        released.set()
-        background_write._write_bucket = write
 
 
 # Going on in the same layout
@@ -125,8 +109,7 @@ def resumed_before_any_update(folder: Path) -> None:
     for name, settings in (("torch", {}), ("distributed", {"distributed_optimizer": True})):
         actor = fresh_actor(folder, {"data": 2}, **settings)
         saver = checkpoints(actor, folder / f"fresh_{name}")
-        saver.save(1)
-        saver.wait()
+        save(saver, 1)
         expected = go_on(actor, folder)
         resumed = fresh_actor(folder, {"data": 2}, **settings)
         resumed.initialise_weights(5)
@@ -167,9 +150,7 @@ def assert_same_end(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def saved_tensor_pipeline(folder: Path) -> dict[str, Any]:
     actor = trained(folder, {"tensor": 2, "pipeline": 2}, distributed_optimizer=True)
-    saver = checkpoints(actor, folder / "tensor_pipeline")
-    saver.save(2)
-    saver.wait()
+    save(checkpoints(actor, folder / "tensor_pipeline"), 2)
     return go_on(actor, folder)
 
 
@@ -201,7 +182,9 @@ def kept_and_described(folder: Path) -> None:
     for step in (1, 2, 3):
         saver.save(step)  # each waits for the one before
     saver.wait()
-    checkpoints(actor, root).save(9)  # never finished, as if killed
+    killed = checkpoints(actor, root)
+    killed.save(9)  # and nothing more, as if killed
+    killed._saving[1].wait()
     assert checkpoints(actor, root).load_newest() == 3
     saver.save(4)
     while saver.saving:
@@ -224,21 +207,15 @@ def full_disk(folder: Path) -> dict[str, str]:
 
     actor, root = fresh_actor(folder, {"tensor": 2}), folder / "full"
     saver = checkpoints(actor, root)
-    saver.save(1)
-    saver.wait()
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if dist.get_rank() == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    saver.save(2)
-    messages = {"cut": message_of(saver.wait)}
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    save(saver, 1)
+    with largest_file(50_000 if dist.get_rank() == 1 else resource.RLIM_INFINITY):
+        messages = {"cut": message_of(lambda: save(saver, 2))}
     size, sharded_state.size = sharded_state.size, lambda state: 1 << 60
     messages["none"] = message_of(lambda: saver.save(2))
     sharded_state.size = size
     assert [path.name for path in root.iterdir()] == ["step_000001"]
     assert checkpoints(actor, root).load_newest() == 1
-    saver.save(2)
-    saver.wait()
+    save(saver, 2)
     assert checkpoints(actor, root).load_newest() == 2
     return messages
 
@@ -246,10 +223,8 @@ def full_disk(folder: Path) -> dict[str, str]:
 def full_disk_alone(folder: Path) -> str:
     """No room for the smallest file, which Megatron may write before the others."""
     saver = checkpoints(fresh_actor(folder, {}), folder / "full_alone")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
-    message = message_of(lambda: (saver.save(1), saver.wait()))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with largest_file(100):
+        message = message_of(lambda: save(saver, 1))
     assert list(saver.root.iterdir()) == []
     return message
 
@@ -294,33 +269,12 @@ def others(folder: Path) -> dict[str, str]:
     return messages
 
 
-def data_file(folder: Path) -> Path:
-    return max((folder / "megatron").glob("*.distcp"), key=lambda path: path.stat().st_size)
-
-
-def cut_short(folder: Path) -> None:
-    data_file(folder).write_bytes(data_file(folder).read_bytes()[:-100])
-
-
-def alter_one_byte(folder: Path) -> None:
-    data = bytearray(data_file(folder).read_bytes())
-    data[len(data) // 2] ^= 1
-    data_file(folder).write_bytes(data)
-
-
-DAMAGES = {
-    "truncated": cut_short,
-    "missing": lambda folder: data_file(folder).unlink(),
-    "altered": alter_one_byte,
-    "manifest": lambda folder: (folder / "manifest.json").unlink(),
-}
-
 FOUR_RANKS = [saved_tensor_pipeline]
-TWO_RANKS = [
+RESUMED = [
     resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel,
-    resumed_context_parallel, resumed_interleaved, resumed_before_any_update, loaded_pipeline,
-    loaded_data_parallel, kept_and_described, full_disk, broken,
+    resumed_context_parallel, resumed_interleaved, resumed_before_any_update,
 ]  # fmt: skip
+TWO_RANKS = [*RESUMED, loaded_pipeline, loaded_data_parallel, kept_and_described, full_disk, broken]
 ONE_RANK = [loaded_alone, full_disk_alone, others]
 
 
@@ -349,18 +303,7 @@ def one(folder: Path, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return run_ranks(run_cases, 1, ONE_RANK, str(folder))
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        resumed_torch_optimizer,
-        resumed_distributed_optimizer,
-        resumed_bfloat16,
-        resumed_tensor_parallel,
-        resumed_context_parallel,
-        resumed_interleaved,
-        resumed_before_any_update,
-    ],
-)
+@pytest.mark.parametrize("case", RESUMED)
 def test_resumed_training_is_bit_equal(case: Any, two: list[dict[str, Any]]) -> None:
     answer(two, case)
 
