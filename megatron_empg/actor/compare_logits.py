@@ -1,5 +1,7 @@
 """The logits of one model from two checkpoints, Hugging Face's or Megatron's."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from megatron_empg.actor import platform
 from megatron_empg.weights.mapping import rows
 from megatron_empg.weights.megatron_layout import is_megatron
 from megatron_empg.weights.model_config import ModelConfig
 
+Model = Callable[[Tensor], Tensor]
 BYTES_PER_PARAMETER = 12
 """float32 weights and gradients of the actor, and what is read at once."""
 
@@ -60,41 +64,34 @@ def logits(
     folder: Path, tokens: Int[Tensor, "count length"], *, like: Path | None = None
 ) -> Float[Tensor, "count length vocab"]:
     """float32 logits by transformers for a Hugging Face folder, by a one-rank actor for a Megatron checkpoint."""
-    model = _megatron(folder, like) if is_megatron(folder) else _hugging_face(folder)
-    with torch.no_grad():
-        return torch.cat([model(sequence[None]).float().cpu() for sequence in tokens])
+    with _megatron(folder, like) if is_megatron(folder) else _hugging_face(folder) as model, torch.no_grad():
+        return torch.cat([model(sequence[None].to(platform.device())).float().cpu() for sequence in tokens])
 
 
-def _hugging_face(folder: Path) -> Any:
+@contextmanager
+def _hugging_face(folder: Path) -> Iterator[Model]:
+    platform.prepare()
     from transformers import AutoModelForCausalLM
 
-    from megatron_empg.actor import platform
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model.to(platform.device()).eval()
+    yield lambda tokens: model(tokens).logits
 
+
+@contextmanager
+def _megatron(folder: Path, like: Path | None) -> Iterator[Model]:
     platform.prepare()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    model = model.to(platform.device()).eval()
-    return lambda tokens: model(tokens.to(platform.device())).logits
-
-
-def _megatron(folder: Path, like: Path | None) -> Any:
-    from megatron_empg.actor import platform
-
-    platform.prepare()
-    if not dist.is_initialized():
-        dist.init_process_group(platform.collective_backend(), store=dist.HashStore(), rank=0, world_size=1)
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
+    from megatron_empg.actor.layout import Layout, shutdown
     from megatron_empg.actor.optimizer import OptimizerSettings
 
     config = ModelConfig.from_folder(like or folder)
-    actor = Actor(config, Layout(), OptimizerSettings(lr=0.0))
-    actor.load_weights(folder)
-    (model,) = actor.model
-    model.eval()
-
-    def run(tokens: Tensor) -> Tensor:
-        tokens = tokens.to(platform.device())
-        output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=None)
-        return output[..., : config.vocab_size]
-
-    return run
+    dist.init_process_group(platform.collective_backend(), store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        actor = Actor(config, Layout(), OptimizerSettings(lr=0.0))
+        actor.load_weights(folder)
+        (model,) = actor.model
+        model.eval()
+        yield lambda tokens: model(tokens, None, None)[..., : config.vocab_size]
+    finally:
+        shutdown()

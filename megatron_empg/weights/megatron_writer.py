@@ -61,7 +61,7 @@ class MegatronWriter(DefaultSavePlanner):
         """Write file ``number``; returns what `finish` must know of it, in JSON's types."""
         results = self._writer.write_data(self.plans[number], self).wait()
         return [
-            [r.index.fqn, list(r.index.offset), r.storage_data.relative_path, r.storage_data.offset,
+            [r.index.fqn, list(r.index.offset or ()), r.storage_data.relative_path, r.storage_data.offset,
              r.storage_data.length]
             for r in results
         ]  # fmt: skip

@@ -1,5 +1,8 @@
 """Hugging Face → Megatron → Hugging Face, bit for bit: through ranks, through files, through both."""
 
+import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ class Case:
 
     shape: str
     layout: dict[str, Any] = field(default_factory=dict)
+    saves: bool = False
+    """Whether it also writes a checkpoint of training, optimizer and all."""
 
     @property
     def __name__(self) -> str:
@@ -32,12 +37,17 @@ class Case:
     def __call__(self, folder: Path) -> dict[str, Any]:
         from megatron.core import dist_checkpointing
 
+        from megatron_empg.actor.checkpoint import Checkpoints
         from megatron_empg.actor.packing import Sequence
 
         actor = fresh_actor(folder, self.layout, model=f"{self.shape}/hugging_face")
         whole = [Sequence(tokens, torch.tensor([[1, len(tokens)]])) for tokens in sequences(self.shape)]
         scores = [score.logprobs for score in actor.score(whole)]
         exported = weights_of(actor)
+        if self.saves:
+            checkpoints = Checkpoints(actor, folder / self.shape / "training", keep=1)
+            checkpoints.save(1)
+            checkpoints.wait()
         actor.initialise_weights(seed=1)
         actor.load_weights(folder / self.shape / "megatron")
         again = weights_of(actor)
@@ -63,10 +73,11 @@ def sequences(shape: str) -> list[Tensor]:
 
 TP2_PP2 = {"tensor": 2, "pipeline": 2}
 FOUR = [
-    *(Case(shape, TP2_PP2) for shape in SHAPES if not shape.startswith("qwen3_moe")),
+    Case("qwen2", TP2_PP2, saves=True),
+    *(Case(shape, TP2_PP2) for shape in SHAPES if shape != "qwen2" and not shape.startswith("qwen3_moe")),
     Case("qwen2", {"tensor": 4}),  # fewer key-value heads than ranks
     Case("qwen3-untied", {"tensor": 4, "sequence_parallel": True}),
-    Case("qwen3_moe", {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "expert": 2}),
+    Case("qwen3_moe", {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "expert": 2}, saves=True),
     Case("qwen3_moe", {"pipeline": 2, "data": 2, "expert": 2}),
     Case("qwen3_moe", {"tensor": 2, "data": 2, "sequence_parallel": True, "expert": 4}),
     Case("qwen3_moe-raw", {"pipeline": 4}),
@@ -104,6 +115,40 @@ def test_through_ranks(folder: Path, four: list[dict[str, Any]], case: Case) -> 
         torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
     for how in ("exported", "again", "by_megatron"):
         assert_same_tensors(found[how], original, how)
+
+
+@pytest.mark.parametrize("case", [case for case in FOUR if case.saves], ids=lambda case: case.__name__)
+def test_a_checkpoint_of_training_becomes_a_hugging_face_folder(
+    folder: Path, four: list[dict[str, Any]], case: Case, tmp_path: Path
+) -> None:
+    answer(four, case)
+    step, like = folder / case.shape / "training" / "step_000001", folder / case.shape / "hugging_face"
+    to_hugging_face(step, tmp_path / "back", like=like)
+    found = load_file(tmp_path / "back" / "model.safetensors")
+    assert_same_tensors(found, load_file(like / "model.safetensors"))
+
+
+def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, Path(__file__).parents[2] / "tools" / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_tools(folder: Path, tmp_path: Path) -> None:
+    """Sequences of 64 tokens: four times the context that this model's rotary positions were stretched from."""
+    source = folder / "llama3" / "hugging_face"
+    done = run_tool("convert_checkpoint.py", "to-megatron", source, tmp_path / "made", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "39 tensors equal bit for bit" in done.stdout
+    logits = re.search(r"over 256 tokens: logits (\S+),", done.stdout)
+    assert logits
+    assert float(logits[1]) < 1e-3
+    save_random_model(tmp_path / "other", "llama3", seed=1)
+    done = run_tool("compare_logits.py", tmp_path / "made", tmp_path / "other")
+    assert done.returncode == 2
+    assert "differ by more than 0.001" in done.stderr
+    done = run_tool("convert_checkpoint.py", "to-hf", tmp_path / "made", source)
+    assert done.returncode == 2
+    assert f"{source} exists; remove it or name another destination" in done.stderr.replace("\n", "")
 
 
 def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], what: str = "") -> None:
