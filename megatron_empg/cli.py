@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from megatron_empg import convert
+from megatron_empg.cluster.preflight.command import preflight
 
 app = typer.Typer(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 
 app.add_typer(convert.app, name="convert")
+app.command()(preflight)
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.yaml.")]
 Overrides = Annotated[
@@ -48,6 +50,25 @@ def evaluate(
     from megatron_empg.trainer.launch import launch_evaluation
 
     launch_evaluation(recipe, overrides or [], model)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    gpus: Annotated[int, typer.Option(help="GPUs in all, the trainer's and the engines'.")],
+    overrides: Overrides = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="GiB of a GPU; its data sheet's if not given.")] = None,
+    gpu: Annotated[str, typer.Option(help="A100, H100, H200 or B200.")] = "H100",
+    trainer_gpus: Annotated[
+        int | None, typer.Option(help="GPUs of the trainer; all but the recipe's engines' if not given.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Whether a recipe fits so many GPUs, in which layout it is fastest, and why others do not fit."""
+    from megatron_empg.planner.report import print_plan
+
+    fits = print_plan(recipe, overrides or [], gpus, gpu_memory, gpu, trainer_gpus, as_json=json)
+    raise typer.Exit(0 if fits else 1)
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Whether a recipe fits so many GPUs, how long its step takes, and which layout is best: known before asking for any."""
+"""Whether a recipe fits so many GPUs, how long a step takes, which layout is best: known before asking for any."""

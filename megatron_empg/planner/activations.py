@@ -116,7 +116,7 @@ def _attention(config: ModelConfig, width: LayerWidths, tokens: int, spec: Spec,
 def _core_attention(
     actor: ActorSection, width: LayerWidths, batch: Microbatch, spec: Spec, dtype_bytes: int
 ) -> tuple[float, float]:
-    """(kept inside core attention, its inputs): rotated queries and keys, and the projection that holds the values.
+    """(kept inside, its inputs): rotated queries and keys, and the projection that holds the values.
 
     Flash attention's output is the projection's input, counted there; SDPA's is copied first.
     """

@@ -6,15 +6,21 @@ from megatron_empg.weights.model_config import ModelConfig
 
 def layout_faults(recipe: Recipe | SftRecipe, config: ModelConfig) -> list[str]:
     """Each fault names the keys, what was given and what is allowed; empty when model and layout fit."""
-    actor = recipe.actor
-    episodes = isinstance(recipe, Recipe)
+    actor, longest, engines = recipe.actor, 1, []
+    if isinstance(recipe, Recipe):
+        longest, engines = recipe.rollout.max_episode_tokens, engine_faults(recipe.engines, config)
     faults = config.layout_faults(
         tensor_parallel=actor.tensor_parallel,
         pipeline_parallel=actor.pipeline_parallel,
-        max_sequence_length=recipe.rollout.max_episode_tokens if episodes else 1,
+        max_sequence_length=longest,
     )
-    faults += _context_faults(actor, config) + _stage_faults(actor, config) + _expert_faults(actor, config)
-    return faults + (engine_faults(recipe.engines, config) if episodes else [])
+    return (
+        faults
+        + _context_faults(actor, config)
+        + _stage_faults(actor, config)
+        + _expert_faults(actor, config)
+        + engines
+    )
 
 
 def engine_faults(engines: EngineSection, config: ModelConfig) -> list[str]:
@@ -70,7 +76,7 @@ def _expert_faults(actor: ActorSection, config: ModelConfig) -> list[str]:
         )
     if actor.tensor_parallel > 1 and not actor.sequence_parallel:
         faults.append(
-            f"actor.sequence_parallel is false with actor.tensor_parallel {actor.tensor_parallel}: Megatron trains "
-            "experts under tensor parallelism only with it, so set it to true"
+            f"actor.sequence_parallel is false with actor.tensor_parallel {actor.tensor_parallel}: under tensor "
+            "parallelism Megatron trains experts only with it, so set it to true"
         )
     return faults

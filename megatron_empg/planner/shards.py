@@ -33,9 +33,8 @@ def stage_parameters(config: ModelConfig, actor: ActorSection, stage: int) -> Pa
     """Of one rank of a pipeline stage. Tied embeddings stand a second time on a last stage of its own."""
     stages = actor.pipeline_parallel
     layer, embedding, norm, head = _parts(config, actor.tensor_parallel, actor.expert_parallel)
-    held = Parameters()
-    for _ in range(config.num_layers // stages):
-        held += layer
+    layers = config.num_layers // stages
+    held = Parameters(layers * layer.dense, layers * layer.experts, layer.largest)
     if stage == 0:
         held += embedding
     if stage == stages - 1:
@@ -47,11 +46,11 @@ def stage_parameters(config: ModelConfig, actor: ActorSection, stage: int) -> Pa
     return held
 
 
+@lru_cache
 def model_parameters(config: ModelConfig) -> int:
     """Of the whole model, tied embeddings counted once, vocabulary not padded."""
-    return sum(math.prod(row.full_shape) for row in _sample_rows(config)[0]) * config.num_layers + sum(
-        math.prod(row.full_shape) for row in _sample_rows(config)[1]
-    )
+    layer, outer = (sum(math.prod(row.full_shape) for row in part) for part in _sample_rows(config))
+    return config.num_layers * layer + outer
 
 
 def _sample_rows(config: ModelConfig) -> tuple[list[Row], list[Row]]:

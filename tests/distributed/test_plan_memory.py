@@ -1,4 +1,4 @@
-"""The planner's memory against that of real ranks: storages of what they hold, and what autograd saves in an update.
+"""The planner's memory against real ranks: storages of what they hold, and what autograd saves in an update.
 
 Nothing is read from the process's memory. Weights, gradients and optimizer state are the distinct storages of
 parameters, gradient buffers and Adam's tensors; activations are the most bytes of distinct storages, parameters
@@ -67,7 +67,7 @@ class Case:
             recompute=actor.recompute, recompute_layers=actor.recompute_layers,
             distributed_optimizer=actor.distributed_optimizer, context_exchange=actor.context_exchange,
         )  # fmt: skip
-        # What hooks give back has lost the parameter's main_grad, so that the head's gradient goes by autograd here.
+        # What hooks give back has lost the parameter's main_grad: the head's gradient goes by autograd here.
         lm_head._accumulates = lambda _: False
         lengths = full_microbatch(recipe).lengths
         batch = sequences([n for _ in range(MICROBATCHES * actor.data_parallel) for n in lengths])

@@ -1,0 +1,54 @@
+"""What the predicted times rest on: published figures with their source, and assumptions said to be such."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Of one GPU, from NVIDIA's data sheets (SXM parts, dense bfloat16, each direction of the links)."""
+
+    name: str
+    tflops: float
+    memory_gib: float
+    bandwidth: float
+    """Of the memory, bytes a second."""
+    nvlink: float
+    """To the other GPUs of a node, bytes a second."""
+    network: float = 50e9
+    """To other nodes, bytes a second: one 400 Gb/s adapter a GPU, as in DGX H100."""
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100", 312, 80, 2.0e12, 300e9, network=25e9),
+        Gpu("H100", 989, 80, 3.35e12, 450e9),
+        Gpu("H200", 989, 141, 4.8e12, 450e9),
+        Gpu("B200", 2250, 180, 8.0e12, 900e9),
+    )
+}
+GPUS_PER_NODE = 8
+"""Tensor parallelism stays inside a node."""
+
+MFU = 0.41
+"""Of the actor's arithmetic before the communication and idle stages counted here. Megatron-LM's README reports
+41% (its smallest model) to 47% end to end on H100; verl's docs/perf/dpsk.md 31% to 40% in RL training."""
+PREFILL_MFU = 0.4
+"""Assumption: of the engines when they read prompts and observations."""
+DECODE_BANDWIDTH = 0.6
+"""Assumption: share of the memory's bandwidth that decoding reaches."""
+ALL_REDUCE_LATENCY = 15e-6
+"""Assumption: seconds of one small all-reduce among an engine's ranks; two a layer and token."""
+TURN_SECONDS = 0.5
+"""Assumption: seconds the environment takes to answer a turn."""
+EPISODE_SHARE = 0.5
+"""Assumption: an episode's mean length as a share of `rollout.max_episode_tokens`; its own tokens' likewise."""
+SYNC_SECONDS = 2.2
+SYNC_SECONDS_PER_GB = 0.18
+"""A line through verl's full NCCL broadcasts without offload on H100 nodes (docs/advance/delta_weight_sync.md):
+14.2 s for Qwen2.5-32B, 28.8 s for 72B."""
+
+ENGINE_UTILISATION = 0.92
+"""vLLM's default share of a GPU's memory (gpu_memory_utilization)."""
+ENGINE_WORKSPACE = 4 * 2**30
+"""Assumption: bytes of an engine's GPU for a prefill chunk's activations, the sampler's logits, CUDA graphs."""

@@ -1,0 +1,86 @@
+"""An engine's share: its GPU's memory between weights and key-value cache, and the time of a rollout."""
+
+from dataclasses import dataclass
+
+from megatron_empg.planner.assumptions import (
+    ALL_REDUCE_LATENCY,
+    DECODE_BANDWIDTH,
+    ENGINE_UTILISATION,
+    ENGINE_WORKSPACE,
+    EPISODE_SHARE,
+    PREFILL_MFU,
+    TURN_SECONDS,
+    Gpu,
+)
+from megatron_empg.planner.memory import DTYPE_BYTES
+from megatron_empg.planner.shards import model_parameters
+from megatron_empg.recipe import Recipe
+from megatron_empg.weights.flops import forward_flops
+from megatron_empg.weights.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes on one GPU of an engine, and what they mean for its episodes."""
+
+    weights: float
+    kv_cache: float
+    """What is left for it, or what the recipe says."""
+    workspace: float
+    """An assumption (`ENGINE_WORKSPACE`)."""
+    kv_bytes_per_token: float
+    episodes: float
+    """Longest episodes that the cache of an engine holds at once."""
+    available: float
+    """What vLLM may take of the GPU."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot run, if it cannot."""
+        short = self.weights + self.workspace + max(self.kv_cache, 0) - self.available
+        if short > 0:
+            return f"engine GPU: {short / 2**30:.1f} GiB over (weights {self.weights / 2**30:.1f} GiB)"
+        if self.episodes < 1:
+            return f"engine GPU: the key-value cache holds {self.episodes:.2f} of the longest episode"
+        return None
+
+
+def engine_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> EngineMemory:
+    """vLLM with the recipe's tensor-parallel size; key-value heads are copied where there are fewer than ranks."""
+    size, ranks = DTYPE_BYTES[recipe.model.dtype], recipe.engines.tensor_parallel
+    weights = model_parameters(config) * size / ranks
+    per_token = 2.0 * config.num_layers * max(1, config.num_kv_heads // ranks) * config.head_dim * size
+    available = ENGINE_UTILISATION * gpu_memory
+    asked = recipe.engines.kv_cache_gib
+    cache = available - weights - ENGINE_WORKSPACE if asked is None else asked * 2**30 / ranks
+    episodes = max(0.0, cache) / (per_token * recipe.rollout.max_episode_tokens)
+    return EngineMemory(weights, cache, ENGINE_WORKSPACE, per_token, episodes, available)
+
+
+def rollout_seconds(recipe: Recipe, config: ModelConfig, memory: EngineMemory, gpu: Gpu) -> float:
+    """Of one batch: decoding, bound by memory or arithmetic, and reading prompts and observations once each.
+
+    No shorter than its longest episode; dynamic sampling's further rounds are not counted.
+    """
+    rollout, engines = recipe.rollout, recipe.engines
+    episodes, length = rollout.groups * rollout.group_size, rollout.max_episode_tokens * EPISODE_SHARE
+    longest = min(recipe.environment.max_turns * rollout.max_turn_tokens, rollout.max_episode_tokens)
+    at_once = min(rollout.concurrency, episodes) / engines.count
+    at_once = max(1.0, min(at_once, memory.episodes / EPISODE_SHARE))
+    step = _decode_seconds(recipe, config, memory, at_once, length, gpu)
+    steps = episodes * longest * EPISODE_SHARE / (engines.count * at_once)
+    peak = gpu.tflops * 1e12 * PREFILL_MFU * engines.tensor_parallel * engines.count
+    prefill = episodes * forward_flops(config, int(length), 0) / peak
+    decode = max(steps * step, longest * step)
+    return decode + prefill + recipe.environment.max_turns * TURN_SECONDS
+
+
+def _decode_seconds(
+    recipe: Recipe, config: ModelConfig, memory: EngineMemory, at_once: float, length: float, gpu: Gpu
+) -> float:
+    """One token of each of an engine's episodes, half of each already written."""
+    ranks = recipe.engines.tensor_parallel
+    read = memory.weights + at_once * memory.kv_bytes_per_token * length / 2
+    arithmetic = at_once * forward_flops(config, 1) / ranks / (gpu.tflops * 1e12 * PREFILL_MFU)
+    latency = 2 * config.num_layers * ALL_REDUCE_LATENCY if ranks > 1 else 0.0
+    return max(read / (gpu.bandwidth * DECODE_BANDWIDTH), arithmetic) + latency

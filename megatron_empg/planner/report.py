@@ -1,0 +1,176 @@
+"""A plan as tables for the terminal, and as JSON."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, plan
+from megatron_empg.recipe import ActorSection, RecipeError, load_recipe
+from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+SHOWN = 12
+"""Rows of each table; JSON has them all."""
+WIDTH = 160
+"""Where the output is not a terminal."""
+MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "allowance")
+
+
+def print_plan(
+    path: Path,
+    overrides: list[str],
+    gpus: int,
+    gpu_memory_gib: float | None,
+    gpu_name: str,
+    trainer_gpus: int | None,
+    *,
+    as_json: bool,
+) -> bool:
+    """Print the plan of the recipe at ``path``; whether it fits as it stands. Raises RecipeError."""
+    gpu = GPUS.get(gpu_name.upper())
+    if gpu is None:
+        raise RecipeError(f"--gpu is {gpu_name}; allowed: {', '.join(GPUS)}")
+    recipe = load_recipe(path, overrides)
+    try:
+        config = ModelConfig.from_folder(recipe.model.path)
+    except ModelConfigError as error:
+        raise RecipeError(f"model.path: {error}") from None
+    memory = (gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib) * GIB
+    found = plan(recipe, config, gpus=gpus, gpu_memory=memory, gpu=gpu, trainer_gpus=trainer_gpus)
+    if as_json:
+        print(to_json(found))
+    else:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
+        for part in [*tables(found), verdict(found)]:
+            console.print(part, highlight=False)
+    return not found.own_faults
+
+
+def to_json(plan: Plan) -> str:
+    """Memory in GiB, time in seconds."""
+    return json.dumps(
+        {
+            "gpus": plan.gpus,
+            "trainer_gpus": plan.trainer_gpus,
+            "gpu": plan.gpu.name,
+            "gpu_memory_gib": plan.gpu_memory / GIB,
+            "engine": {
+                name: _gib(getattr(plan.engine, name))
+                for name in ("weights", "kv_cache", "workspace", "available")
+            }
+            | {"longest_episodes": plan.engine.episodes},
+            "recipe": {"fits": not plan.own_faults, "faults": plan.own_faults, **_candidate(plan.own)},
+            "nearest_fix": {} if not plan.own_faults else plan.nearest,
+            "fitting": [_candidate(c) for c in plan.fitting],
+            "others": [_candidate(c) | {"faults": c.faults} for c in plan.others],
+        },
+        indent=2,
+    )
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "actor": {key: getattr(candidate.actor, key) for key in KEYS},
+        "memory_gib": [{k: _gib(v) for k, v in asdict(stage).items()} for stage in candidate.stages],
+        "seconds": asdict(candidate.time) | {"total": candidate.time.total} if candidate.time else {},
+    }
+
+
+def _gib(value: float) -> float:
+    return round(value / GIB, 3)
+
+
+def tables(plan: Plan) -> "list[RenderableType]":
+    """What a terminal shows."""
+    from rich.table import Table
+
+    engines = plan.gpus - plan.trainer_gpus
+    shown: list[Any] = [
+        f"{plan.gpus} x {plan.gpu.name} of {plan.gpu_memory / GIB:g} GiB: {plan.trainer_gpus} for the trainer, "
+        f"{engines} for the engines. Memory in GiB a rank, at its fullest pipeline stage; times are estimates."
+    ]
+    own = _layout_table("The recipe's own layout")
+    _add(own, plan.own)
+    shown += [own, _engine_line(plan)]
+    if plan.fitting:
+        fitting = _layout_table(f"Layouts that fit, best first ({len(plan.fitting)})")
+        for candidate in plan.fitting[:SHOWN]:
+            _add(fitting, candidate)
+        shown.append(fitting)
+    nearest = [c for c in plan.others if c.stages]
+    if nearest:
+        short = Table("layout", "why it does not fit, with full recomputation", title="Layouts that do not fit")
+        for candidate in nearest[:SHOWN]:
+            short.add_row(layout_name(candidate.actor), candidate.faults[0])
+        shown.append(short)
+    reasons = Counter(fault for c in plan.others if not c.stages for fault in c.faults)
+    if reasons:
+        illegal = Table("layouts", "rule", title="Layouts that cannot be")
+        for fault, count in reasons.most_common(SHOWN):
+            illegal.add_row(str(count), fault)
+        shown.append(illegal)
+    return shown
+
+
+def verdict(plan: Plan) -> str:
+    """Whether the recipe fits as it stands, and the nearest fix if not."""
+    if not plan.own_faults:
+        return "The recipe fits."
+    lines = ["The recipe does not fit:", *(f"  - {fault}" for fault in plan.own_faults)]
+    if plan.engine.fault:
+        return "\n".join([*lines, "Raise engines.tensor_parallel, or lower rollout.max_episode_tokens."])
+    if not plan.nearest:
+        return "\n".join([*lines, "No layout of these GPUs fits; give more of them, or shorter episodes."])
+    fix = " ".join(f"{key}={str(value).lower()}" for key, value in plan.nearest.items())
+    return "\n".join([*lines, f"Nearest fix: {fix}"])
+
+
+def layout_name(actor: ActorSection) -> str:
+    """As in TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
+    chunks = f"x{actor.virtual_pipeline}" if actor.virtual_pipeline > 1 else ""
+    experts = f" EP{actor.expert_parallel}" if actor.expert_parallel > 1 else ""
+    return (
+        f"TP{actor.tensor_parallel} PP{actor.pipeline_parallel}{chunks} CP{actor.context_parallel} "
+        f"DP{actor.data_parallel}{experts}"
+    )
+
+
+def _engine_line(plan: Plan) -> str:
+    engine, time = plan.engine, plan.own.time
+    times = f" Rollout {time.rollout:.0f} s, weight sync {time.sync:.0f} s." if time else ""
+    return (
+        f"Engine GPU: weights {engine.weights / GIB:.1f}, key-value cache {engine.kv_cache / GIB:.1f} "
+        f"({engine.episodes:.1f} longest episodes an engine), workspace {engine.workspace / GIB:.0f} of "
+        f"{engine.available / GIB:.1f} GiB.{times}"
+    )
+
+
+def _layout_table(title: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in ("layout", "recompute"):
+        table.add_column(name, no_wrap=True)
+    for name in (*MEMORY, "total", "score s", "update s", "bubble", "step s"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _add(table: "Table", candidate: Candidate) -> None:
+    actor = candidate.actor
+    recompute = f"block {actor.recompute_layers}" if actor.recompute == "block" else actor.recompute
+    row = [layout_name(actor), recompute]
+    if candidate.stages and candidate.time:
+        memory, time = candidate.stages[candidate.fullest], candidate.time
+        row += [f"{getattr(memory, kind) / GIB:.1f}" for kind in (*MEMORY, "total")]
+        row += [f"{time.score:.0f}", f"{time.update:.0f}", f"{time.bubble:.0%}", f"{time.total:.0f}"]
+    table.add_row(*row)

@@ -1,0 +1,132 @@
+"""An estimate of a step's time, to rank layouts by: arithmetic, exposed communication, idle pipeline stages."""
+
+import math
+from dataclasses import dataclass
+
+from megatron_empg.planner.assumptions import (
+    EPISODE_SHARE,
+    GPUS_PER_NODE,
+    MFU,
+    SYNC_SECONDS,
+    SYNC_SECONDS_PER_GB,
+    Gpu,
+)
+from megatron_empg.planner.engines import EngineMemory, rollout_seconds
+from megatron_empg.planner.memory import DTYPE_BYTES, FLOAT32, recomputed_layers
+from megatron_empg.planner.shards import model_parameters, stage_parameters
+from megatron_empg.recipe import ActorSection, Recipe
+from megatron_empg.weights.flops import flops_by_part
+from megatron_empg.weights.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds, all estimates."""
+
+    rollout: float
+    sync: float
+    score: float
+    update: float
+    bubble: float
+    """Share of the update's time in which a pipeline stage waits."""
+
+    @property
+    def total(self) -> float:
+        return self.rollout + self.sync + self.score + self.update
+
+
+def step_time(recipe: Recipe, config: ModelConfig, memory: EngineMemory, gpu: Gpu) -> StepTime:
+    """One after the other, as the loop runs them."""
+    parts, count = recipe.algorithm.updates_per_batch, _microbatches(recipe)
+    bubble = bubble_share(recipe.actor, count)
+    again = _recomputed_seconds(recipe, config, gpu)
+    forward = _arithmetic_seconds(recipe, config, gpu) + _forward_communication(recipe, config, gpu)
+    # The sequence-parallel input of a linear layer is gathered once more for the weight's gradient.
+    backward = 2 * _arithmetic_seconds(recipe, config, gpu) + 1.5 * _forward_communication(recipe, config, gpu)
+    every = forward + backward + again
+    gradients = parts * _gradient_seconds(recipe, config, gpu)
+    size = DTYPE_BYTES[recipe.model.dtype]
+    return StepTime(
+        rollout=rollout_seconds(recipe, config, memory, gpu),
+        sync=SYNC_SECONDS + SYNC_SECONDS_PER_GB * model_parameters(config) * size / 1e9,
+        score=forward / (1 - bubble_share(recipe.actor, count * parts)),
+        update=every / (1 - bubble) + gradients,
+        bubble=bubble,
+    )
+
+
+def bubble_share(actor: ActorSection, count: int) -> float:
+    """Idle share of a pipeline of p stages and v chunks: (p-1) / (v·m + p-1) (arXiv 2104.04473, section 2.2)."""
+    waiting = actor.pipeline_parallel - 1
+    return waiting / (actor.virtual_pipeline * count + waiting)
+
+
+def _microbatches(recipe: Recipe) -> int:
+    """Of one optimizer step on one rank, episodes of mean length packed."""
+    actor = recipe.actor
+    budget = actor.max_tokens_per_microbatch * actor.context_parallel
+    return math.ceil(_tokens(recipe) / recipe.algorithm.updates_per_batch / actor.data_parallel / budget)
+
+
+def _tokens(recipe: Recipe) -> float:
+    rollout = recipe.rollout
+    return rollout.groups * rollout.group_size * rollout.max_episode_tokens * EPISODE_SHARE
+
+
+def _arithmetic_seconds(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> float:
+    """A batch's forward pass, shared out evenly."""
+    return sum(_flops(recipe, config).values()) / _speed(recipe, gpu)
+
+
+def _recomputed_seconds(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> float:
+    """What recomputation adds to an update: layers forward once more, or their core attention."""
+    actor, flops = recipe.actor, _flops(recipe, config)
+    if actor.recompute == "selective":
+        return flops["attention"] / _speed(recipe, gpu)
+    layers = config.num_layers // (actor.pipeline_parallel * actor.virtual_pipeline)
+    of_layers = (sum(flops.values()) - flops["head"]) / _speed(recipe, gpu)
+    again = of_layers + _forward_communication(recipe, config, gpu)
+    return again * recomputed_layers(actor, layers) / layers
+
+
+def _flops(recipe: Recipe, config: ModelConfig) -> dict[str, float]:
+    rollout = recipe.rollout
+    length = int(rollout.max_episode_tokens * EPISODE_SHARE)
+    return {
+        name: rollout.groups * rollout.group_size * flops for name, flops in flops_by_part(config, length).items()
+    }
+
+
+def _speed(recipe: Recipe, gpu: Gpu) -> float:
+    return recipe.actor.world_size * gpu.tflops * 1e12 * MFU
+
+
+def _forward_communication(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> float:
+    """Tensor parallelism's two gathers and two scatters a layer, the ring of keys and values as far as attention
+    does not hide it, and the stages' activations; of a batch, on one rank."""
+    actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
+    layers = config.num_layers / actor.pipeline_parallel
+    tokens = _tokens(recipe) / actor.data_parallel / actor.context_parallel
+    wide, ranks = tokens * config.hidden_size * size, actor.tensor_parallel
+    tensor = layers * 4 * wide * (ranks - 1) / ranks / _link(ranks, gpu)
+    groups = max(1, config.num_kv_heads // ranks)
+    around = (actor.context_parallel - 1) * 2 * groups * config.head_dim * size * tokens
+    ring = layers * around / _link(ranks * actor.context_parallel, gpu)
+    attention = _flops(recipe, config)["attention"] / _speed(recipe, gpu)
+    stages = 2 * actor.virtual_pipeline * wide / ranks / gpu.network if actor.pipeline_parallel > 1 else 0.0
+    return tensor + max(0.0, ring - attention) + stages
+
+
+def _gradient_seconds(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> float:
+    """One optimizer step's reduction over data- and context-parallel ranks; overlapped, it hides in backward."""
+    actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
+    ranks = actor.data_parallel * actor.context_parallel
+    if ranks == 1 or actor.overlap:
+        return 0.0
+    held = max(stage_parameters(config, actor, stage).dense for stage in (0, actor.pipeline_parallel - 1))
+    each = FLOAT32 + (size if actor.distributed_optimizer else FLOAT32)
+    return held * each * (ranks - 1) / ranks / _link(actor.tensor_parallel * ranks, gpu)
+
+
+def _link(ranks: int, gpu: Gpu) -> float:
+    return gpu.nvlink if ranks <= GPUS_PER_NODE else gpu.network

@@ -1,0 +1,131 @@
+"""The formulas by themselves, against numbers worked out by hand or published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_empg.planner.activations import Microbatch, layer_activations
+from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.planner.engines import engine_memory
+from megatron_empg.planner.memory import chunks_in_flight, optimizer_bytes, rank_memory
+from megatron_empg.planner.shards import Parameters, model_parameters, stage_parameters
+from megatron_empg.planner.timing import bubble_share, step_time
+from megatron_empg.recipe import ActorSection, Recipe, load_recipe
+from megatron_empg.weights.model_config import ModelConfig
+
+ROOT = Path(__file__).parents[3]
+GIB = 2**30
+
+
+def config(name: str) -> ModelConfig:
+    return ModelConfig.from_dict(json.loads((ROOT / f"tests/unit/weights/configs/{name}.json").read_text()))
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(ROOT / "recipes/deepsearch_32b.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),  # as the models' pages on Hugging Face say
+    [
+        ("qwen2.5-7b", 7.62),
+        ("qwen2.5-32b", 32.8),
+        ("qwen3-32b", 32.8),
+        ("llama-3-8b", 8.03),
+        ("qwen3-30b-a3b", 30.5),
+    ],
+)
+def test_published_sizes(name: str, billions: float) -> None:
+    assert model_parameters(config(name)) / 1e9 == pytest.approx(billions, abs=0.05)
+
+
+def test_pipeline_stages_and_expert_ranks_share_out_the_model() -> None:
+    moe = config("qwen3-30b-a3b")
+    actor = ActorSection(pipeline_parallel=4, expert_parallel=8, data_parallel=8)
+    stages = [stage_parameters(moe, actor, stage) for stage in range(4)]
+    padding = 2 * (moe.padded_vocab_size(1) - moe.vocab_size) * moe.hidden_size
+    assert sum(s.dense + 8 * s.experts for s in stages) == model_parameters(moe) + padding
+
+
+@pytest.mark.parametrize(
+    ("actor", "in_flight"),
+    [
+        ({"pipeline_parallel": 4}, [4, 3, 2, 1]),
+        ({"pipeline_parallel": 1}, [1]),
+        # Megatron's warm-up: (p - s - 1)·2 + (v - 1)·p forward passes, then one more before the first backward.
+        ({"pipeline_parallel": 4, "virtual_pipeline": 2}, [11, 9, 7, 5]),
+    ],
+)
+def test_forward_passes_in_flight(actor: dict[str, int], in_flight: list[int]) -> None:
+    section = ActorSection(**actor)
+    assert [chunks_in_flight(section, stage, 16) for stage in range(len(in_flight))] == in_flight
+    assert chunks_in_flight(section, 0, 1) <= section.virtual_pipeline
+
+
+def test_bubble_of_the_paper() -> None:
+    """Narayanan et al.: (p - 1) / m of the ideal time, divided by the number of chunks."""
+    plain, interleaved = ActorSection(pipeline_parallel=8), ActorSection(pipeline_parallel=8, virtual_pipeline=2)
+    assert bubble_share(plain, 64) / (1 - bubble_share(plain, 64)) == pytest.approx(7 / 64)
+    assert bubble_share(interleaved, 64) / (1 - bubble_share(interleaved, 64)) == pytest.approx(7 / 128)
+    assert bubble_share(ActorSection(), 5) == 0
+
+
+def test_adam_in_mixed_precision_takes_18_bytes_a_parameter() -> None:
+    """Weight 2, float32 gradient 4, main weight 4, moments 8; 6 + 12/n with the distributed optimizer."""
+    held = Parameters(dense=10**6)
+    sharded = ActorSection(data_parallel=4, context_parallel=2, distributed_optimizer=True)
+    assert optimizer_bytes(held, ActorSection(data_parallel=8), 2) == 12e6
+    assert optimizer_bytes(held, sharded, 2) == 12e6 / 8
+    assert optimizer_bytes(held, sharded, 4) == 8e6 / 8
+    experts = Parameters(experts=10**6)
+    of_experts = ActorSection(
+        tensor_parallel=2, sequence_parallel=True, data_parallel=4, expert_parallel=4, distributed_optimizer=True
+    )
+    assert optimizer_bytes(experts, of_experts, 2) == 12e6 / 2
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-32b", "qwen3-30b-a3b"])
+def test_fused_layers_keep_less(name: str) -> None:
+    actor, batch = ActorSection(tensor_parallel=4, sequence_parallel=True), Microbatch((8192,))
+    fused = layer_activations(config(name), actor, batch, "transformer_engine", 2)
+    local = layer_activations(config(name), actor, batch, "local", 2)
+    assert fused.input == local.input == 8192 * config(name).hidden_size * 2 / 4
+    assert 0.4 < fused.whole / local.whole < 0.75
+
+
+def test_recomputation_trades_memory_for_time() -> None:
+    model, gpu = config("qwen2.5-32b"), GPUS["H100"]
+    kinds = ("none", "block", "full")
+    chosen = [recipe(f"actor.recompute={kind}", "actor.recompute_layers=32") for kind in kinds]
+    engine = engine_memory(chosen[0], model, 80 * GIB)
+    kept = [rank_memory(one, model, 0).activations for one in chosen]
+    seconds = [step_time(one, model, engine, gpu).update for one in chosen]
+    assert kept[0] > kept[1] > kept[2]
+    assert seconds[0] < seconds[1] < seconds[2]
+    assert seconds[2] / seconds[0] == pytest.approx(4 / 3, abs=0.03)  # one forward pass more, the head's aside
+
+
+def test_score_is_a_third_of_an_update_and_rollout_does_not_depend_on_the_layout() -> None:
+    model, gpu = config("qwen2.5-32b"), GPUS["H100"]
+    alone = recipe("actor.tensor_parallel=1", "actor.sequence_parallel=false", "actor.context_parallel=1",
+                   "actor.distributed_optimizer=false", "actor.max_tokens_per_microbatch=32768")  # fmt: skip
+    engine = engine_memory(alone, model, 80 * GIB)
+    time, shipped = step_time(alone, model, engine, gpu), step_time(recipe(), model, engine, gpu)
+    assert time.update == pytest.approx(3 * time.score)
+    assert shipped.rollout == time.rollout
+    assert 20 < time.score / shipped.score < 32, "32 GPUs, some of it communication"
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "bytes_per_token"),
+    [("qwen2.5-7b", 1, 57344), ("qwen2.5-32b", 4, 262144 / 4), ("qwen2.5-32b", 16, 262144 / 8)],
+)
+def test_key_value_cache(name: str, ranks: int, bytes_per_token: float) -> None:
+    """2 · layers · heads · head_dim · 2 bytes; beyond a head a rank they are copied."""
+    memory: Any = engine_memory(recipe(f"engines.tensor_parallel={ranks}"), config(name), 80 * GIB)
+    assert memory.kv_bytes_per_token == bytes_per_token
+    assert memory.weights == model_parameters(config(name)) * 2 / ranks
+    assert memory.episodes == pytest.approx(memory.kv_cache / bytes_per_token / 32768)
+    assert memory.weights + memory.kv_cache + memory.workspace == pytest.approx(memory.available)
