@@ -1,0 +1,91 @@
+"""All facts of this node, each part under a time limit of its own: a hanging file system costs one part."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_empg.cluster.preflight import gpu, host
+from megatron_empg.cluster.preflight.facts import Folder, Gpus, Node
+
+_TORCH_LIMIT = 90.0  # importing torch from a shared file system, on all nodes at once
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to look at. ``limit``: seconds for each part; checksums of a whole model have their own."""
+
+    run_folder: Path | None = None
+    model: Path | None = None
+    weights: bool = True
+    """False for a model that starts from random weights."""
+    manifest: Path | None = None
+    data: tuple[Path, ...] = ()
+    packages: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    use_gpus: bool | None = None
+    limit: float = 20.0
+    checksum_limit: float = 600.0
+
+
+def collect_node(name: str, asked: Questions) -> Node:
+    """Read everything at once; what has not answered in time stands in ``unanswered``."""
+    parts: dict[str, Callable[[], Any]] = {
+        "gpus": lambda: Gpus(absent="not asked for") if asked.use_gpus is False else gpu.read_gpus(),
+        "versions": lambda: host.read_versions(asked.packages),
+        "infiniband": host.read_infiniband,
+        "shared_memory": host.read_shared_memory,
+        "limits": host.read_limits,
+    }
+    if asked.use_gpus is not False:
+        parts["xids"] = host.read_xids
+    if asked.ports:
+        parts["busy_ports"] = lambda: host.read_busy_ports(asked.ports)
+    if asked.run_folder:
+        parts["disk"] = lambda folder=asked.run_folder: host.read_disk(folder)
+    if asked.model:
+        parts["model"] = lambda folder=asked.model: _model(folder, asked)
+    if asked.data:
+        parts["data"] = lambda: [host.read_data(path) for path in asked.data]
+    limits = dict.fromkeys(parts, asked.limit)
+    limits["versions"] = max(asked.limit, _TORCH_LIMIT)
+    if asked.manifest:
+        limits["model"] = asked.checksum_limit
+    node = Node(name=name)
+    for part, answer in ask_all(parts, limits).items():
+        if isinstance(answer, str):
+            node.unanswered[part] = answer
+        else:
+            setattr(node, part, answer[0])
+    return node
+
+
+def _model(folder: Path, asked: Questions) -> Folder:
+    facts = host.read_model(folder, weights=asked.weights)
+    if asked.manifest and folder.exists():
+        facts.faults += host.checksum_faults(asked.manifest, folder)
+    return facts
+
+
+def ask_all(parts: dict[str, Callable[[], Any]], limits: dict[str, float]) -> dict[str, tuple[Any] | str]:
+    """Each part's answer in a tuple, or the reason why there is none. Threads that hang are left behind."""
+    answers: dict[str, tuple[Any] | str] = {}
+
+    def ask(part: str) -> None:
+        try:
+            answers[part] = (parts[part](),)
+        except OSError as error:
+            answers[part] = str(error)
+
+    threads = {part: threading.Thread(target=ask, args=(part,), daemon=True) for part in parts}
+    for thread in threads.values():
+        thread.start()
+    waited = 0.0
+    for part in sorted(parts, key=lambda name: limits[name]):
+        threads[part].join(limits[part] - waited)
+        waited = max(waited, limits[part]) if threads[part].is_alive() else waited
+        answers.setdefault(part, f"no answer within {limits[part]:.0f} s")
+    return dict(answers)

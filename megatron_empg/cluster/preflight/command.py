@@ -1,0 +1,69 @@
+"""`empg preflight`: options in, exit code out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def preflight(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe: its run folder, model and data are looked at.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Keys to change, as section.key=value.")] = None,
+    run_folder: Annotated[Path | None, typer.Option(help="Instead of the recipe's run.folder.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Instead of the recipe's model.path.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A file or folder that must be there; repeatable.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="SHA-256 of the model's files, as sha256sum writes them.")
+    ] = None,
+    requirements: Annotated[Path | None, typer.Option(help="Packages must have this file's == versions.")] = None,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu/--no-gpu", help="Default: looked at where there are any.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs that every node must have.")] = None,
+    ports: Annotated[str, typer.Option(help="Ports that must be free: 29500-29520, or 8000,8001.")] = "",
+    min_disk: Annotated[float, typer.Option(help="GiB that must be free for the run folder.")] = 10.0,
+    min_write_speed: Annotated[float, typer.Option(help="MB/s below which the run folder is slow.")] = 100.0,
+    min_shared_memory: Annotated[float, typer.Option(help="GiB that must be free in /dev/shm.")] = 1.0,
+    max_skew: Annotated[float, typer.Option(help="Seconds a clock may be off the others.")] = 1.0,
+    json: Annotated[Path | None, typer.Option(help="Write findings and facts here too.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the other nodes.")] = 100.0,
+) -> None:
+    """Is every node fit for the run? On one machine, or as a job step with a task on every node."""
+    from megatron_empg.cluster.preflight.collect import Questions
+    from megatron_empg.cluster.preflight.judge import Requirements
+    from megatron_empg.cluster.preflight.run import PACKAGES, parse_ports, read_pins, run_preflight
+
+    folder, weights, model_path, paths = run_folder, True, model, list(data or [])
+    if recipe is not None:
+        from megatron_empg.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        folder, model_path = folder or loaded.run.folder, model_path or loaded.model.path
+        weights = loaded.model.initialise == "checkpoint"
+        settings = loaded.environment.settings
+        paths += [Path(settings[key]) for key in ("corpus", "data") if isinstance(settings.get(key), str)]
+    pins = read_pins(requirements) if requirements else {}
+    asked = Questions(
+        run_folder=folder,
+        model=model_path,
+        weights=weights,
+        manifest=manifest,
+        data=tuple(paths),
+        packages=tuple(dict.fromkeys([*PACKAGES, *pins])),
+        ports=parse_ports(ports),
+        use_gpus=gpu,
+    )
+    wanted = Requirements(
+        use_gpus=gpu,
+        gpus=gpus,
+        disk=min_disk,
+        write_speed=min_write_speed,
+        shared_memory=min_shared_memory,
+        clock_skew=max_skew,
+        pins=pins,
+    )
+    raise typer.Exit(run_preflight(asked, wanted, limit=timeout, json_path=json))

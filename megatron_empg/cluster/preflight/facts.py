@@ -1,0 +1,124 @@
+"""What one node says of itself. Plain values, JSON both ways; None is "could not be read"."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Gpu(Facts):
+    """As NVML tells it. Memory in bytes, power in watts."""
+
+    index: int
+    name: str
+    uuid: str
+    memory_total: int | None = None
+    memory_free: int | None = None
+    ecc_on: bool | None = None
+    ecc_uncorrected: int | None = None
+    """Since the driver was loaded."""
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    throttle: list[str] | None = None
+    power_limit: float | None = None
+    power_default: float | None = None
+    persistence: bool | None = None
+    nvlinks_up: int | None = None
+    nvlinks_down: list[int] | None = None
+
+
+class Gpus(Facts):
+    driver: str | None = None
+    cuda_driver: str | None = None
+    gpus: list[Gpu] = []
+    absent: str | None = None
+    """Why there are none to look at: no package, no driver, or not asked for."""
+    device_files: bool = False
+    """/dev/nvidiactl is there, so there should be GPUs."""
+
+
+class Xid(Facts):
+    """A driver error in the kernel's log."""
+
+    code: int
+    device: str
+    hours_ago: float
+
+
+class Versions(Facts):
+    torch: str | None
+    cuda: str | None
+    nccl: str | None
+    python: str
+    packages: dict[str, str | None]
+    """Installed version by name; None is not installed."""
+
+
+class Port(Facts):
+    """An InfiniBand (or RoCE) port of /sys/class/infiniband."""
+
+    name: str
+    state: str
+    rate: float | None
+    """Gb/s."""
+
+
+class Disk(Facts):
+    """Of the run folder. ``error`` says why it could not be written."""
+
+    folder: str
+    free: int | None = None
+    write_speed: float | None = None
+    """Bytes a second, flushed to the disk."""
+    error: str | None = None
+
+
+class Limits(Facts):
+    """ulimits; -1 is unlimited."""
+
+    nofile: int
+    memlock: int
+    nproc: int
+
+
+class Folder(Facts):
+    """A model's or data's files as this node sees them."""
+
+    path: str
+    faults: list[str] = []
+    size: int = 0
+    digest: str | None = None
+    """Over the names, sizes and first and last bytes of all files: equal on nodes that see the same."""
+
+
+class Clock(Facts):
+    """This node's clock minus rank 0's, in seconds, known to within ``uncertain``."""
+
+    offset: float
+    uncertain: float
+
+
+class Node(Facts):
+    """Everything of one node. A part is None when it was not asked for or did not answer (see ``unanswered``)."""
+
+    name: str
+    gpus: Gpus | None = None
+    xids: list[Xid] | None = None
+    versions: Versions | None = None
+    infiniband: list[Port] | None = None
+    disk: Disk | None = None
+    shared_memory: int | None = None
+    """Free bytes of /dev/shm."""
+    limits: Limits | None = None
+    busy_ports: list[int] | None = None
+    model: Folder | None = None
+    data: list[Folder] | None = None
+    clock: Clock | None = None
+    unanswered: dict[str, str] = {}
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Node:
+        return cls.model_validate_json(text)

@@ -1,0 +1,155 @@
+"""GPUs through NVML (nvidia-ml-py's pynvml), once before a run and as events while it lives."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_empg.cluster.preflight.facts import Gpu, Gpus
+
+_THROTTLE = {
+    "power brake": "nvmlClocksEventReasonHwPowerBrakeSlowdown",
+    "hardware slowdown": "nvmlClocksEventReasonHwSlowdown",
+    "hardware thermal slowdown": "nvmlClocksEventReasonHwThermalSlowdown",
+    "software thermal slowdown": "nvmlClocksEventReasonSwThermalSlowdown",
+}
+"""Reasons for low clocks that are faults; idle and the power cap of a busy GPU are not."""
+
+
+def read_gpus() -> Gpus:
+    """All GPUs of this machine; ``absent`` says why there are none."""
+    try:
+        with _nvml() as nvml:
+            return collect(nvml)
+    except NoNvml as error:
+        return Gpus(absent=str(error), device_files=Path("/dev/nvidiactl").exists())
+
+
+class NoNvml(Exception):
+    """NVML cannot be used here; the message says why."""
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    try:
+        import pynvml
+    except ImportError:
+        raise NoNvml("the package nvidia-ml-py is not installed") from None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise NoNvml(f"NVML does not start: {error}") from None
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def collect(nvml: Any) -> Gpus:
+    """Ask everything of an initialised pynvml. What a GPU does not support stays None."""
+    cuda = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+    return Gpus(
+        driver=_ask(nvml, nvml.nvmlSystemGetDriverVersion),
+        cuda_driver=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        gpus=[_collect_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())],
+    )
+
+
+def _collect_gpu(nvml: Any, index: int) -> Gpu:
+    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        return _ask(nvml, function, gpu, *arguments)
+
+    memory = ask(nvml.nvmlDeviceGetMemoryInfo)
+    ecc = ask(nvml.nvmlDeviceGetEccMode)
+    rows = ask(nvml.nvmlDeviceGetRemappedRows)
+    reasons = ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
+    persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
+    links = {link: ask(nvml.nvmlDeviceGetNvLinkState, link) for link in range(nvml.NVML_NVLINK_MAX_LINKS)}
+    links = {link: state for link, state in links.items() if state is not None}
+    return Gpu(
+        index=index,
+        name=nvml.nvmlDeviceGetName(gpu),
+        uuid=nvml.nvmlDeviceGetUUID(gpu),
+        memory_total=memory and memory.total,
+        memory_free=memory and memory.free,
+        ecc_on=None if ecc is None else ecc[0] == nvml.NVML_FEATURE_ENABLED,
+        ecc_uncorrected=ask(
+            nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        ),
+        remap_pending=None if rows is None else bool(rows[2]),
+        remap_failed=None if rows is None else bool(rows[3]),
+        throttle=None
+        if reasons is None
+        else [w for w, name in _THROTTLE.items() if reasons & getattr(nvml, name)],
+        power_limit=_watts(ask(nvml.nvmlDeviceGetPowerManagementLimit)),
+        power_default=_watts(ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
+        persistence=None if persistence is None else persistence == nvml.NVML_FEATURE_ENABLED,
+        nvlinks_up=sum(bool(state) for state in links.values()) if links else None,
+        nvlinks_down=[link for link, state in links.items() if not state] if links else None,
+    )
+
+
+def _ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer, or None when this GPU, driver or user has none."""
+    try:
+        return function(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
+
+
+@dataclass(frozen=True)
+class GpuEvent:
+    """A critical error as it happens. ``xid`` is None for an uncorrectable memory error without one."""
+
+    gpu: int
+    xid: int | None
+
+
+class GpuEvents:
+    """NVML's events of all GPUs, for a watchdog: ``with GpuEvents() as events: events.wait(1.0)``.
+
+    Raises NoNvml on entering where NVML cannot be used or no GPU reports events.
+    """
+
+    def __enter__(self) -> GpuEvents:
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as opening:
+            self._nvml = nvml = opening.enter_context(_nvml())
+            self._set = nvml.nvmlEventSetCreate()
+            opening.callback(nvml.nvmlEventSetFree, self._set)
+            wanted = nvml.nvmlEventTypeXidCriticalError | nvml.nvmlEventTypeDoubleBitEccError
+            watched = 0
+            for index in range(nvml.nvmlDeviceGetCount()):
+                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+                supported = _ask(nvml, nvml.nvmlDeviceGetSupportedEventTypes, gpu) or 0
+                if supported & wanted:
+                    nvml.nvmlDeviceRegisterEvents(gpu, supported & wanted, self._set)
+                    watched += 1
+            if not watched:
+                raise NoNvml("no GPU reports events through NVML")
+            self._stack = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def wait(self, seconds: float) -> GpuEvent | None:
+        """The next event, or None when there is none for so long."""
+        nvml = self._nvml
+        try:
+            event = nvml.nvmlEventSetWait_v2(self._set, int(seconds * 1000))
+        except nvml.NVMLError as error:
+            if error.value == nvml.NVML_ERROR_TIMEOUT:
+                return None
+            raise NoNvml(f"NVML's events ended: {error}") from None
+        xid = event.eventData if event.eventType == nvml.nvmlEventTypeXidCriticalError else None
+        return GpuEvent(nvml.nvmlDeviceGetIndex(event.device), xid)

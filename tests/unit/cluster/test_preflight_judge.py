@@ -1,0 +1,217 @@
+"""One bad node among good ones is named by the check it fails; what could not be checked never passes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from megatron_empg.cluster.preflight.facts import (
+    Clock,
+    Disk,
+    Folder,
+    Gpu,
+    Gpus,
+    Limits,
+    Node,
+    Port,
+    Versions,
+    Xid,
+)
+from megatron_empg.cluster.preflight.judge import GIB, HOST_CHECKS, Finding, Requirements, judge
+from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
+
+CHECKS = GPU_CHECKS + HOST_CHECKS
+WANTED = Requirements(pins={"vllm": "0.32.0"})
+
+
+def good_gpu(index: int) -> Gpu:
+    return Gpu(
+        index=index,
+        name="NVIDIA H100 80GB HBM3",
+        uuid=f"GPU-{index}",
+        memory_total=80 * GIB,
+        memory_free=79 * GIB,
+        ecc_on=True,
+        ecc_uncorrected=0,
+        remap_pending=False,
+        remap_failed=False,
+        throttle=[],
+        power_limit=700.0,
+        power_default=700.0,
+        persistence=True,
+        nvlinks_up=18,
+        nvlinks_down=[],
+    )
+
+
+def good_node(number: int) -> Node:
+    return Node(
+        name=f"gpu-{number}",
+        gpus=Gpus(driver="580.65.06", cuda_driver="13.0", gpus=[good_gpu(index) for index in range(8)]),
+        xids=[],
+        versions=Versions(
+            torch="2.13.0+cu130",
+            cuda="13.0",
+            nccl="2.28.9",
+            python="3.12.11",
+            packages={"torch": "2.13.0+cu130", "vllm": "0.32.0+cu130"},
+        ),
+        infiniband=[Port(name=f"mlx5_{card}/1", state="ACTIVE", rate=400.0) for card in range(8)],
+        disk=Disk(folder="/shared/run", free=900 * GIB, write_speed=2e9),
+        shared_memory=900 * GIB,
+        limits=Limits(nofile=1048576, memlock=-1, nproc=-1),
+        busy_ports=[],
+        model=Folder(path="/models/q", size=60 * GIB, digest="aaaa"),
+        data=[Folder(path="/data", size=GIB, digest="bbbb")],
+        clock=Clock(offset=0.001, uncertain=0.001),
+    )
+
+
+def not_passed(nodes: list[Node], wanted: Requirements = WANTED) -> list[Finding]:
+    return [finding for finding in judge(nodes, wanted, CHECKS) if finding.status != "PASS"]
+
+
+def test_good_nodes_pass_every_check() -> None:
+    nodes = [good_node(number) for number in range(4)]
+    assert not_passed(nodes) == []
+    assert len({finding.check for finding in judge(nodes, WANTED, CHECKS)}) == len(CHECKS)
+
+
+def gpu_3(**changes: Any) -> Callable[[Node], None]:
+    def change(node: Node) -> None:
+        assert node.gpus
+        node.gpus.gpus[3] = node.gpus.gpus[3].model_copy(update=changes)
+
+    return change
+
+
+def part(name: str, value: Any = None, **changes: Any) -> Callable[[Node], None]:
+    def change(node: Node) -> None:
+        setattr(node, name, getattr(node, name).model_copy(update=changes) if changes else value)
+
+    return change
+
+
+def package(version: str | None) -> Callable[[Node], None]:
+    return lambda node: node.versions.packages.update(vllm=version)  # type: ignore[union-attr]
+
+
+def port_5(**changes: Any) -> Callable[[Node], None]:
+    def change(node: Node) -> None:
+        assert node.infiniband
+        node.infiniband[5] = node.infiniband[5].model_copy(update=changes)
+
+    return change
+
+
+FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
+    ("GPUs", "FAIL", "7 x NVIDIA H100", lambda node: node.gpus and node.gpus.gpus.pop()),  # type: ignore[list-item]
+    ("GPUs", "FAIL", "1 x NVIDIA A100", gpu_3(name="NVIDIA A100-SXM4-80GB")),
+    ("GPU memory", "FAIL", "GPU 3: 20.0 GiB are held", gpu_3(memory_free=60 * GIB)),
+    ("GPU errors", "FAIL", "GPU 3: 2 uncorrectable", gpu_3(ecc_uncorrected=2)),
+    ("GPU errors", "FAIL", "could not be remapped", gpu_3(remap_failed=True)),
+    ("GPU errors", "FAIL", "waits for a reset", gpu_3(remap_pending=True)),
+    ("GPU errors", "WARN", "ECC is off", gpu_3(ecc_on=False)),
+    ("GPU errors", "SKIP", "ECC cannot be read", gpu_3(ecc_on=None)),
+    ("clocks", "FAIL", "power brake", gpu_3(throttle=["power brake"])),
+    ("power cap", "WARN", "capped at 400 W, 700", gpu_3(power_limit=400.0)),
+    ("NVLink", "FAIL", "GPU 3: NVLink 4, 5 down", gpu_3(nvlinks_down=[4, 5])),
+    ("NVLink", "SKIP", "no NVLink", gpu_3(nvlinks_up=None)),
+    ("persistence", "WARN", "is off", gpu_3(persistence=False)),
+    ("Xid", "FAIL", "Xid 79 of 0000:3b:00", part("xids", [Xid(code=79, device="0000:3b:00", hours_ago=2)])),
+    ("Xid", "WARN", "Xid 63", part("xids", [Xid(code=63, device="0000:3b:00", hours_ago=2)])),
+    ("Xid", "SKIP", "not read", part("xids", None)),
+    ("versions", "FAIL", "driver 570.1, the other nodes have 580.65.06", part("gpus", driver="570.1")),
+    ("versions", "FAIL", "NCCL 2.27.3, the other nodes have 2.28.9", part("versions", nccl="2.27.3")),
+    ("packages", "FAIL", "vllm 0.31.0, pinned to 0.32.0", package("0.31.0")),
+    ("packages", "FAIL", "vllm missing, pinned to 0.32.0", package(None)),
+    ("InfiniBand", "FAIL", "mlx5_5/1 DOWN", port_5(state="DOWN")),
+    ("InfiniBand", "FAIL", "mlx5_5/1 at 100 Gb/s, others 400", port_5(rate=100.0)),
+    ("InfiniBand", "FAIL", "mlx5_0/1 absent", part("infiniband", [])),
+    ("clock", "FAIL", "+4.999 s", part("clock", Clock(offset=5.0, uncertain=0.002))),
+    ("disk", "FAIL", "0.50 GiB free, 10 wanted", part("disk", free=GIB // 2)),
+    ("disk", "FAIL", "Permission denied", part("disk", error="Permission denied: /shared/run")),
+    ("disk", "WARN", "writes 20 MB/s", part("disk", write_speed=2e7)),
+    ("shared memory", "FAIL", "0.06 GiB free", part("shared_memory", 64 * 2**20)),
+    ("ulimits", "FAIL", "nofile 1024", part("limits", nofile=1024)),
+    ("ulimits", "FAIL", "memlock 65536", part("limits", memlock=65536)),
+    ("ulimits", "WARN", "nproc 2048", part("limits", nproc=2048)),
+    ("ports", "FAIL", "in use: 29500", part("busy_ports", [29500])),
+    ("model", "FAIL", "model-2.safetensors is missing", part("model", faults=["model-2.safetensors is missing"])),
+    ("model", "FAIL", "not the same files", part("model", digest="cccc")),
+    ("data", "FAIL", "does not exist", part("data", [Folder(path="/data", faults=["it does not exist"])])),
+]
+
+
+@pytest.mark.parametrize(("check", "status", "said", "spoil"), FAULTS, ids=[f"{f[0]}: {f[2]}" for f in FAULTS])
+def test_one_bad_node_is_named(check: str, status: str, said: str, spoil: Callable[[Node], None]) -> None:
+    nodes = [good_node(number) for number in range(4)]
+    spoil(nodes[2])
+    (found,) = not_passed(nodes)
+    assert (found.node, found.check, found.status) == ("gpu-2", check, status)
+    assert said in found.detail
+    assert found.fix or status == "SKIP"
+
+
+def test_of_two_nodes_that_differ_neither_is_right() -> None:
+    nodes = [good_node(0), good_node(1)]
+    part("gpus", driver="570.1")(nodes[1])
+    found = not_passed(nodes)
+    assert [f.node for f in found] == ["gpu-0", "gpu-1"]
+    assert all("the nodes do not agree" in f.detail for f in found)
+
+
+def test_a_clock_is_compared_with_the_nodes_not_with_the_first() -> None:
+    nodes = [good_node(number) for number in range(4)]
+    for node in nodes[1:]:
+        node.clock = Clock(offset=-30.0, uncertain=0.01)
+    (found,) = not_passed(nodes)
+    assert (found.node, found.check, found.status) == ("gpu-0", "clock", "FAIL")
+
+
+def test_a_driver_too_old_for_torch_is_named_even_alone() -> None:
+    node = good_node(0)
+    part("gpus", cuda_driver="12.8")(node)
+    failed = [f for f in not_passed([node]) if f.status == "FAIL"]
+    assert [f.check for f in failed] == ["versions"]
+    assert "torch is built for CUDA 13.0, the driver knows 12.8" in failed[0].detail
+
+
+def test_old_and_application_xids_are_no_fault() -> None:
+    node = good_node(0)
+    node.xids = [Xid(code=79, device="x", hours_ago=30), Xid(code=31, device="x", hours_ago=1)]
+    assert [f for f in not_passed([node]) if f.check == "Xid"] == []
+
+
+def test_without_gpus_no_gpu_check_passes() -> None:
+    nodes = [good_node(0), good_node(1)]
+    for node in nodes:
+        node.gpus, node.xids = Gpus(absent="NVML does not start"), None
+    findings = judge(nodes, WANTED, GPU_CHECKS)
+    assert {f.status for f in findings} == {"SKIP"}
+    assert {f.detail for f in findings} == {"NVML does not start"}
+    asked = judge(nodes, Requirements(use_gpus=True), GPU_CHECKS)
+    assert {f.check for f in asked if f.status == "FAIL"} == {"GPUs"}
+    nodes[0].gpus = good_node(0).gpus
+    assert [f.node for f in judge(nodes, WANTED, GPU_CHECKS) if f.status == "FAIL"] == ["gpu-0", "gpu-1"]
+
+
+def test_a_gpu_machine_without_the_package_fails() -> None:
+    node = good_node(0)
+    node.gpus = Gpus(absent="the package nvidia-ml-py is not installed", device_files=True)
+    found = [f for f in judge([node], WANTED, GPU_CHECKS) if f.status == "FAIL"]
+    assert [(f.check, f.detail) for f in found] == [("GPUs", "the package nvidia-ml-py is not installed")]
+
+
+def test_a_part_that_does_not_answer_fails_its_checks_and_one_not_asked_for_is_skipped() -> None:
+    node = good_node(0)
+    node.disk, node.unanswered = None, {"disk": "no answer within 20 s"}
+    node.model = None
+    found = {f.check: (f.status, f.detail) for f in not_passed([node])}
+    assert found["disk"] == ("FAIL", "no answer within 20 s")
+    assert found["model"] == ("SKIP", "not asked for")
+
+
+def test_facts_survive_the_way_to_the_first_node() -> None:
+    node = good_node(3)
+    assert Node.from_json(node.model_dump_json()) == node
