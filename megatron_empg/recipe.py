@@ -84,7 +84,7 @@ class EngineSection(Section):
     tensor_parallel: Positive = 1
     """GPUs (or CPU processes) a server."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory of a server's key-value cache; vLLM decides when empty (on GPU)."""
+    """Memory of the key-value cache on each of a server's GPUs; vLLM decides when empty (on GPU)."""
     host: str = "127.0.0.1"
     """The interface the servers listen on. Every route asks for the run's token."""
     start_timeout: Positive = 600

@@ -52,7 +52,7 @@ def engine_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> Eng
     per_token = 2.0 * config.num_layers * max(1, config.num_kv_heads // ranks) * config.head_dim * size
     available = ENGINE_UTILISATION * gpu_memory
     asked = recipe.engines.kv_cache_gib
-    cache = available - weights - ENGINE_WORKSPACE if asked is None else asked * 2**30 / ranks
+    cache = available - weights - ENGINE_WORKSPACE if asked is None else asked * 2**30
     episodes = max(0.0, cache) / (per_token * recipe.rollout.max_episode_tokens)
     return EngineMemory(weights, cache, ENGINE_WORKSPACE, per_token, episodes, available)
 

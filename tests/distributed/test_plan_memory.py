@@ -18,7 +18,6 @@ from models import save_random_model
 from ranks import run_ranks
 from torch import Tensor
 
-from megatron_empg.planner.activations import Microbatch
 from megatron_empg.planner.memory import full_microbatch, rank_memory, saved_activations
 from megatron_empg.recipe import Recipe
 from megatron_empg.weights.model_config import ModelConfig
@@ -150,9 +149,7 @@ ONE = [
 TWO = [
     Case({"tensor_parallel": 2}),
     Case(SP),
-    Case(SP, dtype="float32"),
     Case({**SP, "recompute": "selective"}),
-    Case({**SP, "recompute": "full"}),
     Case(SP, "qwen2-one-group"),  # fewer key-value heads than ranks
     Case({"pipeline_parallel": 2}),
     Case({"pipeline_parallel": 2}, "qwen2"),  # tied embeddings: a second copy
@@ -162,7 +159,6 @@ TWO = [
     Case({**CP, "context_exchange": "a2a"}),
     Case({**CP, "recompute": "selective", "distributed_optimizer": True}),
     Case({**CP, "recompute": "full"}),
-    Case({"data_parallel": 2}),
     Case({"data_parallel": 2, "distributed_optimizer": True}),
     Case({"data_parallel": 2, "distributed_optimizer": True}, dtype="float32"),
     Case({"data_parallel": 2, "distributed_optimizer": True, "expert_parallel": 2}, "qwen3_moe"),
@@ -189,7 +185,7 @@ def two(folder: Path) -> list[dict[str, Any]]:
 
 def assert_predicted(case: Case, results: list[dict[str, Any]], folder: Path) -> None:
     recipe, config = case.recipe(), ModelConfig.from_folder(folder / case.model)
-    batch: Microbatch = full_microbatch(recipe)
+    batch = full_microbatch(recipe)
     for rank in range(len(results)):
         measured = answer(results, case, rank)
         stage = rank if recipe.actor.pipeline_parallel > 1 else 0

@@ -129,3 +129,7 @@ def test_key_value_cache(name: str, ranks: int, bytes_per_token: float) -> None:
     assert memory.weights == model_parameters(config(name)) * 2 / ranks
     assert memory.episodes == pytest.approx(memory.kv_cache / bytes_per_token / 32768)
     assert memory.weights + memory.kv_cache + memory.workspace == pytest.approx(memory.available)
+    asked: Any = engine_memory(
+        recipe(f"engines.tensor_parallel={ranks}", "engines.kv_cache_gib=8"), config(name), 80 * GIB
+    )
+    assert asked.kv_cache == 8 * GIB  # on each GPU, as vLLM takes it
