@@ -57,7 +57,7 @@ class Case:
 
 SHARDED = {"distributed_optimizer": True}
 OVERLAPPED = {"distributed_optimizer": True, "overlap": True}
-ONE = [Case({}), Case({}, "untied-one-group")]
+ONE = [Case({}), Case({}, "untied-one-group"), Case({}, "experts")]
 TWO = [
     Case({"tensor": 2}),
     Case({"tensor": 2, "sequence_parallel": True}),
@@ -72,6 +72,8 @@ TWO = [
     Case({"context": 2}),
     Case({"context": 2}, settings={"context_exchange": "a2a", **SHARDED}),
     Case({"context": 2}, "untied-one-group"),  # one group cannot be split, so not by all-to-all
+    Case({"data": 2, "expert": 2}, "experts", SHARDED),
+    Case({"tensor": 2, "sequence_parallel": True, "expert": 2}, "experts"),
 ]
 FOUR = [
     Case({"tensor": 2, "pipeline": 2}),
@@ -83,6 +85,7 @@ FOUR = [
     Case({"pipeline": 2, "data": 2}, settings=SHARDED),
     Case({"pipeline": 2, "virtual_pipeline": 2, "data": 2}, "untied-one-group", OVERLAPPED),
     Case({"context": 2, "data": 2}, settings=OVERLAPPED),
+    Case({"pipeline": 2, "data": 2, "expert": 2}, "experts", OVERLAPPED),
     Case({"tensor": 4}),
     Case({"context": 4}),
     Case({"pipeline": 4}),
@@ -92,7 +95,7 @@ FOUR = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("layouts")
-    for name, shape in (("tied", "qwen2"), ("untied-one-group", "qwen2-one-group")):
+    for name, shape in (("tied", "qwen2"), ("untied-one-group", "qwen2-one-group"), ("experts", "qwen3_moe")):
         model = save_random_model(made / name, shape)
         torch.save(with_old_logprobs(model, sequences(LENGTHS)), made / f"{name}.pt")
     return made
