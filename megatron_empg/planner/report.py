@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Rows of each table; JSON has them all."""
-WIDTH = 160
+WIDTH = 172
 """Where the output is not a terminal."""
 MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "allowance")
 
