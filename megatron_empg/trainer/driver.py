@@ -7,6 +7,7 @@ twice. Started by the launcher: ``python -m megatron_empg.trainer.driver RECIPE 
 import argparse
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> Asy
         concurrency=rollout.concurrency,
         request_timeout=recipe.limits.rollout_timeout,
     )
-    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings) as connected:
+    # An environment that asks a service must not hold up the other episodes while it waits.
+    executor = ThreadPoolExecutor(64) if recipe.environment.settings.get("search_url") else None
+    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings, executor) as connected:
         yield Driver(recipe, source, connected, chat.end_of_turn)
 
 

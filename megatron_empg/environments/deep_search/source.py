@@ -12,6 +12,7 @@ from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.retrieval import Retriever
+from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools, Tools
 from megatron_empg.environments.deep_search.searcher import SEARCHERS, ScriptedSearcher
 
 DEFAULT_CORPUS = "recipes/miniature/corpus.jsonl"
@@ -74,7 +75,8 @@ class DeepSearchTaskSource:
     """Tasks, episodes and walkthroughs over one corpus; `TaskSource` says what the methods do.
 
     `searcher`: "fallible" (errs at random), "habit" (a systematic wrong habit) or "flawless";
-    `searcher_settings` changes its chances. `splits` changes what is held out. Raises ValueError.
+    `searcher_settings` changes its chances. `splits` changes what is held out. With a `search_url` (see
+    `search_service`) episodes look things up there. Raises ValueError.
     """
 
     def __init__(
@@ -83,12 +85,15 @@ class DeepSearchTaskSource:
         searcher: str = "fallible",
         searcher_settings: Mapping[str, float] | None = None,
         splits: Mapping[str, Any] | None = None,
+        search_url: str | None = None,
     ):
         if searcher not in SEARCHERS:
             allowed = ", ".join(SEARCHERS)
             raise ValueError(f"deep_search searcher {searcher!r} is unknown; allowed: {allowed}")
         self.corpus = load_corpus(corpus)
         self.retriever = Retriever(self.corpus)
+        self._local = LocalTools(self.corpus, self.retriever)
+        self._tools: Tools = RemoteTools(search_url) if search_url else self._local
         settings = replace(SEARCHERS[searcher], **(searcher_settings or {}))
         self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings)
         rules = SplitRules(**(splits or {}))
@@ -120,15 +125,15 @@ class DeepSearchTaskSource:
 
     def make(self, task: Task) -> DeepSearchEnvironment:
         """A fresh episode."""
-        return DeepSearchEnvironment(self.corpus, self.retriever, task.payload["answer"])
+        return DeepSearchEnvironment(self._tools, task.payload["answer"])
 
     def walkthrough(self, task: Task, seed: int) -> list[tuple[str, str | None]]:
-        """The scripted searcher's turns on a task, through a real episode."""
+        """The scripted searcher's turns on a task, through a real episode on the corpus at hand."""
         payload = task.payload
         question = Question(
             payload["entity"], payload["entity_type"], tuple(payload["relations"]), payload["answer"]
         )
-        return self._searcher.walk(question, self.make(task), seed)
+        return self._searcher.walk(question, DeepSearchEnvironment(self._local, payload["answer"]), seed)
 
     def _split(self, split: Split) -> dict[str, list[Question]]:
         if split not in self._questions:
