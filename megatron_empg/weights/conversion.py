@@ -45,7 +45,7 @@ def to_megatron(
     Hugging Face folder or a Megatron checkpoint; ``like`` has the configuration where the source has none.
     An interrupted conversion goes on when it is repeated. Raises CheckpointError and ModelConfigError.
     """
-    config = ModelConfig.from_folder(like or source)
+    config = _config(source, like)
     _check_layout(config, tensor_parallel, pipeline_parallel)
     options = {"to": "megatron", "tensor": tensor_parallel, "pipeline": pipeline_parallel}
     with (
@@ -84,7 +84,7 @@ def to_hugging_face(
     ``source`` is a Megatron checkpoint, of a training step or of weights alone, or a Hugging Face folder; ``like``
     has the configuration and tokenizer where the source has none. Otherwise as `to_megatron`.
     """
-    config = ModelConfig.from_folder(like or source)
+    config = _config(source, like)
     with (
         open_weights(source, config) as reader,
         _stage(reader, destination, dtype, shard_bytes, {"to": "hugging_face"}) as staging,
@@ -115,7 +115,7 @@ def verify(source: Path, converted: Path, *, like: Path | None = None, progress:
 
     Raises CheckpointError naming the first that differs.
     """
-    config = ModelConfig.from_folder(like or source)
+    config = _config(source, like)
     compared = 0
     with open_weights(source, config) as ours, open_weights(converted, config) as theirs:
         report = _Bytes(progress, sum(_nbytes(row, ours.dtype(row)) for row in ours.table))
@@ -150,6 +150,12 @@ def _stage(
     """A repetition goes on only where source, options and the size of files are the same."""
     source = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in reader.files()}
     return Staging(destination, {**options, "dtype": str(dtype), "shard_bytes": shard_bytes, "source": source})
+
+
+def _config(source: Path, like: Path | None) -> ModelConfig:
+    if like is None and not (Path(source) / "config.json").exists():
+        raise CheckpointError(f"{source} has no config.json; name a folder with the model's by --like")
+    return ModelConfig.from_folder(like or source)
 
 
 def _check_layout(config: ModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:

@@ -115,7 +115,7 @@ def _locate(folder: Path) -> dict[str, Path]:
         try:
             weight_map = json.loads(index.read_text())["weight_map"].items()
             where = {str(name): folder / Path(str(file)).name for name, file in weight_map}
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from None
         if absent := sorted({str(path) for path in where.values() if not path.exists()}):
             raise CheckpointError(f"{index} names files that are not there: {absent}")

@@ -224,6 +224,11 @@ def test_a_checkpoint_of_another_model(megatron: Path) -> None:
     assert "surplus: ['decoder.layers.self_attention.linear_qkv.bias']" in refusal(megatron)
 
 
+def test_a_checkpoint_without_a_configuration(megatron: Path) -> None:
+    (megatron / "config.json").unlink()
+    assert "has no config.json; name a folder with the model's by --like" in refusal(megatron)
+
+
 def test_a_checkpoint_that_names_its_model(megatron: Path) -> None:
     (megatron / "manifest.json").write_text(json.dumps({"model": {"num_heads": 8, "head_dim": 16}}))
     assert "is of another model: ['num_heads'] differ" in refusal(megatron)

@@ -137,6 +137,25 @@ def test_a_misshapen_tensor_is_named(model: Path) -> None:
     assert "model.norm.weight has shape [63], expected [64]" in refusal(model)
 
 
+def test_a_renamed_tensor_is_recognised(model: Path) -> None:
+    tensor = load_file(model / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    change(model, model__layers__1__mlp__up_proj__weight=None, model__layers__1__mlp__up_porj__weight=tensor)
+    assert "model.layers.1.mlp.up_porj.weight looks like model.layers.1.mlp.up_proj.weight misnamed" in refusal(
+        model
+    )
+
+
+def test_a_tensor_of_an_unknown_type_is_named(model: Path) -> None:
+    change(model, model__norm__weight=torch.ones(64, dtype=torch.float64))
+    assert "model.norm.weight is of type F64; supported: F32, BF16, F16" in refusal(model)
+
+
+def test_parts_of_a_parameter_have_one_type(model: Path) -> None:
+    change(model, model__layers__0__self_attn__k_proj__bias=torch.ones(32, dtype=torch.bfloat16))
+    assert "model.layers.0.self_attn.k_proj.bias" in refusal(model)
+    assert "differ in dtype" in refusal(model)
+
+
 def test_a_tied_head_may_be_written_out(model: Path) -> None:
     embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
     change(model, lm_head__weight=embedding.clone())
@@ -177,6 +196,39 @@ def test_a_file_of_the_index_that_is_absent_is_named(model: Path) -> None:
     message = refusal(model)
     assert "part-1.safetensors" in message
     assert "names files that are not there" in message
+
+
+def test_a_file_without_a_tensor_that_the_index_gives_it(model: Path) -> None:
+    split_in_two(model)
+    index = model / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    was = content["weight_map"]["model.norm.weight"]
+    content["weight_map"]["model.norm.weight"] = (
+        "part-0.safetensors" if was.endswith("1.safetensors") else "part-1.safetensors"
+    )
+    index.write_text(json.dumps(content))
+    assert f"index.json says that {content['weight_map']['model.norm.weight']} holds model.norm.weight" in refusal(
+        model
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weights": {}}'])
+def test_an_index_that_is_none(model: Path, content: str) -> None:
+    (model / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json is not an index of safetensors files" in refusal(model)
+
+
+def test_a_large_folder_is_written_in_several_files(model: Path, tmp_path: Path) -> None:
+    _, table = read_all(model)
+    tensors = [(name, t) for row, ts in table for name, t in zip(row.hf, ts, strict=True)]
+    write_folder(tmp_path / "written", iter(tensors), model, shard_bytes=100_000)
+    files = sorted((tmp_path / "written").glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert max(file.stat().st_size for file in files) < 110_000
+    _, back = read_all(tmp_path / "written")
+    for (_, one), (_, other) in zip(table, back, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_folder_is_replaced_as_a_whole(model: Path, tmp_path: Path) -> None:
