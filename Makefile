@@ -11,7 +11,7 @@ PYTHON312 ?= $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/vers
 VENV312 := .venv312
 PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
 TESTS312 := $(wildcard tests/distributed/test_actor_*.py) tests/distributed/test_checkpoints.py \
-  tests/distributed/test_vocab_parallel_lm_head.py
+  tests/distributed/test_conversion.py tests/distributed/test_vocab_parallel_lm_head.py
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test test-slow test-mutations test-py312 lint typecheck format setup
