@@ -1,6 +1,12 @@
-"""SmolLM2-135M-Instruct: converted and back bit for bit; its log-probs from sharded ranks are transformers'."""
+"""SmolLM2-135M-Instruct: converted and back bit for bit; its log-probs from sharded ranks, and what an engine says
+after a push from them, are transformers'.
 
+Its 9 heads cannot be split over 2 ranks, so tensor parallelism is 3 here.
+"""
+
+import asyncio
 import importlib.util
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +17,11 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
+
+from megatron_empg.rollout.client import EngineClient, Sampling
+from megatron_empg.rollout.launch import free_port, start_engine
+from tests.end_to_end.engine_model import greedy
+from tests.end_to_end.trainer_ranks import push
 
 pytestmark = pytest.mark.slow
 PROMPT = "The capital of France is Paris, and the largest ocean is the Pacific. Water boils at 100 degrees. " * 8
@@ -83,3 +94,32 @@ def test_three_ranks_score_as_transformers_does(model: Path) -> None:
     assert expected.mean() > -2.5  # it is the trained model
     found, *_ = run_ranks(_scores, 3, str(model), tokens)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_an_engine_generates_after_a_push_from_tensor_and_pipeline_ranks(model: Path, tmp_path: Path) -> None:
+    """The engine starts with random weights; then it says what transformers says, and that makes sense."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.save_pretrained(tmp_path / "random")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(tmp_path / "random")
+    prompt = tokenizer("The capital of France is")["input_ids"]
+    expected = greedy(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), prompt, 16)
+    token = secrets.token_hex(16)
+    engine = start_engine(
+        tmp_path / "random", port=free_port(), token=token, log_path=tmp_path / "log", max_model_len=512,
+        max_num_seqs=4, kv_cache_bytes=256 << 20,
+    )  # fmt: skip
+
+    async def generate() -> list[int]:
+        async with EngineClient(engine.url, token, timeout=120.0) as client:
+            return (await client.generate(prompt, Sampling(temperature=0.0), max_tokens=16, seed=0)).token_ids
+
+    try:
+        engine.wait_healthy(300.0)
+        assert asyncio.run(generate()) != expected
+        run_ranks(push, 6, {"tensor": 3, "pipeline": 2}, [(str(model), 1, [engine.url])], token, timeout=600)
+        assert asyncio.run(generate()) == expected
+    finally:
+        engine.stop()
+    assert "Paris" in tokenizer.decode(expected)

@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import secrets
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.launch import free_port, start_engine
 from tests.distributed.ranks import run_ranks
 from tests.end_to_end.engine_model import MAX_MODEL_LEN, greedy, perturb, save_policy
+from tests.end_to_end.trainer_ranks import push
 
 PROMPT = [1, 50, 60, 70, 80]
 COUNT = 24
@@ -46,7 +46,7 @@ def engines(tmp_path_factory):
         for engine in started:
             engine.wait_healthy(240.0)
         yield SimpleNamespace(
-            folder=folder,
+            models=[str(folder / f"model{version}") for version in range(4)],
             token=token,
             urls=[engine.url for engine in started],
             tokens=[greedy(model, PROMPT, COUNT) for model in models],
@@ -54,33 +54,6 @@ def engines(tmp_path_factory):
     finally:
         for engine in started:
             engine.stop()
-
-
-def push(folder: str, layout: dict[str, int], pushes: list[tuple[int, list[str]]], token: str) -> list[Any]:
-    """On every trainer rank: load each model and push it to the engines; rank 0 tells what was sent."""
-    import torch.distributed as dist
-
-    from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.weights.model_config import ModelConfig
-    from megatron_empg.weights.transfer import WeightPublisher
-
-    actor = Actor(ModelConfig.from_folder(Path(folder) / "model0"), Layout(**layout), OptimizerSettings(lr=1e-3))
-    reports = []
-    for version, urls in pushes:
-        actor.load_weights(Path(folder) / f"model{version}")
-        weights = actor.weights()
-        if dist.get_rank() == 0:
-            publisher = WeightPublisher(urls, token, device="cpu", timeout=60.0)
-            publisher.connect(weights)
-            reports.append(publisher.publish(weights, version))
-            publisher.close()
-        else:
-            for _ in weights:
-                pass
-        dist.barrier()
-    return reports
 
 
 def drawn(engines: Any, index: int) -> tuple[list[int], set[int]]:
@@ -103,7 +76,8 @@ def test_tensor_and_pipeline_ranks_to_one_engine_and_to_two(engines):
     """Engine 0 gets two models one after the other, engine 1 the second, engine 2 neither."""
     first, second = engines.urls[:1], engines.urls[:2]
     layout = {"tensor": 2, "pipeline": 2}
-    reports = run_ranks(push, 4, str(engines.folder), layout, [(1, first), (2, second)], engines.token)[0]
+    pushes = [(engines.models[1], 1, first), (engines.models[2], 2, second)]
+    reports = run_ranks(push, 4, layout, pushes, engines.token)[0]
     assert [drawn(engines, index) for index in range(3)] == [
         (engines.tokens[2], {2}), (engines.tokens[2], {2}), (engines.tokens[0], {0}),
     ]  # fmt: skip
@@ -112,7 +86,8 @@ def test_tensor_and_pipeline_ranks_to_one_engine_and_to_two(engines):
 
 def test_tensor_ranks_to_an_engine_of_one_rank_and_of_two(engines):
     one, two = engines.urls[:1], engines.urls[2:]
-    run_ranks(push, 2, str(engines.folder), {"tensor": 2}, [(3, one), (3, two)], engines.token)
+    pushes = [(engines.models[3], 3, one), (engines.models[3], 3, two)]
+    run_ranks(push, 2, {"tensor": 2}, pushes, engines.token)
     assert [drawn(engines, index) for index in range(3)] == [
         (engines.tokens[3], {3}), (engines.tokens[2], {2}), (engines.tokens[3], {3}),
     ]  # fmt: skip

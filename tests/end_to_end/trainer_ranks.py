@@ -1,0 +1,31 @@
+"""Trainer ranks that push weights to engines, for `run_ranks`."""
+
+from pathlib import Path
+from typing import Any
+
+
+def push(layout: dict[str, int], pushes: list[tuple[str, int, list[str]]], token: str) -> list[Any]:
+    """On every trainer rank: load each (folder, version, engines) and push it; rank 0 tells what was sent."""
+    import torch.distributed as dist
+
+    from megatron_empg.actor.actor import Actor
+    from megatron_empg.actor.layout import Layout
+    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.transfer import WeightPublisher
+
+    actor = Actor(ModelConfig.from_folder(Path(pushes[0][0])), Layout(**layout), OptimizerSettings(lr=1e-3))
+    reports = []
+    for folder, version, urls in pushes:
+        actor.load_weights(Path(folder))
+        weights = actor.weights()
+        if dist.get_rank() == 0:
+            publisher = WeightPublisher(urls, token, device="cpu", timeout=120.0)
+            publisher.connect(weights)
+            reports.append(publisher.publish(weights, version))
+            publisher.close()
+        else:
+            for _ in weights:
+                pass
+        dist.barrier()
+    return reports
