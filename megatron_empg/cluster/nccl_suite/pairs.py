@@ -56,8 +56,6 @@ def find_slow_pairs(session: Session, size: int, below: float, least: float | No
 
     Pairs that look slow are measured twice more and keep their best: a busy moment is not a bad cable.
     """
-    with session.step("start of the pairs", range(session.place.world_size)):
-        dist.all_reduce(torch.zeros(1, device=session.device))  # NCCL wants all ranks in a group's first operation
     rounds = schedule(session.nodes, session.backend == "nccl")
     matrix = measure_pairs(session, rounds, size)
     for _ in range(2):

@@ -84,6 +84,7 @@ class Session:
                 world_size=self.place.world_size,
                 timeout=timedelta(seconds=step_limit + 60),  # the watch comes first
             )
+            dist.all_reduce(torch.zeros(1, device=self.device))  # NCCL: all ranks in a group's first operation
             mine: dict[str, Members] = {}
             for kind, groups in lists.items():
                 for ranks in groups:
@@ -99,7 +100,13 @@ class Session:
         deadline = time.monotonic() + limit
         awaited = set(range(place.world_size))
         while awaited:
-            awaited -= {rank for rank in awaited if self.store.check([f"here/{rank}"])}
+            try:
+                awaited -= {rank for rank in awaited if self.store.check([f"here/{rank}"])}
+            except dist.DistError as error:
+                raise PlaceError(
+                    f"rank {place.rank} lost rank 0, which holds the store, while ranks "
+                    f"{', '.join(map(str, sorted(awaited)))} had not come: {str(error).splitlines()[0]}"
+                ) from None
             if awaited and time.monotonic() > deadline:
                 raise PlaceError(
                     f"rank {', '.join(map(str, sorted(awaited)))} of {place.world_size} did not start within "
@@ -173,7 +180,8 @@ class Session:
     def close(self) -> None:
         """Leave together: rank 0 last, since it holds the store."""
         self.exchange("end", None)
-        dist.destroy_process_group()
+        with self.step("end of the process groups", range(self.place.world_size)):
+            dist.destroy_process_group()
         self.store.set(f"left/{self.place.rank}", "")
         if self.place.hosts_store:
             left = [f"left/{rank}" for rank in range(self.place.world_size)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ def collect_node(name: str, asked: Questions) -> Node:
     if asked.ports:
         parts["busy_ports"] = lambda: host.read_busy_ports(asked.ports)
     if asked.run_folder:
-        parts["disk"] = lambda folder=asked.run_folder: host.read_disk(folder)
+        parts["disk"] = partial(host.read_disk, asked.run_folder)
     if asked.model:
-        parts["model"] = lambda folder=asked.model: _model(folder, asked)
+        parts["model"] = partial(_model, asked.model, asked)
     if asked.data:
         parts["data"] = lambda: [host.read_data(path) for path in asked.data]
     limits = dict.fromkeys(parts, asked.limit)

@@ -6,7 +6,7 @@ A check that could not be made is SKIP with the reason, never PASS.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -66,7 +66,7 @@ def part_of(nodes: Sequence[Node], part: str, check: str) -> Iterator[tuple[Node
             yield node, getattr(node, part), None
 
 
-def unlike(values: dict[str, Hashable]) -> dict[str, str]:
+def unlike(values: Mapping[str, Hashable]) -> dict[str, str]:
     """Nodes whose value is not the majority's, each with what is said of it; all of them where there is none."""
     counts = Counter(values.values()).most_common()
     if len(counts) < 2:
