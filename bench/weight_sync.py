@@ -3,10 +3,15 @@
     python bench/weight_sync.py
     python bench/weight_sync.py --layers 24 --tensor-parallel 2
 
-Real engines (CPU, gloo) and a trainer of one rank or several. The push of `WeightPublisher`, from pausing the
-engines to resuming them, takes turns with a raw gloo broadcast of one flat tensor of as many bytes to as many
-receiving processes; of each the least over all turns is reported, with the median. Targets: a push moves at
-least 0.7 of the raw broadcast's bytes a second; two engines cost at most 1.3 times one.
+Real engines (CPU, gloo) and a trainer of one rank or several. Three take turns, each to one receiver and to two;
+of each the least over all turns is reported, with the median:
+
+- raw: a gloo broadcast of one flat tensor of as many bytes to processes that do nothing but receive;
+- transfer: the actor's tensors, gathered and split under their Hugging Face names, to such processes;
+- push: `WeightPublisher.publish` to engines, from pausing them to resuming them; beside the transfer, vLLM loads
+  every tensor and packs it anew for its CPU kernels.
+
+Targets: 0.7 of the raw broadcast's bytes a second; two engines cost at most 1.3 times one.
 """
 
 import argparse
@@ -18,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +54,31 @@ def save_model(folder: Path, layers: int) -> int:
     return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
-def receive_raw(rank: int, port: int, world_size: int, elements: int, turns: int) -> None:
+def receive(rank: int, port: int, world_size: int, shapes: list[tuple[int, ...]], turns: int) -> None:
     """A process that does nothing but receive."""
     torch.set_num_threads(1)
     group = BroadcastGroup.join(HOST, port, rank, world_size, 600.0)
-    buffer = torch.empty(elements)
     for _ in range(turns):
-        group.broadcast(buffer)
+        for _tensor in group.stream(torch.empty(shape) for shape in shapes):
+            pass
 
 
-class RawBroadcast:
-    """One flat float32 tensor to a number of processes; each `send` waits until all have it."""
+class Receivers:
+    """Processes that receive float32 tensors of these shapes, turn after turn."""
 
-    def __init__(self, receivers: int, elements: int, turns: int) -> None:
-        self.buffer = torch.randn(elements)
-        store = open_store(HOST, receivers + 1, 600.0)
+    def __init__(self, count: int, shapes: list[tuple[int, ...]], turns: int) -> None:
+        store = open_store(HOST, count + 1, 600.0)
         context = mp.get_context("spawn")
-        for rank in range(1, receivers + 1):
-            arguments = (rank, store.port, receivers + 1, elements, turns)
-            context.Process(target=receive_raw, args=arguments, daemon=True).start()
-        self.group = BroadcastGroup(HOST, store, 0, receivers + 1, 600.0)
+        for rank in range(1, count + 1):
+            arguments = (rank, store.port, count + 1, shapes, turns)
+            context.Process(target=receive, args=arguments, daemon=True).start()
+        self.group = BroadcastGroup(HOST, store, 0, count + 1, 600.0)
 
-    def send(self) -> float:
+    def send(self, tensors: Iterable[torch.Tensor]) -> float:
+        """Seconds until all is sent."""
         started = time.perf_counter()
-        self.group.broadcast(self.buffer)
+        for _ in self.group.stream(tensors):
+            pass
         return time.perf_counter() - started
 
 
@@ -90,19 +97,24 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     actor = Actor(ModelConfig.from_folder(Path(job["model"])), layout, OptimizerSettings(lr=1e-3))
     actor.load_weights(Path(job["model"]))
     seconds: dict[str, list[float]] = {}
+    weights = actor.weights()
+    shapes = [shape for _name, _dtype, shape in weights.metadata()]
+    flat = torch.randn(job["bytes"] // 4)
     for engines in (1, 2):
-        weights = actor.weights()
         if rank == 0:
             publisher = WeightPublisher(job["urls"][:engines], job["token"], device="cpu", timeout=600.0)
             publisher.connect(weights)
-            raw = RawBroadcast(engines, job["bytes"] // 4, arguments.turns)
+            raw = Receivers(engines, [tuple(flat.shape)], arguments.turns)
+            bare = Receivers(engines, shapes, arguments.turns)
         for turn in range(arguments.turns):
             dist.barrier()
             if rank == 0:
-                seconds.setdefault(f"raw {engines}", []).append(raw.send())
+                seconds.setdefault(f"raw {engines}", []).append(raw.send([flat]))
+                tensors = (tensor.contiguous() for _, tensor in weights)
+                seconds.setdefault(f"transfer {engines}", []).append(bare.send(tensors))
                 seconds.setdefault(f"push {engines}", []).append(publisher.publish(weights, turn).seconds)
             else:
-                for _ in weights:
+                for _ in (*weights, *weights):
                     pass
         if rank == 0:
             publisher.close()
@@ -156,15 +168,17 @@ def report(size: int, seconds: dict[str, list[float]]) -> None:
     """Ratios of the least, those of the medians in brackets."""
     print(f"{size / 1e6:.0f} MB, {len(seconds['raw 1'])} turns; seconds: least (median)")
     for name, values in seconds.items():
-        print(f"  {name} engine(s): {min(values):.3f} ({statistics.median(values):.3f})")
+        print(f"  {name} receiver(s): {min(values):.3f} ({statistics.median(values):.3f})")
 
     def ratio(above: str, below: str) -> str:
         values = (of(seconds[above]) / of(seconds[below]) for of in (min, statistics.median))
         return "{:.2f} ({:.2f})".format(*values)
 
-    print(f"push against raw broadcast, one engine: {ratio('raw 1', 'push 1')} of its speed")
-    print(f"push against raw broadcast, two engines: {ratio('raw 2', 'push 2')} of its speed")
-    print(f"two engines against one: {ratio('push 2', 'push 1')} times the seconds")
+    for count, words in (("1", "one receiver"), ("2", "two receivers")):
+        for what in ("transfer", "push"):
+            print(f"{what} to {words}: {ratio(f'raw {count}', f'{what} {count}')} of the raw broadcast's speed")
+    for what in ("transfer", "push"):
+        print(f"{what} to two receivers against one: {ratio(f'{what} 2', f'{what} 1')} times the seconds")
 
 
 if __name__ == "__main__":
