@@ -9,7 +9,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON312 ?= $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python; do \
   "$$python" -c 'import sys; assert sys.version_info[:2] == (3, 12); print(sys.executable)' 2>/dev/null && break; done)
 VENV312 := .venv312
-PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
+PIP312 := $(VENV312)/bin/pip install --quiet
 TESTS312 := $(wildcard tests/distributed/test_actor_*.py) tests/distributed/test_checkpoints.py \
   tests/distributed/test_conversion.py tests/distributed/test_vocab_parallel_lm_head.py
 export OMP_NUM_THREADS ?= 1
