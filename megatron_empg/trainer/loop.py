@@ -20,6 +20,7 @@ from megatron_empg.actor.reference import FrozenReference
 from megatron_empg.actor.weights import ActorWeights, export_hugging_face
 from megatron_empg.algorithms.policy_loss import kl_estimate
 from megatron_empg.algorithms.rollout_correction import logprob_gap
+from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.advantages import (
     annotated_episodes,
@@ -68,9 +69,10 @@ class Training:
         *,
         driver: Driver | None,
         publisher: Publisher | None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.recipe, self.actor, self.folder = recipe, actor, folder
-        self.driver, self.publisher = driver, publisher
+        self.driver, self.publisher, self.heartbeat = driver, publisher, heartbeat
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
         wanted = recipe.algorithm.kl_to_initial_every or recipe.algorithm.kl_coefficient
@@ -112,6 +114,8 @@ class Training:
     def _step(self, step: int) -> dict[str, float]:
         recipe, actor = self.recipe, self.actor
         self.times, started = {}, time.monotonic()
+        if self.heartbeat:
+            self.heartbeat.step = step + 1
         with self._clock("rollout"):
             batch = self._fetch(step)
         metrics: dict[str, float] = {"policy_version": step, **batch.metrics}
@@ -215,6 +219,7 @@ class Training:
         settings = self.recipe.evaluation
         metrics: dict[str, float] = {}
         started = time.monotonic()
+        self._enter("evaluate")
         if self.driver and settings.questions:
             for split in settings.splits:
                 for greedy in (False, True) if settings.greedy else (False,):
@@ -258,6 +263,7 @@ class Training:
 
     @contextmanager
     def _clock(self, phase: str) -> Iterator[None]:
+        self._enter(phase)
         started = time.monotonic()
         yield
         if torch.cuda.is_available():
@@ -267,9 +273,14 @@ class Training:
     @contextmanager
     def _checkpoint_clock(self) -> Iterator[None]:
         """Seconds that training stands still for a checkpoint; they count with the next step."""
+        self._enter("checkpoint")
         started = time.monotonic()
         yield
         self.checkpoint_seconds += time.monotonic() - started
+
+    def _enter(self, phase: str) -> None:
+        if self.heartbeat:
+            self.heartbeat.enter(phase)
 
     def _agree(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""

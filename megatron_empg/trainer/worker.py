@@ -37,6 +37,7 @@ def main() -> None:
 def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     """Build this rank's part of the run and train."""
     from megatron_empg.actor.platform import device
+    from megatron_empg.cluster.watchdog import Heartbeat
     from megatron_empg.rollout.access import token_from_environment
     from megatron_empg.trainer.build import build_actor
     from megatron_empg.trainer.driver_client import DriverClient, wait_until_healthy
@@ -44,18 +45,26 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.trainer.run_folder import RunFolder
     from megatron_empg.weights.transfer import WeightPublisher
 
-    actor = build_actor(recipe)
-    driver, publisher = None, None
-    if int(os.environ["RANK"]) == 0:
-        token, limits = token_from_environment(), recipe.limits
-        driver = DriverClient(driver_url, token, timeout=limits.rollout_timeout)
-        wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
-        publisher = WeightPublisher(
-            engine_urls, token, device=device(), timeout=limits.sync_timeout, host=recipe.engines.host
-        )
-        publisher.connect(actor.weights())
-    folder = RunFolder(recipe.run.folder)
-    Training(recipe, actor, folder, driver=driver, publisher=publisher).run()
+    rank, limits = int(os.environ["RANK"]), recipe.limits
+    waits = {
+        "start": recipe.engines.start_timeout + 600,
+        "rollout": limits.rollout_timeout + 60,
+        "evaluate": limits.rollout_timeout + 60,
+        "sync": limits.sync_timeout + 60,
+    }
+    with Heartbeat(recipe.run.folder, rank, waits) as heartbeat:
+        actor = build_actor(recipe)
+        driver, publisher = None, None
+        if rank == 0:
+            token = token_from_environment()
+            driver = DriverClient(driver_url, token, timeout=limits.rollout_timeout)
+            wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
+            publisher = WeightPublisher(
+                engine_urls, token, device=device(), timeout=limits.sync_timeout, host=recipe.engines.host
+            )
+            publisher.connect(actor.weights())
+        folder = RunFolder(recipe.run.folder)
+        Training(recipe, actor, folder, driver=driver, publisher=publisher, heartbeat=heartbeat).run()
 
 
 if __name__ == "__main__":

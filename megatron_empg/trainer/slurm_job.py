@@ -1,0 +1,270 @@
+"""What the scripts in slurm/ ask of the package: checks, the resolved recipe, and each task's own command.
+
+    python -m megatron_empg.trainer.slurm_job check RECIPE key=value … --trainer-nodes 4 --rollout-nodes 4 …
+
+The shape of the job comes from the scripts; addresses and ports from Slurm, through EMPG_ADDRESSES
+("node1=10.0.0.1 node2=10.0.0.2 …") and EMPG_BASE_PORT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_empg.recipe import Recipe, RecipeError, dump_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from megatron_empg.weights.model_config import ModelConfig
+
+GIB = 2**30
+FIRST_ENGINE_PORT = 8
+"""Ports below it, counted from the base port: 0 trainer, 1 driver, 2 search service, 3 preflight."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Nodes by role and what each holds; `cpu` for a run without GPUs."""
+
+    trainer_nodes: int
+    rollout_nodes: int
+    gpus_per_node: int
+    engines_per_node: int | None = None
+    cpu: bool = False
+    gpu_memory_gib: float = 80.0
+
+    def engines_on_node(self, recipe: Recipe) -> int:
+        """As given, else as many as the node's GPUs hold."""
+        return self.engines_per_node or self.gpus_per_node // recipe.engines.tensor_parallel
+
+
+def resolve(path: Path, overrides: list[str], shape: Shape) -> Recipe:
+    """The recipe with as many engines as the rollout nodes hold. Raises RecipeError with every fault found.
+
+    `data=` and `search_url=` are short for the environment's corpus and service.
+    """
+    short = {"data": "environment.settings.corpus", "search_url": "environment.settings.search_url"}
+    words = [
+        short.get(word.partition("=")[0], word.partition("=")[0]) + word[word.find("=") :] for word in overrides
+    ]
+    recipe = load_recipe(path, words)
+    engines = shape.rollout_nodes * shape.engines_on_node(recipe)
+    faults = shape_faults(recipe, shape)
+    if faults:
+        raise RecipeError("the recipe does not fit the nodes:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return recipe.model_copy(update={"engines": recipe.engines.model_copy(update={"count": engines})})
+
+
+def shape_faults(recipe: Recipe, shape: Shape) -> list[str]:
+    """Why the recipe does not fit the nodes, and what to change."""
+    actor, faults = recipe.actor, []
+    given = shape.trainer_nodes * shape.gpus_per_node
+    if actor.world_size != given:
+        model_parallel = actor.world_size // actor.data_parallel
+        fix = f"EMPG_TRAINER_NODES={-(-actor.world_size // shape.gpus_per_node)}"
+        if given % model_parallel == 0:
+            fix = f"actor.data_parallel={given // model_parallel}"
+        faults.append(
+            f"EMPG_TRAINER_NODES is {shape.trainer_nodes} with {shape.gpus_per_node} GPUs each, {given} in all; "
+            f"the actor's layout takes {actor.world_size} (tensor {actor.tensor_parallel} x pipeline "
+            f"{actor.pipeline_parallel} x context {actor.context_parallel} x data {actor.data_parallel}): "
+            f"set {fix}"
+        )
+    size, on_node = recipe.engines.tensor_parallel, shape.engines_on_node(recipe)
+    if on_node < 1 or (not shape.cpu and on_node * size > shape.gpus_per_node):
+        faults.append(
+            f"engines.tensor_parallel is {size}, EMPG_ENGINES_PER_NODE {shape.engines_per_node or 'not given'}: a "
+            f"rollout node's {shape.gpus_per_node} GPUs do not hold {max(1, on_node)} such engines; lower either"
+        )
+    return faults
+
+
+def check(recipe: Recipe, shape: Shape) -> list[str]:
+    """Everything that can be known before a process starts; returns notes. Raises RecipeError."""
+    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+    from megatron_empg.environments.registry import make_task_source
+    from megatron_empg.trainer.check import check_model
+    from megatron_empg.trainer.metrics import MetricsError, check_writers
+
+    config = check_model(recipe)
+    _check_run_folder(recipe.run.folder)
+    try:
+        make_task_source(recipe.environment.name, **recipe.environment.settings)
+        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"environment: {error}") from None
+    except MetricsError as error:
+        raise RecipeError(str(error)) from None
+    notes = []
+    corpus = recipe.environment.settings.get("corpus", DEFAULT_CORPUS)
+    if Path(corpus).resolve() == Path(DEFAULT_CORPUS).resolve():
+        notes.append(f"trains on the miniature corpus ({corpus}); data=CORPUS.jsonl gives another")
+    if not shape.cpu:
+        notes.append(_check_memory(recipe, config, shape.gpu_memory_gib * GIB))
+    return notes
+
+
+def _check_run_folder(folder: Path) -> None:
+    """Writable, found out where it or the nearest folder above it lies. Raises RecipeError."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"run.folder is {folder}; {existing} cannot be written: {error.strerror}. Give another by "
+            "EMPG_RUN_FOLDER, or mend its permissions"
+        ) from None
+
+
+def _check_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> str:
+    """Whether trainer ranks and engines fit the GPU's memory, by `empg plan`'s formulas."""
+    from megatron_empg.planner.engines import engine_memory
+    from megatron_empg.planner.memory import rank_memory
+
+    stages = [rank_memory(recipe, config, stage) for stage in range(recipe.actor.pipeline_parallel)]
+    peak, engine = max(stage.total for stage in stages), engine_memory(recipe, config, gpu_memory)
+    over = [f"a trainer rank needs {peak / GIB:.1f} GiB"] if peak > gpu_memory else []
+    if over or engine.fault:
+        gpus = recipe.actor.world_size + recipe.engines.count * recipe.engines.tensor_parallel
+        raise RecipeError(
+            f"GPUs of {gpu_memory / GIB:.0f} GiB (EMPG_GPU_MEMORY) are too small: "
+            + "; ".join([*over, *([engine.fault] if engine.fault else [])])
+            + f". `empg plan RECIPE --gpus {gpus}` names layouts that fit"
+        )
+    on_engine = engine.weights + engine.kv_cache + engine.workspace
+    return f"fits: {peak / GIB:.1f} GiB a trainer rank, {on_engine / GIB:.1f} GiB an engine GPU"
+
+
+def prepare(recipe: Recipe, shape: Shape, trainer_address: str, search_url: str | None) -> None:
+    """Write the resolved recipe to the run folder, as the job's processes read it. Raises RecipeError."""
+    from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+
+    # The trainer's rank 0 sends the weights from this address; each engine is told its own.
+    engines = recipe.engines.model_copy(update={"host": trainer_address})
+    recipe = recipe.model_copy(update={"engines": engines})
+    if search_url:
+        recipe.environment.settings["search_url"] = search_url
+    try:
+        folder = RunFolder(recipe.run.folder).open(dump_recipe(recipe))
+    except RunFolderError as error:
+        raise RecipeError(f"run.folder: {error}") from None
+    folder.stop.unlink(missing_ok=True)
+    folder.close()
+
+
+def facts(recipe: Recipe, shape: Shape) -> dict[str, object]:
+    """What the scripts need to know of the recipe."""
+    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+
+    run = recipe.run
+    # As actor.manifest.finished_steps, without the seconds that torch's import takes.
+    names = [path.name.removeprefix("step_") for path in (run.folder / "checkpoints").glob("step_*")]
+    done = max((int(name) for name in names if name.isdigit()), default=0)
+    return {
+        "run_folder": run.folder.absolute(),
+        "engines_per_node": shape.engines_on_node(recipe),
+        "checkpoint": done,
+        "finished": int(done >= run.steps and (run.folder / "policy").exists()),
+        "corpus": recipe.environment.settings.get("corpus", DEFAULT_CORPUS),
+        "search_url": recipe.environment.settings.get("search_url", ""),
+    }
+
+
+def own_address() -> str:
+    """This node's, of EMPG_ADDRESSES."""
+    addresses = dict(pair.split("=", 1) for pair in os.environ["EMPG_ADDRESSES"].split())
+    return addresses[os.environ["SLURMD_NODENAME"]]
+
+
+def engine_command(recipe: Recipe, engines_per_node: int) -> tuple[list[str], dict[str, str]]:
+    """This task's engine: its place among the rollout nodes gives the port, its place on the node the GPUs."""
+    local, nodes = int(os.environ["SLURM_LOCALID"]), os.environ["EMPG_ROLLOUT_NODE_NAMES"].split()
+    index = nodes.index(os.environ["SLURMD_NODENAME"]) * engines_per_node + local
+    settings = recipe.engines
+    command = [
+        *(sys.executable, "-m", "megatron_empg.rollout.server", "--model", str(recipe.model.path)),
+        *("--host", own_address(), "--port", str(int(os.environ["EMPG_BASE_PORT"]) + FIRST_ENGINE_PORT + index)),
+        *("--dtype", recipe.model.dtype, "--max-model-len", str(recipe.rollout.max_episode_tokens)),
+        *("--max-num-seqs", str(min(1024, recipe.rollout.concurrency))),
+        *("--tensor-parallel", str(settings.tensor_parallel)),
+    ]
+    if settings.kv_cache_gib is not None:
+        command += ["--kv-cache-bytes", str(int(settings.kv_cache_gib * GIB))]
+    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    mine = visible[local * settings.tensor_parallel : (local + 1) * settings.tensor_parallel]
+    return command, {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+
+
+def trainer_command(recipe: Recipe, arguments: list[str]) -> list[str]:
+    """This node's torchrun. The rendezvous is static: node 0 is the first trainer node, whatever it is called."""
+    nodes = os.environ["EMPG_TRAINER_NODE_NAMES"].split()
+    return [
+        *(sys.executable, "-m", "megatron_empg.trainer.torchrun"),
+        *("--nnodes", str(len(nodes)), "--node-rank", str(nodes.index(os.environ["SLURMD_NODENAME"]))),
+        *("--nproc-per-node", str(recipe.actor.world_size // len(nodes))),
+        *("--master-addr", recipe.engines.host, "--master-port", os.environ["EMPG_BASE_PORT"]),
+        *("-m", "megatron_empg.trainer.worker", "train", str(recipe.run.folder / "recipe.yaml"), *arguments),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.slurm_job")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("check", "prepare", "facts"):
+        _add_shape(commands.add_parser(name))
+    for name in ("engine", "trainer"):
+        added = commands.add_parser(name, allow_abbrev=False)
+        added.add_argument("recipe", type=Path, help="the resolved recipe of the run folder")
+        if name == "engine":
+            added.add_argument("--per-node", type=int, required=True)
+    given, rest = parser.parse_known_args()
+    try:
+        if given.command == "engine":
+            command, environment = engine_command(load_recipe(given.recipe), given.per_node)
+            os.execve(command[0], command, os.environ | environment)
+        if given.command == "trainer":
+            command = trainer_command(load_recipe(given.recipe), rest)
+            os.execv(command[0], command)
+        if rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        _answer(given)
+    except RecipeError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    for name in ("--trainer-nodes", "--rollout-nodes", "--gpus-per-node"):
+        parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--engines-per-node", type=int)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of a GPU")
+    parser.add_argument("--trainer-address", default="127.0.0.1")
+    parser.add_argument("--search-service", help="URL of the job's own")
+
+
+def _answer(given: argparse.Namespace) -> None:
+    shape = Shape(
+        given.trainer_nodes, given.rollout_nodes, given.gpus_per_node, given.engines_per_node, given.cpu,
+        given.gpu_memory,
+    )  # fmt: skip
+    recipe = resolve(given.recipe, given.overrides, shape)
+    if given.command == "check":
+        for note in check(recipe, shape):
+            print(f"note: {note}", file=sys.stderr)
+    if given.command == "prepare":
+        prepare(recipe, shape, given.trainer_address, given.search_service)
+    for name, value in facts(recipe, shape).items():
+        print(f"{name}={value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Deep Search with Qwen2.5-7B-Instruct: 1 node trains, 1 rolls out, of 8 GPUs each.
+#
+#   bash slurm/deepsearch_7b.sh --check          on a login node: is all well? Starts no job
+#   sbatch slurm/deepsearch_7b.sh [key=value …]  any key of the recipe, and data=CORPUS search_url=URL
+#
+# Spare nodes: sbatch --nodes=3. docs/slurm.md has every variable and exit code.
+#SBATCH --job-name=deepsearch_7b
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@900
+#SBATCH --requeue
+#SBATCH --no-kill
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+
+EMPG_RECIPE=${EMPG_RECIPE:-recipes/deepsearch_7b.yaml}
+EMPG_TRAINER_NODES=${EMPG_TRAINER_NODES:-1}
+EMPG_ROLLOUT_NODES=${EMPG_ROLLOUT_NODES:-1}
+
+EMPG_HOME=${EMPG_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$EMPG_HOME/slurm/lib.sh" || { echo "no slurm/lib.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
+train "$@"

@@ -1,0 +1,104 @@
+"""Tiny runs of slurm/deepsearch_32b.sh on CPU: what is overridden, and what a run leaves."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster import Cluster, Job, read_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "slurm/deepsearch_32b.sh"
+SECONDS = 300
+"""How long one start of a job may take on a busy machine."""
+
+VARIABLES = {
+    "EMPG_HOME": str(ROOT), "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_DEVICE": "cpu",
+    "EMPG_TRAINER_NODES": "2", "EMPG_ROLLOUT_NODES": "1", "EMPG_ENGINES_PER_NODE": "2",
+    "EMPG_PREFLIGHT": "0", "EMPG_NODE_TIMEOUT": "60",
+}  # fmt: skip
+OVERRIDES = {
+    "run.steps": 3, "run.checkpoint_every": 1, "rollout.groups": 4, "rollout.group_size": 4,
+    "algorithm.dapo.max_generation_rounds": 1, "algorithm.kl_to_initial_every": 0, "engines.kv_cache_gib": 0.125,
+    "evaluation.questions": 8, "evaluation.every": 0, "evaluation.greedy": "false",
+    "evaluation.splits": "[test_id]",
+}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """One job and its run folder."""
+
+    cluster: Cluster
+    scratch: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, object] = field(default_factory=dict)
+    options: tuple[str, ...] = ("--nodes=3", "--gpus-per-node=1", "--signal=B:USR1@60")
+    number: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.scratch / "run"
+
+    def submit(self) -> None:
+        words = [f"{key}={value}" for key, value in (OVERRIDES | self.overrides).items()]
+        variables = VARIABLES | {"EMPG_RUN_FOLDER": str(self.folder)} | self.variables
+        output = self.cluster.run(
+            "sbatch", "--parsable", f"--output={self.scratch}/job.out", *self.options, str(ROOT / SCRIPT), *words,
+            **variables,
+        )  # fmt: skip
+        self.number = int(output.strip())
+
+    def end(self, timeout: float = SECONDS) -> Job:
+        """The job once it has ended for good; its output is shown when a test fails."""
+        try:
+            return self.cluster.wait(self.number, timeout=timeout)
+        finally:
+            print(self.output)
+
+    @property
+    def output(self) -> str:
+        path = self.scratch / "job.out"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    def steps(self) -> list[int]:
+        return [int(record["step"]) for record in self.metrics]
+
+    def wait_for(self, what: str, seen: Callable[[], object], timeout: float = SECONDS) -> None:
+        deadline = time.monotonic() + timeout
+        while not seen():
+            state = self.cluster.job(self.number).state
+            if state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED") or time.monotonic() > deadline:
+                raise AssertionError(f"{what}: not seen; the job is {state}:\n{self.output}")
+            time.sleep(0.3)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(f"step {step}", lambda: step in self.steps())
+
+    def processes(self, module: str) -> list[tuple[int, dict[str, str], str]]:
+        """(pid, environment, command line) of the job's tasks that run a module."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if f"-m {module} " in command:
+                    pairs = (folder / "environ").read_bytes().decode().split("\0")
+                    variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+                    ours = variables.get("SLURM_CONF") == self.cluster.environment["SLURM_CONF"]
+                    if ours and variables.get("SLURM_JOB_ID") == str(self.number):
+                        found.append((int(folder.name), variables, command))
+        return found
+
+
+def signal_all(processes: list[tuple[int, dict[str, str], str]], number: int) -> None:
+    for pid, _, _ in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

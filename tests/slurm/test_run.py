@@ -1,0 +1,110 @@
+"""`sbatch slurm/deepsearch_32b.sh` from submission to a finished run, and through a signal, on simulated nodes.
+
+Two trainer nodes and one rollout node with two engines; the script is the shipped one, the overrides are printed.
+"""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from jobs import Run
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """A whole run, with preflight; while it trains, every route of both engines is asked for without the token."""
+    run = Run(
+        cluster, tmp_path_factory.mktemp("undisturbed"), overrides={"run.steps": STEPS},
+        variables={"EMPG_PREFLIGHT": "1", "EMPG_PREFLIGHT_ARGS": "--min-write-speed 1 --min-disk 1"},
+    )  # fmt: skip
+    run.submit()
+    run.wait_for_step(0)
+    run.engines = run.processes("megatron_empg.rollout.server")
+    run.answers = [ask_without_token(command, variables) for _, variables, command in run.engines]
+    run.commands = everything_visible(run)
+    run.job = run.end()
+    return run
+
+
+def ask_without_token(command: str, variables: dict[str, str]) -> dict[str, set[int]]:
+    """Answers by path of one engine, to no token and to a wrong one."""
+    url = "http://{}:{}".format(*re.search(r"--host (\S+) --port (\d+)", command).groups())
+    own = {"Authorization": f"Bearer {variables['EMPG_TOKEN']}"}
+    with httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
+        routes = client.get("/empg/routes", headers=own).raise_for_status().json()
+        return {
+            route["path"]: {
+                client.request(method, route["path"], headers=headers).status_code
+                for method in route["methods"] or ["GET"]
+                for headers in ({}, {"Authorization": "Bearer of-another-run-entirely"})
+            }
+            for route in routes
+        }
+
+
+def everything_visible(run: Run) -> str:
+    """Command lines of the machine, and what Slurm tells of the job."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().decode(errors="replace"))
+        except OSError:
+            continue
+    return "\n".join([*lines, run.cluster.run("scontrol", "show", "job", str(run.number))])
+
+
+def test_the_job_finishes_and_leaves_a_run(undisturbed):
+    assert (undisturbed.job.state, undisturbed.job.exit_code) == ("COMPLETED", 0)
+    assert undisturbed.steps() == list(range(STEPS + 1))
+    assert {path.name for path in undisturbed.folder.iterdir()} >= {"policy", "report.html", "recipe.yaml"}
+    assert all(0 <= record.get("reward/mean", 0) <= 1 for record in undisturbed.metrics)
+
+
+def test_the_overrides_and_what_was_done_are_printed(undisturbed):
+    for words in (
+        "EMPG_TRAINER_NODES=2", "run.steps=6", "preflight: PASS", "trainer on node1 node2; rollout on node3",
+        "trains on the miniature corpus", "search service of", "policy: ",
+    ):  # fmt: skip
+        assert words in undisturbed.output
+    logs = {path.name for path in undisturbed.folder.glob("logs/*.1/*")}
+    assert logs >= {
+        "trainer.node1.0.log", "trainer.node2.0.log", "engines.node3.0.log", "engines.node3.1.log",
+        "driver.node3.0.log", "search.node3.0.log", "watchdog.node1.0.log", "preflight.json",
+    }  # fmt: skip
+
+
+def test_every_route_of_every_engine_wants_the_token(undisturbed):
+    assert len(undisturbed.answers) == 2
+    for answers in undisturbed.answers:
+        assert {"/health", "/inference/v1/generate", "/update_weights"} <= set(answers)
+        assert {code for codes in answers.values() for code in codes} == {401}, answers
+
+
+def test_the_token_is_in_the_environment_alone(undisturbed):
+    token = undisturbed.engines[0][1]["EMPG_TOKEN"]
+    assert len(token) == 48
+    assert token not in undisturbed.commands
+    assert token not in undisturbed.output
+    for path in undisturbed.folder.rglob("*"):
+        assert path.is_dir() or token.encode() not in path.read_bytes(), path
+
+
+def test_a_signal_saves_requeues_and_resumes(cluster, tmp_path, undisturbed):
+    """No step twice, none left out, and the same numbers as without the interruption."""
+    run = Run(cluster, tmp_path, overrides={"run.steps": STEPS, "run.checkpoint_every": 100})
+    run.submit()
+    run.wait_for_step(2)
+    cluster.run("scancel", "--batch", "--signal=USR1", str(run.number))
+    job = run.end()
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1)
+    starts = [int(line.split()[1]) for line in (run.folder / "starts").read_text().splitlines()]
+    assert starts[0] == 0
+    assert 2 <= starts[1] < STEPS
+    assert run.steps() == list(range(STEPS + 1))
+    for ours, theirs in zip(run.metrics, undisturbed.metrics, strict=True):
+        for key in ("reward/mean", "policy/entropy", "actor/grad_norm"):
+            if key in theirs:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (ours["step"], key)
