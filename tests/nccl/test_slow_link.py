@@ -1,4 +1,4 @@
-"""Three machines made of network namespaces on a switch, one of them behind a shaped link: the suite names it."""
+"""Three machines made of network namespaces on a switch: a node or a cable that is shaped is named."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from suite_runs import run_suite
+from suite_runs import SuiteRun, run_suite
 
 RATE = "100mbit"
 _NODES = 3
@@ -43,24 +43,48 @@ def namespaces() -> Iterator[list[str]]:
         yield names
 
 
-@pytest.mark.parametrize("bad", [1, None])
-def test_the_node_behind_a_slow_link_is_named(namespaces: list[str], tmp_path: Path, bad: int | None) -> None:
-    if bad is not None:
-        shape = ["tbf", "rate", RATE, "burst", "128kb", "latency", "400ms"]
-        _ip("ip", "netns", "exec", namespaces[bad], "tc", "qdisc", "add", "dev", "eth0", "root", *shape)
-    run = run_suite(
-        tmp_path,
+def _shape(name: str, device: str) -> None:
+    shape = ["tbf", "rate", RATE, "burst", "128kb", "latency", "400ms"]
+    _ip("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", device, "root", *shape)
+
+
+def _run(namespaces: list[str], folder: Path) -> SuiteRun:
+    return run_suite(
+        folder,
         _NODES,
         *("--only", "pairs"),
         prefixes=[("ip", "netns", "exec", name) for name in namespaces],
         environment=[{"GLOO_SOCKET_IFNAME": "eth0", "MASTER_ADDR": "10.231.0.1"}] * _NODES,
         limit=120,
     )
-    if bad is None:
-        assert run.codes == [0] * _NODES, run.printed
-        return
+
+
+def test_even_links_pass(namespaces: list[str], tmp_path: Path) -> None:
+    run = _run(namespaces, tmp_path)
+    assert run.codes == [0] * _NODES, run.printed
+
+
+def test_the_node_behind_a_slow_link_is_named(namespaces: list[str], tmp_path: Path) -> None:
+    _shape(namespaces[1], "eth0")
+    run = _run(namespaces, tmp_path)
     assert run.codes == [1] * _NODES, run.printed
     (fault,) = run.findings["faults"]
-    assert (fault["kind"], fault["ranks"]) == ("slow", [bad])
-    assert f"node node{bad}: sends slowly on every link" in fault["what"]
+    assert (fault["kind"], fault["ranks"]) == ("slow", [1])
+    assert "node node1: sends slowly on every link" in fault["what"]
+    assert run.seconds < 120
+
+
+def test_a_slow_cable_between_two_good_nodes_is_named(namespaces: list[str], tmp_path: Path) -> None:
+    """A cable of their own between nodes 1 and 2, shaped one way."""
+    one, two = namespaces[1:]
+    _ip("ip", "-n", one, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", two)
+    for name, peer in ((one, 3), (two, 2)):
+        _ip("ip", "-n", name, "link", "set", "cable", "up")
+        _ip("ip", "-n", name, "route", "add", f"10.231.0.{peer}/32", "dev", "cable")
+    _shape(one, "cable")
+    run = _run(namespaces, tmp_path)
+    assert run.codes == [1] * _NODES, run.printed
+    (fault,) = run.findings["faults"]
+    assert (fault["kind"], fault["ranks"]) == ("slow", [1, 2])
+    assert "link node node1 -> node node2: slow" in fault["what"]
     assert run.seconds < 120

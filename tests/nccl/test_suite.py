@@ -32,6 +32,10 @@ def test_everything_on_two_nodes_of_two_ranks(tmp_path: Path) -> None:
     pairs = {(a, b) for a, b, value in found["pairs"] if value > 0}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2), (0, 2), (2, 0), (1, 3), (3, 1)}
     assert [row["rank"] for row in found["gpus"]] == [0, 1, 2, 3]
+    assert {(row["sender"], row["receiver"]) for row in found["node_pairs"]} == {
+        ("node0", "node1"),
+        ("node1", "node0"),
+    }
     assert [(row["transfer"], row["engines"]) for row in found["transfer"]] == [("broadcast", 2), ("shards", 2)]
     assert found["latency"]["median_us"] <= found["latency"]["p99_us"]
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -119,7 +119,7 @@ def _check_barrier(session: Session, members: Members) -> list[WrongBytes]:
     if came == members.size:
         return []
     me = members.ranks[members.me]
-    return [WrongBytes(str(members), "barrier", "arrivals", 0, me, None, 0, came, members.size)]
+    return [WrongBytes(str(members), "barrier", "arrivals", 0, me, None, 0, str(came), str(members.size))]
 
 
 def _json(wrong: Sequence[WrongBytes]) -> list[dict[str, Any]]:

@@ -36,8 +36,8 @@ class WrongBytes:
     rank: int
     source: int | None
     offset: int
-    got: float
-    expected: float
+    got: str
+    expected: str
 
 
 def blame(wrong: Iterable[WrongBytes]) -> list[Fault]:

@@ -172,3 +172,16 @@ def by_gpu(bandwidth: Matrix, world_size: int) -> list[dict[str, float | int]]:
         if sends and receives:
             rows.append({"rank": rank, "sends": median(sends), "receives": median(receives)})
     return rows
+
+
+def by_nodes(bandwidth: Matrix, nodes: Sequence[tuple[str, int]]) -> list[dict[str, str | float]]:
+    """From node to node, the median over their GPUs; slowest first."""
+    links: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for (a, b), value in bandwidth.items():
+        if nodes[a][0] != nodes[b][0]:
+            links[nodes[a][0], nodes[b][0]].append(value)
+    rows: list[dict[str, str | float]] = [
+        {"sender": sender, "receiver": receiver, "GB_per_s": median(values)}
+        for (sender, receiver), values in links.items()
+    ]
+    return sorted(rows, key=lambda row: row["GB_per_s"])

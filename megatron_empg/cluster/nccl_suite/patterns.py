@@ -18,11 +18,11 @@ LARGEST_SUM = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24,
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first wrong element of a buffer: its byte offset there, and what it is."""
+    """The first wrong element of a buffer: its byte offset there, and what it is (text: it may be NaN)."""
 
     offset: int
-    got: float
-    expected: float
+    got: str
+    expected: str
 
 
 def data_table(dtype: torch.dtype, *seed: int) -> Tensor:
@@ -64,7 +64,7 @@ def first_mismatch(buffer: Tensor, table: Tensor, tolerance: float = 0.0) -> Mis
                 index = int(wrong.flatten().int().argmax())
                 element = rows.flatten()[index]
                 expected = table[index % PERIOD]
-                return Mismatch((start + at + index) * buffer.itemsize, element.item(), expected.item())
+                return Mismatch((start + at + index) * buffer.itemsize, str(element.item()), str(expected.item()))
     return None
 
 

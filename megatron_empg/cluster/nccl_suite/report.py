@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron_empg.cluster.nccl_suite.suite import Findings
 
+_SLOWEST = 12
+
 
 def publish(findings: Findings, json_path: Path | None, heat_map: Path | None) -> None:
     """Print the tables; write the files asked for."""
     show(findings)
     if json_path:
-        _written(json_path, json.dumps(findings.as_json(), indent=2, default=str).encode())
+        _written(json_path, json.dumps(findings.as_json(), indent=2).encode())
         print(f"written: {json_path}")
     if heat_map and findings.pairs:
         draw_pairs(findings, heat_map)
@@ -36,48 +39,50 @@ def show(findings: Findings) -> None:
     console.print(verdict + (f"; {findings.note}" if findings.note else ""), markup=False, highlight=False)
 
 
-def _tables(findings: Findings) -> list[Any]:
-    tables = []
+def _tables(findings: Findings) -> Iterator[Any]:
     if findings.correctness:
-        cases = findings.correctness["cases"]
-        rows = [[kind, findings.groups[kind], count] for kind, count in cases.items()]
-        tables.append(_table("Correctness, byte for byte", ["group", "ranks", "cases"], rows))
+        cases = findings.correctness["cases"].items()
+        rows = [[kind, findings.groups[kind], count] for kind, count in cases]
+        yield _table("Correctness, byte for byte", ["group", "ranks", "cases"], rows)
     if findings.latency:
         values = [[f"{findings.latency['median_us']:.0f}", f"{findings.latency['p99_us']:.0f}"]]
-        tables.append(_table("Latency, all_reduce of 8 bytes", ["median us", "p99 us"], values))
+        yield _table("Latency, all_reduce of 8 bytes", ["median us", "p99 us"], values)
     if findings.bandwidth:
-        rows = [
-            [
-                r["group"],
-                r["ranks"],
-                r["collective"],
-                r["size"],
-                f"{r['seconds'] * 1e6:.0f}",
-                f"{r['algorithm_GB_per_s']:.3f}",
-                f"{r['bus_GB_per_s']:.3f}",
-            ]
-            for r in findings.bandwidth
-        ]
         head = ["group", "ranks", "collective", "bytes", "us", "algorithm GB/s", "bus GB/s"]
-        tables.append(_table("Bandwidth, as nccl-tests defines it", head, rows))
+        yield _table("Bandwidth, as nccl-tests defines it", head, [_bandwidth_row(r) for r in findings.bandwidth])
     if findings.gpus:
         rows = [
             [r["rank"], findings.nodes[int(r["rank"])], f"{r['sends']:.3f}", f"{r['receives']:.3f}"]
             for r in findings.gpus
         ]
-        tables.append(_table("Pairs, median by GPU", ["rank", "node", "sends GB/s", "receives GB/s"], rows))
+        yield _table("Pairs, median by GPU", ["rank", "node", "sends GB/s", "receives GB/s"], rows)
+    if findings.node_pairs:
+        shown = findings.node_pairs[:_SLOWEST]
+        rows = [[r["sender"], r["receiver"], f"{r['GB_per_s']:.3f}"] for r in shown]
+        title = f"From node to node, the slowest {len(shown)} of {len(findings.node_pairs)}"
+        yield _table(title, ["sender", "receiver", "GB/s"], rows)
     if findings.transfer:
         rows = [
             [r["trainers"], r["engines"], r["transfer"], r["size"], f"{r['seconds']:.3f}"]
             for r in findings.transfer
         ]
-        tables.append(_table("Weight transfer", ["trainers", "engines", "by", "bytes", "seconds"], rows))
+        yield _table("Weight transfer", ["trainers", "engines", "by", "bytes", "seconds"], rows)
     if findings.stress:
         times = findings.stress["all_reduce_seconds"]
         rows = [[findings.stress["rounds"], f"{min(times):.4f}", f"{max(times):.4f}"]]
-        head = ["rounds", "fastest all_reduce, s", "slowest"]
-        tables.append(_table("Stress", head, rows))
-    return tables
+        yield _table("Stress", ["rounds", "fastest all_reduce, s", "slowest"], rows)
+
+
+def _bandwidth_row(row: dict[str, Any]) -> list[Any]:
+    return [
+        row["group"],
+        row["ranks"],
+        row["collective"],
+        row["size"],
+        f"{row['seconds'] * 1e6:.0f}",
+        f"{row['algorithm_GB_per_s']:.3f}",
+        f"{row['bus_GB_per_s']:.3f}",
+    ]
 
 
 def _table(title: str, head: list[str], rows: list[list[Any]]) -> Any:

@@ -60,6 +60,7 @@ class Findings:
     bandwidth: list[dict[str, Any]] | None = None
     pairs: list[tuple[int, int, float]] | None = None
     gpus: list[dict[str, float | int]] | None = None
+    node_pairs: list[dict[str, str | float]] | None = None
     transfer: list[dict[str, Any]] | None = None
     stress: dict[str, Any] | None = None
 
@@ -141,6 +142,7 @@ def _sections(session: Session, findings: Findings, options: SuiteOptions) -> li
         matrix, slow = pairs.find_slow_pairs(session, _PAIR_BYTES[options.backend], below, options.least_pair)
         findings.pairs = [(a, b, value) for (a, b), value in sorted(matrix.items())]
         findings.gpus = pairs.by_gpu(matrix, world)
+        findings.node_pairs = pairs.by_nodes(matrix, session.nodes)
         findings.faults += slow
 
     def m_to_n() -> None:

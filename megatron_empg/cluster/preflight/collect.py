@@ -80,6 +80,8 @@ def ask_all(parts: dict[str, Callable[[], Any]], limits: dict[str, float]) -> di
             answers[part] = (parts[part](),)
         except OSError as error:
             answers[part] = str(error)
+        except Exception as error:  # such as a torch that cannot be imported: the node's fault, to be reported
+            answers[part] = f"{type(error).__name__}: {error}"
 
     threads = {part: threading.Thread(target=ask, args=(part,), daemon=True) for part in parts}
     for thread in threads.values():

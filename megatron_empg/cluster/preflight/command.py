@@ -1,5 +1,6 @@
 """`empg preflight`: options in, exit code out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -37,22 +38,14 @@ def preflight(
     from megatron_empg.cluster.preflight.judge import Requirements
     from megatron_empg.cluster.preflight.run import PACKAGES, parse_ports, read_pins, run_preflight
 
-    folder, weights, model_path, paths = run_folder, True, model, list(data or [])
-    if recipe is not None:
-        from megatron_empg.recipe import load_recipe
-
-        loaded = load_recipe(recipe, overrides or [])
-        folder, model_path = folder or loaded.run.folder, model_path or loaded.model.path
-        weights = loaded.model.initialise == "checkpoint"
-        settings = loaded.environment.settings
-        paths += [Path(settings[key]) for key in ("corpus", "data") if isinstance(settings.get(key), str)]
+    named = _Paths() if recipe is None else _of_recipe(recipe, overrides or [])
     pins = read_pins(requirements) if requirements else {}
     asked = Questions(
-        run_folder=folder,
-        model=model_path,
-        weights=weights,
+        run_folder=run_folder or named.run_folder,
+        model=model or named.model,
+        weights=named.weights,
         manifest=manifest,
-        data=tuple(paths),
+        data=(*named.data, *(data or ())),
         packages=tuple(dict.fromkeys([*PACKAGES, *pins])),
         ports=parse_ports(ports),
         use_gpus=gpu,
@@ -67,3 +60,25 @@ def preflight(
         pins=pins,
     )
     raise typer.Exit(run_preflight(asked, wanted, limit=timeout, json_path=json))
+
+
+@dataclass(frozen=True)
+class _Paths:
+    run_folder: Path | None = None
+    model: Path | None = None
+    weights: bool = True
+    data: tuple[Path, ...] = ()
+
+
+def _of_recipe(recipe: Path, overrides: list[str]) -> _Paths:
+    """What a recipe reads and writes."""
+    from megatron_empg.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    settings = loaded.environment.settings
+    return _Paths(
+        run_folder=loaded.run.folder,
+        model=loaded.model.path,
+        weights=loaded.model.initialise == "checkpoint",
+        data=tuple(Path(settings[key]) for key in ("corpus", "data") if isinstance(settings.get(key), str)),
+    )

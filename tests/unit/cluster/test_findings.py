@@ -118,7 +118,7 @@ def test_late_ranks_by_median_over_rounds() -> None:
 
 
 def wrong(rank: int, source: int | None, offset: int = 8) -> WrongBytes:
-    return WrongBytes("world [0, 1, 2, 3]", "all_gather", "float16", 64, rank, source, offset, 1.0, 2.0)
+    return WrongBytes("world [0, 1, 2, 3]", "all_gather", "float16", 64, rank, source, offset, "1.0", "2.0")
 
 
 def test_wrong_bytes_are_blamed_on_the_sender_or_on_the_receiver() -> None:
