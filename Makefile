@@ -14,7 +14,7 @@ TESTS312 := $(wildcard tests/distributed/test_actor_*.py) tests/distributed/test
   tests/distributed/test_conversion.py tests/distributed/test_vocab_parallel_lm_head.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-nccl test-mutations test-py312 lint typecheck format setup
+.PHONY: quickstart test test-slow test-nccl test-slurm test-slurm-slow test-mutations test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -28,6 +28,12 @@ test-slow: setup  ## whole runs: minutes each
 
 test-nccl: setup  ## collectives and preflight over processes and network namespaces, with planted faults: 5 minutes
 	$(BIN)/python -m pytest -m slow tests/nccl
+
+test-slurm: setup  ## the sbatch files on a real Slurm of simulated nodes: 4 minutes; root installs its packages
+	@if tests/slurm/install; then $(BIN)/python -m pytest tests/slurm; else [ -z "$$CI" ]; fi
+
+test-slurm-slow: setup  ## lost nodes, the time limit, a hanging rank; whether requirements.txt resolves: 20 minutes
+	@tests/slurm/install && $(BIN)/python -m pytest -m slow tests/slurm
 
 test-mutations: setup  ## known faults, each caught by a named test
 	$(BIN)/python tools/test_mutations.py

@@ -338,7 +338,7 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
   say "$ENDED ended with status $STATUS; its logs: $EMPG_LOGS/$ENDED.*"
   lost=$(nodes_silent)
   if [ -n "$lost" ]; then
-    WHY="lost $(tr '\n' ' ' <<<"$lost")" && return 100
+    WHY="lost ${lost//$'\n'/ }" && return 100
   elif [ "$ENDED" = watchdog ] && [ "$STATUS" -eq "${CODES[watchdog]}" ]; then
     WHY="a rank hangs" && return 100
   fi
@@ -374,8 +374,9 @@ may_restart() { # not too often, and not a third time from one checkpoint
 
 restart() { # in place when enough nodes are up, else as a new start of the same job
   local until=$((SECONDS + ${EMPG_NODE_TIMEOUT:-400})) code=${CODES[restarts]}
-  say "$WHY; checkpoint at step $checkpoint"
+  say "$WHY"
   may_restart || exit "$code"
+  say "newest checkpoint: step $checkpoint"
   if [[ $WHY == lost* ]]; then # Slurm must know of it, or would give us the node again
     until [ -n "$(nodes_down)" ] || ((SECONDS > until)); do pause 2; done
     if choose_nodes; then

@@ -172,8 +172,11 @@ class Cluster:
         os.kill(int((self.root / f"run/slurmd.{node}.pid").read_text()), signal.SIGKILL)
         self.kill_tasks(node)
 
-    def start_node(self, node: str) -> None:
-        self.run("slurmd", "-N", node)
+    def start_dead_nodes(self) -> None:
+        """Bring back what `kill_node` took away, and wait until no job holds a node."""
+        for number in range(1, self.nodes + 1):
+            if _name(int((self.root / f"run/slurmd.node{number}.pid").read_text())) != "slurmd":
+                self.run("slurmd", "-N", f"node{number}")
         self._wait_until_idle()
 
     def _queue(self) -> str:
