@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from ranks import free_port
 from suite_runs import TOOL, run_suite
 
@@ -108,27 +107,9 @@ def test_a_rank_that_never_starts_is_named(tmp_path: Path) -> None:
 
 
 def test_the_time_limit_ends_it(tmp_path: Path) -> None:
-    options = ["--only", "correctness", *SMALL, "--stress-minutes", "5", "--time-limit", "12"]
+    options = ["--only", "correctness", *SMALL, "--stress-minutes", "5", "--time-limit", "8"]
     run = run_suite(tmp_path, 2, *options)
     assert run.codes == [3, 3], run.printed
     (fault,) = run.findings["faults"]
     assert (fault["kind"], fault["ranks"]) == ("error", [])
     assert "out of time" in fault["what"]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--layout", "tensor=3"], "wants a multiple of 3 ranks; there are 1"),
-        (["--only", "speed"], "--only has speed; sections are correctness, late"),
-        (["--inject", "explode", "1"], "first corrupt, delay or missing"),
-        (["--backend", "nccl"], "--backend gloo runs on CPU"),
-        (["--recipe", "none.yaml"], "cannot read recipe none.yaml"),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(tmp_path: Path, options: list[str], said: str) -> None:
-    if "nccl" in options and torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    run = run_suite(tmp_path, 1, *options, limit=60)
-    assert run.codes == [2]
-    assert said in run.printed

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_empg.cluster.nccl_suite.bandwidth import algorithm_bandwidth, bus_bandwidth
-from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, Case, Members
+from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, Case, Exchange, Members, all_reduce
 from megatron_empg.cluster.nccl_suite.faults import Fault
 from megatron_empg.cluster.nccl_suite.session import DELAY, Session
 from megatron_empg.cluster.nccl_suite.slow_links import find_late
@@ -53,22 +53,22 @@ def measure_groups(session: Session, largest: int) -> list[dict[str, Any]]:
 
 def _row(session: Session, name: str, case: Case) -> dict[str, Any]:
     turns = 20 if case.size <= 2**20 else 5
-    size, seconds = time_collective(session, name, case, turns, warm_up=2)
+    exchange = COLLECTIVES[name](case)
+    seconds = time_exchange(session, name, case, exchange, turns, warm_up=2)
     members = case.members
     return {
         "group": members.kind,
         "ranks": members.size,
         "collective": name,
-        "size": size,
+        "size": exchange.size,
         "seconds": median(seconds),
     }
 
 
-def time_collective(
-    session: Session, name: str, case: Case, turns: int, warm_up: int = 1
-) -> tuple[int, list[float]]:
-    """(bytes as nccl-tests counts them, seconds of each turn on this rank), after ``warm_up`` untimed turns."""
-    exchange = COLLECTIVES[name](case)
+def time_exchange(
+    session: Session, name: str, case: Case, exchange: Exchange, turns: int, warm_up: int = 1
+) -> list[float]:
+    """Seconds of each turn on this rank, after ``warm_up`` untimed ones."""
     seconds = []
     with session.step(f"timing of {name} of {exchange.size} bytes in group {case.members}", case.members.ranks):
         for turn in range(warm_up + turns):
@@ -77,13 +77,13 @@ def time_collective(
             session.synchronize()
             if turn >= warm_up:
                 seconds.append(time.perf_counter() - start)
-    return exchange.size, seconds
+    return seconds
 
 
 def measure_latency(session: Session, members: Members) -> dict[str, float]:
     """Microseconds of an 8-byte all_reduce on this rank."""
     case = session.case(members, torch.float32, 8)
-    _, seconds = time_collective(session, "all_reduce", case, _LATENCY_TURNS, warm_up=20)
+    seconds = time_exchange(session, "all_reduce", case, all_reduce(case), _LATENCY_TURNS, warm_up=20)
     ordered = sorted(seconds)
     return {"median_us": median(ordered) * 1e6, "p99_us": ordered[int(len(ordered) * 0.99)] * 1e6}
 

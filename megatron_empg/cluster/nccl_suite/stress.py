@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, supported
+from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, all_reduce, supported
 from megatron_empg.cluster.nccl_suite.correctness import DTYPES, check
 from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame
-from megatron_empg.cluster.nccl_suite.performance import time_collective
+from megatron_empg.cluster.nccl_suite.performance import time_exchange
 from megatron_empg.cluster.nccl_suite.session import Session
 
 
@@ -24,8 +24,8 @@ def stress(session: Session, minutes: float, size: int) -> tuple[dict[str, Any],
             for name in COLLECTIVES:
                 if supported(name, dtype, members.size):
                     wrong += check(session, name, session.case(members, dtype, size))
-        _, seconds = time_collective(session, "all_reduce", session.case(world, torch.float32, size), turns=3)
-        times.append(min(seconds))
+        case = session.case(world, torch.float32, size)
+        times.append(min(time_exchange(session, "all_reduce", case, all_reduce(case), turns=3)))
         gathered = session.exchange("stress", [w.__dict__ for w in wrong])
         found = [WrongBytes(**w) for part in gathered for w in part]
         if session.agree("the end of the stress", bool(found) or time.monotonic() > until):
