@@ -106,8 +106,8 @@ class Heartbeat:
         """The main thread's innermost frame, and the innermost one of this package."""
         stack = traceback.extract_stack(sys._current_frames().get(self._main))
         own = [frame for frame in stack if "megatron_empg" in frame.filename]
-        frames = dict.fromkeys([*own[-1:], *stack[-1:]])
-        return " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+        named = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in [*own[-1:], *stack[-1:]]]
+        return " > ".join(dict.fromkeys(named))
 
 
 def collectives() -> int:
