@@ -19,6 +19,10 @@ die() { # die WHAT MESSAGE
   exit "${CODES[$1]}"
 }
 
+again() { # again COMMAND…: Slurm's clients lose their connection now and then
+  "$@" || { sleep 2 && "$@"; } || { sleep 5 && "$@"; }
+}
+
 # --- variables ---------------------------------------------------------------------------------------------------
 
 defaults() { # what every script needs to know
@@ -153,7 +157,7 @@ nodes_silent() { # of the job's, those on which nothing starts within 20 s
 choose_nodes() { # TRAINERS and ROLLOUTS, in Slurm's order, of those that are up; 1 when too few are
   local alive down
   down=$(nodes_down)
-  mapfile -t alive < <(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "${down:- }")
+  mapfile -t alive < <(again scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "${down:- }")
   [ "${#alive[@]}" -ge $((EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES)) ] || return 1
   TRAINERS=("${alive[@]:0:EMPG_TRAINER_NODES}")
   ROLLOUTS=("${alive[@]:EMPG_TRAINER_NODES:EMPG_ROLLOUT_NODES}")
@@ -172,7 +176,7 @@ find_addresses() { # EMPG_ADDRESSES "node=address …": of EMPG_INTERFACE on eac
         awk 'NR == 1 {sub("/.*", "", $4); print $4}')
       [ -n "$address" ] || die configuration "EMPG_INTERFACE is $EMPG_INTERFACE, which has no address on $node"
     else
-      address=$(scontrol show node "$node" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+      address=$(again scontrol show node "$node" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
       if [[ ! $address =~ ^[0-9.]+$ ]]; then
         address=$(getent ahostsv4 "$address" | awk '$1 !~ /^127\./ {print $1; exit}')
         [ -n "$address" ] || die configuration "node $node resolves to no address that others reach; set EMPG_INTERFACE"
@@ -385,7 +389,7 @@ restart() { # in place when enough nodes are up, else as a new start of the same
     fi
   fi
   say "requeueing job $SLURM_JOB_ID"
-  scontrol requeue "$SLURM_JOB_ID" || exit "${CODES[node]}"
+  again scontrol requeue "$SLURM_JOB_ID" || exit "${CODES[node]}"
   pause 120
   exit "${CODES[node]}" # not reached: Slurm ends this start
 }

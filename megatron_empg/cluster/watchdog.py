@@ -112,9 +112,8 @@ class Heartbeat:
 
 def collectives() -> int:
     """Collectives this rank has begun, over all its process groups."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
+    dist = sys.modules.get("torch.distributed")  # never import from this thread: the main one may be importing
+    if dist is None or not hasattr(dist, "is_initialized") or not dist.is_initialized():
         return 0
     total = 0
     for group in list(dist.distributed_c10d._world.pg_map):
@@ -128,8 +127,7 @@ def dump(folder: Path, rank: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"stacks_rank_{rank}.txt").open("w") as file:
         faulthandler.dump_traceback(file, all_threads=True)
-    import torch._C._distributed_c10d as c10d
-
+    c10d = sys.modules.get("torch._C._distributed_c10d")
     for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
         if hasattr(c10d, name):
             (folder / f"collectives_rank_{rank}.json").write_bytes(getattr(c10d, name)())

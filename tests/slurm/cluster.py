@@ -143,7 +143,11 @@ class Cluster:
         return done.stdout
 
     def job(self, number: int) -> Job:
-        text = self.run("scontrol", "show", "job", str(number), "--oneliner", timeout=30)
+        for _ in range(5):  # a client may lose its connection when the machine is busy
+            text = self.run("scontrol", "show", "job", str(number), "--oneliner", timeout=30, check=False)
+            if text.startswith("JobId="):
+                break
+            time.sleep(1)
         fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
         code = int(fields["ExitCode"].split(":")[0])
         return Job(number, fields["JobState"], code, int(fields["Restarts"]), fields.get("NodeList", ""))
