@@ -41,7 +41,7 @@ test-mutations: setup  ## known faults, each caught by a named test
 # The actor on the megatron-core of GPU clusters, under Python 3.12. A laptop may be without one, CI may not.
 ifneq ($(PYTHON312),)
 test-py312: $(VENV312)/.ready
-	$(VENV312)/bin/python -m pytest $(TESTS312)
+	$(VENV312)/bin/python -m pytest --numprocesses 2 --dist loadfile $(TESTS312)
 else
 test-py312:
 	@echo "no Python 3.12 here, so its tests are skipped; give one with PYTHON312=/path/to/python3.12"; [ -z "$$CI" ]
