@@ -23,5 +23,5 @@ EMPG_TRAINER_NODES=${EMPG_TRAINER_NODES:-1}
 EMPG_ROLLOUT_NODES=${EMPG_ROLLOUT_NODES:-1}
 
 EMPG_HOME=${EMPG_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$EMPG_HOME/slurm/lib.sh" || { echo "no slurm/lib.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
+source "$EMPG_HOME/slurm/run.sh" || { echo "no slurm/run.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
 train "$@"

@@ -3,12 +3,13 @@
 Two trainer nodes and one rollout node with two engines; the script is the shipped one, the overrides are printed.
 """
 
+import json
 import re
 from pathlib import Path
 
 import httpx
 import pytest
-from jobs import Run
+from jobs import ROOT, Run
 
 STEPS = 6
 
@@ -108,3 +109,35 @@ def test_a_signal_saves_requeues_and_resumes(cluster, tmp_path, undisturbed):
     for ours, theirs in zip(run.metrics[1:], undisturbed.metrics[1:], strict=True):
         for key in ("train/reward", "train/episodes", "policy/entropy", "policy/grad_norm", "policy/loss"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), (ours["step"], key)
+
+
+def test_the_collectives_suite_runs_between_nodes(cluster, tmp_path):
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1",
+        f"--output={tmp_path}/job.out", str(ROOT / "slurm/nccl_suite.sh"),
+        "--backend", "gloo", "--max-bytes", "65536", "--only", "correctness",
+        EMPG_HOME=str(ROOT), EMPG_LOGS=str(tmp_path),
+    )  # fmt: skip
+    job = cluster.wait(int(number), timeout=200)
+    output = (tmp_path / "job.out").read_text()
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), output
+    assert json.loads((tmp_path / "nccl_suite.json").read_text())
+
+
+def test_a_checkpoint_is_converted_or_the_fault_named(cluster, tmp_path):
+    def convert(*words):
+        number = cluster.run(
+            "sbatch", "--parsable", "--mem=1G", f"--output={tmp_path}/%j.out", str(ROOT / "slurm/convert.sh"),
+            *words, EMPG_HOME=str(ROOT),
+        )  # fmt: skip
+        job = cluster.wait(int(number), timeout=200)
+        return job.exit_code, (tmp_path / f"{int(number)}.out").read_text()
+
+    policy = ROOT / "recipes/miniature/policy"
+    code, said = convert("to-megatron", str(policy), str(tmp_path / "megatron"))
+    assert code == 0, said
+    code, said = convert("to-hf", str(tmp_path / "megatron"), str(tmp_path / "back"))
+    assert code == 0, said
+    assert (tmp_path / "back/model.safetensors").exists()
+    assert convert("to-hf", "/no/such", str(tmp_path / "x"))[0] == 10
+    assert convert("to-megatron", str(tmp_path), str(tmp_path / "x"))[0] == 12

@@ -113,7 +113,7 @@ def test_a_dead_engine_ends_the_job_within_a_minute(run):
 )
 def test_when_a_job_gives_up(tmp_path, starts, most, says):
     (tmp_path / "starts").write_text("".join(f"{line}\n" for line in starts))
-    script = f'source slurm/lib.sh; ask() {{ :; }}; run_folder="{tmp_path}" checkpoint=4; may_restart'
+    script = f'EMPG_HOME=.; source slurm/run.sh; ask() {{ :; }}; run_folder="{tmp_path}" checkpoint=4; may_restart'
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT,
         env={"SLURM_JOB_ID": "7", "EMPG_MAX_RESTARTS": str(most), "PATH": "/bin"},

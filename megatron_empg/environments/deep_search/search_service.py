@@ -1,9 +1,9 @@
 """The Deep Search tools as a service, so that a corpus lies in one place and not in every process that plays.
 
-    EMPG_TOKEN=… python -m megatron_empg.environments.deep_search.search_service CORPUS --host 10.0.0.5 --port 9000
+    EMPG_SEARCH_TOKEN=… python -m megatron_empg.environments.deep_search.search_service CORPUS --port 9000
 
 POST /search and /visit take {"argument": TEXT} and answer {"observation": TEXT}; GET /health. Every route wants
-the run's token.
+the service's token, which is not the run's: a service may be another's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import JSONResponse
 
-TOKEN_VARIABLE = "EMPG_TOKEN"
+TOKEN_VARIABLE = "EMPG_SEARCH_TOKEN"
 ATTEMPTS = 3
 
 
@@ -62,7 +62,7 @@ class LocalTools:
 
 
 class RemoteTools:
-    """The same from a service at `url`; its token is in the environment. May be used by many threads at once."""
+    """The same from a service at `url`, its token in the environment. Many threads may use it at once."""
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
         if not url.startswith(("http://", "https://")):
@@ -141,7 +141,7 @@ def main() -> None:
     arguments = parser.parse_args()
     token = os.environ.get(TOKEN_VARIABLE, "")
     if len(token) < 16:
-        raise SystemExit(f"{TOKEN_VARIABLE} must hold the run's token, 16 characters or more")
+        raise SystemExit(f"{TOKEN_VARIABLE} must hold the service's token, 16 characters or more")
     corpus = load_corpus(arguments.corpus)
     app = application(LocalTools(corpus, Retriever(corpus)), token)
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_keep_alive=120)

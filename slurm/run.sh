@@ -1,0 +1,268 @@
+# shellcheck shell=bash
+# A training run as a Slurm job: checks, steps, restarts. docs/slurm.md describes it.
+source "$EMPG_HOME/slurm/lib.sh" || exit 10
+
+OVERRIDES=() CHECK_ONLY=
+# What `ask` learns of the recipe.
+run_folder='' engines_per_node='' checkpoint='' finished='' corpus='' search_url=''
+
+configure() { # configure ARGUMENTS…: what the environment and the arguments say of a run, all printed
+  local word name
+  for word in "$@"; do
+    case $word in
+      --check) CHECK_ONLY=1 ;;
+      -*) SBATCH_OPTIONS+=("$word") ;;
+      *=*) OVERRIDES+=("$word") ;;
+      *) die configuration "argument '$word': give recipe keys as key=value, or --check with sbatch options" ;;
+    esac
+  done
+  if [ "${#SBATCH_OPTIONS[@]}" -gt 0 ] && [ -z "$CHECK_ONLY" ]; then
+    die configuration "'${SBATCH_OPTIONS[0]}' stands behind the script; sbatch options go before it"
+  fi
+  defaults
+  : "${EMPG_ENGINES_PER_NODE:=}" "${EMPG_GPU_MEMORY:=80}" "${EMPG_MAX_RESTARTS:=20}" "${EMPG_PREFLIGHT:=1}"
+  : "${EMPG_PREFLIGHT_ARGS:=}" "${EMPG_MODEL:=}" "${EMPG_MEGATRON_CHECKPOINT:=}"
+  for name in EMPG_TRAINER_NODES EMPG_ROLLOUT_NODES EMPG_GPUS_PER_NODE; do
+    [[ ${!name:-} =~ ^[1-9][0-9]*$ ]] || die configuration "$name is '${!name:-}'; set it to a number of 1 or more"
+  done
+  [[ $EMPG_MAX_RESTARTS =~ ^[0-9]+$ ]] || die configuration "EMPG_MAX_RESTARTS is '$EMPG_MAX_RESTARTS', not a number"
+  [ -z "$EMPG_MODEL" ] || OVERRIDES=("model.path=$EMPG_MODEL" "${OVERRIDES[@]}")
+  [ -z "$EMPG_RUN_FOLDER" ] || OVERRIDES=("run.folder=$EMPG_RUN_FOLDER" "${OVERRIDES[@]}")
+  SHAPE=(--trainer-nodes "$EMPG_TRAINER_NODES" --rollout-nodes "$EMPG_ROLLOUT_NODES")
+  SHAPE+=(--gpus-per-node "$EMPG_GPUS_PER_NODE" --gpu-memory "$EMPG_GPU_MEMORY")
+  [ -z "$EMPG_ENGINES_PER_NODE" ] || SHAPE+=(--engines-per-node "$EMPG_ENGINES_PER_NODE")
+  [ "$EMPG_DEVICE" = cuda ] || SHAPE+=(--cpu)
+  say "overrides: ${OVERRIDES[*]:-none}"
+}
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+ask() { # ask check|prepare|facts [OPTION…]: sets run_folder, checkpoint, finished … ; 1 when the recipe is refused
+  local answer name value
+  answer=$(job_python -m megatron_empg.trainer.slurm_job "$1" "$EMPG_RECIPE" "${OVERRIDES[@]}" "${SHAPE[@]}" "${@:2}") ||
+    return 1
+  while IFS='=' read -r name value; do
+    case $name in
+      run_folder | engines_per_node | checkpoint | finished | corpus | search_url)
+        printf -v "$name" '%s' "$value" ;;
+    esac
+  done <<<"$answer"
+}
+
+check() { # everything that can be known before a step starts
+  local needed=$((EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES)) given=${SLURM_JOB_NUM_NODES:-}
+  given=${given:-$(script_option nodes)}
+  given=${given##*-}
+  [ "$given" -ge "$needed" ] ||
+    die configuration "--nodes is $given; EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES are $needed"
+  if [ -n "$EMPG_MEGATRON_CHECKPOINT" ] && [ ! -d "$EMPG_MEGATRON_CHECKPOINT" ]; then
+    die configuration "EMPG_MEGATRON_CHECKPOINT is '$EMPG_MEGATRON_CHECKPOINT': no such folder"
+  fi
+  [ -r "$EMPG_RECIPE" ] || die configuration "EMPG_RECIPE is '$EMPG_RECIPE': no such file below $EMPG_HOME"
+  ask check || die configuration "nothing was started; mend the above and submit again"
+  say "recipe, model, run folder and layout: well"
+}
+
+check_submission() { # what Slurm says of the script, without a job
+  sbatch --test-only "${SBATCH_OPTIONS[@]}" "$SCRIPT" || die configuration "Slurm refuses it (sbatch --test-only)"
+}
+
+# --- steps -------------------------------------------------------------------------------------------------------
+
+choose_search_service() { # SEARCH_SERVICE: its URL to be, on the first rollout node; none with search_url=
+  SEARCH_SERVICE=()
+  if [ -n "$search_url" ]; then
+    say "searches go to $search_url"
+  else
+    export EMPG_SEARCH_TOKEN=$EMPG_TOKEN
+    SEARCH_SERVICE=(--search-service "http://$(address_of "${ROLLOUTS[0]}"):$((EMPG_BASE_PORT + 2))")
+  fi
+}
+
+start_search_service() {
+  local address port=$((EMPG_BASE_PORT + 2)) until=$((SECONDS + 300))
+  [ "${#SEARCH_SERVICE[@]}" -gt 0 ] || return 0
+  address=$(address_of "${ROLLOUTS[0]}")
+  start search "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m \
+    megatron_empg.environments.deep_search.search_service "$corpus" --host "$address" --port "$port"
+  until healthy "$address" "$port"; do
+    if ! kill -0 "${PIDS[search]}" 2>/dev/null || ((SECONDS > until)); then
+      fail search
+      return
+    fi
+    pause 0.5
+  done
+  say "search service of $corpus at http://$address:$port: healthy"
+}
+
+preflight() { # every node fit for the run?
+  local device=(--gpu --gpus "$EMPG_GPUS_PER_NODE")
+  [ "$EMPG_PREFLIGHT" != 0 ] || return 0
+  [ "$EMPG_DEVICE" = cuda ] || device=(--no-gpu)
+  # shellcheck disable=SC2086 # EMPG_PREFLIGHT_ARGS are words
+  MASTER_ADDR=$(address_of "${TRAINERS[0]}") MASTER_PORT=$((EMPG_BASE_PORT + 3)) \
+    step preflight "${TRAINERS[*]} ${ROLLOUTS[*]}" 1 "$EMPG_PYTHON" tools/preflight.py "$run_folder/recipe.yaml" \
+    "${device[@]}" --json "$EMPG_LOGS/preflight.json" $EMPG_PREFLIGHT_ARGS || fail preflight || return
+  say "preflight: $(grep -h '^preflight:' "$EMPG_LOGS"/preflight.*.log | head -1)"
+}
+
+convert_checkpoint() { # a Megatron checkpoint becomes the run's model, once
+  [ -n "$EMPG_MEGATRON_CHECKPOINT" ] || return 0
+  step conversion "${TRAINERS[0]}" 1 "$EMPG_PYTHON" tools/convert_checkpoint.py to-hf "$EMPG_MEGATRON_CHECKPOINT" \
+    "$run_folder/model" ${EMPG_MODEL:+--like "$EMPG_MODEL"} || fail conversion
+}
+
+start_run() { # engines, driver, trainer ranks, and the watchdog beside them
+  local recipe=$run_folder/recipe.yaml engines=() index=0 node number driver
+  for node in "${ROLLOUTS[@]}"; do
+    for ((number = 0; number < engines_per_node; number++)); do
+      engines+=(--engine "http://$(address_of "$node"):$((EMPG_BASE_PORT + 8 + index))")
+      index=$((index + 1))
+    done
+  done
+  start engines "${ROLLOUTS[*]}" "$engines_per_node" "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job engine \
+    "$recipe" --per-node "$engines_per_node"
+  driver=$(address_of "${ROLLOUTS[0]}")
+  start driver "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.trainer.driver "$recipe" \
+    --host "$driver" --port $((EMPG_BASE_PORT + 1)) "${engines[@]}"
+  start trainer "${TRAINERS[*]}" 1 "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job trainer "$recipe" \
+    --driver "http://$driver:$((EMPG_BASE_PORT + 1))" "${engines[@]}"
+  start watchdog "${TRAINERS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.cluster.watchdog \
+    "$run_folder" ${EMPG_STALL_SECONDS:+--stall "$EMPG_STALL_SECONDS"} \
+    ${EMPG_SILENCE_SECONDS:+--silence "$EMPG_SILENCE_SECONDS"}
+}
+
+wait_for_end() { # until a step ends (ENDED, STATUS), or a node is lost (ENDED=node)
+  local name look=$((SECONDS + 15))
+  while :; do
+    for name in search engines driver watchdog trainer; do
+      if [ -n "${PIDS[$name]:-}" ] && ! kill -0 "${PIDS[$name]}" 2>/dev/null; then
+        wait "${PIDS[$name]}"
+        STATUS=$? ENDED=$name
+        unset "PIDS[$name]"
+        return
+      fi
+    done
+    if ((SECONDS >= look)); then
+      look=$((SECONDS + 15))
+      if nodes_down | grep -qxF "$(printf '%s\n' "${TRAINERS[@]}" "${ROLLOUTS[@]}")"; then
+        ENDED=node STATUS=1
+        return
+      fi
+    fi
+    pause 1
+  done
+}
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+attempt() { # one try, from preflight to the trainer's end; its code, or 100: to be restarted (WHY)
+  local lost
+  EMPG_LOGS=$run_folder/logs/$SLURM_JOB_ID.$(starts)
+  export EMPG_RUN_FOLDER=$run_folder
+  say "attempt $(starts): from step $checkpoint; logs in $EMPG_LOGS"
+  choose_search_service
+  prepare_folder || return
+  convert_checkpoint && preflight && start_search_service || return
+  start_run
+  wait_for_end
+  stop_steps
+  if [ "$ENDED $STATUS" = "trainer 0" ]; then
+    ask facts || return "${CODES[configuration]}"
+    [ "$finished" = 0 ] && [ -n "${SIGNALLED:-}" ] && WHY="a signal came" && return 100
+    return 0
+  fi
+  say "$ENDED ended with status $STATUS; its logs: $EMPG_LOGS/$ENDED.*"
+  lost=$(nodes_silent)
+  if [ -n "$lost" ]; then
+    WHY="lost ${lost//$'\n'/ }" && return 100
+  elif [ "$ENDED" = watchdog ] && [ "$STATUS" -eq "${CODES[watchdog]}" ]; then
+    WHY="a rank hangs" && return 100
+  fi
+  fail "$ENDED"
+}
+
+prepare_folder() { # the resolved recipe in it, and this job its only one: the same lock as `empg train` takes
+  exec 9>&-
+  ask prepare --trainer-address "$(address_of "${TRAINERS[0]}")" "${SEARCH_SERVICE[@]}" \
+    ${EMPG_MEGATRON_CHECKPOINT:+"model.path=$run_folder/model"} ||
+    return "${CODES[configuration]}"
+  exec 9>>"$run_folder/.lock"
+  flock --nonblock --conflict-exit-code 75 9
+  [ $? -ne 75 ] || die configuration "another process trains in $run_folder; wait for it, or set EMPG_RUN_FOLDER"
+  rm -rf "$run_folder/heartbeats"
+  mkdir -p "$EMPG_LOGS" "$run_folder/flight_recorder"
+  [ -z "${SIGNALLED:-}" ] || touch "$run_folder/STOP"
+}
+
+# $run_folder/starts: a line "job checkpoint" for each start, which the limits are read from.
+starts() { grep -c "^$SLURM_JOB_ID " "$run_folder/starts"; }
+
+may_restart() { # not too often, and not a third time from one checkpoint
+  ask facts || return 1
+  if [ "$(starts)" -gt "$EMPG_MAX_RESTARTS" ]; then
+    say "restarted $EMPG_MAX_RESTARTS times (EMPG_MAX_RESTARTS): giving up"
+  elif [ "$(tail -n 3 "$run_folder/starts" | grep -cx "$SLURM_JOB_ID $checkpoint")" -ge 3 ]; then
+    say "two restarts brought no checkpoint after step $checkpoint: giving up"
+  else
+    return 0
+  fi
+  return 1
+}
+
+restart() { # in place when enough nodes are up, else as a new start of the same job
+  local until=$((SECONDS + ${EMPG_NODE_TIMEOUT:-400})) code=${CODES[restarts]}
+  say "$WHY"
+  may_restart || exit "$code"
+  say "newest checkpoint: step $checkpoint"
+  if [[ $WHY == lost* ]]; then # Slurm must know of it, or would give us the node again
+    until [ -n "$(nodes_down)" ] || ((SECONDS > until)); do pause 2; done
+    if choose_nodes; then
+      say "going on without it"
+      return
+    fi
+  fi
+  say "requeueing job $SLURM_JOB_ID"
+  again scontrol requeue "$SLURM_JOB_ID" || exit "${CODES[node]}"
+  pause 120
+  exit "${CODES[node]}" # not reached: Slurm ends this start
+}
+
+on_signal() {
+  SIGNALLED=1
+  say "signal: ending after the running step, with a checkpoint"
+  [ -z "${run_folder:-}" ] || touch "$run_folder/STOP"
+}
+
+train() { # train ARGUMENTS…: what a deepsearch script does
+  configure "$@"
+  [ -n "${SLURM_JOB_ID:-}$CHECK_ONLY" ] || die configuration "this is no Slurm job: use sbatch, or --check"
+  check
+  if [ -n "$CHECK_ONLY" ]; then
+    check_submission
+    exit 0
+  fi
+  EMPG_TOKEN=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
+  export EMPG_TOKEN PYTHONUNBUFFERED=1
+  trap on_signal USR1
+  trap stop_steps EXIT
+  if ! mkdir -p "$run_folder" || ! touch "$run_folder/starts"; then die configuration "cannot write $run_folder"; fi
+  [ "$finished" = 0 ] || { say "$run_folder has finished its steps; raise run.steps" && exit 0; }
+  [ "$(starts)" -eq 0 ] || may_restart || exit "${CODES[restarts]}"
+  choose_nodes || die node "too few of $SLURM_JOB_NODELIST are up"
+  while :; do
+    echo "$SLURM_JOB_ID $checkpoint" >>"$run_folder/starts"
+    attempt && break || code=$?
+    [ "$code" -eq 100 ] || die_with "$code"
+    restart
+  done
+  ask facts
+  job_python -m megatron_empg.cli report "$run_folder"
+  say "ended at step $checkpoint; $([ "$finished" = 1 ] && echo "policy: $run_folder/policy" || echo "not finished: STOP")"
+}
+
+die_with() { # by its code
+  local name
+  for name in "${!CODES[@]}"; do [ "${CODES[$name]}" -ne "$1" ] || die "$name" "see the lines above"; done
+  exit "$1"
+}
