@@ -52,6 +52,9 @@ def options(parser: argparse.ArgumentParser) -> SuiteOptions:
         if kind not in ("corrupt", "delay", "missing") or not rank.isdigit():
             parser.error(f"--inject {kind} {rank}: first corrupt, delay or missing, then a rank")
         inject = Inject(kind, int(rank))
+        finds = {"corrupt": {"correctness", "transfer"}, "delay": {"late"}, "missing": set(SECTIONS)}[kind]
+        if not finds & set(sections):
+            parser.error(f"--inject {kind} is found by {' or '.join(sorted(finds))}, which --only leaves out")
     backend = given.backend
     if backend != "gloo":
         import torch

@@ -35,7 +35,8 @@ class Inject:
 
 
 class Session:
-    """Joins the ranks. Raises PlaceError naming the ranks that do not come within ``step_limit`` seconds."""
+    """Joins the ranks. Raises PlaceError naming those that do not come in time, LayoutError for groups that
+    cannot be."""
 
     def __init__(
         self,
@@ -50,6 +51,10 @@ class Session:
     ) -> None:
         self.place, self.backend = place, backend
         self.inject = inject if inject and inject.rank == place.rank else None
+        if inject and inject.rank >= place.world_size:
+            raise PlaceError(
+                f"a fault cannot be planted on rank {inject.rank}: there are {place.world_size} ranks"
+            )
         lists = layout.groups(place.world_size)
         store = place.connect(step_limit)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart

@@ -14,6 +14,11 @@ from suite_runs import TOOL
         (["--only", "speed"], "--only has speed; sections are correctness, late"),
         (["--inject", "explode", "1"], "first corrupt, delay or missing"),
         (["--inject", "missing", "last"], "--inject missing last"),
+        (
+            ["--only", "pairs", "--inject", "delay", "0"],
+            "--inject delay is found by late, which --only leaves out",
+        ),
+        (["--backend", "gloo", "--inject", "missing", "7"], "planted on rank 7: there are 1 ranks"),
         (["--backend", "nccl"], "--backend gloo runs on CPU"),
         (["--backend", "gloo", "--recipe", "none.yaml"], "cannot read recipe none.yaml"),
         (["--backend", "gloo", "--layout", "tensor=3"], "wants a multiple of 3 ranks; there are 1"),
