@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,7 +47,9 @@ class Run:
 
     def submit(self) -> None:
         words = [f"{key}={value}" for key, value in (OVERRIDES | self.overrides).items()]
-        variables = VARIABLES | {"EMPG_RUN_FOLDER": str(self.folder)} | self.variables
+        # Other simulated clusters on this machine number their jobs, and so their ports, alike.
+        ports = str(random.randrange(10_000, 32_000, 128))
+        variables = VARIABLES | {"EMPG_RUN_FOLDER": str(self.folder), "EMPG_BASE_PORT": ports} | self.variables
         output = self.cluster.run(
             "sbatch", "--parsable", f"--output={self.scratch}/job.out", *self.options, str(ROOT / SCRIPT), *words,
             **variables,

@@ -61,11 +61,17 @@ def test_a_spare_node_takes_over_without_requeueing(run, four_nodes):
 @pytest.mark.slow
 def test_a_time_limit_shorter_than_the_run_makes_a_chain(run):
     run.options = ("--nodes=3", "--gpus-per-node=1", "--time=3", "--signal=B:USR1@60")
-    run.overrides = {"run.steps": 60, "run.checkpoint_every": 1000, "rollout.groups": 8, "rollout.group_size": 8}
+    run.overrides = {"run.steps": 1000, "run.checkpoint_every": 1000}
     run.submit()
-    run.wait_for("a second start", lambda: run.cluster.job(run.number).restarts >= 1)
-    assert_whole(run, restarts=run.cluster.job(run.number).restarts)
-    assert run.steps()[-1] == 60
+    run.wait_for("a second start", lambda: run.cluster.job(run.number).restarts == 1)
+    first = run.steps()[-1]
+    run.wait_for_step(first + 1)
+    (run.folder / "STOP").touch()  # a thousand steps would be a long chain
+    job = run.end()
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1)
+    starts = [int(line.split()[1]) for line in (run.folder / "starts").read_text().splitlines()]
+    assert starts == [0, first]
+    assert run.steps() == list(range(run.steps()[-1] + 1)), "no step twice, none left out"
 
 
 @pytest.mark.slow
