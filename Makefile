@@ -20,7 +20,7 @@ quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup  ## whole runs: minutes each
 	$(BIN)/pip install --quiet --no-deps -r requirements-slow.txt || echo "the tests of a real model are skipped"
