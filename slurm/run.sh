@@ -184,8 +184,7 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
 
 prepare_folder() { # the resolved recipe in it, and this job its only one: the same lock as `empg train` takes
   exec 9>&-
-  ask prepare --trainer-address "$(address_of "${TRAINERS[0]}")" "${SEARCH_SERVICE[@]}" \
-    ${EMPG_MEGATRON_CHECKPOINT:+"model.path=$run_folder/model"} ||
+  ask prepare --trainer-address "$(address_of "${TRAINERS[0]}")" "${SEARCH_SERVICE[@]}" ||
     return "${CODES[configuration]}"
   exec 9>>"$run_folder/.lock"
   flock --nonblock --conflict-exit-code 75 9
@@ -242,6 +241,7 @@ train() { # train ARGUMENTS…: what a deepsearch script does
     check_submission
     exit 0
   fi
+  [ -z "$EMPG_MEGATRON_CHECKPOINT" ] || OVERRIDES+=("model.path=$run_folder/model") # made by the job's first step
   EMPG_TOKEN=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
   export EMPG_TOKEN PYTHONUNBUFFERED=1
   trap on_signal USR1

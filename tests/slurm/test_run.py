@@ -5,6 +5,8 @@ Two trainer nodes and one rollout node with two engines; the script is the shipp
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -16,10 +18,19 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory):
-    """A whole run, with preflight; while it trains, every route of both engines is asked for without the token."""
+    """A whole run, with preflight, from a Megatron checkpoint that the job converts.
+
+    While it trains, every route of both engines is asked for without the token.
+    """
+    scratch = tmp_path_factory.mktemp("undisturbed")
+    convert = [sys.executable, "tools/convert_checkpoint.py", "to-megatron", "recipes/miniature/policy"]
+    subprocess.run([*convert, str(scratch / "megatron")], cwd=ROOT, check=True, timeout=120)
     run = Run(
-        cluster, tmp_path_factory.mktemp("undisturbed"), overrides={"run.steps": STEPS},
-        variables={"EMPG_PREFLIGHT": "1", "EMPG_PREFLIGHT_ARGS": "--min-write-speed 1 --min-disk 1"},
+        cluster, scratch, overrides={"run.steps": STEPS},
+        variables={
+            "EMPG_PREFLIGHT": "1", "EMPG_PREFLIGHT_ARGS": "--min-write-speed 1 --min-disk 1",
+            "EMPG_MEGATRON_CHECKPOINT": str(scratch / "megatron"),
+        },
     )  # fmt: skip
     run.submit()
     run.wait_for_step(0)
@@ -60,6 +71,7 @@ def everything_visible(run: Run) -> str:
 def test_the_job_finishes_and_leaves_a_run(undisturbed):
     assert (undisturbed.job.state, undisturbed.job.exit_code) == ("COMPLETED", 0)
     assert undisturbed.steps() == list(range(STEPS + 1))
+    assert f"path: {undisturbed.folder}/model\n" in (undisturbed.folder / "recipe.yaml").read_text()
     assert {path.name for path in undisturbed.folder.iterdir()} >= {"policy", "report.html", "recipe.yaml"}
     assert all(0 <= record["train/reward"] <= 1 for record in undisturbed.metrics[1:])
     assert [record["policy_version"] for record in undisturbed.metrics[1:]] == list(range(STEPS))
