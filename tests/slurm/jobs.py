@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "slurm/deepsearch_32b.sh"
 SECONDS = 300
 """How long one start of a job may take on a busy machine."""
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 VARIABLES = {
     "EMPG_HOME": str(ROOT), "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_DEVICE": "cpu",
@@ -79,7 +80,7 @@ class Run:
         deadline = time.monotonic() + timeout
         while not seen():
             state = self.cluster.job(self.number).state
-            if state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED") or time.monotonic() > deadline:
+            if state in ENDED or time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not seen; the job is {state}:\n{self.output}")
             time.sleep(0.3)
 
