@@ -28,7 +28,6 @@ from megatron_empg.actor.weights import ActorWeights, initialise, load
 from megatron_empg.weights.flops import forward_flops
 from megatron_empg.weights.model_config import ModelConfig
 
-
 logger = logging.getLogger(__name__)
 WEIGHT = "loss_weight"
 """The per-token value under which `update` keeps its own weights."""
@@ -69,7 +68,7 @@ class UpdateReport:
 
 
 class Actor:
-    """A policy under tensor, pipeline, context and data parallelism. Every method is entered by all ranks together.
+    """A policy over tensor-, pipeline-, context- and data-parallel ranks, which enter every method together.
 
     Sequences are given whole to every rank, in the same order; each rank works on its share.
     """
@@ -79,7 +78,7 @@ class Actor:
         config: ModelConfig,
         layout: Layout,
         optimizer: OptimizerSettings,
-        execution: Execution = Execution(),
+        execution: Execution | None = None,
         *,
         max_tokens_per_microbatch: int = 16384,
         seed: int = 0,
@@ -88,13 +87,14 @@ class Actor:
         """``max_tokens_per_microbatch`` is what a rank holds at once; ``collective_timeout`` the seconds it waits
         for the others, e.g. while rank 0 waits for a rollout."""
         layouts.initialize(layout, seed=seed, timeout_seconds=collective_timeout)
+        execution = execution or Execution()
         self.config, self.layout, self.execution = config, layout, execution
         self.budget = max_tokens_per_microbatch * layout.context
         self.model, self.mcore = build_model(config, layout, execution)
         self.optimizer, self.scheduler = build_optimizer(self.model, self.mcore, optimizer, execution)
         self.sends_weights = data_and_context_group().rank() == 0 or layout.expert > layout.tensor
-        """Whether this rank belongs to the first of the model's replicas, which exports and publishes, or to any of
-        those over which experts are split."""
+        """Whether this rank belongs to the model's first replica, which exports and publishes, or to any of those
+        over which experts are split."""
         self.throughput: dict[str, Throughput] = {}
         """Of the last call of ``score`` and of ``update``."""
         logger.info("actor: %s", describe_parts(self))
@@ -242,8 +242,8 @@ class Actor:
         )
 
     def _share_results(self, results: Tensor) -> None:
-        """Every position was filled on one replica's last stage, alike by its tensor-parallel ranks; a sum makes it
-        known to all."""
+        """Each position was filled on one replica's last stage, alike by its tensor-parallel ranks; a sum makes
+        it known to all."""
         if self.layout.pipeline > 1:
             dist.all_reduce(results, group=pipeline_group())
         if self.layout.data * self.layout.context > 1:
@@ -296,7 +296,7 @@ def _model_inputs(batch: Microbatch) -> dict[str, Any]:
 
 
 def sequence_mean_weights(own_tokens: list[int]) -> Float[Tensor, "own_tokens"]:
-    """Weight of each token, under which a mean over tokens becomes a mean over sequences of their tokens' means."""
+    """Weight of each token, by which a mean over tokens becomes a mean over sequences of their tokens' means."""
     counts = torch.tensor(own_tokens, dtype=torch.float64)
     each = counts.sum() / (counts.count_nonzero() * counts)
     return each.repeat_interleave(counts.long()).float()

@@ -1,4 +1,4 @@
-"""Which sequences go into which microbatch of which data-parallel rank: even costs, as few microbatches as can be."""
+"""Which sequences go into which microbatch of which data-parallel rank: even costs, few microbatches."""
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -26,8 +26,8 @@ def plan_microbatches(
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if order and lengths[order[0]] > budget:
         raise ValueError(
-            f"a sequence of {lengths[order[0]]} tokens (padded) exceeds the {budget} tokens that a microbatch may hold "
-            "(actor.max_tokens_per_microbatch x actor.context_parallel)"
+            f"a sequence of {lengths[order[0]]} tokens (padded) exceeds the {budget} tokens that a microbatch may "
+            "hold (actor.max_tokens_per_microbatch x actor.context_parallel)"
         )
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0.0] * ranks
@@ -36,7 +36,7 @@ def plan_microbatches(
         load[target] += cost(lengths[index])
         shares[target].append(index)
     plans = [_spread(share, lengths, budget, cost, multiple) for share in shares]
-    if equal:
+    while equal and len({len(plan) for plan in plans}) > 1:
         most = max(len(plan) for plan in plans)
         plans = [_spread(share, lengths, budget, cost, multiple, at_least=most) for share in shares]
     return plans
@@ -50,7 +50,7 @@ def _spread(
     multiple: int,
     at_least: int = 1,
 ) -> Microbatches:
-    """The smallest allowed number of microbatches that the share fits into, their costs as even as greed makes them."""
+    """The smallest allowed number of microbatches that the share fits into, their costs made even by greed."""
     count = max(at_least, -(-sum(lengths[i] for i in share) // budget))
     while True:
         count = -(-count // multiple) * multiple

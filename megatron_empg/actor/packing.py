@@ -1,7 +1,6 @@
 """Sequences packed into microbatches: what to predict where, and the per-token values that go with it."""
 
 import math
-
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 

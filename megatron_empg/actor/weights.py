@@ -25,7 +25,6 @@ from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshar
 from megatron_empg.weights.model_config import ModelConfig
 from megatron_empg.weights.reader import open_weights
 
-
 _FUSED_NORMS = {  # Transformer Engine fuses each norm into the linear layer behind it.
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",

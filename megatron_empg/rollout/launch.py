@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -71,10 +72,21 @@ class EngineProcess:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of that interface that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port of that interface that nobody has now. Raises OSError for an interface that is not here.
+
+    Below those that the kernel gives to outgoing connections (32768 and up), one of which could have it by the
+    time that a server wants to listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for tries_left in reversed(range(100)):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port := 20_000 + secrets.randbelow(12_000)))
+                return port
+            except OSError:
+                if not tries_left:
+                    raise
+    raise AssertionError
 
 
 def start_engine(

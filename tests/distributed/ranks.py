@@ -2,21 +2,16 @@
 
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch.multiprocessing as mp
 
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from megatron_empg.rollout.launch import free_port
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 180) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 400) -> list[Any]:
     """Call ``function(*args)`` on every rank; returns the results in rank order. A failing rank fails the test."""
     context = mp.get_context("spawn")
     results = context.Queue()

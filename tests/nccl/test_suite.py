@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import free_port
 from suite_runs import TOOL, run_suite
+
+from megatron_empg.rollout.launch import free_port
 
 SMALL = ["--max-bytes", "65536"]
 
