@@ -23,7 +23,7 @@ again() { # again COMMAND…: Slurm's clients lose their connection now and then
 
 # --- variables ---------------------------------------------------------------------------------------------------
 
-defaults() { # what every script needs to know
+defaults() { # defaults PATH …: what every script needs to know; the paths are those its tasks read and write
   local name
   SCRIPT=$(realpath "$0")
   EMPG_HOME=$(cd "$EMPG_HOME" && pwd) && cd "$EMPG_HOME" || exit 10
@@ -34,7 +34,7 @@ defaults() { # what every script needs to know
     [ -n "$EMPG_CONTAINER" ] || [ ! -x .venv/bin/python ] || EMPG_PYTHON=$EMPG_HOME/.venv/bin/python
   fi
   [[ $EMPG_DEVICE =~ ^(cuda|cpu)$ ]] || die configuration "EMPG_DEVICE is '$EMPG_DEVICE'; allowed: cuda, cpu"
-  choose_container
+  choose_container "$@"
   for name in RECIPE TRAINER_NODES ROLLOUT_NODES GPUS_PER_NODE ENGINES_PER_NODE DEVICE CONTAINER PYTHON; do
     name=EMPG_$name
     [ -z "${!name:-}" ] || say "$name=${!name}"
@@ -54,10 +54,11 @@ given_gpus() { # GPUs a node: Slurm's word in a job, else the script's
   echo "${given##*:}"
 }
 
-choose_container() { # IN_SRUN: options of srun (Pyxis); IN_TASK: words before a command (Apptainer)
+choose_container() { # choose_container PATH …: IN_SRUN, srun's options (Pyxis); IN_TASK, words before a command (Apptainer)
   local mounts=$EMPG_HOME:$EMPG_HOME${EMPG_MOUNTS:+,$EMPG_MOUNTS} path
-  for path in "${EMPG_RUN_FOLDER:-}" "${EMPG_MODEL:-}"; do
-    [[ $path != /* ]] || mounts+=,$path:$path # what lies below EMPG_HOME is there already
+  for path in "$@"; do # each, or the folder it is to be made in
+    while [[ $path == /?* ]] && [ ! -e "$path" ]; do path=$(dirname "$path"); done
+    [[ $path != /?* || ,$mounts, == *,$path:* ]] || mounts+=,$path:$path # what is relative lies below EMPG_HOME
   done
   IN_SRUN=() IN_TASK=() BINDING=()
   ! scontrol show config 2>/dev/null | grep -q 'TaskPlugin.*affinity' || BINDING=(--cpu-bind=none)
@@ -88,9 +89,13 @@ nodes_silent() { # of the job's, those on which nothing starts within 20 s
   wait
 }
 
-choose_nodes() { # TRAINERS and ROLLOUTS, in Slurm's order, of those that are up; 1 when too few are
+nodes_unfit() { # those this job is to go on without: a line "job node what" each, written by the watchdog
+  awk -v job="$SLURM_JOB_ID" '$1 == job {print $2}' "${run_folder:-}/bad_nodes" 2>/dev/null | sort -u
+}
+
+choose_nodes() { # TRAINERS and ROLLOUTS, in Slurm's order, of those that are up and fit; 1 when too few are
   local alive down
-  down=$(nodes_down)
+  down=$(nodes_down && nodes_unfit)
   mapfile -t alive < <(again scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "${down:- }")
   [ "${#alive[@]}" -ge $((EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES)) ] || return 1
   TRAINERS=("${alive[@]:0:EMPG_TRAINER_NODES}")
@@ -185,8 +190,8 @@ job_python() { # the package's answers; on this node, in the container where the
 
 suite() { # suite ARGUMENTS…: tools/nccl_suite.py on every GPU of the job
   local per_node=${SLURM_NTASKS_PER_NODE:-8}
-  defaults
-  EMPG_LOGS=${EMPG_LOGS:-$PWD/runs/nccl_suite_$SLURM_JOB_ID}
+  defaults "${EMPG_LOGS:-}" "$@"
+  EMPG_LOGS=${EMPG_LOGS:-$EMPG_HOME/runs/nccl_suite_$SLURM_JOB_ID}
   mkdir -p "$EMPG_LOGS"
   choose_nodes || die node "too few of $SLURM_JOB_NODELIST are up"
   export PYTHONUNBUFFERED=1 MASTER_PORT=$EMPG_BASE_PORT MASTER_ADDR
@@ -200,7 +205,7 @@ suite() { # suite ARGUMENTS…: tools/nccl_suite.py on every GPU of the job
 }
 
 convert() { # convert ARGUMENTS…: tools/convert_checkpoint.py on this node
-  defaults
+  defaults "$@"
   if [ $# -lt 3 ] || [[ ! $1 =~ ^to-(megatron|hf)$ ]]; then
     die configuration "give to-megatron SRC DST or to-hf SRC DST, and options"
   fi

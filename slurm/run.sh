@@ -7,19 +7,19 @@ OVERRIDES=() CHECK_ONLY=
 run_folder='' engines_per_node='' checkpoint='' finished='' corpus='' search_url=''
 
 configure() { # configure ARGUMENTS…: what the environment and the arguments say of a run, all printed
-  local word name
+  local word name paths=("${EMPG_RUN_FOLDER:-}" "${EMPG_MODEL:-}" "${EMPG_MEGATRON_CHECKPOINT:-}")
   for word in "$@"; do
     case $word in
       --check) CHECK_ONLY=1 ;;
       -*) SBATCH_OPTIONS+=("$word") ;;
-      *=*) OVERRIDES+=("$word") ;;
+      *=*) OVERRIDES+=("$word") && paths+=("${word#*=}") ;;
       *) die configuration "argument '$word': give recipe keys as key=value, or --check with sbatch options" ;;
     esac
   done
   if [ "${#SBATCH_OPTIONS[@]}" -gt 0 ] && [ -z "$CHECK_ONLY" ]; then
     die configuration "'${SBATCH_OPTIONS[0]}' stands behind the script; sbatch options go before it"
   fi
-  defaults
+  defaults "${paths[@]}"
   : "${EMPG_ENGINES_PER_NODE:=}" "${EMPG_GPU_MEMORY:=80}" "${EMPG_MAX_RESTARTS:=20}" "${EMPG_PREFLIGHT:=1}"
   : "${EMPG_PREFLIGHT_ARGS:=}" "${EMPG_MODEL:=}" "${EMPG_MEGATRON_CHECKPOINT:=}"
   for name in EMPG_TRAINER_NODES EMPG_ROLLOUT_NODES EMPG_GPUS_PER_NODE; do
@@ -96,13 +96,14 @@ start_search_service() {
 }
 
 preflight() { # every node fit for the run?
-  local device=(--gpu --gpus "$EMPG_GPUS_PER_NODE")
+  local device=(--gpu --gpus "$EMPG_GPUS_PER_NODE") first=$((EMPG_BASE_PORT + 8)) ports
   [ "$EMPG_PREFLIGHT" != 0 ] || return 0
+  ports=$EMPG_BASE_PORT-$((EMPG_BASE_PORT + 2)),$first-$((first + EMPG_ROLLOUT_NODES * engines_per_node - 1))
   [ "$EMPG_DEVICE" = cuda ] || device=(--no-gpu)
   # shellcheck disable=SC2086 # EMPG_PREFLIGHT_ARGS are words
   MASTER_ADDR=$(address_of "${TRAINERS[0]}") MASTER_PORT=$((EMPG_BASE_PORT + 3)) \
     step preflight "${TRAINERS[*]} ${ROLLOUTS[*]}" 1 "$EMPG_PYTHON" tools/preflight.py "$run_folder/recipe.yaml" \
-    "${device[@]}" --json "$EMPG_LOGS/preflight.json" $EMPG_PREFLIGHT_ARGS || fail preflight || return
+    "${device[@]}" --ports "$ports" --json "$EMPG_LOGS/preflight.json" $EMPG_PREFLIGHT_ARGS || fail preflight || return
   say "preflight: $(grep -h '^preflight:' "$EMPG_LOGS"/preflight.*.log | head -1)"
 }
 
@@ -127,7 +128,7 @@ start_run() { # engines, driver, trainer ranks, and the watchdog beside them
     --host "$driver" --port $((EMPG_BASE_PORT + 1)) "${engines[@]}"
   start trainer "${TRAINERS[*]}" 1 "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job trainer "$recipe" \
     --driver "http://$driver:$((EMPG_BASE_PORT + 1))" "${engines[@]}"
-  start watchdog "${TRAINERS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.cluster.watchdog \
+  start watchdog "${TRAINERS[*]} ${ROLLOUTS[*]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.cluster.watchdog \
     "$run_folder" ${EMPG_STALL_SECONDS:+--stall "$EMPG_STALL_SECONDS"} \
     ${EMPG_SILENCE_SECONDS:+--silence "$EMPG_SILENCE_SECONDS"}
 }
@@ -156,8 +157,8 @@ wait_for_end() { # until a step ends (ENDED, STATUS), or a node is lost (ENDED=n
 
 # --- the run -----------------------------------------------------------------------------------------------------
 
-attempt() { # one try, from preflight to the trainer's end; its code, or 100: to be restarted (WHY)
-  local lost
+attempt() { # one try, from preflight to the trainer's end; its code, or 100: to be restarted (WHY, and WITHOUT nodes)
+  WHY='' WITHOUT=''
   EMPG_LOGS=$run_folder/logs/$SLURM_JOB_ID.$(starts)
   export EMPG_RUN_FOLDER=$run_folder
   say "attempt $(starts): from step $checkpoint; logs in $EMPG_LOGS"
@@ -173,11 +174,13 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
     return 0
   fi
   say "$ENDED ended with status $STATUS; its logs: $EMPG_LOGS/$ENDED.*"
-  lost=$(nodes_silent)
-  if [ -n "$lost" ]; then
-    WHY="lost ${lost//$'\n'/ }" && return 100
+  WITHOUT=$(nodes_silent)
+  if [ -n "$WITHOUT" ]; then
+    WHY="lost ${WITHOUT//$'\n'/ }" && return 100
   elif [ "$ENDED" = watchdog ] && [ "$STATUS" -eq "${CODES[watchdog]}" ]; then
-    WHY="a rank hangs" && return 100
+    WITHOUT=$(nodes_unfit | grep -xF "$(printf '%s\n' "${TRAINERS[@]}" "${ROLLOUTS[@]}")")
+    WHY=$(grep -hE '^watchdog: (hanging|unfit)' "$EMPG_LOGS"/watchdog.*.log)
+    return 100
   fi
   fail "$ENDED"
 }
@@ -197,32 +200,31 @@ prepare_folder() { # the resolved recipe in it, and this job its only one: the s
 # $run_folder/starts: a line "job checkpoint" for each start, which the limits are read from.
 starts() { grep -c "^$SLURM_JOB_ID " "$run_folder/starts"; }
 
-may_restart() { # not too often, and not a third time from one checkpoint
-  ask facts || return 1
-  if [ "$(starts)" -gt "$EMPG_MAX_RESTARTS" ]; then
-    say "restarted $EMPG_MAX_RESTARTS times (EMPG_MAX_RESTARTS): giving up"
-  elif [ "$(tail -n 3 "$run_folder/starts" | grep -cx "$SLURM_JOB_ID $checkpoint")" -ge 3 ]; then
-    say "two restarts brought no checkpoint after step $checkpoint: giving up"
-  else
-    return 0
-  fi
-  return 1
-}
-
-restart() { # in place when enough nodes are up, else as a new start of the same job
+may_restart() { # in place when enough nodes are up and fit, else as a new start of the same job
   local until=$((SECONDS + ${EMPG_NODE_TIMEOUT:-400})) code=${CODES[restarts]}
   say "$WHY"
   may_restart || exit "$code"
   say "newest checkpoint: step $checkpoint"
-  if [[ $WHY == lost* ]]; then # Slurm must know of it, or would give us the node again
-    until [ -n "$(nodes_down)" ] || ((SECONDS > until)); do pause 2; done
+  if [ -n "$WITHOUT" ]; then
+    # Slurm must know of a lost node, or would give it to us again.
+    if [[ $WHY == lost* ]]; then until [ -n "$(nodes_down)" ] || ((SECONDS > until)); do pause 2; done; fi
     if choose_nodes; then
-      say "going on without it"
+      say "going on without ${WITHOUT//$'\n'/ }"
       return
     fi
   fi
+  requeue
+}
+
+requeue() { # a new start of this job, on other nodes than those it is to go on without
+  local unfit given
   say "requeueing job $SLURM_JOB_ID"
+  unfit=$(nodes_unfit | paste -sd,)
+  given=$(again scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1/p')
+  trap '' TERM # comes with the requeueing; only a job that waits can be told which nodes to leave out
   again scontrol requeue "$SLURM_JOB_ID" || exit "${CODES[node]}"
+  [ -z "$unfit" ] || again scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$unfit${given:+,$given}"
+  trap - TERM
   pause 120
   exit "${CODES[node]}" # not reached: Slurm ends this start
 }
@@ -249,7 +251,7 @@ train() { # train ARGUMENTS…: what a deepsearch script does
   if ! mkdir -p "$run_folder" || ! touch "$run_folder/starts"; then die configuration "cannot write $run_folder"; fi
   [ "$finished" = 0 ] || { say "$run_folder has finished its steps; raise run.steps" && exit 0; }
   [ "$(starts)" -eq 0 ] || may_restart || exit "${CODES[restarts]}"
-  choose_nodes || die node "too few of $SLURM_JOB_NODELIST are up"
+  choose_nodes || die node "too few of $SLURM_JOB_NODELIST are up and fit; $run_folder/bad_nodes names GPU errors"
   while :; do
     echo "$SLURM_JOB_ID $checkpoint" >>"$run_folder/starts"
     attempt && break || code=$?

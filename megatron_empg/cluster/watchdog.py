@@ -1,9 +1,10 @@
 """A rank that hangs is found and named: each rank's heartbeat says where it is, and one process reads them all.
 
-    python -m megatron_empg.cluster.watchdog RUN_FOLDER      # beside the run; exit code 17 when ranks hang
+    python -m megatron_empg.cluster.watchdog RUN_FOLDER      # a task on each node; exit code 17 when ranks hang
 
 A heartbeat is ``heartbeats/rank_N.json`` of the run folder, written by a thread of the rank. A rank whose file no
 longer changes is stopped or gone; when all files change but no rank gets on, those behind the others are at fault.
+Each node's task also writes its GPUs' errors there; one that makes the node unfit counts as a hanging rank does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -22,8 +24,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_empg.cluster.gpu_watch import EventLog, leave_out, watch_node
+
 HUNG = 17
-"""Exit code of the watchdog when ranks hang."""
+"""Exit code of the watchdog when ranks hang or a GPU fails."""
 INTERVAL = 2.0
 """Seconds between two heartbeats of a rank."""
 PHASE_LIMIT = 900.0
@@ -184,14 +188,20 @@ def read_beats(folder: Path) -> list[Beat]:
 
 
 def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
-    """Until ranks hang: who, after the others have written what they were at."""
-    watchdog = Watchdog(silence=silence, stall=stall)
+    """Until a GPU fails, or ranks hang and the others have written what they were at: says who, a line each."""
+    watchdog, events = Watchdog(silence=silence, stall=stall), EventLog(folder)
     while True:
+        for event in events.new():
+            if event.fatal:
+                leave_out(folder, os.environ.get("SLURM_JOB_ID", "-"), event)
+                return [f"unfit: {event}"]
+            print(f"watchdog: {event}", flush=True)
         watchdog.read(read_beats(folder), time.monotonic())
         if hung := watchdog.verdict(time.monotonic()):
             (folder / "heartbeats/DUMP").touch()
             time.sleep(3 * INTERVAL)
-            return hung
+            others = f"what the other ranks were at is in {folder / 'flight_recorder'}"
+            return [*(f"hanging: {line}" for line in hung), others]
         time.sleep(INTERVAL)
 
 
@@ -201,9 +211,14 @@ def main() -> None:
     parser.add_argument("--silence", type=float, default=120.0, help="seconds without a heartbeat")
     parser.add_argument("--stall", type=float, help="seconds without a collective, if less than the phase's own")
     given = parser.parse_args()
-    hung = watch(given.run_folder, silence=given.silence, stall=given.stall)
-    print("watchdog: hanging:\n" + "\n".join(f"  {line}" for line in hung))
-    print(f"watchdog: what the other ranks were at is in {given.run_folder / 'flight_recorder'}", flush=True)
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        watch_node(given.run_folder, node)
+        while True:  # a task that ends might end its step
+            signal.pause()
+    threading.Thread(target=watch_node, args=(given.run_folder, node), daemon=True).start()
+    found = watch(given.run_folder, silence=given.silence, stall=given.stall)
+    print("\n".join(f"watchdog: {line}" for line in found), flush=True)
     raise SystemExit(HUNG)
 
 

@@ -1,4 +1,4 @@
-"""Whether a recipe fits its model: known before any process starts, and without importing Megatron."""
+"""Whether a recipe can be run: known before any process starts, and without importing Megatron."""
 
 from megatron_empg.planner.legality import layout_faults
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
@@ -14,4 +14,20 @@ def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:
     faults = layout_faults(recipe, config)
     if faults:
         raise RecipeError("this recipe cannot be run:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return config
+
+
+def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
+    """The same, and that its tasks and its logging can be had. Raises RecipeError."""
+    from megatron_empg.environments.registry import make_task_source
+    from megatron_empg.trainer.metrics import MetricsError, check_writers
+
+    config = check_model(recipe)
+    try:
+        make_task_source(recipe.environment.name, **recipe.environment.settings)
+        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"environment: {error}") from None
+    except MetricsError as error:
+        raise RecipeError(str(error)) from None
     return config

@@ -20,9 +20,10 @@ from pathlib import Path
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.rollout.launch import free_port, start_engine
+from megatron_empg.trainer.check import check_recipe
 from megatron_empg.trainer.driver_client import wait_until_healthy
 from megatron_empg.trainer.evaluation import Evaluation
-from megatron_empg.trainer.metrics import MetricsError, check_writers, read_metrics
+from megatron_empg.trainer.metrics import read_metrics
 from megatron_empg.trainer.progress import Progress
 from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
 
@@ -106,7 +107,7 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     Raises RecipeError before anything starts, LaunchError when a process fails.
     """
     recipe = load_recipe(path, overrides)
-    _check(recipe)
+    check_recipe(recipe)
     folder = _open_folder(recipe)
     if _finished(folder, recipe.run.steps):
         folder.close()
@@ -131,7 +132,7 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
 def launch_sft(path: Path, overrides: list[str]) -> Path:
     """Supervised warm-up by a recipe on this machine; returns the policy's folder."""
     recipe = load_recipe(path, overrides, SftRecipe)
-    _check(recipe)
+    check_recipe(recipe)
     folder = _open_folder(recipe)
     family = Family(folder)
     try:
@@ -148,7 +149,7 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
 def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> list[Evaluation]:
     """Success of a policy on the recipe's fixed questions, every split, sampled and greedy; prints as it goes."""
     recipe = load_recipe(path, [*overrides, *([f"model.path={model}"] if model else [])])
-    _check(recipe)
+    check_recipe(recipe)
     if not recipe.evaluation.questions:
         raise RecipeError("evaluation.questions is 0; say how many fixed questions of each split to ask")
     with tempfile.TemporaryDirectory(prefix="empg_evaluate_") as scratch:
@@ -178,21 +179,6 @@ async def _evaluate(recipe: Recipe, urls: list[str], token: str) -> list[Evaluat
                 )
                 results.append(result)
     return results
-
-
-def _check(recipe: Recipe | SftRecipe) -> None:
-    """Everything that can be known to be wrong before a process is started. Raises RecipeError."""
-    from megatron_empg.environments.registry import make_task_source
-    from megatron_empg.trainer.check import check_model
-
-    check_model(recipe)
-    try:
-        make_task_source(recipe.environment.name, **recipe.environment.settings)
-        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"environment: {error}") from None
-    except MetricsError as error:
-        raise RecipeError(str(error)) from None
 
 
 def _open_folder(recipe: Recipe | SftRecipe) -> RunFolder:

@@ -86,19 +86,10 @@ def shape_faults(recipe: Recipe, shape: Shape) -> list[str]:
 def check(recipe: Recipe, shape: Shape) -> list[str]:
     """Everything that can be known before a process starts; returns notes. Raises RecipeError."""
     from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
-    from megatron_empg.environments.registry import make_task_source
-    from megatron_empg.trainer.check import check_model
-    from megatron_empg.trainer.metrics import MetricsError, check_writers
+    from megatron_empg.trainer.check import check_recipe
 
-    config = check_model(recipe)
+    config = check_recipe(recipe)
     _check_run_folder(recipe.run.folder)
-    try:
-        make_task_source(recipe.environment.name, **recipe.environment.settings)
-        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"environment: {error}") from None
-    except MetricsError as error:
-        raise RecipeError(str(error)) from None
     notes = []
     corpus = recipe.environment.settings.get("corpus", DEFAULT_CORPUS)
     if Path(corpus).resolve() == Path(DEFAULT_CORPUS).resolve():

@@ -10,14 +10,28 @@ import torch.multiprocessing as mp
 
 from megatron_empg.rollout.launch import free_port
 
+# Ranks are forked from a process that has imported what takes seconds: on two cores most of a small test.
+_SERVER = mp.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    [
+        "torch",
+        "transformers",
+        "megatron.core.dist_checkpointing",
+        "megatron.core.distributed",
+        "megatron.core.models.gpt",
+        "megatron.core.optimizer",
+        "megatron.core.pipeline_parallel",
+    ]
+)
+
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 400) -> list[Any]:
     """Call ``function(*args)`` on every rank; returns the results in rank order. A failing rank fails the test."""
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    port = free_port()
+    results = _SERVER.Queue()
+    place = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
     workers = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, results, args))
+        _SERVER.Process(target=_rank, args=(function, rank, environment, results, args))
         for rank in range(world_size)
     ]
     for worker in workers:
@@ -36,15 +50,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     return [collected[rank] for rank in range(world_size)]
 
 
-def _rank(function: Any, rank: int, world_size: int, port: int, results: Any, args: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-    )
+def _rank(function: Any, rank: int, environment: dict[str, str], results: Any, args: tuple[Any, ...]) -> None:
+    os.environ.clear()  # the fork server's may be another test's
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     import torch
 
     torch.set_num_threads(1)

@@ -14,6 +14,8 @@ from cluster import Cluster, Job, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "slurm/deepsearch_32b.sh"
+STAND_INS = ROOT / "tests/slurm/stand_ins"
+"""For what a test machine lacks: Pyxis, Apptainer, NVML."""
 SECONDS = 300
 """How long one start of a job may take on a busy machine."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -100,6 +102,21 @@ class Run:
                     if ours and variables.get("SLURM_JOB_ID") == str(self.number):
                         found.append((int(folder.name), variables, command))
         return found
+
+
+COMPARED = ("train/reward", "train/episodes", "policy/entropy", "policy/grad_norm", "policy/loss")
+
+
+def assert_inside(run: Run, references: list[Run]) -> int:
+    """Each step's metrics lie between those of undisturbed runs, but for rounding. Returns the steps compared."""
+    rows = list(zip(run.metrics[1:], *(reference.metrics[1:] for reference in references), strict=False))
+    for ours, *theirs in rows:
+        assert all(other["step"] == ours["step"] for other in theirs)
+        for key in COMPARED:
+            values = [other[key] for other in theirs]
+            rounding = 1e-3 * abs(ours[key]) + 1e-5
+            assert min(values) - rounding <= ours[key] <= max(values) + rounding, (ours["step"], key, values)
+    return len(rows)
 
 
 def signal_all(processes: list[tuple[int, dict[str, str], str]], number: int) -> None:

@@ -108,10 +108,15 @@ def _watts(milliwatts: int | None) -> float | None:
 
 @dataclass(frozen=True)
 class GpuEvent:
-    """A critical error as it happens. ``xid`` is None for an uncorrectable memory error without one."""
+    """A critical error as it happens. ``gpu`` is None where NVML does not say which; ``xid`` is None for an
+    uncorrectable memory error without one."""
 
-    gpu: int
+    gpu: int | None
     xid: int | None
+
+
+FELL_OFF_THE_BUS = 79
+"""The Xid of a GPU that no longer answers."""
 
 
 class GpuEvents:
@@ -143,13 +148,15 @@ class GpuEvents:
         self._stack.close()
 
     def wait(self, seconds: float) -> GpuEvent | None:
-        """The next event, or None when there is none for so long."""
+        """The next event, or None when there is none for so long. Raises NoNvml when NVML has no more to say."""
         nvml = self._nvml
         try:
             event = nvml.nvmlEventSetWait_v2(self._set, int(seconds * 1000))
         except nvml.NVMLError as error:
             if error.value == nvml.NVML_ERROR_TIMEOUT:
                 return None
+            if error.value == nvml.NVML_ERROR_GPU_IS_LOST:  # said instead of an event, and without the GPU
+                return GpuEvent(None, FELL_OFF_THE_BUS)
             raise NoNvml(f"NVML's events ended: {error}") from None
         xid = event.eventData if event.eventType == nvml.nvmlEventTypeXidCriticalError else None
-        return GpuEvent(nvml.nvmlDeviceGetIndex(event.device), xid)
+        return GpuEvent(_ask(nvml, nvml.nvmlDeviceGetIndex, event.device), xid)

@@ -27,7 +27,7 @@ class StandIn:
     """pynvml with two GPUs; the second supports neither ECC nor NVLink nor events."""
 
     NVMLError = NVMLError
-    NVML_ERROR_TIMEOUT, NVML_ERROR_NOT_SUPPORTED = 10, 3
+    NVML_ERROR_TIMEOUT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_GPU_IS_LOST = 10, 3, 15
     NVML_FEATURE_ENABLED, NVML_NVLINK_MAX_LINKS = 1, 4
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
     nvmlEventTypeXidCriticalError, nvmlEventTypeDoubleBitEccError = XID, DOUBLE_BIT
@@ -94,9 +94,10 @@ class StandIn:
 
     def nvmlEventSetWait_v2(self, _: Any, milliseconds: int) -> Any:
         assert milliseconds == 1500
-        if not self.events:
-            raise NVMLError(self.NVML_ERROR_TIMEOUT)
-        return self.events.pop(0)
+        found = self.events.pop(0) if self.events else self.NVML_ERROR_TIMEOUT
+        if isinstance(found, int):
+            raise NVMLError(found)
+        return found
 
 
 @pytest.fixture
@@ -123,12 +124,14 @@ def test_events_are_watched_where_supported_and_read_one_by_one(nvml: StandIn) -
     nvml.events = [
         SimpleNamespace(device=0, eventType=XID, eventData=79),
         SimpleNamespace(device=0, eventType=DOUBLE_BIT, eventData=0),
+        nvml.NVML_ERROR_GPU_IS_LOST,
     ]
     with gpu.GpuEvents() as events:
         assert nvml.started == 1
         assert nvml.registered == [(0, XID)]
         assert events.wait(1.5) == gpu.GpuEvent(0, 79)
         assert events.wait(1.5) == gpu.GpuEvent(0, None)
+        assert events.wait(1.5) == gpu.GpuEvent(None, gpu.FELL_OFF_THE_BUS)
         assert events.wait(1.5) is None
     assert nvml.started == 0
 

@@ -1,0 +1,76 @@
+"""GPU errors while a run lives: each node writes NVML's events to the run folder, where the watchdog reads them.
+
+``heartbeats/gpu_NODE.jsonl`` has a line for each event of this start of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_empg.cluster.preflight.gpu import FELL_OFF_THE_BUS, GpuEvents, NoNvml
+from megatron_empg.cluster.preflight.judge_gpus import FATAL_XIDS
+
+WAIT = 1.0
+"""Seconds that NVML is asked to wait for an event."""
+
+
+@dataclass(frozen=True)
+class NodeEvent:
+    """An event and where. ``gpu`` and ``xid`` as in GpuEvent."""
+
+    node: str
+    gpu: int | None
+    xid: int | None
+
+    @property
+    def fatal(self) -> bool:
+        """The node must not train on: its memory, links or bus are at fault, not the program."""
+        return self.xid is None or self.xid in FATAL_XIDS
+
+    def __str__(self) -> str:
+        gpu = "a GPU" if self.gpu is None else f"GPU {self.gpu}"
+        what = "uncorrectable memory error" if self.xid is None else f"Xid {self.xid}"
+        return f"{gpu} of {self.node}: {what}"
+
+
+def watch_node(run_folder: Path, node: str) -> None:
+    """Write this node's events until there can be no more; then say why and return."""
+    path = run_folder / f"heartbeats/gpu_{node}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with GpuEvents() as events:
+            print(f"watchdog: NVML's events of {node} are watched", flush=True)
+            while True:
+                if (event := events.wait(WAIT)) is None:
+                    continue
+                with path.open("a") as file:
+                    file.write(json.dumps(asdict(NodeEvent(node, event.gpu, event.xid))) + "\n")
+                if event.xid == FELL_OFF_THE_BUS:  # NVML would say so again and again
+                    return
+    except (NoNvml, OSError) as reason:
+        print(f"watchdog: NVML's events of {node} are not watched: {reason}", flush=True)
+
+
+class EventLog:
+    """What the nodes have written, each event once."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder / "heartbeats"
+        self._read: dict[Path, int] = {}
+
+    def new(self) -> Iterator[NodeEvent]:
+        """Events since the last call; a line that is still being written waits for the next."""
+        for path in sorted(self._folder.glob("gpu_*.jsonl")):
+            lines = path.read_text().split("\n")[:-1]
+            for line in lines[self._read.get(path, 0) :]:
+                yield NodeEvent(**json.loads(line))
+            self._read[path] = len(lines)
+
+
+def leave_out(run_folder: Path, job: str, event: NodeEvent) -> None:
+    """Note that this job is to go on without that node: a line "job node what" of ``bad_nodes``."""
+    with (run_folder / "bad_nodes").open("a") as file:
+        file.write(f"{job} {event.node} {event}\n")
