@@ -200,7 +200,19 @@ prepare_folder() { # the resolved recipe in it, and this job its only one: the s
 # $run_folder/starts: a line "job checkpoint" for each start, which the limits are read from.
 starts() { grep -c "^$SLURM_JOB_ID " "$run_folder/starts"; }
 
-may_restart() { # in place when enough nodes are up and fit, else as a new start of the same job
+may_restart() { # not too often, and not a third time from one checkpoint
+  ask facts || return 1
+  if [ "$(starts)" -gt "$EMPG_MAX_RESTARTS" ]; then
+    say "restarted $EMPG_MAX_RESTARTS times (EMPG_MAX_RESTARTS): giving up"
+  elif [ "$(tail -n 3 "$run_folder/starts" | grep -cx "$SLURM_JOB_ID $checkpoint")" -ge 3 ]; then
+    say "two restarts brought no checkpoint after step $checkpoint: giving up"
+  else
+    return 0
+  fi
+  return 1
+}
+
+restart() { # in place when enough nodes are up and fit, else as a new start of the same job
   local until=$((SECONDS + ${EMPG_NODE_TIMEOUT:-400})) code=${CODES[restarts]}
   say "$WHY"
   may_restart || exit "$code"
