@@ -79,6 +79,14 @@ choose_search_service() { # SEARCH_SERVICE: its URL to be, on the first rollout 
   fi
 }
 
+start_guard() { # on a node other than this one
+  local node
+  node=$(printf '%s\n' "${ROLLOUTS[@]}" "${TRAINERS[@]}" | grep -vxF -m 1 "$SLURMD_NODENAME")
+  EMPG_LOGS=$EMPG_LOGS srun --overlap --job-name=guard --nodes=1 --ntasks=1 --nodelist="$node" \
+    bash slurm/guard.sh "$SLURMD_NODENAME" 9>&- &
+  PIDS[guard]=$!
+}
+
 start_search_service() {
   local address port=$((EMPG_BASE_PORT + 2)) until=$((SECONDS + 300))
   [ "${#SEARCH_SERVICE[@]}" -gt 0 ] || return 0
@@ -164,6 +172,7 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
   say "attempt $(starts): from step $checkpoint; logs in $EMPG_LOGS"
   choose_search_service
   prepare_folder || return
+  start_guard
   convert_checkpoint && preflight && start_search_service || return
   start_run
   wait_for_end
@@ -177,9 +186,9 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
   WITHOUT=$(nodes_silent)
   if [ -n "$WITHOUT" ]; then
     WHY="lost ${WITHOUT//$'\n'/ }" && return 100
-  elif [ "$ENDED" = watchdog ] && [ "$STATUS" -eq "${CODES[watchdog]}" ]; then
+  elif [ "$ENDED" = watchdog ] && WHY=$(grep -hE '^watchdog: (hanging|unfit)' "$EMPG_LOGS"/watchdog.*.log); then
+    # The step's own status is that of a task which was killed when the first ended.
     WITHOUT=$(nodes_unfit | grep -xF "$(printf '%s\n' "${TRAINERS[@]}" "${ROLLOUTS[@]}")")
-    WHY=$(grep -hE '^watchdog: (hanging|unfit)' "$EMPG_LOGS"/watchdog.*.log)
     return 100
   fi
   fail "$ENDED"

@@ -1,5 +1,6 @@
 """Live times of the suite against a plain loop around torch.distributed, in turns in the same processes."""
 
+import statistics
 import time
 
 import pytest
@@ -12,7 +13,7 @@ _TURNS = range(6, 30)
 
 
 def _seconds() -> dict[str, tuple[float, float]]:
-    """By collective: (the suite's, the loop's) least seconds of all turns, on this rank."""
+    """By collective: (the suite's, the loop's) median seconds of all turns, on this rank."""
     import torch
     import torch.distributed as dist
 
@@ -29,7 +30,7 @@ def _seconds() -> dict[str, tuple[float, float]]:
         "all_reduce": lambda: dist.all_reduce(whole),
         "all_gather": lambda: dist.all_gather([*whole.chunk(2)], half),
     }
-    least = {}
+    medians = {}
     for name in NAMES:
         exchange = COLLECTIVES[name](case)
         assert exchange.size == SIZE
@@ -40,17 +41,17 @@ def _seconds() -> dict[str, tuple[float, float]]:
                 start = time.perf_counter()
                 loops[name]()
                 theirs.append(time.perf_counter() - start)
-            near = turn >= _TURNS.start and abs(min(ours) / min(theirs) - 1) < LIMIT
-            if session.agree("whether that is enough", near):
+            medians[name] = statistics.median(ours), statistics.median(theirs)
+            near = turn >= _TURNS.start and abs(medians[name][0] / medians[name][1] - 1) < LIMIT
+            if session.agree("whether that is enough", near):  # a busy machine gets more turns
                 break
-        least[name] = min(ours), min(theirs)
     session.close()
-    return least
+    return medians
 
 
 def test_times_at_64_mib_agree_with_a_plain_loop() -> None:
-    """The least of the turns: a busy machine only ever adds time, so both sink towards the same value."""
-    least = run_ranks(_seconds, 2, timeout=170)[0]
+    medians = run_ranks(_seconds, 2, timeout=170)[0]
     for name in NAMES:
-        ours, theirs = least[name]
+        ours, theirs = medians[name]
+        print(f"{name} of {SIZE >> 20} MiB: suite / plain loop {ours / theirs:.3f}")
         assert ours == pytest.approx(theirs, rel=LIMIT), name

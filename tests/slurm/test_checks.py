@@ -14,7 +14,7 @@ from cluster import Cluster
 from jobs import OVERRIDES, ROOT, SCRIPT, VARIABLES, Run
 
 SCRIPTS = sorted(path.name for path in (ROOT / "slurm").glob("*.sh"))
-JOBS = [name for name in SCRIPTS if name not in ("lib.sh", "run.sh", "env.sh")]
+JOBS = [name for name in SCRIPTS if name not in ("lib.sh", "run.sh", "env.sh", "guard.sh")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
