@@ -31,7 +31,7 @@ test-nccl: setup  ## collectives and preflight over processes and network namesp
 test-slurm: setup  ## the sbatch files on a real Slurm of simulated nodes: 4 minutes; root installs its packages
 	@if tests/slurm/install; then $(BIN)/python -m pytest tests/slurm; else [ -z "$$CI" ]; fi
 
-test-slurm-slow: setup  ## lost nodes, the time limit, a hanging rank; whether requirements.txt resolves: 20 minutes
+test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; whether requirements.txt resolves: half an hour
 	@tests/slurm/install && $(BIN)/python -m pytest -m slow tests/slurm
 
 test-mutations: setup  ## known faults, each caught by a named test

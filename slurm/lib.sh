@@ -33,6 +33,7 @@ defaults() { # defaults PATH …: what every script needs to know; the paths are
     EMPG_PYTHON=python3
     [ -n "$EMPG_CONTAINER" ] || [ ! -x .venv/bin/python ] || EMPG_PYTHON=$EMPG_HOME/.venv/bin/python
   fi
+  export PYTHONPATH=$EMPG_HOME${PYTHONPATH:+:$PYTHONPATH} # an image has the packages, not this one
   [[ $EMPG_DEVICE =~ ^(cuda|cpu)$ ]] || die configuration "EMPG_DEVICE is '$EMPG_DEVICE'; allowed: cuda, cpu"
   choose_container "$@"
   for name in RECIPE TRAINER_NODES ROLLOUT_NODES GPUS_PER_NODE ENGINES_PER_NODE DEVICE CONTAINER PYTHON; do

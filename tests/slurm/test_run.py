@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import httpx
@@ -163,13 +164,18 @@ def test_a_checkpoint_is_converted_or_the_fault_named(cluster, tmp_path):
 @pytest.mark.parametrize(("kind", "image"), [("pyxis", "registry#empg:1"), ("apptainer", "/images/empg.sif")])
 def test_in_a_container_a_job_sees_what_it_names(cluster, tmp_path, kind, image):
     """Stand-ins for Pyxis and Apptainer hide /tmp but for the mounts; source and destination lie in it."""
+    python = tmp_path / "in/python"
     container = {
-        "EMPG_CONTAINER": image, "EMPG_PYTHON": sys.executable,
+        "EMPG_CONTAINER": image, "EMPG_PYTHON": str(python), "EMPG_MOUNTS": f"{tmp_path}/in:{tmp_path}/in",
         "PATH": f"{STAND_INS / kind}:{cluster.environment['PATH']}",
     }  # fmt: skip
     shutil.copytree(ROOT / "recipes/miniature/policy", tmp_path / "in/policy")
     words = ("to-megatron", str(tmp_path / "in/policy"), str(tmp_path / "out/megatron"))
     (tmp_path / "out").mkdir()
+    # As in an image, the package itself is not installed: -S leaves out the .pth files of site-packages.
+    packages = sysconfig.get_path("purelib")
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{packages}" exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
     code, said = convert(cluster, tmp_path, *words, **container)
     assert code == 0, said
     assert f"EMPG_CONTAINER={image}" in said
