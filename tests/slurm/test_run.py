@@ -127,17 +127,22 @@ def test_a_signal_saves_requeues_and_resumes(cluster, tmp_path, undisturbed):
     assert assert_inside(run, [undisturbed, again]) == STEPS
 
 
-def test_the_collectives_suite_runs_between_nodes(cluster, tmp_path):
+def run_suite(cluster, folder, **variables):
+    """slurm/nccl_suite.sh as a job between two nodes; it must succeed."""
     number = cluster.run(
         "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1",
-        f"--output={tmp_path}/job.out", str(ROOT / "slurm/nccl_suite.sh"),
+        f"--output={folder}/job.out", str(ROOT / "slurm/nccl_suite.sh"),
         "--backend", "gloo", "--max-bytes", "65536", "--only", "correctness",
-        EMPG_HOME=str(ROOT), EMPG_LOGS=str(tmp_path),
+        EMPG_HOME=str(ROOT), EMPG_LOGS=str(folder / "logs"), **variables,
     )  # fmt: skip
     job = cluster.wait(int(number), timeout=200)
-    output = (tmp_path / "job.out").read_text()
+    output = (folder / "job.out").read_text()
     assert (job.state, job.exit_code) == ("COMPLETED", 0), output
-    assert json.loads((tmp_path / "nccl_suite.json").read_text())
+    assert json.loads((folder / "logs/nccl_suite.json").read_text())["verdict"] == "PASS"
+
+
+def test_the_collectives_suite_runs_between_nodes(cluster, tmp_path):
+    run_suite(cluster, tmp_path)
 
 
 def convert(cluster, folder, *words, **variables):
@@ -180,3 +185,4 @@ def test_in_a_container_a_job_sees_what_it_names(cluster, tmp_path, kind, image)
     assert code == 0, said
     assert f"EMPG_CONTAINER={image}" in said
     assert (tmp_path / "out/megatron").exists()
+    run_suite(cluster, tmp_path, **container)
