@@ -116,7 +116,8 @@ def draw_pairs(findings: Findings, path: Path) -> None:
     figure.colorbar(image, ax=axes, label="GB/s")
     if size <= 16:
         for sender, receiver, value in findings.pairs or []:
-            axes.text(receiver, sender, f"{value:.2g}", ha="center", va="center", color="white", fontsize=7)
+            ink = "black" if value > 0.6 * np.nanmax(matrix) else "white"
+            axes.text(receiver, sender, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=7)
     aside = path.with_name(path.name + ".writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(aside, format=path.suffix.lstrip(".") or "png", dpi=120)
