@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,10 +65,10 @@ class EventLog:
     def new(self) -> Iterator[NodeEvent]:
         """Events since the last call; a line that is still being written waits for the next."""
         for path in sorted(self._folder.glob("gpu_*.jsonl")):
-            lines = path.read_text().split("\n")[:-1]
-            for line in lines[self._read.get(path, 0) :]:
-                yield NodeEvent(**json.loads(line))
-            self._read[path] = len(lines)
+            with suppress(OSError):  # a shared file system that has not caught up: read again next time
+                lines = path.read_text().split("\n")[:-1]
+                read, self._read[path] = self._read.get(path, 0), len(lines)
+                yield from (NodeEvent(**json.loads(line)) for line in lines[read:])
 
 
 def leave_out(run_folder: Path, job: str, event: NodeEvent) -> None:
