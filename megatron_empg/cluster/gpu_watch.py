@@ -37,13 +37,18 @@ class NodeEvent:
         return f"{gpu} of {self.node}: {what}"
 
 
+def say(line: str) -> None:
+    """Print it, whole whatever other threads print."""
+    print(f"watchdog: {line}\n", end="", flush=True)
+
+
 def watch_node(run_folder: Path, node: str) -> None:
     """Write this node's events until there can be no more; then say why and return."""
     path = run_folder / f"heartbeats/gpu_{node}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with GpuEvents() as events:
-            print(f"watchdog: NVML's events of {node} are watched", flush=True)
+            say(f"NVML's events of {node} are watched")
             while True:
                 if (event := events.wait(WAIT)) is None:
                     continue
@@ -52,7 +57,7 @@ def watch_node(run_folder: Path, node: str) -> None:
                 if event.xid == FELL_OFF_THE_BUS:  # NVML would say so again and again
                     return
     except (NoNvml, OSError) as reason:
-        print(f"watchdog: NVML's events of {node} are not watched: {reason}", flush=True)
+        say(f"NVML's events of {node} are not watched: {reason}")
 
 
 class EventLog:

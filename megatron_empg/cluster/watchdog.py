@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_empg.cluster.gpu_watch import EventLog, leave_out, watch_node
+from megatron_empg.cluster.gpu_watch import EventLog, leave_out, say, watch_node
 
 HUNG = 17
 """Exit code of the watchdog when ranks hang or a GPU fails."""
@@ -195,7 +195,7 @@ def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
             if event.fatal:
                 leave_out(folder, os.environ.get("SLURM_JOB_ID", "-"), event)
                 return [f"unfit: {event}"]
-            print(f"watchdog: {event}", flush=True)
+            say(str(event))
         watchdog.read(read_beats(folder), time.monotonic())
         if hung := watchdog.verdict(time.monotonic()):
             (folder / "heartbeats/DUMP").touch()
@@ -218,7 +218,8 @@ def main() -> None:
             signal.pause()
     threading.Thread(target=watch_node, args=(given.run_folder, node), daemon=True).start()
     found = watch(given.run_folder, silence=given.silence, stall=given.stall)
-    print("\n".join(f"watchdog: {line}" for line in found), flush=True)
+    for line in found:
+        say(line)
     raise SystemExit(HUNG)
 
 

@@ -89,8 +89,8 @@ def test_the_command_ends_naming_the_gpu_and_notes_the_node(tmp_path):
         env={**os.environ, "SLURM_JOB_ID": "12", "SLURM_PROCID": "0"}, stdout=subprocess.PIPE, check=False,
     )  # fmt: skip
     assert done.returncode == HUNG
-    assert "watchdog: GPU 5 of node2: Xid 31\n" in done.stdout
-    assert done.stdout.endswith("watchdog: unfit: GPU 5 of node2: Xid 79\n")
+    said = done.stdout.splitlines()
+    assert said.index("watchdog: GPU 5 of node2: Xid 31") < said.index("watchdog: unfit: GPU 5 of node2: Xid 79")
     assert Path(tmp_path, "bad_nodes").read_text() == "12 node2 GPU 5 of node2: Xid 79\n"
 
 
