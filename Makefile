@@ -9,7 +9,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON312 ?= $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python; do \
   "$$python" -c 'import sys; assert sys.version_info[:2] == (3, 12); print(sys.executable)' 2>/dev/null && break; done)
 VENV312 := .venv312
-PIP312 := $(VENV312)/bin/pip install --quiet
+PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
 TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py
 export OMP_NUM_THREADS ?= 1
 
@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 12
 
 test-slow: setup  ## whole runs: minutes each
 	$(BIN)/pip install --quiet --no-deps -r requirements-slow.txt || echo "the tests of a real model are skipped"
@@ -40,7 +40,7 @@ test-mutations: setup  ## known faults, each caught by a named test
 # The actor on the megatron-core of GPU clusters, under Python 3.12. A laptop may be without one, CI may not.
 ifneq ($(PYTHON312),)
 test-py312: $(VENV312)/.ready
-	$(VENV312)/bin/python -m pytest --numprocesses 2 --dist loadfile $(TESTS312)
+	$(VENV312)/bin/python -m pytest $(TESTS312)
 else
 test-py312:
 	@echo "no Python 3.12 here, so its tests are skipped; give one with PYTHON312=/path/to/python3.12"; [ -z "$$CI" ]
