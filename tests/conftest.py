@@ -1,7 +1,6 @@
 """What all tests share: one thread a process, and small models made on the spot."""
 
 import os
-from pathlib import Path
 
 import pytest
 
