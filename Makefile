@@ -19,7 +19,8 @@ quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 12
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/end_to_end
+	$(BIN)/python -m pytest tests/distributed
 
 test-slow: setup  ## whole runs: minutes each
 	$(BIN)/pip install --quiet --no-deps -r requirements-slow.txt || echo "the tests of a real model are skipped"
