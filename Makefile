@@ -13,7 +13,7 @@ PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
 TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-nccl test-slurm test-slurm-slow test-mutations test-py312 lint typecheck format setup
+.PHONY: quickstart test test-slow test-nccl test-slurm test-slurm-slow test-mutations setup-py312 test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -40,10 +40,12 @@ test-mutations: setup  ## known faults, each caught by a named test
 
 # The actor on the megatron-core of GPU clusters, under Python 3.12. A laptop may be without one, CI may not.
 ifneq ($(PYTHON312),)
-test-py312: $(VENV312)/.ready
+setup-py312: $(VENV312)/.ready
+
+test-py312: setup-py312
 	$(VENV312)/bin/python -m pytest $(TESTS312)
 else
-test-py312:
+setup-py312 test-py312:
 	@echo "no Python 3.12 here, so its tests are skipped; give one with PYTHON312=/path/to/python3.12"; [ -z "$$CI" ]
 endif
 
