@@ -78,7 +78,11 @@ with Heartbeat(Path(sys.argv[1]), int(sys.argv[2])):
 
 def test_a_stopped_process_is_named_by_the_command_and_the_other_tells_its_stacks(tmp_path):
     """A real SIGSTOP."""
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path), str(rank)]) for rank in (0, 1)]
+    # Sessions of their own: the kernel wakes a stopped process when its group loses the shell it came from.
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path), str(rank)], start_new_session=True)
+        for rank in (0, 1)
+    ]
     try:
         while len(read_beats(tmp_path)) < 2:
             time.sleep(0.1)
