@@ -29,7 +29,7 @@ test-slow: setup  ## whole runs: minutes each
 test-nccl: setup  ## collectives and preflight over processes and network namespaces, with planted faults: 5 minutes
 	$(BIN)/python -m pytest -m slow tests/nccl
 
-test-slurm: setup  ## the sbatch files on a real Slurm of simulated nodes: 4 minutes; root installs its packages
+test-slurm: setup  ## the sbatch files on a real Slurm of simulated nodes: 5 minutes; root installs its packages
 	@if tests/slurm/install; then $(BIN)/python -m pytest tests/slurm; else [ -z "$$CI" ]; fi
 
 test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; whether requirements.txt resolves: half an hour

@@ -95,9 +95,9 @@ nodes_unfit() { # those this job is to go on without: a line "job node what" eac
 }
 
 choose_nodes() { # TRAINERS and ROLLOUTS, in Slurm's order, of those that are up and fit; 1 when too few are
-  local alive down
-  down=$(nodes_down && nodes_unfit)
-  mapfile -t alive < <(again scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "${down:- }")
+  local alive without
+  without=$(nodes_down; nodes_unfit)
+  mapfile -t alive < <(again scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "${without:- }")
   [ "${#alive[@]}" -ge $((EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES)) ] || return 1
   TRAINERS=("${alive[@]:0:EMPG_TRAINER_NODES}")
   ROLLOUTS=("${alive[@]:EMPG_TRAINER_NODES:EMPG_ROLLOUT_NODES}")

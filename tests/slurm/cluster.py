@@ -174,9 +174,9 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """As if the machine had lost power: its slurmd, what that left to watch over steps, and every task."""
         os.kill(int((self.root / f"run/slurmd.{node}.pid").read_text()), signal.SIGKILL)
+        log = str(self.root / f"log/slurmd.{node}.log")
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                log = str(self.root / f"log/slurmd.{node}.log")
                 if _name(int(folder.name)) == "slurmstepd" and log in map(os.readlink, (folder / "fd").iterdir()):
                     os.kill(int(folder.name), signal.SIGKILL)
         self.kill_tasks(node)

@@ -110,6 +110,7 @@ COMPARED = {"train/reward", "train/episodes", "policy/entropy", "policy/grad_nor
 def assert_inside(run: Run, references: list[Run]) -> int:
     """Each step's metrics lie between those of undisturbed runs, but for rounding. Returns the steps compared."""
     rows = list(zip(run.metrics[1:], *(reference.metrics[1:] for reference in references), strict=False))
+    assert rows[0][0].keys() >= COMPARED
     for ours, *theirs in rows:
         keys = ours.keys() & COMPARED  # without the policy's where all groups of a step were filtered away
         assert all(other["step"] == ours["step"] and other.keys() & COMPARED == keys for other in theirs)

@@ -57,7 +57,7 @@ def assert_whole(run: Run, restarts: int, undisturbed: list[Run]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_a_dead_node_is_left_behind(run, four_nodes, undisturbed, node):
-    """The first has the batch script too: there Slurm itself requeues the job."""
+    """The first has the batch script too: there the guard requeues the job."""
     run.submit()
     run.wait_for_step(2)
     four_nodes.kill_node(node)
