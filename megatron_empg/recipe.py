@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from megatron_empg.waits import Waits, nested_waits
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)] | None
 # YAML knows neither paths nor tuples.
 PathText = Annotated[Path, Field(strict=False)]
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
@@ -202,13 +205,38 @@ class EvaluationSection(Section):
 
 
 class LimitsSection(Section):
+    """When training stops, and how long waits may be: one that is not given follows from the one it lies in."""
+
     logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """Mean |log-prob of the engine - log-prob of the actor| above which training stops: 1e-3 in float32,
     0.05 in bfloat16 unless given. A larger gap means stale or wrong weights, or other sampling than stated."""
+    min_groups: Positive | None = None
+    """Groups a batch needs to be trained on; an eighth of `rollout.groups` unless given. With fewer the step
+    trains on nothing, which may happen `max_idle_steps` times."""
+    max_error_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a batch's (or an evaluation's) episodes that may end in an error, which is never trained on."""
+    max_idle_steps: NonNegative = 3
+    """Steps in a row with nothing to learn after which training stops."""
+    max_skipped_updates: NonNegative = 3
+    """Optimizer steps in a row that may be skipped because loss or gradient was not finite."""
     rollout_timeout: Positive = 3600
-    """Seconds one batch's rollout may take."""
+    """Seconds one batch's rollout may take, all its rounds together; also one pass of an evaluation."""
+    round_timeout: Seconds = None
+    """Seconds one round of a batch may take: half of the batch's where there may be several, else nine tenths."""
+    episode_timeout: Seconds = None
+    """Seconds one episode may take, half of a round's: one that lost its engine can start over within it."""
+    turn_timeout: Seconds = None
+    """Seconds one turn may take, a third of an episode's."""
+    request_timeout: Seconds = None
+    """Seconds one request to an engine may take, nine tenths of a turn's."""
+    environment_timeout: Seconds = None
+    """Seconds one step of the environment may take, a third of an episode's."""
     sync_timeout: Positive = 600
     """Seconds one weight synchronisation may take."""
+    phase_timeout: Seconds = None
+    """Seconds after which a phase of a step counts as hanging: a minute more than the longest of the above."""
+    collective_timeout: Seconds = None
+    """Seconds that ranks wait for each other: ten minutes more than a phase."""
 
 
 class LoggingSection(Section):
@@ -252,9 +280,27 @@ class Recipe(Section):
                 f"rollout.max_turn_tokens is {rollout.max_turn_tokens}; it must be below "
                 f"rollout.max_episode_tokens ({rollout.max_episode_tokens})"
             )
+        if self.limits.min_groups is not None and self.limits.min_groups > rollout.groups:
+            raise ValueError(
+                f"limits.min_groups is {self.limits.min_groups}, more than rollout.groups ({rollout.groups}): no "
+                "batch would be trained on; lower it"
+            )
         _check_actor(actor)
         _check_batch(self)
+        _ = self.waits
         return self
+
+    @property
+    def waits(self) -> Waits:
+        """How long each wait may be."""
+        dapo = self.algorithm.name == "dapo" and self.algorithm.dapo.max_generation_rounds > 1
+        return nested_waits(self.limits, several_rounds=dapo)
+
+    @property
+    def min_groups(self) -> int:
+        """Groups a batch needs to be trained on: the recipe's number, or an eighth of a batch."""
+        given = self.limits.min_groups
+        return given if given is not None else max(1, self.rollout.groups // 8)
 
     @property
     def logprob_gap_limit(self) -> float:

@@ -113,12 +113,18 @@ class Actor:
         self.optimizer.reload_model_params()
 
     def weights(self) -> ActorWeights:
-        """The policy's full tensors under Hugging Face names; iterating is collective over a replica."""
-        self.settle()
+        """The policy's full tensors under Hugging Face names.
+
+        Making it communicates nothing. Iterating is collective over a replica and wants whole parameters: every
+        rank calls `settle` before.
+        """
         return ActorWeights(self.model, self.config, self.layout, DTYPES[self.execution.dtype])
 
     def settle(self) -> None:
-        """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass."""
+        """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass.
+
+        Collective over the data- and context-parallel ranks: it stands under no condition in which they differ.
+        """
         for chunk in self.model:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)

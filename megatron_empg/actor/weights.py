@@ -167,6 +167,7 @@ class ActorWeights:
 
 def export_hugging_face(actor: Any, destination: Path, *, like: Path) -> None:
     """Write the policy as a Hugging Face folder with ``like``'s configuration; entered by all ranks."""
+    actor.settle()
     if actor.sends_weights:
         weights = actor.weights()
         if dist.get_rank() == 0:

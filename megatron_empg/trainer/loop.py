@@ -203,6 +203,7 @@ class Training:
 
     def _publish(self, version: int) -> None:
         """Rank 0 sends; the ranks of its replica gather the tensors with it."""
+        self.actor.settle()
         weights = self.actor.weights()
         if self.publisher:
             self.publisher.publish(weights, version)

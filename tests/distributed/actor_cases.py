@@ -125,6 +125,7 @@ def with_old_logprobs(model: Any, chosen: list[Any]) -> list[Any]:
 
 def weights_of(actor: Any) -> dict[str, Tensor]:
     """The whole policy under Hugging Face names; collective."""
+    actor.settle()
     return {name: tensor.clone() for name, tensor in actor.weights()}
 
 
