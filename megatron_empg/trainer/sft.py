@@ -33,7 +33,8 @@ class Imitation:
 def run_sft(recipe: SftRecipe) -> None:
     """Train to the recipe's last step, on every rank; the policy ends in ``run.folder/policy``."""
     actor = build_actor(recipe)
-    source = make_task_source(recipe.environment.name, **recipe.environment.settings)
+    acting = recipe.environment
+    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     walkthroughs = WalkthroughTokens(recipe.model.path)
     folder = RunFolder(recipe.run.folder)
     checkpoints = Checkpoints(
