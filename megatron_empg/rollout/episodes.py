@@ -132,7 +132,7 @@ class Rollout:
         return await run_episode(
             self._clients[url],
             self._chat,
-            self._make_environment(task),
+            partial(self._make_environment, task),
             task,
             sampling,
             self._settings.limits,
