@@ -94,7 +94,8 @@ async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> Asy
     """A driver connected to the engines."""
     chat = ChatTokens.from_pretrained(recipe.model.path)
     acting = recipe.environment
-    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
+    within = recipe.waits.environment
+    source = make_task_source(acting.name, max_turns=acting.max_turns, step_timeout=within, **acting.settings)
     rollout = recipe.rollout
     settings = RolloutSettings(
         sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
