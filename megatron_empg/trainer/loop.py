@@ -32,7 +32,6 @@ from megatron_empg.trainer.advantages import (
 from megatron_empg.trainer.agreement import check_agreement
 from megatron_empg.trainer.batch import Batch, without_texts
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
-from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.policy_update import update_policy
