@@ -98,12 +98,11 @@ class Native:
     def send_weights(self) -> None:
         self.thread = threading.current_thread().name
         self.client.start_weight_update()
-        reply = threading.Thread(target=lambda: self.client.update_weights({}), daemon=True)
-        reply.start()
+        reply = ThreadPoolExecutor(1).submit(self.client.update_weights, {})
         for _ in self.source._stream:
             if self.blocks:
                 self.aborted.wait()
-        reply.join()
+        reply.result()
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
@@ -170,7 +169,7 @@ def test_the_calls_of_a_publish_share_its_time(engines: list[Engine]) -> None:
     for route in ("pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"):
         engines[0].slow[route] = 0.4 * LIMIT  # each is well within the limit
     publishing, _ = publisher(engines, blocks=False)
-    with failing("") as told:
+    with failing("weight transfer failed") as told:
         publishing.publish(Source(), 1)
     assert told.engines == [engines[0].url]
     assert told.seconds < LIMIT + SOON
