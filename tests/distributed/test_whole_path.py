@@ -1,6 +1,7 @@
 """A training process as it is started, over ranks that share and overlap their parameters' gathering.
 
-Only the driver and the engines are stood in for: load, join, publish, steps, evaluation, checkpoint, export, resume.
+Only the driver and the engines are stood in for: load, join, publish, steps, evaluation, checkpoint, export and
+resume are the ones of a run.
 """
 
 from pathlib import Path
