@@ -102,7 +102,8 @@ class RolloutSection(Section):
     group_size: Positive
     """Episodes of one question, whose rewards are compared with each other; at least 2."""
     temperature: Temperature = 1.0
-    """Sampling temperature, 0.01 to 100; the actor divides its logits by the same number. Never with top-p or top-k."""
+    """Sampling temperature, 0.01 to 100; the actor divides its logits by the same number. Never with top-p or
+    top-k."""
     max_turn_tokens: Positive = 512
     """A turn longer than this is cut; the end-of-turn token then comes from the template."""
     max_episode_tokens: Positive = 16384
