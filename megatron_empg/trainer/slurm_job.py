@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_empg.options import finite
 from megatron_empg.recipe import Recipe, RecipeError, dump_recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--engines-per-node", type=int)
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of a GPU")
+    parser.add_argument("--gpu-memory", type=finite, default=80.0, help="GiB of a GPU")
     parser.add_argument("--trainer-address", default="127.0.0.1")
     parser.add_argument("--search-service", help="URL of the job's own")
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_empg.options import number
+
 
 def preflight(
     recipe: Annotated[
@@ -24,14 +26,24 @@ def preflight(
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--no-gpu", help="Default: looked at where there are any.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs that every node must have.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that every node must have.")] = None,
     ports: Annotated[str, typer.Option(help="Ports that must be free: 29500-29520, or 8000,8001.")] = "",
-    min_disk: Annotated[float, typer.Option(help="GiB that must be free for the run folder.")] = 10.0,
-    min_write_speed: Annotated[float, typer.Option(help="MB/s below which the run folder is slow.")] = 100.0,
-    min_shared_memory: Annotated[float, typer.Option(help="GiB that must be free in /dev/shm.")] = 1.0,
-    max_skew: Annotated[float, typer.Option(help="Seconds a clock may be off the others.")] = 1.0,
+    min_disk: Annotated[
+        float, typer.Option(callback=number(), help="GiB that must be free for the run folder.")
+    ] = 10.0,
+    min_write_speed: Annotated[
+        float, typer.Option(callback=number(), help="MB/s below which the run folder is slow.")
+    ] = 100.0,
+    min_shared_memory: Annotated[
+        float, typer.Option(callback=number(), help="GiB that must be free in /dev/shm.")
+    ] = 1.0,
+    max_skew: Annotated[
+        float, typer.Option(callback=number(), help="Seconds a clock may be off the others.")
+    ] = 1.0,
     json: Annotated[Path | None, typer.Option(help="Write findings and facts here too.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the other nodes.")] = 100.0,
+    timeout: Annotated[
+        float, typer.Option(callback=number(above=0), help="Seconds to wait for the other nodes.")
+    ] = 100.0,
 ) -> None:
     """Is every node fit for the run? On one machine, or as a job step with a task on every node."""
     from megatron_empg.cluster.preflight.collect import Questions
