@@ -222,7 +222,9 @@ class Training:
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
         self._enter("export")
-        export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
+        export_hugging_face(self.actor, self.folder.policy, like=self.recipe.model.path)
+        if dist.get_rank() == 0:
+            self.folder.note_export(self.recipe.run.steps)
 
     def _open_writer(self) -> MetricsWriter:
         logging = self.recipe.logging

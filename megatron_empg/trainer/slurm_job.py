@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_empg.options import finite
-from megatron_empg.recipe import Recipe, RecipeError, dump_recipe, load_recipe
+from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 
 if TYPE_CHECKING:
     from megatron_empg.weights.model_config import ModelConfig
@@ -88,9 +88,11 @@ def check(recipe: Recipe, shape: Shape) -> list[str]:
     """Everything that can be known before a process starts; returns notes. Raises RecipeError."""
     from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
     from megatron_empg.trainer.check import check_recipe
+    from megatron_empg.trainer.identity import require_same_run
 
     config = check_recipe(recipe)
     _check_run_folder(recipe.run.folder)
+    require_same_run(recipe, model=not os.environ.get("EMPG_MEGATRON_CHECKPOINT"))
     notes = []
     corpus = recipe.environment.settings.get("corpus", DEFAULT_CORPUS)
     if Path(corpus).resolve() == Path(DEFAULT_CORPUS).resolve():
@@ -136,19 +138,14 @@ def _check_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> str
 
 def prepare(recipe: Recipe, shape: Shape, trainer_address: str, search_url: str | None) -> None:
     """Write the resolved recipe to the run folder, as the job's processes read it. Raises RecipeError."""
-    from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+    from megatron_empg.trainer.identity import take_up
 
     # The trainer's rank 0 sends the weights from this address; each engine is told its own.
     engines = recipe.engines.model_copy(update={"host": trainer_address})
     recipe = recipe.model_copy(update={"engines": engines})
     if search_url:
         recipe.environment.settings["search_url"] = search_url
-    try:
-        folder = RunFolder(recipe.run.folder).open(dump_recipe(recipe))
-    except RunFolderError as error:
-        raise RecipeError(f"run.folder: {error}") from None
-    folder.stop.unlink(missing_ok=True)
-    folder.close()
+    take_up(recipe).close()
 
 
 def facts(recipe: Recipe, shape: Shape) -> dict[str, object]:
