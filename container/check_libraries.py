@@ -1,0 +1,31 @@
+"""Whether a process holds a single cuDNN once it has imported the named modules; part of building the image.
+
+    python container/check_libraries.py torch transformer_engine.pytorch vllm
+
+Each of torch, Transformer Engine and the image brings one, and whoever loads a library by another path adds a second:
+its parts then call those of another version.
+"""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+
+def loaded(maps: str, library: str) -> list[str]:
+    """The files of that library (``libcudnn.so.9`` for ``libcudnn``) in the text of a /proc/PID/maps."""
+    pattern = rf"(/\S*/{re.escape(library)}\.so[.\d]*)$"
+    return sorted(set(re.findall(pattern, maps, re.MULTILINE)))
+
+
+def main(modules: list[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
+    found = loaded(Path("/proc/self/maps").read_text(), "libcudnn")
+    if len(found) > 1:
+        raise SystemExit(f"error: {len(found)} cuDNNs in one process, set CUDNN_HOME to torch's: {', '.join(found)}")
+    print(f"imported {', '.join(modules)}; cuDNN: {found[0] if found else 'none loaded'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
