@@ -12,18 +12,20 @@ import sys
 from pathlib import Path
 
 
-def loaded(maps: str, library: str) -> list[str]:
-    """The files of that library (``libcudnn.so.9`` for ``libcudnn``) in the text of a /proc/PID/maps."""
-    pattern = rf"(/\S*/{re.escape(library)}\.so[.\d]*)$"
+def folders(maps: str, library: str) -> list[str]:
+    """Where the parts of a library (``libcudnn.so.9``, ``libcudnn_ops.so.9``) lie, in the text of a /proc/PID/maps."""
+    pattern = rf"(/\S*)/{re.escape(library)}[a-z_]*\.so[.\d]*$"
     return sorted(set(re.findall(pattern, maps, re.MULTILINE)))
 
 
 def main(modules: list[str]) -> None:
     for name in modules:
         importlib.import_module(name)
-    found = loaded(Path("/proc/self/maps").read_text(), "libcudnn")
+    found = folders(Path("/proc/self/maps").read_text(), "libcudnn")
     if len(found) > 1:
-        raise SystemExit(f"error: {len(found)} cuDNNs in one process, set CUDNN_HOME to torch's: {', '.join(found)}")
+        raise SystemExit(
+            f"error: parts of {len(found)} cuDNNs in one process, from {' and '.join(found)}: set CUDNN_HOME"
+        )
     print(f"imported {', '.join(modules)}; cuDNN: {found[0] if found else 'none loaded'}")
 
 

@@ -32,7 +32,12 @@ def show(findings: Sequence[Finding]) -> None:
                 texts = (", ".join(checks), detail, fix)
                 table.add_row(Text(node), Text(status, _STYLES[status]), *map(Text, texts))
         passed = [finding.check for finding in own if finding.status == "PASS"]
-        table.add_row(Text(node), Text("PASS", _STYLES["PASS"]), f"{len(passed)} checks", ", ".join(passed))
+        # Their number is shown, since nothing else says whether it is the one that was meant.
+        gpus = [
+            f"GPUs: {finding.detail}" for finding in own if finding.check == "GPUs" and finding.status == "PASS"
+        ]
+        shown = [*gpus, *(check for check in passed if check != "GPUs")]
+        table.add_row(Text(node), Text("PASS", _STYLES["PASS"]), f"{len(passed)} checks", ", ".join(shown))
         table.add_section()
     Console(width=None if os.isatty(1) else 160).print(table)
 

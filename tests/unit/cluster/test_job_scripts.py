@@ -72,7 +72,10 @@ def test_the_trainer_step_prints_and_sets_what_its_ranks_want(tmp_path: Path) ->
     assert seen["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     given = {"CUDA_DEVICE_MAX_CONNECTIONS": "8", "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
     seen = environment_of(sys.executable, "-c", show, **paths, **given)
-    assert {name: seen.get(name) for name in (*given, "PYTORCH_ALLOC_CONF")} == {**given, "PYTORCH_ALLOC_CONF": None}
+    assert {name: seen.get(name) for name in (*given, "PYTORCH_ALLOC_CONF")} == {
+        **given,
+        "PYTORCH_ALLOC_CONF": None,
+    }
 
 
 def addresses(tmp_path: Path, nodes: dict[str, tuple[str, str]], **variables: str) -> tuple[int, str]:
@@ -82,9 +85,11 @@ def addresses(tmp_path: Path, nodes: dict[str, tuple[str, str]], **variables: st
         for name, (address, host) in nodes.items()
     )
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f'#!/bin/bash\ncase $3 in\n{lines}\nesac\n')
+    scontrol.write_text(f"#!/bin/bash\ncase $3 in\n{lines}\nesac\n")
     getent = tmp_path / "getent"
-    getent.write_text('#!/bin/bash\n[ "$2" = gpu-a ] && echo "10.1.1.1 STREAM gpu-a"\n[ "$2" = gpu-b ] && exit 2\ntrue\n')
+    getent.write_text(
+        '#!/bin/bash\n[ "$2" = gpu-a ] && echo "10.1.1.1 STREAM gpu-a"\n[ "$2" = gpu-b ] && exit 2\ntrue\n'
+    )
     srun = tmp_path / "srun"  # EMPG_INTERFACE: the address on each node
     srun.write_text('#!/bin/bash\n[ -n "$FOUND" ] && echo "2: ib0    inet $FOUND/24 scope global ib0"\ntrue\n')
     for stub in (scontrol, getent, srun):
