@@ -2,8 +2,8 @@
 
     python container/check_libraries.py torch transformer_engine.pytorch vllm
 
-Each of torch, Transformer Engine and the image brings one, and whoever loads a library by another path adds a second:
-its parts then call those of another version.
+Torch and the image each bring one, and whoever loads a library by another path adds a second: its parts then call
+those of another version.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def folders(maps: str, library: str) -> list[str]:
-    """Where the parts of a library (``libcudnn.so.9``, ``libcudnn_ops.so.9``) lie, in the text of a /proc/PID/maps."""
+    """Where the parts of a library (``libcudnn.so.9``, ``libcudnn_ops.so.9``) lie, by a /proc/PID/maps."""
     pattern = rf"(/\S*)/{re.escape(library)}[a-z_]*\.so[.\d]*$"
     return sorted(set(re.findall(pattern, maps, re.MULTILINE)))
 

@@ -1,6 +1,7 @@
 """What trainer rank 0 holds to send weights to the engines: vLLM packs tensors into chunks, on streams of its own.
 
-What a stream has taken from the allocator is not given back for another's use, so it counts beside an update's peak.
+What a stream has taken from the allocator is not given back for other streams, so it counts beside an update's
+peak.
 """
 
 import math

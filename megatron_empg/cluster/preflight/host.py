@@ -53,7 +53,7 @@ def read_shared_memory() -> int:
 
 
 def read_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process's job can still take: of the machine, or of its control group where that has less."""
+    """Bytes that this job can still take: of the machine, or of its control group where that has less."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
     if found is None:
         raise OSError("/proc/meminfo has no MemAvailable")

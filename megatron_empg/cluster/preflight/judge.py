@@ -134,7 +134,7 @@ def shared_memory(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Findi
 
 
 def host_memory(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
-    """Optimizer states pass through main memory when a checkpoint is saved; too little, and the kernel kills a rank."""
+    """Optimizer states pass through it when a checkpoint is saved; too little, and the kernel kills a rank."""
     for node, free, finding in part_of(nodes, "host_memory", "host memory"):
         trains = wanted.trainer_nodes is None or node.name in wanted.trainer_nodes
         text = f"{(free or 0) / GIB:.0f} GiB available"
@@ -195,7 +195,7 @@ def infiniband(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]
         for name in names
         if up[name]
     }
-    for node, own, finding in part_of(nodes, "infiniband", "InfiniBand"):
+    for node, _, finding in part_of(nodes, "infiniband", "InfiniBand"):
         if finding:
             yield finding
             continue

@@ -31,13 +31,13 @@ def show(findings: Sequence[Finding]) -> None:
             for (detail, fix), checks in alike.items():
                 texts = (", ".join(checks), detail, fix)
                 table.add_row(Text(node), Text(status, _STYLES[status]), *map(Text, texts))
-        passed = [finding.check for finding in own if finding.status == "PASS"]
-        # Their number is shown, since nothing else says whether it is the one that was meant.
-        gpus = [
-            f"GPUs: {finding.detail}" for finding in own if finding.check == "GPUs" and finding.status == "PASS"
+        # The number of GPUs is shown, since nothing else says whether it is the one that was meant.
+        passed = [
+            f"GPUs: {finding.detail}" if finding.check == "GPUs" else finding.check
+            for finding in own
+            if finding.status == "PASS"
         ]
-        shown = [*gpus, *(check for check in passed if check != "GPUs")]
-        table.add_row(Text(node), Text("PASS", _STYLES["PASS"]), f"{len(passed)} checks", ", ".join(shown))
+        table.add_row(Text(node), Text("PASS", _STYLES["PASS"]), f"{len(passed)} checks", ", ".join(passed))
         table.add_section()
     Console(width=None if os.isatty(1) else 160).print(table)
 

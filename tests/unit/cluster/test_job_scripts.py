@@ -1,4 +1,4 @@
-"""What the job scripts do without a Slurm: variables of each step, addresses of nodes. Slurm's clients are stubs."""
+"""What the job scripts do without a Slurm: variables of each step, addresses of nodes. Its clients are stubs."""
 
 import json
 import os

@@ -175,8 +175,12 @@ def test_a_gpu_that_is_lost_before_the_watch_begins_is_its_first_event(
 
 
 def test_gpus_of_the_bus_are_counted_whatever_the_driver_says(tmp_path: Path) -> None:
-    devices = {"3b:00.0": ("0x10de", "0x030200"), "4c:00.0": ("0x10de", "0x030000"), "5d:00.0": ("0x10de", "0x068000"),
-               "00:02.0": ("0x8086", "0x030000")}  # fmt: skip
+    devices = {
+        "3b:00.0": ("0x10de", "0x030200"),
+        "4c:00.0": ("0x10de", "0x030000"),
+        "5d:00.0": ("0x10de", "0x068000"),
+        "00:02.0": ("0x8086", "0x030000"),
+    }
     for name, (vendor, kind) in devices.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(f"{vendor}\n")
