@@ -101,7 +101,7 @@ async def run_episode(
     The chat template's end of turn is always a stop token. `executor`: where `environment.step` runs; on the event
     loop when None. Raises EngineFailed (so that the caller can try another engine), nothing else.
     """
-    episode = Episode(task.id, group, sample, engine=client.url)
+    episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     messages: list[Message] = list(task.prompt)
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
     try:

@@ -71,10 +71,10 @@ class Driver:
             took = time.monotonic() - began
             if not collection.missing or ends - time.monotonic() < took:
                 break
-        refuse_malformed(collection.played, f"step {step}")
         collection.engines = len(self.rollout.fleet.healthy())
         collection.hanging = self._threads.running if self._threads else None
-        return await asyncio.to_thread(lambda: collection.batch().to_bytes())
+        texts = recipe.logging.episodes_per_step
+        return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
         """Success on the split's fixed questions, sampled or greedily, within `limits.rollout_timeout`.

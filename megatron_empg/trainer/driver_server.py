@@ -1,7 +1,8 @@
 """The driver as an HTTP service: one thing at a time, and nothing for a client that has gone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +17,9 @@ from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.failures import DriverError
 
+logger = logging.getLogger(__name__)
 R = TypeVar("R")
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Served(Protocol):
@@ -93,28 +96,32 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
     async def health(_: Request) -> Response:
         return JSONResponse({"healthy": True})
 
-    async def explain(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
-
-    async def nobody_asks(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, status_code=409)
-
     return Starlette(
         routes=[
-            Route("/rollout/{step:int}", collect, methods=["POST"]),
-            Route("/evaluate", evaluate, methods=["POST"]),
-            Route("/probe", probe, methods=["POST"]),
+            Route("/rollout/{step:int}", _explained(collect), methods=["POST"]),
+            Route("/evaluate", _explained(evaluate), methods=["POST"]),
+            Route("/probe", _explained(probe), methods=["POST"]),
             Route("/health", health),
         ],
         middleware=[Middleware(TokenMiddleware, token=token)],
-        exception_handlers={
-            DriverError: explain,
-            Superseded: nobody_asks,
-            ClientGone: nobody_asks,
-            Exception: explain,
-        },
         lifespan=lifespan,
     )
+
+
+def _explained(endpoint: Endpoint) -> Endpoint:
+    """The same route, whose failures are answers in their own words."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (Superseded, ClientGone) as error:
+            return JSONResponse({"error": str(error)}, status_code=409)
+        except Exception as error:
+            expected = isinstance(error, DriverError)
+            logger.error("%s failed", request.url.path, exc_info=None if expected else error)
+            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
+
+    return answer
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
