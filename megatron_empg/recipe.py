@@ -232,7 +232,9 @@ class EvaluationSection(Section):
     """Fixed questions of each split; 0 switches evaluation off."""
     splits: list[Literal["test_id", "test_ood"]] = ["test_id", "test_ood"]
     greedy: bool = True
-    """Also measure greedy success, beside success sampled at temperature 1."""
+    """Also measure greedy success, beside sampled success."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampled success; it need not be `rollout.temperature`."""
 
 
 class LimitsSection(Section):

@@ -50,6 +50,10 @@ class Driver(Protocol):
         """Success of the engines' current policy on the split's fixed questions."""
         ...
 
+    def probe(self) -> int:
+        """Play a few training questions and forget them; raises if there is nothing to learn from."""
+        ...
+
 
 class Publisher(Protocol):
     """Brings weights to the engines; used on rank 0 only."""
@@ -89,6 +93,7 @@ class Training:
         self._enter("sync")
         self._publish(self.first)
         if self.first == 0:
+            self._probe()
             self._write(0, self._evaluate())
         saved = self.first
         for step in range(self.first, steps):
@@ -197,6 +202,13 @@ class Training:
         elif self.actor.sends_weights and dist.get_rank() > 0:
             for _ in weights:
                 pass
+        dist.barrier()
+
+    def _probe(self) -> None:
+        """Before the first step a few episodes are played: what cannot be learnt from is an error now."""
+        self._enter("rollout")
+        if self.driver:
+            self.driver.probe()
         dist.barrier()
 
     def _evaluation_due(self, done: int) -> bool:

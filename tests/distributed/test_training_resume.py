@@ -41,6 +41,9 @@ class ReplayingDriver:
             self.folder.stop.touch()
         return recorded_batch(step, self.publisher.versions[-1]).to_bytes()
 
+    def probe(self) -> int:
+        return 0
+
     def evaluate(self, split: str, greedy: bool) -> Any:
         from megatron_empg.trainer.evaluation import Evaluation
 
