@@ -129,7 +129,8 @@ class Actor:
         for chunk in self.model:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
-        if torch.cuda.is_available():  # weights leave on other streams and threads than the gathering's
+        if torch.cuda.is_available():
+            # The gathering is ordered before this stream's next work only, and weights leave on other streams.
             torch.cuda.current_stream().synchronize()
 
     def score(self, sequences: SequenceOf[Sequence], *, temperature: float = 1.0) -> list[Score]:

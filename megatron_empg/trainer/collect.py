@@ -33,6 +33,10 @@ class Collection:
     groups: list[Group] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    engines: int | None = None
+    """Engines that may generate, at the end."""
+    hanging: int | None = None
+    """Calls of environments that go on though nobody waits for them."""
 
     @property
     def missing(self) -> int:
@@ -46,6 +50,7 @@ class Collection:
         ``shuffle_seed`` the rewards are first permuted over all usable episodes of the round.
         """
         self.played += episodes
+        self.counts["rounds"] += 1
         usable = [e for e in episodes if e.outcome != "error" and e.steps]
         rewards = [e.reward for e in usable]
         if shuffle_seed is not None:
@@ -89,13 +94,8 @@ class Collection:
 
     def _metrics(self) -> dict[str, float]:
         usable = [e for e in self.played if e.outcome != "error" and e.steps]
-        number = max(1, len(usable))
         steps = [step for e in usable for step in e.steps]
-        return {
-            "train/reward": sum(e.reward for e in usable) / number,
-            "train/success": sum(e.outcome == "success" for e in usable) / number,
-            "train/turns": len(steps) / number,
-            "train/tokens_per_episode": sum(len(e.tokens) for e in usable) / number,
+        metrics: dict[str, float] = {
             "train/episodes": len(usable),
             "train/episodes_error": len(self.played) - len(usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
@@ -105,7 +105,20 @@ class Collection:
             "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
             "train/groups_dropped_errors": self.counts["groups_dropped_errors"],
             "train/groups_surplus": self.counts["groups_surplus"],
+            "train/rounds": self.counts["rounds"],
         }
+        if usable:
+            metrics |= {
+                "train/reward": sum(e.reward for e in usable) / len(usable),
+                "train/success": sum(e.outcome == "success" for e in usable) / len(usable),
+                "train/turns": len(steps) / len(usable),
+                "train/tokens_per_episode": sum(len(e.tokens) for e in usable) / len(usable),
+            }
+        if self.engines is not None:
+            metrics["rollout/engines_healthy"] = self.engines
+        if self.hanging is not None:
+            metrics["rollout/environment_calls_hanging"] = self.hanging
+        return metrics
 
 
 def sequence_of(episode: Episode) -> Sequence:

@@ -50,6 +50,10 @@ class Driver(Protocol):
         """Success of the engines' current policy on the split's fixed questions."""
         ...
 
+    def probe(self) -> int:
+        """Play a few training questions and forget them; raises if there is nothing to learn from."""
+        ...
+
 
 class Publisher(Protocol):
     """Brings weights to the engines; used on rank 0 only."""
@@ -89,6 +93,7 @@ class Training:
         self._enter("sync")
         self._publish(self.first)
         if self.first == 0:
+            self._probe()
             self._write(0, self._evaluate())
         saved = self.first
         for step in range(self.first, steps):
@@ -199,6 +204,13 @@ class Training:
                 pass
         dist.barrier()
 
+    def _probe(self) -> None:
+        """Before the first step a few episodes are played: what cannot be learnt from is an error now."""
+        self._enter("rollout")
+        if self.driver:
+            self.driver.probe()
+        dist.barrier()
+
     def _evaluation_due(self, done: int) -> bool:
         every = self.recipe.evaluation.every
         return done == self.recipe.run.steps or bool(every and done % every == 0)
@@ -222,7 +234,9 @@ class Training:
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
         self._enter("export")
-        export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
+        export_hugging_face(self.actor, self.folder.policy, like=self.recipe.model.path)
+        if dist.get_rank() == 0:
+            self.folder.note_export(self.recipe.run.steps)
 
     def _open_writer(self) -> MetricsWriter:
         logging = self.recipe.logging
