@@ -59,8 +59,9 @@ def _check_logging(recipe: Recipe | SftRecipe) -> None:
 def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
     from megatron_empg.environments.registry import make_task_source
 
+    acting = recipe.environment
     try:
-        return make_task_source(recipe.environment.name, **recipe.environment.settings)
+        return make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     except (ValueError, OSError) as error:
         raise RecipeError(f"environment.settings: {error}") from None
 

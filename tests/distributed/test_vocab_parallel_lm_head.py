@@ -115,7 +115,7 @@ def build(layout: Layout, fused: bool):
     )
     model = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(dense)(2 // layout.pipeline),
+        transformer_layer_spec=block_spec(dense, layout.dtype)(2 // layout.pipeline),
         vocab_size=PADDED,
         max_sequence_length=SEQUENCE,
         pre_process=parallel_state.is_pipeline_first_stage(),
