@@ -20,7 +20,9 @@ Destination = Annotated[Path, typer.Argument(help="A folder that does not exist.
 Parallel = Annotated[int, typer.Option(min=1, help="Chooses whose part lies in which file; any layout loads it.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored unless given.")]
 Like = Annotated[Path | None, typer.Option(help="Configuration and tokenizer, where SOURCE has none.")]
-ShardGib = Annotated[float, typer.Option(help="Largest file, which is what is held in memory.")]
+ShardGib = Annotated[
+    float, typer.Option(help="Largest file, which is what is held in memory.", callback=lambda gib: _positive(gib))
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every tensor, and logits where memory allows.")]
 
 
@@ -104,6 +106,12 @@ def _verify(source: Path, destination: Path, like: Path | None, *, tolerance: fl
         compare(source, destination, like, tolerance=tolerance)
     else:
         typer.echo("logits not compared: not enough memory for the model in float32")
+
+
+def _positive(number: float) -> float:
+    if not 0 < number < math.inf:
+        raise typer.BadParameter(f"{number} is not a number above 0")
+    return number
 
 
 def _bytes(gib: float) -> int:

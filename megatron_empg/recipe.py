@@ -375,8 +375,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), kind: type[R] = Recip
     Raises RecipeError listing every fault: the key, what was given, what is allowed.
     """
     try:
-        raw = yaml.load(Path(path).read_text(), Loader=_Yaml12Floats)
-    except (OSError, yaml.YAMLError) as error:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Yaml12Floats)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"cannot read recipe {path}: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}, not sections of keys")
