@@ -21,13 +21,16 @@ SERVICE_SETTINGS = {"deep_search": ("search_url",)}
 TASK_SOURCES: dict[str, Callable[..., TaskSource]] = {"deep_search": _deep_search}
 
 
-def make_task_source(name: str, **settings: Any) -> TaskSource:
-    """The task source called `name`. Raises ValueError for an unknown name or an impossible setting."""
+def make_task_source(name: str, *, max_turns: int = 8, **settings: Any) -> TaskSource:
+    """The task source called `name`, for episodes of `max_turns` turns.
+
+    Raises ValueError for an unknown name or an impossible setting.
+    """
     if name not in TASK_SOURCES:
         allowed = ", ".join(sorted(TASK_SOURCES))
         raise ValueError(f"environment name {name!r} is unknown; allowed: {allowed}")
     try:
-        return TASK_SOURCES[name](**settings)
+        return TASK_SOURCES[name](max_turns=max_turns, **settings)
     except TypeError as error:
         raise ValueError(f"environment {name!r} cannot be made from {sorted(settings)}: {error}") from error
 

@@ -40,7 +40,8 @@ def run_sft(recipe: SftRecipe) -> None:
     """Train to the recipe's last step, or until asked to stop, on every rank; the policy of the newest checkpoint
     ends in ``run.folder/policy``."""
     actor = build_actor(recipe)
-    source = make_task_source(recipe.environment.name, **recipe.environment.settings)
+    acting = recipe.environment
+    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     walkthroughs = WalkthroughTokens(recipe.model.path)
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)

@@ -53,7 +53,7 @@ def test_anything_else_is_refused(broken: bytes) -> None:
 def test_metrics_of_an_evaluation() -> None:
     evaluation = Evaluation("test_id", True, 0.5, 98, 2, 3.1, {"two hops": 0.25})
     assert evaluation.metrics() == {
-        "eval/test_id/greedy": 0.5, "eval/test_id/questions": 98, "eval/test_id/greedy_errors": 2,
+        "eval/test_id/greedy": 0.5, "eval/test_id/greedy_questions": 98, "eval/test_id/greedy_errors": 2,
         "eval/test_id/greedy/two hops": 0.25,
     }  # fmt: skip
     assert Evaluation(**evaluation.to_json()) == evaluation
