@@ -37,7 +37,7 @@ def main() -> None:
 def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     """Build this rank's part of the run and train."""
     from megatron_empg.actor.platform import device
-    from megatron_empg.cluster.watchdog import Heartbeat
+    from megatron_empg.cluster.watchdog import Heartbeat, reading_seconds
     from megatron_empg.rollout.access import token_from_environment
     from megatron_empg.trainer.build import build_actor
     from megatron_empg.trainer.driver_client import DriverClient, wait_until_healthy
@@ -47,7 +47,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
 
     rank, limits = int(os.environ["RANK"]), recipe.limits
     waits = {
-        "start": recipe.engines.start_timeout + 600,
+        "start": recipe.engines.start_timeout + 600 + reading_seconds(recipe.run.folder),
         "rollout": limits.rollout_timeout + 60,
         "evaluate": limits.rollout_timeout + 60,
         "sync": limits.sync_timeout + 60,
