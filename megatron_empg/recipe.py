@@ -209,7 +209,11 @@ class LimitsSection(Section):
 
     logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """Mean |log-prob of the engine - log-prob of the actor| above which training stops: 1e-3 in float32,
-    0.05 in bfloat16 unless given. A larger gap means stale or wrong weights, or other sampling than stated."""
+    0.05 in bfloat16 unless given. A larger gap means stale or wrong weights, or other sampling than stated. It
+    holds for all tokens together and for those of each engine."""
+    logprob_gap_max: Annotated[float, Field(gt=0)] | None = None
+    """The same for the single token with the largest gap: 0.1 in float32; 20 in bfloat16, where rounding alone may
+    move an unlikely token by several nats (the loss takes no larger ratio either)."""
     min_groups: Positive | None = None
     """Groups a batch needs to be trained on; an eighth of `rollout.groups` unless given. With fewer the step
     trains on nothing, which may happen `max_idle_steps` times."""
@@ -307,6 +311,13 @@ class Recipe(Section):
         """The limit in force: the recipe's, or the dtype's default."""
         default = {"float32": 1e-3, "bfloat16": 0.05}[self.model.dtype]
         return self.limits.logprob_gap if self.limits.logprob_gap is not None else default
+
+    @property
+    def logprob_gap_max_limit(self) -> float:
+        """The limit in force for a single token: the recipe's, or the dtype's default (never below the mean's)."""
+        if self.limits.logprob_gap_max is not None:
+            return self.limits.logprob_gap_max
+        return max({"float32": 0.1, "bfloat16": 20.0}[self.model.dtype], self.logprob_gap_limit)
 
 
 class SftSection(Section):

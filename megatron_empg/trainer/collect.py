@@ -12,7 +12,7 @@ from megatron_empg.actor.packing import Sequence
 from megatron_empg.algorithms.dapo import informative_groups
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.episode import Episode
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.batch import Batch, engine_table
 
 
 @dataclass
@@ -72,7 +72,11 @@ class Collection:
     def batch(self) -> Batch:
         """What to train on, with the numbers of the whole rollout."""
         pairs = [(i, e, r) for i, g in enumerate(self.groups) for e, r in zip(g.episodes, g.rewards, strict=True)]
+        engines, engine_urls = engine_table(getattr(e, "engine", None) for _, e, _ in pairs)
         return Batch(
+            engines=engines,
+            engine_urls=engine_urls,
+            example=_example(self.played),
             sequences=[sequence_of(e) for _, e, _ in pairs],
             rewards=torch.tensor([r for _, _, r in pairs]),
             groups=torch.tensor([i for i, _, _ in pairs], dtype=torch.long),
@@ -120,3 +124,13 @@ def _readable(task: Task, episode: Episode) -> dict[str, Any]:
         "outcome": episode.outcome,
         "turns": [{"text": s.text, "observation": s.observation} for s in episode.steps],
     }
+
+
+def _example(played: list[Episode]) -> dict[str, Any]:
+    """An episode to show in a message, rather one that did not fail."""
+    sound = [e for e in played if e.outcome != "error"] or played
+    if not sound:
+        return {}
+    episode = sound[0]
+    turns = [{"text": step.text, "observation": step.observation} for step in episode.steps]
+    return {"task_id": episode.task_id, "outcome": episode.outcome, "error": episode.error, "turns": turns}

@@ -169,7 +169,7 @@ def resumed(folder: Path) -> dict[str, Any]:
 
 
 def stale_weights(folder: Path) -> str:
-    from megatron_empg.trainer.loop import TrainingError
+    from megatron_empg.trainer.errors import TrainingError
 
     class Lagging(RecordingPublisher):
         """Says nothing of having missed version 2."""
@@ -181,7 +181,7 @@ def stale_weights(folder: Path) -> str:
 
 
 def wide_gap(folder: Path) -> str:
-    from megatron_empg.trainer.loop import TrainingError
+    from megatron_empg.trainer.errors import TrainingError
 
     settings = recipe(folder)
     settings.limits.logprob_gap = None
