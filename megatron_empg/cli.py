@@ -7,6 +7,7 @@ import typer
 
 from megatron_empg import convert
 from megatron_empg.cluster.preflight.command import preflight
+from megatron_empg.options import number
 
 app = typer.Typer(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
@@ -55,12 +56,14 @@ def evaluate(
 @app.command()
 def plan(
     recipe: RecipePath,
-    gpus: Annotated[int, typer.Option(help="GPUs in all, the trainer's and the engines'.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs in all, the trainer's and the engines'.")],
     overrides: Overrides = None,
-    gpu_memory: Annotated[float | None, typer.Option(help="GiB of a GPU; its data sheet's if not given.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(callback=number(above=0), help="GiB of a GPU; its data sheet's if not given.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="A100, H100, H200 or B200.")] = "H100",
     trainer_gpus: Annotated[
-        int | None, typer.Option(help="GPUs of the trainer; all but the recipe's engines' if not given.")
+        int | None, typer.Option(min=1, help="GPUs of the trainer; all but the recipe's engines' if not given.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:

@@ -1,10 +1,9 @@
 """The engines must have sampled from the very policy that the actor holds: versions, and the tokens' log-probs."""
 
-
 import torch
 
 from megatron_empg.actor.actor import Score
-from megatron_empg.algorithms.rollout_correction import EpisodeGaps, engine_gaps, episode_gaps
+from megatron_empg.algorithms.rollout_correction import EngineGap, EpisodeGaps, engine_gaps, episode_gaps
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
@@ -58,9 +57,9 @@ def _check_finite(batch: Batch, gaps: EpisodeGaps, ours: torch.Tensor, step: int
     wrong = gaps.not_finite.nonzero().flatten().tolist()
     if wrong:
         raise TrainingError(
-            f"step {step}: {int(gaps.not_finite.sum())} of the engines' log-probs are not finite (vLLM reports them "
-            f"as -9999), in {len(wrong)} episodes of {_named(batch, wrong)}: that engine computes NaN or infinity; "
-            "its memory or its weights are broken, so leave out or restart that engine's machine"
+            f"step {step}: {int(gaps.not_finite.sum())} of the engines' log-probs are not finite (vLLM says -9999 "
+            f"for them), in {len(wrong)} episodes of {_named(batch, wrong)}: it computes NaN or infinity, for "
+            "its memory or its weights are broken; leave its machine out, or start it anew"
         )
     if not ours.isfinite().all():
         count = int((~ours.isfinite()).sum())
@@ -71,14 +70,16 @@ def _check_finite(batch: Batch, gaps: EpisodeGaps, ours: torch.Tensor, step: int
         )
 
 
-def _check_means(batch: Batch, mean: float, largest: float, judged: list, step: int, limit: float) -> None:
+def _check_means(
+    batch: Batch, mean: float, largest: float, judged: list[EngineGap], step: int, limit: float
+) -> None:
     if not mean <= limit:
         worst = max(judged, key=lambda gap: gap.mean, default=None)
         name = f"; worst {_engine(batch, worst.engine)} with {worst.mean:.2e}" if worst else ""
         raise TrainingError(
             f"step {step}: the engines' log-probs differ from the actor's by {mean:.2e} on average "
-            f"(largest {largest:.2e}{name}), above the limit of {limit:g} (limits.logprob_gap): the engines do not "
-            "hold the actor's weights, or sample otherwise than the recipe says"
+            f"(largest {largest:.2e}{name}), above the limit of {limit:g} (limits.logprob_gap): the engines do "
+            "not hold the actor's weights, or sample otherwise than the recipe says"
         )
     for gap in judged:
         if not gap.mean <= limit:
@@ -97,8 +98,8 @@ def _check_largest(batch: Batch, gaps: EpisodeGaps, step: int, limit: float) -> 
         raise TrainingError(
             f"step {step}: a token's log-prob by {batch.engine_of(episode)} differs from the actor's by "
             f"{largest:.2e}, above the limit of {limit:g} (limits.logprob_gap_max), in episode {episode} of the "
-            f"batch, whose mean gap is {float(gaps.mean[episode]):.2e}: some of that engine's weights or memory are "
-            "wrong"
+            f"batch, whose mean gap is {float(gaps.mean[episode]):.2e}: some of that engine's weights or memory "
+            "are wrong"
         )
 
 
@@ -109,5 +110,3 @@ def _engine(batch: Batch, index: int) -> str:
 def _named(batch: Batch, episodes: list[int]) -> str:
     """The engines of these episodes."""
     return ", ".join(sorted({batch.engine_of(episode) for episode in episodes}))
-
-

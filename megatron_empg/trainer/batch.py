@@ -35,7 +35,7 @@ class Batch:
     """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
     engine_urls: list[str] = field(default_factory=list)
     example: dict[str, Any] = field(default_factory=dict)
-    """One episode that was played, for a message that shows what the policy does; also without any to learn from."""
+    """One episode that was played, to learn from or not, for a message that shows what the policy does."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != len(self.sequences):

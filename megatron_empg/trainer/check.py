@@ -24,7 +24,8 @@ def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
 
     config = check_model(recipe)
     try:
-        make_task_source(recipe.environment.name, **recipe.environment.settings)
+        acting = recipe.environment
+        make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
         check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
     except (ValueError, OSError) as error:
         raise RecipeError(f"environment: {error}") from None

@@ -155,7 +155,8 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
     """A driver connected to the engines."""
     chat = ChatTokens.from_pretrained(recipe.model.path)
-    source = make_task_source(recipe.environment.name, **recipe.environment.settings)
+    acting = recipe.environment
+    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     rollout, waits = recipe.rollout, recipe.waits
     settings = RolloutSettings(
         sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),

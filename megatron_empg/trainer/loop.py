@@ -32,7 +32,6 @@ from megatron_empg.trainer.advantages import (
 from megatron_empg.trainer.agreement import check_agreement
 from megatron_empg.trainer.batch import Batch, without_texts
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
-from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.policy_update import update_policy
@@ -235,7 +234,9 @@ class Training:
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
         self._enter("export")
-        export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
+        export_hugging_face(self.actor, self.folder.policy, like=self.recipe.model.path)
+        if dist.get_rank() == 0:
+            self.folder.note_export(self.recipe.run.steps)
 
     def _open_writer(self) -> MetricsWriter:
         logging = self.recipe.logging

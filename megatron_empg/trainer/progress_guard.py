@@ -26,8 +26,8 @@ class ProgressGuard:
         self.idle_steps += 1
         if self.idle_steps > limits.max_idle_steps:
             raise TrainingError(
-                f"step {step}: the batch has {groups} groups to learn from, below the {self._recipe.min_groups} of "
-                f"limits.min_groups, and so had the {self.idle_steps - 1} steps before it (limits.max_idle_steps "
+                f"step {step}: the batch has {groups} groups to learn from, fewer than {self._recipe.min_groups} "
+                f"(limits.min_groups), as the {self.idle_steps - 1} steps before it had (limits.max_idle_steps "
                 f"{limits.max_idle_steps}): {_why(batch)}. One of the episodes:\n{batch.shown_episode()}"
             )
         return True
@@ -40,8 +40,8 @@ class ProgressGuard:
             if self.skipped_updates > limit:
                 raise TrainingError(
                     f"step {step}: {self.skipped_updates} optimizer steps in a row were skipped, since loss or "
-                    f"gradient was not finite; limits.max_skipped_updates is {limit}: the policy has diverged or its "
-                    "weights are broken; go on from an earlier checkpoint with a lower actor.optimizer.lr"
+                    f"gradient was not finite; limits.max_skipped_updates is {limit}: the policy has diverged or "
+                    "its weights are broken; go on from an earlier checkpoint with a lower actor.optimizer.lr"
                 )
 
     def _check_turns(self, step: int, batch: Batch) -> None:
@@ -50,9 +50,9 @@ class ProgressGuard:
         turns = round(numbers.get("train/turns", 0.0) * numbers.get("train/episodes", 0.0))
         if turns and malformed >= turns:
             raise TrainingError(
-                f"step {step}: none of the batch's {turns} turns held an action that the environment could read: the "
-                "policy does not know the environment's format, so there is nothing to reward; tell it in the prompt, "
-                f"or begin with `empg sft`. One of the episodes:\n{batch.shown_episode()}"
+                f"step {step}: none of the batch's {turns} turns held an action that the environment could read: "
+                "the policy does not know the environment's format, so nothing can be rewarded; tell it in the "
+                f"prompt, or begin with `empg sft`. One of the episodes:\n{batch.shown_episode()}"
             )
 
 

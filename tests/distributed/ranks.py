@@ -6,23 +6,24 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 
 from megatron_empg.rollout.launch import free_port
 
 # Ranks are forked from a process that has imported what takes seconds: on two cores most of a small test.
 _SERVER = mp.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        "torch",
-        "transformers",
-        "megatron.core.dist_checkpointing",
-        "megatron.core.distributed",
-        "megatron.core.models.gpt",
-        "megatron.core.optimizer",
-        "megatron.core.pipeline_parallel",
-    ]
-)
+_PRELOADED = [
+    "torch",
+    "transformers",
+    "megatron.core.dist_checkpointing",
+    "megatron.core.distributed",
+    "megatron.core.models.gpt",
+    "megatron.core.optimizer",
+    "megatron.core.pipeline_parallel",
+]
+# A child of a process that has asked CUDA anything, as these do at import, cannot use it.
+_SERVER.set_forkserver_preload([] if torch.cuda.is_available() else _PRELOADED)
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 400) -> list[Any]:
@@ -53,8 +54,6 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 def _rank(function: Any, rank: int, environment: dict[str, str], results: Any, args: tuple[Any, ...]) -> None:
     os.environ.clear()  # the fork server's may be another test's
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    import torch
-
     torch.set_num_threads(1)
     try:
         results.put((rank, pickle.dumps(function(*args)), None))  # by value: the rank may be gone when it is read

@@ -61,7 +61,7 @@ def imitation(run: RunData) -> list[Figure | None]:
     if run.setting("sft") is None:
         return []
     lines = _smoothed("training", run.series("policy/loss"), 0)
-    lines.append(svg.Line("held out", run.series("eval/loss"), 1, marks=True))
+    lines.append(svg.Line("held out", run.series("validation/loss"), 1, marks=True))
     surely = _smoothed("tokens", run.series("policy/correct_surely"), 2)
     return [
         _figure("Loss", "Mean cross-entropy of the walkthroughs' own tokens, in nats.", svg.line_chart(lines)),

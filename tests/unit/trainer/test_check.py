@@ -11,7 +11,7 @@ from megatron_empg.trainer.check import check_model
 MODEL = {
     "architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 301, "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-6,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e4,
 }  # fmt: skip
 RECIPE = """
 run: {folder: runs/x, steps: 2}
