@@ -117,8 +117,8 @@ def _test_file(path: Path, folder: Path) -> Part:
 def _pytest(path: str, folder: Path, *, limit: float, needs: tuple[str, ...], gpu_mark: bool = True) -> Part:
     marked = ("-m", "gpu") if gpu_mark else ()
     report = folder / f"{path.replace('/', '_')}.xml"
-    command = (sys.executable, "-m", "pytest", path, *marked, "-p", "no:cacheprovider", "--tb=short", "--durations=5",
-               f"--junitxml={report}")  # fmt: skip
+    how = ("-p", "no:cacheprovider", "--tb=short", "--durations=5", f"--junitxml={report}")
+    command = (sys.executable, "-m", "pytest", path, *marked, *how)
     return Part(path, command, limit, needs)
 
 

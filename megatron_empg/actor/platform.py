@@ -75,9 +75,10 @@ def prepare() -> None:
         _replace_factories()
         _replace_methods()
         _replace_rng(random_module)
-    from megatron_empg.actor import optimizer_repairs
+    from megatron_empg.actor import optimizer_repairs, optimizer_shards
 
     optimizer_repairs.apply()
+    optimizer_shards.apply()
 
 
 class _NoStream:
