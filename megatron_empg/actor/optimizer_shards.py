@@ -84,7 +84,7 @@ def _sharded_state(
     """Sharded tensors of the parameters that this rank owns, by the parameter's number."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
-    from megatron.core.dist_checkpointing.state_dict_utils import extract_sharded_tensors_and_factories
+    from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 
     described, _ = extract_sharded_tensors_and_factories(model_sharded_state_dict)
     of_parameter = {base.data: base for base in nested_values(described)}

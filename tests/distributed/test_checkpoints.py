@@ -177,22 +177,22 @@ def shared_out(folder: Path) -> list[tuple[int, int]]:
 
 
 def bytes_read(actor: Any, root: Path) -> int:
-    """From the files of tensors, the check of their sums aside."""
-    from megatron_empg.actor import checkpoint
+    """Of tensors, that this rank asks the files for."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 
-    counted: list[int] = []
-    original = checkpoint._read
+    asked: list[int] = []
+    original = TorchDistLoadShardedStrategy.load
 
-    def counting(*arguments: Any) -> Any:
-        before = psutil.Process().io_counters().read_chars
-        loaded = original(*arguments)
-        counted.append(psutil.Process().io_counters().read_chars - before)
-        return loaded
+    def counting(self: Any, state: Any, *rest: Any) -> Any:
+        tensors = [value.data for value in nested_values(state)]
+        asked.append(sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor)))
+        return original(self, state, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_read", counting)
+        patch.setattr(TorchDistLoadShardedStrategy, "load", counting)
         assert checkpoints(actor, root).load_newest() == 2
-    return counted[0]
+    return sum(asked)
 
 
 def held_in_main_memory(folder: Path) -> tuple[int, int]:
@@ -385,7 +385,7 @@ def test_every_rank_writes_and_reads_its_half(two: list[dict[str, Any]]) -> None
     sizes = answer(two, shared_out, 0), answer(two, shared_out, 1)
     for number in range(2):
         written, read = (sum(of_rank[number][i] for of_rank in sizes) for i in range(2))
-        assert read < 1.3 * written, "the ranks read some of it twice"
+        assert 0.7 * written < read < written, "the ranks read some of it twice, or not at all"
 
 
 def test_a_rank_gathers_no_more_of_the_optimizer_than_it_writes(two: list[dict[str, Any]]) -> None:
