@@ -25,6 +25,7 @@ from megatron_empg.actor.manifest import (
     gathered,
     on_first_rank,
     step_folder,
+    sync_folder,
     write_manifest,
 )
 from megatron_empg.actor.parallel import data_and_context_group
@@ -126,8 +127,10 @@ class Checkpoints:
                 target.aside, (p for p in others if str(p.relative_to(target.aside)) not in files)
             )
             write_manifest(target.aside, {**target.manifest, "files": files})
+            sync_folder(target.aside / "megatron")
             shutil.rmtree(target.final, ignore_errors=True)
             os.replace(target.aside, target.final)
+            sync_folder(self.root)
         for old in finished_steps(self.root)[: -self.keep]:
             shutil.rmtree(step_folder(self.root, old))
 
