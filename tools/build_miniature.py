@@ -69,7 +69,7 @@ def tokenizer_texts(corpus: Path) -> Iterator[str]:
     from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
 
     # Whatever later training holds out: a change of the splits' defaults must not change the tokenizer.
-    source = DeepSearchTaskSource(corpus, searcher="flawless", splits=FIRST_SPLITS)
+    source = DeepSearchTaskSource(corpus, searcher="flawless", splits=FIRST_SPLITS, prompt="none")
     for document in source.corpus.documents:
         yield f" {document.title}"
         yield f" {document.text}"

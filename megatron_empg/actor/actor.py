@@ -123,7 +123,8 @@ class Actor:
     def settle(self) -> None:
         """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass.
 
-        Collective over the data- and context-parallel ranks: it stands under no condition in which they differ.
+        They are there when it returns, for any stream. Collective over the data- and context-parallel ranks: it
+        stands under no condition in which they differ.
         """
         for chunk in self.model:
             if chunk.ddp_config.overlap_param_gather:

@@ -1,6 +1,7 @@
 """Task sources by the name a recipe gives them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_empg.environments.base import TaskSource
@@ -12,15 +13,31 @@ def _deep_search(**settings: Any) -> TaskSource:
     return DeepSearchTaskSource(**settings)
 
 
+DATA_SETTINGS = {"deep_search": ("corpus",)}
+"""Settings that name a file of an environment's data: a run is that of the file's content, wherever it lies."""
+SERVICE_SETTINGS = {"deep_search": ("search_url",)}
+"""Settings that say where a service is reached, which may be elsewhere at each start of a run."""
+
 TASK_SOURCES: dict[str, Callable[..., TaskSource]] = {"deep_search": _deep_search}
 
 
-def make_task_source(name: str, **settings: Any) -> TaskSource:
-    """The task source called `name`. Raises ValueError for an unknown name or an impossible setting."""
+def make_task_source(name: str, *, max_turns: int = 8, **settings: Any) -> TaskSource:
+    """The task source called `name`, for episodes of `max_turns` turns.
+
+    Raises ValueError for an unknown name or an impossible setting.
+    """
     if name not in TASK_SOURCES:
         allowed = ", ".join(sorted(TASK_SOURCES))
         raise ValueError(f"environment name {name!r} is unknown; allowed: {allowed}")
     try:
-        return TASK_SOURCES[name](**settings)
+        return TASK_SOURCES[name](max_turns=max_turns, **settings)
     except TypeError as error:
         raise ValueError(f"environment {name!r} cannot be made from {sorted(settings)}: {error}") from error
+
+
+def data_files(name: str, settings: Mapping[str, Any]) -> dict[str, Path]:
+    """{setting: file} of an environment's data, defaults included; empty for an unknown name."""
+    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+
+    defaults = {"deep_search": {"corpus": DEFAULT_CORPUS}}.get(name, {})
+    return {key: Path(str(settings.get(key, defaults[key]))) for key in DATA_SETTINGS.get(name, ())}

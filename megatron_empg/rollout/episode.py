@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from megatron_empg.environments.base import Environment, Message, StepResult, Task
@@ -22,10 +23,12 @@ class Limits:
     turns: int
     turn_tokens: int
     episode_tokens: int
+    turn_timeout: float | None = None
+    environment_timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value is not None and not name.endswith("timeout") and value < 1:
                 raise ValueError(f"limit {name} is {value}; it must be at least 1")
 
 
@@ -63,6 +66,7 @@ class Episode:
     outcome: Outcome = "error"
     error: str | None = None
     token_drift: int = 0
+    engine: str = ""
 
     @property
     def policy_versions(self) -> tuple[int, int] | None:
@@ -82,7 +86,7 @@ class EngineFailed(RuntimeError):
 async def run_episode(
     client: EngineClient,
     chat: ChatTokens,
-    environment: Environment,
+    make_environment: Callable[[], Environment],
     task: Task,
     sampling: Sampling,
     limits: Limits,
@@ -97,12 +101,14 @@ async def run_episode(
     The chat template's end of turn is always a stop token. `executor`: where `environment.step` runs; on the event
     loop when None. Raises EngineFailed (so that the caller can try another engine), nothing else.
     """
-    episode = Episode(task.id, group, sample)
+    episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     messages: list[Message] = list(task.prompt)
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
     try:
         episode.tokens = chat.prompt(messages)
         episode.prompt_length = len(episode.tokens)
+        async with asyncio.timeout(limits.environment_timeout):
+            environment = await _in(executor, make_environment)
         await _play(episode, messages, client, chat, environment, sampling, limits, seed_of_turn, executor)
         episode.token_drift = chat.drift(episode.tokens, messages)
     except EngineError as error:
@@ -137,7 +143,11 @@ async def _play(
         ended_itself = episode.tokens[-1] == chat.end_of_turn
         if not ended_itself and len(episode.tokens) >= limits.episode_tokens:
             break
-        result = await _step(environment, step.text, executor)
+        try:
+            async with asyncio.timeout(limits.environment_timeout):
+                result = await _in(executor, partial(environment.step, step.text))
+        except TimeoutError:
+            raise TimeoutError("limits.environment_timeout") from None
         step.info = result.info
         if result.done:
             episode.reward = result.reward
@@ -167,10 +177,10 @@ def _record(episode: Episode, generation: Generation, chat: ChatTokens) -> Step:
     return step
 
 
-async def _step(environment: Environment, action: str, executor: Executor | None) -> StepResult:
+async def _in(executor, call):
     if executor is None:
-        return environment.step(action)
-    return await asyncio.get_running_loop().run_in_executor(executor, environment.step, action)
+        return call()
+    return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
 def _fail(episode: Episode, error: Exception) -> None:

@@ -41,6 +41,9 @@ class ReplayingDriver:
             self.folder.stop.touch()
         return recorded_batch(step, self.publisher.versions[-1]).to_bytes()
 
+    def probe(self) -> int:
+        return 0
+
     def evaluate(self, split: str, greedy: bool) -> Any:
         from megatron_empg.trainer.evaluation import Evaluation
 
@@ -80,7 +83,7 @@ def recipe(folder: Path, **algorithm: Any) -> Any:
     return parse_recipe({
         "run": {"folder": str(folder / "run"), "steps": STEPS, "seed": 3, "checkpoint_every": 2},
         "model": {"path": str(folder / "model"), "dtype": "float32"},
-        "environment": {"name": "deep_search"},
+        "environment": {"name": "deep_search", "settings": {"prompt": "none"}},
         "rollout": {"groups": 4, "group_size": 2, "max_turn_tokens": 30, "max_episode_tokens": 64},
         "actor": {"tensor_parallel": 2, "max_tokens_per_microbatch": 128},
         "algorithm": {"updates_per_batch": 2, "kl_to_initial_every": 2, **algorithm},
@@ -169,7 +172,7 @@ def resumed(folder: Path) -> dict[str, Any]:
 
 
 def stale_weights(folder: Path) -> str:
-    from megatron_empg.trainer.loop import TrainingError
+    from megatron_empg.trainer.errors import TrainingError
 
     class Lagging(RecordingPublisher):
         """Says nothing of having missed version 2."""
@@ -181,7 +184,7 @@ def stale_weights(folder: Path) -> str:
 
 
 def wide_gap(folder: Path) -> str:
-    from megatron_empg.trainer.loop import TrainingError
+    from megatron_empg.trainer.errors import TrainingError
 
     settings = recipe(folder)
     settings.limits.logprob_gap = None

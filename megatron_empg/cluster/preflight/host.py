@@ -52,6 +52,35 @@ def read_shared_memory() -> int:
     return shutil.disk_usage("/dev/shm").free
 
 
+def read_host_memory(root: Path = Path("/")) -> int:
+    """Bytes that this job can still take: of the machine, or of its control group where that has less."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError("/proc/meminfo has no MemAvailable")
+    left = [int(found[1]) * 1024]
+    with contextlib.suppress(OSError):
+        own = re.search(r"^0::/(\S*)", (root / "proc/self/cgroup").read_text(), re.MULTILINE)
+        groups = root / "sys/fs/cgroup"
+        folder = groups / own[1] if own else groups
+        while folder.is_relative_to(groups):
+            left += _left_in_group(folder)
+            folder = folder.parent
+    return min(left)
+
+
+def _left_in_group(folder: Path) -> list[int]:
+    """What a control group may still take; nothing for one without a limit. Caches that can be given up count."""
+    try:
+        most = (folder / "memory.max").read_text().strip()
+        if most == "max":
+            return []
+        used = int((folder / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+        return [int(most) - used + (int(cached[1]) if cached else 0)]
+    except OSError:  # no such group from here, as in a container
+        return []
+
+
 def read_limits() -> Limits:
     """The soft limits in force."""
     kinds = {"nofile": resource.RLIMIT_NOFILE, "memlock": resource.RLIMIT_MEMLOCK, "nproc": resource.RLIMIT_NPROC}

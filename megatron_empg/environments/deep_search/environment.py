@@ -8,10 +8,11 @@ from megatron_empg.environments.deep_search.text import normalise_answer
 
 class DeepSearchEnvironment:
     """`search` and `visit` show what the tools give, `answer` ends the episode: reward 1 for a normalised exact
-    match, else 0."""
+    match, else 0. `reminder` ends what a malformed turn is told."""
 
-    def __init__(self, tools: Tools, answer: str):
+    def __init__(self, tools: Tools, answer: str, reminder: str = ""):
         self._tools = tools
+        self._reminder = reminder
         self._answer = normalise_answer(answer)
         self._done = False
 
@@ -22,7 +23,7 @@ class DeepSearchEnvironment:
         try:
             call = parse_action(action)
         except MalformedCall as error:
-            return StepResult(str(error), done=False, info={"malformed": True})
+            return StepResult(f"{error}{self._reminder}", done=False, info={"malformed": True})
         info: dict[str, float | str | bool] = {"malformed": False, "tool": call.tool}
         if call.tool == "answer":
             self._done = True

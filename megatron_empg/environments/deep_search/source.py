@@ -10,6 +10,7 @@ from typing import Any, overload
 from megatron_empg.environments.base import SPLITS, Message, Split, Task
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
+from megatron_empg.environments.deep_search.prompt import PROMPT_STYLES, REMINDER, PromptStyle, system_message
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.retrieval import Retriever
 from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools, Tools
@@ -23,8 +24,9 @@ _REPEAT_DRAWS = 50  # draws of questions already drawn before one is taken again
 class _Tasks(Sequence[Task]):
     """Tasks made when asked for: a split has tens of thousands."""
 
-    def __init__(self, questions: Sequence[tuple[str, Question]]):
+    def __init__(self, questions: Sequence[tuple[str, Question]], instructions: Sequence[Message]):
         self._questions = questions
+        self._instructions = instructions
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -35,11 +37,11 @@ class _Tasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> "_Tasks": ...
     def __getitem__(self, index: int | slice) -> "Task | _Tasks":
         if isinstance(index, slice):
-            return _Tasks(self._questions[index])
-        return _make_task(*self._questions[index])
+            return _Tasks(self._questions[index], self._instructions)
+        return _make_task(*self._questions[index], self._instructions)
 
 
-def _make_task(kind: str, question: Question) -> Task:
+def _make_task(kind: str, question: Question, instructions: Sequence[Message]) -> Task:
     payload: dict[str, Any] = {
         "question": question.text,
         "entity": question.entity,
@@ -49,7 +51,7 @@ def _make_task(kind: str, question: Question) -> Task:
         "answer": question.answer,
         "kind": kind,
     }
-    return Task(question.id, [Message(role="user", content=question.text)], payload)
+    return Task(question.id, [*instructions, Message(role="user", content=question.text)], payload)
 
 
 class _Balanced:
@@ -76,7 +78,9 @@ class DeepSearchTaskSource:
 
     `searcher`: "fallible" (errs at random), "habit" (a systematic wrong habit) or "flawless";
     `searcher_settings` changes its chances. `splits` changes what is held out. With a `search_url` (see
-    `search_service`) episodes look things up there. Raises ValueError.
+    `search_service`) episodes look things up there. `prompt`: "tags" tells the policy in a system message how to
+    act, within `max_turns`, and reminds it after a malformed turn; "none" is for a policy that was warmed up on
+    the bare questions. Raises ValueError.
     """
 
     def __init__(
@@ -86,7 +90,12 @@ class DeepSearchTaskSource:
         searcher_settings: Mapping[str, float] | None = None,
         splits: Mapping[str, Any] | None = None,
         search_url: str | None = None,
+        prompt: PromptStyle = "tags",
+        max_turns: int = 8,
     ):
+        if prompt not in PROMPT_STYLES:
+            allowed = ", ".join(PROMPT_STYLES)
+            raise ValueError(f"deep_search prompt {prompt!r} is unknown; allowed: {allowed}")
         if searcher not in SEARCHERS:
             allowed = ", ".join(SEARCHERS)
             raise ValueError(f"deep_search searcher {searcher!r} is unknown; allowed: {allowed}")
@@ -103,11 +112,17 @@ class DeepSearchTaskSource:
                 raise ValueError(f"deep_search held_out_relations names {relation!r}; allowed: {allowed}")
         self._questions = split_questions(self.corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}
+        self._instructions: list[Message] = []
+        self._reminder = ""
+        if prompt == "tags":
+            self._instructions = [Message(role="system", content=system_message(max_turns))]
+            self._reminder = REMINDER
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """All tasks of a split, in a fixed order. Raises ValueError for an unknown split."""
         kinds = self._split(split)
-        return _Tasks(list(chain.from_iterable([(kind, q) for q in found] for kind, found in kinds.items())))
+        questions = list(chain.from_iterable([(kind, q) for q in found] for kind, found in kinds.items()))
+        return _Tasks(questions, self._instructions)
 
     def sample(self, split: Split, count: int, seed: int) -> list[Task]:
         """Tasks in balance over kinds, hops and paths, all different unless paths run out of questions."""
@@ -125,7 +140,7 @@ class DeepSearchTaskSource:
 
     def make(self, task: Task) -> DeepSearchEnvironment:
         """A fresh episode."""
-        return DeepSearchEnvironment(self._tools, task.payload["answer"])
+        return DeepSearchEnvironment(self._tools, task.payload["answer"], self._reminder)
 
     def walkthrough(self, task: Task, seed: int) -> list[tuple[str, str | None]]:
         """The scripted searcher's turns on a task, through a real episode on the corpus at hand."""
@@ -151,5 +166,5 @@ class DeepSearchTaskSource:
                 if question.id not in seen:
                     break
             seen.add(question.id)
-            drawn.append(_make_task(kind, question))
+            drawn.append(_make_task(kind, question, self._instructions))
         return drawn

@@ -16,4 +16,4 @@ def miniature() -> Path:
 
 @pytest.fixture(scope="session")
 def source() -> DeepSearchTaskSource:
-    return DeepSearchTaskSource(MINIATURE / "corpus.jsonl")
+    return DeepSearchTaskSource(MINIATURE / "corpus.jsonl", prompt="none")

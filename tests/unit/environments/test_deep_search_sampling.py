@@ -12,7 +12,7 @@ from megatron_empg.environments import TaskSource, make_task_source
 
 @pytest.fixture(scope="module")
 def again(miniature):
-    return make_task_source("deep_search", corpus=str(miniature / "corpus.jsonl"))
+    return make_task_source("deep_search", corpus=str(miniature / "corpus.jsonl"), prompt="none")
 
 
 def test_draws_follow_from_the_seed(source, again):

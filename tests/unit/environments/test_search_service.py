@@ -37,7 +37,7 @@ def url(source):
 
 def test_a_remote_episode_reads_what_a_local_one_reads(url, source, miniature, monkeypatch):
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    remote = DeepSearchTaskSource(miniature / "corpus.jsonl", search_url=url)
+    remote = DeepSearchTaskSource(miniature / "corpus.jsonl", search_url=url, prompt="none")
     task = source.fixed("train", 1)[0]
     calls = [
         Call("search", task.payload["entity"]),

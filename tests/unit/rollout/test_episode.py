@@ -51,7 +51,7 @@ def encode(chat: ChatTokens, text: str) -> list[int]:
 def play(chat: ChatTokens, turns: list[list[int]], limits: Limits) -> tuple[Episode, ScriptedPolicy]:
     policy = ScriptedPolicy(turns, chat.end_of_turn)
     episode = asyncio.run(
-        run_episode(policy, chat, Echo(), TASK, Sampling(1.0), limits, lambda turn: 100 + turn)  # type: ignore[arg-type]
+        run_episode(policy, chat, Echo, TASK, Sampling(1.0), limits, lambda turn: 100 + turn)  # type: ignore[arg-type]
     )
     return episode, policy
 

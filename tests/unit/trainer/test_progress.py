@@ -50,7 +50,7 @@ def test_a_terminal_also_shows_the_running_phase() -> None:
 def test_an_evaluation_alone_has_no_empty_line() -> None:
     stream = io.StringIO()
     with Progress(40, console=Console(file=stream, width=160)) as progress:
-        progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/questions": 200})
+        progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/greedy_questions": 200})
     assert stream.getvalue() == "evaluation at step 0: test_ood greedy 50.0%\n"
     assert evaluation_line(1, METRICS) == ""
 
