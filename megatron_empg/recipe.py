@@ -233,7 +233,7 @@ class EvaluationSection(Section):
     splits: list[Literal["test_id", "test_ood"]] = ["test_id", "test_ood"]
     greedy: bool = True
     """Also measure greedy success, beside sampled success."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Of sampled success; it need not be `rollout.temperature`."""
 
 

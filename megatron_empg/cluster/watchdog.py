@@ -32,6 +32,23 @@ INTERVAL = 2.0
 """Seconds between two heartbeats of a rank."""
 PHASE_LIMIT = 900.0
 """Seconds a phase may take in which no collective ends, unless the rank knows better."""
+SLOWEST_READ = 500e6
+"""Bytes of a checkpoint a second that all ranks together read at least."""
+
+
+def reading_seconds(run_folder: Path) -> float:
+    """What reading the newest checkpoint may take, to be added to the limit of the phase "start"; 0 without one.
+
+    Ranks read on their own and no collective ends meanwhile; a policy of 32 billion parameters has 460 GB.
+    """
+    steps = [path for path in (run_folder / "checkpoints").glob("step_*") if path.name[5:].isdigit()]
+    if not steps:
+        return 0.0
+    newest, size = max(steps, key=lambda path: int(path.name[5:])), 0
+    for path in newest.rglob("*"):
+        with suppress(OSError):  # an old one may be taken away meanwhile
+            size += path.stat().st_size
+    return size / SLOWEST_READ
 
 
 @dataclass

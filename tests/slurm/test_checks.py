@@ -119,17 +119,15 @@ def test_a_wrong_job_ends_within_ten_seconds_and_stays_ended(cluster, tmp_path):
     assert seconds < 10 + 3 * os.getloadavg()[0], "a loaded machine gets more"
 
 
-@pytest.mark.parametrize("given", [{}, {"NCCL_SOCKET_IFNAME": "mine0", "CUDA_DEVICE_MAX_CONNECTIONS": "4"}])
+@pytest.mark.parametrize("given", [{}, {"NCCL_SOCKET_IFNAME": "mine0", "TORCH_FR_BUFFER_SIZE": "4"}])
 def test_the_env_file_sets_what_the_user_has_not(given):
-    command = (
-        'bash slurm/env.sh bash -c "echo $NCCL_SOCKET_IFNAME $CUDA_DEVICE_MAX_CONNECTIONS $TORCH_FR_BUFFER_SIZE"'
-    )
+    command = 'bash slurm/env.sh bash -c "echo $NCCL_SOCKET_IFNAME $TORCH_FR_BUFFER_SIZE"'
     command = command.replace("$", "\\$")
     environment = {"PATH": os.environ["PATH"], "EMPG_ADDRESSES": "other=10.9.9.9 here=127.0.0.1", **given}
     said = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env={**environment, "SLURMD_NODENAME": "here"}, check=True,
         capture_output=True, text=True, timeout=30,
     ).stdout  # fmt: skip
-    wanted = f"{given.get('NCCL_SOCKET_IFNAME', '=lo')} {given.get('CUDA_DEVICE_MAX_CONNECTIONS', '1')} 2000"
+    wanted = f"{given.get('NCCL_SOCKET_IFNAME', '=lo')} {given.get('TORCH_FR_BUFFER_SIZE', '2000')}"
     assert said.splitlines()[-1] == wanted
     assert f"NCCL_SOCKET_IFNAME={given.get('NCCL_SOCKET_IFNAME', '=lo')}" in said
