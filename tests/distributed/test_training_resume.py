@@ -225,12 +225,13 @@ def fetched(folder: Path) -> dict[str, Any]:
     """A batch on this rank, sent in chunks of a hundred bytes."""
     from megatron_empg.trainer import loop
 
-    loop.CHUNK_BYTES = 100
+    usual, loop.CHUNK_BYTES = loop.CHUNK_BYTES, 100
     publisher = RecordingPublisher()
     publisher.versions = [0]
     training: Any = object.__new__(loop.Training)
     training.driver = ReplayingDriver(None, publisher, None) if dist.get_rank() == 0 else None
     batch = training._fetch(0)
+    loop.CHUNK_BYTES = usual
     return {"tokens": [s.tokens for s in batch.sequences], "episodes": batch.episodes, "metrics": batch.metrics}
 
 
