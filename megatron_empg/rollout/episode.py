@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from megatron_empg.environments.base import Environment, Message, StepResult, Task
+from megatron_empg.environments.base import Environment, Message, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
 

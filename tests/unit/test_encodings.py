@@ -13,7 +13,7 @@ MODES = {"open": 1, "fdopen": 1}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_text_file_is_opened_with_an_encoding(path: Path) -> None:
-    assert list(without_encoding(path.read_text(encoding="utf-8"))) == [], "say encoding=\"utf-8\""
+    assert list(without_encoding(path.read_text(encoding="utf-8"))) == [], 'say encoding="utf-8"'
 
 
 @pytest.mark.parametrize(
