@@ -11,13 +11,11 @@ from megatron_empg.weights.model_config import ModelConfig
 def checkpoint_host_memory(recipe: Recipe, config: ModelConfig, ranks_per_node: int = GPUS_PER_NODE) -> float:
     """Bytes on the fullest trainer node at the fullest moment of a save.
 
-    Under the distributed optimizer every rank gathers the state of its whole model-parallel shard, so that any
-    layout can read it. What a rank writes, its share of that and of the weights, is staged and copied once more.
+    Ranks that hold the same share out what is written. Each puts its share together in main memory, the state of an
+    optimizer whole for the parameters it owns, and the writer takes a copy, so that training can go on meanwhile.
     """
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     state = 2 * FLOAT32 + (FLOAT32 if size < FLOAT32 else 0)
-    copies = actor.data_parallel * actor.context_parallel
     held = max(stage_parameters(config, actor, stage).total for stage in range(actor.pipeline_parallel))
-    gathered = held * state if actor.distributed_optimizer and copies > 1 else 0
-    written = held * (state + size) / copies
-    return min(actor.world_size, ranks_per_node) * (gathered + 2 * written)
+    share = held * (state + size) / (actor.data_parallel * actor.context_parallel)
+    return min(actor.world_size, ranks_per_node) * 2 * share
