@@ -156,8 +156,10 @@ async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> Asy
     """A driver connected to the engines."""
     chat = ChatTokens.from_pretrained(recipe.model.path)
     acting = recipe.environment
-    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     rollout, waits = recipe.rollout, recipe.waits
+    source = make_task_source(
+        acting.name, max_turns=acting.max_turns, step_timeout=waits.environment, **acting.settings
+    )
     settings = RolloutSettings(
         sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
         limits=Limits(
