@@ -82,7 +82,9 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
     folder = RunFolder(run)
     if not folder.recipe.exists() and not folder.metrics.exists():
-        raise RunFolderError(f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}")
+        raise RunFolderError(
+            f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
+        )
 
     typer.echo(write_report(run))
 

@@ -345,7 +345,9 @@ def main() -> int:
             if options.only in part.name:
                 outcomes.append(run(part, log, deadline - time.monotonic()))
                 show(outcomes[-1])
-                numbers = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+                numbers = {
+                    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
+                }
                 _write(options.out, where, outcomes, numbers)  # what there is, should this be cut off
     print((options.out / "gpu_check.md").read_text(encoding="utf-8"))
     return int(any(outcome.bad for outcome in outcomes))

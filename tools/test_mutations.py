@@ -231,13 +231,13 @@ def uses_the_copy(tree: Path) -> bool:
 def apply(mutation: Mutation, tree: Path) -> None:
     """Raises ValueError when the text to change is not there exactly once: the code has moved on."""
     path = tree / mutation.file
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         raise ValueError(
             f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} places with {mutation.old!r}, not "
             "one; bring this list in line with the code"
         )
-    path.write_text(text.replace(mutation.old, mutation.new))
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
 
 
 def judge(mutation: Mutation, outcome: Outcome) -> str:

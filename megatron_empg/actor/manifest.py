@@ -38,7 +38,7 @@ def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """As the last file of a checkpoint."""
     aside = folder / (MANIFEST + ".writing")
-    with aside.open("w") as file:
+    with aside.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -58,7 +58,7 @@ def sync_folder(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises CheckpointError when there is none that can be read."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no readable {MANIFEST}: {error}") from error
     return manifest

@@ -120,7 +120,7 @@ class Heartbeat:
         )
         path = self._folder / f"heartbeats/rank_{self._rank}.json"
         aside = path.with_suffix(".writing")
-        aside.write_text(json.dumps(asdict(beat)))
+        aside.write_text(json.dumps(asdict(beat)), encoding="utf-8")
         os.replace(aside, path)
 
     def _where(self) -> str:
@@ -146,7 +146,7 @@ def collectives() -> int:
 def dump(folder: Path, rank: int) -> None:
     """The stacks of this process's threads, and the flight recorder's last collectives where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"stacks_rank_{rank}.txt").open("w") as file:
+    with (folder / f"stacks_rank_{rank}.txt").open("w", encoding="utf-8") as file:
         faulthandler.dump_traceback(file, all_threads=True)
     c10d = sys.modules.get("torch._C._distributed_c10d")
     for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
@@ -200,7 +200,7 @@ def read_beats(folder: Path) -> list[Beat]:
     found = []
     for path in sorted((folder / "heartbeats").glob("rank_*.json")):
         with suppress(OSError, ValueError, TypeError):  # being replaced, or left from another version
-            found.append(Beat(**json.loads(path.read_text())))
+            found.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
     return found
 
 

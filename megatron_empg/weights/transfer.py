@@ -295,12 +295,10 @@ class _NcclSender:
                 self._abort(result)
                 raise self._engines.trouble() or trouble
             wait([result], timeout=_POLL)
-        try:
-            return result.result()
-        except WeightTransferError:
-            raise
-        except Exception as error:
-            raise self._engines.trouble() or error from error
+        error, trouble = result.exception(), self._engines.trouble()
+        if error is not None and trouble is not None and not isinstance(error, WeightTransferError):
+            raise trouble from error  # what the engines say comes before what NCCL made of it
+        return result.result()
 
     def _abort(self, result: Future[Any]) -> None:
         """Wakes a thread that is blocked in NCCL and waits until it has read its source to the end.

@@ -127,7 +127,8 @@ def _stopped_ranks(launcher: int) -> list[int]:
     found = [
         child.pid
         for child in psutil.Process(launcher).children(recursive=True)
-        if "megatron_empg.trainer.worker" in child.cmdline() and "megatron_empg.trainer.torchrun" not in child.cmdline()
+        if "megatron_empg.trainer.worker" in child.cmdline()
+        and "megatron_empg.trainer.torchrun" not in child.cmdline()
     ]
     assert found
     for rank in found:

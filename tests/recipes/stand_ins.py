@@ -2,7 +2,7 @@
 
     shipped in the repository         itself
     what another recipe's run leaves  the miniature's policy
-    a published model                 policies/instruct: two of its layers' worth of everything, and it follows the
+    a published model                 policies/instruct: it has their kinds of parts and follows the
                                       environment's instructions (see policies/README.md)
 """
 
@@ -22,7 +22,7 @@ def start_of(recipe: Recipe | SftRecipe) -> Path:
     if (own / "config.json").exists() and ROOT / "recipes" in own.parents:
         return own
     left_by_runs = {read(path).run.folder / "policy" for path in RECIPES}
-    return MINIATURE if recipe.model.path in left_by_runs else (INSTRUCT if INSTRUCT.exists() else MINIATURE)
+    return MINIATURE if recipe.model.path in left_by_runs else INSTRUCT
 
 
 def is_published(recipe: Recipe | SftRecipe) -> bool:

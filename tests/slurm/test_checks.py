@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from jobs import OVERRIDES, ROOT, SCRIPT, VARIABLES, Run
+from models import write_sparse_weights
 
 SCRIPTS = sorted(path.name for path in (ROOT / "slurm").glob("*.sh"))
 JOBS = [name for name in SCRIPTS if name not in ("lib.sh", "run.sh", "env.sh", "guard.sh")]
@@ -77,6 +78,7 @@ def test_check_of_the_32b_layout_on_80_gib(realistic, tmp_path):
         "tie_word_embeddings": False, "hidden_act": "silu",
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
+    write_sparse_weights(model)
     variables = {"EMPG_HOME": str(ROOT), "EMPG_MODEL": str(model), "EMPG_RUN_FOLDER": str(tmp_path / "run")}
     said = realistic.run("bash", str(ROOT / SCRIPT), "--check", timeout=120, **variables)
     assert "GiB a trainer rank" in said

@@ -80,6 +80,4 @@ def test_a_key_is_read_by_a_module_that_acts_on_it(key: str) -> None:
 def name_in_recipe(name: str) -> bool:
     """Whether recipe.py or waits.py reads the attribute."""
     trees = [ast.parse((PACKAGE / file).read_text(encoding="utf-8")) for file in ("recipe.py", "waits.py")]
-    return any(
-        isinstance(node, ast.Attribute) and node.attr == name for tree in trees for node in ast.walk(tree)
-    )
+    return any(isinstance(node, ast.Attribute) and node.attr == name for tree in trees for node in ast.walk(tree))

@@ -57,7 +57,9 @@ class Pages:
 
 def text_of(characters: int, seed: int) -> str:
     generator = random.Random(seed)
-    words = generator.choices(["search", "Peru", "Lima", "answer", "the", "capital", "of", "é", "\n"], k=characters)
+    words = generator.choices(
+        ["search", "Peru", "Lima", "answer", "the", "capital", "of", "é", "\n"], k=characters
+    )
     return " ".join(words)[:characters]
 
 

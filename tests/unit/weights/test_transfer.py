@@ -84,7 +84,9 @@ class Source:
         return [(f"w{i}", torch.float32, (2,)) for i in range(4)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.readers = []
         for i in range(4):
+            self.readers.append(threading.current_thread().name)
             yield f"w{i}", torch.full((2,), float(i))
 
 
@@ -135,11 +137,13 @@ def test_an_engine_that_refuses_ends_a_transfer_that_blocks(engines: list[Engine
     engines[1].refuses["update_weights"] = 500
     engines[0].slow["update_weights"] = 60.0  # waits in NCCL for the trainer
     publishing, native = publisher(engines)
+    source = Source()
     with failing("answered 500") as told:
-        publishing.publish(Source(), 1)
+        publishing.publish(source, 1)
     assert told.engines == [engines[1].url]
     assert told.seconds < SOON
     assert native.aborted.is_set()
+    assert source.readers == ["weights-nccl"] * 4  # whole, as the other ranks read theirs, and by one thread
     assert "resume" not in engines[0].asked  # it may hold half of the weights
 
 
