@@ -3,8 +3,8 @@
     python tests/recipes/make_policy.py
 
 The miniature's policy gets what such models have and it lacks: an output layer of its own and an even number of
-layers, so that two pipeline stages of two chunks can share them. A new layer adds nothing at first. Then it learns,
-from walkthroughs under the environment's instructions, to act on them. Its weights are stored in bfloat16.
+layers, so that two pipeline stages of two chunks can share them. The new layer adds nothing at first. Then the
+policy learns, from walkthroughs under the environment's instructions, to act on them. It is stored in bfloat16.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Every recipe in recipes/, run small from its own kind of start with its own flags, on real ranks and engines.
 
-Of each class of recipe one goes the whole way: steps, checkpoints, killed, resumed, exported, evaluated. The others
-train two steps and export; `make test-recipes-all` takes them all the whole way. `scaling` says what is made small.
+Of each class of recipe one goes the whole way: steps, checkpoints, killed, resumed, exported, evaluated. The
+others train two steps and export; `make test-recipes-all` takes them all the whole way. `scaling` says what is
+made small, `stand_ins` where a run starts.
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from launches import KILLED, Launches
-from recipe_files import RECIPES, read
+from recipe_files import RECIPES, ROOT, read
 from safetensors.torch import load_file
 from scaling import Overrides, Size, scaled, words
 from stand_ins import is_published, start_of
@@ -128,8 +129,30 @@ def drawn(recipe: Recipe | SftRecipe) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("path", [p for p in RECIPES if is_published(read(p))], ids=lambda path: path.stem)
+def test_a_warm_up_in_a_clusters_layout_exports(path: Path, tmp_path: Path) -> None:
+    """The layout and flags of a recipe for a cluster serve `empg sft` too."""
+    folder, warm_up = tmp_path / "run", ROOT / "recipes/miniature_sft.yaml"
+    small = load_recipe(path, words(scaled(read(path), RANKS)[0]))
+    actor = small.actor.model_dump(exclude={"optimizer"}, exclude_defaults=True)
+    overrides = {
+        **scaled(read(warm_up), RANKS, Size(steps=1))[0],
+        **{f"actor.{name}": value for name, value in actor.items()},
+        "model.dtype": small.model.dtype,
+        "run.folder": folder,
+        "actor.data_parallel": small.actor.data_parallel,
+        "actor.max_tokens_per_microbatch": 2048,
+    }
+    launches = Launches(folder)
+    launches.run("sft", str(warm_up), *words(overrides))
+    assert launches.exits == [0], launches.output
+    recipe = load_recipe(warm_up, words(overrides), SftRecipe)
+    check_steps(recipe, launches.logged)
+    check_export(recipe, folder / "policy", start_of(recipe))
+
+
 def test_the_first_command_with_every_flag_of_data_parallelism(tmp_path: Path) -> None:
-    """Overlap and the distributed optimizer over two data-parallel ranks: killed after a step, resumed, exported."""
+    """Overlap and the distributed optimizer over two data-parallel ranks: killed, resumed, exported."""
     folder = tmp_path / "run"
     overrides = [
         *("actor.tensor_parallel=1", "actor.data_parallel=2", "actor.overlap=true"),
