@@ -291,7 +291,7 @@ def test_a_turn_that_takes_too_long_is_the_engines_failure(chat: ChatTokens) -> 
 
 def test_limits_must_leave_something() -> None:
     for limits in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1, 0.0), (1, 1, 1, None, float("nan"))):
-        with pytest.raises(ValueError, match="limit .* it must be"):
+        with pytest.raises(ValueError, match=r"limit .* it must be"):
             Limits(*limits)  # type: ignore[arg-type]
 
 
