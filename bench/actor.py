@@ -8,8 +8,9 @@ of each contender the least and the median over all turns are reported. The lear
 turn of every contender must give the same loss, which is checked.
 
 - update: `Actor.update`, from sequences to the optimizer step, packing included;
-- bare: the same model, fused LM head, optimizer and microbatches (packed and on the device beforehand) in a plain
-  loop over megatron-core's schedule with the loss written out: no Actor;
+- bare: the same model, fused LM head, optimizer and microbatches (packed and on the device beforehand; the very
+  objects, so that no second model takes memory) in a plain loop over megatron-core's schedule with the loss
+  written out: no Actor;
 - padded: the bare loop on what one has without packing: microbatches of a fixed number of sequences in the order
   in which they come, each padded, once to the longest of its microbatch and once to the maximum. Packed
   microbatches hold as many tokens as those of the maximum do. Sequences fill [0, maximum] with the distribution of
@@ -22,6 +23,7 @@ The table splits one more full update by module, forward and backward together.
 """
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -29,6 +31,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,14 +120,8 @@ def padded(sequence: Sequence, length: int) -> Sequence:
 class Bare:
     """Megatron-core's own training loop."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, settings: OptimizerSettings, execution: Any) -> None:
-        from megatron_empg.actor.model import build_model
-        from megatron_empg.actor.optimizer import build_optimizer
-        from megatron_empg.actor.weights import initialise
-
-        self.model, self.mcore = build_model(config, layout, execution)
-        initialise(self.model, config, layout, 0)
-        self.optimizer, self.scheduler = build_optimizer(self.model, self.mcore, settings, execution)
+    def __init__(self, actor: Any) -> None:
+        self.model, self.optimizer, self.scheduler = actor.model, actor.optimizer, actor.scheduler
 
     def step(self, microbatches: list[Microbatch]) -> float:
         """One optimizer step; the mean loss."""
@@ -213,7 +210,7 @@ def laid_out(sequences: list[Sequence], plan: list[list[int]]) -> list[Microbatc
 def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)
     platform.prepare()
-    from megatron_empg.actor.actor import Actor
+    from megatron_empg.actor.actor import Actor, describe_parts
     from megatron_empg.actor.model import Execution
     from megatron_empg.trainer.policy_update import PolicyLoss
 
@@ -233,7 +230,7 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     budget = options.per_microbatch * options.maximum
     actor = Actor(config, layout, settings, execution, max_tokens_per_microbatch=budget)
     actor.initialise_weights(0)
-    bare = Bare(config, layout, settings, execution)
+    bare = Bare(actor)
     lengths = mixed_lengths(options.sequences, options.maximum)
     mixed = with_values(actor, make_sequences(lengths, config.vocab_size))
     count = max(1, round(sum(lengths) / options.maximum))
@@ -252,7 +249,23 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     times = measure(contenders, options.repeat, TOLERANCE[options.device])
     table = time_by_part(actor, contenders["full"])
     if rank == 0:
-        print(f"{config.num_layers} layers of {config.hidden_size}, {config.vocab_size} words, {execution.dtype}")
+        shape = f"{config.num_layers} layers of {config.hidden_size}, {config.vocab_size} words, {execution.dtype}"
+        if options.json:
+            figures = {
+                "shape": shape,
+                "parts": describe_parts(actor),
+                "maximum": options.maximum,
+                "budget": budget,
+            }
+            write_json(
+                options.json,
+                figures,
+                times,
+                sum(lengths),
+                full_figures(times["full"], config, full, layout),
+                table,
+            )
+        print(shape)
         print(f"{len(lengths)} sequences, mean {sum(lengths) / len(lengths) / options.maximum:.3f} of the maximum")
         print(f"microbatches of {budget} tokens: {len(batches['bare'])} packed, {len(batches[MAXIMUM])} padded")
         show(times, sum(lengths))
@@ -293,13 +306,44 @@ def show(times: dict[str, list[float]], tokens: int) -> None:
         print(f"  {name} / update: {ratio(name, 'update')}")
 
 
+def flops_of(config: ModelConfig, sequences: list[Sequence], layout: Layout) -> dict[str, float]:
+    """One rank's floating-point operations of an update, by part of the model."""
+    parts = [flops_by_part(config, len(s.tokens), s.num_own_tokens) for s in sequences]
+    return {name: 3 * sum(part[name] for part in parts) / layout.world_size for name in parts[0]}
+
+
+def full_figures(turns: list[float], config: ModelConfig, sequences: list[Sequence], layout: Layout) -> Throughput:
+    flops = sum(flops_of(config, sequences, layout).values())
+    return Throughput(sum(len(s.tokens) for s in sequences), min(turns), flops)
+
+
+def write_json(
+    path: Path,
+    figures: dict[str, Any],
+    times: dict[str, list[float]],
+    tokens: int,
+    full: Throughput,
+    table: dict[str, float],
+) -> None:
+    """The run's numbers; seconds are the least of all turns."""
+    least = {name: min(turns) for name, turns in times.items()}
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    figures |= {
+        "seconds": least,
+        "tokens": tokens,
+        "tokens_per_second": {name: tokens / seconds for name, seconds in least.items() if name != "full"},
+        "full": {"tokens_per_second": full.tokens_per_second, "tflops": full.tflops_per_rank, "mfu": full.mfu()},
+        "seconds_by_part": table,
+        "peak_gib": peak,
+    }
+    path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
 def show_full(
     turns: list[float], table: dict[str, float], config: ModelConfig, sequences: list[Sequence], layout: Layout
 ) -> None:
-    parts = [flops_by_part(config, len(s.tokens), s.num_own_tokens) for s in sequences]
-    flops = {name: 3 * sum(part[name] for part in parts) / layout.world_size for name in parts[0]}
-    tokens = sum(len(s.tokens) for s in sequences)
-    whole = Throughput(tokens, min(turns), sum(flops.values()))
+    flops = flops_of(config, sequences, layout)
+    whole = full_figures(turns, config, sequences, layout)
     mfu = whole.mfu()
     print(f"full: {whole.tokens_per_second:.0f} tokens/s, {whole.tflops_per_rank:.3f} TFLOP/s a rank, MFU "
           + (f"{mfu:.3f}" if mfu is not None else "unknown, as the device's peak is"))  # fmt: skip
@@ -321,6 +365,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int)
     parser.add_argument("--per-microbatch", type=int, help="sequences of a padded microbatch")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a busy machine")
     options = parser.parse_args()
     for name, value in DEFAULTS[options.device].items():

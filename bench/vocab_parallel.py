@@ -7,7 +7,8 @@
 On CPU, tensor-parallel ranks over gloo, one thread each, compute log-prob and entropy together from float32
 logits, forward and backward; the implementations take turns, and of every figure the least over all turns (of
 the slowest rank) is reported, with the median. Memory is the rise of the process's resident set at its peak.
-On CUDA one device stands for one rank: the fused form in bf16 against its bare matrix products.
+On CUDA one device stands for one rank: the fused form in bf16 against its bare matrix products, and against all
+logits at once where they fit.
 
 A peer is a checked-out repository whose function is imported from there; see `PEERS` for the known ones.
 """
@@ -37,6 +38,8 @@ from megatron_empg.vocab_parallel import linear_logprob_and_entropy, logprob_and
 VOCAB = 151_936
 Function = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 MIB = 1 << 20
+DENSE_LIMIT = 1 << 30
+"""Logits that `dense` may hold; it takes about 24 bytes for each."""
 
 
 def load(path: Path) -> Any:
@@ -85,7 +88,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # starts the high-water mark anew
         self.before = resident_mib()
         return self
 
@@ -94,7 +97,7 @@ class Peak:
 
 
 def resident_mib(name: str = "VmRSS") -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
@@ -184,7 +187,7 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     measure = measure_logits if options.what == "logits" else measure_fused
     for tokens in options.tokens:
         report = measure(tokens, peers, options)
-        Path(folder, f"{tokens}-{rank}.json").write_text(json.dumps(report))
+        Path(folder, f"{tokens}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -267,8 +270,14 @@ def show(tokens: int, report: Report, options: argparse.Namespace) -> None:
 # CUDA
 
 
+def dense(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What one writes without this package: all logits at once."""
+    logprobs = (hidden @ weight.t()).float().log_softmax(-1)
+    return logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
 def measure_cuda(options: argparse.Namespace) -> None:
-    """The fused form in bf16 beside its four products, and verl's kernel where it is given."""
+    """The fused form in bf16 beside its four products, all logits at once, and verl's kernel where it is given."""
     contenders: dict[str, Any] = {
         "ours": lambda h, w, t: linear_logprob_and_entropy(
             h, w, t, gradient_accumulation_fusion=hasattr(w, "main_grad")
@@ -276,6 +285,8 @@ def measure_cuda(options: argparse.Namespace) -> None:
     }
     if "verl" in options.peer:
         contenders["verl"] = verl_triton(options.peer["verl"])
+    contenders["dense"] = dense
+    rows: list[dict[str, Any]] = []
     for columns in sorted({VOCAB // options.tensor_parallel, VOCAB}):
         for tokens in options.tokens:
             hidden = torch.randn(tokens, options.hidden, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -284,12 +295,19 @@ def measure_cuda(options: argparse.Namespace) -> None:
             forward_products, all_products = cuda_products(hidden, weight, options.repeat)
             print(f"\n{tokens} tokens × {columns} columns, hidden {options.hidden}, bf16 (milliseconds)")
             print(f"  products   forward {forward_products:.2f}  forward+backward {all_products:.2f}")
+            size = {"tokens": tokens, "columns": columns, "hidden": options.hidden}
+            rows.append({**size, "name": "products", "forward_ms": forward_products, "both_ms": all_products})
             for name, function in contenders.items():
+                if name == "dense" and tokens * columns > DENSE_LIMIT:
+                    continue
                 forward, both, mib = cuda_contender(function, hidden, weight, targets, options.repeat)
+                rows.append({**size, "name": name, "forward_ms": forward, "both_ms": both, "peak_mib": mib})
                 print(
                     f"  {name:10} forward {forward:.2f} ({forward_products / forward:.2f} of the product's rate)  "
                     f"forward+backward {both:.2f} ({all_products / both:.2f})  peak {mib:.0f} MiB"
                 )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def cuda_seconds(work: Callable[[], Any], repeat: int) -> float:
@@ -352,6 +370,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, help="default 896 on CPU, 5120 on CUDA")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a busy machine")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="with --device cuda: write the numbers here too")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help=f"one of {sorted(PEERS)}")
     options = parser.parse_args()
     options.hidden = options.hidden or (896 if options.device == "cpu" else 5120)
@@ -372,7 +391,9 @@ def main() -> None:
         mp.spawn(rank_main, args=(options, folder), nprocs=options.tensor_parallel)
         for tokens in options.tokens:
             ranks = range(options.tensor_parallel)
-            reports = [json.loads(Path(folder, f"{tokens}-{rank}.json").read_text()) for rank in ranks]
+            reports = [
+                json.loads(Path(folder, f"{tokens}-{rank}.json").read_text(encoding="utf-8")) for rank in ranks
+            ]
             show(tokens, merge(reports), options)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from megatron_empg import convert
 from megatron_empg.cluster.preflight.command import preflight
+from megatron_empg.options import number
 
 app = typer.Typer(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
@@ -55,12 +56,14 @@ def evaluate(
 @app.command()
 def plan(
     recipe: RecipePath,
-    gpus: Annotated[int, typer.Option(help="GPUs in all, the trainer's and the engines'.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs in all, the trainer's and the engines'.")],
     overrides: Overrides = None,
-    gpu_memory: Annotated[float | None, typer.Option(help="GiB of a GPU; its data sheet's if not given.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(callback=number(above=0), help="GiB of a GPU; its data sheet's if not given.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="A100, H100, H200 or B200.")] = "H100",
     trainer_gpus: Annotated[
-        int | None, typer.Option(help="GPUs of the trainer; all but the recipe's engines' if not given.")
+        int | None, typer.Option(min=1, help="GPUs of the trainer; all but the recipe's engines' if not given.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -75,6 +78,13 @@ def plan(
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.trainer.report import write_report
+    from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+
+    folder = RunFolder(run)
+    if not folder.recipe.exists() and not folder.metrics.exists():
+        raise RunFolderError(
+            f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
+        )
 
     typer.echo(write_report(run))
 
@@ -90,6 +100,12 @@ def main(command: typer.Typer = app) -> None:
     except (RecipeError, CheckpointError, ModelConfigError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except OSError as error:
+        # A file or folder that is not there, not ours to read or write, or on a full disk.
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        raise SystemExit(1) from None
     except RuntimeError as error:
         if type(error).__module__.partition(".")[0] != "megatron_empg":
             raise

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_empg.options import number
+
 app = typer.Typer(
     help="Convert checkpoints between Hugging Face and Megatron; compare what they compute.",
     no_args_is_help=True,
@@ -20,7 +22,9 @@ Destination = Annotated[Path, typer.Argument(help="A folder that does not exist.
 Parallel = Annotated[int, typer.Option(min=1, help="Chooses whose part lies in which file; any layout loads it.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored unless given.")]
 Like = Annotated[Path | None, typer.Option(help="Configuration and tokenizer, where SOURCE has none.")]
-ShardGib = Annotated[float, typer.Option(help="Largest file, which is what is held in memory.")]
+ShardGib = Annotated[
+    float, typer.Option(callback=number(above=0), help="Largest file, which is what is held in memory.")
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every tensor, and logits where memory allows.")]
 
 
@@ -77,7 +81,7 @@ def compare(
     like: Like = None,
     sequences: Annotated[int, typer.Option(min=1)] = 4,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 64,
-    tolerance: Annotated[float, typer.Option(help="Above it the command fails.")] = 1e-3,
+    tolerance: Annotated[float, typer.Option(callback=number(), help="Above it the command fails.")] = 1e-3,
 ) -> None:
     """Logits and log-probs of two checkpoints of one model on random tokens, in float32."""
     from megatron_empg.actor.compare_logits import compare_logits

@@ -6,23 +6,41 @@ any process starts, by an error that names the key, what was given and what is a
 """
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from megatron_empg.recipe_values import expanded, not_empty, plain_settings
+from megatron_empg.recipe_yaml import read_yaml
 from megatron_empg.waits import Waits, nested_waits
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+# Seeds of draws are a million times the run's and more, and must fit 64 bits; no count needs more either.
+LARGEST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(gt=0)] | None
+Seconds = Annotated[float, Field(gt=0, le=LARGEST)] | None
+# vLLM samples at 0.01 where less is asked for, and the actor would divide its logits by something else.
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+Coefficient = Annotated[float, Field(ge=-100, le=100)]
+NonNegativeCoefficient = Annotated[float, Field(ge=0, le=100)]
 # YAML knows neither paths nor tuples.
-PathText = Annotated[Path, Field(strict=False)]
-Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+PathText = Annotated[Path, Field(strict=False), BeforeValidator(not_empty), AfterValidator(expanded)]
+# At 1 a moving average would never move.
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 
 
 class RecipeError(ValueError):
@@ -30,17 +48,21 @@ class RecipeError(ValueError):
 
 
 class Section(BaseModel):
-    """A group of keys. Unknown keys are errors, values are never silently converted between kinds."""
+    """A group of keys. Unknown keys are errors, values are never silently converted between kinds.
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    Numbers are finite.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
     folder: PathText
-    """Where recipe, metrics, checkpoints, episodes and report go; a run found there is continued."""
+    """Where recipe, metrics, checkpoints, episodes and report go; a run found there is continued. In paths a
+    leading ``~`` is the home folder."""
     steps: Positive
     """How many batches to train on; a checkpoint of a finished run is continued by raising it."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Everything random derives from it: question order, sampling, initial weights."""
     checkpoint_every: Positive = 10
     """Steps between checkpoints; one is also written at the end and when the run is interrupted."""
@@ -61,10 +83,17 @@ class EnvironmentSection(Section):
     name: Literal["deep_search"]
     """Which environment the agent acts in."""
     settings: dict[str, Any] = {}
-    """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher,
-    splits, search_url ...)."""
+    """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher, splits ...)."""
     max_turns: Positive = 8
     """Turns after which an episode without an answer ends as truncated."""
+
+    @field_validator("settings")
+    @classmethod
+    def _plain(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return plain_settings(settings)
+        except RecursionError:
+            raise ValueError("nested too deeply, or an alias holds itself") from None
 
 
 class RolloutSection(Section):
@@ -72,8 +101,9 @@ class RolloutSection(Section):
     """Questions a batch; each is answered `group_size` times."""
     group_size: Positive
     """Episodes of one question, whose rewards are compared with each other; at least 2."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature; the actor divides its logits by the same number. Never with top-p or top-k."""
+    temperature: Temperature = 1.0
+    """Sampling temperature, 0.01 to 100; the actor divides its logits by the same number. Never with top-p or
+    top-k."""
     max_turn_tokens: Positive = 512
     """A turn longer than this is cut; the end-of-turn token then comes from the template."""
     max_episode_tokens: Positive = 16384
@@ -87,9 +117,9 @@ class EngineSection(Section):
     """vLLM servers."""
     tensor_parallel: Positive = 1
     """GPUs (or CPU processes) a server."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: Annotated[float, Field(ge=0.001, le=100_000)] | None = None
     """Memory of the key-value cache on each of a server's GPUs; vLLM decides when empty (on GPU)."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """The interface the servers listen on. Every route asks for the run's token."""
     start_timeout: Positive = 600
     """Seconds a server may take from its start to its first healthy answer."""
@@ -97,14 +127,14 @@ class EngineSection(Section):
 
 class GrpoSection(Section):
     clip_low: Fraction = 0.2
-    clip_high: Annotated[float, Field(ge=0)] = 0.2
+    clip_high: NonNegativeCoefficient = 0.2
     normalize_std: bool = True
     """Divide by the group's standard deviation; false is Dr. GRPO."""
 
 
 class DapoSection(Section):
     clip_low: Fraction = 0.2
-    clip_high: Annotated[float, Field(ge=0)] = 0.28
+    clip_high: NonNegativeCoefficient = 0.28
     normalize_std: bool = True
     max_generation_rounds: Positive = 10
     """Dynamic sampling: rounds of new questions until enough groups with unequal rewards are found."""
@@ -113,11 +143,11 @@ class DapoSection(Section):
 class EmpgSection(Section):
     """Constants of arXiv 2509.09265; defaults as on the authors' page."""
 
-    k: Annotated[float, Field(ge=0)] = 1.0
+    k: NonNegativeCoefficient = 1.0
     """Strength of gradient scaling, g(H) = exp(-k H_norm) / mean exp(-k H_norm)."""
-    k_f: Annotated[float, Field(ge=0)] = 1.0
+    k_f: NonNegativeCoefficient = 1.0
     """Sharpness of the future-clarity bonus, f(H) = exp(-k_f H_norm)."""
-    zeta: float = 0.1
+    zeta: Coefficient = 0.1
     """Weight of the bonus for a step that leads to a clearer state."""
     center: bool = True
     """Subtract the mean over the batch's steps after modulation."""
@@ -135,9 +165,9 @@ class AlgorithmSection(Section):
     """Optimizer steps a batch; its sequences are split into so many parts."""
     loss_mean: Literal["token", "sequence"] = "token"
     """The loss is the mean over all own tokens, or over episodes of their tokens' means (as in GRPO's paper)."""
-    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    kl_coefficient: NonNegativeCoefficient = 0.0
     """Weight of the KL to the initial policy (k3 estimate at the own tokens) in the loss."""
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: Coefficient = 0.0
     """Weight of the policy's exact entropy in the loss: positive rewards entropy."""
     kl_to_initial_every: NonNegative = 0
     """Steps between measurements of the KL to the initial policy, a metric only; 0 is never. With a
@@ -152,13 +182,13 @@ class AlgorithmSection(Section):
 
 
 class OptimizerSection(Section):
-    lr: Annotated[float, Field(gt=0)] = 1e-6
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or cosine down to a tenth at the last step."""
     warmup_steps: NonNegative = 0
     betas: Betas = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_grad: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    clip_grad: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """Largest norm of the whole gradient, over all ranks."""
 
 
@@ -202,7 +232,9 @@ class EvaluationSection(Section):
     """Fixed questions of each split; 0 switches evaluation off."""
     splits: list[Literal["test_id", "test_ood"]] = ["test_id", "test_ood"]
     greedy: bool = True
-    """Also measure greedy success, beside success sampled at temperature 1."""
+    """Also measure greedy success, beside sampled success."""
+    temperature: Temperature = 1.0
+    """Of sampled success; it need not be `rollout.temperature`."""
 
 
 class LimitsSection(Section):
@@ -210,7 +242,11 @@ class LimitsSection(Section):
 
     logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """Mean |log-prob of the engine - log-prob of the actor| above which training stops: 1e-3 in float32,
-    0.05 in bfloat16 unless given. A larger gap means stale or wrong weights, or other sampling than stated."""
+    0.05 in bfloat16 unless given. A larger gap means stale or wrong weights, or other sampling than stated. It
+    holds for all tokens together and for those of each engine."""
+    logprob_gap_max: Annotated[float, Field(gt=0)] | None = None
+    """The same for the single token with the largest gap: 0.1 in float32; 20 in bfloat16, where rounding alone may
+    move an unlikely token by several nats (the loss takes no larger ratio either)."""
     min_groups: Positive | None = None
     """Groups a batch needs to be trained on; an eighth of `rollout.groups` unless given. With fewer the step
     trains on nothing, which may happen `max_idle_steps` times."""
@@ -309,6 +345,13 @@ class Recipe(Section):
         default = {"float32": 1e-3, "bfloat16": 0.05}[self.model.dtype]
         return self.limits.logprob_gap if self.limits.logprob_gap is not None else default
 
+    @property
+    def logprob_gap_max_limit(self) -> float:
+        """The limit in force for a single token: the recipe's, or the dtype's default (never below the mean's)."""
+        if self.limits.logprob_gap_max is not None:
+            return self.limits.logprob_gap_max
+        return max({"float32": 0.1, "bfloat16": 20.0}[self.model.dtype], self.logprob_gap_limit)
+
 
 class SftSection(Section):
     batch_size: Positive
@@ -376,8 +419,10 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), kind: type[R] = Recip
     Raises RecipeError listing every fault: the key, what was given, what is allowed.
     """
     try:
-        raw = yaml.load(Path(path).read_text(), Loader=_Yaml12Floats)
-    except (OSError, yaml.YAMLError) as error:
+        raw = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"cannot read recipe {path}: it is not UTF-8 at byte {error.start}") from None
+    except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"cannot read recipe {path}: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}, not sections of keys")
@@ -400,17 +445,6 @@ def dump_recipe(recipe: Recipe | SftRecipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-class _Yaml12Floats(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-6 as text; recipes mean the number."""
-
-
-_Yaml12Floats.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -422,8 +456,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise RecipeError(f"override {override!r}: {name} is a value, not a section")
     try:
-        node[last] = yaml.load(value, Loader=_Yaml12Floats)
-    except yaml.YAMLError as error:
+        node[last] = read_yaml(value)
+    except ValueError as error:
         raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from error
 
 
@@ -440,8 +474,14 @@ def _explain(fault: Any, kind: type[BaseModel]) -> str:
     if not path:
         return str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "value_error":
-        return str(fault["msg"]).removeprefix("Value error, ")
-    return f"{key}: {fault['msg']}; got {fault['input']!r}"
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        return message if message.startswith(key) else f"{key}: {message}"
+    return f"{key}: {fault['msg']}; got {_shown(fault['input'])}"
+
+
+def _shown(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _keys_beside(path: list[str], kind: type[BaseModel]) -> list[str]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The network and CUDA settings of a task, on the node it runs on; what the user has set wins. Sourced, it sets and
-# prints them; `bash slurm/env.sh COMMAND …` runs a command under them.
+# The network, CUDA and cache settings of a task, on the node it runs on; what the user has set wins. Sourced, it
+# sets and prints them; `bash slurm/env.sh COMMAND …` runs a command under them. What trainer ranks alone want is
+# added by `python -m megatron_empg.trainer.slurm_job trainer`.
 
 # The interface that holds this node's address (EMPG_ADDRESSES, made by the job), else none: NCCL then chooses.
 empg_interface() {
@@ -22,6 +23,19 @@ empg_hcas() {
   done
 }
 
+# A folder of this node for what is compiled; in a home that nodes share, all of them would write the same files. It
+# outlives the job, so that the next one compiles less. In a /tmp that others write too it must be ours and no link.
+empg_caches() {
+  local folder
+  folder=${TMPDIR:-/tmp}/empg_caches_$(id -u)
+  mkdir -m 700 "$folder" 2>/dev/null
+  if [ -L "$folder" ] || [ ! -d "$folder" ] || [ ! -O "$folder" ] || [ ! -w "$folder" ]; then
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/empg_caches.XXXXXXXX") || return 0
+  fi
+  chmod 700 "$folder"
+  echo "$folder"
+}
+
 empg_set() { # empg_set NAME VALUE: set and print a variable, unless the user has, or the value is empty
   if [ -n "${!1:-}" ]; then
     echo "env: $1=${!1} (given)"
@@ -34,15 +48,20 @@ empg_set() { # empg_set NAME VALUE: set and print a variable, unless the user ha
 }
 
 empg_env() {
-  local interface hcas
+  local interface hcas caches
   interface=$(empg_interface)
   hcas=$(empg_hcas)
   empg_set NCCL_SOCKET_IFNAME "${interface:+=$interface}" # "=" asks for this very name
   empg_set GLOO_SOCKET_IFNAME "$interface"
   empg_set NCCL_IB_HCA "${hcas:+=${hcas%,}}"
-  empg_set CUDA_DEVICE_MAX_CONNECTIONS 1 # Megatron's overlap of tensor-parallel communication counts on it
   empg_set NCCL_DEBUG WARN
   empg_set OMP_NUM_THREADS 1
+  caches=$(empg_caches)
+  empg_set TRITON_CACHE_DIR "${caches:+$caches/triton}"
+  empg_set TORCHINDUCTOR_CACHE_DIR "${caches:+$caches/inductor}"
+  empg_set VLLM_CACHE_ROOT "${caches:+$caches/vllm}"
+  empg_set CUDA_CACHE_PATH "${caches:+$caches/cuda}"
+  empg_set TORCHINDUCTOR_COMPILE_THREADS 2 # of each rank; a pool as wide as the node, eight times, is too much
   # The flight recorder: the last collectives of each rank, written to the run folder when one hangs.
   empg_set TORCH_FR_BUFFER_SIZE 2000
   empg_set TORCH_NCCL_DUMP_ON_TIMEOUT 1

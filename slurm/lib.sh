@@ -114,17 +114,45 @@ find_addresses() { # EMPG_ADDRESSES "node=address …": of EMPG_INTERFACE on eac
     if [ -n "$EMPG_INTERFACE" ]; then
       address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" ip -4 -oneline address show dev "$EMPG_INTERFACE" |
         awk 'NR == 1 {sub("/.*", "", $4); print $4}')
-      [ -n "$address" ] || die configuration "EMPG_INTERFACE is $EMPG_INTERFACE, which has no address on $node"
+      [ -n "$address" ] || die configuration "EMPG_INTERFACE is $EMPG_INTERFACE, which has no IPv4 address on $node"
     else
-      address=$(again scontrol show node "$node" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
-      if [[ ! $address =~ ^[0-9.]+$ ]]; then
-        address=$(getent ahostsv4 "$address" | awk '$1 !~ /^127\./ {print $1; exit}')
-        [ -n "$address" ] || die configuration "node $node resolves to no address that others reach; set EMPG_INTERFACE"
-      fi
+      address=$(slurm_address "$node") || exit
     fi
     found+=("$node=$address")
   done
+  refuse_unreachable "${found[@]}"
   export EMPG_ADDRESSES="${found[*]}"
+}
+
+slurm_address() { # slurm_address NODE: what Slurm knows as its address, names resolved; IPv4
+  local given address fix="set EMPG_INTERFACE to an interface that has an IPv4 address on every node"
+  given=$(again scontrol show node "$1" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+  if [[ $given == *:* ]]; then
+    die configuration "node $1 has the IPv6 address $given in Slurm; the run's processes meet over IPv4: $fix"
+  elif [[ $given =~ ^[0-9.]+$ ]]; then
+    echo "$given"
+  else
+    address=$(getent ahostsv4 "$given" | awk '$1 !~ /^(127|169\.254|0)\./ {print $1; exit}')
+    [ -n "$address" ] || die configuration "node $1, $given in Slurm, resolves to no IPv4 address that others reach: $fix"
+    echo "$address"
+  fi
+}
+
+refuse_unreachable() { # refuse_unreachable NODE=ADDRESS …: addresses that mean another machine on each node
+  local pair address machines
+  # Simulated nodes are one machine, and may meet over loopback.
+  machines=$(for pair in "$@"; do machine_of "${pair%%=*}"; done | sort -u | wc -l)
+  [ "$machines" -gt 1 ] || return 0
+  for pair in "$@"; do
+    address=${pair#*=}
+    if [[ $address =~ ^(127|169\.254|0)\. ]]; then
+      die configuration "node ${pair%%=*} has the address $address, which other nodes cannot reach (loopback and link-local ones belong to one machine or cable): mend NodeAddr in slurm.conf, or set EMPG_INTERFACE"
+    fi
+  done
+}
+
+machine_of() { # machine_of NODE: its host's name
+  again scontrol show node "$1" --oneliner | sed -n 's/.* NodeHostName=\([^ ]*\).*/\1/p'
 }
 
 address_of() {

@@ -20,7 +20,7 @@ configure() { # configure ARGUMENTS…: what the environment and the arguments s
     die configuration "'${SBATCH_OPTIONS[0]}' stands behind the script; sbatch options go before it"
   fi
   defaults "${paths[@]}"
-  : "${EMPG_ENGINES_PER_NODE:=}" "${EMPG_GPU_MEMORY:=80}" "${EMPG_MAX_RESTARTS:=20}" "${EMPG_PREFLIGHT:=1}"
+  : "${EMPG_ENGINES_PER_NODE:=}" "${EMPG_GPU_MEMORY:=79}" "${EMPG_MAX_RESTARTS:=20}" "${EMPG_PREFLIGHT:=1}"
   : "${EMPG_PREFLIGHT_ARGS:=}" "${EMPG_MODEL:=}" "${EMPG_MEGATRON_CHECKPOINT:=}"
   for name in EMPG_TRAINER_NODES EMPG_ROLLOUT_NODES EMPG_GPUS_PER_NODE; do
     [[ ${!name:-} =~ ^[1-9][0-9]*$ ]] || die configuration "$name is '${!name:-}'; set it to a number of 1 or more"
@@ -106,7 +106,7 @@ start_search_service() {
 preflight() { # every node fit for the run?
   local device=(--gpu --gpus "$EMPG_GPUS_PER_NODE") first=$((EMPG_BASE_PORT + 8)) ports
   [ "$EMPG_PREFLIGHT" != 0 ] || return 0
-  ports=$EMPG_BASE_PORT-$((EMPG_BASE_PORT + 2)),$first-$((first + EMPG_ROLLOUT_NODES * engines_per_node - 1))
+  ports=$EMPG_BASE_PORT-$((EMPG_BASE_PORT + 2)),$((EMPG_BASE_PORT + 4)),$first-$((first + EMPG_ROLLOUT_NODES * engines_per_node - 1))
   [ "$EMPG_DEVICE" = cuda ] || device=(--no-gpu)
   # shellcheck disable=SC2086 # EMPG_PREFLIGHT_ARGS are words
   MASTER_ADDR=$(address_of "${TRAINERS[0]}") MASTER_PORT=$((EMPG_BASE_PORT + 3)) \
@@ -122,18 +122,20 @@ convert_checkpoint() { # a Megatron checkpoint becomes the run's model, once
 }
 
 start_run() { # engines, driver, trainer ranks, and the watchdog beside them
-  local recipe=$run_folder/recipe.yaml engines=() index=0 node number driver
+  local recipe=$run_folder/recipe.yaml engines=() index=0 node number driver gpus=()
   for node in "${ROLLOUTS[@]}"; do
     for ((number = 0; number < engines_per_node; number++)); do
       engines+=(--engine "http://$(address_of "$node"):$((EMPG_BASE_PORT + 8 + index))")
       index=$((index + 1))
     done
   done
+  [ "$EMPG_DEVICE" = cpu ] || gpus=(--gpus-per-node "$EMPG_GPUS_PER_NODE")
   start engines "${ROLLOUTS[*]}" "$engines_per_node" "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job engine \
-    "$recipe" --per-node "$engines_per_node"
+    "$recipe" --per-node "$engines_per_node" "${gpus[@]}"
   driver=$(address_of "${ROLLOUTS[0]}")
   start driver "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.trainer.driver "$recipe" \
     --host "$driver" --port $((EMPG_BASE_PORT + 1)) "${engines[@]}"
+  export EMPG_WEIGHTS_PORT=$((EMPG_BASE_PORT + 4)) # where the trainer's rank 0 and the engines meet
   start trainer "${TRAINERS[*]}" 1 "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job trainer "$recipe" \
     --driver "http://$driver:$((EMPG_BASE_PORT + 1))" "${engines[@]}"
   start watchdog "${TRAINERS[*]} ${ROLLOUTS[*]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.cluster.watchdog \

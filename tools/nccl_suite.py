@@ -17,6 +17,7 @@ from megatron_empg.cluster.nccl_suite.layout import Layout, LayoutError
 from megatron_empg.cluster.nccl_suite.session import Inject
 from megatron_empg.cluster.nccl_suite.suite import SECTIONS, SuiteOptions, run_suite
 from megatron_empg.cluster.place import PlaceError
+from megatron_empg.options import finite
 from megatron_empg.recipe import RecipeError, load_recipe
 
 
@@ -30,11 +31,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--max-bytes", type=int, help="largest size (default: 1 GiB over nccl, 64 MiB over gloo)")
     add("--only", default=",".join(SECTIONS), help="sections to run, with commas (default: %(default)s)")
     add("--trainers", type=int, help="ranks that send weights to all others (default: half)")
-    add("--stress-minutes", type=float, default=0.0, help="repeat everything for so long")
-    add("--slow-below", type=float, help="a pair below this part of the rest is slow (nccl: 0.7, gloo: 0.35)")
-    add("--least-pair", type=float, help="GB/s that every pair must reach")
-    add("--step-limit", type=float, default=60.0, help="seconds a single step may take (default: %(default)s)")
-    add("--time-limit", type=float, default=1800.0, help="seconds for everything (default: %(default)s)")
+    add("--stress-minutes", type=finite, default=0.0, help="repeat everything for so long")
+    add("--slow-below", type=finite, help="a pair below this part of the rest is slow (nccl: 0.7, gloo: 0.35)")
+    add("--least-pair", type=finite, help="GB/s that every pair must reach")
+    add("--step-limit", type=finite, default=60.0, help="seconds a single step may take (default: %(default)s)")
+    add(
+        "--start-limit", type=finite, default=600.0, help="seconds until all ranks have met (default: %(default)s)"
+    )
+    add("--time-limit", type=finite, default=1800.0, help="seconds for everything (default: %(default)s)")
     add("--inject", nargs=2, metavar=("corrupt|delay|missing", "RANK"), help="plant a fault that must be found")
     add("--json", type=Path, help="write the findings here")
     add("--heat-map", type=Path, help="draw the bandwidth between pairs here (.png or .svg)")
@@ -78,6 +82,7 @@ def options(parser: argparse.ArgumentParser) -> SuiteOptions:
         slow_below=given.slow_below,
         least_pair=given.least_pair,
         step_limit=given.step_limit,
+        start_limit=given.start_limit,
         time_limit=given.time_limit,
         inject=inject,
         json=given.json,

@@ -183,6 +183,46 @@ MUTATIONS = [
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_torch_optimizer]",
         r"assert_same",
     ),
+    Mutation(
+        "settle under a rank condition",
+        "megatron_empg/actor/weights.py",
+        "    actor.settle()\n    if actor.sends_weights:\n",
+        "    if actor.sends_weights:\n        actor.settle()\n",
+        "tests/recipes/test_rehearsal.py::test_a_warm_up_in_a_clusters_layout_exports[deepsearch_7b]",
+        r"nothing moves",
+    ),
+    Mutation(
+        "a flag that a layout cannot bear",
+        "recipes/deepsearch_7b.yaml",
+        "  context_parallel: 2\n",
+        "  context_parallel: 2\n  context_exchange: a2a\n",
+        "tests/recipes/test_as_written.py::test_model_and_layout_fit_each_other[deepsearch_7b]",
+        r"actor\.context_exchange is a2a",
+    ),
+    Mutation(
+        "a recipe without an action format",
+        "recipes/deepsearch_7b.yaml",
+        "    prompt: tags ",
+        "    prompt: none ",
+        "tests/recipes/test_as_written.py::test_the_policy_is_told_how_to_act_unless_it_was_taught[deepsearch_7b]",
+        r"does not tell its model how to search, visit, answer",
+    ),
+    Mutation(
+        "an evaluation longer than its limit",
+        "megatron_empg/trainer/loop.py",
+        "(split, greedy).metrics()\n                dist.barrier()\n",
+        "(split, greedy).metrics()\n        dist.barrier()\n",
+        "tests/recipes/test_as_written.py::test_an_evaluation_may_take_what_all_of_its_passes_take[deepsearch_7b]",
+        r"an evaluation longer than its limit",
+    ),
+    Mutation(
+        "an observation past the limit",
+        "megatron_empg/rollout/episode.py",
+        "        if not self._has_room_after(len(tokens)):\n            return False\n",
+        "",
+        "tests/recipes/test_as_written.py::test_no_observation_carries_an_episode_past_its_limit[quickstart]",
+        r"carried the episode past its limit",
+    ),
 ]
 
 
@@ -254,13 +294,13 @@ def uses_the_copy(tree: Path) -> bool:
 def apply(mutation: Mutation, tree: Path) -> None:
     """Raises ValueError when the text to change is not there exactly once: the code has moved on."""
     path = tree / mutation.file
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         raise ValueError(
             f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} places with {mutation.old!r}, not "
             "one; bring this list in line with the code"
         )
-    path.write_text(text.replace(mutation.old, mutation.new))
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
 
 
 def judge(mutation: Mutation, outcome: Outcome) -> str:

@@ -123,11 +123,15 @@ class Actor:
     def settle(self) -> None:
         """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass.
 
-        Collective over the data- and context-parallel ranks: it stands under no condition in which they differ.
+        They are there when it returns, for any stream. Collective over the data- and context-parallel ranks: it
+        stands under no condition in which they differ.
         """
         for chunk in self.model:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
+        if torch.cuda.is_available():
+            # The gathering is ordered before this stream's next work only, and weights leave on other streams.
+            torch.cuda.current_stream().synchronize()
 
     def score(self, sequences: SequenceOf[Sequence], *, temperature: float = 1.0) -> list[Score]:
         """Log-prob and exact entropy at every own token, under the current weights, without gradient."""
@@ -185,6 +189,10 @@ class Actor:
             means = {name: total / max(tokens, 1) for name, total in zip(reported, totals, strict=True)}
             applied, grad_norm = self._step(means["loss"])
         return UpdateReport(means.pop("loss"), grad_norm, lr, int(tokens), applied, means)
+
+    def skip_updates(self, count: int) -> None:
+        """Let the schedule pass ``count`` updates that a step made none of, so that it ends with the run."""
+        self.scheduler.step(increment=count)
 
     def _step(self, loss: float) -> tuple[bool, float]:
         """Apply the gradients unless loss or their norm is not finite; the schedule moves on either way."""

@@ -1,5 +1,6 @@
 """Causal attention over packed sequences without Transformer Engine: torch's varlen attention on GPU or SDPA."""
 
+import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,8 @@ def causal_attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
+        # Releases before the argument share keys among queries unasked.
+        grouped = query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters
         output = varlen_attn(
             query.contiguous(),
             key.contiguous(),
@@ -137,7 +140,7 @@ def causal_attention(
             keys.longest,
             scale=scale,
             window_size=(-1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **({"enable_gqa": True} if grouped else {}),
         )
         assert isinstance(output, Tensor)
         return output

@@ -1,25 +1,28 @@
-"""Megatron-core's layer: Transformer Engine's where it is installed, else local modules that need no CUDA."""
+"""Megatron-core's layer: Transformer Engine's for bfloat16 where it is installed, else local modules."""
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megatron_empg.actor import expert_repairs
+from megatron_empg.actor import expert_repairs, platform
 from megatron_empg.actor.attention import PackedAttention
 from megatron_empg.weights.model_config import ModelConfig
 
 
-def transformer_engine_available() -> bool:
-    """Whether Transformer Engine's layers can be used: installed, on a CUDA device."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+def uses_transformer_engine(dtype: torch.dtype) -> bool:
+    """Whether a model of this dtype has Transformer Engine's layers: where they run, and in bfloat16 alone.
+
+    Its matrix products of float32 are TF32's, which keep ten bits of the mantissa: engines and checks that compute
+    in float32 would disagree with the actor.
+    """
+    return dtype == torch.bfloat16 and platform.transformer_engine_available()
 
 
-def layer_spec(config: ModelConfig) -> Any:
+def layer_spec(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The model's transformer layer."""
     experts = config.experts.number if config.experts else None
-    if transformer_engine_available():
+    if uses_transformer_engine(dtype):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
         return get_gpt_layer_with_transformer_engine_spec(
@@ -39,13 +42,14 @@ def layer_spec(config: ModelConfig) -> Any:
     return spec
 
 
-def block_spec(config: ModelConfig) -> Any:
+def block_spec(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The whole block: the same layer throughout and the final norm."""
-    if transformer_engine_available():
-        return layer_spec(config)
+    if uses_transformer_engine(dtype):
+        return layer_spec(config, dtype)
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-    return lambda layers: TransformerBlockSubmodules(layer_specs=[layer_spec(config)] * layers, layer_norm=RMSNorm)
+    layer = layer_spec(config, dtype)
+    return lambda layers: TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
 
 
 class RMSNorm(nn.Module):

@@ -1,6 +1,7 @@
 """Megatron-core's GPTModel from a model configuration, wrapped for data parallelism."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from megatron_empg.actor.layout import Layout
 from megatron_empg.weights.model_config import ModelConfig
 
+logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,14 +30,14 @@ class Execution:
     """Attention's exchange under context parallelism; None is what is best here (see `context_exchanges`)."""
 
 
-def context_exchanges() -> tuple[str, ...]:
+def context_exchanges(dtype: torch.dtype) -> tuple[str, ...]:
     """Attention's exchanges between context-parallel ranks that work here on packed sequences, best first.
 
     The names are megatron-core's ``cp_comm_type``: p2p (ring), all_gather (of keys and values), a2a (Ulysses).
     """
-    from megatron_empg.actor.layer_spec import transformer_engine_available
+    from megatron_empg.actor.layer_spec import uses_transformer_engine
 
-    return ("p2p", "a2a") if transformer_engine_available() else ("all_gather", "a2a")
+    return ("p2p", "a2a") if uses_transformer_engine(dtype) else ("all_gather", "a2a")
 
 
 def transformer_config(config: ModelConfig, layout: Layout, execution: Execution) -> Any:
@@ -44,11 +46,12 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
 
     torch_dtype = DTYPES[execution.dtype]
     interleaved = layout.virtual_pipeline > 1
-    exchange = execution.context_exchange or context_exchanges()[0]
-    if exchange not in context_exchanges():
+    exchanges = context_exchanges(torch_dtype)
+    exchange = execution.context_exchange or exchanges[0]
+    if exchange not in exchanges:
         raise ValueError(
-            f"actor.context_exchange is {exchange}, which this machine cannot do on packed sequences; "
-            f"it can do {' and '.join(context_exchanges())}"
+            f"actor.context_exchange is {exchange}, which this machine cannot do on packed sequences in "
+            f"{execution.dtype}; it can do {' and '.join(exchanges)}"
         )
     return TransformerConfig(
         num_layers=config.num_layers,
@@ -82,36 +85,36 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
         # Packed microbatches differ in length, so pipeline stages tell each other the shape.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
-        **_expert_settings(config, layout),
+        **_expert_settings(config, layout, torch_dtype),
         # The schedule then sums gradients over tokens and divides once by the global number of them.
         calculate_per_token_loss=True,
         attention_softmax_in_fp32=True,
-        **_fusions(),
+        **_fusions(torch_dtype),
         **_recompute_settings(execution),
     )
 
 
-def _fusions() -> dict[str, bool]:
+def _fusions(dtype: torch.dtype) -> dict[str, bool]:
     """Megatron's fused kernels, each where it is installed; none on CPU."""
-    from megatron_empg.actor.layer_spec import transformer_engine_available
+    from megatron_empg.actor.layer_spec import uses_transformer_engine
 
     cuda = torch.cuda.is_available()
     apex = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return {
         "bias_activation_fusion": cuda,
         "bias_dropout_fusion": cuda,
-        "apply_rope_fusion": transformer_engine_available(),
+        "apply_rope_fusion": uses_transformer_engine(dtype),
         "gradient_accumulation_fusion": cuda and apex,  # the fused LM head adds to main_grad by itself
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
     }
 
 
-def _expert_settings(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+def _expert_settings(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
     """Routing as Hugging Face's: softmax, then the best experts, no load balancing, no token dropped."""
     if config.experts is None:
         return {}
-    from megatron_empg.actor.layer_spec import transformer_engine_available
+    from megatron_empg.actor.layer_spec import uses_transformer_engine
 
     return {
         "num_moe_experts": config.experts.number,
@@ -122,7 +125,7 @@ def _expert_settings(config: ModelConfig, layout: Layout) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_grouped_gemm": transformer_engine_available(),
+        "moe_grouped_gemm": uses_transformer_engine(dtype),
         "expert_model_parallel_size": layout.expert,
         "expert_tensor_parallel_size": 1,
     }
@@ -132,6 +135,13 @@ def _recompute_settings(execution: Execution) -> dict[str, Any]:
     if execution.recompute == "none":
         return {}
     if execution.recompute == "selective":
+        from megatron_empg.actor.layer_spec import uses_transformer_engine
+
+        if uses_transformer_engine(DTYPES[execution.dtype]):
+            logger.warning(
+                "actor.recompute=selective computes attention again, of which Transformer Engine keeps no more "
+                "than the statistics: it costs a forward pass and saves next to nothing; use none or block"
+            )
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     method, layers = ("uniform", 1) if execution.recompute == "full" else ("block", execution.recompute_layers)
     return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": layers}
@@ -178,9 +188,9 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
     from megatron_empg.actor.layer_spec import block_spec
     from megatron_empg.actor.lm_head import fuse_lm_head
     from megatron_empg.actor.platform import device
-    from megatron_empg.actor.rope import scaled_frequencies
+    from megatron_empg.actor.rope import one_rotary_table, scaled_frequencies
 
-    spec = block_spec(config)
+    spec = block_spec(config, mcore.params_dtype)
     stage = {"ignore_virtual": False, "vp_stage": number if layout.virtual_pipeline > 1 else None}
     layers = config.num_layers // (layout.pipeline * layout.virtual_pipeline)
     model: Any = GPTModel(
@@ -198,6 +208,7 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
     )
     if config.rope_scaling is not None:
         model.rotary_pos_emb.inv_freq = scaled_frequencies(model.rotary_pos_emb.inv_freq, config.rope_scaling)
+    one_rotary_table(model, config.max_position_embeddings)
     fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())
     return model.bfloat16() if mcore.bf16 else model

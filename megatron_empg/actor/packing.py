@@ -119,7 +119,7 @@ class Packer:
             sequence = self.sequences[index]
             tokens[start : start + len(sequence.tokens)] = sequence.tokens
             where = sequence.predictors()
-            targets[start + where] = sequence.tokens[where + 1]
+            targets[start + where] = sequence.tokens[where + 1].to(targets.dtype)  # a batch holds int32
             own[start + where] = self.first_own[index] + torch.arange(len(where))
             start += length
         shard = None

@@ -8,7 +8,9 @@ over gloo. Functions are replaced outright (no dispatch mode): no cost per opera
 import contextlib
 import functools
 import importlib
+import importlib.util
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,7 +18,10 @@ from typing import Any
 
 import torch
 
+logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
+_TRANSFORMER_ENGINE = "transformer_engine", "transformer_engine_torch"
+"""The package, and its extension for torch, which is built apart and may be missing."""
 _prepared = False
 
 
@@ -30,12 +35,46 @@ def collective_backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
+def choose_device() -> None:
+    """Make this process's CUDA device that of its rank on the node (LOCAL_RANK).
+
+    Before anything else touches CUDA, which would make a context on the first device for every rank.
+    """
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        # A launcher may show each rank its own device alone.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
+def transformer_engine_available() -> bool:
+    """Whether Transformer Engine's layers can be used: both its parts installed, on a CUDA device."""
+    return torch.cuda.is_available() and all(map(_installed, _TRANSFORMER_ENGINE))
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def hide_half_installed() -> None:
+    """Let importing Transformer Engine without its extension be an ImportError, the one that Megatron expects.
+
+    The package itself answers with a FileNotFoundError, so that importing ``megatron.core`` would fail.
+    """
+    package, extension = _TRANSFORMER_ENGINE
+    if _installed(package) and not _installed(extension):
+        sys.modules[package] = None  # type: ignore[assignment]
+        logger.warning("Transformer Engine lacks its part for torch (%s) and is not used", extension)
+
+
 def prepare() -> None:
     """Make megatron-core importable and runnable here. Safe to call again."""
     global _prepared
+    # Not TF32, whatever the environment (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE) or an import has chosen.
+    torch.set_float32_matmul_precision("highest")
     if _prepared:
         return
     _prepared = True
+    choose_device()
+    hide_half_installed()
     # Megatron warns a dozen times, once a module, that it found neither Transformer Engine nor apex.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     if not torch.cuda.is_available():
@@ -48,9 +87,10 @@ def prepare() -> None:
         _replace_factories()
         _replace_methods()
         _replace_rng(random_module)
-    from megatron_empg.actor import optimizer_repairs
+    from megatron_empg.actor import optimizer_repairs, optimizer_shards
 
     optimizer_repairs.apply()
+    optimizer_shards.apply()
 
 
 class _NoStream:

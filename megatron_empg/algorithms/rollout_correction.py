@@ -1,13 +1,11 @@
-"""Engine and actor compute the same policy by different kernels: how far apart they are, and a correction."""
+"""Engine and actor compute the same policy by different kernels: a correction, and how far apart they are."""
 
 import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from megatron_empg.algorithms.collectives import Group, reduce_max, reduce_sum
 
 
 def truncated_importance_weights(
@@ -27,26 +25,68 @@ def truncated_importance_weights(
     return log_ratio.clamp(max=math.log(cap)).exp()
 
 
-class LogprobGap(NamedTuple):
-    """|actor - engine| over sampled tokens, in nats; infinite where a log-probability is not finite."""
+ENGINE_FLOOR = -9999.0
+"""What vLLM reports for a log-probability that is not finite."""
 
-    mean: float
-    max: float
-    tokens: int
+
+class EpisodeGaps(NamedTuple):
+    """|actor - engine| over each episode's sampled tokens, in nats; infinite where either is not finite."""
+
+    total: Float[Tensor, "episodes"]
+    max: Float[Tensor, "episodes"]
+    """0 for an episode without tokens."""
+    tokens: Float[Tensor, "episodes"]
+    not_finite: Float[Tensor, "episodes"]
+    """How many of the engine's log-probabilities were not finite, or stand at `ENGINE_FLOOR`."""
+
+    @property
+    def mean(self) -> Float[Tensor, "episodes"]:
+        return self.total / self.tokens.clamp(min=1)
 
 
 @torch.no_grad()
-def logprob_gap(
-    actor_logprobs: Float[Tensor, "tokens"],
-    rollout_logprobs: Float[Tensor, "tokens"],
-    *,
-    group: Group | None = None,
-) -> LogprobGap:
-    """Mean and largest gap over the tokens of all ranks of ``group``; every rank must call. 0 without tokens."""
-    gap = (actor_logprobs.double() - rollout_logprobs.double()).abs()
-    # NaN would pass every "gap > limit" comparison unseen.
-    gap = torch.where(gap.isfinite(), gap, math.inf)
-    largest = gap.max() if gap.numel() else gap.new_zeros(())
-    total, tokens = reduce_sum(torch.stack([gap.sum(), gap.new_tensor(float(gap.numel()))]), group).tolist()
-    (highest,) = reduce_max(largest.reshape(1), group).tolist()
-    return LogprobGap(mean=total / max(tokens, 1.0), max=highest, tokens=int(tokens))
+def episode_gaps(
+    actor_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"], lengths: list[int]
+) -> EpisodeGaps:
+    """The gaps of episodes laid end to end; ``lengths`` are their sampled tokens."""
+    engine = rollout_logprobs.double()
+    unsound = ~engine.isfinite() | (engine <= ENGINE_FLOOR)
+    gap = (actor_logprobs.double() - engine).abs()
+    gap = torch.where(gap.isfinite() & ~unsound, gap, math.inf)
+    counts = torch.tensor(lengths, dtype=torch.long)
+    ids = torch.arange(len(lengths)).repeat_interleave(counts)
+    zeros = torch.zeros(len(lengths), dtype=torch.float64)
+    return EpisodeGaps(
+        total=zeros.scatter_add(0, ids, gap),
+        max=zeros.scatter_reduce(0, ids, gap, "amax"),
+        tokens=counts.double(),
+        not_finite=zeros.scatter_add(0, ids, unsound.double()),
+    )
+
+
+class EngineGap(NamedTuple):
+    """The gap over all tokens that one engine sampled."""
+
+    engine: int
+    mean: float
+    max: float
+    tokens: int
+    not_finite: int
+
+
+def engine_gaps(gaps: EpisodeGaps, engines: Int[Tensor, "episodes"]) -> list[EngineGap]:
+    """The gap of each engine that sampled an episode, by its index (-1: unknown)."""
+    found = []
+    for engine in engines.unique().tolist():
+        of_it = engines == engine
+        tokens = gaps.tokens[of_it].sum()
+        found.append(
+            EngineGap(
+                engine,
+                mean=float(gaps.total[of_it].sum() / tokens.clamp(min=1)),
+                max=float(gaps.max[of_it].max()),
+                tokens=int(tokens),
+                not_finite=int(gaps.not_finite[of_it].sum()),
+            )
+        )
+    return found

@@ -1,6 +1,7 @@
 """Task sources by the name a recipe gives them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_empg.environments.base import TaskSource
@@ -11,6 +12,11 @@ def _deep_search(**settings: Any) -> TaskSource:
 
     return DeepSearchTaskSource(**settings)
 
+
+DATA_SETTINGS = {"deep_search": ("corpus",)}
+"""Settings that name a file of an environment's data: a run is that of the file's content, wherever it lies."""
+SERVICE_SETTINGS = {"deep_search": ("search_url",)}
+"""Settings that say where a service is reached, which may be elsewhere at each start of a run."""
 
 TASK_SOURCES: dict[str, Callable[..., TaskSource]] = {"deep_search": _deep_search}
 
@@ -29,3 +35,11 @@ def make_task_source(
         return TASK_SOURCES[name](max_turns=max_turns, step_timeout=step_timeout, **settings)
     except TypeError as error:
         raise ValueError(f"environment {name!r} cannot be made from {sorted(settings)}: {error}") from error
+
+
+def data_files(name: str, settings: Mapping[str, Any]) -> dict[str, Path]:
+    """{setting: file} of an environment's data, defaults included; empty for an unknown name."""
+    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+
+    defaults = {"deep_search": {"corpus": DEFAULT_CORPUS}}.get(name, {})
+    return {key: Path(str(settings.get(key, defaults[key]))) for key in DATA_SETTINGS.get(name, ())}

@@ -10,6 +10,7 @@ class Gpu:
     name: str
     tflops: float
     memory_gib: float
+    """That CUDA offers, which is less than the name says."""
     bandwidth: float
     """Of the memory, bytes a second."""
     nvlink: float
@@ -21,14 +22,20 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", 312, 80, 2.0e12, 300e9, network=25e9),
-        Gpu("H100", 989, 80, 3.35e12, 450e9),
-        Gpu("H200", 989, 141, 4.8e12, 450e9),
-        Gpu("B200", 2250, 180, 8.0e12, 900e9),
+        Gpu("A100", 312, 79, 2.0e12, 300e9, network=25e9),
+        Gpu("H100", 989, 79, 3.35e12, 450e9),
+        Gpu("H200", 989, 139, 4.8e12, 450e9),
+        Gpu("B200", 2250, 178, 8.0e12, 900e9),
     )
 }
 GPUS_PER_NODE = 8
 """Tensor parallelism stays inside a node."""
+
+PACKED_BUFFER_BYTES = 2**30
+PACKED_BUFFERS = 2
+"""vLLM's, of its weight transfer (DEFAULT_PACKED_BUFFER_SIZE_BYTES, DEFAULT_PACKED_NUM_BUFFERS)."""
+ROTARY_TABLES = 32
+"""Megatron keeps the tables of rotary positions of so many sequence lengths."""
 
 MFU = 0.41
 """Of the actor's arithmetic before the communication and idle stages counted here. Megatron-LM's README reports

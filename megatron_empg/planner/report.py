@@ -20,7 +20,7 @@ SHOWN = 12
 """Rows of each table; JSON has them all."""
 WIDTH = 172
 """Where the output is not a terminal."""
-MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "allowance")
+MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "transfer", "allowance")
 
 
 def print_plan(
@@ -68,6 +68,7 @@ def to_json(plan: Plan) -> str:
                 for name in ("weights", "kv_cache", "workspace", "available")
             }
             | {"longest_episodes": plan.engine.episodes},
+            "host_memory_gib": _gib(plan.host_memory),
             "recipe": {"fits": not plan.own_faults, "faults": plan.own_faults, **_candidate(plan.own)},
             "nearest_fix": {} if not plan.own_faults else plan.nearest,
             "fitting": [_candidate(c) for c in plan.fitting],
@@ -100,7 +101,7 @@ def tables(plan: Plan) -> "list[RenderableType]":
     ]
     own = _layout_table("The recipe's own layout")
     _add(own, plan.own)
-    shown += [own, _engine_line(plan)]
+    shown += [own, _engine_line(plan), _host_line(plan)]
     if plan.fitting:
         fitting = _layout_table(f"Layouts that fit, best first ({len(plan.fitting)})")
         for candidate in plan.fitting[:SHOWN]:
@@ -152,6 +153,10 @@ def _engine_line(plan: Plan) -> str:
         f"({engine.episodes:.1f} longest episodes an engine), workspace {engine.workspace / GIB:.0f} of "
         f"{engine.available / GIB:.1f} GiB.{times}"
     )
+
+
+def _host_line(plan: Plan) -> str:
+    return f"Main memory of a trainer node while a checkpoint is saved: {plan.host_memory / GIB:.0f} GiB."
 
 
 def _layout_table(title: str) -> "Table":

@@ -6,6 +6,7 @@ from functools import partial
 
 from megatron_empg.planner.assumptions import GPUS_PER_NODE, Gpu
 from megatron_empg.planner.engines import EngineMemory, engine_memory
+from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.legality import layout_faults
 from megatron_empg.planner.memory import RankMemory, rank_memory
 from megatron_empg.planner.timing import StepTime, step_time
@@ -65,6 +66,8 @@ class Plan:
     engine: EngineMemory
     own: Candidate
     """The recipe's own layout."""
+    host_memory: float
+    """Bytes of main memory that saving a checkpoint takes on a trainer node, in that layout."""
     own_faults: tuple[str, ...]
     """Why the recipe as it stands does not fit; empty when it does."""
     fitting: tuple[Candidate, ...]
@@ -107,7 +110,18 @@ def plan(
             f"the recipe's actor takes {recipe.actor.world_size} GPUs (tensor x pipeline x context x data); "
             f"{trainer_gpus} of {gpus} are the trainer's",
         )
-    return Plan(gpu, gpu_memory, gpus, trainer_gpus, engine, own, faults, tuple(fitting), tuple(others))
+    return Plan(
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        gpus=gpus,
+        trainer_gpus=trainer_gpus,
+        engine=engine,
+        own=own,
+        host_memory=checkpoint_host_memory(recipe, config),
+        own_faults=faults,
+        fitting=tuple(fitting),
+        others=tuple(others),
+    )
 
 
 def changed_keys(given: ActorSection, wanted: ActorSection) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import Literal, ParamSpec, TypeVar
 from megatron_empg.environments.base import Environment, Message, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
+from megatron_empg.rollout.threads import apart
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -159,7 +160,7 @@ class _Play:
     async def begin(self) -> None:
         """Raises PromptTooLong."""
         characters = sum(len(message["content"]) for message in self.messages)
-        tokens = await _apart(characters > LARGEST_INLINE_CHARACTERS, self.chat.prompt, self.messages)
+        tokens = await apart(characters > LARGEST_INLINE_CHARACTERS, self.chat.prompt, self.messages)
         if not self._has_room_after(len(tokens)):
             raise PromptTooLong(
                 f"the prompt of task {self.episode.task_id!r} has {len(tokens)} tokens, which leave no room for "
@@ -211,7 +212,7 @@ class _Play:
         """Tokens off the template's rendering. A measurement: whatever it meets, the episode stays what it is."""
         many = len(self.episode.tokens) > LARGEST_INLINE_TOKENS
         try:
-            return await _apart(many, self.chat.drift, self.episode.tokens, self.messages)
+            return await apart(many, self.chat.drift, self.episode.tokens, self.messages)
         except Exception:
             return None
 
@@ -232,14 +233,14 @@ class _Play:
                 f"the engine sampled {len(generation.token_ids)} tokens where 1 to {most} were asked for"
             )
         many = len(generation.token_ids) > LARGEST_INLINE_TOKENS
-        step = _record(self.episode, generation, await _apart(many, self.chat.text, generation.token_ids))
+        step = _record(self.episode, generation, await apart(many, self.chat.text, generation.token_ids))
         self.messages.append({"role": "assistant", "content": step.text})
         return step
 
     async def _observe(self, observation: str, *, cut: bool) -> bool:
         """Append an observation if it, and a token after it, have room. If not, the last turn stays the end."""
         large = len(observation) > LARGEST_INLINE_CHARACTERS
-        tokens = await _apart(large, self.chat.between_turns, observation, cut=cut)
+        tokens = await apart(large, self.chat.between_turns, observation, cut=cut)
         if not self._has_room_after(len(tokens)):
             return False
         self.episode.tokens += tokens
@@ -249,13 +250,6 @@ class _Play:
     def _has_room_after(self, more: int) -> bool:
         """Whether a token could still be sampled if `more` were appended."""
         return len(self.episode.tokens) + more < self.limits.episode_tokens
-
-
-async def _apart(large: bool, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do large work in a thread, so that it does not hold up the other episodes, and small work at once."""
-    if large:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    return work(*args, **kwargs)
 
 
 def _record(episode: Episode, generation: Generation, text: str) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -22,7 +23,10 @@ ATTEMPTS = 2  # an episode whose engine failed starts over once, with the same s
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes of one task whose rewards are compared: one episode for each number in `samples`."""
+    """Episodes of one task whose rewards are compared: one episode for each number in `samples`.
+
+    Task, step and sample number make the seeds: the same three give the same tokens.
+    """
 
     task: Task
     index: int
@@ -31,19 +35,24 @@ class Group:
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How episodes are played. `concurrency`: at most so many at once over all engines."""
+    """How episodes are played. `concurrency`: at most so many at once over all engines.
+
+    Seconds: `request_timeout` of one request, `episode_timeout` of one try at an episode from its first request
+    on; what it waits for its turn among the `concurrency` does not count.
+    """
 
     sampling: Sampling
     limits: Limits
     run_seed: int
     concurrency: int = 256
     request_timeout: float = 600.0
+    episode_timeout: float | None = None
 
 
 class Rollout:
     """Open connections to a fleet. Use as `async with Rollout(...) as rollout`.
 
-    `executor`: where environments step; on the event loop when None (for those that answer in well under 1 ms).
+    `executor`: where environments are made and step; on the event loop when None.
     """
 
     def __init__(
@@ -60,7 +69,9 @@ class Rollout:
         self._make_environment = make_environment
         self._settings = settings
         self._executor = executor
-        self._clients = {url: EngineClient(url, token, timeout=settings.request_timeout) for url in fleet.engines}
+        # A request must not spend its time waiting for a connection.
+        limits = {"timeout": settings.request_timeout, "max_connections": settings.concurrency}
+        self._clients = {url: EngineClient(url, token, **limits) for url in fleet.engines}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Rollout:
@@ -82,25 +93,36 @@ class Rollout:
         step: int,
         *,
         sampling: Sampling | None = None,
+        timeout: float | None = None,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> list[Episode]:
         """All episodes of all groups, ordered as given, whatever order they end in.
 
         `step` goes into the seeds; `sampling` replaces the settings' (evaluation). `on_episode` sees each as it
-        ends. Failures become episodes with outcome "error".
+        ends. Failures become episodes with outcome "error", as does what is not over after `timeout` seconds.
+        Whoever cancels this cancels every episode and every request.
         """
-        gate = asyncio.Semaphore(self._settings.concurrency)
         drawn = sampling or self._settings.sampling
+        plays = [(group, sample) for group in groups for sample in group.samples]
+        episodes = [_unplayed(group, sample, "begun", timeout) for group, sample in plays]
+        waiting = iter(enumerate(plays))
 
-        async def play(group: Group, sample: int) -> Episode:
-            async with gate:
-                episode = await self._play(group, sample, step, drawn)
-            if on_episode is not None:
-                on_episode(episode)
-            return episode
+        async def play_waiting() -> None:
+            for place, (group, sample) in waiting:
+                episodes[place] = _unplayed(group, sample, "over", timeout)
+                episodes[place] = await self._play(group, sample, step, drawn)
+                if on_episode is not None:
+                    on_episode(episodes[place])
 
-        plays = [play(group, sample) for group in groups for sample in group.samples]
-        return list(await asyncio.gather(*plays))
+        try:
+            async with asyncio.timeout(timeout), asyncio.TaskGroup() as players:
+                for _ in range(min(self._settings.concurrency, len(plays))):
+                    players.create_task(play_waiting())
+        except TimeoutError:
+            pass  # what is missing says so itself
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return episodes
 
     async def revive(self) -> None:
         """Ask the dead engines whether they answer again; those that do are STALE until refitted."""
@@ -110,21 +132,38 @@ class Rollout:
 
     async def _play(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         failed = Episode(group.task.id, group.index, sample)
+        tried: list[str] = []
         for _ in range(ATTEMPTS):
             try:
-                url = self.fleet.assign()
+                url = self.fleet.assign(avoid=tried)
             except NoHealthyEngine as error:
                 failed.error = failed.error or str(error)
                 return failed
+            tried.append(url)
+            started = time.monotonic()
             try:
-                return await self._play_on(url, group, sample, step, sampling)
+                async with asyncio.timeout(self._settings.episode_timeout):
+                    return await self._play_on(url, group, sample, step, sampling)
+            except TimeoutError:
+                seconds = f"{self._settings.episode_timeout:g} s"
+                what = f"EpisodeTimeout: not over after {seconds} (limits.episode_timeout) on {url}"
+                return Episode(group.task.id, group.index, sample, error=what)
             except EngineFailed as error:
                 failed = error.episode
-                if not await self._clients[url].health():
+                if not await self._lives(url, since=started):
                     self.fleet.declare_dead(url)
             finally:
                 self.fleet.release(url)
         return failed
+
+    async def _lives(self, url: str, since: float) -> bool:
+        """Whether it answers, and has generated anything at all while an episode waited a request's time for it.
+
+        A server can answer questions of health while what computes behind it is frozen.
+        """
+        client = self._clients[url]
+        silent = time.monotonic() - max(since, client.answered_at)
+        return silent < 0.99 * self._settings.request_timeout and await client.health()
 
     async def _play_on(self, url: str, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         """All turns of an episode go to one engine, which has their prefix in its cache."""
@@ -141,3 +180,9 @@ class Rollout:
             sample=sample,
             executor=self._executor,
         )
+
+
+def _unplayed(group: Group, sample: int, what: str, timeout: float | None) -> Episode:
+    """An episode that had not `what` when its round's time was over."""
+    error = f"RoundTimeout: not {what} when the {timeout} s of its round ended (limits.round_timeout, "
+    return Episode(group.task.id, group.index, sample, error=error + "within limits.rollout_timeout)")

@@ -49,9 +49,13 @@ class Fleet:
         """Engines that weights should go to: all but the dead."""
         return [url for url, engine in self.engines.items() if engine.state is not EngineState.DEAD]
 
-    def assign(self) -> str:
-        """The least loaded healthy engine, counted as busy until `release`. Raises NoHealthyEngine."""
-        candidates = self.healthy()
+    def assign(self, avoid: Iterable[str] = ()) -> str:
+        """The least loaded healthy engine, counted as busy until `release`. Raises NoHealthyEngine.
+
+        One of those to `avoid` is taken only when there is no other: they failed the caller before.
+        """
+        healthy, avoided = self.healthy(), set(avoid)
+        candidates = [url for url in healthy if url not in avoided] or healthy
         if not candidates:
             states = ", ".join(f"{url} {engine.state.value}" for url, engine in self.engines.items())
             raise NoHealthyEngine(f"no healthy engine: {states}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from megatron_empg.rollout.access import TOKEN_VARIABLE
+from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
 
 class EngineStartError(RuntimeError):
@@ -66,7 +67,7 @@ class EngineProcess:
         self.log.close()
 
     def _start_error(self, what: str) -> EngineStartError:
-        lines = self.log_path.read_text(errors="replace").splitlines()[-25:]
+        lines = self.log_path.read_text(errors="replace", encoding="utf-8").splitlines()[-25:]
         tail = "\n".join("  " + line[:200] for line in lines)
         return EngineStartError(f"engine {self.url} {what}; the end of {self.log_path}:\n{tail}")
 
@@ -108,7 +109,8 @@ def start_engine(
 ) -> EngineProcess:
     """Start an engine and return at once; `wait_healthy` waits. Call from the main thread.
 
-    `device_index`: first GPU of it, with `tensor_parallel - 1` more after it; None leaves the choice to vLLM.
+    `device_index`: its first GPU among the caller's (CUDA_VISIBLE_DEVICES), with `tensor_parallel - 1` more after
+    it; None leaves the choice to vLLM.
     `extra_arguments` go to vLLM unchanged. The token travels in the environment, never on the command line.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -125,8 +127,7 @@ def start_engine(
         command += ["--", *extra_arguments]
     environment = os.environ | {TOKEN_VARIABLE: token, "PYTHONUNBUFFERED": "1"}
     if device_index is not None:
-        devices = range(device_index, device_index + tensor_parallel)
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in devices)
+        environment[VARIABLE] = visible_gpus(device_index, tensor_parallel, os.environ)
     path = Path(log_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.open("wb")

@@ -87,6 +87,9 @@ def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) ->
         "--disable-uvicorn-access-log",
         "--disable-log-stats",
     ]
+    if args.dtype != "float32":
+        # Logits rounded to 16 bits would be off by up to 0.06 at a logit of 16; the actor's are float32.
+        command += ["--hf-overrides", '{"head_dtype": "float32"}']
     if args.kv_cache_bytes is not None:
         command += ["--kv-cache-memory-bytes", str(args.kv_cache_bytes)]
     if not cuda:

@@ -12,7 +12,7 @@ from megatron_empg.actor.packing import Sequence
 from megatron_empg.algorithms.empg import Modulation, modulation
 from megatron_empg.algorithms.grpo import group_advantages
 from megatron_empg.recipe import AlgorithmSection
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.batch import Batch, first_episodes
 
 
 @dataclass
@@ -24,8 +24,12 @@ class Assignment:
     trajectory_ids: Int[Tensor, "steps"]
     step_entropies: Float[Tensor, "steps"]
     step_advantages: Float[Tensor, "steps"]
+    step_lengths: Int[Tensor, "steps"]
+    """Own tokens of each step: its weight in the loss."""
     modulation: Modulation | None
     """EMPG's parts; None without modulation."""
+    centered: bool = False
+    """Whether the modulation took the mean over steps away."""
 
 
 def assign_advantages(batch: Batch, scores: list[Score], algorithm: AlgorithmSection) -> Assignment:
@@ -39,7 +43,8 @@ def assign_advantages(batch: Batch, scores: list[Score], algorithm: AlgorithmSec
     if algorithm.modulation == "empg":
         parts = modulation(advantages, entropies, ids, **algorithm.empg.model_dump())
         advantages = parts.advantage
-    return Assignment(trajectory, ids, entropies, advantages, parts)
+    lengths = torch.tensor([length for s in batch.sequences for length in s.step_lengths], dtype=torch.long)
+    return Assignment(trajectory, ids, entropies, advantages, lengths, parts, algorithm.empg.center)
 
 
 def step_entropies(sequences: list[Sequence], scores: list[Score]) -> Float[Tensor, "steps"]:
@@ -83,14 +88,32 @@ def assignment_metrics(assignment: Assignment) -> dict[str, float]:
             "empg/g_max": float(parts.g.max()),
             "empg/bonus_mean": float(parts.bonus.mean()),
             "empg/advantage_mean": float(parts.advantage.mean()),
+            **_by_tokens(assignment, parts),
         }
+    return metrics
+
+
+def _by_tokens(assignment: Assignment, parts: Modulation) -> dict[str, float]:
+    """What the loss sees of the modulation: it averages over tokens, where the statistics are over steps."""
+    weights = assignment.step_lengths.double() / assignment.step_lengths.sum()
+    advantage, bonus = parts.advantage.double(), parts.bonus.double()
+    scaled = assignment.trajectory[assignment.trajectory_ids].double() * parts.g.double()
+    if assignment.centered:  # what centring takes away in all is the sum of the two parts' means
+        scaled, bonus = scaled - scaled.mean(), bonus - bonus.mean()
+    from_bonus, in_all = (weights * bonus.abs()).sum(), (weights * (scaled.abs() + bonus.abs())).sum()
+    equal = assignment.trajectory[assignment.trajectory_ids] == 0
+    metrics = {
+        "empg/advantage_token_mean": float((weights * advantage).sum()),
+        "empg/bonus_only_tokens": float(weights[equal].sum()),
+    }
+    if in_all > 0:
+        metrics["empg/bonus_share"] = float(from_bonus / in_all)
     return metrics
 
 
 def annotated_episodes(step: int, batch: Batch, assignment: Assignment, count: int) -> list[dict[str, Any]]:
     """The first `count` episodes of different groups, each turn beside what the algorithm made of it."""
-    first_of_group = {group: index for index, group in reversed(list(enumerate(batch.groups.tolist())))}
-    chosen = sorted(first_of_group.values())[:count]
+    chosen = first_episodes(batch.groups, count)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), assignment.trajectory_ids.bincount().cumsum(0)])
     annotated = []
     for index in chosen:

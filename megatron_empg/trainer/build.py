@@ -6,6 +6,7 @@ from megatron_empg.actor.model import Execution
 from megatron_empg.actor.optimizer import OptimizerSettings
 from megatron_empg.recipe import ActorSection, Recipe, SftRecipe
 from megatron_empg.trainer.check import check_model
+from megatron_empg.trainer.phases import collective_timeout
 
 
 def build_actor(recipe: Recipe | SftRecipe) -> Actor:
@@ -26,7 +27,7 @@ def build_actor(recipe: Recipe | SftRecipe) -> Actor:
         ),
         max_tokens_per_microbatch=settings.max_tokens_per_microbatch,
         seed=recipe.run.seed,
-        collective_timeout=longest_wait(recipe),
+        collective_timeout=round(collective_timeout(recipe)),
     )
     if recipe.model.initialise == "random":
         actor.initialise_weights(recipe.run.seed)
@@ -46,9 +47,3 @@ def layout_of(actor: ActorSection) -> Layout:
         virtual_pipeline=actor.virtual_pipeline,
         expert=actor.expert_parallel,
     )
-
-
-def longest_wait(recipe: Recipe | SftRecipe) -> int:
-    """Seconds that ranks may wait for each other: for a rollout or a synchronisation, and some work beside."""
-    waits = [recipe.limits.rollout_timeout, recipe.limits.sync_timeout] if isinstance(recipe, Recipe) else []
-    return max([*waits, 1200]) + 600

@@ -12,7 +12,7 @@ from megatron_empg.actor.packing import Sequence
 from megatron_empg.algorithms.dapo import informative_groups
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.episode import Episode
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.batch import Batch, engine_table
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Collection:
     groups: list[Group] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    engines: int | None = None
+    """Engines that may generate, at the end."""
+    hanging: int | None = None
+    """Calls of environments that go on though nobody waits for them."""
 
     @property
     def missing(self) -> int:
@@ -46,6 +50,7 @@ class Collection:
         ``shuffle_seed`` the rewards are first permuted over all usable episodes of the round.
         """
         self.played += episodes
+        self.counts["rounds"] += 1
         usable = [e for e in episodes if e.outcome != "error" and e.steps]
         rewards = [e.reward for e in usable]
         if shuffle_seed is not None:
@@ -72,7 +77,11 @@ class Collection:
     def batch(self) -> Batch:
         """What to train on, with the numbers of the whole rollout."""
         pairs = [(i, e, r) for i, g in enumerate(self.groups) for e, r in zip(g.episodes, g.rewards, strict=True)]
+        engines, engine_urls = engine_table(getattr(e, "engine", None) for _, e, _ in pairs)
         return Batch(
+            engines=engines,
+            engine_urls=engine_urls,
+            example=_example(self.played),
             sequences=[sequence_of(e) for _, e, _ in pairs],
             rewards=torch.tensor([r for _, _, r in pairs]),
             groups=torch.tensor([i for i, _, _ in pairs], dtype=torch.long),
@@ -85,13 +94,8 @@ class Collection:
 
     def _metrics(self) -> dict[str, float]:
         usable = [e for e in self.played if e.outcome != "error" and e.steps]
-        number = max(1, len(usable))
         steps = [step for e in usable for step in e.steps]
-        return {
-            "train/reward": sum(e.reward for e in usable) / number,
-            "train/success": sum(e.outcome == "success" for e in usable) / number,
-            "train/turns": len(steps) / number,
-            "train/tokens_per_episode": sum(len(e.tokens) for e in usable) / number,
+        metrics: dict[str, float] = {
             "train/episodes": len(usable),
             "train/episodes_error": len(self.played) - len(usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
@@ -101,7 +105,20 @@ class Collection:
             "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
             "train/groups_dropped_errors": self.counts["groups_dropped_errors"],
             "train/groups_surplus": self.counts["groups_surplus"],
+            "train/rounds": self.counts["rounds"],
         }
+        if usable:
+            metrics |= {
+                "train/reward": sum(e.reward for e in usable) / len(usable),
+                "train/success": sum(e.outcome == "success" for e in usable) / len(usable),
+                "train/turns": len(steps) / len(usable),
+                "train/tokens_per_episode": sum(len(e.tokens) for e in usable) / len(usable),
+            }
+        if self.engines is not None:
+            metrics["rollout/engines_healthy"] = self.engines
+        if self.hanging is not None:
+            metrics["rollout/environment_calls_hanging"] = self.hanging
+        return metrics
 
 
 def sequence_of(episode: Episode) -> Sequence:
@@ -120,3 +137,13 @@ def _readable(task: Task, episode: Episode) -> dict[str, Any]:
         "outcome": episode.outcome,
         "turns": [{"text": s.text, "observation": s.observation} for s in episode.steps],
     }
+
+
+def _example(played: list[Episode]) -> dict[str, Any]:
+    """An episode to show in a message, rather one that did not fail."""
+    sound = [e for e in played if e.outcome != "error"] or played
+    if not sound:
+        return {}
+    episode = sound[0]
+    turns = [{"text": step.text, "observation": step.observation} for step in episode.steps]
+    return {"task_id": episode.task_id, "outcome": episode.outcome, "error": episode.error, "turns": turns}

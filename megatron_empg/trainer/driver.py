@@ -5,88 +5,150 @@ twice. Started by the launcher: ``python -m megatron_empg.trainer.driver RECIPE 
 """
 
 import argparse
+import asyncio
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from megatron_empg.environments.base import Split, TaskSource
+from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.processes import die_with_parent
 from megatron_empg.recipe import Recipe, load_recipe
-from megatron_empg.rollout.access import TokenMiddleware, token_from_environment
+from megatron_empg.rollout.access import token_from_environment
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
+from megatron_empg.rollout.threads import PatientThreads
 from megatron_empg.trainer.collect import Collection
 from megatron_empg.trainer.evaluation import Evaluation
+from megatron_empg.trainer.failures import refuse_errors, refuse_malformed
 
 EVALUATION_STEP = -1
 """Stands for the training step in the seeds of an evaluation: it draws the same each time."""
-
-
-class DriverError(RuntimeError):
-    """No batch can be made; the message says what happened to the episodes."""
+PROBE_STEP = -2
+"""Stands for the training step in the seeds of the episodes before the first one."""
+PROBE_EPISODES = 8
+HAND_OVER_SHARE = 0.05
+"""Share of a batch's time that is kept for packing it and carrying it to the trainer."""
 
 
 class Driver:
     """Plays whole batches and evaluations over open connections to the engines."""
 
-    def __init__(self, recipe: Recipe, source: TaskSource, rollout: Rollout, end_of_turn: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: TaskSource,
+        rollout: Rollout,
+        end_of_turn: int,
+        threads: PatientThreads | None = None,
+    ) -> None:
+        """`threads`: those the environments run in, where they do."""
         self.recipe, self.source, self.rollout = recipe, source, rollout
         self._stop = (end_of_turn,)
+        self._threads = threads
 
     async def collect(self, step: int) -> bytes:
-        """The batch of a training step. Raises DriverError when errors left nothing to train on."""
+        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
+
+        Rounds of new questions go on until there are enough groups, the recipe's number of rounds is over, or
+        the time left is less than the last round took.
+        """
         recipe = self.recipe
         dapo = recipe.algorithm.name == "dapo"
         collection = Collection(wanted=recipe.rollout.groups, drop_equal=dapo)
-        rounds = recipe.algorithm.dapo.max_generation_rounds if dapo else 1
-        for number in range(rounds):
-            # The first round asks for a whole batch, later ones for what the filter took.
-            seed = derive_seed(recipe.run.seed, step, "questions", number, 0)
-            tasks = self.source.sample("train", collection.missing, seed)
-            groups = [Group(task, i, range(recipe.rollout.group_size)) for i, task in enumerate(tasks)]
-            episodes = await self.rollout.run_group_batch(groups, step)
-            shuffle = seed if recipe.algorithm.shuffle_rewards else None
-            collection.add(tasks, episodes, shuffle)
-            if not collection.missing:
+        drawn: Counter[str] = Counter()
+        ends = time.monotonic() + self._time_to_play
+        for number in range(recipe.algorithm.dapo.max_generation_rounds if dapo else 1):
+            began = time.monotonic()
+            await self._play_round(collection, step, number, drawn, time_left=ends - began)
+            refuse_errors(collection.played, recipe.limits.max_error_share, f"step {step}")
+            took = time.monotonic() - began
+            if not collection.missing or ends - time.monotonic() < took:
                 break
-        if all(e.outcome == "error" for e in collection.played):
-            raise DriverError(
-                f"step {step}: every episode ended in an error, the first: {collection.played[0].error}"
-            )
-        return collection.batch().to_bytes()
+        collection.engines = len(self.rollout.fleet.healthy())
+        collection.hanging = self._threads.running if self._threads else None
+        texts = recipe.logging.episodes_per_step
+        return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
-        """Success on the split's fixed questions, sampled at temperature 1 or greedily; errors do not count."""
+        """Success on the split's fixed questions, sampled or greedily, within `limits.rollout_timeout`.
+
+        An episode that ended in an error is a question not answered. Raises DriverError.
+        """
+        settings = self.recipe.evaluation
         started = time.monotonic()
-        tasks = self.source.fixed(split, self.recipe.evaluation.questions)
+        tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
-        sampling = Sampling(temperature=0.0 if greedy else 1.0, stop_token_ids=self._stop)
-        episodes = await self.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling)
-        played = [(task, e) for task, e in zip(tasks, episodes, strict=True) if e.outcome != "error"]
-        if not played:
-            raise DriverError(
-                f"evaluation of {split}: every episode ended in an error, the first: {episodes[0].error}"
-            )
+        sampling = Sampling(temperature=0.0 if greedy else settings.temperature, stop_token_ids=self._stop)
+        episodes = await self.rollout.run_group_batch(
+            groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
+        )
+        refuse_errors(episodes, self.recipe.limits.max_error_share, f"evaluation of {split}")
         by_kind: dict[str, list[bool]] = {}
-        for task, episode in played:
+        for task, episode in zip(tasks, episodes, strict=True):
             by_kind.setdefault(str(task.payload.get("kind", "all")), []).append(episode.outcome == "success")
         return Evaluation(
             split,
             greedy,
-            success=sum(map(sum, by_kind.values())) / len(played),
-            questions=len(played),
-            errors=len(episodes) - len(played),
+            success=sum(map(sum, by_kind.values())) / len(episodes),
+            questions=len(episodes),
+            errors=sum(episode.outcome == "error" for episode in episodes),
             seconds=time.monotonic() - started,
             by_kind={kind: sum(wins) / len(wins) for kind, wins in sorted(by_kind.items())},
         )
+
+    async def probe(self) -> int:
+        """Play a few training questions, to see that there is something to learn from; returns how many.
+
+        Raises DriverError with one of the episodes when too many fail or no turn can be read.
+        """
+        seed = derive_seed(self.recipe.run.seed, PROBE_STEP, "questions", 0, 0)
+        tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
+        groups = _groups(tasks, 1, Counter())
+        episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.recipe.waits.round)
+        refuse_errors(episodes, self.recipe.limits.max_error_share, "before the first step")
+        refuse_malformed(episodes, "before the first step")
+        return len(episodes)
+
+    @property
+    def _time_to_play(self) -> float:
+        return (1 - HAND_OVER_SHARE) * self.recipe.waits.batch
+
+    async def _play_round(
+        self, collection: Collection, step: int, number: int, drawn: Counter[str], *, time_left: float
+    ) -> None:
+        """The first round asks for a whole batch, later ones for what the filter took."""
+        recipe = self.recipe
+        seed = derive_seed(recipe.run.seed, step, "questions", number, 0)
+        tasks = await asyncio.to_thread(self._draw, collection.missing, seed, drawn)
+        groups = _groups(tasks, recipe.rollout.group_size, drawn)
+        timeout = min(recipe.waits.round, time_left)
+        episodes = await self.rollout.run_group_batch(groups, step, timeout=timeout)
+        shuffle = seed if recipe.algorithm.shuffle_rewards else None
+        await asyncio.to_thread(collection.add, tasks, episodes, shuffle)
+
+    def _draw(self, count: int, seed: int, drawn: Counter[str]) -> list[Task]:
+        """Questions that were not `drawn` in this step, and some again only where the source has no more."""
+        tasks = self.source.sample("train", count + len(drawn), seed)
+        fresh = [task for task in tasks if task.id not in drawn]
+        again = [task for task in tasks if task.id in drawn]
+        return (fresh + again)[:count]
+
+
+def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group]:
+    """A group of each task. One that was `drawn` before gets the next numbers of samples, so other seeds."""
+    groups = []
+    for index, task in enumerate(tasks):
+        first = drawn[task.id] * size
+        groups.append(Group(task, index, range(first, first + size)))
+        drawn[task.id] += 1
+    return groups
 
 
 @asynccontextmanager
@@ -94,65 +156,34 @@ async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> Asy
     """A driver connected to the engines."""
     chat = ChatTokens.from_pretrained(recipe.model.path)
     acting = recipe.environment
-    within = recipe.waits.environment
-    source = make_task_source(acting.name, max_turns=acting.max_turns, step_timeout=within, **acting.settings)
-    rollout = recipe.rollout
+    rollout, waits = recipe.rollout, recipe.waits
+    source = make_task_source(
+        acting.name, max_turns=acting.max_turns, step_timeout=waits.environment, **acting.settings
+    )
     settings = RolloutSettings(
         sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
-        limits=Limits(recipe.environment.max_turns, rollout.max_turn_tokens, rollout.max_episode_tokens),
+        limits=Limits(
+            recipe.environment.max_turns,
+            rollout.max_turn_tokens,
+            rollout.max_episode_tokens,
+            turn_timeout=waits.turn,
+            environment_timeout=waits.environment,
+        ),
         run_seed=recipe.run.seed,
         concurrency=rollout.concurrency,
-        request_timeout=recipe.limits.rollout_timeout,
+        request_timeout=waits.request,
+        episode_timeout=waits.episode,
     )
-    # An environment that asks a service must not hold up the other episodes while it waits.
-    executor = ThreadPoolExecutor(64) if recipe.environment.settings.get("search_url") else None
-    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings, executor) as connected:
-        yield Driver(recipe, source, connected, chat.end_of_turn)
-
-
-def application(recipe: Recipe, engine_urls: list[str], token: str) -> Any:
-    """The driver as an ASGI application; every route wants the run's token."""
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_driver(recipe, engine_urls, token) as driver:
-            app.state.driver = driver
-            yield
-
-    async def collect(request: Request) -> Response:
-        data = await request.app.state.driver.collect(int(request.path_params["step"]))
-        return Response(data, media_type="application/octet-stream")
-
-    async def evaluate(request: Request) -> Response:
-        asked = await request.json()
-        result = await request.app.state.driver.evaluate(asked["split"], bool(asked["greedy"]))
-        return JSONResponse(result.to_json())
-
-    async def health(_: Request) -> Response:
-        return JSONResponse({"healthy": True})
-
-    async def explain(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, status_code=500)
-
-    return Starlette(
-        routes=[
-            Route("/rollout/{step:int}", collect, methods=["POST"]),
-            Route("/evaluate", evaluate, methods=["POST"]),
-            Route("/health", health),
-        ],
-        middleware=[Middleware(TokenMiddleware, token=token)],
-        exception_handlers={DriverError: explain},
-        lifespan=lifespan,
-    )
+    # An environment that waits, computes or hangs must not hold up the other episodes.
+    threads = PatientThreads(most=16 * rollout.concurrency)
+    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings, threads) as connected:
+        yield Driver(recipe, source, connected, chat.end_of_turn, threads)
 
 
 def main() -> None:
     import uvicorn
+
+    from megatron_empg.trainer.driver_server import application
 
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.driver")
@@ -161,8 +192,16 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine", action="append", required=True, help="URL of an engine; repeat for each")
     arguments = parser.parse_args()
-    app = application(load_recipe(arguments.recipe), arguments.engine, token_from_environment())
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_keep_alive=600)
+    recipe = load_recipe(arguments.recipe)
+    app = application(open_driver(recipe, arguments.engine, token_from_environment()), token_from_environment())
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_keep_alive=600,
+        timeout_graceful_shutdown=2,
+    )
 
 
 if __name__ == "__main__":

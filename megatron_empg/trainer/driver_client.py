@@ -53,6 +53,10 @@ class DriverClient:
         """Success on a split's fixed questions."""
         return Evaluation(**self._post("/evaluate", {"split": split, "greedy": greedy}).json())
 
+    def probe(self) -> int:
+        """Play a few training questions before the first step; how many. Raises when they are worth nothing."""
+        return int(self._post("/probe").json()["episodes"])
+
     def _post(self, path: str, body: object = None) -> httpx.Response:
         try:
             answer = self._client.post(path, json=body)
@@ -60,6 +64,14 @@ class DriverClient:
             raise DriverClientError(f"the driver at {self.url}{path}: {type(error).__name__} {error}") from error
         if answer.status_code != 200:
             raise DriverClientError(
-                f"the driver at {self.url}{path} answered {answer.status_code}: {answer.text[:500]}"
+                f"the driver at {self.url}{path} answered {answer.status_code}: {_explanation(answer)}"
             )
         return answer
+
+
+def _explanation(answer: httpx.Response) -> str:
+    """What the driver says of a failure: whole, since it shows an episode."""
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:500]

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Success of one decoding on a split's fixed questions."""
+    """Success of one decoding on a split's fixed questions. An episode that ended in an error is no success."""
 
     split: str
     greedy: bool
@@ -22,7 +22,7 @@ class Evaluation:
         how = "greedy" if self.greedy else "sampled"
         return {
             f"eval/{self.split}/{how}": self.success,
-            f"eval/{self.split}/questions": self.questions,
+            f"eval/{self.split}/{how}_questions": self.questions,
             f"eval/{self.split}/{how}_errors": self.errors,
             **{f"eval/{self.split}/{how}/{kind}": value for kind, value in self.by_kind.items()},
         }

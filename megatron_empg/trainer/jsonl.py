@@ -12,7 +12,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line and bring it to disk. A number that is not finite is written as null: JSON has none."""
     line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
     with path.open("ab") as file:
-        file.write(line.encode(errors="backslashreplace"))
+        file.write(line.encode("utf-8", errors="backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
 
@@ -23,7 +23,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     # Not splitlines(): it also splits at separators such as U+2028 that JSON leaves inside a string.
-    for line in path.read_text(errors="replace").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -43,7 +43,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 def write_aside(path: Path, text: str) -> None:
     """Replace a file as a whole: written beside it, brought to disk, renamed. Readers never see a part."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with aside.open("w", errors="backslashreplace") as file:
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

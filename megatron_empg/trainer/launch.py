@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.rollout.launch import free_port, start_engine
 from megatron_empg.trainer.check import check_recipe
 from megatron_empg.trainer.driver_client import wait_until_healthy
+from megatron_empg.trainer.environment_variables import trainer_environment
 from megatron_empg.trainer.evaluation import Evaluation
+from megatron_empg.trainer.identity import take_up
 from megatron_empg.trainer.metrics import read_metrics
 from megatron_empg.trainer.progress import Progress
-from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
 POLL_SECONDS = 0.2
 
@@ -44,7 +47,7 @@ class Child:
 
     def tail(self, lines: int = 25) -> str:
         """The last lines of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 @dataclass
@@ -55,8 +58,8 @@ class Family:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     children: list[Child] = field(default_factory=list)
 
-    def start(self, name: str, command: list[str]) -> Child:
-        """Start a process with its output in ``logs/NAME.log``."""
+    def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Child:
+        """Start a process with its output in ``logs/NAME.log``, and more `environment` than this process has."""
         log = self.folder.logs / f"{name}.log"
         with log.open("wb") as output:
             # Its own session: a Ctrl-C in the terminal reaches the parent alone, which ends things in order.
@@ -65,7 +68,7 @@ class Family:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1", **(environment or {})},
                 start_new_session=True,
             )
         return self.adopt(name, process, log)
@@ -108,12 +111,9 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     """
     recipe = load_recipe(path, overrides)
     check_recipe(recipe)
-    folder = _open_folder(recipe)
-    if _finished(folder, recipe.run.steps):
-        folder.close()
-        print(
-            f"{folder.root} has finished its {recipe.run.steps} steps; raise run.steps or give another run.folder"
-        )
+    _check_machine(recipe)
+    folder = take_up(recipe)
+    if _told_finished(folder, recipe.run.steps):
         return _report(folder)
     family = Family(folder)
     try:
@@ -133,17 +133,18 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
     """Supervised warm-up by a recipe on this machine; returns the policy's folder."""
     recipe = load_recipe(path, overrides, SftRecipe)
     check_recipe(recipe)
-    folder = _open_folder(recipe)
-    family = Family(folder)
-    try:
-        trainer = _start_trainer(recipe, family, ["sft", str(folder.recipe)])
-        _watch(family, trainer, recipe.run.steps)
-    finally:
-        family.stop()
-        folder.close()
-    policy = folder.root / "policy"
-    print(f"policy: {policy}")
-    return policy
+    _check_machine(recipe)
+    folder = take_up(recipe)
+    if not _told_finished(folder, recipe.run.steps):
+        family = Family(folder)
+        try:
+            trainer = _start_trainer(recipe, family, ["sft", str(folder.recipe)])
+            _watch(family, trainer, recipe.run.steps)
+        finally:
+            family.stop()
+            folder.close()
+    print(f"policy: {folder.policy}")
+    return folder.policy
 
 
 def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> list[Evaluation]:
@@ -152,11 +153,12 @@ def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> l
     check_recipe(recipe)
     if not recipe.evaluation.questions:
         raise RecipeError("evaluation.questions is 0; say how many fixed questions of each split to ask")
+    _check_machine(recipe, trains=False)
     with tempfile.TemporaryDirectory(prefix="empg_evaluate_") as scratch:
         folder = RunFolder(scratch).open(dump_recipe(recipe))
         family = Family(folder)
         try:
-            urls = _start_engines(recipe, family)
+            urls = _start_engines(recipe, family, trains=False)
             wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
             return asyncio.run(_evaluate(recipe, urls, family.token))
         finally:
@@ -181,18 +183,31 @@ async def _evaluate(recipe: Recipe, urls: list[str], token: str) -> list[Evaluat
     return results
 
 
-def _open_folder(recipe: Recipe | SftRecipe) -> RunFolder:
-    try:
-        folder = RunFolder(recipe.run.folder).open(dump_recipe(recipe))
-    except RunFolderError as error:
-        raise RecipeError(f"run.folder: {error}") from None
-    folder.stop.unlink(missing_ok=True)
-    return folder
+def _told_finished(folder: RunFolder, steps: int) -> bool:
+    """Whether nothing is left to do; says so, and gives the folder free."""
+    if not folder.finished(steps):
+        return False
+    folder.close()
+    print(f"{folder.root} has finished its {steps} steps; raise run.steps or give another run.folder")
+    return True
 
 
-def _start_engines(recipe: Recipe, family: Family) -> list[str]:
+def _check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
+    """Raise RecipeError unless this machine has the GPUs and the interface that the recipe wants."""
+    if isinstance(recipe, Recipe):
+        try:
+            free_port(recipe.engines.host)
+        except OSError as error:
+            raise RecipeError(
+                f"engines.host is {recipe.engines.host!r}, which is no interface of this machine ({error}); "
+                "127.0.0.1 is"
+            ) from None
+    _first_engine_gpu(recipe, trains=trains)
+
+
+def _start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> list[str]:
     settings = recipe.engines
-    first_gpu = _first_engine_gpu(recipe)
+    first_gpu = _first_engine_gpu(recipe, trains=trains)
     kv_cache = None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30)
     urls = []
     for index in range(settings.count):
@@ -215,19 +230,22 @@ def _start_engines(recipe: Recipe, family: Family) -> list[str]:
     return urls
 
 
-def _first_engine_gpu(recipe: Recipe) -> int | None:
-    """The engines' GPUs come after the trainer's; None where there is no GPU. Raises RecipeError if too few."""
+def _first_engine_gpu(recipe: Recipe | SftRecipe, *, trains: bool = True) -> int | None:
+    """The engines' GPUs come after the trainer's, if it `trains`; None where there is no GPU. Raises RecipeError
+    if there are too few."""
     import torch
 
+    # Of those that CUDA_VISIBLE_DEVICES leaves visible, as everything here.
     present = torch.cuda.device_count()
-    needed = recipe.actor.world_size + recipe.engines.count * recipe.engines.tensor_parallel
-    if present and present < needed:
+    actor = recipe.actor.world_size if trains else 0
+    engines = recipe.engines.count * recipe.engines.tensor_parallel if isinstance(recipe, Recipe) else 0
+    if present and present < actor + engines:
         raise RecipeError(
-            f"this machine has {present} GPUs; the recipe needs {needed}: {recipe.actor.world_size} for the actor "
-            f"(actor.tensor_parallel x pipeline_parallel x data_parallel) and "
-            f"{needed - recipe.actor.world_size} for the engines (engines.count x engines.tensor_parallel)"
+            f"{present} GPUs of this machine are ours to use; the recipe needs {actor + engines}: {actor} for the "
+            f"actor (actor.tensor_parallel x pipeline_parallel x context_parallel x data_parallel) and {engines} "
+            "for the engines (engines.count x engines.tensor_parallel)"
         )
-    return recipe.actor.world_size if present else None
+    return actor if present else None
 
 
 def _start_driver(recipe: Recipe, family: Family, urls: list[str]) -> str:
@@ -245,7 +263,17 @@ def _start_trainer(recipe: Recipe | SftRecipe, family: Family, arguments: list[s
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
         *("-m", "megatron_empg.trainer.worker", *arguments),
     ]
-    return family.start("trainer", command)
+    return family.start("trainer", command, _trainer_environment(recipe))
+
+
+def _trainer_environment(recipe: Recipe | SftRecipe) -> dict[str, str]:
+    """The variables of the step, and the first of the caller's GPUs."""
+    import torch
+
+    added = trainer_environment(os.environ)
+    if torch.cuda.device_count():
+        added[VARIABLE] = visible_gpus(0, recipe.actor.world_size, os.environ)
+    return added
 
 
 def _watch(family: Family, trainer: Child, total_steps: int) -> None:
@@ -295,13 +323,6 @@ def _interrupts(folder: RunFolder, progress: Progress) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _finished(folder: RunFolder, steps: int) -> bool:
-    from megatron_empg.actor.manifest import finished_steps
-
-    done = finished_steps(folder.checkpoints)
-    return bool(done) and done[-1] >= steps and (folder.root / "policy").exists()
 
 
 def _report(folder: RunFolder) -> Path:

@@ -5,21 +5,22 @@ version n; so a run that goes on from checkpoint n asks for batch n next and rep
 """
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from megatron_empg.actor.actor import Actor, Score
+from megatron_empg.actor.actor import Actor
 from megatron_empg.actor.checkpoint import Checkpoints
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.platform import device
 from megatron_empg.actor.reference import FrozenReference
 from megatron_empg.actor.weights import ActorWeights, export_hugging_face
 from megatron_empg.algorithms.policy_loss import kl_estimate
-from megatron_empg.algorithms.rollout_correction import logprob_gap
 from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.advantages import (
@@ -28,16 +29,14 @@ from megatron_empg.trainer.advantages import (
     assignment_metrics,
     training_sequences,
 )
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.agreement import check_agreement
+from megatron_empg.trainer.batch import Batch, without_texts
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.policy_update import update_policy
+from megatron_empg.trainer.progress_guard import ProgressGuard
 from megatron_empg.trainer.run_folder import RunFolder
-
-
-class TrainingError(RuntimeError):
-    """Training must not go on; the message says what was measured and what it means."""
 
 
 class Driver(Protocol):
@@ -49,6 +48,10 @@ class Driver(Protocol):
 
     def evaluate(self, split: str, greedy: bool) -> Evaluation:
         """Success of the engines' current policy on the split's fixed questions."""
+        ...
+
+    def probe(self) -> int:
+        """Play a few training questions and forget them; raises if there is nothing to learn from."""
         ...
 
 
@@ -75,6 +78,7 @@ class Training:
         self.driver, self.publisher, self.heartbeat = driver, publisher, heartbeat
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
+        self.progress = ProgressGuard(recipe)
         wanted = recipe.algorithm.kl_to_initial_every or recipe.algorithm.kl_coefficient
         self.reference = FrozenReference(actor) if wanted else None
         self.checkpoints = Checkpoints(
@@ -86,8 +90,10 @@ class Training:
     def run(self) -> None:
         """Train to the recipe's last step, or until asked to stop."""
         steps, every = self.recipe.run.steps, self.recipe.run.checkpoint_every
+        self._enter("sync")
         self._publish(self.first)
         if self.first == 0:
+            self._probe()
             self._write(0, self._evaluate())
         saved = self.first
         for step in range(self.first, steps):
@@ -119,24 +125,17 @@ class Training:
         with self._clock("rollout"):
             batch = self._fetch(step)
         metrics: dict[str, float] = {"policy_version": step, **batch.metrics}
+        idle = self.progress.check_batch(step, batch)
+        metrics["train/idle"] = float(idle)
         with self._clock("score"):
             scores = actor.score(batch.sequences, temperature=recipe.rollout.temperature)
-        metrics |= actor.throughput["score"].metrics("actor/score")
-        metrics |= self._check_agreement(batch, scores, step)
+        metrics |= check_agreement(batch, scores, step, recipe)
         assignment = assign_advantages(batch, scores, recipe.algorithm)
         metrics |= assignment_metrics(assignment)
-        sequences = training_sequences(batch, scores, assignment)
-        if sequences:
-            metrics |= self._kl_to_initial(step, sequences)
-            with self._clock("update"):
-                metrics |= update_policy(
-                    actor,
-                    sequences,
-                    recipe.algorithm,
-                    temperature=recipe.rollout.temperature,
-                    seed=recipe.run.seed * 1_000_003 + step,
-                )
-            metrics |= actor.throughput["update"].metrics("actor/update")
+        if batch.sequences:
+            metrics |= actor.throughput["score"].metrics("actor/score")
+        if not idle:
+            metrics |= self._update(step, training_sequences(batch, scores, assignment))
         with self._clock("sync"):
             self._publish(step + 1)
         if self.writer:
@@ -152,32 +151,22 @@ class Training:
                 step_advantages=assignment.step_advantages.tolist(),
                 trajectory_advantages=assignment.trajectory[assignment.trajectory_ids].tolist(),
             )
-        return metrics | self._timing(started, batch)
+        return metrics | self._timing(started, None if idle else batch)
 
-    def _check_agreement(self, batch: Batch, scores: list[Score], step: int) -> dict[str, float]:
-        """The engines must have sampled from the very policy that the actor holds. Raises TrainingError."""
-        versions = batch.policy_versions
-        if len(versions) and (versions.min() != step or versions.max() != step):
-            raise TrainingError(
-                f"step {step}: the engines sampled with policy versions {int(versions.min())} to "
-                f"{int(versions.max())}, the actor holds version {step}; the weights in the engines are stale"
+    def _update(self, step: int, sequences: list[Sequence]) -> dict[str, float]:
+        """The batch's optimizer steps, and what was measured of them."""
+        recipe, actor = self.recipe, self.actor
+        metrics = self._kl_to_initial(step, sequences)
+        with self._clock("update"):
+            update = update_policy(
+                actor,
+                sequences,
+                recipe.algorithm,
+                temperature=recipe.rollout.temperature,
+                seed=recipe.run.seed * 1_000_003 + step,
             )
-        ours = torch.cat([s.logprobs for s in scores]) if scores else torch.empty(0)
-        entropy = torch.cat([s.entropies for s in scores]) if scores else torch.empty(0)
-        theirs = [s.values["rollout_logprobs"] for s in batch.sequences]
-        gap = logprob_gap(ours, torch.cat(theirs) if theirs else torch.empty(0))
-        limit = self.recipe.logprob_gap_limit
-        if not gap.mean <= limit:
-            raise TrainingError(
-                f"step {step}: the engines' log-probs differ from the actor's by {gap.mean:.2e} on average "
-                f"(largest {gap.max:.2e}), above the limit of {limit:g} (limits.logprob_gap): the engines do not "
-                "hold the actor's weights, or sample otherwise than the recipe says"
-            )
-        return {
-            "policy/logprob_gap_mean": gap.mean,
-            "policy/logprob_gap_max": gap.max,
-            "policy/entropy": float(entropy.mean()) if len(entropy) else 0.0,
-        }
+        self.progress.check_updates(step, update.applied)
+        return metrics | update.metrics | actor.throughput["update"].metrics("actor/update")
 
     def _kl_to_initial(self, step: int, sequences: list[Sequence]) -> dict[str, float]:
         """KL of the policy that sampled the batch to the initial one, at the batch's own tokens.
@@ -197,9 +186,12 @@ class Training:
         return {"policy/kl_to_initial": float(kl_estimate(ours, torch.cat([s.logprobs for s in initial])).mean())}
 
     def _fetch(self, step: int) -> Batch:
-        """Rank 0 asks the driver; every rank gets the batch."""
-        data = self.driver.rollout(step) if self.driver else b""
-        return Batch.from_bytes(broadcast_bytes(data))
+        """Rank 0 asks the driver and keeps the texts; every rank gets the numbers."""
+        if self.driver:
+            data = self.driver.rollout(step)
+            broadcast_bytes(without_texts(data))
+            return Batch.from_bytes(data)
+        return Batch.from_bytes(broadcast_bytes(memoryview(b"")))
 
     def _publish(self, version: int) -> None:
         """Rank 0 sends; the ranks of its replica gather the tensors with it."""
@@ -212,26 +204,39 @@ class Training:
                 pass
         dist.barrier()
 
+    def _probe(self) -> None:
+        """Before the first step a few episodes are played: what cannot be learnt from is an error now."""
+        self._enter("rollout")
+        if self.driver:
+            self.driver.probe()
+        dist.barrier()
+
     def _evaluation_due(self, done: int) -> bool:
         every = self.recipe.evaluation.every
         return done == self.recipe.run.steps or bool(every and done % every == 0)
 
     def _evaluate(self) -> dict[str, float]:
+        """Success on every split, sampled and greedily. No rank waits longer for another than one pass takes."""
         settings = self.recipe.evaluation
         metrics: dict[str, float] = {}
+        if not settings.questions:
+            return metrics
         started = time.monotonic()
-        self._enter("evaluate")
-        if self.driver and settings.questions:
-            for split in settings.splits:
-                for greedy in (False, True) if settings.greedy else (False,):
+        for split in settings.splits:
+            for greedy in (False, True) if settings.greedy else (False,):
+                self._enter("evaluate")
+                if self.driver:
                     metrics |= self.driver.evaluate(split, greedy).metrics()
-            metrics["time/evaluate"] = time.monotonic() - started
-        dist.barrier()
+                dist.barrier()
+        metrics["time/evaluate"] = time.monotonic() - started
         return metrics
 
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
-        export_hugging_face(self.actor, self.folder.root / "policy", like=self.recipe.model.path)
+        self._enter("export")
+        export_hugging_face(self.actor, self.folder.policy, like=self.recipe.model.path)
+        if dist.get_rank() == 0:
+            self.folder.note_export(self.recipe.run.steps)
 
     def _open_writer(self) -> MetricsWriter:
         logging = self.recipe.logging
@@ -247,20 +252,16 @@ class Training:
         if self.writer:
             self.writer.write(step, metrics)
 
-    def _timing(self, started: float, batch: Batch) -> dict[str, float]:
+    def _timing(self, started: float, trained: Batch | None) -> dict[str, float]:
         """Seconds by phase; what lies between the phases is ``time/other``."""
         total = time.monotonic() - started
-        own = sum(s.num_own_tokens for s in batch.sequences)
         phases = {f"time/{name}": seconds for name, seconds in self.times.items()}
         if self.checkpoint_seconds:
             phases["time/checkpoint"] = self.checkpoint_seconds
             self.checkpoint_seconds = 0.0
-        return {
-            **phases,
-            "time/other": total - sum(self.times.values()),
-            "time/step": total,
-            "tokens_per_second": own / total,
-        }
+        if trained is not None:
+            phases["tokens_per_second"] = sum(s.num_own_tokens for s in trained.sequences) / total
+        return {**phases, "time/other": total - sum(self.times.values()), "time/step": total}
 
     @contextmanager
     def _clock(self, phase: str) -> Iterator[None]:
@@ -290,12 +291,29 @@ class Training:
         return bool(answer.item())
 
 
-def broadcast_bytes(data: bytes) -> bytes:
-    """Rank 0's bytes, on every rank."""
+CHUNK_BYTES = 64 << 20
+"""Bytes on the device at once while a batch goes to all ranks."""
+
+
+def broadcast_bytes(data: memoryview) -> bytes:
+    """Rank 0's bytes, on every other rank; rank 0 itself gets none back.
+
+    Holds one chunk on the device, and besides the result one copy of it on the host for a moment.
+    """
+    sending = dist.get_rank() == 0
     size = torch.tensor([len(data)], device=device())
     dist.broadcast(size, 0)
-    buffer = torch.zeros(int(size), dtype=torch.uint8, device=size.device)
-    if dist.get_rank() == 0:
-        buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    dist.broadcast(buffer, 0)
-    return buffer.cpu().numpy().tobytes()
+    whole = _as_tensor(data) if sending else torch.empty(int(size), dtype=torch.uint8)
+    for part in whole.split(CHUNK_BYTES) if len(whole) else ():
+        chunk = part.to(size.device)
+        dist.broadcast(chunk, 0)
+        if not sending and chunk is not part:
+            part.copy_(chunk)
+    return b"" if sending else whole.numpy().tobytes()
+
+
+def _as_tensor(data: memoryview) -> Tensor:
+    """The same memory, which is only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)

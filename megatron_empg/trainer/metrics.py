@@ -9,6 +9,7 @@ from typing import Any
 from megatron_empg.trainer.jsonl import append_line, read_lines, write_aside
 from megatron_empg.trainer.run_folder import RunFolder
 
+WANDB_RUN_ID = "wandb_run_id"
 Metrics = Mapping[str, float | int | None]
 """Flat names such as ``train/success`` or ``time/rollout`` (seconds); see docs for all of them."""
 
@@ -41,7 +42,8 @@ def check_writers(*, tensorboard: bool, wandb: str | None) -> None:
 class MetricsWriter:
     """Writes the metrics of steps from ``first_step`` on; on resume no step appears twice.
 
-    What metrics.jsonl, steps.jsonl and episodes/ hold of later steps is cut away on opening.
+    What metrics.jsonl, steps.jsonl and episodes/ hold of later steps is cut away on opening. Weights & Biases
+    takes no step twice: where steps are cut, the continuation is a new run there, in the same group.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class MetricsWriter:
         self._last_step = first_step - 1
         self._tensorboard: Any = None
         self._wandb: Any = None
+        if any(record.get("step", -1) >= first_step for record in read_metrics(folder)):
+            (folder.root / WANDB_RUN_ID).unlink(missing_ok=True)  # before the cut, which a kill may follow
         folder.cut(first_step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -99,14 +103,15 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
 def _open_wandb(folder: RunFolder, project: str, recipe: Mapping[str, Any]) -> Any:
     import wandb
 
-    # The id is kept in the folder, so that a resumed run goes on with the same curves.
-    identity = folder.root / "wandb_run_id"
+    # The id is kept in the folder, so that a run that was ended in order goes on with the same curves.
+    identity = folder.root / WANDB_RUN_ID
     if not identity.exists():
         write_aside(identity, wandb.util.generate_id())
     return wandb.init(
         project=project,
-        id=identity.read_text().strip(),
+        id=identity.read_text(encoding="utf-8").strip(),
         name=folder.root.name,
+        group=folder.root.name,
         dir=str(folder.logs),
         config=dict(recipe),
         resume="allow",

@@ -1,11 +1,11 @@
 """One batch's optimizer steps with the clipped policy loss."""
 
 import random
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from megatron_empg.actor.actor import Actor
+from megatron_empg.actor.actor import Actor, UpdateReport
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.algorithms.policy_loss import clipped_policy_loss, kl_estimate
 from megatron_empg.recipe import AlgorithmSection
@@ -45,9 +45,18 @@ class PolicyLoss:
         return loss, statistics
 
 
+@dataclass(frozen=True)
+class PolicyUpdate:
+    """What one batch's optimizer steps did."""
+
+    metrics: dict[str, float]
+    applied: list[bool]
+    """Of each optimizer step, in order: false when loss or gradient was not finite and it was skipped."""
+
+
 def update_policy(
     actor: Actor, sequences: list[Sequence], algorithm: AlgorithmSection, *, temperature: float, seed: int
-) -> dict[str, float]:
+) -> PolicyUpdate:
     """`updates_per_batch` optimizer steps, each on its part of the shuffled sequences; metrics ``policy/…``."""
     loss = PolicyLoss(
         algorithm.base.clip_low,
@@ -62,17 +71,37 @@ def update_policy(
     for part in range(parts):
         chosen = [sequences[i] for i in order[part::parts]]
         reports.append(actor.update(chosen, loss, temperature=temperature, mean=algorithm.loss_mean))
-    weights = torch.tensor([float(r.tokens) for r in reports], dtype=torch.float64)
-    weights /= weights.sum().clamp(min=1)
+    return PolicyUpdate(update_metrics(reports), [r.applied for r in reports])
+
+
+_REPORTED = {
+    "approx_kl": "policy/approx_kl",
+    "clipped": "policy/clip_fraction",
+    "ratio": "policy/ratio",
+    "kl_to_reference": "policy/kl_to_reference",
+    "entropy": "policy/update_entropy",
+}
+"""The loss's token means, by the metric that each is."""
+
+
+def update_metrics(reports: list[UpdateReport]) -> dict[str, float]:
+    """Means over the optimizer steps that were applied, weighted by tokens; without such a step none of them."""
+    applied = [r for r in reports if r.applied]
+    metrics = {"skipped_updates": float(len(reports) - len(applied)), "policy/lr": reports[-1].lr}
+    tokens = sum(r.tokens for r in applied)
+    if not tokens:
+        return metrics
 
     def mean(values: list[float]) -> float:
-        return float((torch.tensor(values, dtype=torch.float64) * weights).sum())
+        return sum(value * r.tokens for value, r in zip(values, applied, strict=True)) / tokens
 
-    return {
-        "policy/loss": mean([r.loss for r in reports]),
-        "policy/grad_norm": reports[-1].grad_norm,
-        "policy/lr": reports[-1].lr,
-        "policy/approx_kl": mean([r.means["approx_kl"] for r in reports]),
-        "policy/clip_fraction": mean([r.means["clipped"] for r in reports]),
-        "skipped_updates": float(sum(not r.applied for r in reports)),
+    norms = [r.grad_norm for r in applied]
+    metrics |= {
+        "policy/loss": mean([r.loss for r in applied]),
+        "policy/grad_norm": sum(norms) / len(norms),
+        "policy/grad_norm_max": max(norms),
     }
+    for statistic, name in _REPORTED.items():
+        if statistic in applied[0].means:
+            metrics[name] = mean([r.means[statistic] for r in applied])
+    return metrics

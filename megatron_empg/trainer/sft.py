@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_empg.actor.actor import Actor, UpdateReport
 from megatron_empg.actor.checkpoint import Checkpoints
+from megatron_empg.actor.manifest import on_first_rank
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
-from megatron_empg.recipe import ActorSection, SftRecipe
+from megatron_empg.recipe import ActorSection, RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
@@ -30,43 +32,102 @@ class Imitation:
         return -logprob, {"correct_surely": (logprob > -0.105).float()}  # probability above 0.9
 
 
+VALIDATION_BATCHES = 4
+"""So many batches of held-out walkthroughs make a measurement."""
+
+
 def run_sft(recipe: SftRecipe) -> None:
-    """Train to the recipe's last step, on every rank; the policy ends in ``run.folder/policy``."""
+    """Train to the recipe's last step, or until asked to stop, on every rank; the policy of the newest checkpoint
+    ends in ``run.folder/policy``."""
     actor = build_actor(recipe)
     acting = recipe.environment
     source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     walkthroughs = WalkthroughTokens(recipe.model.path, longest_sequence(recipe.actor))
+    held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)
     checkpoints = Checkpoints(
         actor, folder.checkpoints, keep=recipe.run.keep_checkpoints, recipe=recipe.model_dump(mode="json")
     )
     first = checkpoints.load_newest()
     writer = _open_writer(recipe, folder, first)
+    if first == 0 and held_out:
+        before = validate(actor, held_out)
+        if writer:
+            writer.write(0, before)
     for step in range(first, recipe.run.steps):
         started = time.monotonic()
         tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
         sequences = [walkthroughs.sequence(source, task, seed=step) for task in tasks]
         report = actor.update(sequences, Imitation())
+        done, seconds = step + 1, time.monotonic() - started
+        metrics = _metrics(report, seconds)
+        if held_out and (done % recipe.sft.validate_every == 0 or done == recipe.run.steps):
+            metrics |= validate(actor, held_out)
         if writer:
-            seconds = time.monotonic() - started
-            writer.write(step + 1, {
-                "policy/loss": report.loss, "policy/entropy": report.means["entropy"],
-                "policy/correct_surely": report.means["correct_surely"], "policy/grad_norm": report.grad_norm,
-                "policy/lr": report.lr, "tokens_per_second": report.tokens / seconds, "time/step": seconds,
-                "skipped_updates": int(not report.applied),
-            })  # fmt: skip
+            writer.write(done, metrics)
         checkpoints.poll()
-        if (step + 1) % recipe.run.checkpoint_every == 0 or step + 1 == recipe.run.steps:
-            checkpoints.save(step + 1)
-            export_hugging_face(actor, folder.root / "policy", like=recipe.model.path)
+        # Rank 0's answer for all: a file may be there for one rank and not yet for the next.
+        stop = on_first_rank(folder.stop.exists)
+        if done % recipe.run.checkpoint_every == 0 or done == recipe.run.steps or stop:
+            checkpoints.save(done)
+            _export(actor, recipe, folder, done)
+        if stop:
+            break
     checkpoints.wait()
+    if first >= recipe.run.steps:  # it was ended between its last checkpoint and the export
+        _export(actor, recipe, folder, first)
+    if writer:
+        writer.close()
+
+
+def validate(actor: Actor, held_out: list[Sequence]) -> dict[str, float]:
+    """Mean loss of held-out walkthroughs' own tokens, and the share of them that is sure; all ranks together."""
+    logprobs = torch.cat([score.logprobs for score in actor.score(held_out)])
+    loss, statistics = Imitation()(logprobs, logprobs, {})
+    return {
+        "validation/loss": float(loss.double().mean()),
+        "validation/correct_surely": float(statistics["correct_surely"].double().mean()),
+    }
+
+
+def _held_out(recipe: SftRecipe, source: TaskSource, walkthroughs: "WalkthroughTokens") -> list[Sequence]:
+    """The same walkthroughs of test_id at every start; none unless the recipe wants them measured."""
+    if not recipe.sft.validate_every:
+        return []
+    if not len(source.tasks("test_id")):
+        raise RecipeError(
+            "sft.validate_every wants held-out questions, but the split test_id has none: set it to 0"
+        )
+    tasks = source.sample("test_id", VALIDATION_BATCHES * recipe.sft.batch_size, seed=0)
+    return [walkthroughs.sequence(source, task, seed=0) for task in tasks]
+
+
+def _metrics(report: UpdateReport, seconds: float) -> dict[str, float]:
+    return {
+        "policy/loss": report.loss, "policy/entropy": report.means["entropy"],
+        "policy/correct_surely": report.means["correct_surely"], "policy/grad_norm": report.grad_norm,
+        "policy/lr": report.lr, "tokens_per_second": report.tokens / seconds, "time/step": seconds,
+        "skipped_updates": int(not report.applied),
+    }  # fmt: skip
+
+
+def _export(actor: Actor, recipe: SftRecipe, folder: RunFolder, step: int) -> None:
+    export_hugging_face(actor, folder.policy, like=recipe.model.path)
+    if dist.get_rank() == 0:
+        folder.note_export(step)
 
 
 def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWriter | None:
     """On rank 0, for a run that starts after step `first`."""
     if dist.get_rank() > 0:
         return None
-    return MetricsWriter(folder, first_step=first + 1, tensorboard=recipe.logging.tensorboard)
+    return MetricsWriter(
+        folder,
+        first_step=first + 1 if first else 0,
+        tensorboard=recipe.logging.tensorboard,
+        wandb=recipe.logging.wandb,
+        recipe=recipe.model_dump(mode="json"),
+    )
 
 
 def longest_sequence(actor: ActorSection) -> int:

@@ -14,16 +14,18 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from megatron_empg.recipe import Recipe, RecipeError, dump_recipe, load_recipe
+from megatron_empg.options import finite
+from megatron_empg.recipe import Recipe, RecipeError, load_recipe
+from megatron_empg.trainer.environment_variables import trainer_environment
 
 if TYPE_CHECKING:
     from megatron_empg.weights.model_config import ModelConfig
 
 GIB = 2**30
 FIRST_ENGINE_PORT = 8
-"""Ports below it, counted from the base port: 0 trainer, 1 driver, 2 search service, 3 preflight."""
+"""Ports below it, counted from the base port: 0 trainer, 1 driver, 2 search service, 3 preflight, 4 weights."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Shape:
     gpus_per_node: int
     engines_per_node: int | None = None
     cpu: bool = False
-    gpu_memory_gib: float = 80.0
+    gpu_memory_gib: float = 79.0
 
     def engines_on_node(self, recipe: Recipe) -> int:
         """As given, else as many as the node's GPUs hold."""
@@ -87,9 +89,11 @@ def check(recipe: Recipe, shape: Shape) -> list[str]:
     """Everything that can be known before a process starts; returns notes. Raises RecipeError."""
     from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
     from megatron_empg.trainer.check import check_recipe
+    from megatron_empg.trainer.identity import require_same_run
 
     config = check_recipe(recipe)
     _check_run_folder(recipe.run.folder)
+    require_same_run(recipe, model=not os.environ.get("EMPG_MEGATRON_CHECKPOINT"))
     notes = []
     corpus = recipe.environment.settings.get("corpus", DEFAULT_CORPUS)
     if Path(corpus).resolve() == Path(DEFAULT_CORPUS).resolve():
@@ -135,19 +139,14 @@ def _check_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> str
 
 def prepare(recipe: Recipe, shape: Shape, trainer_address: str, search_url: str | None) -> None:
     """Write the resolved recipe to the run folder, as the job's processes read it. Raises RecipeError."""
-    from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+    from megatron_empg.trainer.identity import take_up
 
     # The trainer's rank 0 sends the weights from this address; each engine is told its own.
     engines = recipe.engines.model_copy(update={"host": trainer_address})
     recipe = recipe.model_copy(update={"engines": engines})
     if search_url:
         recipe.environment.settings["search_url"] = search_url
-    try:
-        folder = RunFolder(recipe.run.folder).open(dump_recipe(recipe))
-    except RunFolderError as error:
-        raise RecipeError(f"run.folder: {error}") from None
-    folder.stop.unlink(missing_ok=True)
-    folder.close()
+    take_up(recipe).close()
 
 
 def facts(recipe: Recipe, shape: Shape) -> dict[str, object]:
@@ -174,8 +173,13 @@ def own_address() -> str:
     return addresses[os.environ["SLURMD_NODENAME"]]
 
 
-def engine_command(recipe: Recipe, engines_per_node: int) -> tuple[list[str], dict[str, str]]:
-    """This task's engine: its place among the rollout nodes gives the port, its place on the node the GPUs."""
+def engine_command(
+    recipe: Recipe, engines_per_node: int, gpus_per_node: int | None
+) -> tuple[list[str], dict[str, str]]:
+    """This task's engine: its place among the rollout nodes gives the port, its place on the node the GPUs.
+
+    `gpus_per_node` None is a run without GPUs. Raises RecipeError when too few GPUs are left for the engine.
+    """
     local, nodes = int(os.environ["SLURM_LOCALID"]), os.environ["EMPG_ROLLOUT_NODE_NAMES"].split()
     index = nodes.index(os.environ["SLURMD_NODENAME"]) * engines_per_node + local
     settings = recipe.engines
@@ -188,9 +192,32 @@ def engine_command(recipe: Recipe, engines_per_node: int) -> tuple[list[str], di
     ]
     if settings.kv_cache_gib is not None:
         command += ["--kv-cache-bytes", str(int(settings.kv_cache_gib * GIB))]
-    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
-    mine = visible[local * settings.tensor_parallel : (local + 1) * settings.tensor_parallel]
-    return command, {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+    devices = [] if gpus_per_node is None else engine_devices(settings.tensor_parallel, local, gpus_per_node)
+    return command, {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+
+
+def engine_devices(tensor_parallel: int, local: int, gpus_per_node: int) -> list[str]:
+    """The GPUs of a node's engine number `local`, as CUDA_VISIBLE_DEVICES names them: by number or by UUID.
+
+    Not every cluster sets the variable; without it the node's GPUs are the job's. Raises RecipeError when fewer
+    than `tensor_parallel` are left: vLLM would else look for a CPU.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        visible = [str(number) for number in range(gpus_per_node)]
+    else:
+        words = [word.strip() for word in given.split(",")]
+        visible = [word for word in words if word and word not in ("-1", "NoDevFiles")]
+    first = local * tensor_parallel
+    mine = visible[first : first + tensor_parallel]
+    if len(mine) < tensor_parallel:
+        seen = f"this node has {gpus_per_node} GPUs" if given is None else f"CUDA_VISIBLE_DEVICES is {given!r}"
+        raise RecipeError(
+            f"engine {local} of {os.environ['SLURMD_NODENAME']} takes {tensor_parallel} GPUs "
+            f"(engines.tensor_parallel), after {first} of the engines before it; {seen}. Ask Slurm for enough "
+            "(--gpus-per-node), or lower engines.tensor_parallel or EMPG_ENGINES_PER_NODE"
+        )
+    return mine
 
 
 def trainer_command(recipe: Recipe, arguments: list[str]) -> list[str]:
@@ -215,19 +242,25 @@ def main() -> None:
         added.add_argument("recipe", type=Path, help="the resolved recipe of the run folder")
         if name == "engine":
             added.add_argument("--per-node", type=int, required=True)
+            added.add_argument("--gpus-per-node", type=int, help="leave out for a run without GPUs")
     given, rest = parser.parse_known_args()
     try:
         if given.command == "engine":
-            command, environment = engine_command(load_recipe(given.recipe), given.per_node)
-            os.execve(command[0], command, os.environ | environment)
+            _become(*engine_command(load_recipe(given.recipe), given.per_node, given.gpus_per_node))
         if given.command == "trainer":
-            command = trainer_command(load_recipe(given.recipe), rest)
-            os.execv(command[0], command)
+            _become(trainer_command(load_recipe(given.recipe), rest), trainer_environment(os.environ))
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}")
         _answer(given)
     except RecipeError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Run the command in this process's place, what is added to its environment printed as slurm/env.sh does."""
+    for name, value in environment.items():
+        print(f"env: {name}={value}", flush=True)
+    os.execve(command[0], command, os.environ | environment)
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:
@@ -237,7 +270,7 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--engines-per-node", type=int)
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of a GPU")
+    parser.add_argument("--gpu-memory", type=finite, default=79.0, help="GiB of a GPU that can be used")
     parser.add_argument("--trainer-address", default="127.0.0.1")
     parser.add_argument("--search-service", help="URL of the job's own")
 

@@ -42,27 +42,23 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.trainer.build import build_actor
     from megatron_empg.trainer.driver_client import DriverClient, wait_until_healthy
     from megatron_empg.trainer.loop import Training
+    from megatron_empg.trainer.phases import driver_timeout, phase_limits
     from megatron_empg.trainer.run_folder import RunFolder
     from megatron_empg.weights.transfer import WeightPublisher
 
-    rank, limits = int(os.environ["RANK"]), recipe.limits
-    waits = {
-        "start": recipe.engines.start_timeout + 600,
-        "rollout": limits.rollout_timeout + 60,
-        "evaluate": limits.rollout_timeout + 60,
-        "sync": limits.sync_timeout + 60,
-    }
-    with Heartbeat(recipe.run.folder, rank, waits) as heartbeat:
+    rank, waits = int(os.environ["RANK"]), recipe.waits
+    with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
         actor = build_actor(recipe)
+        weights = actor.weights()
         driver, publisher = None, None
-        if rank == 0:
+        if rank == 0:  # nothing in here may wait for another rank
             token = token_from_environment()
-            driver = DriverClient(driver_url, token, timeout=limits.rollout_timeout)
+            driver = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
             wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
             publisher = WeightPublisher(
-                engine_urls, token, device=device(), timeout=limits.sync_timeout, host=recipe.engines.host
+                engine_urls, token, device=device(), timeout=waits.sync, host=recipe.engines.host
             )
-            publisher.connect(actor.weights())
+            publisher.connect(weights)
         folder = RunFolder(recipe.run.folder)
         Training(recipe, actor, folder, driver=driver, publisher=publisher, heartbeat=heartbeat).run()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -32,11 +33,26 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
+PORT_VARIABLE = "EMPG_WEIGHTS_PORT"
+"""Environment variable with the port at which engines meet trainer rank 0, for clusters that open few ports."""
+
+
+def rendezvous_port() -> int:
+    """The port that the environment asks for; 0, a free one, where it asks for none. Raises ValueError."""
+    given = os.environ.get(PORT_VARIABLE, "")
+    if not given:
+        return 0
+    if not given.isascii() or not given.isdigit() or not 1 <= int(given) <= 65535:
+        raise ValueError(f"{PORT_VARIABLE} is {given!r}; it must be a port, 1 to 65535, or not be set")
+    return int(given)
+
+
 def open_store(host: str, world_size: int, timeout: float) -> dist.TCPStore:
-    """Rank 0's rendezvous on a free port of that interface alone; `.port` goes to the others."""
+    """Rank 0's rendezvous at `rendezvous_port` of that interface alone; `.port` goes to the others."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.bind((host, 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for a group after one that broke
+    listening.bind((host, rendezvous_port()))
     listening.listen()
     port = listening.getsockname()[1]
     return dist.TCPStore(
@@ -55,7 +71,7 @@ class BroadcastGroup:
 
     def __init__(self, host: str, store: dist.TCPStore, rank: int, world_size: int, timeout: float) -> None:
         """Blocks until all `world_size` ranks are there; raises RuntimeError after `timeout` seconds."""
-        self._store = store
+        self._store: dist.TCPStore | None = store
         self._limit = timedelta(seconds=timeout)
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = self._limit
@@ -104,6 +120,7 @@ class BroadcastGroup:
     def close(self) -> None:
         """Drop the connections; a peer still waiting in a broadcast gets an error."""
         self._group = None  # gloo's connections close when the group is freed, not before
+        self._store = None  # and with it the port
 
 
 def _gloo_device(host: str) -> dist.ProcessGroupGloo.Device:

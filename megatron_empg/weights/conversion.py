@@ -1,5 +1,7 @@
 """Checkpoint conversion between Hugging Face and Megatron folders, in memory of about one file."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from megatron_empg.weights.dtypes import cast
 from megatron_empg.weights.errors import CheckpointError
 from megatron_empg.weights.hugging_face import (
     SHARD_BYTES,
+    commonest,
     copy_configuration,
     group_by_size,
     owned_copy,
@@ -24,6 +27,7 @@ from megatron_empg.weights.model_config import ModelConfig
 from megatron_empg.weights.reader import Reader, open_weights
 from megatron_empg.weights.staging import Staging
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (bytes of tensors done, bytes in all)."""
 
@@ -67,7 +71,7 @@ def to_megatron(
                 staging.done[str(number)] = record = writer.write(number)
                 staging.record(str(number), record)
         writer.finish([staging.done[str(number)] for number in range(len(writer.plans))])
-        copy_configuration(like or source, staging.folder)
+        copy_configuration(like or source, staging.folder, _commonest_dtype(reader, dtype))
 
 
 def to_hugging_face(
@@ -106,7 +110,7 @@ def to_hugging_face(
                 del tensors
             report.add(total)
         names = [[name for row in shard for name in row.hf] for shard in shards]
-        copy_configuration(like or source, staging.folder)
+        copy_configuration(like or source, staging.folder, _commonest_dtype(reader, dtype))
         write_index(staging.folder, list(zip(names, totals, strict=True)))
 
 
@@ -148,6 +152,8 @@ def _stage(
     reader: Reader, destination: Path, dtype: torch.dtype | None, shard_bytes: int, options: dict[str, Any]
 ) -> Staging:
     """A repetition goes on only where source, options and the size of files are the same."""
+    for note in reader.notes:
+        _log.warning(note)
     source = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in reader.files()}
     return Staging(destination, {**options, "dtype": str(dtype), "shard_bytes": shard_bytes, "source": source})
 
@@ -164,6 +170,14 @@ def _check_layout(config: ModelConfig, tensor_parallel: int, pipeline_parallel: 
     )
     if faults:
         raise CheckpointError("; ".join(fault.removeprefix("actor.") for fault in faults))
+
+
+def _commonest_dtype(reader: Reader, dtype: torch.dtype | None) -> torch.dtype:
+    bytes_of: Counter[torch.dtype] = Counter()
+    for row in reader.table:
+        stored = reader.dtype(row)
+        bytes_of[stored] += _nbytes(row, stored)
+    return dtype or commonest(bytes_of)
 
 
 def _nbytes(row: Row, dtype: torch.dtype) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,10 +22,14 @@ class WeightTransferError(RuntimeError):
         super().__init__(f"weight transfer failed in {phase!r} on {len(failures)} engine(s): {reasons}")
 
 
-class EngineControl:
-    """Calls the same route of all engines at once; every call ends within `timeout` + 10 seconds.
+CLEAN_UP = 5.0
+"""Seconds that a call of the cleaning up after a failure may take."""
 
-    The 10 seconds let an engine report a collective that timed out after `timeout` seconds.
+
+class EngineControl:
+    """Calls the same route of all engines at once.
+
+    A call ends within `timeout` seconds; those inside a `within` block all together within the block's.
     """
 
     def __init__(self, engine_urls: Sequence[str], token: str, timeout: float) -> None:
@@ -30,14 +37,38 @@ class EngineControl:
             raise ValueError("engine_urls is empty: weights need at least one engine to go to")
         self.urls = [url.rstrip("/") for url in engine_urls]
         self.world_sizes: list[int] = []
+        self._timeout = timeout
+        self._deadline: float | None = None
+        self._failed: dict[str, BaseException] = {}
+        self._phase = ""
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(timeout + 10.0, connect=min(timeout, 10.0)),
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             # One connection a call: after an error the server closes the one it came on.
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,  # engines are near: no proxy, no .netrc
         )
-        self._threads = ThreadPoolExecutor(max_workers=len(self.urls), thread_name_prefix="weights")
+        self._threads = ThreadPoolExecutor(max_workers=2 * len(self.urls), thread_name_prefix="weights")
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """The calls inside the block, together with what the caller does between them, may take so long."""
+        before, self._deadline = self._deadline, time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = before
+
+    def remaining(self) -> float:
+        """Seconds that are left to the block around, or to a single call outside one; not below 0."""
+        if self._deadline is None:
+            return self._timeout
+        return max(0.0, self._deadline - time.monotonic())
+
+    def trouble(self) -> WeightTransferError | None:
+        """What engines have already answered wrong in the call under way, while others of it may still wait."""
+        failed = dict(self._failed)
+        return WeightTransferError(self._phase, _causes(failed)) if failed else None
 
     def read_world_sizes(self) -> list[int]:
         """Workers of each engine (tensor × pipeline × data parallel)."""
@@ -86,23 +117,43 @@ class EngineControl:
 
         vLLM has no route for it; it closes the session when an update fails, and an empty one does.
         """
-        for url in self.urls:
-            try:
-                self._client.post(f"{url}/update_weights", json={"update_info": {}}, timeout=5.0)
-            except httpx.HTTPError:
-                continue
+        self._clean_up("update_weights", {"json": {"update_info": {}}})
+
+    def resume_after_failure(self) -> None:
+        """`resume`, whatever time is left, wherever it can be had. Never raises."""
+        self._clean_up("resume", {})
+
+    def _clean_up(self, path: str, options: dict[str, Any]) -> None:
+        limited = options | {"timeout": CLEAN_UP}
+        for future in [self._threads.submit(self._call, url, "POST", path, limited) for url in self.urls]:
+            future.exception()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
     def _call_all(self, phase: str, request: Callable[[int], tuple[str, str, dict[str, Any]]]) -> list[Any]:
-        futures = [self._threads.submit(self._call, url, *request(i)) for i, url in enumerate(self.urls)]
-        errors = {url: future.exception() for url, future in zip(self.urls, futures, strict=True)}
-        failures = {url: error for url, error in errors.items() if error is not None}
+        self._phase, self._failed = phase, {}
+        timeout = self.remaining()
+        if timeout == 0.0:
+            raise WeightTransferError(phase, dict.fromkeys(self.urls, "no time was left for it"))
+        limit = httpx.Timeout(timeout, connect=min(timeout, 10.0))
+        futures: dict[str, Future[Any]] = {}
+        for index, url in enumerate(self.urls):
+            method, path, options = request(index)
+            futures[url] = self._threads.submit(self._call, url, method, path, options | {"timeout": limit})
+            futures[url].add_done_callback(partial(self._note, self._failed, url))
+        failures = {url: error for url, future in futures.items() if (error := future.exception()) is not None}
         if failures:
             raise WeightTransferError(phase, _causes(failures))
-        return [future.result() for future in futures]
+        return [future.result() for future in futures.values()]
+
+    @staticmethod
+    def _note(failed: dict[str, BaseException], url: str, future: Future[Any]) -> None:
+        """An engine that failed is known at once, not only when the others have answered."""
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            failed[url] = error
 
     def _call(self, url: str, method: str, path: str, options: dict[str, Any]) -> Any:
         reply = self._client.request(method, f"{url}/{path}", **options)

@@ -1,6 +1,5 @@
 """Megatron checkpoints (torch_dist, PyTorch's distributed format) read parameter by parameter, in any layout."""
 
-import json
 import pickle
 from collections import defaultdict
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from megatron_empg.weights.errors import CheckpointError
+from megatron_empg.weights.json_files import JsonFileError, read_object
 from megatron_empg.weights.mapping import Row, split
 from megatron_empg.weights.megatron_layout import METADATA, WEIGHTS, chunks, place
 from megatron_empg.weights.model_config import ModelConfig
@@ -29,6 +29,7 @@ class MegatronReader:
     def __init__(self, folder: Path, table: list[Row], config: ModelConfig) -> None:
         self.folder = Path(folder)
         self.table, self.config = table, config
+        self.notes: list[str] = []
 
     def __enter__(self) -> "MegatronReader":
         self._check_model()
@@ -82,9 +83,9 @@ class MegatronReader:
     def _check_model(self) -> None:
         manifest = self.folder / "manifest.json"
         try:
-            recorded = json.loads(manifest.read_text()).get("model") if manifest.exists() else None
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{manifest} is not JSON: {error}") from error
+            recorded = read_object(manifest).get("model") if manifest.exists() else None
+        except JsonFileError as error:
+            raise CheckpointError(str(error)) from error
         expected = asdict(self.config)
         different = sorted(key for key, value in (recorded or {}).items() if expected.get(key) != value)
         if different:

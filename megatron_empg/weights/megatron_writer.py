@@ -78,7 +78,7 @@ class MegatronWriter(DefaultSavePlanner):
             for key, start, file, offset, length in record
         ]
         torch.save({}, self.folder / "common.pt")
-        (self.folder / "metadata.json").write_text(json.dumps(FORMAT))
+        (self.folder / "metadata.json").write_text(json.dumps(FORMAT), encoding="utf-8")
         self._writer.finish(self._metadata, [results])
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:

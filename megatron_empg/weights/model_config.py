@@ -1,25 +1,20 @@
-"""A model's shape, read from a Hugging Face ``config.json``; what cannot be represented is refused by name."""
+"""A model's shape, read from a Hugging Face ``config.json``; what is not understood is refused by name."""
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.weights.config_keys import key_fault
 from megatron_empg.weights.families import FAMILIES, family_of
+from megatron_empg.weights.json_files import JsonFileError, read_object
+from megatron_empg.weights.rope_config import RopeConfigError, RopeScaling, rope_scaling, rope_theta
+
+__all__ = ["Experts", "ModelConfig", "ModelConfigError", "RopeScaling"]
 
 
 class ModelConfigError(ValueError):
     """A config.json this project cannot represent; the message names the key."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of rotary positions: low frequencies divided by `factor`, high ones left alone."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
 
 
 @dataclass(frozen=True)
@@ -61,9 +56,9 @@ class ModelConfig:
         """Read ``folder/config.json``. Raises ModelConfigError naming what is missing or unsupported."""
         path = Path(folder) / "config.json"
         try:
-            raw = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ModelConfigError(f"cannot read the model's configuration {path}: {error}") from error
+            raw = read_object(path)
+        except JsonFileError as error:
+            raise ModelConfigError(str(error)) from error
         try:
             return cls.from_dict(raw)
         except ModelConfigError as error:
@@ -71,36 +66,43 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "ModelConfig":
-        """Interpret the keys of a config.json. Raises ModelConfigError."""
-        architecture = (raw.get("architectures") or ["none"])[0]
-        name = family_of(architecture)
-        if name is None:
-            supported = ", ".join(family.architecture for family in FAMILIES.values())
-            raise ModelConfigError(f"architectures: {architecture} is not supported; supported: {supported}")
+        """Interpret the keys of a config.json, all of them. Raises ModelConfigError."""
+        name = _family(raw)
         family = FAMILIES[name]
-        _refuse_unsupported(raw)
+        with_experts = family.has("mlp.router.weight")
+        if fault := key_fault(raw, experts=with_experts):
+            raise ModelConfigError(fault)
+        _refuse_partial_attention(raw)
         try:
-            return cls(
-                family=name,
-                hidden_size=raw["hidden_size"],
-                num_layers=raw["num_hidden_layers"],
-                num_heads=raw["num_attention_heads"],
-                num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-                head_dim=_head_dim(raw, name),
-                intermediate_size=raw["intermediate_size"],
-                vocab_size=raw["vocab_size"],
-                max_position_embeddings=raw["max_position_embeddings"],
-                rope_theta=_rope_theta(raw),
-                rms_norm_eps=raw["rms_norm_eps"],
-                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-                qkv_bias=family.has("self_attention.linear_qkv.bias"),
-                initializer_range=raw.get("initializer_range", 0.02),
-                qk_norm=family.has("self_attention.q_layernorm.weight"),
-                rope_scaling=_rope_scaling(raw),
-                experts=_experts(raw) if family.has("mlp.router.weight") else None,
+            theta, scaling = rope_theta(raw), rope_scaling(raw)
+        except RopeConfigError as error:
+            raise ModelConfigError(str(error)) from None
+        heads = _count(raw, "num_attention_heads")
+        config = cls(
+            family=name,
+            hidden_size=_count(raw, "hidden_size"),
+            num_layers=_count(raw, "num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=_count(raw, "num_key_value_heads", default=heads),
+            head_dim=_head_dim(raw, name, heads),
+            intermediate_size=_count(raw, "intermediate_size"),
+            vocab_size=_count(raw, "vocab_size"),
+            max_position_embeddings=_count(raw, "max_position_embeddings"),
+            rope_theta=theta,
+            rms_norm_eps=_number(raw, "rms_norm_eps"),
+            tie_word_embeddings=_switch(raw, "tie_word_embeddings"),
+            qkv_bias=family.has("self_attention.linear_qkv.bias"),
+            initializer_range=_number(raw, "initializer_range", default=0.02),
+            qk_norm=family.has("self_attention.q_layernorm.weight"),
+            rope_scaling=scaling,
+            experts=_experts(raw) if with_experts else None,
+        )
+        if config.num_heads % config.num_kv_heads:
+            raise ModelConfigError(
+                f"num_key_value_heads: {config.num_kv_heads} does not divide num_attention_heads "
+                f"({config.num_heads})"
             )
-        except KeyError as error:
-            raise ModelConfigError(f"{error.args[0]}: missing from config.json") from None
+        return config
 
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """Rows of the embedding as Megatron pads it: a multiple of 128 on every tensor-parallel rank."""
@@ -152,64 +154,107 @@ class ModelConfig:
         return faults
 
 
-def _head_dim(raw: dict[str, Any], family: str) -> int:
-    if family == "qwen3":  # Hugging Face's own default there is not hidden_size / num_attention_heads
-        return int(raw["head_dim"])
-    return int(raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"])
-
-
-def _rope(raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(the key under which config.json speaks of rotary positions, what it says); older files use rope_scaling."""
-    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    return key, raw.get(key) or {}
-
-
-def _rope_type(rope: dict[str, Any]) -> str:
-    return str(rope.get("rope_type", rope.get("type", "default")))
-
-
-def _rope_theta(raw: dict[str, Any]) -> float:
-    return float(raw.get("rope_theta") or _rope(raw)[1].get("rope_theta") or 10000.0)
-
-
-def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
-    key, rope = _rope(raw)
-    if _rope_type(rope) != "llama3":
-        return None
-    try:
-        return RopeScaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+def _family(raw: dict[str, Any]) -> str:
+    """The family's name, by the architecture. Raises ModelConfigError."""
+    given = raw.get("architectures") or ["none"]
+    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], str):
+        raise ModelConfigError(f"architectures: {given!r} is not a list of one name")
+    name = family_of(given[0])
+    if name is None:
+        supported = ", ".join(family.architecture for family in FAMILIES.values())
+        raise ModelConfigError(f"architectures: {given[0]} is not supported; supported: {supported}")
+    if raw.get("model_type", name) != name:
+        raise ModelConfigError(
+            f"model_type: {raw['model_type']!r} is not of the architecture {given[0]} ({name!r})"
         )
-    except KeyError as error:
-        raise ModelConfigError(f"{key}.{error.args[0]}: missing from config.json") from None
+    # Code of its own may compute anything under a known name; engines and actor run none.
+    if own := sorted(str(key) for key in raw.get("auto_map") or () if "Model" in str(key)):
+        raise ModelConfigError(f"auto_map: the model brings its own code ({', '.join(own)}), which is never run")
+    return name
+
+
+def _refuse_partial_attention(raw: dict[str, Any]) -> None:
+    """Every layer here attends to everything before it. Raises ModelConfigError."""
+    window = raw.get("sliding_window", "given by default")
+    if raw.get("use_sliding_window") and window is not None:
+        raise ModelConfigError("use_sliding_window: true is not supported; attention here is full")
+    if raw.get("sliding_window") is not None and _family(raw) == "llama" and raw.get("use_sliding_window") is None:
+        raise ModelConfigError(
+            f"sliding_window: {window!r} is not supported; attention here is full. Where the model was trained "
+            "with full attention, take the key out or set use_sliding_window to false"
+        )
+    types = raw.get("layer_types")
+    if types is None:
+        return
+    other = [kind for kind in types if kind != "full_attention"] if isinstance(types, list) else [types]
+    if other:
+        raise ModelConfigError(f"layer_types: {other[0]!r} is not supported; supported: full_attention")
+    if len(types) != raw.get("num_hidden_layers"):
+        raise ModelConfigError(
+            f"layer_types: names {len(types)} layers, num_hidden_layers is {raw.get('num_hidden_layers')}"
+        )
+
+
+def _head_dim(raw: dict[str, Any], family: str, heads: int) -> int:
+    # Hugging Face's own default for Qwen3 is not hidden_size / num_attention_heads.
+    if family == "qwen3" or raw.get("head_dim") is not None:
+        size = _count(raw, "head_dim")
+    elif _count(raw, "hidden_size") % heads:
+        raise ModelConfigError(
+            f"num_attention_heads: {heads} does not divide hidden_size ({raw['hidden_size']}), and there is no "
+            "head_dim"
+        )
+    else:
+        size = _count(raw, "hidden_size") // heads
+    if size % 2:
+        raise ModelConfigError(f"head_dim: {size} is odd; rotary positions turn pairs")
+    return size
 
 
 def _experts(raw: dict[str, Any]) -> Experts:
-    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) not in (1, None):
         key = "mlp_only_layers" if raw.get("mlp_only_layers") else "decoder_sparse_step"
         raise ModelConfigError(f"{key}: {raw[key]} is not supported; every layer must be a mixture of experts")
-    return Experts(
-        number=raw["num_local_experts"] if "num_local_experts" in raw else raw["num_experts"],
-        per_token=raw["num_experts_per_tok"],
-        intermediate_size=raw["moe_intermediate_size"],
-        normalise=bool(raw.get("norm_topk_prob", False)),
+    experts = Experts(
+        number=_count(raw, "num_experts" if raw.get("num_local_experts") is None else "num_local_experts"),
+        per_token=_count(raw, "num_experts_per_tok"),
+        intermediate_size=_count(raw, "moe_intermediate_size"),
+        normalise=_switch(raw, "norm_topk_prob"),
     )
+    if raw.get("num_experts") not in (None, experts.number):
+        raise ModelConfigError(f"num_experts: {raw['num_experts']}, but num_local_experts is {experts.number}")
+    if experts.per_token > experts.number:
+        raise ModelConfigError(f"num_experts_per_tok: {experts.per_token} of {experts.number} experts")
+    return experts
 
 
-def _refuse_unsupported(raw: dict[str, Any]) -> None:
-    key, rope = _rope(raw)
-    if (kind := _rope_type(rope)) not in ("default", "llama3"):
-        raise ModelConfigError(f"{key}: type {kind!r} is not supported; supported: default, llama3")
-    for place, factor in (("", raw), (f"{key}.", rope)):
-        if factor.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ModelConfigError(f"{place}partial_rotary_factor: below 1 is not supported")
-    if raw.get("use_sliding_window") and raw.get("sliding_window", True) is not None:
-        raise ModelConfigError("use_sliding_window: true is not supported; attention here is full")
-    for key in ("attention_bias", "mlp_bias", "quantization_config"):
-        if raw.get(key):
-            raise ModelConfigError(f"{key}: {raw[key]} is not supported")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelConfigError(f"hidden_act: {raw['hidden_act']!r} is not supported; supported: silu")
+def _count(raw: dict[str, Any], key: str, *, default: int | None = None) -> int:
+    """A positive integer; null and missing are alike. Raises ModelConfigError."""
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ModelConfigError(f"{key}: missing from config.json")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelConfigError(f"{key}: {value!r} is not a positive integer")
+    return value
+
+
+def _number(raw: dict[str, Any], key: str, *, default: float | None = None) -> float:
+    """A positive, finite number. Raises ModelConfigError."""
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ModelConfigError(f"{key}: missing from config.json")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelConfigError(f"{key}: {value!r} is not a positive number")
+    return float(value)
+
+
+def _switch(raw: dict[str, Any], key: str) -> bool:
+    """True or false, false where it is missing. Raises ModelConfigError."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelConfigError(f"{key}: {value!r} is neither true nor false")
+    return bool(value)

@@ -17,6 +17,8 @@ class Reader(Protocol):
 
     table: list[Row]
     config: ModelConfig
+    notes: list[str]
+    """What was found and is not read."""
 
     def __enter__(self) -> Self: ...
 

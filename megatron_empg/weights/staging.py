@@ -48,7 +48,7 @@ class Staging:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, line: Any) -> None:
-        with (self.folder / _RECORD).open("a") as file:
+        with (self.folder / _RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -58,4 +58,8 @@ def _whole_lines(path: Path) -> list[Any]:
     """The lines written to the end; the last may have been cut off."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]

@@ -7,15 +7,17 @@ materialising a tensor is a collective. Nothing here imports vLLM unless the eng
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from megatron_empg.weights.broadcast import BroadcastGroup, dtype_name, open_store
+from megatron_empg.weights.broadcast import BroadcastGroup, dtype_name, open_store, rendezvous_port
 from megatron_empg.weights.engine_control import EngineControl, WeightTransferError
 
 Metadata = list[tuple[str, torch.dtype, tuple[int, ...]]]
@@ -45,9 +47,17 @@ class _Stream:
         self.metadata = source.metadata()
         self.bytes = 0
         self.tensors = 0
+        self.ended = threading.Event()
+        """Nobody reads it any more."""
         self._pairs = iter(source)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        try:
+            yield from self._checked()
+        finally:
+            self.ended.set()
+
+    def _checked(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, dtype, shape in self.metadata:
             pair = next(self._pairs, None)
             if pair is None:
@@ -74,8 +84,8 @@ class WeightPublisher:
     """Sends weights to all engines at once: one group of trainer rank 0 and every engine worker.
 
     `device`: the trainer's; "cpu" goes over gloo to engines with backend torch_pg, "cuda" over vLLM's nccl.
-    `timeout`: seconds for any single step, also the time it takes to notice an engine that died in the middle
-    of a transfer. `host`: the interface of this machine that the engines can reach.
+    `timeout`: seconds that one `publish`, or one `connect`, may take in all; an engine that fails ends it at once,
+    one that falls silent when they are over. `host`: the interface of this machine that the engines can reach.
     """
 
     def __init__(
@@ -97,9 +107,12 @@ class WeightPublisher:
         """Join the engines in a group. Raises WeightTransferError, or ValueError for a dtype not sent."""
         for _name, dtype, _shape in source.metadata():
             dtype_name(dtype)
-        self._engines.read_world_sizes()
-        kind = _NcclSender if self._device.type == "cuda" else _GlooSender
-        self._sender = kind(self._engines, self._host, self._timeout)
+        with self._engines.within(self._timeout):
+            self._engines.read_world_sizes()
+            if self._device.type == "cuda":
+                self._sender = _NcclSender(self._engines, self._host, self._device)
+            else:
+                self._sender = _GlooSender(self._engines, self._host)
 
     def publish(self, source: WeightSource, version: int) -> PublishReport:
         """Pause, send, set `version`, resume. Runs the source to its end even when it raises.
@@ -112,21 +125,21 @@ class WeightPublisher:
         started = time.perf_counter()
         stream = _Stream(source)
         whole = True
-        try:
-            self._engines.pause()
-            whole = False
-            self._sender.send(stream)
-            whole = True
-            self._engines.set_version(str(version))
-        except BaseException:
-            self._disconnect()
-            with contextlib.suppress(Exception):
-                stream.drain()
-            if whole:
-                with contextlib.suppress(WeightTransferError):
-                    self._engines.resume()
-            raise
-        self._engines.resume()
+        with self._engines.within(self._timeout):
+            try:
+                self._engines.pause()
+                whole = False
+                self._sender.send(stream)
+                whole = True
+                self._engines.set_version(str(version))
+            except BaseException:
+                self._disconnect()
+                with contextlib.suppress(Exception):
+                    stream.drain()
+                if whole:
+                    self._engines.resume_after_failure()
+                raise
+            self._engines.resume()
         return PublishReport(time.perf_counter() - started, stream.bytes, stream.tensors)
 
     def close(self) -> None:
@@ -149,13 +162,19 @@ def update_info(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+COLLECTIVE_SHARE = 0.5
+"""Of the time that a publish may take, what a single broadcast may wait for an engine: so the engines' own account
+of a peer that fell silent comes before their answer is no longer waited for."""
+
+
 class _GlooSender:
     """The trainer's end of backend torch_pg (megatron_empg.weights.vllm_extension)."""
 
-    def __init__(self, engines: EngineControl, host: str, timeout: float) -> None:
+    def __init__(self, engines: EngineControl, host: str) -> None:
         self._engines = engines
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-rpc")
         world_size = 1 + sum(engines.world_sizes)
+        timeout = engines.remaining() * COLLECTIVE_SHARE
         store = open_store(host, world_size, timeout)
         info = {
             "master_address": host,
@@ -213,26 +232,34 @@ def _cause(reply: Future[None], phase: str, error: RuntimeError) -> Exception:
 
 
 class _NcclSender:
-    """The trainer's end of vLLM's native "nccl" backend."""
+    """The trainer's end of vLLM's native "nccl" backend.
 
-    def __init__(self, engines: EngineControl, host: str, timeout: float) -> None:
+    vLLM's calls block in CUDA without a limit, so each runs in a thread of its own while this one watches engines
+    and clock, and aborts the communicator when it must. The thread has its own current device and stream: vLLM
+    sets a stream of its own, on which the trainer would else go on training.
+    """
+
+    def __init__(self, engines: EngineControl, host: str, device: torch.device) -> None:
         from vllm.distributed.weight_transfer.base import ParamMeta
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         from vllm.utils.network_utils import get_open_port
 
         self._param_meta = ParamMeta
+        self._engines, self._device = engines, device
         self._stream: _Stream | None = None
+        self._native: Any = None
         info = NCCLTrainerInitInfo(
             rank=0,
             master_address=host,
-            master_port=get_open_port(),
+            master_port=rendezvous_port() or get_open_port(),
             world_size=1 + sum(engines.world_sizes),
         )
         # This object is the source: vLLM keeps it, and every send() gives it a new stream.
-        self._engines = engines
         source: Any = self
-        self._native: Any = WeightTransferTrainerFactory.trainer_init(info, client=engines, source=source)
+        self._native = self._watched(
+            "connect", partial(WeightTransferTrainerFactory.trainer_init, info, client=engines, source=source)
+        )
 
     def metadata(self) -> list[Any]:
         assert self._stream is not None
@@ -240,18 +267,93 @@ class _NcclSender:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         assert self._stream is not None
-        return iter(self._stream)
+        return in_stream_order(iter(self._stream))
 
     def send(self, stream: _Stream) -> None:
-        """One session, driven by vLLM."""
+        """One session, driven by vLLM. Raises WeightTransferError when an engine fails or time is up."""
         self._stream = stream
         try:
-            self._native.send_weights()
+            self._watched("transfer", self._native.send_weights)
         except BaseException:
             self._engines.abandon_update()
             raise
         finally:
             self._stream = None
 
-    def close(self) -> None:
+    def _watched(self, phase: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns, from its own thread; an engine that fails, or the time, ends the waiting."""
+        result = _in_thread(partial(_on_device, self._device, work))
+        while not result.done():
+            trouble = self._engines.trouble()
+            if trouble is None and self._engines.remaining() == 0.0:
+                trouble = WeightTransferError(phase, dict.fromkeys(self._engines.urls, "not through in its time"))
+            if trouble is not None:
+                with contextlib.suppress(TimeoutError):  # the others' account may name the one to blame
+                    result.exception(timeout=_GRACE)
+                if result.done() and result.exception() is None:
+                    break
+                self._abort(result)
+                raise self._engines.trouble() or trouble
+            wait([result], timeout=_POLL)
+        error, trouble = result.exception(), self._engines.trouble()
+        if error is not None and trouble is not None and not isinstance(error, WeightTransferError):
+            raise trouble from error  # what the engines say comes before what NCCL made of it
+        return result.result()
+
+    def _abort(self, result: Future[Any]) -> None:
+        """Wakes a thread that is blocked in NCCL and waits until it has read its source to the end.
+
+        One that still makes the communicator cannot be woken; it has no source.
+        """
+        if self._native is None or self._stream is None:
+            return
         self._native.shutdown()
+        deadline = time.monotonic() + _ABORT
+        while not result.done() and not self._stream.ended.wait(_POLL) and time.monotonic() < deadline:
+            pass
+
+    def close(self) -> None:
+        if self._native is not None:
+            self._native.shutdown()
+
+
+_POLL, _GRACE, _ABORT = 0.05, 1.0, 10.0  # seconds
+
+
+def _in_thread(work: Callable[[], Any]) -> Future[Any]:
+    """Run `work` in a daemon thread: one that never comes back must not keep the process from ending."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="weights-nccl", daemon=True).start()
+    return result
+
+
+def _on_device(device: torch.device, work: Callable[[], Any]) -> Any:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device if device.index is not None else torch.device("cuda", 0))
+    return work()
+
+
+def in_stream_order(pairs: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same pairs for a consumer that asks from one CUDA stream and then from another, as vLLM's packing does.
+
+    Tensors that come together (q, k and v of one Megatron parameter) are made when the first is asked for. So a
+    new stream waits for the one before it, and no tensor's memory is used again before its reader is done.
+    """
+    before = None
+    while True:
+        current = torch.cuda.current_stream()
+        if before is not None and current != before:
+            current.wait_stream(before)
+        before = current
+        pair = next(pairs, None)
+        if pair is None:
+            return
+        pair[1].record_stream(current)
+        yield pair

@@ -141,6 +141,10 @@ class TorchWeightTransferEngine(CheckedReload):
 class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
     """vLLM's own NCCL engine with the same care about the reload."""
 
+    def init_transfer_engine(self, init_info: Any) -> None:
+        self.shutdown()  # a trainer that comes back must not leave its old communicator on the GPU
+        super().init_transfer_engine(init_info)
+
 
 ENGINES: dict[str, type[WeightTransferEngine]] = {
     "empg_torch_pg": TorchWeightTransferEngine,

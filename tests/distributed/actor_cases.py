@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import collective_order
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,21 +22,23 @@ FIRST_OWN_ID = 150
 
 
 def run_cases(cases: list[Callable[[Path], Any]], folder: str) -> dict[str, Any]:
-    """On every rank: what each case returned, or its traceback. After one that failed on a rank none runs."""
+    """On every rank: what each case returned, or its traceback. After one that failed on one of several ranks none
+    runs: the others may still wait for it."""
     from megatron_empg.actor import platform
 
     platform.prepare()
     dist.init_process_group(platform.collective_backend(), timeout=timedelta(seconds=60))
     answers: dict[str, Any] = {}
     for case in cases:
-        failed = torch.zeros(1)
+        failed = torch.zeros(1, device=platform.device())
         try:
             answers[case.__name__] = case(Path(folder))
         except Exception:
             answers[case.__name__] = AssertionError(f"rank {dist.get_rank()}:\n{traceback.format_exc()}")
+            collective_order.note(traceback.format_exc())  # the other ranks may wait for this one
             failed += 1
         dist.all_reduce(failed)
-        if failed:
+        if failed and dist.get_world_size() > 1:
             break
     return answers
 

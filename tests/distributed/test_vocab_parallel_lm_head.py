@@ -88,7 +88,7 @@ def build(layout: Layout, fused: bool):
         {
             "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN, "num_hidden_layers": 2,
             "num_attention_heads": 2, "intermediate_size": 4 * HIDDEN, "vocab_size": VOCAB,
-            "max_position_embeddings": SEQUENCE, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": SEQUENCE, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
         }
     )  # fmt: skip
     model_parallel_cuda_manual_seed(5, force_reset_rng=True)
@@ -115,7 +115,7 @@ def build(layout: Layout, fused: bool):
     )
     model = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(dense)(2 // layout.pipeline),
+        transformer_layer_spec=block_spec(dense, layout.dtype)(2 // layout.pipeline),
         vocab_size=PADDED,
         max_sequence_length=SEQUENCE,
         pre_process=parallel_state.is_pipeline_first_stage(),

@@ -1,6 +1,7 @@
 """What a cluster installs can be resolved; what must be built after it is pinned."""
 
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+# What the setup.py of each imports besides Python's own modules.
+BUILD_IMPORTS = {
+    "transformer-engine-torch": {"setuptools", "wheel", "packaging", "torch"},
+    "apex": {"setuptools", "packaging", "torch"},
+}
+
+
+def pinned() -> dict[str, str]:
+    """Versions by package of requirements.txt."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
 
 
 def python312() -> str | None:
@@ -31,6 +44,46 @@ def test_pip_resolves_the_cluster_requirements_on_python_312(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize("package", BUILD_IMPORTS)
+def test_what_a_build_imports_is_installed_before_it(package):
+    """Without build isolation nothing else is there, and a bare Python 3.12 has not even setuptools."""
+    assert package in (ROOT / "requirements-build.txt").read_text()
+    assert BUILD_IMPORTS[package] | {"ninja"} <= pinned().keys()
+
+
+@pytest.mark.slow
+def test_the_build_of_transformer_engine_starts_with_what_is_installed_before_it(tmp_path):
+    """All but torch, so the build must come as far as to ask for it."""
+    python = python312()
+    if python is None:
+        pytest.skip("no Python 3.12 with pip here")
+    subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    pip = [str(tmp_path / "venv/bin/python"), "-m", "pip"]
+    before = [f"{name}=={pinned()[name]}" for name in ("setuptools", "wheel", "packaging", "ninja", "pybind11")]
+    subprocess.run([*pip, "install", "--quiet", *before], check=True, timeout=300)
+    version = pinned()["transformer-engine"]
+    done = subprocess.run(
+        [*pip, "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(tmp_path),
+         f"transformer-engine-torch=={version}"],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "This package needs Torch to build" in said, said[-3000:]
+
+
+def test_the_image_is_built_only_with_one_cudnn():
+    maps = "7f00-7f01 r-xp 00000000 08:01 12 {}\n"
+    torchs = ["/opt/empg/lib/nvidia/cudnn/lib/libcudnn.so.9", "/opt/empg/lib/nvidia/cudnn/lib/libcudnn_ops.so.9.2"]
+    other = "/usr/lib/x86_64-linux-gnu/libcudnn_graph.so.9"
+    look = runpy.run_path(str(ROOT / "container/check_libraries.py"))["folders"]
+    assert look("".join(map(maps.format, torchs)), "libcudnn") == ["/opt/empg/lib/nvidia/cudnn/lib"]
+    assert len(look("".join(map(maps.format, [*torchs, other])), "libcudnn")) == 2
+    for name in ("Dockerfile", "megatron_empg.def"):
+        recipe = (ROOT / "container" / name).read_text()
+        assert re.search(r"check_libraries.py torch transformer_engine.pytorch", recipe), name
+        assert re.search(r"CUDNN_HOME=/opt/empg/lib/python3.12/site-packages/nvidia/cudnn", recipe), name
 
 
 def test_what_is_built_is_pinned_and_the_container_builds_it():

@@ -1,10 +1,15 @@
 """What a recipe may say: faults are refused by name before anything runs, defaults are the papers'."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe, parse_recipe
 
@@ -61,7 +66,21 @@ def test_defaults_are_the_papers() -> None:
         ("run.keep_checkpoints=0", ["run.keep_checkpoints", "greater than or equal to 1"]),
         ("rollout.groups=-1", ["rollout.groups", "-1"]),
         ("rollout.groups=[2]", ["rollout.groups", "[2]"]),
-        ("rollout.temperature=0", ["rollout.temperature", "greater than 0"]),
+        ("rollout.temperature=0", ["rollout.temperature", "greater than or equal to 0.01"]),
+        ("rollout.temperature=1e-9", ["rollout.temperature", "greater than or equal to 0.01", "1e-09"]),
+        ("rollout.temperature=.inf", ["rollout.temperature", "finite number", "inf"]),
+        ("run.seed=-1", ["run.seed", "greater than or equal to 0", "-1"]),
+        (f"run.seed={2**31}", ["run.seed", "less than or equal to 2147483647", str(2**31)]),
+        ("actor.optimizer.betas=[0.9, 1]", ["actor.optimizer.betas.1", "less than 1"]),
+        (
+            "environment.settings.searcher_settings.habit=.nan",
+            ["environment.settings.searcher_settings.habit", "nan"],
+        ),
+        ("environment.settings={a: [1.0, .inf]}", ["environment.settings.a.1", "finite", "inf"]),
+        ("environment.settings=&a {b: *a}", ["environment.settings", "an alias holds itself"]),
+        ("run.folder=''", ["run.folder", "is empty"]),
+        ("run.folder=~nobody_by_this_name/x", ["run.folder", "nobody_by_this_name"]),
+        ("run.folder=~", ["run.folder", "path", "None"]),
         ("algorithm.empg.k=-1", ["algorithm.empg.k", "greater than or equal to 0", "-1"]),
         ("algorithm.grpo.clip_low=1.5", ["algorithm.grpo.clip_low", "less than or equal to 1"]),
         ("algorithm.updates_per_batch=0", ["algorithm.updates_per_batch"]),
@@ -94,6 +113,12 @@ def test_defaults_are_the_papers() -> None:
         ("=3", ["'=3'", "section.key=value"]),
         ("run.steps.more=3", ["run.steps.more", "steps is a value, not a section"]),
         ("run.steps=[3", ["run.steps", "not YAML"]),
+        ("run.seed=010", ["run.seed", "010 is an octal number"]),
+        ("engines.start_timeout=10:00", ["engines.start_timeout", "10:00 is a number to the base of 60"]),
+        ("rollout.temperature=1:0.5", ["rollout.temperature", "base of 60"]),
+        ("run={seed: 1, seed: 2}", ["'seed' is given twice"]),
+        ("run.folder=2024-13-45", ["run.folder", "month"]),
+        (f"run.seed={'9' * 5000}", ["run.seed"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -119,7 +144,15 @@ def test_all_faults_are_told_at_once(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("- 1\n- 2\n", "list"), ("run: [\n", "cannot read"), ("", "NoneType")]
+    ("text", "complaint"),
+    [
+        ("- 1\n- 2\n", "list"),
+        ("run: [\n", "cannot read"),
+        ("", "NoneType"),
+        ("run: {steps: 1}\nrun: {steps: 2}\n", "(?s)'run' is given twice.*line 2"),
+        ("run: \0", "cannot read"),
+        ("[" * 5000, "nested too deeply"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "broken.yaml"
@@ -127,6 +160,29 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, complain
     with pytest.raises(RecipeError, match=complaint) as caught:
         load_recipe(file)
     assert "broken.yaml" in str(caught.value)
+
+
+def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    text = yaml.safe_dump({**minimal(), "run": {"folder": "runs/größe", "steps": 3}}, allow_unicode=True)
+    file.write_bytes(text.encode())
+    assert load_recipe(file).run.folder == Path("runs/größe")
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: it is not UTF-8 at byte \d+"):
+        load_recipe(file)
+
+
+def test_a_leading_tilde_is_the_home_folder_in_every_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = {"corpus": "~/c.jsonl", "more": ["~/d"], "text": "a ~/ inside", "number": 3}
+    recipe = load_recipe(
+        path, ["run.folder=~/runs/x", "model.path=~/models/y", f"environment.settings={yaml.safe_dump(settings)}"]
+    )
+    assert recipe.run.folder == Path("/home/somebody/runs/x")
+    assert recipe.model.path == Path("/home/somebody/models/y")
+    assert recipe.environment.settings == {
+        "corpus": "/home/somebody/c.jsonl", "more": ["/home/somebody/d"], "text": "a ~/ inside", "number": 3,
+    }  # fmt: skip
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -169,3 +225,72 @@ def test_what_is_dumped_loads_to_the_same(file: Path, tmp_path: Path) -> None:
 def test_a_warm_up_is_checked_alike(path: Path) -> None:
     with pytest.raises(RecipeError, match="sft: missing"):
         load_recipe(path, kind=SftRecipe)
+
+
+def numbers(section: type[BaseModel], kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a recipe that holds a number of this kind, alone or in a tuple (then with its index)."""
+    for name, field in section.model_fields.items():
+        for found in leaves(field.annotation):
+            if isinstance(found, type) and issubclass(found, BaseModel):
+                yield from numbers(found, kind, (*path, name))
+            elif found is kind:
+                yield (*path, name)
+            elif found == tuple[kind, kind]:  # type: ignore[valid-type]
+                yield (*path, name, "0")
+                yield (*path, name, "1")
+
+
+def leaves(annotation: Any) -> list[Any]:
+    """The types of a key, without what is said about them."""
+    if annotation in (int, float) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return [annotation]
+    parts = [leaf for part in get_args(annotation) for leaf in leaves(part)]
+    return [tuple[float, float]] if parts == [float, float] else parts
+
+
+FLOATS = sorted({*numbers(Recipe, float), *numbers(SftRecipe, float)})
+INTEGERS = sorted({*numbers(Recipe, int), *numbers(SftRecipe, int)})
+
+
+def test_the_numbers_of_a_recipe_are_all_found() -> None:
+    keys = {".".join(path) for path in FLOATS}
+    assert {"rollout.temperature", "algorithm.empg.zeta", "actor.optimizer.betas.1", "limits.turn_timeout"} <= keys
+    assert len(keys) >= 20
+    assert {"run.seed", "rollout.groups", "limits.sync_timeout", "sft.batch_size"} <= {
+        ".".join(p) for p in INTEGERS
+    }
+
+
+def refusal(path: tuple[str, ...], value: Any) -> str:
+    """What a recipe with this one value is refused for."""
+    raw: dict[str, Any] = {**minimal(), "sft": {"batch_size": 2}}
+    kind = SftRecipe if path[0] == "sft" else Recipe
+    for section in ("rollout",) if kind is SftRecipe else ("sft",):
+        del raw[section]
+    node: Any = raw
+    *sections, last = [part for part in path if not part.isdigit()]
+    for name in sections:
+        node = node.setdefault(name, {})
+    node[last] = value if path[-1] == last else [0.9, value] if path[-1] == "1" else [value, 0.9]
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(raw, kind)
+    return str(caught.value)
+
+
+@given(st.sampled_from(FLOATS), st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_every_number_is_finite(path: tuple[str, ...], value: float) -> None:
+    assert f"{'.'.join(path)}: Input should be a finite number; got {value}" in refusal(path, value)
+
+
+# As large as one likes: so it is switched off.
+OPEN = [path for path in FLOATS if path[-1].startswith("logprob_gap")]
+
+
+@given(st.sampled_from([path for path in FLOATS if path not in OPEN]), st.sampled_from([1e300, -1e300]))
+def test_every_number_has_a_range(path: tuple[str, ...], value: float) -> None:
+    assert f"{'.'.join(path)}: Input should be" in refusal(path, value)
+
+
+@given(st.sampled_from(INTEGERS), st.sampled_from([-1, 2**31, 2**64, 10**400]))
+def test_every_count_has_a_range(path: tuple[str, ...], value: int) -> None:
+    assert f"{'.'.join(path)}: Input should be" in refusal(path, value)

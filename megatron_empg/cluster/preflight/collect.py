@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.cluster.preflight import gpu, host
+from megatron_empg.cluster.preflight import arithmetic, gpu, host
 from megatron_empg.cluster.preflight.facts import Folder, Gpus, Node
 
 _TORCH_LIMIT = 90.0  # importing torch from a shared file system, on all nodes at once
+_PRODUCT_LIMIT = 40.0  # of that, for GPUs to start and multiply
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ def collect_node(name: str, asked: Questions) -> Node:
         "versions": lambda: host.read_versions(asked.packages),
         "infiniband": host.read_infiniband,
         "shared_memory": host.read_shared_memory,
+        "host_memory": host.read_host_memory,
         "limits": host.read_limits,
     }
     if asked.use_gpus is not False:
         parts["xids"] = host.read_xids
+        parts["products"] = lambda: arithmetic.read_products(_PRODUCT_LIMIT)
     if asked.ports:
         parts["busy_ports"] = lambda: host.read_busy_ports(asked.ports)
     if asked.run_folder:
@@ -52,7 +55,8 @@ def collect_node(name: str, asked: Questions) -> Node:
     if asked.data:
         parts["data"] = lambda: [host.read_data(path) for path in asked.data]
     limits = dict.fromkeys(parts, asked.limit)
-    limits["versions"] = max(asked.limit, _TORCH_LIMIT)
+    for part in ("versions", "products"):
+        limits[part] = max(asked.limit, _TORCH_LIMIT)
     if asked.manifest:
         limits["model"] = asked.checksum_limit
     node = Node(name=name)

@@ -13,8 +13,10 @@ class Gpu(Facts):
     """As NVML tells it. Memory in bytes, power in watts."""
 
     index: int
-    name: str
-    uuid: str
+    name: str = "unknown"
+    uuid: str = ""
+    lost: str | None = None
+    """Why it does not answer; what it has not told is None."""
     memory_total: int | None = None
     memory_free: int | None = None
     ecc_on: bool | None = None
@@ -38,6 +40,16 @@ class Gpus(Facts):
     """Why there are none to look at: no package, no driver, or not asked for."""
     device_files: bool = False
     """/dev/nvidiactl is there, so there should be GPUs."""
+    on_bus: int | None = None
+    """GPUs that the machine's PCI bus lists, whether this job may use them or not."""
+
+
+class Product(Facts):
+    """Matrix products of one GPU against their known results. ``index`` is torch's."""
+
+    index: int
+    uuid: str = ""
+    faults: list[str] = []
 
 
 class Xid(Facts):
@@ -106,12 +118,16 @@ class Node(Facts):
 
     name: str
     gpus: Gpus | None = None
+    products: list[Product] | None = None
+    """Of the GPUs that torch sees."""
     xids: list[Xid] | None = None
     versions: Versions | None = None
     infiniband: list[Port] | None = None
     disk: Disk | None = None
     shared_memory: int | None = None
     """Free bytes of /dev/shm."""
+    host_memory: int | None = None
+    """Bytes of main memory that processes of this job can still take."""
     limits: Limits | None = None
     busy_ports: list[int] | None = None
     model: Folder | None = None

@@ -55,14 +55,39 @@ def collect(nvml: Any) -> Gpus:
         driver=_ask(nvml, nvml.nvmlSystemGetDriverVersion),
         cuda_driver=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
         gpus=[_collect_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())],
+        on_bus=count_on_bus(),
     )
 
 
+def count_on_bus(root: Path = Path("/sys/bus/pci/devices")) -> int | None:
+    """NVIDIA's display and 3D controllers; None where the bus cannot be read."""
+    try:
+        devices = [
+            ((path / "vendor").read_text(encoding="utf-8"), (path / "class").read_text(encoding="utf-8"))
+            for path in root.iterdir()
+        ]
+    except OSError:
+        return None
+    return sum(vendor.strip() == "0x10de" and kind.startswith(("0x0300", "0x0302")) for vendor, kind in devices)
+
+
 def _collect_gpu(nvml: Any, index: int) -> Gpu:
-    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+    """One that fell off the bus is still counted; it must cost its own facts and no other GPU's."""
+    try:
+        gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+        name, uuid = nvml.nvmlDeviceGetName(gpu), nvml.nvmlDeviceGetUUID(gpu)
+    except nvml.NVMLError as error:
+        return Gpu(index=index, lost=str(error))
+    lost: str | None = None
 
     def ask(function: Callable[..., Any], *arguments: Any) -> Any:
-        return _ask(nvml, function, gpu, *arguments)
+        nonlocal lost
+        try:
+            return function(gpu, *arguments)
+        except nvml.NVMLError as error:
+            if error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED):
+                lost = str(error)
+            return None
 
     memory = ask(nvml.nvmlDeviceGetMemoryInfo)
     ecc = ask(nvml.nvmlDeviceGetEccMode)
@@ -73,8 +98,9 @@ def _collect_gpu(nvml: Any, index: int) -> Gpu:
     links = {link: state for link, state in links.items() if state is not None}
     return Gpu(
         index=index,
-        name=nvml.nvmlDeviceGetName(gpu),
-        uuid=nvml.nvmlDeviceGetUUID(gpu),
+        name=name,
+        uuid=uuid,
+        lost=lost,
         memory_total=memory and memory.total,
         memory_free=memory and memory.free,
         ecc_on=None if ecc is None else ecc[0] == nvml.NVML_FEATURE_ENABLED,
@@ -133,13 +159,19 @@ class GpuEvents:
             opening.callback(nvml.nvmlEventSetFree, self._set)
             wanted = nvml.nvmlEventTypeXidCriticalError | nvml.nvmlEventTypeDoubleBitEccError
             watched = 0
+            self._lost = []
             for index in range(nvml.nvmlDeviceGetCount()):
-                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+                try:
+                    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+                except nvml.NVMLError as error:
+                    if error.value == nvml.NVML_ERROR_GPU_IS_LOST:
+                        self._lost.append(index)
+                    continue  # the others are watched all the same
                 supported = _ask(nvml, nvml.nvmlDeviceGetSupportedEventTypes, gpu) or 0
                 if supported & wanted:
                     nvml.nvmlDeviceRegisterEvents(gpu, supported & wanted, self._set)
                     watched += 1
-            if not watched:
+            if not watched and not self._lost:
                 raise NoNvml("no GPU reports events through NVML")
             self._stack = opening.pop_all()
         return self
@@ -150,6 +182,8 @@ class GpuEvents:
     def wait(self, seconds: float) -> GpuEvent | None:
         """The next event, or None when there is none for so long. Raises NoNvml when NVML has no more to say."""
         nvml = self._nvml
+        if self._lost:
+            return GpuEvent(self._lost.pop(0), FELL_OFF_THE_BUS)
         try:
             event = nvml.nvmlEventSetWait_v2(self._set, int(seconds * 1000))
         except nvml.NVMLError as error:

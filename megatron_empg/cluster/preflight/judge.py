@@ -41,6 +41,10 @@ class Requirements:
     disk: float = 10.0
     write_speed: float = 100.0
     shared_memory: float = 1.0
+    host_memory: float = 0.0
+    """For saving a checkpoint."""
+    trainer_nodes: tuple[str, ...] | None = None
+    """Those that save checkpoints; None: all of them."""
     clock_skew: float = 1.0
     pins: dict[str, str] = field(default_factory=dict)
     """Wanted version by package."""
@@ -129,6 +133,23 @@ def shared_memory(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Findi
             yield Finding(node.name, "shared memory", "PASS", f"{free / GIB:.1f} GiB free")
 
 
+def host_memory(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+    """Optimizer states pass through it when a checkpoint is saved; too little, and the kernel kills a rank."""
+    for node, free, finding in part_of(nodes, "host_memory", "host memory"):
+        trains = wanted.trainer_nodes is None or node.name in wanted.trainer_nodes
+        text = f"{(free or 0) / GIB:.0f} GiB available"
+        if finding:
+            yield finding
+        elif trains and free < wanted.host_memory * GIB:
+            fix = (
+                "ask Slurm for all of it (--mem=0), end what else runs there, or spread the actor over more nodes"
+            )
+            wants = f"{text}, saving a checkpoint takes {wanted.host_memory:.0f}"
+            yield Finding(node.name, "host memory", "FAIL", wants, fix)
+        else:
+            yield Finding(node.name, "host memory", "PASS", text)
+
+
 def limits(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """ulimits; locked memory matters where InfiniBand is."""
     for node, facts, finding in part_of(nodes, "limits", "ulimits"):
@@ -161,10 +182,11 @@ def ports(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
 
 def infiniband(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """Ports up where the other nodes' are, and as fast."""
-    known = {node.name: {port.name: port for port in node.infiniband or []} for node in nodes}
+    answered = [node for node in nodes if node.infiniband is not None]
+    known = {node.name: {port.name: port for port in node.infiniband or []} for node in answered}
     if not any(known.values()):
-        for node in nodes:
-            yield Finding(node.name, "InfiniBand", "SKIP", "no devices on any node")
+        for node, _, finding in part_of(nodes, "infiniband", "InfiniBand"):
+            yield finding or Finding(node.name, "InfiniBand", "SKIP", "no devices on any node")
         return
     names = {name for of in known.values() for name in of}
     up = {name: sum(of[name].state == "ACTIVE" for of in known.values() if name in of) for name in names}
@@ -173,7 +195,10 @@ def infiniband(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]
         for name in names
         if up[name]
     }
-    for node in nodes:
+    for node, _, finding in part_of(nodes, "infiniband", "InfiniBand"):
+        if finding:
+            yield finding
+            continue
         own = known[node.name]
         used = [name for name in sorted(names) if up[name]]
         down = [f"{name} {own[name].state if name in own else 'absent'}" for name in used if _is_down(own, name)]
@@ -196,7 +221,10 @@ def _is_down(own: dict[str, Any], name: str) -> bool:
 
 
 def versions(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
-    """Driver, CUDA, NCCL, torch and Python equal everywhere; the driver new enough for torch's CUDA."""
+    """Driver, CUDA, NCCL, torch and Python equal everywhere; the driver new enough for torch's CUDA.
+
+    What a node could not tell is compared with nothing: the check that it belongs to says so, of that node alone.
+    """
     seen = {}
     for node, facts, finding in part_of(nodes, "versions", "versions"):
         if finding:
@@ -213,7 +241,8 @@ def versions(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
         }
     odd: dict[str, list[str]] = {name: [] for name in seen}
     for what in next(iter(seen.values()), {}):
-        for name, text in unlike({name: of[what] for name, of in seen.items()}).items():
+        known = {name: of[what] for name, of in seen.items() if of[what] is not None}
+        for name, text in unlike(known).items():
             odd[name].append(f"{what} {text}")
     for name, of in seen.items():
         driver, cuda = of["CUDA of the driver"], of["CUDA"]
@@ -290,6 +319,7 @@ HOST_CHECKS: tuple[Check, ...] = (
     clock,
     disk,
     shared_memory,
+    host_memory,
     limits,
     ports,
     model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from megatron_empg.cluster.preflight.facts import Gpu, Node
+from megatron_empg.cluster.preflight.facts import Gpu, Gpus, Node
 from megatron_empg.cluster.preflight.judge import GIB, Check, Finding, Requirements, Status, part_of, unlike
 
 Verdict = tuple[Status, str, str] | None
@@ -19,32 +19,56 @@ _XID_HOURS = 24.0
 
 
 def presence(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
-    """As many GPUs of the same model everywhere."""
-    described = {
-        node.name: " + ".join(
-            f"{n} x {name}" for name, n in sorted(Counter(g.name for g in node.gpus.gpus).items())
-        )
-        or "no GPU"
-        for node in nodes
-        if node.gpus
-    }
-    odd = unlike(described)
-    here = any(node.gpus and (node.gpus.gpus or node.gpus.device_files) for node in nodes)
-    expected = bool(wanted.use_gpus or wanted.gpus or here)
+    """As many GPUs of the same model everywhere, and each of them answers.
+
+    A node that has fewer than another has lost some; the other has not.
+    """
+    known = {node.name: node.gpus for node in nodes if node.gpus}
+    described = {name: describe(facts) for name, facts in known.items()}
+    models = {name: " + ".join(sorted({g.name for g in _present(facts)})) for name, facts in known.items()}
+    odd = unlike({name: of for name, of in models.items() if of})
+    most = max((len(_present(facts)) for facts in known.values()), default=0)
+    expected = bool(wanted.use_gpus or wanted.gpus or most or any(facts.device_files for facts in known.values()))
     fix = "nvidia-smi on that node: a GPU that fell off the bus needs a reset or a reboot; or change the node list"
     for node, facts, finding in part_of(nodes, "gpus", "GPUs"):
         if finding:
             yield finding
-        elif not facts.gpus and not expected:
+            continue
+        number, text = len(_present(facts)), described[node.name]
+        lost = [f"GPU {gpu.index} does not answer ({gpu.lost})" for gpu in facts.gpus if gpu.lost]
+        if not facts.gpus and not expected:
             yield Finding(node.name, "GPUs", "SKIP", facts.absent or "no GPU on any node")
         elif not facts.gpus:
             yield Finding(node.name, "GPUs", "FAIL", facts.absent or "no GPU", fix)
-        elif wanted.gpus is not None and len(facts.gpus) != wanted.gpus:
-            yield Finding(node.name, "GPUs", "FAIL", f"{described[node.name]}, {wanted.gpus} wanted", fix)
+        elif lost:
+            yield Finding(node.name, "GPUs", "FAIL", "; ".join([*lost, text]), fix)
+        elif wanted.gpus is not None and number != wanted.gpus:
+            yield Finding(node.name, "GPUs", "FAIL", f"{text}, {wanted.gpus} wanted", fix)
+        elif wanted.gpus is None and number < most:
+            yield Finding(node.name, "GPUs", "FAIL", f"{text}, another node has {most}", fix)
         elif node.name in odd:
-            yield Finding(node.name, "GPUs", "FAIL", odd[node.name], fix)
+            yield Finding(node.name, "GPUs", "FAIL", f"{text}: {odd[node.name]}", fix)
+        elif wanted.gpus is None and (doubt := _doubt(number, facts.on_bus)):
+            yield Finding(node.name, "GPUs", "WARN", f"{text}: {doubt}", "say how many there must be: --gpus N")
         else:
-            yield Finding(node.name, "GPUs", "PASS", described[node.name])
+            yield Finding(node.name, "GPUs", "PASS", text)
+
+
+def describe(facts: Gpus) -> str:
+    """Number and model of those that answer."""
+    counts = sorted(Counter(gpu.name for gpu in _present(facts)).items())
+    return " + ".join(f"{number} x {name}" for name, number in counts) or "no GPU"
+
+
+def _present(facts: Gpus) -> list[Gpu]:
+    return [gpu for gpu in facts.gpus if not gpu.lost]
+
+
+def _doubt(number: int, on_bus: int | None) -> str:
+    """Why so many GPUs may be too few, where nobody has said how many there should be."""
+    if on_bus is not None and number < on_bus:
+        return f"the machine's bus lists {on_bus}"
+    return "" if number & (number - 1) == 0 else "not a usual number for a machine"
 
 
 def by_gpu(check: str, verdict: Callable[[Gpu, Requirements], Verdict], fine: str) -> Check:
@@ -55,7 +79,7 @@ def by_gpu(check: str, verdict: Callable[[Gpu, Requirements], Verdict], fine: st
             if finding or not facts.gpus:
                 yield finding or Finding(node.name, check, "SKIP", facts.absent or "no GPU")
                 continue
-            verdicts = [(gpu.index, found) for gpu in facts.gpus if (found := verdict(gpu, wanted))]
+            verdicts = [(gpu.index, found) for gpu in facts.gpus if (found := _of_gpu(verdict, gpu, wanted))]
             if not verdicts:
                 yield Finding(node.name, check, "PASS", fine)
                 continue
@@ -66,6 +90,11 @@ def by_gpu(check: str, verdict: Callable[[Gpu, Requirements], Verdict], fine: st
             yield Finding(node.name, check, worst, text, "; ".join(fixes))
 
     return run
+
+
+def _of_gpu(verdict: Callable[[Gpu, Requirements], Verdict], gpu: Gpu, wanted: Requirements) -> Verdict:
+    """What has not answered fails the first check, and no other."""
+    return ("SKIP", "does not answer", "") if gpu.lost else verdict(gpu, wanted)
 
 
 def memory(gpu: Gpu, wanted: Requirements) -> Verdict:
@@ -110,13 +139,60 @@ def power(gpu: Gpu, wanted: Requirements) -> Verdict:
     return "WARN", text, "nvidia-smi --power-limit: one capped GPU slows all"
 
 
-def nvlink(gpu: Gpu, wanted: Requirements) -> Verdict:
-    if gpu.nvlinks_up is None:
-        return "SKIP", "no NVLink", ""
-    if not gpu.nvlinks_down:
-        return None
-    down = ", ".join(map(str, gpu.nvlinks_down))
-    return "FAIL", f"NVLink {down} down", "nvidia-smi nvlink --status; restart the fabric manager, else drain"
+def nvlink(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+    """All links up; of cards that are bridged, or not, by hand: as many as on the best card of that model."""
+    most: dict[str, int] = {}
+    for gpu in (gpu for node in nodes if node.gpus for gpu in node.gpus.gpus):
+        most[gpu.name] = max(most.get(gpu.name, 0), gpu.nvlinks_up or 0)
+
+    def verdict(gpu: Gpu, wanted: Requirements) -> Verdict:
+        if gpu.nvlinks_up is None:
+            return "SKIP", "no NVLink", ""
+        if not gpu.nvlinks_down:
+            return None
+        fix = "nvidia-smi nvlink --status; restart the fabric manager, else drain"
+        down = f"NVLink {', '.join(map(str, gpu.nvlinks_down))} down"
+        if gpu.nvlinks_up < most[gpu.name]:
+            return "FAIL", f"{down}, another {gpu.name} has {most[gpu.name]} up", fix
+        if any(word in gpu.name for word in _CARDS):
+            return None if gpu.nvlinks_up else ("SKIP", "no NVLink bridge", "")
+        if gpu.nvlinks_up:
+            return "FAIL", down, fix
+        return "WARN", f"none of the {len(gpu.nvlinks_down)} links is up, on no GPU of this model", fix
+
+    yield from by_gpu("NVLink", verdict, "all links up, or as many as on other cards")(nodes, wanted)
+
+
+_CARDS = ("PCIe", "PCIE", "NVL")
+"""In the names of cards whose links need bridges, which may be missing."""
+
+
+def arithmetic(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+    """Matrix products are right, to the bit."""
+    check = "arithmetic"
+    for node, products, finding in part_of(nodes, "products", check):
+        if node.gpus is None or not node.gpus.gpus:
+            yield Finding(node.name, check, "SKIP", (node.gpus and node.gpus.absent) or "no GPU")
+            continue
+        if finding:
+            yield finding
+            continue
+        numbers = {gpu.uuid.removeprefix("GPU-"): gpu.index for gpu in node.gpus.gpus if gpu.uuid}
+        faults = [
+            f"GPU {numbers.get(product.uuid.removeprefix('GPU-'), product.index)}: {'; '.join(product.faults)}"
+            for product in products
+            if product.faults
+        ]
+        fewest = 1 if wanted.gpus is None else wanted.gpus
+        if faults:
+            fix = "drain the node: such a GPU ruins a policy unseen; dcgmi diag -r 3 says more, then replace it"
+            yield Finding(node.name, check, "FAIL", "; ".join(faults), fix)
+        elif len(products) < fewest:
+            text = f"torch sees {len(products)} of {len(node.gpus.gpus)} GPUs"
+            fix = "see CUDA_VISIBLE_DEVICES there, and what python -c 'import torch; torch.cuda.init()' says"
+            yield Finding(node.name, check, "FAIL", text, fix)
+        else:
+            yield Finding(node.name, check, "PASS", f"{len(products)} GPUs multiply exactly")
 
 
 def persistence(gpu: Gpu, wanted: Requirements) -> Verdict:
@@ -154,7 +230,8 @@ GPU_CHECKS: tuple[Check, ...] = (
     by_gpu("GPU errors", errors, "no ECC errors, no remaps pending"),
     by_gpu("clocks", throttling, "not throttled"),
     by_gpu("power cap", power, "default"),
-    by_gpu("NVLink", nvlink, "all links up"),
+    nvlink,
     by_gpu("persistence", persistence, "on"),
+    arithmetic,
     xids,
 )

@@ -31,7 +31,12 @@ def show(findings: Sequence[Finding]) -> None:
             for (detail, fix), checks in alike.items():
                 texts = (", ".join(checks), detail, fix)
                 table.add_row(Text(node), Text(status, _STYLES[status]), *map(Text, texts))
-        passed = [finding.check for finding in own if finding.status == "PASS"]
+        # The number of GPUs is shown, since nothing else says whether it is the one that was meant.
+        passed = [
+            f"GPUs: {finding.detail}" if finding.check == "GPUs" else finding.check
+            for finding in own
+            if finding.status == "PASS"
+        ]
         table.add_row(Text(node), Text("PASS", _STYLES["PASS"]), f"{len(passed)} checks", ", ".join(passed))
         table.add_section()
     Console(width=None if os.isatty(1) else 160).print(table)
@@ -52,5 +57,5 @@ def write_json(path: Path, nodes: Sequence[Node], findings: Sequence[Finding]) -
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".writing")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(aside, path)

@@ -44,14 +44,17 @@ def read_run(folder: RunFolder) -> RunData:
     """Read what there is. Raises FileNotFoundError when the folder itself is not there."""
     if not folder.root.is_dir():
         raise FileNotFoundError(f"no run folder at {folder.root}")
-    text = folder.recipe.read_text() if folder.recipe.exists() else ""
+    text = folder.recipe.read_text(encoding="utf-8", errors="replace") if folder.recipe.exists() else ""
     files = episode_files(folder)
     return RunData(
         name=folder.root.resolve().name,
         recipe=_mapping(text),
         recipe_text=text,
         starts=_starts(folder),
-        metrics=sorted((m for m in read_lines(folder.metrics) if "step" in m), key=lambda line: line["step"]),
+        metrics=sorted(
+            (m for m in read_lines(folder.metrics) if isinstance(m.get("step"), int)),
+            key=lambda line: line["step"],
+        ),
         steps=[line for line in read_lines(folder.steps) if line.get("step_entropies")],
         first_episodes=read_episodes(files[0]) if len(files) > 1 else [],
         last_episodes=read_episodes(files[-1]) if files else [],
@@ -99,6 +102,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
 def _starts(folder: RunFolder) -> list[dict[str, Any]]:
     try:
-        return list(json.loads(folder.versions.read_text())["starts"])
+        starts = json.loads(folder.versions.read_text(encoding="utf-8", errors="replace"))["starts"]
+        return [start for start in starts if isinstance(start, dict)]
     except (OSError, ValueError, KeyError, TypeError):
         return []

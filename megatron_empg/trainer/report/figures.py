@@ -31,7 +31,7 @@ def evaluation(run: RunData, name: str = "Success on held-out questions") -> Fig
         sampled, greedy = run.series(f"eval/{split}/sampled"), run.series(f"eval/{split}/greedy")
         lines.append(svg.Line(f"{label}, sampled", sampled, colour, marks=True))
         lines.append(svg.Line(f"{label}, greedy", greedy, colour, dash=True))
-        asked = dict(run.series(f"eval/{split}/questions"))
+        asked = dict(run.series(f"eval/{split}/sampled_questions"))
         ranges = [(step, *wilson(rate, asked[step])) for step, rate in sampled if asked.get(step)]
         if len(ranges) > 1:
             bands.append(svg.Band("", ranges, colour, 0.13))
@@ -61,7 +61,7 @@ def imitation(run: RunData) -> list[Figure | None]:
     if run.setting("sft") is None:
         return []
     lines = _smoothed("training", run.series("policy/loss"), 0)
-    lines.append(svg.Line("held out", run.series("eval/loss"), 1, marks=True))
+    lines.append(svg.Line("held out", run.series("validation/loss"), 1, marks=True))
     surely = _smoothed("tokens", run.series("policy/correct_surely"), 2)
     return [
         _figure("Loss", "Mean cross-entropy of the walkthroughs' own tokens, in nats.", svg.line_chart(lines)),

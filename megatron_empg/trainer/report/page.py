@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,12 @@ def _provenance(run: RunData) -> str:
     rows = ""
     if run.starts:
         last = run.starts[-1]
-        entries = [(key, value) for key, value in last.items() if value is not None]
+        entries = [(key, value) for key, value in last.items() if value is not None and key != "changed"]
+        entries += [
+            (f"changed after step {start.get('step')}", _changes(start))
+            for start in run.starts
+            if start.get("changed")
+        ]
         if len(run.starts) > 1:
             times = ", ".join(str(start.get("time")) for start in run.starts)
             entries.append((f"{len(run.starts)} starts", times))
@@ -204,6 +209,12 @@ def _provenance(run: RunData) -> str:
         f"<table>{rows}</table></details>"
         f"<details><summary>Resolved recipe</summary><pre>{recipe}</pre></details></div>"
     )
+
+
+def _changes(start: Mapping[str, Any]) -> str:
+    """What one start has changed: ``actor.optimizer.lr 1e-06 to 2e-06``."""
+    changed = start["changed"].items()
+    return ", ".join(f"{key} {values.get('from')} to {values.get('to')}" for key, values in changed)
 
 
 def standalone(figure: Figure, name: str) -> str:

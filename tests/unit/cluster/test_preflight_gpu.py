@@ -4,6 +4,7 @@ marked gpu asks the real library.
 """
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ class StandIn:
 
     NVMLError = NVMLError
     NVML_ERROR_TIMEOUT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_GPU_IS_LOST = 10, 3, 15
+    NVML_ERROR_RESET_REQUIRED = 16
     NVML_FEATURE_ENABLED, NVML_NVLINK_MAX_LINKS = 1, 4
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
     nvmlEventTypeXidCriticalError, nvmlEventTypeDoubleBitEccError = XID, DOUBLE_BIT
@@ -134,6 +136,57 @@ def test_events_are_watched_where_supported_and_read_one_by_one(nvml: StandIn) -
         assert events.wait(1.5) == gpu.GpuEvent(None, gpu.FELL_OFF_THE_BUS)
         assert events.wait(1.5) is None
     assert nvml.started == 0
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID", "nvmlDeviceGetMemoryInfo"])
+def test_a_lost_gpu_costs_its_own_facts_and_no_others(
+    nvml: StandIn, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    answer = getattr(nvml, call)
+
+    def lost(handle: int, *rest: Any) -> Any:
+        if handle == 0:
+            raise NVMLError(nvml.NVML_ERROR_GPU_IS_LOST)
+        return answer(handle, *rest)
+
+    monkeypatch.setattr(nvml, call, lost, raising=False)
+    facts = gpu.read_gpus()
+    assert facts.driver == "580.65.06"
+    assert [one.lost for one in facts.gpus] == ["NVML error 15", None]
+    assert facts.gpus[1].uuid == "GPU-1"
+    findings = judge([Node(name="here", gpus=facts)], Requirements(), GPU_CHECKS)
+    (said,) = [f.detail for f in findings if f.check == "GPUs" and f.status == "FAIL"]
+    assert said == "GPU 0 does not answer (NVML error 15); 1 x NVIDIA H200"
+
+
+def test_a_gpu_that_is_lost_before_the_watch_begins_is_its_first_event(
+    nvml: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(index: int) -> int:
+        if index == 1:
+            raise NVMLError(nvml.NVML_ERROR_GPU_IS_LOST)
+        return index
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lost)
+    with gpu.GpuEvents() as events:
+        assert nvml.registered == [(0, XID)], "the others are watched"
+        assert events.wait(1.5) == gpu.GpuEvent(1, gpu.FELL_OFF_THE_BUS)
+        assert events.wait(1.5) is None
+
+
+def test_gpus_of_the_bus_are_counted_whatever_the_driver_says(tmp_path: Path) -> None:
+    devices = {
+        "3b:00.0": ("0x10de", "0x030200"),
+        "4c:00.0": ("0x10de", "0x030000"),
+        "5d:00.0": ("0x10de", "0x068000"),
+        "00:02.0": ("0x8086", "0x030000"),
+    }
+    for name, (vendor, kind) in devices.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+    assert gpu.count_on_bus(tmp_path) == 2
+    assert gpu.count_on_bus(tmp_path / "none") is None
 
 
 def test_no_events_to_watch_is_said(nvml: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:

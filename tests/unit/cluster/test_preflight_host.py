@@ -126,6 +126,21 @@ def test_xids_of_the_kernels_log() -> None:
     assert found == [(79, "0000:3b:00", 2.0), (31, "0000:86:00", 1.0)]
 
 
+def test_main_memory_is_the_machines_or_the_control_groups(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/slurm/job_7/step_0\n")
+    assert host.read_host_memory(tmp_path) == 8000 * 1024
+    job = tmp_path / "sys/fs/cgroup/slurm/job_7"
+    (job / "step_0").mkdir(parents=True)
+    for folder, most in ((job / "step_0", "max"), (job, str(5000 * 1024))):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(str(2000 * 1024))
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {500 * 1024}\n")
+    assert host.read_host_memory(tmp_path) == 3500 * 1024, "caches can be given up"
+    assert 0 < host.read_host_memory() < 2**50
+
+
 def test_a_hanging_part_costs_its_limit_and_nothing_else() -> None:
     def refuse() -> None:
         raise OSError("no permission")

@@ -1,6 +1,7 @@
 """One bad node among good ones is named by the check it fails; what could not be checked never passes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,14 +15,16 @@ from megatron_empg.cluster.preflight.facts import (
     Limits,
     Node,
     Port,
+    Product,
     Versions,
     Xid,
 )
 from megatron_empg.cluster.preflight.judge import GIB, HOST_CHECKS, Finding, Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
+from megatron_empg.cluster.preflight.report import show
 
 CHECKS = GPU_CHECKS + HOST_CHECKS
-WANTED = Requirements(pins={"vllm": "0.32.0"})
+WANTED = Requirements(pins={"vllm": "0.32.0"}, host_memory=600)
 
 
 def good_gpu(index: int) -> Gpu:
@@ -48,6 +51,7 @@ def good_node(number: int) -> Node:
     return Node(
         name=f"gpu-{number}",
         gpus=Gpus(driver="580.65.06", cuda_driver="13.0", gpus=[good_gpu(index) for index in range(8)]),
+        products=[Product(index=index, uuid=str(index)) for index in range(8)],
         xids=[],
         versions=Versions(
             torch="2.13.0+cu130",
@@ -59,6 +63,7 @@ def good_node(number: int) -> Node:
         infiniband=[Port(name=f"mlx5_{card}/1", state="ACTIVE", rate=400.0) for card in range(8)],
         disk=Disk(folder="/shared/run", free=900 * GIB, write_speed=2e9),
         shared_memory=900 * GIB,
+        host_memory=1500 * GIB,
         limits=Limits(nofile=1048576, memlock=-1, nproc=-1),
         busy_ports=[],
         model=Folder(path="/models/q", size=60 * GIB, digest="aaaa"),
@@ -85,6 +90,17 @@ def gpu_3(**changes: Any) -> Callable[[Node], None]:
     return change
 
 
+def product_3(fault: str) -> Callable[[Node], None]:
+    """NVML's third, which torch calls the fifth."""
+
+    def change(node: Node) -> None:
+        assert node.products
+        node.products[5] = Product(index=5, uuid="3", faults=[fault])
+        node.products[3] = Product(index=3, uuid="5")
+
+    return change
+
+
 def part(name: str, value: Any = None, **changes: Any) -> Callable[[Node], None]:
     def change(node: Node) -> None:
         setattr(node, name, getattr(node, name).model_copy(update=changes) if changes else value)
@@ -107,6 +123,7 @@ def port_5(**changes: Any) -> Callable[[Node], None]:
 FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
     ("GPUs", "FAIL", "7 x NVIDIA H100", lambda node: node.gpus and node.gpus.gpus.pop()),  # type: ignore[list-item]
     ("GPUs", "FAIL", "1 x NVIDIA A100", gpu_3(name="NVIDIA A100-SXM4-80GB")),
+    ("GPUs", "WARN", "8 x NVIDIA H100 80GB HBM3: the machine's bus lists 9", part("gpus", on_bus=9)),
     ("GPU memory", "FAIL", "GPU 3: 20.0 GiB are held", gpu_3(memory_free=60 * GIB)),
     ("GPU errors", "FAIL", "GPU 3: 2 uncorrectable", gpu_3(ecc_uncorrected=2)),
     ("GPU errors", "FAIL", "could not be remapped", gpu_3(remap_failed=True)),
@@ -115,9 +132,11 @@ FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
     ("GPU errors", "SKIP", "ECC cannot be read", gpu_3(ecc_on=None)),
     ("clocks", "FAIL", "power brake", gpu_3(throttle=["power brake"])),
     ("power cap", "WARN", "capped at 400 W, 700", gpu_3(power_limit=400.0)),
-    ("NVLink", "FAIL", "GPU 3: NVLink 4, 5 down", gpu_3(nvlinks_down=[4, 5])),
+    ("NVLink", "FAIL", "GPU 3: NVLink 4, 5 down", gpu_3(nvlinks_up=16, nvlinks_down=[4, 5])),
     ("NVLink", "SKIP", "no NVLink", gpu_3(nvlinks_up=None)),
     ("persistence", "WARN", "is off", gpu_3(persistence=False)),
+    ("arithmetic", "FAIL", "GPU 3: float32: 1 of 9", product_3("float32: 1 of 9 elements are wrong")),
+    ("arithmetic", "FAIL", "torch sees 0 of 8 GPUs", part("products", [])),
     ("Xid", "FAIL", "Xid 79 of 0000:3b:00", part("xids", [Xid(code=79, device="0000:3b:00", hours_ago=2)])),
     ("Xid", "WARN", "Xid 63", part("xids", [Xid(code=63, device="0000:3b:00", hours_ago=2)])),
     ("Xid", "SKIP", "not read", part("xids", None)),
@@ -133,6 +152,7 @@ FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
     ("disk", "FAIL", "Permission denied", part("disk", error="Permission denied: /shared/run")),
     ("disk", "WARN", "writes 20 MB/s", part("disk", write_speed=2e7)),
     ("shared memory", "FAIL", "0.06 GiB free", part("shared_memory", 64 * 2**20)),
+    ("host memory", "FAIL", "400 GiB available, saving a checkpoint takes 600", part("host_memory", 400 * GIB)),
     ("ulimits", "FAIL", "nofile 1024", part("limits", nofile=1024)),
     ("ulimits", "FAIL", "memlock 65536", part("limits", memlock=65536)),
     ("ulimits", "WARN", "nproc 2048", part("limits", nproc=2048)),
@@ -186,14 +206,123 @@ def test_old_and_application_xids_are_no_fault() -> None:
 def test_without_gpus_no_gpu_check_passes() -> None:
     nodes = [good_node(0), good_node(1)]
     for node in nodes:
-        node.gpus, node.xids = Gpus(absent="NVML does not start"), None
+        node.gpus, node.xids, node.products = Gpus(absent="NVML does not start"), None, []
     findings = judge(nodes, WANTED, GPU_CHECKS)
     assert {f.status for f in findings} == {"SKIP"}
     assert {f.detail for f in findings} == {"NVML does not start"}
     asked = judge(nodes, Requirements(use_gpus=True), GPU_CHECKS)
     assert {f.check for f in asked if f.status == "FAIL"} == {"GPUs"}
-    nodes[0].gpus = good_node(0).gpus
-    assert [f.node for f in judge(nodes, WANTED, GPU_CHECKS) if f.status == "FAIL"] == ["gpu-0", "gpu-1"]
+    nodes[0].gpus, nodes[0].products = good_node(0).gpus, good_node(0).products
+    assert [f.node for f in judge(nodes, WANTED, GPU_CHECKS) if f.status == "FAIL"] == ["gpu-1"]
+
+
+def failed(nodes: list[Node], wanted: Requirements = WANTED) -> list[tuple[str, str]]:
+    return [(f.node, f.check) for f in judge(nodes, wanted, CHECKS) if f.status == "FAIL"]
+
+
+@pytest.mark.parametrize("wanted", [WANTED, replace(WANTED, gpus=8)])
+def test_one_lost_gpu_of_two_nodes_is_named_and_nobody_else(wanted: Requirements) -> None:
+    nodes = [good_node(0), good_node(1)]
+    assert nodes[1].gpus
+    nodes[1].gpus.gpus[3] = Gpu(index=3, lost="GPU is lost")
+    assert failed(nodes, wanted) == [("gpu-1", "GPUs")]
+    (said,) = [f.detail for f in judge(nodes, wanted, CHECKS) if f.status == "FAIL"]
+    assert "GPU 3 does not answer (GPU is lost)" in said
+    of_others = [f for f in judge(nodes, wanted, GPU_CHECKS) if f.node == "gpu-1" and f.check == "GPU memory"]
+    assert [(f.status, f.detail) for f in of_others] == [("SKIP", "GPU 3: does not answer")]
+    assert {f.status for f in judge(nodes, wanted, CHECKS) if f.node == "gpu-0"} == {"PASS"}
+
+
+def test_of_two_nodes_the_one_with_fewer_gpus_is_named() -> None:
+    nodes = [good_node(0), good_node(1)]
+    assert nodes[0].gpus
+    nodes[0].gpus.gpus.pop()
+    assert failed(nodes) == [("gpu-0", "GPUs")]
+    (said,) = [f.detail for f in judge(nodes, WANTED, CHECKS) if f.status == "FAIL"]
+    assert said == "7 x NVIDIA H100 80GB HBM3, another node has 8"
+
+
+def test_seven_gpus_everywhere_are_shown_and_doubted_unless_they_are_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nodes = [good_node(0), good_node(1)]
+    for node in nodes:
+        assert node.gpus
+        node.gpus.gpus.pop()
+    found = not_passed(nodes)
+    assert [(f.node, f.check, f.status) for f in found] == [("gpu-0", "GPUs", "WARN"), ("gpu-1", "GPUs", "WARN")]
+    assert all("7 x NVIDIA H100" in f.detail and "--gpus" in f.fix for f in found)
+    assert not_passed(nodes, replace(WANTED, gpus=7)) == []
+    show(judge(nodes, replace(WANTED, gpus=7), CHECKS))
+    assert "7 x NVIDIA H100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("check", "missing"),
+    [
+        ("InfiniBand", part("infiniband", None)),
+        ("versions", part("versions", None)),
+        ("model", part("model", None)),
+        ("clock", part("clock", None)),
+        ("host memory", part("host_memory", None)),
+    ],
+)
+def test_a_fact_that_one_of_two_nodes_could_not_tell_is_that_nodes_alone(
+    check: str, missing: Callable[[Node], None]
+) -> None:
+    nodes = [good_node(0), good_node(1)]
+    missing(nodes[1])
+    nodes[1].unanswered = {check.lower().replace(" ", "_"): "no answer within 20 s"}
+    assert {node for node, _ in failed(nodes)} == {"gpu-1"}
+    assert check in {found for _, found in failed(nodes)}
+
+
+def test_a_driver_that_one_node_could_not_tell_is_compared_with_nothing() -> None:
+    nodes = [good_node(0), good_node(1)]
+    part("gpus", driver=None, cuda_driver=None)(nodes[1])
+    assert failed(nodes) == []
+
+
+def links(name: str, up: int, down: int) -> Callable[[Node], None]:
+    """The same on all of a node's GPUs."""
+
+    def change(node: Node) -> None:
+        assert node.gpus
+        update = {"name": name, "nvlinks_up": up, "nvlinks_down": list(range(up, up + down))}
+        node.gpus.gpus = [gpu.model_copy(update=update) for gpu in node.gpus.gpus]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "here", "status"),
+    [
+        (links("NVIDIA H100 PCIe", 0, 18), None, "SKIP"),  # cards without bridges
+        (links("NVIDIA H100 NVL", 12, 6), None, "PASS"),  # bridged in pairs
+        (links("NVIDIA H100 NVL", 12, 6), links("NVIDIA H100 NVL", 8, 10), "FAIL"),
+        (links("NVIDIA H100 80GB HBM3", 18, 0), links("NVIDIA H100 80GB HBM3", 0, 18), "FAIL"),
+        (links("NVIDIA H100 80GB HBM3", 16, 2), None, "FAIL"),
+        (links("NVIDIA A40", 0, 4), None, "WARN"),
+    ],
+)
+def test_links_that_are_down_are_told_from_cards_without_bridges(
+    everywhere: Callable[[Node], None], here: Callable[[Node], None] | None, status: str
+) -> None:
+    nodes = [good_node(0), good_node(1)]
+    for node in nodes:
+        everywhere(node)
+    if here:
+        here(nodes[1])
+    found = {f.node: f.status for f in judge(nodes, WANTED, GPU_CHECKS) if f.check == "NVLink"}
+    assert found["gpu-1"] == status
+    assert found["gpu-0"] == ("PASS" if here else status)
+
+
+def test_main_memory_for_checkpoints_is_wanted_of_trainer_nodes_alone() -> None:
+    nodes = [good_node(0), good_node(1)]
+    for node in nodes:
+        node.host_memory = 400 * GIB
+    assert failed(nodes, replace(WANTED, trainer_nodes=("gpu-1",))) == [("gpu-1", "host memory")]
 
 
 def test_a_gpu_machine_without_the_package_fails() -> None:

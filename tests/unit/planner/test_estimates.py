@@ -1,18 +1,24 @@
 """The formulas by themselves, against numbers worked out by hand or published."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from vllm.distributed.weight_transfer import packed_tensor
 
 from megatron_empg.planner.activations import Microbatch, layer_activations
-from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.planner.assumptions import GPUS, PACKED_BUFFER_BYTES, PACKED_BUFFERS
 from megatron_empg.planner.engines import engine_memory
+from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import chunks_in_flight, optimizer_bytes, rank_memory
 from megatron_empg.planner.shards import Parameters, model_parameters, stage_parameters
 from megatron_empg.planner.timing import bubble_share, step_time
+from megatron_empg.planner.transfer import chunk_sizes, transfer_bytes
 from megatron_empg.recipe import ActorSection, Recipe, load_recipe
+from megatron_empg.weights.mapping import rows
 from megatron_empg.weights.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[3]
@@ -84,6 +90,60 @@ def test_adam_in_mixed_precision_takes_18_bytes_a_parameter() -> None:
         tensor_parallel=2, sequence_parallel=True, data_parallel=4, expert_parallel=4, distributed_optimizer=True
     )
     assert optimizer_bytes(experts, of_experts, 2) == 12e6 / 2
+
+
+MODELS = ["smollm2-135m", "qwen2.5-7b", "qwen2.5-32b", "qwen3-30b-a3b"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chunks_are_those_that_vllm_packs(name: str) -> None:
+    """With vLLM's own packing of tensors without storage."""
+    model = config(name)
+
+    def tensors() -> Any:
+        for row in rows(model):
+            for hf, shape in zip(row.hf, row.shapes, strict=True):
+                yield hf, torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    stream, packed = tensors(), []
+    while chunk := packed_tensor.pack_tensors(stream, lambda item: item[1], PACKED_BUFFER_BYTES):
+        packed.append(chunk.packed_tensor.numel())
+    assert list(chunk_sizes(model, 2)) == packed
+    assert PACKED_BUFFER_BYTES == packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES
+    assert PACKED_BUFFERS == packed_tensor.DEFAULT_PACKED_NUM_BUFFERS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rank_0_holds_two_chunks_twice_and_the_largest_parameter(name: str) -> None:
+    model = config(name)
+    largest = max(math.prod(row.full_shape) * 2 for row in rows(model))
+    chunk = max(chunk_sizes(model, 2))
+    held = transfer_bytes(model, 2, 8)
+    assert held >= 2 * 2 * max(chunk, largest)
+    assert held <= 2 * (2 * chunk + 2.02 * largest), "the padded vocabulary"
+    assert rank_memory(recipe(), model, 0).transfer == held
+    assert rank_memory(recipe(), model, 0, device="cpu").transfer == 0
+    stages = recipe(
+        "actor.pipeline_parallel=2", "actor.context_parallel=2", "actor.max_tokens_per_microbatch=16384"
+    )
+    assert rank_memory(stages, model, 1).transfer == 0, "rank 0 is of the first stage"
+
+
+def test_main_memory_of_a_checkpoint_of_32b() -> None:
+    """Each of eight ranks writes a quarter of 4.1e9 parameters, 14 bytes of each, and holds no more."""
+    shard = stage_parameters(config("qwen2.5-32b"), recipe().actor, 0).total
+    assert shard == pytest.approx(4.1e9, rel=0.01)
+    assert checkpoint_host_memory(recipe(), config("qwen2.5-32b")) == 8 * 14 * shard / 4
+    alone = recipe("actor.context_parallel=1", "actor.distributed_optimizer=false", "actor.overlap=false",
+                   "actor.max_tokens_per_microbatch=32768")  # fmt: skip
+    assert checkpoint_host_memory(alone, config("qwen2.5-32b")) == 8 * 14 * shard, "nobody to share it with"
+
+
+def test_main_memory_of_a_checkpoint_is_never_less_than_the_largest_parameter() -> None:
+    many = recipe("actor.context_parallel=1", "actor.data_parallel=4096", "rollout.groups=4096",
+                  "actor.max_tokens_per_microbatch=32768")  # fmt: skip
+    largest = stage_parameters(config("qwen2.5-32b"), many.actor, 0).largest
+    assert checkpoint_host_memory(many, config("qwen2.5-32b")) == 8 * 14 * largest
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-32b", "qwen3-30b-a3b"])

@@ -132,7 +132,7 @@ def _evaluation(chance: random.Random, progress: float) -> dict[str, float]:
     for split, start, gain in (("test_id", 0.31, 0.36), ("test_ood", 0.22, 0.33)):
         metrics[f"eval/{split}/sampled"] = start + gain * rise + chance.uniform(-0.02, 0.02)
         metrics[f"eval/{split}/greedy"] = start + 0.42 + 0.03 * rise + chance.uniform(-0.01, 0.01)
-        metrics[f"eval/{split}/questions"] = 200
+        metrics[f"eval/{split}/sampled_questions"] = 200
     return metrics
 
 

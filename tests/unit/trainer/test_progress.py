@@ -50,9 +50,16 @@ def test_a_terminal_also_shows_the_running_phase() -> None:
 def test_an_evaluation_alone_has_no_empty_line() -> None:
     stream = io.StringIO()
     with Progress(40, console=Console(file=stream, width=160)) as progress:
-        progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/questions": 200})
+        progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/greedy_questions": 200})
     assert stream.getvalue() == "evaluation at step 0: test_ood greedy 50.0%\n"
     assert evaluation_line(1, METRICS) == ""
+
+
+def test_a_warm_ups_validation_is_a_line() -> None:
+    metrics = {"validation/loss": 0.51234, "validation/correct_surely": 0.9}
+    assert evaluation_line(3, metrics) == (
+        "evaluation at step 3: held-out walkthroughs: loss 0.5123, sure tokens 90.0%"
+    )
 
 
 def test_durations() -> None:

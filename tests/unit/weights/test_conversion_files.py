@@ -131,6 +131,41 @@ def test_another_dtype(models: Path, tmp_path: Path) -> None:
     verify(models / "qwen2", tmp_path / "megatron")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_export_says_its_own_dtype(models: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
+    to_megatron(models / "llama", tmp_path / "megatron", dtype=dtype)
+    to_hugging_face(models / "llama", tmp_path / "direct", dtype=dtype)
+    to_hugging_face(tmp_path / "megatron", tmp_path / "back", like=models / "llama")
+    for folder in ("megatron", "direct", "back"):
+        said = json.loads((tmp_path / folder / "config.json").read_text())
+        assert {said["dtype"], said["torch_dtype"]} == {str(dtype).removeprefix("torch.")}, folder
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto").dtype == dtype
+
+
+def test_a_few_tensors_of_another_dtype_do_not_name_the_model(models: Path, tmp_path: Path) -> None:
+    """As some models are published: norms in float32, all else in bfloat16."""
+    tensors = {name: t if "norm" in name else t.bfloat16() for name, t in contents(models / "llama").items()}
+    change(models / "llama", tmp_path / "mixed", **{name.replace(".", "__"): t for name, t in tensors.items()})
+    to_hugging_face(tmp_path / "mixed", tmp_path / "out")
+    assert_same_folder(tmp_path / "out", tmp_path / "mixed")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_configuration_is_utf_8_whatever_the_locale(models: Path, tmp_path: Path) -> None:
+    change(models / "llama", tmp_path / "source")
+    edit_config(tmp_path / "source", _name_or_path="größe/東京")
+    code = (
+        "import sys; from pathlib import Path; from megatron_empg.weights.conversion import to_hugging_face as c"
+    )
+    subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", f"{code}; c(Path('source'), Path('out'))"],
+        cwd=tmp_path, env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, check=True,
+    )  # fmt: skip
+    assert "größe/東京" in (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("value", "dtype", "says"),
     [
@@ -213,14 +248,14 @@ def test_a_file_of_the_checkpoint_that_is_missing_or_cut(megatron: Path) -> None
 
 
 def test_a_checkpoint_of_another_model(megatron: Path) -> None:
-    edit_config(megatron, num_hidden_layers=5)
+    edit_config(megatron, num_hidden_layers=5, layer_types=None)
     assert (
         "decoder.layers.self_attention.linear_qkv.layer_norm_weight has shape [4, 64], expected [5, 64]"
         in refusal(megatron)
     )
     edit_config(megatron, num_hidden_layers=4, tie_word_embeddings=False)
     assert "missing: ['output_layer.weight']" in refusal(megatron)
-    edit_config(megatron, architectures=["LlamaForCausalLM"], tie_word_embeddings=True)
+    edit_config(megatron, architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=True)
     assert "surplus: ['decoder.layers.self_attention.linear_qkv.bias']" in refusal(megatron)
 
 
@@ -302,7 +337,7 @@ def save_large_model(folder: Path, layers: int) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "num_hidden_layers": layers,
         "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 512,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
     }  # fmt: skip
     (like / "config.json").write_text(json.dumps(config))
     tensors = (

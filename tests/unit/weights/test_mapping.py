@@ -160,6 +160,84 @@ def test_a_tied_head_may_be_written_out(model: Path) -> None:
     embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
     change(model, lm_head__weight=embedding.clone())
     read_all(model)
+    change(model, lm_head__weight=embedding.double().float())
+    read_all(model)
+
+
+@pytest.mark.parametrize("row", [0, 300])
+def test_a_tied_head_that_differs_is_refused(model: Path, row: int) -> None:
+    head = load_file(model / "model.safetensors")["model.embed_tokens.weight"].clone()
+    head[row, 3] += 0.5
+    change(model, lm_head__weight=head)
+    assert "config.json says tie_word_embeddings, but lm_head.weight is another tensor" in refusal(model)
+    change(model, lm_head__weight=head[:7].clone())
+    assert "lm_head.weight is another tensor than model.embed_tokens.weight" in refusal(model)
+
+
+def test_a_head_that_is_missing_may_be_tied(tmp_path: Path) -> None:
+    save_random_model(tmp_path / "model", "qwen2-untied")
+    change(tmp_path / "model", lm_head__weight=None)
+    assert "where the head is the embedding, config.json says tie_word_embeddings: true" in refusal(
+        tmp_path / "model"
+    )
+
+
+def test_frequencies_of_old_files_are_left_out_and_said(model: Path) -> None:
+    _, before = read_all(model)
+    change(model, **{f"model__layers__{n}__self_attn__rotary_emb__inv_freq": torch.ones(8) for n in range(4)})
+    config = ModelConfig.from_folder(model)
+    with CheckpointReader(model, rows(config), config) as reader:
+        assert [note.partition(": ")[2] for note in reader.notes] == [
+            "4 tensors rotary_emb.inv_freq are not read; rope_theta stands in config.json"
+        ]
+    _, after = read_all(model)
+    assert len(before) == len(after)
+    change(model, model__rotary__inv_freq=torch.ones(8))
+    assert "surplus: ['model.rotary.inv_freq']" in refusal(model)
+
+
+def test_experts_in_one_tensor_are_named_for_what_they_are(tmp_path: Path) -> None:
+    save_random_model(tmp_path / "model", "qwen3_moe")
+    change(tmp_path / "model", model__layers__0__mlp__experts__gate_up_proj=torch.zeros(8, 64, 80))
+    message = refusal(tmp_path / "model")
+    assert "model.layers.0.mlp.experts.gate_up_proj holds a layer's experts in one tensor" in message
+    assert "misnamed" not in message
+
+
+def test_an_index_beside_a_file_it_does_not_name_is_refused(model: Path) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    split_in_two(model)
+    read_all(model)
+    (model / "model.safetensors").write_bytes(whole)
+    message = refusal(model)
+    assert "both model.safetensors and model.safetensors.index.json" in message
+    assert "transformers reads the first" in message
+
+
+def test_transformers_reads_the_single_file_beside_an_index(model: Path) -> None:
+    """What the refusal says of it."""
+    from transformers import AutoModelForCausalLM
+
+    whole = load_file(model / "model.safetensors")
+    split_in_two(model)
+    changed = {**whole, "model.norm.weight": torch.full((64,), 7.0)}
+    save_file(changed, model / "model.safetensors", {"format": "pt"})
+    norm = AutoModelForCausalLM.from_pretrained(model).model.norm.weight
+    assert torch.equal(norm, changed["model.norm.weight"])
+
+
+def test_an_index_may_name_the_single_file(model: Path) -> None:
+    names = load_file(model / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    read_all(model)
+
+
+def test_weights_of_another_format_are_named(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert "it holds pytorch_model.bin, which are not read" in refusal(model)
+    (model / "pytorch_model.bin").rename(model / "part.safetensors")
+    assert "it holds part.safetensors without an index" in refusal(model)
 
 
 def test_a_truncated_file_is_named(model: Path) -> None:
@@ -212,10 +290,18 @@ def test_a_file_without_a_tensor_that_the_index_gives_it(model: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"weights": {}}'])
-def test_an_index_that_is_none(model: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", ", line 1, column 2: not JSON"),
+        ("[]", " holds a list"),
+        ('{"weights": {}}', " is not an index of safetensors files"),
+        ('{"weight_map": {"a": 1}}', " is not an index of safetensors files"),
+    ],
+)
+def test_an_index_that_is_none(model: Path, content: str, says: str) -> None:
     (model / "model.safetensors.index.json").write_text(content)
-    assert "model.safetensors.index.json is not an index of safetensors files" in refusal(model)
+    assert "model.safetensors.index.json" + says in refusal(model)
 
 
 def test_a_large_folder_is_written_in_several_files(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What trainer rank 0 holds to send weights to the engines: vLLM packs tensors into chunks, on streams of its own.
+
+What a stream has taken from the allocator is not given back for other streams, so it counts beside an update's
+peak.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
+from megatron_empg.weights.mapping import rows
+from megatron_empg.weights.model_config import ModelConfig
+
+
+def chunk_sizes(config: ModelConfig, dtype_bytes: int, buffer: int = PACKED_BUFFER_BYTES) -> Iterator[int]:
+    """Bytes of each chunk, in the order they are sent: tensors are added until they are more than the buffer."""
+    chunk = 0
+    for row in rows(config):
+        for shape in row.shapes:
+            chunk += math.prod(shape) * dtype_bytes
+            if chunk > buffer:
+                yield chunk
+                chunk = 0
+    if chunk:
+        yield chunk
+
+
+@lru_cache
+def transfer_bytes(config: ModelConfig, dtype_bytes: int, tensor_parallel: int) -> int:
+    """On rank 0's GPU: for each of vLLM's buffers the fullest moment of packing a chunk.
+
+    Either a chunk's tensors and their packed copy, or the tensors so far and a Megatron parameter in two copies:
+    its tensor-parallel pieces and the whole, or the whole and what it is split into.
+    """
+    fullest, held = 0, 0
+    for row in rows(config):
+        length = row.full_shape[0]
+        if row.kind == "vocabulary":
+            length = config.padded_vocab_size(tensor_parallel)
+        whole = length * math.prod(row.full_shape[1:]) * dtype_bytes
+        fullest = max(fullest, held + 2 * whole)
+        for shape in row.shapes:
+            held += math.prod(shape) * dtype_bytes
+            if held > PACKED_BUFFER_BYTES:
+                fullest, held = max(fullest, 2 * held), 0
+    return PACKED_BUFFERS * max(fullest, 2 * held)

@@ -1,0 +1,39 @@
+"""Values of recipes that pydantic's own types do not describe: paths, and an environment's free settings."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+
+def not_empty(given: Any) -> Any:
+    """A path's text, which names something. Raises ValueError."""
+    if isinstance(given, str) and not given.strip():
+        raise ValueError("is empty; give a path")
+    if isinstance(given, str) and "\0" in given:
+        raise ValueError("holds a zero byte, which no path can")
+    return given
+
+
+def expanded(path: Path) -> Path:
+    """The path with a leading ``~`` or ``~user`` replaced by the home folder. Raises ValueError."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"is {str(path)!r}: {error}") from None
+
+
+def plain_settings(settings: dict[str, Any], key: str = "environment.settings") -> dict[str, Any]:
+    """The settings with ``~/`` expanded at the start of texts. Raises ValueError naming a number not finite."""
+    return {name: _plain(value, f"{key}.{name}") for name, value in settings.items()}
+
+
+def _plain(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return plain_settings(value, key)
+    if isinstance(value, list):
+        return [_plain(item, f"{key}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key}: Input should be a finite number; got {value}")
+    if isinstance(value, str) and value.startswith("~/"):
+        return str(Path(value).expanduser())
+    return value

@@ -1,0 +1,112 @@
+"""The engines must have sampled from the very policy that the actor holds: versions, and the tokens' log-probs."""
+
+import torch
+
+from megatron_empg.actor.actor import Score
+from megatron_empg.algorithms.rollout_correction import EngineGap, EpisodeGaps, engine_gaps, episode_gaps
+from megatron_empg.recipe import Recipe
+from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.errors import TrainingError
+
+FEW_TOKENS = 256
+"""Below so many tokens an engine's mean is not judged: one unlikely token could decide it."""
+
+
+def check_agreement(batch: Batch, scores: list[Score], step: int, recipe: Recipe) -> dict[str, float]:
+    """``policy/logprob_gap_…`` and ``policy/entropy``; without tokens none of them.
+
+    Looks at the mean over all tokens, at each engine's mean and at the largest gap of all. Raises TrainingError
+    naming the engine when one of them is above its limit, and for a log-probability that is not finite.
+    """
+    _check_versions(batch, step)
+    lengths = [s.num_own_tokens for s in batch.sequences]
+    if not sum(lengths):
+        return {}
+    ours = torch.cat([s.logprobs for s in scores])
+    theirs = torch.cat([s.values["rollout_logprobs"] for s in batch.sequences])
+    gaps = episode_gaps(ours, theirs, lengths)
+    _check_finite(batch, gaps, ours, step)
+    mean, largest = float(gaps.total.sum() / gaps.tokens.sum()), float(gaps.max.max())
+    by_engine = engine_gaps(gaps, batch.engines)
+    judged = [gap for gap in by_engine if gap.tokens >= FEW_TOKENS]
+    _check_means(batch, mean, largest, judged, step, recipe.logprob_gap_limit)
+    _check_largest(batch, gaps, step, recipe.logprob_gap_max_limit)
+    metrics = {
+        "policy/logprob_gap_mean": mean,
+        "policy/logprob_gap_max": largest,
+        "policy/logprob_gap_episode": float(gaps.mean.max()),
+        "policy/entropy": float(torch.cat([s.entropies for s in scores]).mean()),
+    }
+    if judged:
+        metrics["policy/logprob_gap_engine"] = max(gap.mean for gap in judged)
+    return metrics
+
+
+def _check_versions(batch: Batch, step: int) -> None:
+    versions = batch.policy_versions
+    wrong = ((versions != step).any(1)).nonzero().flatten().tolist()
+    if wrong:
+        raise TrainingError(
+            f"step {step}: the engines sampled with policy versions {int(versions.min())} to "
+            f"{int(versions.max())}, the actor holds version {step}; the weights in the engines are stale "
+            f"({_named(batch, wrong)})"
+        )
+
+
+def _check_finite(batch: Batch, gaps: EpisodeGaps, ours: torch.Tensor, step: int) -> None:
+    wrong = gaps.not_finite.nonzero().flatten().tolist()
+    if wrong:
+        raise TrainingError(
+            f"step {step}: {int(gaps.not_finite.sum())} of the engines' log-probs are not finite (vLLM says -9999 "
+            f"for them), in {len(wrong)} episodes of {_named(batch, wrong)}: it computes NaN or infinity, for "
+            "its memory or its weights are broken; leave its machine out, or start it anew"
+        )
+    if not ours.isfinite().all():
+        count = int((~ours.isfinite()).sum())
+        raise TrainingError(
+            f"step {step}: {count} of the actor's log-probs of the sampled tokens are not finite: its weights are "
+            "broken, as by an update that diverged; go on from an earlier checkpoint with a lower "
+            "actor.optimizer.lr"
+        )
+
+
+def _check_means(
+    batch: Batch, mean: float, largest: float, judged: list[EngineGap], step: int, limit: float
+) -> None:
+    if not mean <= limit:
+        worst = max(judged, key=lambda gap: gap.mean, default=None)
+        name = f"; worst {_engine(batch, worst.engine)} with {worst.mean:.2e}" if worst else ""
+        raise TrainingError(
+            f"step {step}: the engines' log-probs differ from the actor's by {mean:.2e} on average "
+            f"(largest {largest:.2e}{name}), above the limit of {limit:g} (limits.logprob_gap): the engines do "
+            "not hold the actor's weights, or sample otherwise than the recipe says"
+        )
+    for gap in judged:
+        if not gap.mean <= limit:
+            raise TrainingError(
+                f"step {step}: the log-probs of {_engine(batch, gap.engine)} differ from the actor's by "
+                f"{gap.mean:.2e} on average over {gap.tokens} tokens, above the limit of {limit:g} "
+                f"(limits.logprob_gap); over all engines it is {mean:.2e}: this engine does not hold the actor's "
+                "weights, or is broken"
+            )
+
+
+def _check_largest(batch: Batch, gaps: EpisodeGaps, step: int, limit: float) -> None:
+    episode = int(gaps.max.argmax())
+    largest = float(gaps.max[episode])
+    if not largest <= limit:
+        raise TrainingError(
+            f"step {step}: a token's log-prob by {batch.engine_of(episode)} differs from the actor's by "
+            f"{largest:.2e}, above the limit of {limit:g} (limits.logprob_gap_max), in episode {episode} of the "
+            f"batch, whose mean gap is {float(gaps.mean[episode]):.2e}: some of that engine's weights or memory "
+            "are wrong"
+        )
+
+
+def _engine(batch: Batch, index: int) -> str:
+    return batch.engine_urls[index] if 0 <= index < len(batch.engine_urls) else "engines that were not noted"
+
+
+def _named(batch: Batch, episodes: list[int]) -> str:
+    """The engines of these episodes."""
+    return ", ".join(sorted({batch.engine_of(episode) for episode in episodes}))

@@ -1,0 +1,56 @@
+"""When played episodes are worth stopping for, said with one of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from megatron_empg.rollout.episode import Episode
+
+SHOWN_TURNS = 3
+SHOWN_CHARACTERS = 400
+
+
+class DriverError(RuntimeError):
+    """The episodes are not worth training on; the message says what happened to them and shows one."""
+
+
+def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
+    """Raises DriverError if more than the share `most` of them ended in an error, or all did."""
+    failed = [episode for episode in episodes if episode.outcome == "error"]
+    if not failed or (len(failed) <= most * len(episodes) and len(failed) < len(episodes)):
+        return
+    kinds = Counter((episode.error or "").partition(":")[0] for episode in failed)
+    counted = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
+    raise DriverError(
+        f"{when}: {len(failed)} of {len(episodes)} episodes ended in an error ({counted}), more than "
+        f"limits.max_error_share ({most:g}) allows. One of them:\n{shown(failed[0])}"
+    )
+
+
+def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:
+    """Raises DriverError if the environment could read none of the turns."""
+    judged = [bool(step.info["malformed"]) for e in episodes for step in e.steps if "malformed" in step.info]
+    if not judged or not all(judged):
+        return
+    example = next(e for e in episodes if any(step.info.get("malformed") for step in e.steps))
+    raise DriverError(
+        f"{when}: the environment could read none of the policy's {len(judged)} turns, so there is nothing to "
+        "learn from. Does the policy know how to act here (a prompt that says so, or a supervised warm-up), and "
+        f"do its turns fit into rollout.max_turn_tokens? One episode:\n{shown(example)}"
+    )
+
+
+def shown(episode: Episode) -> str:
+    """What a reader needs to see of it: task, end, and its first turns."""
+    sample = f"task {episode.task_id}, sample {episode.sample}, {episode.outcome}"
+    lines = [sample + (f": {_short(episode.error)}" if episode.error else "")]
+    for number, step in enumerate(episode.steps[:SHOWN_TURNS]):
+        lines.append(f"turn {number + 1} ({step.finish}): {_short(step.text)!r}")
+        if step.observation is not None:
+            lines.append(f"observation: {_short(step.observation)!r}")
+    if len(episode.steps) > SHOWN_TURNS:
+        lines.append(f"... and {len(episode.steps) - SHOWN_TURNS} more turns")
+    return "\n".join("  " + line for line in lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ..."

@@ -1,0 +1,250 @@
+"""What makes a run that run: a folder goes on under the same recipe, model and data, or not at all.
+
+Every key of a recipe is either fixed or may change on a continuation; docs/runs.md lists them for users.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic_core import PydanticUndefined
+
+from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, data_files
+from megatron_empg.recipe import Recipe, RecipeError, Section, SftRecipe, dump_recipe
+from megatron_empg.trainer.fingerprint import fingerprint_file, fingerprint_model
+from megatron_empg.trainer.jsonl import write_aside
+from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+
+MAY_CHANGE = frozenset({
+    # How long it goes on, and what it keeps and tells.
+    "run.folder", "run.steps", "run.checkpoint_every", "run.keep_checkpoints",
+    "logging.*", "limits.*", "evaluation.*", "sft.validate_every", "algorithm.kl_to_initial_every",
+    # Where and how fast it is computed.
+    "engines.*", "rollout.concurrency",
+    "actor.tensor_parallel", "actor.pipeline_parallel", "actor.virtual_pipeline", "actor.context_parallel",
+    "actor.context_exchange", "actor.expert_parallel", "actor.data_parallel", "actor.sequence_parallel",
+    "actor.overlap", "actor.recompute", "actor.recompute_layers", "actor.max_tokens_per_microbatch",
+    # In force from the first step of the continuation on.
+    "actor.optimizer.*",
+})  # fmt: skip
+"""Keys that may be another on a continuation; `section.*` is all of a section."""
+
+FIXED = frozenset({
+    "run.seed", "model.initialise", "model.dtype", "environment.name", "environment.settings.*",
+    "environment.max_turns", "rollout.groups", "rollout.group_size", "rollout.temperature",
+    "rollout.max_turn_tokens", "rollout.max_episode_tokens", "algorithm.*", "actor.distributed_optimizer",
+    "sft.batch_size", "sft.split",
+})  # fmt: skip
+"""Keys that may not, as does every key that stands in no list."""
+
+BY_CONTENT = frozenset({"model.path"})
+"""Keys whose text may change but not what lies there; so with the environment's files."""
+
+MODEL_PARTS = {"config": "config.json", "tokenizer": "the tokenizer's files", "weights": "the weights"}
+
+
+def take_up(recipe: Recipe | SftRecipe) -> RunFolder:
+    """The recipe's run folder, locked: a new one, or the one of the same run.
+
+    Notes the recipe and this start there, unless the run has finished its steps: then nothing is written. Raises
+    RecipeError when the folder holds another run or cannot be used.
+    """
+    folder = RunFolder(recipe.run.folder)
+    try:
+        folder.lock()
+    except RunFolderError as error:
+        raise RecipeError(f"run.folder: {error}") from None
+    try:
+        require_same_run(recipe)
+        if not folder.finished(recipe.run.steps):
+            _write_start(folder, recipe)
+            folder.stop.unlink(missing_ok=True)
+    except (RunFolderError, OSError) as error:
+        folder.close()
+        raise RecipeError(f"run.folder: cannot write the run folder {folder.root}: {error}") from None
+    except RecipeError:
+        folder.close()
+        raise
+    return folder
+
+
+def require_same_run(recipe: Recipe | SftRecipe, *, model: bool = True) -> None:
+    """Raise RecipeError if the recipe's run folder holds a run that cannot go on under it; names every difference.
+
+    Reads alone. `model`: compare the model too, which is not at its place before a job has converted it.
+    """
+    folder = RunFolder(recipe.run.folder)
+    if not folder.begun():
+        return
+    faults = [*_other_kind(folder, recipe)]
+    faults = faults or [*_other_keys(folder, recipe), *_other_files(folder, recipe, model)]
+    if faults:
+        raise RecipeError(
+            f"run.folder: {folder.root} holds a run that cannot go on under this recipe:\n"
+            + "\n".join(f"  - {fault}" for fault in faults)
+            + "\nGive another run.folder, or set these back; docs/runs.md lists what may change"
+        )
+    done = folder.last_checkpoint()
+    if done > recipe.run.steps:
+        raise RecipeError(
+            f"run.steps is {recipe.run.steps}; the run in {folder.root} has {done} steps behind it: raise it"
+        )
+
+
+def changed_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> dict[str, dict[str, Any]]:
+    """{key: {"from", "to"}} of the keys that are another than at the folder's last start; not of its place."""
+    recorded = _recorded_recipe(folder)
+    if recorded is None:
+        return {}
+    return {
+        key: {"from": old, "to": new}
+        for key, old, new in differences(recorded, recipe)
+        if key not in BY_CONTENT and key != "run.folder"
+    }
+
+
+def differences(recorded: Mapping[str, Any], recipe: Recipe | SftRecipe) -> Iterator[tuple[str, Any, Any]]:
+    """(key, recorded, new) of every key of the recipe that is another; a key that was not recorded, since it is
+    newer than the record, had its default."""
+    kind = type(recipe)
+    old, new = flat(recorded, kind), flat(recipe.model_dump(mode="json"), kind)
+    defaults = default_values(kind)
+    for key in dict.fromkeys([*new, *(key for key in old if key.startswith("environment.settings."))]):
+        before = old[key] if key in old else defaults.get(key)
+        if before != new.get(key):
+            yield key, before, new.get(key)
+
+
+def may_change(key: str) -> bool:
+    """Whether a continuation may have another value of the key (dotted, as in an override)."""
+    return _named(key, MAY_CHANGE)
+
+
+def is_fixed(key: str) -> bool:
+    """Whether the key is listed as one that may not change."""
+    return _named(key, FIXED) and key not in MAY_CHANGE
+
+
+def _named(key: str, names: frozenset[str]) -> bool:
+    sections = key.split(".")
+    above = [".".join(sections[:count]) + ".*" for count in range(1, len(sections))]
+    return key in names or any(name in names for name in above)
+
+
+def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
+    """{dotted key: value} of nested values; an environment's settings are keys too."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        field = kind.model_fields.get(name)
+        inner = field.annotation if field else None
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Section):
+            found |= {f"{name}.{key}": item for key, item in flat(value, inner).items()}
+        elif isinstance(value, Mapping) and name == "settings":
+            found |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def default_values(kind: type[Section]) -> dict[str, Any]:
+    """{dotted key: default}, as a dumped recipe would say it; keys without one are left out."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= {f"{name}.{key}": value for key, value in default_values(field.annotation).items()}
+        elif (default := field.get_default(call_default_factory=True)) is not PydanticUndefined:
+            found[name] = json.loads(json.dumps(default, default=str))
+    return found
+
+
+def _other_kind(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
+    recorded = _recorded_recipe(folder)
+    ours = _command(recipe)
+    theirs = _identity(folder).get("kind") or ("sft" if recorded and "sft" in recorded else "train")
+    if ours != theirs:
+        yield f"it is a run of `empg {theirs}`, this is `empg {ours}`"
+
+
+def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
+    """By recipe.yaml, and by the newest checkpoint, whose manifest says what it was trained with."""
+    name = recipe.environment.name
+    places = {f"environment.settings.{key}" for table in (DATA_SETTINGS, SERVICE_SETTINGS) for key in table[name]}
+    named: set[str] = set()
+    for recorded in (_recorded_recipe(folder), folder.checkpoint_recipe()):
+        if recorded is None:
+            continue
+        for key, old, new in differences(recorded, recipe):
+            if may_change(key) or key in BY_CONTENT | places | named:
+                continue
+            named.add(key)
+            yield f"{key} was {_said(old)}, is {_said(new)}"
+
+
+def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> Iterator[str]:
+    recorded = _identity(folder)
+    ours = describe(recipe)
+    if model and (theirs := recorded.get("model")) and ours["model"]:
+        differing = [words for part, words in MODEL_PARTS.items() if theirs.get(part) != ours["model"].get(part)]
+        if differing:
+            yield (
+                f"model.path: the run began from {recorded.get('model_path')}; in {recipe.model.path} "
+                f"{' and '.join(differing)} differ from what was there"
+            )
+    for name, before in recorded.get("data", {}).items():
+        now = ours["data"].get(name)
+        if now and before["sha256"] != now["sha256"]:
+            yield (
+                f"environment.settings.{name}: the run began with {before['path']}; the content of {now['path']} "
+                "is another"
+            )
+
+
+def describe(recipe: Recipe | SftRecipe) -> dict[str, Any]:
+    """Kind of run, and fingerprints of its model and data; without what is not at its place."""
+    files = data_files(recipe.environment.name, recipe.environment.settings)
+    data = {name: {"path": str(path), "sha256": fingerprint_file(path)} for name, path in files.items()}
+    return {
+        "kind": _command(recipe),
+        "model_path": str(recipe.model.path),
+        "model": fingerprint_model(recipe.model.path, recipe.model.initialise),
+        "data": {name: entry for name, entry in data.items() if entry["sha256"]},
+    }
+
+
+def _write_start(folder: RunFolder, recipe: Recipe | SftRecipe) -> None:
+    """The recipe last: until it is there, the next start finds the changes that this one made and notes them."""
+    begun = folder.begun()
+    known, ours = _identity(folder) if begun else {}, describe(recipe)
+    # What was not there at the first start (a model that the job converts) is noted when it is.
+    ours |= {name: value for name, value in known.items() if value}
+    if ours != known:
+        write_aside(folder.identity, json.dumps(ours, indent=2) + "\n")
+    changed = changed_keys(folder, recipe) if begun else {}
+    noted = {"step": folder.last_checkpoint()} | ({"changed": changed} if changed else {})
+    folder.write_start(dump_recipe(recipe), noted)
+
+
+def _identity(folder: RunFolder) -> dict[str, Any]:
+    """As recorded; empty for a folder of a release that did not."""
+    try:
+        found = json.loads(folder.identity.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _recorded_recipe(folder: RunFolder) -> dict[str, Any] | None:
+    try:
+        found = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _command(recipe: Recipe | SftRecipe) -> str:
+    return "sft" if isinstance(recipe, SftRecipe) else "train"
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)

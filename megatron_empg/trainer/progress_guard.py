@@ -1,0 +1,69 @@
+"""A run that learns nothing must not go on unseen: batches too poor to train on, updates skipped, turns unread."""
+
+from megatron_empg.recipe import Recipe
+from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.errors import TrainingError
+
+
+class ProgressGuard:
+    """Counts what stands in a row, over this process's steps: a run that was resumed counts anew."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.idle_steps = 0
+        self.skipped_updates = 0
+
+    def check_batch(self, step: int, batch: Batch) -> bool:
+        """Whether the step must train on nothing, since the batch has fewer groups than `recipe.min_groups`.
+
+        Raises TrainingError when that came too often in a row, or when no turn of the batch could be read.
+        """
+        self._check_turns(step, batch)
+        groups, limits = len(batch.groups.unique()), self._recipe.limits
+        if groups >= self._recipe.min_groups:
+            self.idle_steps = 0
+            return False
+        self.idle_steps += 1
+        if self.idle_steps > limits.max_idle_steps:
+            raise TrainingError(
+                f"step {step}: the batch has {groups} groups to learn from, fewer than {self._recipe.min_groups} "
+                f"(limits.min_groups), as the {self.idle_steps - 1} steps before it had (limits.max_idle_steps "
+                f"{limits.max_idle_steps}): {_why(batch)}. One of the episodes:\n{batch.shown_episode()}"
+            )
+        return True
+
+    def check_updates(self, step: int, applied: list[bool]) -> None:
+        """Raises TrainingError when too many optimizer steps in a row were skipped."""
+        limit = self._recipe.limits.max_skipped_updates
+        for was_applied in applied:
+            self.skipped_updates = 0 if was_applied else self.skipped_updates + 1
+            if self.skipped_updates > limit:
+                raise TrainingError(
+                    f"step {step}: {self.skipped_updates} optimizer steps in a row were skipped, since loss or "
+                    f"gradient was not finite; limits.max_skipped_updates is {limit}: the policy has diverged or "
+                    "its weights are broken; go on from an earlier checkpoint with a lower actor.optimizer.lr"
+                )
+
+    def _check_turns(self, step: int, batch: Batch) -> None:
+        numbers = batch.metrics
+        malformed = numbers.get("train/malformed_actions", 0.0)
+        turns = round(numbers.get("train/turns", 0.0) * numbers.get("train/episodes", 0.0))
+        if turns and malformed >= turns:
+            raise TrainingError(
+                f"step {step}: none of the batch's {turns} turns held an action that the environment could read: "
+                "the policy does not know the environment's format, so nothing can be rewarded; tell it in the "
+                f"prompt, or begin with `empg sft`. One of the episodes:\n{batch.shown_episode()}"
+            )
+
+
+def _why(batch: Batch) -> str:
+    """What the batch's own numbers say of where its groups went."""
+    reasons = {
+        "train/groups_dropped_equal": "dropped since all their rewards were equal",
+        "train/groups_dropped_errors": "lost to errors",
+    }
+    numbers = [(batch.metrics.get(name, 0.0), words) for name, words in reasons.items()]
+    said = [f"{count:g} groups were {words}" for count, words in numbers if count]
+    reward = batch.metrics.get("train/reward")
+    mean = f"the mean reward was {reward:g}" if reward is not None else "no episode got a reward"
+    return ", ".join([*said, mean])

@@ -1,0 +1,92 @@
+"""Rotary positions as a config.json describes them, in whichever of the keys of old and new files."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+class RopeConfigError(ValueError):
+    """Rotary positions that cannot be represented; the message names the key."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of rotary positions: low frequencies divided by `factor`, high ones left alone."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+_PLACES = ("rope_parameters", "rope_scaling")
+_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def rope_theta(raw: dict[str, Any]) -> float:
+    """The base of the frequencies. Raises RopeConfigError where none stands, or several that differ."""
+    found = {
+        f"{place}rope_theta": positive(values["rope_theta"], f"{place}rope_theta")
+        for place, values in (("", raw), *((f"{place}.", _section(raw, place)) for place in _PLACES))
+        if values.get("rope_theta") is not None
+    }
+    if not found:
+        raise RopeConfigError(
+            "rope_theta: missing from config.json, and the model depends on it; write down what it was trained "
+            "with (readers that know no better take 10000)"
+        )
+    if len(set(found.values())) > 1:
+        raise RopeConfigError(f"{' and '.join(f'{key} ({value:g})' for key, value in found.items())} differ")
+    return next(iter(found.values()))
+
+
+def rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
+    """How positions are stretched, None where they are not. Raises RopeConfigError."""
+    found = {place: made for place in _PLACES if (made := _scaling(place, _section(raw, place))) is not None}
+    if len(set(found.values())) > 1:
+        raise RopeConfigError(
+            "rope_parameters and rope_scaling differ; keep the one that the model was trained with"
+        )
+    return next(iter(found.values()), None)
+
+
+def positive(value: Any, key: str) -> float:
+    """The number. Raises RopeConfigError unless it is finite and above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise RopeConfigError(f"{key}: {value!r} is not a positive number")
+    return float(value)
+
+
+def _section(raw: dict[str, Any], place: str) -> dict[str, Any]:
+    values = raw.get(place) or {}
+    if not isinstance(values, dict):
+        raise RopeConfigError(f"{place}: {values!r} is not a group of keys")
+    if by_layer := [key for key, value in values.items() if isinstance(value, dict)]:
+        if by_layer == ["full_attention"] and len(values) == 1:  # all layers are of this type
+            return dict(values["full_attention"])
+        raise RopeConfigError(
+            f"{place}.{by_layer[0]}: positions of their own for types of layers are not supported"
+        )
+    return values
+
+
+def _scaling(place: str, values: dict[str, Any]) -> RopeScaling | None:
+    kind = values.get("rope_type", values.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise RopeConfigError(f"{place}: type {kind!r} is not supported; supported: default, llama3")
+    if values.get("partial_rotary_factor", 1.0) not in (1, None):
+        raise RopeConfigError(f"{place}.partial_rotary_factor: below 1 is not supported")
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *(_SCALING if kind == "llama3" else ())}
+    for key, value in values.items():
+        if key not in known and value is not None:
+            raise RopeConfigError(f"{place}.{key}: {value!r} is not understood in positions of type {kind!r}")
+    if kind == "default":
+        return None
+    for key in _SCALING:
+        if values.get(key) is None:
+            raise RopeConfigError(f"{place}.{key}: missing from config.json")
+    low, high = (positive(values[key], f"{place}.{key}") for key in _SCALING[1:3])
+    if low >= high:
+        raise RopeConfigError(f"{place}.low_freq_factor: {low:g} is not below high_freq_factor ({high:g})")
+    original = positive(values[_SCALING[3]], f"{place}.{_SCALING[3]}")
+    return RopeScaling(positive(values["factor"], f"{place}.factor"), low, high, int(original))

@@ -1,0 +1,182 @@
+"""Every recipe as it is written, at its true size: what can be known of it without weights."""
+
+import asyncio
+import json
+import shutil
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch.distributed as dist
+from recipe_files import RECIPES, ROOT, read
+from scaling import scaled, words
+from stand_ins import is_published, start_of
+from transformers import AutoTokenizer
+
+from megatron_empg.cluster.watchdog import Beat, Watchdog
+from megatron_empg.environments.base import TaskSource
+from megatron_empg.environments.deep_search.actions import Tool
+from megatron_empg.environments.registry import make_task_source
+from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.planner.legality import layout_faults
+from megatron_empg.planner.search import GIB, plan
+from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
+from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.client import Generation, Sampling
+from megatron_empg.rollout.episode import Limits, run_episode
+from megatron_empg.trainer.check import check_recipe
+from megatron_empg.trainer.evaluation import Evaluation
+from megatron_empg.trainer.loop import Training
+from megatron_empg.trainer.phases import phase_limits
+from megatron_empg.weights.model_config import ModelConfig
+
+CONFIGS = ROOT / "tests/unit/weights/configs"
+TRAINING = [path for path in RECIPES if isinstance(read(path), Recipe)]
+PUBLISHED = [path for path in RECIPES if is_published(read(path))]
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+every_training = pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+every_published = pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+
+
+def published_config(recipe: Recipe | SftRecipe, folder: Path) -> Path:
+    """A folder with the config.json of the model that a recipe names, which is kept for its size."""
+    name = recipe.model.path.name.lower().removesuffix("-instruct")
+    kept = CONFIGS / f"{name}.json"
+    assert kept.exists(), f"{recipe.model.path}: put its config.json there as {kept.relative_to(ROOT)}"
+    shutil.copy(kept, folder / "config.json")
+    return folder
+
+
+def tasks_of(recipe: Recipe | SftRecipe) -> TaskSource:
+    acting = recipe.environment
+    return _tasks(acting.name, acting.max_turns, json.dumps(acting.settings))
+
+
+@cache
+def _tasks(name: str, max_turns: int, settings: str) -> TaskSource:
+    return make_task_source(name, max_turns=max_turns, **json.loads(settings))
+
+
+@every_recipe
+def test_model_and_layout_fit_each_other(path: Path, tmp_path: Path) -> None:
+    recipe = read(path)
+    model = published_config(recipe, tmp_path) if is_published(recipe) else start_of(recipe)
+    assert not layout_faults(recipe, ModelConfig.from_folder(model))
+
+
+@every_published
+def test_a_recipe_for_a_cluster_fits_the_gpus_that_it_asks_for(path: Path, tmp_path: Path) -> None:
+    model = published_config(read(path), tmp_path)
+    recipe = load_recipe(path, [f"model.path={model}"])
+    engines = recipe.engines.count * recipe.engines.tensor_parallel
+    found = plan(
+        recipe, ModelConfig.from_folder(model), gpus=recipe.actor.world_size + engines, gpu_memory=80 * GIB,
+        gpu=GPUS["H100"],
+    )  # fmt: skip
+    assert not found.own_faults, found.own_faults
+
+
+@every_recipe
+def test_the_policy_is_told_how_to_act_unless_it_was_taught(path: Path) -> None:
+    recipe = read(path)
+    (task,) = tasks_of(recipe).sample("train", 1, seed=0)
+    told = " ".join(message["content"] for message in task.prompt[:-1])
+    missing = [tool for tool in get_args(Tool) if f"<{tool}>" not in told or f"</{tool}>" not in told]
+    if is_published(recipe):
+        assert not missing, f"{path.name} does not tell its model how to {', '.join(missing)}"
+    else:
+        assert not told, "the miniature's policies were taught without instructions"
+
+
+@every_recipe
+def test_what_stands_for_its_model_knows_the_prompt_and_bears_the_layout(path: Path, tmp_path: Path) -> None:
+    recipe = read(path)
+    start = start_of(recipe)
+    prompt = tasks_of(recipe).sample("train", 1, seed=0)[0].prompt
+    length = len(ChatTokens(AutoTokenizer.from_pretrained(start)).prompt(prompt))
+    positions = json.loads((start / "config.json").read_text())["max_position_embeddings"]
+    for overrides in scaled(recipe, 4):
+        given = [*words(overrides), f"model.path={start}", f"run.folder={tmp_path}"]
+        small = load_recipe(path, given, type(recipe))
+        check_recipe(small)
+        if isinstance(small, Recipe):
+            assert length + small.rollout.max_turn_tokens < small.rollout.max_episode_tokens <= positions
+
+
+@dataclass
+class Visitor:
+    """Visits the longest page, again and again; a client of no engine."""
+
+    turn: list[int]
+    asked_with: list[int] = field(default_factory=list)
+
+    async def generate(self, tokens: list[int], sampling: Sampling, *, max_tokens: int, seed: int) -> Generation:
+        self.asked_with.append(len(tokens))
+        own = self.turn[:max_tokens]
+        finish = "stop" if len(own) == len(self.turn) else "length"
+        return Generation(own, [-0.5] * len(own), finish, [])
+
+
+@every_training
+def test_no_observation_carries_an_episode_past_its_limit(path: Path) -> None:
+    recipe = read(path)
+    tokenizer = AutoTokenizer.from_pretrained(start_of(recipe))
+    source, chat = tasks_of(recipe), ChatTokens(tokenizer)
+    (task,) = source.sample("train", 1, seed=0)
+    longest = max(source.corpus.documents, key=lambda page: len(page.text)).title
+    text = f"<think> look</think><visit> {longest}</visit>"
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    visitor = Visitor([*own, chat.end_of_turn])
+    prompt, sampling = len(chat.prompt(task.prompt)), Sampling(temperature=1.0)
+    for limit in range(prompt + 2, prompt + 200):
+        limits = Limits(recipe.environment.max_turns, recipe.rollout.max_turn_tokens, limit)
+        play = run_episode(visitor, chat, partial(source.make, task), task, sampling, limits, lambda turn: turn)
+        episode = asyncio.run(play)
+        assert episode.outcome == "truncated", episode.error
+        assert len(episode.tokens) <= limit, "an observation carried the episode past its limit"
+        assert episode.steps[-1].end <= limit
+
+
+@dataclass
+class SlowEvaluation:
+    """Rank 0's driver and heartbeat in an evaluation each pass of which takes just what it may; time is told."""
+
+    limits: dict[str, float]
+    seconds: float
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(silence=1e9))
+    now: float = 0.0
+    phase: str = "start"
+    collectives: int = 0
+    hanging: list[str] = field(default_factory=list)
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+
+    def barrier(self) -> None:
+        self.collectives += 1
+
+    def evaluate(self, split: Any, greedy: bool) -> Evaluation:
+        for _ in range(20):
+            self.now += self.seconds / 20
+            limit = self.limits[self.phase]
+            beat = Beat(0, "node", 1, int(self.now), 0, self.phase, self.collectives, "evaluate", limit)
+            self.watchdog.read([beat], self.now)
+            self.hanging += self.watchdog.verdict(self.now)
+        return Evaluation(split, greedy, success=0.5, questions=4, errors=0, seconds=self.seconds)
+
+
+@every_training
+def test_an_evaluation_may_take_what_all_of_its_passes_take(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = read(path)
+    assert isinstance(recipe, Recipe)
+    slow = SlowEvaluation(phase_limits(recipe), recipe.waits.batch)
+    monkeypatch.setattr(dist, "barrier", slow.barrier)
+    training: Any = object.__new__(Training)
+    training.recipe, training.heartbeat, training.driver = recipe, slow, slow
+    training._evaluate()
+    assert not slow.hanging, f"an evaluation longer than its limit: {slow.hanging[0]}"
+    passes = len(recipe.evaluation.splits) * (1 + recipe.evaluation.greedy)
+    assert slow.now == pytest.approx(passes * recipe.waits.batch)

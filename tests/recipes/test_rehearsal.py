@@ -1,0 +1,169 @@
+"""Every recipe in recipes/, run small from its own kind of start with its own flags, on real ranks and engines.
+
+Of each class of recipe one goes the whole way: steps, checkpoints, killed, resumed, exported, evaluated. The
+others train two steps and export; `make test-recipes-all` takes them all the whole way. `scaling` says what is
+made small, `stand_ins` where a run starts.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launches import KILLED, Launches
+from recipe_files import RECIPES, ROOT, read
+from safetensors.torch import load_file
+from scaling import Overrides, Size, scaled, words
+from stand_ins import is_published, start_of
+
+from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
+from megatron_empg.weights.initialise import random_tensors
+from megatron_empg.weights.mapping import rows
+from megatron_empg.weights.model_config import ModelConfig
+
+RANKS = 4
+WHOLE_STEPS = 3
+ALL_THE_WAY = bool(os.environ.get("RECIPES_ALL"))
+"""Take every recipe the whole way."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pass of one recipe, and whether it goes the whole way."""
+
+    path: Path
+    number: int
+    overrides: Overrides
+    whole: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.stem}-{self.number}" + ("-whole" if self.whole else "")
+
+
+def class_of(recipe: Recipe | SftRecipe) -> str:
+    if isinstance(recipe, SftRecipe):
+        return "warm-up"
+    return "training on a cluster" if is_published(recipe) else "small training"
+
+
+def cases() -> list[Case]:
+    """All passes of all recipes; the first recipe of each class goes the whole way in its first pass."""
+    found, classes = [], set()
+    for path in RECIPES:
+        recipe = read(path)
+        for number, _ in enumerate(scaled(recipe, RANKS)):
+            whole = ALL_THE_WAY or class_of(recipe) not in classes
+            classes.add(class_of(recipe))
+            size = Size(steps=WHOLE_STEPS) if whole else Size()
+            found.append(Case(path, number, scaled(recipe, RANKS, size)[number], whole))
+    return found
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_a_recipe_runs_from_its_own_kind_of_start(case: Case, tmp_path: Path) -> None:
+    written = read(case.path)
+    kind, start = type(written), start_of(written)
+    overrides = {**case.overrides, "model.path": start, "run.folder": tmp_path / "run"}
+    recipe = load_recipe(case.path, words(overrides), kind)
+    command = ["sft" if kind is SftRecipe else "train", str(case.path), *words(overrides)]
+    launches = Launches(tmp_path / "run")
+    if case.whole:
+        launches.run(*command, kill_after_step=2)
+        assert launches.exits == [KILLED], launches.output
+    launches.run(*command)
+    assert launches.exits[-1] == 0, launches.output
+    print(f"{case.name}: {launches.processor_seconds:.0f} processor seconds")
+
+    check_steps(recipe, launches.logged)
+    check_export(recipe, tmp_path / "run/policy", start)
+    if case.whole and isinstance(recipe, Recipe):
+        launches.run("evaluate", str(case.path), *words(overrides), "--model", str(tmp_path / "run/policy"))
+        assert launches.exits[-1] == 0, launches.output
+        asked = [line for line in launches.output.splitlines() if f"of {recipe.evaluation.questions} " in line]
+        assert len(asked) == len(recipe.evaluation.splits) * (1 + recipe.evaluation.greedy), launches.output
+
+
+def check_steps(recipe: Recipe | SftRecipe, logged: list[dict[str, Any]]) -> None:
+    """Every step once, each an update that was made; in training within the recipe's own limits."""
+    first = 0 if isinstance(recipe, Recipe) else 1
+    assert [line["step"] for line in logged] == list(range(first, recipe.run.steps + 1)), "every step once"
+    steps = logged[1 - first :]
+    assert all(line.get("skipped_updates", 0) == 0 for line in steps)
+    if isinstance(recipe, SftRecipe):
+        assert all(line["policy/grad_norm"] > 0 for line in steps)
+        return
+    assert sum(line["train/groups_kept"] for line in steps) >= 1, "nothing to learn from in any step"
+    assert any(line.get("policy/grad_norm", 0) > 0 for line in steps), "no update was made"
+    for line in steps:
+        assert 0 < line["policy/logprob_gap_mean"] <= recipe.logprob_gap_limit, line["step"]
+        assert line["train/episodes_error"] == 0, line["step"]
+        assert line["policy_version"] == line["step"] - 1
+    asked = recipe.evaluation.questions
+    for line in (logged[0], logged[-1]) if asked else ():
+        for split in recipe.evaluation.splits:
+            assert line[f"eval/{split}/questions"] == asked
+            assert (f"eval/{split}/greedy" in line) == recipe.evaluation.greedy
+
+
+def check_export(recipe: Recipe | SftRecipe, policy: Path, start: Path) -> None:
+    """The exported policy has the start's tensors, in the recipe's dtype, and training has changed them."""
+    after = load_file(policy / "model.safetensors")
+    before = load_file(start / "model.safetensors") if recipe.model.initialise == "checkpoint" else drawn(recipe)
+    assert after.keys() == before.keys()
+    dtype = getattr(torch, recipe.model.dtype)
+    assert {tensor.dtype for tensor in after.values()} == {dtype}
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    same = [name for name, tensor in after.items() if torch.equal(tensor, before[name].to(dtype))]
+    assert len(same) < len(after), "training has changed no weight"
+
+
+def drawn(recipe: Recipe | SftRecipe) -> dict[str, torch.Tensor]:
+    """The weights of a random start."""
+    config = ModelConfig.from_folder(recipe.model.path)
+    found = {}
+    for row in rows(config):
+        found |= dict(zip(row.hf, random_tensors(row, config, recipe.run.seed), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if is_published(read(p))], ids=lambda path: path.stem)
+def test_a_warm_up_in_a_clusters_layout_exports(path: Path, tmp_path: Path) -> None:
+    """The layout and flags of a recipe for a cluster serve `empg sft` too."""
+    folder, warm_up = tmp_path / "run", ROOT / "recipes/miniature_sft.yaml"
+    small = load_recipe(path, words(scaled(read(path), RANKS)[0]))
+    actor = small.actor.model_dump(exclude={"optimizer"}, exclude_defaults=True)
+    overrides = {
+        **scaled(read(warm_up), RANKS, Size(steps=1))[0],
+        **{f"actor.{name}": value for name, value in actor.items()},
+        "model.dtype": small.model.dtype,
+        "run.folder": folder,
+        "actor.data_parallel": small.actor.data_parallel,
+        "actor.max_tokens_per_microbatch": 2048,
+    }
+    launches = Launches(folder)
+    launches.run("sft", str(warm_up), *words(overrides))
+    assert launches.exits == [0], launches.output
+    recipe = load_recipe(warm_up, words(overrides), SftRecipe)
+    check_steps(recipe, launches.logged)
+    check_export(recipe, folder / "policy", start_of(recipe))
+
+
+def test_the_first_command_with_every_flag_of_data_parallelism(tmp_path: Path) -> None:
+    """Overlap and the distributed optimizer over two data-parallel ranks: killed, resumed, exported."""
+    folder = tmp_path / "run"
+    overrides = [
+        *("actor.tensor_parallel=1", "actor.data_parallel=2", "actor.overlap=true"),
+        *("actor.distributed_optimizer=true", "run.steps=2", "evaluation.questions=0"),
+        *("run.checkpoint_every=1", f"run.folder={folder}"),
+    ]
+    path = str(RECIPES[0].with_name("quickstart.yaml"))
+    launches = Launches(folder)
+    launches.run("train", path, *overrides, kill_after_step=1)
+    launches.run("train", path, *overrides)
+    assert launches.exits == [KILLED, 0], launches.output
+    recipe = load_recipe(Path(path), overrides)
+    check_steps(recipe, launches.logged)
+    check_export(recipe, folder / "policy", start_of(recipe))

@@ -1,0 +1,141 @@
+"""What the job scripts do without a Slurm: variables of each step, addresses of nodes. Its clients are stubs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT", "CUDA_CACHE_PATH")
+TRAINER_ONLY = ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF")
+
+
+def environment_of(*command: str, **given: str) -> dict[str, str]:
+    """The variables that a task's command sees, under slurm/env.sh."""
+    print_all = "import os, json; print(json.dumps(dict(os.environ)))"
+    done = subprocess.run(
+        ["bash", "slurm/env.sh", *(command or (sys.executable, "-c", print_all))],
+        cwd=ROOT, env={"PATH": os.environ["PATH"], "SLURMD_NODENAME": "here", **given}, check=True,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_step_compiles_into_a_folder_of_its_node_that_is_the_users_own(tmp_path: Path) -> None:
+    seen = environment_of(TMPDIR=str(tmp_path))
+    folder = tmp_path / f"empg_caches_{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in CACHES:
+        assert Path(seen[name]).parent == folder
+    assert 1 <= int(seen["TORCHINDUCTOR_COMPILE_THREADS"]) <= 4
+    assert environment_of(TMPDIR=str(tmp_path))["TRITON_CACHE_DIR"] == seen["TRITON_CACHE_DIR"], "used again"
+
+
+def test_a_link_in_place_of_the_caches_is_not_followed(tmp_path: Path) -> None:
+    """In a /tmp that all may write, another user could have made it."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"empg_caches_{os.getuid()}").symlink_to(tmp_path / "theirs")
+    seen = environment_of(TMPDIR=str(tmp_path))
+    folder = Path(seen["TRITON_CACHE_DIR"]).parent
+    assert folder.is_dir()
+    assert folder.name.startswith("empg_caches.")
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
+def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
+    given = dict.fromkeys(CACHES, "/mine") | {"TORCHINDUCTOR_COMPILE_THREADS": "9", "NCCL_DEBUG": "INFO"}
+    seen = environment_of(TMPDIR=str(tmp_path), **given)
+    assert {name: seen[name] for name in given} == given
+
+
+def test_what_trainer_ranks_alone_want_is_set_for_no_other_step(tmp_path: Path) -> None:
+    assert not set(TRAINER_ONLY) & set(environment_of(TMPDIR=str(tmp_path)))
+
+
+def test_the_trainer_step_prints_and_sets_what_its_ranks_want(tmp_path: Path) -> None:
+    """Its own command; what it would become is a Python that shows the variables instead of torchrun."""
+    show = (
+        "import os, sys\n"
+        "from megatron_empg.trainer import slurm_job\n"
+        "slurm_job.trainer_command = lambda recipe, rest: [sys.executable, '-c', "
+        "'import os, json; print(json.dumps(dict(os.environ)))']\n"
+        "sys.argv = ['slurm_job', 'trainer', 'recipes/quickstart.yaml']\n"
+        "slurm_job.main()\n"
+    )
+    paths = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    seen = environment_of(sys.executable, "-c", show, **paths)
+    assert seen["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert seen["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    given = {"CUDA_DEVICE_MAX_CONNECTIONS": "8", "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+    seen = environment_of(sys.executable, "-c", show, **paths, **given)
+    assert {name: seen.get(name) for name in (*given, "PYTORCH_ALLOC_CONF")} == {
+        **given,
+        "PYTORCH_ALLOC_CONF": None,
+    }
+
+
+def addresses(tmp_path: Path, nodes: dict[str, tuple[str, str]], **variables: str) -> tuple[int, str]:
+    """`find_addresses` of lib.sh for nodes by (NodeAddr, NodeHostName): exit code, what it exports or says."""
+    lines = "\n".join(
+        f'  {name}) echo "NodeName={name} Arch=x86 NodeAddr={address} NodeHostName={host} Version=22" ;;'
+        for name, (address, host) in nodes.items()
+    )
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/bash\ncase $3 in\n{lines}\nesac\n")
+    getent = tmp_path / "getent"
+    getent.write_text(
+        '#!/bin/bash\n[ "$2" = gpu-a ] && echo "10.1.1.1 STREAM gpu-a"\n[ "$2" = gpu-b ] && exit 2\ntrue\n'
+    )
+    srun = tmp_path / "srun"  # EMPG_INTERFACE: the address on each node
+    srun.write_text('#!/bin/bash\n[ -n "$FOUND" ] && echo "2: ib0    inet $FOUND/24 scope global ib0"\ntrue\n')
+    for stub in (scontrol, getent, srun):
+        stub.chmod(0o755)
+    script = (
+        f"cd {ROOT}; EMPG_HOME={ROOT}; EMPG_INTERFACE=${{EMPG_INTERFACE:-}}; source slurm/lib.sh; "
+        f"TRAINERS=({' '.join(list(nodes)[:1])}) ROLLOUTS=({' '.join(list(nodes)[1:])}); "
+        'find_addresses; echo "$EMPG_ADDRESSES"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_addresses_are_slurms_own_or_what_its_names_resolve_to(tmp_path: Path) -> None:
+    code, said = addresses(tmp_path, {"n1": ("10.1.1.7", "n1"), "n2": ("gpu-a", "n2")})
+    assert (code, said.strip()) == (0, "n1=10.1.1.7 n2=10.1.1.1")
+
+
+def test_simulated_nodes_of_one_machine_may_meet_over_loopback(tmp_path: Path) -> None:
+    code, said = addresses(tmp_path, {"n1": ("127.0.0.1", "box"), "n2": ("127.0.0.1", "box")})
+    assert (code, said.strip()) == (0, "n1=127.0.0.1 n2=127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.1.1", "node n2 has the address 127.0.1.1, which other nodes cannot reach"),
+        ("169.254.3.4", "node n2 has the address 169.254.3.4, which other nodes cannot reach"),
+        ("fd00::12", "node n2 has the IPv6 address fd00::12 in Slurm; .*IPv4: set EMPG_INTERFACE"),
+        ("gpu-b", "node n2, gpu-b in Slurm, resolves to no IPv4 address that others reach: set EMPG_INTERFACE"),
+    ],
+)
+def test_an_address_that_others_cannot_use_is_refused_by_node(tmp_path: Path, address: str, said: str) -> None:
+    code, found = addresses(tmp_path, {"n1": ("10.1.1.7", "n1"), "n2": (address, "n2")})
+    assert code == 10
+    assert re.search(said, found), found
+
+
+def test_an_interface_without_a_usable_address_is_named(tmp_path: Path) -> None:
+    nodes = {"n1": ("fd00::1", "n1"), "n2": ("fd00::2", "n2")}
+    code, said = addresses(tmp_path, nodes, EMPG_INTERFACE="ib0", FOUND="10.2.2.2")
+    assert (code, said.strip()) == (0, "n1=10.2.2.2 n2=10.2.2.2")
+    code, said = addresses(tmp_path, nodes, EMPG_INTERFACE="ib0")
+    assert (code, "EMPG_INTERFACE is ib0, which has no IPv4 address on n1" in said) == (10, True), said
+    code, said = addresses(tmp_path, nodes, EMPG_INTERFACE="lo", FOUND="127.0.0.1")
+    assert (code, "cannot reach" in said) == (10, True), said

@@ -1,0 +1,202 @@
+"""Many episodes at once: what fails, hangs or comes late costs an episode, and nothing goes on unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from megatron_empg.environments.base import Environment, StepResult, Task
+from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.client import Sampling
+from megatron_empg.rollout.episode import Episode, Limits
+from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.fleet import EngineState, Fleet
+from megatron_empg.rollout.threads import PatientThreads
+from tests.stub_engine import StubEngine
+from tests.tokenizers_for_tests import make_tokenizer
+
+TOKEN = "0123456789abcdef"
+
+
+class OneTurn:
+    """Every turn is an answer; with "hangs" in the task it never sees the end of it."""
+
+    def __init__(self, task: Task, over: threading.Event) -> None:
+        self.task, self.over = task, over
+
+    def step(self, action: str) -> StepResult:
+        if self.task.payload.get("hangs"):
+            self.over.wait(60)
+        return StepResult(None, True, 1.0)
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatTokens:
+    return ChatTokens(make_tokenizer("chatml"))
+
+
+@pytest.fixture
+def over():
+    """Set when the test ends, so that the threads of hanging environments end with it."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def groups(count: int, samples: int = 1, **payload: Any) -> list[Group]:
+    tasks = [Task(f"q{i}", [{"role": "user", "content": "the capital of Peru"}], payload) for i in range(count)]
+    return [Group(task, i, range(samples)) for i, task in enumerate(tasks)]
+
+
+def play(
+    chat: ChatTokens,
+    urls: Sequence[str],
+    batches: Sequence[Sequence[Group]],
+    *,
+    make: Callable[[Task], Environment],
+    fleet: Fleet | None = None,
+    concurrency: int = 64,
+    request: float = 30.0,
+    episode: float | None = None,
+    environment: float | None = None,
+    timeout: float | None = None,
+    threads: PatientThreads | None = None,
+    cancel_when: Callable[[], bool] | None = None,
+) -> list[list[Episode]]:
+    """The episodes of each batch, played one after the other."""
+    limits = Limits(3, 50, 500, environment_timeout=environment)
+    settings = RolloutSettings(Sampling(1.0), limits, 7, concurrency, request, episode)
+
+    async def run() -> list[list[Episode]]:
+        async with Rollout(fleet or Fleet(urls), TOKEN, chat, make, settings, threads) as rollout:
+            played = []
+            for batch in batches:
+                task = asyncio.create_task(rollout.run_group_batch(batch, 0, timeout=timeout))
+                while cancel_when is not None and not task.done():
+                    await asyncio.sleep(0.01)
+                    if cancel_when():
+                        task.cancel()
+                played.append(await task)
+            return played
+
+    return asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def answer(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
+    tokens = [*chat._tokenizer("answer Lima", add_special_tokens=False)["input_ids"], chat.end_of_turn]
+    return lambda body: tokens
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_frozen_engine_costs_no_episode_and_is_not_asked_again(chat: ChatTokens, over: threading.Event) -> None:
+    """It still says that it is healthy, as a server does whose GPU hangs."""
+    with StubEngine(answer(chat)) as sound, StubEngine(answer(chat), frozen=True) as frozen:
+        fleet = Fleet([frozen.url, sound.url])
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        first, second = play(chat, fleet.engines, [groups(8), groups(8)], make=make, fleet=fleet, request=0.5)
+        assert {e.outcome for e in first + second} == {"success"}
+        assert len({e.engine for e in first + second}) == 1
+        assert fleet.engines[frozen.url].state is EngineState.DEAD
+        assert len(frozen.bodies) == 4, "half of the first batch, none of the second"
+        wait_for(lambda: frozen.in_flight == 0)
+
+
+def test_an_engine_is_tried_again_only_where_there_is_no_other(chat: ChatTokens) -> None:
+    fleet = Fleet(["a", "b"])
+    fleet.engines["b"].load = 9
+    assert fleet.assign(avoid=["a"]) == "b"
+    fleet.declare_dead("b")
+    assert fleet.assign(avoid=["a"]) == "a"
+
+
+def test_a_hanging_environment_costs_its_episode_alone(chat: ChatTokens, over: threading.Event) -> None:
+    """More hang than there are episodes at once, and the next batch still plays."""
+    threads = PatientThreads()
+    with StubEngine(answer(chat)) as engine:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        batches = [groups(8, hangs=True), groups(2)]
+        hung, sound = play(chat, [engine.url], batches, make=make, concurrency=4, environment=0.3, threads=threads)
+    assert {e.outcome for e in hung} == {"error"}
+    assert all("limits.environment_timeout" in (e.error or "") for e in hung)
+    assert {e.outcome for e in sound} == {"success"}
+    assert threads.running == 8
+    over.set()
+    wait_for(lambda: threads.running == 0)
+
+
+def test_what_is_not_over_when_the_round_ends_is_cancelled_and_says_so(
+    chat: ChatTokens, over: threading.Event
+) -> None:
+    with StubEngine(answer(chat), delay=30.0) as engine:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        (episodes,) = play(chat, [engine.url], [groups(6)], make=make, concurrency=4, timeout=0.5)
+        assert [e.outcome for e in episodes] == ["error"] * 6
+        assert all("not over when the 0.5 s" in (e.error or "") for e in episodes[:4])
+        assert all("not begun when the 0.5 s" in (e.error or "") for e in episodes[4:])
+        assert all("limits.round_timeout" in (e.error or "") for e in episodes)
+        wait_for(lambda: engine.in_flight == 0)
+        assert engine.cancelled == 4
+
+
+def test_a_slow_episode_ends_by_its_own_limit(chat: ChatTokens, over: threading.Event) -> None:
+    with StubEngine(answer(chat), delay=30.0) as engine:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        (episodes,) = play(chat, [engine.url], [groups(2)], make=make, episode=0.3)
+        assert all("limits.episode_timeout" in (e.error or "") for e in episodes)
+        wait_for(lambda: engine.cancelled == 2)
+
+
+def test_waiting_for_a_place_is_not_part_of_an_episodes_time(chat: ChatTokens, over: threading.Event) -> None:
+    with StubEngine(answer(chat), delay=0.5) as engine:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        (episodes,) = play(chat, [engine.url], [groups(6)], make=make, concurrency=1, episode=2.5)
+    assert {e.outcome for e in episodes} == {"success"}, "six of half a second each, one after the other"
+
+
+def test_whoever_cancels_a_batch_cancels_its_requests(chat: ChatTokens, over: threading.Event) -> None:
+    with StubEngine(answer(chat), delay=30.0) as engine:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        with pytest.raises(asyncio.CancelledError):
+            play(chat, [engine.url], [groups(5)], make=make, cancel_when=lambda: engine.in_flight == 5)
+        wait_for(lambda: engine.in_flight == 0)
+        assert engine.cancelled == 5
+
+
+def test_an_environment_that_cannot_be_made_costs_its_episode(chat: ChatTokens, over: threading.Event) -> None:
+    def make(task: Task) -> Environment:
+        if task.id == "q1":
+            raise ConnectionError("the simulator did not start")
+        return OneTurn(task, over)
+
+    with StubEngine(answer(chat)) as engine:
+        (episodes,) = play(chat, [engine.url], [groups(3)], make=make, threads=PatientThreads())
+    assert [e.outcome for e in episodes] == ["success", "error", "success"]
+    assert "ConnectionError: the simulator did not start" in (episodes[1].error or "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("unversioned", "does not say which version of the policy"), ("nonsense", "answered what is no generation")],
+)
+def test_an_engine_that_answers_something_else_is_named(
+    chat: ChatTokens, over: threading.Event, fault: str, says: str
+) -> None:
+    class Other(StubEngine):
+        def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+            return {"choices": []} if fault == "nonsense" else super()._answer(body)
+
+    with Other(answer(chat), version=None) as engine:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        (episodes,) = play(chat, [engine.url], [groups(2)], make=make)
+        assert all(f"{engine.url} {says}" in (e.error or "") for e in episodes)

@@ -1,0 +1,343 @@
+"""A run folder goes on under the same recipe, model and data, or not at all."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from models import save_random_model
+
+from megatron_empg.recipe import Recipe, RecipeError, Section, SftRecipe, parse_recipe
+from megatron_empg.trainer import identity
+from megatron_empg.trainer.identity import (
+    BY_CONTENT,
+    changed_keys,
+    differences,
+    is_fixed,
+    may_change,
+    require_same_run,
+    take_up,
+)
+from megatron_empg.trainer.jsonl import append_line
+from megatron_empg.trainer.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[3]
+
+
+def leaf_keys(kind: type[Section]) -> list[str]:
+    found = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += [f"{name}.{key}" for key in leaf_keys(field.annotation)]
+        elif name == "settings":
+            found.append(f"{name}.searcher")
+        else:
+            found.append(name)
+    return found
+
+
+KEYS = [(kind, key) for kind in (Recipe, SftRecipe) for key in leaf_keys(kind)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and a corpus."""
+    folder = tmp_path_factory.mktemp("shared")
+    save_random_model(folder / "model")
+    (folder / "model/tokenizer.json").write_text("{}")
+    shutil.copy(ROOT / "recipes/miniature/corpus.jsonl", folder / "corpus.jsonl")
+    return folder
+
+
+def recipe_of(kind: type[Section], folder: Path, shared: Path) -> Any:
+    raw: dict[str, Any] = {
+        "run": {"folder": str(folder), "steps": 8},
+        "model": {"path": str(shared / "model")},
+        "environment": {"name": "deep_search", "settings": {"corpus": str(shared / "corpus.jsonl")}},
+    }
+    more = {"rollout": {"groups": 2, "group_size": 4}} if kind is Recipe else {"sft": {"batch_size": 2}}
+    return parse_recipe(raw | more, kind)
+
+
+def changed(recipe: Any, **keys: Any) -> Any:
+    """The recipe with other values; `a__b=c` stands for a.b=c."""
+    raw = recipe.model_dump(mode="json")
+    for key, value in keys.items():
+        *sections, last = key.split("__")
+        node = raw
+        for name in sections:
+            node = node[name]
+        node[last] = value
+    return parse_recipe(raw, type(recipe))
+
+
+def begin(recipe: Any, *, steps: int = 1) -> RunFolder:
+    """A run that has logged some steps."""
+    folder = take_up(recipe)
+    for step in range(1, steps + 1):
+        append_line(folder.metrics, {"step": step})
+    folder.close()
+    return folder
+
+
+def checkpointed(folder: RunFolder, step: int, recipe: Any) -> None:
+    where = folder.checkpoints / f"step_{step:06d}"
+    where.mkdir()
+    (where / "manifest.json").write_text(json.dumps({"step": step, "recipe": recipe.model_dump(mode="json")}))
+
+
+def finish(folder: RunFolder, recipe: Any) -> None:
+    checkpointed(folder, recipe.run.steps, recipe)
+    folder.policy.mkdir()
+    folder.note_export(recipe.run.steps)
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("kind", "key"), KEYS, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_key_is_fixed_or_may_change_and_is_treated_so(
+    kind: type[Section], key: str, tmp_path: Path, shared: Path
+) -> None:
+    assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, (
+        "classify it in trainer/identity.py"
+    )
+    recipe = recipe_of(kind, tmp_path / "run", shared)
+    folder = begin(recipe)
+    recorded = yaml.safe_load(folder.recipe.read_text())
+    node = recorded
+    *sections, last = key.split(".")
+    for name in sections:
+        node = node[name]
+    node[last] = "another"
+    if key == "run.folder":
+        return  # it is where the folder lies
+    folder.recipe.write_text(yaml.safe_dump(recorded))
+    assert [name for name, _, _ in differences(recorded, recipe)] == [key]
+    if is_fixed(key):
+        with pytest.raises(RecipeError) as refused:
+            require_same_run(recipe)
+        assert f'{key} was "another", is ' in str(refused.value)
+        assert "run.folder" in str(refused.value)
+        assert folder.recipe.read_text() == yaml.safe_dump(recorded)
+    else:
+        take_up(recipe).close()
+        assert (key in changed_keys(folder, recipe)) is False, "the folder has the new value now"
+
+
+@pytest.mark.parametrize("listed", sorted(identity.MAY_CHANGE | identity.FIXED))
+def test_every_listed_key_is_one(listed: str) -> None:
+    keys = {key for _, key in KEYS}
+    assert any(key.startswith(listed.removesuffix("*")) if listed.endswith("*") else key == listed for key in keys)
+
+
+def test_the_docs_list_what_may_change() -> None:
+    page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+    assert [
+        key for key in sorted(identity.MAY_CHANGE | identity.FIXED | BY_CONTENT) if f"`{key}`" not in page
+    ] == []
+
+
+def test_all_differences_are_named_at_once(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(recipe)
+    other = changed(recipe, algorithm__modulation="none", run__seed=9, actor__optimizer__lr=0.5)
+    with pytest.raises(RecipeError) as refused:
+        take_up(other)
+    message = str(refused.value)
+    assert 'algorithm.modulation was "empg", is "none"' in message
+    assert "run.seed was 0, is 9" in message
+    assert "optimizer" not in message
+    take_up(recipe).close()  # the refusal has let the folder go
+
+
+def test_a_folder_of_the_other_command_is_refused(tmp_path: Path, shared: Path) -> None:
+    begin(recipe_of(SftRecipe, tmp_path / "run", shared))
+    with pytest.raises(RecipeError, match="it is a run of `empg sft`, this is `empg train`"):
+        take_up(recipe_of(Recipe, tmp_path / "run", shared))
+
+
+def test_another_model_of_the_same_shape_is_refused(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(recipe)
+    save_random_model(tmp_path / "other", seed=1)
+    (tmp_path / "other/tokenizer.json").write_text("{}")
+    with pytest.raises(
+        RecipeError, match=r"model.path: the run began from .*model; in .*other the weights differ"
+    ):
+        take_up(changed(recipe, model__path=str(tmp_path / "other")))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(recipe)
+    shutil.copytree(shared / "model", tmp_path / "other")
+    (tmp_path / "other/tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(RecipeError, match="the tokenizer's files differ"):
+        take_up(changed(recipe, model__path=str(tmp_path / "other")))
+
+
+def test_another_corpus_at_the_same_place_is_refused(tmp_path: Path, shared: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    shutil.copy(shared / "corpus.jsonl", corpus)
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    recipe.environment.settings["corpus"] = str(corpus)
+    begin(recipe)
+    with corpus.open("a") as file:
+        file.write("\n")
+    with pytest.raises(RecipeError, match=r"environment.settings.corpus: .* the content of .* is another"):
+        take_up(recipe)
+
+
+def test_all_may_lie_elsewhere(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folder, model and corpus moved, and other, relative, names for them."""
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    recipe.environment.settings["search_url"] = "http://one:1"
+    folder = begin(recipe)
+    shutil.copytree(shared, tmp_path / "elsewhere")
+    os.utime(tmp_path / "elsewhere/corpus.jsonl", (1, 1))
+    folder.root.rename(tmp_path / "elsewhere/run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    moved = changed(recipe, run__folder="run", model__path="model")
+    moved.environment.settings.update(corpus="corpus.jsonl", search_url="http://two:2")
+    take_up(moved).close()
+
+
+def test_rewritten_by_another_release_the_model_is_the_same(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(recipe)
+    shutil.copytree(shared / "model", tmp_path / "other")
+    config = json.loads((shared / "model/config.json").read_text())
+    config["transformers_version"] = "99.0"
+    (tmp_path / "other/config.json").write_text(json.dumps(config, indent=7))
+    take_up(changed(recipe, model__path=str(tmp_path / "other"))).close()
+
+
+def test_a_folder_where_nothing_was_trained_may_be_taken_for_another_run(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    take_up(recipe).close()
+    other = changed(recipe, run__seed=3)
+    folder = begin(other)
+    assert yaml.safe_load(folder.recipe.read_text())["run"]["seed"] == 3
+    with pytest.raises(RecipeError, match=r"run.seed was 3, is 0"):
+        take_up(recipe)
+
+
+def test_the_checkpoint_tells_what_a_rewritten_recipe_does_not(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    checkpointed(folder, 4, recipe)
+    other = changed(recipe, algorithm__modulation="none")
+    folder.recipe.write_text(yaml.safe_dump(other.model_dump(mode="json")))
+    with pytest.raises(RecipeError, match=r'algorithm\.modulation was "empg", is "none"'):
+        take_up(other)
+
+
+def test_what_changes_is_noted_with_its_step(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    checkpointed(folder, 4, recipe)
+    take_up(changed(recipe, actor__optimizer__lr=0.5, actor__tensor_parallel=2)).close()
+    first, second = json.loads(folder.versions.read_text())["starts"]
+    assert (first["step"], "changed" in first) == (0, False)
+    assert second["step"] == 4
+    assert second["changed"] == {
+        "actor.optimizer.lr": {"from": 1e-6, "to": 0.5},
+        "actor.tensor_parallel": {"from": 1, "to": 2},
+    }
+
+
+@pytest.mark.parametrize("keys", [{}, {"algorithm__modulation": "none"}, {"actor__optimizer__lr": 0.5}], ids=str)
+def test_nothing_is_written_to_a_finished_run(tmp_path: Path, shared: Path, keys: dict[str, Any]) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe, steps=8)
+    finish(folder, recipe)
+    before = contents(folder)
+    if "algorithm__modulation" in keys:
+        with pytest.raises(RecipeError, match=r"algorithm\.modulation"):
+            take_up(changed(recipe, **keys))
+    else:
+        take_up(changed(recipe, **keys)).close()
+    assert contents(folder) == before
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_not_with_fewer(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe, steps=8)
+    finish(folder, recipe)
+    more = changed(recipe, run__steps=10)
+    taken = take_up(more)
+    assert not taken.finished(10)
+    taken.close()
+    checkpointed(folder, 10, more)
+    assert not folder.finished(10), "its policy is that of step 8"
+    folder.note_export(10)
+    assert folder.finished(10)
+    with pytest.raises(RecipeError, match=r"run\.steps is 8; the run in .* has 10 steps"):
+        take_up(recipe)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("survived", range(4))
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_start_killed_between_two_writes_can_be_made_again(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, survived: int, begun: bool
+) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    if begun:
+        checkpointed(begin(recipe), 4, recipe)
+    recipe = changed(recipe, actor__optimizer__lr=0.5)
+    written = 0
+
+    def replace(self: Path, target: Path, real: Any = Path.replace) -> Path:
+        nonlocal written
+        if written == survived:
+            raise Killed
+        written += 1
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        with suppress(Killed):
+            take_up(recipe).close()
+    folder = take_up(recipe)
+    folder.close()
+    starts = json.loads(folder.versions.read_text())["starts"]
+    assert yaml.safe_load(folder.recipe.read_text())["actor"]["optimizer"]["lr"] == 0.5
+    assert json.loads(folder.identity.read_text())["model"]["weights"]
+    assert any("changed" in start for start in starts) is begun
+
+
+def test_a_folder_of_a_release_without_identities_goes_on(tmp_path: Path, shared: Path) -> None:
+    """Its recipe lacks newer keys and has keys that are gone."""
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    folder.identity.unlink()
+    recorded = yaml.safe_load(folder.recipe.read_text())
+    del recorded["algorithm"]["loss_mean"]
+    recorded["rollout"]["a_key_of_old"] = 3
+    folder.recipe.write_text(yaml.safe_dump(recorded))
+    with pytest.raises(RecipeError, match=r'algorithm\.loss_mean was "token", is "sequence"'):
+        take_up(changed(recipe, algorithm__loss_mean="sequence"))
+    take_up(recipe).close()
+    assert folder.identity.exists()
+
+
+def test_a_model_that_is_made_later_is_noted_then(tmp_path: Path, shared: Path) -> None:
+    recipe = changed(recipe_of(Recipe, tmp_path / "run", shared), model__path=str(tmp_path / "later"))
+    folder = begin(recipe)
+    assert json.loads(folder.identity.read_text())["model"] is None
+    shutil.copytree(shared / "model", tmp_path / "later")
+    take_up(recipe).close()
+    save_random_model(tmp_path / "later", seed=1)
+    require_same_run(recipe, model=False)
+    with pytest.raises(RecipeError, match=r"the weights differ"):
+        require_same_run(recipe)
