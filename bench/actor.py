@@ -336,7 +336,7 @@ def write_json(
         "seconds_by_part": table,
         "peak_gib": peak,
     }
-    path.write_text(json.dumps(figures, indent=1))
+    path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def show_full(

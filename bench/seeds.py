@@ -1,10 +1,13 @@
 """Success before and after training, for several seeds: python bench/seeds.py RECIPE [key=value …] --seeds 1,2,3.
 
-Each seed is a whole `empg train` run in runs/seeds/NAME-SEED; a finished one is not run again. Prints each seed's
-figures, their means and differences, and the share of step time spent outside the four phases.
+Each seed is a whole `empg train` run in runs/seeds/NAME-SEED; NAME is the recipe's with the overrides, so that
+other overrides are other runs. A finished one is not run again. Prints each seed's figures, their means and
+differences, and the share of step time spent outside the four phases.
 """
 
 import argparse
+import hashlib
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +19,17 @@ from rich.table import Table
 
 from megatron_empg.trainer.jsonl import read_lines
 
+LONGEST_NAME = 120
 SERIES = ("test_id/sampled", "test_id/greedy", "test_ood/sampled", "test_ood/greedy")
+
+
+def folder_name(recipe: Path, overrides: list[str]) -> str:
+    """Recipe and overrides, in any order the same: ``quickstart,algorithm.modulation=none``."""
+    words = sorted(re.sub(r"[^\w.=,+-]+", "_", word).strip("_") for word in dict.fromkeys(overrides))
+    name = ",".join([recipe.stem, *words])
+    exact = hashlib.sha256("\0".join([str(recipe), *sorted(set(overrides))]).encode()).hexdigest()[:8]
+    rewritten = sorted(set(overrides)) != words or len(name) > LONGEST_NAME
+    return f"{name[:LONGEST_NAME]},{exact}" if rewritten else name
 
 
 def run(recipe: Path, name: str, seed: int, overrides: list[str]) -> list[dict[str, float]]:
@@ -48,10 +61,10 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", default="1,2,3", help="separated by commas")
-    parser.add_argument("--name", help="of the run folders (default: the recipe's)")
+    parser.add_argument("--name", help="of the run folders (default: the recipe's, with the overrides)")
     arguments = parser.parse_intermixed_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    name = arguments.name or arguments.recipe.stem
+    name = arguments.name or folder_name(arguments.recipe, arguments.overrides)
     runs = {seed: run(arguments.recipe, name, seed, arguments.overrides) for seed in seeds}
     table = Table(title=f"{name}: success before -> after (change in points)")
     for column in ("seed", *SERIES, "outside phases"):

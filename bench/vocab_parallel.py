@@ -88,7 +88,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # starts the high-water mark anew
         self.before = resident_mib()
         return self
 
@@ -97,7 +97,7 @@ class Peak:
 
 
 def resident_mib(name: str = "VmRSS") -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
@@ -187,7 +187,7 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     measure = measure_logits if options.what == "logits" else measure_fused
     for tokens in options.tokens:
         report = measure(tokens, peers, options)
-        Path(folder, f"{tokens}-{rank}.json").write_text(json.dumps(report))
+        Path(folder, f"{tokens}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -307,7 +307,7 @@ def measure_cuda(options: argparse.Namespace) -> None:
                     f"forward+backward {both:.2f} ({all_products / both:.2f})  peak {mib:.0f} MiB"
                 )
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def cuda_seconds(work: Callable[[], Any], repeat: int) -> float:
@@ -391,7 +391,9 @@ def main() -> None:
         mp.spawn(rank_main, args=(options, folder), nprocs=options.tensor_parallel)
         for tokens in options.tokens:
             ranks = range(options.tensor_parallel)
-            reports = [json.loads(Path(folder, f"{tokens}-{rank}.json").read_text()) for rank in ranks]
+            reports = [
+                json.loads(Path(folder, f"{tokens}-{rank}.json").read_text(encoding="utf-8")) for rank in ranks
+            ]
             show(tokens, merge(reports), options)
 
 

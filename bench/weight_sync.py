@@ -119,7 +119,7 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
         if rank == 0:
             publisher.close()
     if rank == 0:
-        Path(job["results"]).write_text(json.dumps(seconds))
+        Path(job["results"]).write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def start_engines(model: Path, token: str, folder: Path) -> list[EngineProcess]:
@@ -158,7 +158,7 @@ def main() -> None:
             mp.start_processes(
                 trainer, (world_size, free_port(), arguments, job), world_size, daemon=False, start_method="spawn"
             )
-            report(size, json.loads((folder / "results.json").read_text()))
+            report(size, json.loads((folder / "results.json").read_text(encoding="utf-8")))
         finally:
             for engine in engines:
                 engine.stop()

@@ -78,6 +78,13 @@ def plan(
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.trainer.report import write_report
+    from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
+
+    folder = RunFolder(run)
+    if not folder.recipe.exists() and not folder.metrics.exists():
+        raise RunFolderError(
+            f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
+        )
 
     typer.echo(write_report(run))
 
@@ -93,6 +100,12 @@ def main(command: typer.Typer = app) -> None:
     except (RecipeError, CheckpointError, ModelConfigError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except OSError as error:
+        # A file or folder that is not there, not ours to read or write, or on a full disk.
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        raise SystemExit(1) from None
     except RuntimeError as error:
         if type(error).__module__.partition(".")[0] != "megatron_empg":
             raise

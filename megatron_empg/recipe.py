@@ -83,7 +83,12 @@ class EnvironmentSection(Section):
     name: Literal["deep_search"]
     """Which environment the agent acts in."""
     settings: dict[str, Any] = {}
+<<<<<<< HEAD
     """The environment's own settings, checked by it (for deep_search: corpus, searcher, splits ...)."""
+=======
+    """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher,
+    splits, search_url ...)."""
+>>>>>>> text
     max_turns: Positive = 8
     """Turns after which an episode without an answer ends as truncated."""
 
@@ -233,7 +238,7 @@ class EvaluationSection(Section):
     splits: list[Literal["test_id", "test_ood"]] = ["test_id", "test_ood"]
     greedy: bool = True
     """Also measure greedy success, beside sampled success."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Of sampled success; it need not be `rollout.temperature`."""
 
 

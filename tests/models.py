@@ -71,3 +71,29 @@ def save_random_model(folder: Path, shape: str = "qwen2", *, seed: int = 0, voca
             torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.2)
     model.save_pretrained(folder)
     return model
+
+
+def write_sparse_weights(folder: Path, *, files: int = 1) -> None:
+    """Weights that take no disk space: headers for the folder's config.json in bfloat16, then holes."""
+    import json
+
+    from megatron_empg.weights.hugging_face import shard_names, write_index
+    from megatron_empg.weights.mapping import rows
+    from megatron_empg.weights.model_config import ModelConfig
+
+    tensors = [
+        pair for row in rows(ModelConfig.from_folder(folder)) for pair in zip(row.hf, row.shapes, strict=True)
+    ]
+    shards = []
+    for number, name in enumerate(shard_names(files)):
+        header: dict[str, Any] = {}
+        end = 0
+        for tensor, shape in tensors[number::files]:
+            begin, end = end, end + 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+        shards.append((list(header), end))
+    write_index(folder, shards)

@@ -57,9 +57,7 @@ class StubEngine:
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=1 << 30)
-        app.add_routes(
-            [web.post("/inference/v1/generate", self._generate), web.get("/health", self._health)]
-        )
+        app.add_routes([web.post("/inference/v1/generate", self._generate), web.get("/health", self._health)])
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)

@@ -29,6 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
+TAIL_LINES, FAILURES_SHOWN, FAILURE_LINES = 12, 6, 12
 LEAST_SECONDS = 20.0
 """A part is not started with less left."""
 LIBRARIES = ("torch", "triton", "megatron-core", "transformer-engine", "vllm", "transformers", "nvidia-ml-py")
@@ -116,8 +117,8 @@ def _test_file(path: Path, folder: Path) -> Part:
 def _pytest(path: str, folder: Path, *, limit: float, needs: tuple[str, ...], gpu_mark: bool = True) -> Part:
     marked = ("-m", "gpu") if gpu_mark else ()
     report = folder / f"{path.replace('/', '_')}.xml"
-    command = (sys.executable, "-m", "pytest", path, *marked, "-p", "no:cacheprovider", "--tb=short", "--durations=5",
-               f"--junitxml={report}")  # fmt: skip
+    how = ("-p", "no:cacheprovider", "--tb=short", "--durations=5", f"--junitxml={report}")
+    command = (sys.executable, "-m", "pytest", path, *marked, *how)
     return Part(path, command, limit, needs)
 
 
@@ -139,7 +140,7 @@ def run(part: Part, log: Any, seconds_left: float) -> Outcome:
     if part.tests:
         _read_tests(part, outcome)
     if outcome.bad:
-        outcome.tail = "\n".join(output.splitlines()[-40:])
+        outcome.tail = "\n".join([*outcome.tail.splitlines(), *output.splitlines()[-TAIL_LINES:]])
     return outcome
 
 
@@ -207,11 +208,22 @@ def _read_tests(part: Part, outcome: Outcome) -> None:
     for case in suite.iter("testcase"):
         for skip in case.iter("skipped"):
             outcome.skipped.append(f"{case.get('name')}: {skip.get('message')}")
+    outcome.tail = _failures(suite)
     if not outcome.bad and not passed:
         outcome.status, outcome.detail = (
             "not done",
             "; ".join(sorted({s.partition(": ")[2] for s in outcome.skipped})),
         )
+
+
+def _failures(suite: ET.Element) -> str:
+    """The ends of the first failures, one of each message."""
+    shown: dict[str, str] = {}
+    for case in suite.iter("testcase"):
+        for failure in (*case.iter("failure"), *case.iter("error")):
+            lines = (failure.text or "").strip().splitlines()[-FAILURE_LINES:]
+            shown.setdefault((failure.get("message") or "")[:60], "\n".join([f"--- {case.get('name')}", *lines]))
+    return "\n".join(list(shown.values())[:FAILURES_SHOWN])
 
 
 # Telling it
@@ -333,7 +345,9 @@ def main() -> int:
             if options.only in part.name:
                 outcomes.append(run(part, log, deadline - time.monotonic()))
                 show(outcomes[-1])
-                numbers = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+                numbers = {
+                    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
+                }
                 _write(options.out, where, outcomes, numbers)  # what there is, should this be cut off
     print((options.out / "gpu_check.md").read_text(encoding="utf-8"))
     return int(any(outcome.bad for outcome in outcomes))

@@ -35,6 +35,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--slow-below", type=finite, help="a pair below this part of the rest is slow (nccl: 0.7, gloo: 0.35)")
     add("--least-pair", type=finite, help="GB/s that every pair must reach")
     add("--step-limit", type=finite, default=60.0, help="seconds a single step may take (default: %(default)s)")
+    add(
+        "--start-limit", type=finite, default=600.0, help="seconds until all ranks have met (default: %(default)s)"
+    )
     add("--time-limit", type=finite, default=1800.0, help="seconds for everything (default: %(default)s)")
     add("--inject", nargs=2, metavar=("corrupt|delay|missing", "RANK"), help="plant a fault that must be found")
     add("--json", type=Path, help="write the findings here")
@@ -79,6 +82,7 @@ def options(parser: argparse.ArgumentParser) -> SuiteOptions:
         slow_below=given.slow_below,
         least_pair=given.least_pair,
         step_limit=given.step_limit,
+        start_limit=given.start_limit,
         time_limit=given.time_limit,
         inject=inject,
         json=given.json,

@@ -66,11 +66,34 @@ MUTATIONS = [
     Mutation(
         "end token of a cut turn counted as the policy's own",
         "megatron_empg/rollout/episode.py",
-        "            episode.tokens += chat.between_turns(step.observation, cut=not ended_itself)\n",
-        "            episode.tokens += chat.between_turns(step.observation, cut=not ended_itself)\n"
-        "            step.end += not ended_itself\n",
+        "        self.episode.tokens += tokens\n",
+        "        self.episode.tokens += tokens\n        self.episode.steps[-1].end += cut\n",
         "tests/unit/rollout/test_episode.py::test_a_cut_turn_gets_its_end_from_the_template",
         r"assert",
+    ),
+    Mutation(
+        "an observation past the limit",
+        "megatron_empg/rollout/episode.py",
+        "        if not self._has_room_after(len(tokens)):\n            return False\n",
+        "",
+        "tests/unit/rollout/test_episode.py::test_an_episode_never_has_more_tokens_than_its_limit",
+        r"assert",
+    ),
+    Mutation(
+        "control tokens found in foreign text",
+        "megatron_empg/rollout/text_tokens.py",
+        "            if piece.message is not None:\n                parts = [piece.text]\n",
+        "",
+        "tests/unit/rollout/test_hostile_text.py::test_what_once_forged_a_turn_is_text",
+        r"assert",
+    ),
+    Mutation(
+        "an untrained model that is not told how to act",
+        "recipes/deepsearch_7b.yaml",
+        "prompt: tags",
+        "prompt: none",
+        "tests/unit/environments/test_deep_search_prompt.py::test_recipes_say_which_prompt_they_want[deepsearch_7b]",
+        r"assert 'none' == 'tags'",
     ),
     Mutation(
         "entropy without the cross-rank reduction",
@@ -271,13 +294,13 @@ def uses_the_copy(tree: Path) -> bool:
 def apply(mutation: Mutation, tree: Path) -> None:
     """Raises ValueError when the text to change is not there exactly once: the code has moved on."""
     path = tree / mutation.file
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         raise ValueError(
             f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} places with {mutation.old!r}, not "
             "one; bring this list in line with the code"
         )
-    path.write_text(text.replace(mutation.old, mutation.new))
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
 
 
 def judge(mutation: Mutation, outcome: Outcome) -> str:

@@ -190,6 +190,10 @@ class Actor:
             applied, grad_norm = self._step(means["loss"])
         return UpdateReport(means.pop("loss"), grad_norm, lr, int(tokens), applied, means)
 
+    def skip_updates(self, count: int) -> None:
+        """Let the schedule pass ``count`` updates that a step made none of, so that it ends with the run."""
+        self.scheduler.step(increment=count)
+
     def _step(self, loss: float) -> tuple[bool, float]:
         """Apply the gradients unless loss or their norm is not finite; the schedule moves on either way."""
         from megatron_empg.actor.optimizer import gradient_norm

@@ -25,8 +25,10 @@ from megatron_empg.actor.manifest import (
     gathered,
     on_first_rank,
     step_folder,
+    sync_folder,
     write_manifest,
 )
+from megatron_empg.actor.parallel import data_and_context_group
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,10 @@ class Checkpoints:
                 target.aside, (p for p in others if str(p.relative_to(target.aside)) not in files)
             )
             write_manifest(target.aside, {**target.manifest, "files": files})
+            sync_folder(target.aside / "megatron")
             shutil.rmtree(target.final, ignore_errors=True)
             os.replace(target.aside, target.final)
+            sync_folder(self.root)
         for old in finished_steps(self.root)[: -self.keep]:
             shutil.rmtree(step_folder(self.root, old))
 
@@ -160,8 +164,6 @@ def load(actor: Any, root: Path, step: int) -> None:
     Raises CheckpointError on every rank: for a missing or altered file with the last whole checkpoint and how
     to go on from it, for another model with what differs.
     """
-    from megatron.core import dist_checkpointing
-
     folder = step_folder(root, step)
     try:
         manifest = check(folder)
@@ -169,7 +171,7 @@ def load(actor: Any, root: Path, step: int) -> None:
         raise CheckpointError(f"{error}. {_way_on(Path(root), step)}") from None
     _require_same_kind(manifest, actor, folder)
     state = sharded_state.sharded_state(actor, loading=True, with_rng=manifest["layout"] == asdict(actor.layout))
-    loaded = dist_checkpointing.load(state, str(folder / "megatron"))
+    loaded = _read(state, folder / "megatron")
     sharded_state.restore(actor, loaded, schedule_steps=manifest["schedule_steps"])
 
 
@@ -204,17 +206,36 @@ def _require_same_kind(manifest: dict[str, Any], actor: Any, folder: Path) -> No
 
 
 def _plan(state: dict[str, Any], folder: Path) -> Any:
-    """Megatron's AsyncRequest to write the state; small common state may be written at once."""
+    """Megatron's AsyncRequest to write the state; small common state may be written at once.
+
+    What several ranks hold alike is shared out among them, so that all of them write.
+    """
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
     # Spares the manager process that Megatron starts on each rank for the results of other processes.
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = queue.Queue()
     # Newer releases write by a package of their own unless told otherwise.
     known = inspect.signature(dist_checkpointing.save).parameters
-    strategy = {"async_strategy": "mcore"} if "async_strategy" in known else {}
-    return dist_checkpointing.save(state, str(folder), async_sharded_save=True, **strategy)
+    how = {"async_strategy": "mcore"} if "async_strategy" in known else {}
+    strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), data_and_context_group())
+    return dist_checkpointing.save(state, str(folder), strategy, async_sharded_save=True, **how)
+
+
+def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill the state from the files: what several ranks want is read by one of them."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+
+    strategy = FullyParallelLoadStrategyWrapper(
+        get_default_load_sharded_strategy(str(folder)), data_and_context_group()
+    )
+    loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder), strategy)
+    return loaded
 
 
 def _in_words(count: float) -> str:

@@ -38,14 +38,16 @@ def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> Non
     from megatron.core import parallel_state, tensor_parallel
 
     if not dist.is_initialized():
-        dist.init_process_group(platform.collective_backend(), timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(
+            platform.collective_backend(),
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=platform.device() if torch.cuda.is_available() else None,
+        )
     if dist.get_world_size() != layout.world_size:
         raise ValueError(
             f"the layout needs {layout.world_size} ranks (tensor {layout.tensor} x pipeline {layout.pipeline} "
             f"x context {layout.context} x data {layout.data}) but {dist.get_world_size()} were started"
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,

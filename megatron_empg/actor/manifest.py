@@ -38,17 +38,27 @@ def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """As the last file of a checkpoint."""
     aside = folder / (MANIFEST + ".writing")
-    with aside.open("w") as file:
+    with aside.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, folder / MANIFEST)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names of the files in ``folder`` outlive a loss of power, as `os.fsync` does their content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises CheckpointError when there is none that can be read."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no readable {MANIFEST}: {error}") from error
     return manifest

@@ -1,10 +1,14 @@
 """Which sequences go into which microbatch of which data-parallel rank: even costs, few microbatches."""
 
-from collections.abc import Callable
+import bisect
+import heapq
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 
 Microbatches = list[list[int]]
 """Sequence indices by microbatch."""
+Costs = Mapping[int, float]
+"""By a sequence's length."""
 
 
 def plan_microbatches(
@@ -18,10 +22,11 @@ def plan_microbatches(
 ) -> list[Microbatches]:
     """Every data-parallel rank's microbatches of at most ``budget`` tokens.
 
-    Costliest first, each sequence goes to the rank with the least cost, there to the microbatch with the least
-    cost that has room. Each rank's number of microbatches is a ``multiple``, and the same for all where ``equal``;
-    microbatches without sequences make it up, and a rank without sequences has those alone: it still enters every
-    collective. Raises ValueError for a sequence longer than the budget.
+    Longest first, each sequence goes to the rank with the least cost, there to the microbatch with the least cost
+    that has room, among as few as best-fit-decreasing bin packing needs. Each rank's number of microbatches is a
+    ``multiple``, and the same for all where ``equal``; microbatches without sequences make it up, and a rank
+    without sequences has those alone: it still enters every collective. Raises ValueError for a sequence longer
+    than the budget.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if order and lengths[order[0]] > budget:
@@ -29,48 +34,91 @@ def plan_microbatches(
             f"a sequence of {lengths[order[0]]} tokens (padded) exceeds the {budget} tokens that a microbatch may "
             "hold (actor.max_tokens_per_microbatch x actor.context_parallel)"
         )
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0.0] * ranks
-    for index in order:
-        target = min(range(ranks), key=load.__getitem__)
-        load[target] += cost(lengths[index])
-        shares[target].append(index)
-    plans = [_spread(share, lengths, budget, cost, multiple) for share in shares]
-    while equal and len({len(plan) for plan in plans}) > 1:
+    costs = {length: cost(length) for length in set(lengths)}
+    shares = _shares(order, lengths, ranks, costs)
+    plans = [_spread(share, lengths, budget, costs, multiple) for share in shares]
+    if equal:
         most = max(len(plan) for plan in plans)
-        plans = [_spread(share, lengths, budget, cost, multiple, at_least=most) for share in shares]
+        plans = [plan if len(plan) == most else _again(plan, lengths, budget, costs, most) for plan in plans]
     return plans
 
 
-def _spread(
-    share: list[int],
-    lengths: SequenceOf[int],
-    budget: int,
-    cost: Callable[[int], float],
-    multiple: int,
-    at_least: int = 1,
-) -> Microbatches:
-    """The smallest allowed number of microbatches that the share fits into, their costs made even by greed."""
-    count = max(at_least, -(-sum(lengths[i] for i in share) // budget))
-    while True:
-        count = -(-count // multiple) * multiple
-        batches = _fill(share, lengths, budget, cost, count)
-        if batches is not None:
-            return batches
-        count += 1
+def _shares(order: list[int], lengths: SequenceOf[int], ranks: int, costs: Costs) -> list[list[int]]:
+    """Each rank's sequences, in the order given."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0.0, rank) for rank in range(ranks)]
+    for index in order:
+        load, rank = loads[0]
+        shares[rank].append(index)
+        heapq.heapreplace(loads, (load + costs[lengths[index]], rank))
+    return shares
+
+
+def _spread(share: list[int], lengths: SequenceOf[int], budget: int, costs: Costs, multiple: int) -> Microbatches:
+    """Few microbatches, a `multiple`, into which the share fits; their costs made even by greed if that fits."""
+    packed = _best_fit(share, lengths, budget)
+    count = _rounded_up(max(len(packed), 1), multiple)
+    plan = _fill(share, lengths, budget, costs, count) or _padded(packed, count)
+    while count > multiple and sum(lengths[i] for i in share) <= budget * (count - multiple):
+        count -= multiple
+        fewer = _fill(share, lengths, budget, costs, count)
+        if fewer is None:
+            break
+        plan = fewer
+    return plan
+
+
+def _again(plan: Microbatches, lengths: SequenceOf[int], budget: int, costs: Costs, count: int) -> Microbatches:
+    """The same sequences in more microbatches."""
+    share = sorted((index for batch in plan for index in batch), key=lambda i: (-lengths[i], i))
+    return _fill(share, lengths, budget, costs, count) or _padded(plan, count)
+
+
+def _rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _padded(plan: Microbatches, count: int) -> Microbatches:
+    return plan + [[] for _ in range(count - len(plan))]
+
+
+def _best_fit(share: list[int], lengths: SequenceOf[int], budget: int) -> Microbatches:
+    """Each sequence, longest first, to the microbatch that it leaves least room in."""
+    batches: Microbatches = []
+    rooms: list[tuple[int, int]] = []
+    for index in share:
+        place = bisect.bisect_left(rooms, (lengths[index], -1))
+        if place == len(rooms):
+            room, number = budget, len(batches)
+            batches.append([])
+        else:
+            room, number = rooms.pop(place)
+        batches[number].append(index)
+        bisect.insort(rooms, (room - lengths[index], number))
+    return batches
 
 
 def _fill(
-    share: list[int], lengths: SequenceOf[int], budget: int, cost: Callable[[int], float], count: int
+    share: list[int], lengths: SequenceOf[int], budget: int, costs: Costs, count: int
 ) -> Microbatches | None:
+    """Each sequence, longest first, to the microbatch with the least cost that has room; None where none has."""
     batches: Microbatches = [[] for _ in range(count)]
-    room, load = [budget] * count, [0.0] * count
+    room = [budget] * count
+    roomy = [(0.0, number) for number in range(count)]
+    # Those without room for the sequence at hand, the roomiest first: a shorter one may fit again.
+    short: list[tuple[int, float, int]] = []
     for index in share:
-        open_ = [b for b in range(count) if room[b] >= lengths[index]]
-        if not open_:
+        length = lengths[index]
+        while short and -short[0][0] >= length:
+            _, load, number = heapq.heappop(short)
+            heapq.heappush(roomy, (load, number))
+        while roomy and room[roomy[0][1]] < length:
+            load, number = heapq.heappop(roomy)
+            heapq.heappush(short, (-room[number], load, number))
+        if not roomy:
             return None
-        best = min(open_, key=load.__getitem__)
-        batches[best].append(index)
-        room[best] -= lengths[index]
-        load[best] += cost(lengths[index])
+        load, number = roomy[0]
+        heapq.heapreplace(roomy, (load + costs[length], number))
+        batches[number].append(index)
+        room[number] -= length
     return batches

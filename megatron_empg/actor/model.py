@@ -1,6 +1,7 @@
 """Megatron-core's GPTModel from a model configuration, wrapped for data parallelism."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from megatron_empg.actor.layout import Layout
 from megatron_empg.weights.model_config import ModelConfig
 
+logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -133,6 +135,13 @@ def _recompute_settings(execution: Execution) -> dict[str, Any]:
     if execution.recompute == "none":
         return {}
     if execution.recompute == "selective":
+        from megatron_empg.actor.layer_spec import uses_transformer_engine
+
+        if uses_transformer_engine(DTYPES[execution.dtype]):
+            logger.warning(
+                "actor.recompute=selective computes attention again, of which Transformer Engine keeps no more "
+                "than the statistics: it costs a forward pass and saves next to nothing; use none or block"
+            )
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     method, layers = ("uniform", 1) if execution.recompute == "full" else ("block", execution.recompute_layers)
     return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": layers}
@@ -179,7 +188,7 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
     from megatron_empg.actor.layer_spec import block_spec
     from megatron_empg.actor.lm_head import fuse_lm_head
     from megatron_empg.actor.platform import device
-    from megatron_empg.actor.rope import scaled_frequencies
+    from megatron_empg.actor.rope import one_rotary_table, scaled_frequencies
 
     spec = block_spec(config, mcore.params_dtype)
     stage = {"ignore_virtual": False, "vp_stage": number if layout.virtual_pipeline > 1 else None}
@@ -199,6 +208,7 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
     )
     if config.rope_scaling is not None:
         model.rotary_pos_emb.inv_freq = scaled_frequencies(model.rotary_pos_emb.inv_freq, config.rope_scaling)
+    one_rotary_table(model, config.max_position_embeddings)
     fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())
     return model.bfloat16() if mcore.bf16 else model

@@ -6,11 +6,18 @@ from typing import Any
 import torch
 
 from megatron_empg.actor.model import Execution
+from megatron_empg.actor.optimizer_repairs import parts_of_state
+
+_SETTINGS = "betas", "eps", "max_lr", "min_lr", "start_wd", "end_wd"
+"""What all parameter groups have alike from `OptimizerSettings`, by Megatron's and torch's names."""
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Constants of Adam and of the schedule; `total_steps` is where a cosine ends, at a tenth of `lr`."""
+    """Constants of Adam and of the schedule, which counts updates from 1.
+
+    Update k of `warmup_steps` has k/`warmup_steps` of `lr`; a cosine is at a tenth of it in update `total_steps`.
+    """
 
     lr: float
     schedule: str = "constant"
@@ -44,14 +51,15 @@ def build_optimizer(
         model,
     )
     mcore.grad_scale_func = optimizer.scale_loss
+    # Megatron counts updates from 0: the first is at `init_lr`, and every number of updates is one less.
+    climb = max(settings.warmup_steps - 1, 0)
     scheduler = OptimizerParamScheduler(
         optimizer,
-        init_lr=0.0,
+        init_lr=settings.lr / max(settings.warmup_steps, 1),
         max_lr=settings.lr,
         min_lr=settings.lr if settings.schedule == "constant" else settings.lr / 10,
-        lr_warmup_steps=settings.warmup_steps,
-        # The first update is at 0, so a cosine that is at its end in the last update takes one step less.
-        lr_decay_steps=max(settings.total_steps - 1, settings.warmup_steps + 1),
+        lr_warmup_steps=climb,
+        lr_decay_steps=max(settings.total_steps - 1, climb + 1),
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
@@ -61,6 +69,19 @@ def build_optimizer(
         override_opt_param_scheduler=True,
     )
     return optimizer, scheduler
+
+
+def keep_settings(optimizer: Any, state: dict[Any, Any]) -> None:
+    """Before loading `state`: let it say of Adam and the schedule's ends what this optimizer was built with.
+
+    Megatron prefers what was saved, whatever the run's settings are now. The learning rate and the weight decay of
+    the next update follow from these and the schedule.
+    """
+    for part, loaded in parts_of_state(optimizer, state):
+        current = part.optimizer.param_groups[0]
+        settings = {name: current[name] for name in _SETTINGS if name in current}
+        for group in loaded["param_groups"]:
+            group.update(settings)
 
 
 @torch.no_grad()

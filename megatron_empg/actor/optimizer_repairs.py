@@ -6,6 +6,7 @@ loaded, (b) the distributed one after loading lets all parameters share one ``st
 n steps for one and is silently wrong, and (c) misses ``step`` in its reshardable checkpoint formats.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,12 +38,17 @@ def complete_state(optimizer: Any) -> None:
 
 def complete_step(optimizer: Any, state: dict[Any, Any]) -> None:
     """Before loading `state`: Megatron leaves a step of 0 out, and torch wants one."""
-    parts = _parts(optimizer)
-    for number, each in enumerate(parts):
-        of_part = state if len(parts) == 1 else state[number]
-        of_torch = of_part.get("optimizer", of_part)  # Megatron's mixed precision wraps torch's
-        if _is_torch_adam(each.optimizer) and "state" in of_torch:
+    for part, of_torch in parts_of_state(optimizer, state):
+        if _is_torch_adam(part.optimizer) and "state" in of_torch:
             of_torch["state"].setdefault("common_step", torch.tensor(0.0))
+
+
+def parts_of_state(optimizer: Any, state: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    """Each of the optimizers that Megatron chains, and the state of its torch optimizer in `state`."""
+    parts = _parts(optimizer)
+    for number, part in enumerate(parts):
+        of_part = state if len(parts) == 1 else state[number]
+        yield part, of_part.get("optimizer", of_part)  # Megatron's mixed precision wraps torch's
 
 
 def _parts(optimizer: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,16 @@ def device() -> torch.device:
 def collective_backend() -> str:
     """``nccl`` on GPU, ``gloo`` on CPU."""
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def choose_device() -> None:
+    """Make this process's CUDA device that of its rank on the node (LOCAL_RANK).
+
+    Before anything else touches CUDA, which would make a context on the first device for every rank.
+    """
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        # A launcher may show each rank its own device alone.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
 def transformer_engine_available() -> bool:
@@ -62,6 +73,7 @@ def prepare() -> None:
     if _prepared:
         return
     _prepared = True
+    choose_device()
     hide_half_installed()
     # Megatron warns a dozen times, once a module, that it found neither Transformer Engine nor apex.
     warnings.filterwarnings("ignore", module=r"megatron\.")
@@ -75,9 +87,10 @@ def prepare() -> None:
         _replace_factories()
         _replace_methods()
         _replace_rng(random_module)
-    from megatron_empg.actor import optimizer_repairs
+    from megatron_empg.actor import optimizer_repairs, optimizer_shards
 
     optimizer_repairs.apply()
+    optimizer_shards.apply()
 
 
 class _NoStream:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_empg.actor.optimizer import keep_settings
 from megatron_empg.actor.optimizer_repairs import complete_state, complete_step
 from megatron_empg.actor.platform import device
 
@@ -39,10 +40,14 @@ def sharded_state(actor: Any, *, loading: bool, with_rng: bool = True) -> dict[s
 
 
 def restore(actor: Any, state: dict[str, Any], *, schedule_steps: int) -> None:
-    """Give the actor a loaded `sharded_state`; random states only where it has them."""
+    """Give the actor a loaded `sharded_state`; random states only where it has them.
+
+    What the optimizer was built with stays: a run that goes on with another learning rate has that one.
+    """
     for number, chunk in enumerate(actor.model):
         chunk.module.load_state_dict(state[f"model{number}"])
     complete_step(actor.optimizer, state["optimizer"])
+    keep_settings(actor.optimizer, state["optimizer"])
     actor.optimizer.load_state_dict(state["optimizer"])
     actor.scheduler.num_steps = 0
     actor.scheduler.step(increment=schedule_steps)

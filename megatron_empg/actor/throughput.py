@@ -4,8 +4,17 @@ from dataclasses import dataclass
 
 import torch
 
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "GH200": 989.0, "B200": 2250.0}
-"""Dense bfloat16 peaks by a part of the device's name; source: NVIDIA's data sheets."""
+PEAK_TFLOPS = {
+    ("H100", "PCIE"): 756.0,
+    ("H100", "NVL"): 835.0,
+    ("H200", "NVL"): 835.0,
+    ("A100",): 312.0,
+    ("H100",): 989.0,
+    ("H200",): 989.0,
+    ("GH200",): 989.0,
+    ("B200",): 2250.0,
+}
+"""Dense bfloat16 peaks by words of the device's name, the first that fit; source: NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class Throughput:
             if torch.version.cuda is None or not torch.cuda.is_available():
                 return None
             device_name = torch.cuda.get_device_name()
-        words = device_name.upper().replace("-", " ").split()
-        peak = next((peak for name, peak in PEAK_TFLOPS.items() if name in words), None)
+        words = set(device_name.upper().replace("-", " ").split())
+        peak = next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name)), None)
         return None if peak is None else self.tflops_per_rank / peak
 
     def metrics(self, prefix: str) -> dict[str, float]:

@@ -52,7 +52,7 @@ def watch_node(run_folder: Path, node: str) -> None:
             while True:
                 if (event := events.wait(WAIT)) is None:
                     continue
-                with path.open("a") as file:
+                with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(NodeEvent(node, event.gpu, event.xid))) + "\n")
                 if event.xid == FELL_OFF_THE_BUS:  # NVML would say so again and again
                     return
@@ -71,12 +71,12 @@ class EventLog:
         """Events since the last call; a line that is still being written waits for the next."""
         for path in sorted(self._folder.glob("gpu_*.jsonl")):
             with suppress(OSError):  # a shared file system that has not caught up: read again next time
-                lines = path.read_text().split("\n")[:-1]
+                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
                 read, self._read[path] = self._read.get(path, 0), len(lines)
                 yield from (NodeEvent(**json.loads(line)) for line in lines[read:])
 
 
 def leave_out(run_folder: Path, job: str, event: NodeEvent) -> None:
     """Note that this job is to go on without that node: a line "job node what" of ``bad_nodes``."""
-    with (run_folder / "bad_nodes").open("a") as file:
+    with (run_folder / "bad_nodes").open("a", encoding="utf-8") as file:
         file.write(f"{job} {event.node} {event}\n")

@@ -32,6 +32,23 @@ INTERVAL = 2.0
 """Seconds between two heartbeats of a rank."""
 PHASE_LIMIT = 900.0
 """Seconds a phase may take in which no collective ends, unless the rank knows better."""
+SLOWEST_READ = 500e6
+"""Bytes of a checkpoint a second that all ranks together read at least."""
+
+
+def reading_seconds(run_folder: Path) -> float:
+    """What reading the newest checkpoint may take, to be added to the limit of the phase "start"; 0 without one.
+
+    Ranks read on their own and no collective ends meanwhile; a policy of 32 billion parameters has 460 GB.
+    """
+    steps = [path for path in (run_folder / "checkpoints").glob("step_*") if path.name[5:].isdigit()]
+    if not steps:
+        return 0.0
+    newest, size = max(steps, key=lambda path: int(path.name[5:])), 0
+    for path in newest.rglob("*"):
+        with suppress(OSError):  # an old one may be taken away meanwhile
+            size += path.stat().st_size
+    return size / SLOWEST_READ
 
 
 @dataclass
@@ -103,7 +120,7 @@ class Heartbeat:
         )
         path = self._folder / f"heartbeats/rank_{self._rank}.json"
         aside = path.with_suffix(".writing")
-        aside.write_text(json.dumps(asdict(beat)))
+        aside.write_text(json.dumps(asdict(beat)), encoding="utf-8")
         os.replace(aside, path)
 
     def _where(self) -> str:
@@ -129,7 +146,7 @@ def collectives() -> int:
 def dump(folder: Path, rank: int) -> None:
     """The stacks of this process's threads, and the flight recorder's last collectives where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"stacks_rank_{rank}.txt").open("w") as file:
+    with (folder / f"stacks_rank_{rank}.txt").open("w", encoding="utf-8") as file:
         faulthandler.dump_traceback(file, all_threads=True)
     c10d = sys.modules.get("torch._C._distributed_c10d")
     for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
@@ -183,7 +200,7 @@ def read_beats(folder: Path) -> list[Beat]:
     found = []
     for path in sorted((folder / "heartbeats").glob("rank_*.json")):
         with suppress(OSError, ValueError, TypeError):  # being replaced, or left from another version
-            found.append(Beat(**json.loads(path.read_text())))
+            found.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
     return found
 
 

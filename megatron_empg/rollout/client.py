@@ -5,20 +5,17 @@ aiohttp, because a request costs the driver 0.3 ms of CPU with it and 5 ms with 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import aiohttp
 
 from megatron_empg.rollout.access import ROUTES_PATH
+from megatron_empg.rollout.threads import apart
 
-P = ParamSpec("P")
-R = TypeVar("R")
 UNVERSIONED = -1  # an engine that was never told which weights it holds
 # What is larger is written and read in a thread: a body of 64 KiB takes the event loop a millisecond.
 LARGEST_INLINE_BYTES = 1 << 16
@@ -124,10 +121,10 @@ class EngineClient:
         """One answer to the prompt. Raises EngineError or RequestRefused."""
         body = request_body(prompt_token_ids, sampling, max_tokens, seed)
         size = len(prompt_token_ids)
-        content = await _apart(size > LARGEST_INLINE_TOKENS, _to_json, body)
+        content = await apart(size > LARGEST_INLINE_TOKENS, _to_json, body)
         reply = await self._call("POST", "/inference/v1/generate", content)
         self.answered_at = time.monotonic()
-        return await _apart(len(reply) > LARGEST_INLINE_BYTES, _read_generation, self.url, reply)
+        return await apart(len(reply) > LARGEST_INLINE_BYTES, _read_generation, self.url, reply)
 
     async def health(self) -> bool:
         """Whether the engine answers and its core lives."""
@@ -167,13 +164,6 @@ class EngineClient:
         if reply.status >= 400:
             raise RequestRefused(f"{self.url}{path} answered {reply.status}: {_excerpt(content)}")
         return content
-
-
-async def _apart(large: bool, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do large work in a thread, small work at once."""
-    if large:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    return work(*args, **kwargs)
 
 
 def _to_json(body: dict[str, Any]) -> bytes:

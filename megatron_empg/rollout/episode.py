@@ -6,19 +6,29 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
-from megatron_empg.environments.base import Environment, Message, StepResult, Task
+from megatron_empg.environments.base import Environment, Message, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
+from megatron_empg.rollout.threads import apart
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Outcome = Literal["success", "failure", "truncated", "error"]
+
+# Cutting so much text into tokens takes a millisecond or two; what is longer is cut in a thread.
+LARGEST_INLINE_CHARACTERS = 4096
+LARGEST_INLINE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`turns` of an episode, `turn_tokens` sampled in one, `episode_tokens` of the prompt and all that follows."""
+    """`turns` of an episode, `turn_tokens` sampled in one, `episode_tokens` of the prompt and all that follows.
+
+    `turn_timeout` and `environment_timeout` are seconds that one turn's sampling and one call of the environment
+    may take; there is no limit when None.
+    """
 
     turns: int
     turn_tokens: int
@@ -27,9 +37,14 @@ class Limits:
     environment_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not name.endswith("timeout") and value < 1:
+        for name in ("turns", "turn_tokens", "episode_tokens"):
+            value = getattr(self, name)
+            if value < 1:
                 raise ValueError(f"limit {name} is {value}; it must be at least 1")
+        for name in ("turn_timeout", "environment_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"limit {name} is {value}; it must be above 0 seconds")
 
 
 @dataclass
@@ -52,7 +67,9 @@ class Step:
 class Episode:
     """`logprobs` follow the tokens of the steps, one after the other: sum of (end - start) of them.
 
-    An episode that ended in `error` says nothing about the policy and must not train.
+    `reward` is the sum over the steps. `engine`: the URL of the one that played it. `token_drift`: None when the
+    template would not render the conversation. An episode that ended in `error` says nothing about the policy and
+    must not train.
     """
 
     task_id: str
@@ -65,7 +82,7 @@ class Episode:
     reward: float = 0.0
     outcome: Outcome = "error"
     error: str | None = None
-    token_drift: int = 0
+    token_drift: int | None = 0
     engine: str = ""
 
     @property
@@ -83,6 +100,14 @@ class EngineFailed(RuntimeError):
         self.episode = episode
 
 
+class PromptTooLong(ValueError):
+    """A task whose prompt leaves no room for a turn: a fault of the data or of the limit."""
+
+
+class EnvironmentTimeout(RuntimeError):
+    """The environment did not answer within its limit."""
+
+
 async def run_episode(
     client: EngineClient,
     chat: ChatTokens,
@@ -96,91 +121,150 @@ async def run_episode(
     sample: int = 0,
     executor: Executor | None = None,
 ) -> Episode:
-    """Play `task` to its end. Reaching a limit gives "truncated" and reward 0; a failing environment, "error".
+    """Play `task` to its end. Its tokens are never more than `limits.episode_tokens`, at no moment.
 
-    The chat template's end of turn is always a stop token. `executor`: where `environment.step` runs; on the event
-    loop when None. Raises EngineFailed (so that the caller can try another engine), nothing else.
+    Reaching a limit gives "truncated", with the rewards earned until then; a failing environment, "error".
+    The chat template's end of turn is always a stop token. `executor`: where the environment is made and steps;
+    on the event loop when None, where no time limit can reach it. Raises EngineFailed (so that the caller can try
+    another engine), nothing else.
     """
     episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
-    messages: list[Message] = list(task.prompt)
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
+    play = _Play(episode, list(task.prompt), client, chat, sampling, limits, executor)
     try:
-        episode.tokens = chat.prompt(messages)
-        episode.prompt_length = len(episode.tokens)
-        async with asyncio.timeout(limits.environment_timeout):
-            environment = await _in(executor, make_environment)
-        await _play(episode, messages, client, chat, environment, sampling, limits, seed_of_turn, executor)
-        episode.token_drift = chat.drift(episode.tokens, messages)
+        await play.begin()
+        environment = await play.call("was not made", make_environment)
+        await play.turns(environment, seed_of_turn)
     except EngineError as error:
         _fail(episode, error)
         raise EngineFailed(episode) from error
     except Exception as error:
         _fail(episode, error)
+        return episode
+    episode.token_drift = await play.drift()
     return episode
 
 
-async def _play(
-    episode: Episode,
-    messages: list[Message],
-    client: EngineClient,
-    chat: ChatTokens,
-    environment: Environment,
-    sampling: Sampling,
-    limits: Limits,
-    seed_of_turn: Callable[[int], int],
-    executor: Executor | None,
-) -> None:
-    for turn in range(limits.turns):
-        room = limits.episode_tokens - len(episode.tokens)
-        if room < 1:
-            break
-        max_tokens = min(limits.turn_tokens, room)
-        generation = await client.generate(
-            episode.tokens, sampling, max_tokens=max_tokens, seed=seed_of_turn(turn)
-        )
-        step = _record(episode, generation, chat)
-        messages.append({"role": "assistant", "content": step.text})
-        ended_itself = episode.tokens[-1] == chat.end_of_turn
-        if not ended_itself and len(episode.tokens) >= limits.episode_tokens:
-            break
+@dataclass
+class _Play:
+    """An episode under way. `messages`: what was said so far, as the template would be given it."""
+
+    episode: Episode
+    messages: list[Message]
+    client: EngineClient
+    chat: ChatTokens
+    sampling: Sampling
+    limits: Limits
+    executor: Executor | None
+
+    async def begin(self) -> None:
+        """Raises PromptTooLong."""
+        characters = sum(len(message["content"]) for message in self.messages)
+        tokens = await apart(characters > LARGEST_INLINE_CHARACTERS, self.chat.prompt, self.messages)
+        if not self._has_room_after(len(tokens)):
+            raise PromptTooLong(
+                f"the prompt of task {self.episode.task_id!r} has {len(tokens)} tokens, which leave no room for "
+                f"a turn in the {self.limits.episode_tokens} of rollout.max_episode_tokens: raise it, or shorten "
+                "the task or what environment.settings put before it"
+            )
+        self.episode.tokens = tokens
+        self.episode.prompt_length = len(tokens)
+
+    async def turns(self, environment: Environment, seed_of_turn: Callable[[int], int]) -> None:
+        """Play until the environment or a limit ends the episode."""
+        for turn in range(self.limits.turns):
+            step = await self._sample(seed_of_turn(turn))
+            ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
+            if not ended_itself and not self._has_room_after(0):
+                break
+            result = await self.call("gave no answer to a turn", environment.step, step.text)
+            step.info = result.info
+            self.episode.reward += result.reward
+            if result.done:
+                success = result.info.get("success", result.reward > 0)
+                self.episode.outcome = "success" if success else "failure"
+                return
+            assert result.observation is not None, "an environment that goes on must give an observation"
+            step.observation = result.observation
+            last = turn + 1 == self.limits.turns
+            if last or not await self._observe(result.observation, cut=not ended_itself):
+                break
+        self.episode.outcome = "truncated"
+
+    async def call(self, failure: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """A call of the environment, where it belongs. Raises EnvironmentTimeout."""
+        if self.executor is None:
+            return function(*args, **kwargs)
+        loop, seconds = asyncio.get_running_loop(), self.limits.environment_timeout
+        future = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
         try:
-            async with asyncio.timeout(limits.environment_timeout):
-                result = await _in(executor, partial(environment.step, step.text))
+            # asyncio.wait, unlike wait_for, leaves a TimeoutError of the environment's own what it is.
+            await asyncio.wait([future], timeout=seconds)
+        finally:
+            over = future.done()
+            future.cancel()
+        if not over:
+            limit = f"{seconds} s (limits.environment_timeout)"
+            raise EnvironmentTimeout(f"the environment {failure} within {limit}")
+        return future.result()
+
+    async def drift(self) -> int | None:
+        """Tokens off the template's rendering. A measurement: whatever it meets, the episode stays what it is."""
+        many = len(self.episode.tokens) > LARGEST_INLINE_TOKENS
+        try:
+            return await apart(many, self.chat.drift, self.episode.tokens, self.messages)
+        except Exception:
+            return None
+
+    async def _sample(self, seed: int) -> Step:
+        """One turn of the policy's. Raises EngineError."""
+        room = self.limits.episode_tokens - len(self.episode.tokens)
+        most = min(self.limits.turn_tokens, room)
+        try:
+            async with asyncio.timeout(self.limits.turn_timeout):
+                generation = await self.client.generate(
+                    self.episode.tokens, self.sampling, max_tokens=most, seed=seed
+                )
         except TimeoutError:
-            raise TimeoutError("limits.environment_timeout") from None
-        step.info = result.info
-        if result.done:
-            episode.reward = result.reward
-            success = result.info.get("success", result.reward > 0)
-            episode.outcome = "success" if success else "failure"
-            return
-        assert result.observation is not None, "an environment that goes on must give an observation"
-        step.observation = chat.clean(result.observation)
-        if turn + 1 < limits.turns:
-            messages.append({"role": "user", "content": step.observation})
-            episode.tokens += chat.between_turns(step.observation, cut=not ended_itself)
-    episode.outcome = "truncated"
+            seconds = self.limits.turn_timeout
+            raise EngineError(f"a turn took more than {seconds} s (limits.turn_timeout)") from None
+        if not 1 <= len(generation.token_ids) <= most:
+            raise EngineError(
+                f"the engine sampled {len(generation.token_ids)} tokens where 1 to {most} were asked for"
+            )
+        many = len(generation.token_ids) > LARGEST_INLINE_TOKENS
+        step = _record(self.episode, generation, await apart(many, self.chat.text, generation.token_ids))
+        self.messages.append({"role": "assistant", "content": step.text})
+        return step
+
+    async def _observe(self, observation: str, *, cut: bool) -> bool:
+        """Append an observation if it, and a token after it, have room. If not, the last turn stays the end."""
+        large = len(observation) > LARGEST_INLINE_CHARACTERS
+        tokens = await apart(large, self.chat.between_turns, observation, cut=cut)
+        if not self._has_room_after(len(tokens)):
+            return False
+        self.episode.tokens += tokens
+        self.messages.append({"role": "user", "content": observation})
+        return True
+
+    def _has_room_after(self, more: int) -> bool:
+        """Whether a token could still be sampled if `more` were appended."""
+        return len(self.episode.tokens) + more < self.limits.episode_tokens
 
 
-def _record(episode: Episode, generation: Generation, chat: ChatTokens) -> Step:
+def _record(episode: Episode, generation: Generation, text: str) -> Step:
     start = len(episode.tokens)
     episode.tokens += generation.token_ids
     episode.logprobs += generation.logprobs
     step = Step(
         start=start,
         end=len(episode.tokens),
-        text=chat.text(generation.token_ids),
+        text=text,
         finish=generation.finish_reason,
         policy_versions=generation.policy_versions,
     )
     episode.steps.append(step)
     return step
-
-
-async def _in(executor, call):
-    if executor is None:
-        return call()
-    return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
 def _fail(episode: Episode, error: Exception) -> None:

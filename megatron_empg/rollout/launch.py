@@ -67,7 +67,7 @@ class EngineProcess:
         self.log.close()
 
     def _start_error(self, what: str) -> EngineStartError:
-        lines = self.log_path.read_text(errors="replace").splitlines()[-25:]
+        lines = self.log_path.read_text(errors="replace", encoding="utf-8").splitlines()[-25:]
         tail = "\n".join("  " + line[:200] for line in lines)
         return EngineStartError(f"engine {self.url} {what}; the end of {self.log_path}:\n{tail}")
 

@@ -1,7 +1,8 @@
-"""Threads for calls that may hang."""
+"""Work off the event loop: threads for calls that may hang, and for text too long to read in between."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -10,6 +11,13 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+async def apart(large: bool, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do large work in a thread, so that it does not hold up the other episodes, and small work at once."""
+    if large:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
 
 
 class PatientThreads(Executor):

@@ -1,8 +1,25 @@
-"""Whether a recipe can be run: known before any process starts, and without importing Megatron."""
+"""Whether a recipe can be run: known before any process starts, and without importing Megatron.
+
+Layout, logging, tasks, tokenizer and the weights' headers are looked at: what would otherwise end the run after
+minutes of starting, in a process of its own, ends it here. No tensor is read.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
 
 from megatron_empg.planner.legality import layout_faults
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
 from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
+
+if TYPE_CHECKING:
+    from megatron_empg.environments.base import Task, TaskSource
+    from megatron_empg.rollout.chat_tokens import ChatTokens
+
+_log = logging.getLogger(__name__)
+PROMPTS = 8
+"""Prompts of each split whose length is looked at; the others are much alike."""
 
 
 def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:
@@ -18,17 +35,116 @@ def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:
 
 
 def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
-    """The same, and that its tasks and its logging can be had. Raises RecipeError."""
-    from megatron_empg.environments.registry import make_task_source
+    """The same, and that its tasks, tokenizer, weights and logging can be had. Raises RecipeError."""
+    config = check_model(recipe)
+    _check_logging(recipe)
+    source = _task_source(recipe)
+    tasks = _tasks(recipe, source)
+    chat = _chat(recipe, config)
+    if isinstance(recipe, Recipe):
+        _check_prompts(recipe, chat, tasks)
+    _check_weights(recipe, config)
+    return config
+
+
+def _check_logging(recipe: Recipe | SftRecipe) -> None:
     from megatron_empg.trainer.metrics import MetricsError, check_writers
 
-    config = check_model(recipe)
     try:
-        acting = recipe.environment
-        make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
         check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"environment: {error}") from None
     except MetricsError as error:
         raise RecipeError(str(error)) from None
-    return config
+
+
+def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
+    from megatron_empg.environments.registry import make_task_source
+
+    acting = recipe.environment
+    try:
+        return make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"environment.settings: {error}") from None
+
+
+def _tasks(recipe: Recipe | SftRecipe, source: TaskSource) -> list[Task]:
+    """Some tasks of every split that the recipe draws from, after checking that there are enough."""
+    if not len(source.tasks("train")):
+        raise RecipeError("environment.settings: there is no task to train on: the train split is empty")
+    try:
+        found = source.sample("train", PROMPTS, seed=recipe.run.seed)
+    except ValueError as error:
+        raise RecipeError(f"environment.settings: {error}") from None
+    if isinstance(recipe, SftRecipe) or not recipe.evaluation.questions:
+        return found
+    wanted = recipe.evaluation.questions
+    for split in recipe.evaluation.splits:
+        there = len(source.tasks(split))
+        if there < wanted:
+            raise RecipeError(
+                f"evaluation.questions is {wanted}, but {split} has {there} tasks; lower the first, or leave the "
+                "split out of evaluation.splits"
+            )
+        try:
+            found = found + source.fixed(split, wanted)[:PROMPTS]
+        except ValueError as error:
+            raise RecipeError(f"evaluation.questions is {wanted}: {error}") from None
+    return found
+
+
+def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:
+    """The model's chat template, after checking that episodes can grow under it."""
+    from transformers import AutoTokenizer
+
+    from megatron_empg.rollout.chat_tokens import ChatTokens
+
+    folder = recipe.model.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        chat = ChatTokens(tokenizer)
+    except Exception as error:  # tokenizers and templates fail in as many ways as there are libraries beneath
+        what = str(error).strip() or type(error).__name__
+        raise RecipeError(f"model.path: the tokenizer of {folder} cannot be used: {what}") from error
+    if not set(tokenizer("the question of an episode", add_special_tokens=False)["input_ids"]) - {
+        tokenizer.unk_token_id
+    }:
+        # What transformers makes of a folder that has the tokenizer's settings, but not its words.
+        raise RecipeError(f"model.path: the tokenizer of {folder} knows no word; its tokenizer.json is missing")
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= config.vocab_size:
+        raise RecipeError(
+            f"model.path: the tokenizer of {folder} has ids up to {largest}, the model's vocabulary ends at "
+            f"{config.vocab_size - 1} (vocab_size {config.vocab_size} in config.json); they are not of one model"
+        )
+    return chat
+
+
+def _check_prompts(recipe: Recipe, chat: ChatTokens, tasks: list[Task]) -> None:
+    limit = recipe.rollout.max_episode_tokens
+    for task in tasks:
+        length = len(chat.prompt(task.prompt))
+        if length >= limit:
+            raise RecipeError(
+                f"rollout.max_episode_tokens is {limit}, and the prompt of task {task.id!r} alone has {length} "
+                "tokens: no turn would fit; raise it"
+            )
+
+
+def _check_weights(recipe: Recipe | SftRecipe, config: ModelConfig) -> None:
+    """Names, shapes, types and sizes, by the files' headers."""
+    from megatron_empg.weights.errors import CheckpointError
+    from megatron_empg.weights.hugging_face import CheckpointReader
+    from megatron_empg.weights.mapping import rows
+    from megatron_empg.weights.reader import open_weights
+
+    if isinstance(recipe, SftRecipe) and recipe.model.initialise == "random":
+        return
+    folder = recipe.model.path
+    # Engines start from safetensors, whatever the actor starts from.
+    engines = isinstance(recipe, Recipe)
+    opened = CheckpointReader(folder, rows(config), config) if engines else open_weights(folder, config)
+    try:
+        with opened as reader:
+            for note in reader.notes:
+                _log.warning(note)
+    except CheckpointError as error:
+        raise RecipeError(f"model.path: {error}") from None

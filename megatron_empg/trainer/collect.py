@@ -99,7 +99,7 @@ class Collection:
             "train/episodes": len(usable),
             "train/episodes_error": len(self.played) - len(usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
-            "train/token_drift": sum(e.token_drift for e in usable),
+            "train/token_drift": sum(e.token_drift or 0 for e in usable),
             "train/malformed_actions": sum(bool(step.info.get("malformed")) for step in steps),
             "train/groups_kept": len(self.groups),
             "train/groups_dropped_equal": self.counts["groups_dropped_equal"],

@@ -61,9 +61,7 @@ class OneAtATime:
                 raise
             raise Superseded("a later request took the place of this one") from None
 
-    async def _after(
-        self, older: asyncio.Task[Any] | None, work: Callable[[], Coroutine[Any, Any, R]]
-    ) -> R:
+    async def _after(self, older: asyncio.Task[Any] | None, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         if older is not None:
             older.cancel()
             await asyncio.wait([older])

@@ -1,10 +1,10 @@
 """How long a phase of training may take, for the watchdog, and how long ranks wait for each other."""
 
-from megatron_empg.cluster.watchdog import PHASE_LIMIT
+from megatron_empg.cluster.watchdog import PHASE_LIMIT, reading_seconds
 from megatron_empg.recipe import Recipe, SftRecipe
 
 LOADING = 600.0
-"""Seconds to build the actor, read its weights or a checkpoint and join the engines' group."""
+"""Seconds to build the actor, read its weights or a small checkpoint and join the engines' group."""
 SFT_COLLECTIVE = 1800.0
 """Seconds that the ranks of a supervised run wait for each other: none of them waits for another program."""
 
@@ -14,8 +14,8 @@ def phase_limits(recipe: Recipe) -> dict[str, float]:
     waits = recipe.waits
     computing = min(PHASE_LIMIT, waits.phase)
     return {
-        # Rank 0 waits for the engines, and then joins them.
-        "start": recipe.engines.start_timeout + waits.sync + LOADING,
+        # Rank 0 waits for the engines, and then joins them; all ranks read a checkpoint, each by itself.
+        "start": recipe.engines.start_timeout + waits.sync + LOADING + reading_seconds(recipe.run.folder),
         "rollout": waits.phase,
         "evaluate": waits.phase,
         "sync": waits.phase,

@@ -14,7 +14,7 @@ from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
-from megatron_empg.recipe import RecipeError, SftRecipe
+from megatron_empg.recipe import ActorSection, RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
@@ -42,7 +42,7 @@ def run_sft(recipe: SftRecipe) -> None:
     actor = build_actor(recipe)
     acting = recipe.environment
     source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
-    walkthroughs = WalkthroughTokens(recipe.model.path)
+    walkthroughs = WalkthroughTokens(recipe.model.path, longest_sequence(recipe.actor))
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)
     checkpoints = Checkpoints(
@@ -130,22 +130,40 @@ def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWri
     )
 
 
+def longest_sequence(actor: ActorSection) -> int:
+    """Tokens of the longest sequence that a microbatch can hold, its padding for context parallelism included."""
+    room = actor.max_tokens_per_microbatch * actor.context_parallel
+    return room - room % (2 * actor.context_parallel) if actor.context_parallel > 1 else room
+
+
 class WalkthroughTokens:
     """Turns scripted walkthroughs into sequences, with the very pieces an episode is made of."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        self._chat = ChatTokens(self._tokenizer)
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        """`max_tokens`: a longer walkthrough is cut after the last turn that fits."""
+        self._chat = ChatTokens.from_pretrained(folder)
+        self._max_tokens = max_tokens
 
     def sequence(self, source: TaskSource, task: Task, seed: int) -> Sequence:
-        """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own."""
-        chat, tokens, steps = self._chat, self._chat.prompt(task.prompt), []
+        """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own.
+
+        Raises ValueError for a task whose first turn does not fit.
+        """
+        tokens, steps = self._chat.prompt(task.prompt), []
         for action, observation in source.walkthrough(task, seed):
-            own = [*self._tokenizer(action, add_special_tokens=False)["input_ids"], chat.end_of_turn]
+            own = self._chat.turn(action)
+            if len(tokens) + len(own) > self._max_tokens:
+                break
             steps.append((len(tokens), len(tokens) + len(own)))
             tokens += own
             if observation is not None:
-                tokens += chat.between_turns(observation, cut=False)
-        return Sequence(torch.tensor(tokens), torch.tensor(steps))
+                tokens += self._chat.between_turns(observation, cut=False)
+        if not steps:
+            raise ValueError(
+                f"the prompt of task {task.id!r} has {len(tokens)} tokens, which leave no room for a turn in the "
+                f"{self._max_tokens} of a microbatch (actor.max_tokens_per_microbatch x actor.context_parallel): "
+                "raise them, or shorten the task or what environment.settings put before it"
+            )
+        # An observation that no turn follows teaches nothing, and may be what does not fit.
+        end = steps[-1][1]
+        return Sequence(torch.tensor(tokens[:end]), torch.tensor(steps))

@@ -58,7 +58,7 @@ class ModelConfig:
         try:
             raw = read_object(path)
         except JsonFileError as error:
-            raise ModelConfigError(f"the model's configuration: {error}") from error
+            raise ModelConfigError(str(error)) from error
         try:
             return cls.from_dict(raw)
         except ModelConfigError as error:

@@ -47,9 +47,17 @@ class _Stream:
         self.metadata = source.metadata()
         self.bytes = 0
         self.tensors = 0
+        self.ended = threading.Event()
+        """Nobody reads it any more."""
         self._pairs = iter(source)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        try:
+            yield from self._checked()
+        finally:
+            self.ended.set()
+
+    def _checked(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, dtype, shape in self.metadata:
             pair = next(self._pairs, None)
             if pair is None:
@@ -287,19 +295,22 @@ class _NcclSender:
                 self._abort(result)
                 raise self._engines.trouble() or trouble
             wait([result], timeout=_POLL)
-        try:
-            return result.result()
-        except WeightTransferError:
-            raise
-        except Exception as error:
-            raise self._engines.trouble() or error from error
+        error, trouble = result.exception(), self._engines.trouble()
+        if error is not None and trouble is not None and not isinstance(error, WeightTransferError):
+            raise trouble from error  # what the engines say comes before what NCCL made of it
+        return result.result()
 
     def _abort(self, result: Future[Any]) -> None:
-        """Wakes a thread that is blocked in NCCL; one that still makes the communicator cannot be woken."""
-        if self._native is not None:
-            self._native.shutdown()
-            with contextlib.suppress(TimeoutError):
-                result.exception(timeout=_ABORT)
+        """Wakes a thread that is blocked in NCCL and waits until it has read its source to the end.
+
+        One that still makes the communicator cannot be woken; it has no source.
+        """
+        if self._native is None or self._stream is None:
+            return
+        self._native.shutdown()
+        deadline = time.monotonic() + _ABORT
+        while not result.done() and not self._stream.ended.wait(_POLL) and time.monotonic() < deadline:
+            pass
 
     def close(self) -> None:
         if self._native is not None:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import collective_order
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,6 +35,7 @@ def run_cases(cases: list[Callable[[Path], Any]], folder: str) -> dict[str, Any]
             answers[case.__name__] = case(Path(folder))
         except Exception:
             answers[case.__name__] = AssertionError(f"rank {dist.get_rank()}:\n{traceback.format_exc()}")
+            collective_order.note(traceback.format_exc())  # the other ranks may wait for this one
             failed += 1
         dist.all_reduce(failed)
         if failed and dist.get_world_size() > 1:

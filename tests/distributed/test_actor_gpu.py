@@ -77,7 +77,7 @@ def resumed_bfloat16(folder: Path) -> None:
 
 
 def check_resumed(folder: Path, dtype: str, **settings: Any) -> None:
-    """What a checkpoint brings back is what was saved, bit for bit, though training went on while it was written."""
+    """A checkpoint brings back what was saved, bit for bit, though training went on while it was written."""
     from megatron_empg.actor.checkpoint import Checkpoints
 
     batch, root = batch_in(folder), folder / f"checkpoints_{dtype}"

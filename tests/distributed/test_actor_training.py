@@ -232,10 +232,15 @@ def schedules(folder: Path) -> dict[str, list[float]]:
     cosine = fresh_actor(folder, {}, lr=3e-4, schedule="cosine", warmup_steps=2, total_steps=7)
     plain = fresh_actor(folder, {}, lr=3e-4)
     batch = batches(folder)[-2:]
-    return {
+    rates = {
         name: [actor.update(batch, policy_loss()).lr for _ in range(7)]
         for name, actor in (("constant", constant), ("cosine", cosine), ("plain", plain))
     }
+    idle = fresh_actor(folder, {}, lr=3e-4, schedule="cosine", warmup_steps=2, total_steps=7)
+    rates["idle"] = [idle.update(batch, policy_loss()).lr for _ in range(3)]
+    idle.skip_updates(3)
+    rates["idle"] += [idle.update(batch, policy_loss()).lr]
+    return rates
 
 
 TWO_RANKS = [
@@ -319,13 +324,14 @@ def test_an_update_that_is_not_finite_is_skipped(one: list[dict[str, Any]], two:
 
 
 def test_learning_rate_follows_the_recipe(one: list[dict[str, Any]]) -> None:
-    """Linear from 0 over the warm-up; then constant, or a cosine that is at a tenth in the last step."""
+    """Linear over the warm-up, from its first part; then constant, or a cosine at a tenth in the last step."""
     lr = answer(one, schedules)
     assert lr["plain"] == pytest.approx([3e-4] * 7)
-    assert lr["constant"] == pytest.approx([0, 1.5e-4] + [3e-4] * 5)
-    falling = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(5)]
-    assert lr["cosine"] == pytest.approx([0, 1.5e-4] + [3e-4 * f for f in falling])
+    assert lr["constant"] == pytest.approx([1.5e-4] + [3e-4] * 6)
+    falling = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(6)]
+    assert lr["cosine"] == pytest.approx([1.5e-4] + [3e-4 * f for f in falling])
     assert lr["cosine"][-1] == pytest.approx(3e-5)
+    assert lr["idle"] == pytest.approx([*lr["cosine"][:3], lr["cosine"][-1]])
 
 
 def full_loss() -> Any:

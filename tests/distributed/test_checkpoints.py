@@ -149,6 +149,65 @@ def assert_same_end(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     assert_same([actual["numbers"], actual["random"]], [expected["numbers"], expected["random"]])
 
 
+def resumed_with_other_settings(folder: Path) -> None:
+    """Adam and the schedule do what the run is told now, on the moments that were saved."""
+    other = {"lr": 7e-4, "betas": (0.7, 0.8), "weight_decay": 0.05, "clip_grad": 0.25}
+    for name, settings in (("torch", {}), ("distributed", {"distributed_optimizer": True})):
+        actor = fresh_actor(folder, {"data": 2}, **other, **settings)
+        assert checkpoints(actor, folder / name).load_newest() == 2
+        report = actor.update(batches(folder), policy_loss())
+        assert report.lr == pytest.approx(7e-4)
+        (part,) = getattr(actor.optimizer, "chained_optimizers", [actor.optimizer])
+        assert part.config.clip_grad == 0.25
+        for group in part.optimizer.param_groups:
+            assert group["betas"] == (0.7, 0.8)
+            assert group["lr"] == pytest.approx(7e-4)
+            assert group["weight_decay"] == pytest.approx(0.05 * group["wd_mult"])
+        assert {float(state["step"]) for state in part.optimizer.state.values()} == {3.0}
+
+
+def shared_out(folder: Path) -> list[tuple[int, int]]:
+    """(bytes written, bytes read) by this one of two ranks, with torch's and with the distributed optimizer."""
+    measured = []
+    for name, settings in (("torch", {}), ("distributed", {"distributed_optimizer": True})):
+        written = sum(p.stat().st_size for p in (folder / name).rglob(f"__{dist.get_rank()}_*.distcp"))
+        actor = fresh_actor(folder, {"data": 2}, **SCHEDULE, **settings)
+        measured.append((written, bytes_read(actor, folder / name)))
+    return measured
+
+
+def bytes_read(actor: Any, root: Path) -> int:
+    """Of tensors, that this rank asks the files for."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+
+    asked: list[int] = []
+    original = TorchDistLoadShardedStrategy.load
+
+    def counting(self: Any, state: Any, *rest: Any) -> Any:
+        tensors = [value.data for value in nested_values(state)]
+        asked.append(sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor)))
+        return original(self, state, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchDistLoadShardedStrategy, "load", counting)
+        assert checkpoints(actor, root).load_newest() == 2
+    return sum(asked)
+
+
+def held_in_main_memory(folder: Path) -> tuple[int, int]:
+    """(elements of the optimizer's state that this rank hands to the writer, and those of the whole model)."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    from megatron_empg.actor import sharded_state
+
+    actor = trained(folder, {"data": 2}, distributed_optimizer=True)
+    state = sharded_state.sharded_state(actor, loading=False)
+    tensors = [value.data for value in nested_values(state["optimizer"]["param_state"]) if hasattr(value, "data")]
+    held = sum(tensor.numel() for tensor in tensors if tensor is not None)
+    return held, 3 * sum(p.numel() for p in actor.model[0].parameters())
+
+
 # Going on in another layout
 
 
@@ -278,7 +337,10 @@ RESUMED = [
     resumed_torch_optimizer, resumed_distributed_optimizer, resumed_bfloat16, resumed_tensor_parallel,
     resumed_context_parallel, resumed_interleaved, resumed_before_any_update,
 ]  # fmt: skip
-TWO_RANKS = [*RESUMED, loaded_pipeline, loaded_data_parallel, kept_and_described, full_disk, broken]
+TWO_RANKS = [
+    *RESUMED, resumed_with_other_settings, shared_out, held_in_main_memory, loaded_pipeline, loaded_data_parallel,
+    kept_and_described, full_disk, broken,
+]  # fmt: skip
 ONE_RANK = [loaded_alone, full_disk_alone, others]
 
 
@@ -310,6 +372,27 @@ def one(folder: Path, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("case", RESUMED)
 def test_resumed_training_is_bit_equal(case: Any, two: list[dict[str, Any]]) -> None:
     answer(two, case)
+
+
+def test_a_resumed_run_has_the_settings_it_is_given(two: list[dict[str, Any]]) -> None:
+    answer(two, resumed_with_other_settings)
+
+
+def test_every_rank_writes_and_reads_its_half(two: list[dict[str, Any]]) -> None:
+    for first, second in zip(answer(two, shared_out, 0), answer(two, shared_out, 1), strict=True):
+        for mine, other in zip(first, second, strict=True):
+            assert 0.4 < mine / (mine + other) < 0.6
+    sizes = answer(two, shared_out, 0), answer(two, shared_out, 1)
+    for number in range(2):
+        written, read = (sum(of_rank[number][i] for of_rank in sizes) for i in range(2))
+        assert 0.7 * written < read < written, "the ranks read some of it twice, or not at all"
+
+
+def test_a_rank_gathers_no_more_of_the_optimizer_than_it_writes(two: list[dict[str, Any]]) -> None:
+    held = [answer(two, held_in_main_memory, rank) for rank in range(2)]
+    assert sum(of_rank[0] for of_rank in held) == held[0][1]
+    for mine, whole in held:
+        assert 0.4 < mine / whole < 0.6
 
 
 def test_tensor_parallel_to_one_rank(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:

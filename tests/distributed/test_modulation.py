@@ -6,7 +6,6 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from megatron_empg.algorithms.empg import Modulation, modulation
-from megatron_empg.algorithms.rollout_correction import logprob_gap
 
 # Trajectories of 5, 2, 1 and 4 steps.
 TRAJECTORIES = torch.tensor([0] * 5 + [1] * 2 + [2] + [3] * 4)
@@ -65,13 +64,3 @@ def test_bad_input_on_one_rank_is_an_error_on_both() -> None:
     good, bad = run_ranks(bad_on_rank_one, 2)
     assert "another rank" in good
     assert "entropies[4] is nan" in bad
-
-
-def gap() -> tuple[float, float, int]:
-    join()
-    actor = torch.tensor([-1.0, -2.0, -4.0]) if dist.get_rank() == 0 else torch.zeros(0)
-    return tuple(logprob_gap(actor, torch.full_like(actor, -1.0), group=dist.group.WORLD))
-
-
-def test_logprob_gap_is_over_all_ranks() -> None:
-    assert run_ranks(gap, 2) == [(4 / 3, 3.0, 3)] * 2

@@ -221,7 +221,21 @@ def modulation_switched_off(folder: Path) -> None:
     assert not torch.equal(switched_on["weights"][name], plain["weights"][name])
 
 
-CASES = [resumed, stale_weights, wide_gap, modulation_switched_off]
+def fetched(folder: Path) -> dict[str, Any]:
+    """A batch on this rank, sent in chunks of a hundred bytes."""
+    from megatron_empg.trainer import loop
+
+    usual, loop.CHUNK_BYTES = loop.CHUNK_BYTES, 100
+    publisher = RecordingPublisher()
+    publisher.versions = [0]
+    training: Any = object.__new__(loop.Training)
+    training.driver = ReplayingDriver(None, publisher, None) if dist.get_rank() == 0 else None
+    batch = training._fetch(0)
+    loop.CHUNK_BYTES = usual
+    return {"tokens": [s.tokens for s in batch.sequences], "episodes": batch.episodes, "metrics": batch.metrics}
+
+
+CASES = [fetched, resumed, stale_weights, wide_gap, modulation_switched_off]
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +265,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(results: list[dict[str, A
     assert runs["dying"]["asked"] == [0, 1, 2]
     assert [line["step"] for line in runs["dying"]["log"]["metrics"]] == [0, 1, 2, 3]
     assert runs["killed"]["asked"] == [2, 3, 4]
+
+
+def test_every_rank_gets_the_numbers_and_the_first_alone_the_texts(results: list[dict[str, Any]]) -> None:
+    sent = recorded_batch(0, 0)
+    first, second = (answer(results, fetched, rank) for rank in (0, 1))
+    for got in (first, second):
+        assert all(torch.equal(a, b.tokens) for a, b in zip(got["tokens"], sent.sequences, strict=True))
+        assert got["metrics"] == sent.metrics
+    assert (first["episodes"], second["episodes"]) == (sent.episodes, [])
 
 
 def test_every_version_is_published_before_it_samples(results: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The suite over gloo: what it measures, and that planted and real faults are found, named and in time."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,10 +102,18 @@ def test_a_stopped_process_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_never_starts_is_named(tmp_path: Path) -> None:
-    options = ["--only", "correctness", *SMALL, "--step-limit", "4"]
+    options = ["--only", "correctness", *SMALL, "--start-limit", "4"]
     run = run_suite(tmp_path, 2, *options, environment=[{"SLURM_NTASKS": "3"}] * 2)
     assert run.codes == [2, 2], run.printed
     assert "rank 2 of 3 did not start within 4 s; ranks have come from node0, node1" in run.printed
+
+
+def test_a_rank_that_starts_late_is_waited_for(tmp_path: Path) -> None:
+    """Longer than a step may take, as where many ranks import torch from one file system."""
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(12)\n")
+    options = ["--only", "correctness", *SMALL, "--step-limit", "8"]
+    run = run_suite(tmp_path, 2, *options, environment=[{}, {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}])
+    assert run.codes == [0, 0], run.printed
 
 
 def test_the_time_limit_ends_it(tmp_path: Path) -> None:

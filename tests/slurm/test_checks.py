@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from jobs import OVERRIDES, ROOT, SCRIPT, VARIABLES, Run
+from models import write_sparse_weights
 
 SCRIPTS = sorted(path.name for path in (ROOT / "slurm").glob("*.sh"))
 JOBS = [name for name in SCRIPTS if name not in ("lib.sh", "run.sh", "env.sh", "guard.sh")]
@@ -77,6 +78,7 @@ def test_check_of_the_32b_layout_on_80_gib(realistic, tmp_path):
         "tie_word_embeddings": False, "hidden_act": "silu",
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
+    write_sparse_weights(model)
     variables = {"EMPG_HOME": str(ROOT), "EMPG_MODEL": str(model), "EMPG_RUN_FOLDER": str(tmp_path / "run")}
     said = realistic.run("bash", str(ROOT / SCRIPT), "--check", timeout=120, **variables)
     assert "GiB a trainer rank" in said
@@ -119,17 +121,15 @@ def test_a_wrong_job_ends_within_ten_seconds_and_stays_ended(cluster, tmp_path):
     assert seconds < 10 + 3 * os.getloadavg()[0], "a loaded machine gets more"
 
 
-@pytest.mark.parametrize("given", [{}, {"NCCL_SOCKET_IFNAME": "mine0", "CUDA_DEVICE_MAX_CONNECTIONS": "4"}])
+@pytest.mark.parametrize("given", [{}, {"NCCL_SOCKET_IFNAME": "mine0", "TORCH_FR_BUFFER_SIZE": "4"}])
 def test_the_env_file_sets_what_the_user_has_not(given):
-    command = (
-        'bash slurm/env.sh bash -c "echo $NCCL_SOCKET_IFNAME $CUDA_DEVICE_MAX_CONNECTIONS $TORCH_FR_BUFFER_SIZE"'
-    )
+    command = 'bash slurm/env.sh bash -c "echo $NCCL_SOCKET_IFNAME $TORCH_FR_BUFFER_SIZE"'
     command = command.replace("$", "\\$")
     environment = {"PATH": os.environ["PATH"], "EMPG_ADDRESSES": "other=10.9.9.9 here=127.0.0.1", **given}
     said = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env={**environment, "SLURMD_NODENAME": "here"}, check=True,
         capture_output=True, text=True, timeout=30,
     ).stdout  # fmt: skip
-    wanted = f"{given.get('NCCL_SOCKET_IFNAME', '=lo')} {given.get('CUDA_DEVICE_MAX_CONNECTIONS', '1')} 2000"
+    wanted = f"{given.get('NCCL_SOCKET_IFNAME', '=lo')} {given.get('TORCH_FR_BUFFER_SIZE', '2000')}"
     assert said.splitlines()[-1] == wanted
     assert f"NCCL_SOCKET_IFNAME={given.get('NCCL_SOCKET_IFNAME', '=lo')}" in said

@@ -92,6 +92,15 @@ def test_the_overrides_and_what_was_done_are_printed(undisturbed):
     }  # fmt: skip
 
 
+def test_each_step_prints_the_variables_it_is_given(undisturbed):
+    logs = {path.name.split(".")[0]: path.read_text() for path in undisturbed.folder.glob("logs/*.1/*.0.log")}
+    assert {"trainer", "engines", "driver", "search", "watchdog", "preflight"} <= set(logs)
+    assert all("env: TRITON_CACHE_DIR=" in log for log in logs.values())
+    only_trainers = ("env: CUDA_DEVICE_MAX_CONNECTIONS=1", "env: PYTORCH_ALLOC_CONF=expandable_segments:True")
+    for words in only_trainers:
+        assert [step for step, log in logs.items() if words in log] == ["trainer"]
+
+
 def test_every_route_of_every_engine_wants_the_token(undisturbed):
     assert len(undisturbed.answers) == 2
     for answers in undisturbed.answers:

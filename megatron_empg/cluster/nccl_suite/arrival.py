@@ -46,18 +46,21 @@ class ArrivalWatch(threading.Thread):
         self._step_limit, self._deadline, self._time_limit = step_limit, time.monotonic() + time_limit, time_limit
         self._report = report
         self._lock = threading.Lock()
-        self._number, self._label = 0, "start"
+        self._number, self._label, self._limit = 0, "start", step_limit
         self._members: Sequence[int] = ()
         self._since: float | None = None
         self._over = threading.Event()
         self._ending = threading.Lock()
         self._say()
 
-    def enter(self, label: str, members: Sequence[int]) -> None:
-        """This rank comes to the next step; ``members`` are those it will wait for."""
+    def enter(self, label: str, members: Sequence[int], limit: float | None = None) -> None:
+        """This rank comes to the next step; ``members`` are those it will wait for, ``limit`` seconds at most
+        (the step limit unless given).
+        """
         with self._lock:
             self._number += 1
             self._label, self._members, self._since = label, members, time.monotonic()
+            self._limit = self._step_limit if limit is None else limit
             self._say()
 
     def leave(self) -> None:
@@ -101,8 +104,8 @@ class ArrivalWatch(threading.Thread):
         if self._store.check(["abort"]):
             return Fault.from_json(json.loads(self._store.get("abort")))
         now = time.monotonic()
-        if self._since is not None and now - self._since > self._step_limit:
-            return self._diagnose(f"was not over after {self._step_limit:.0f} s")
+        if self._since is not None and now - self._since > self._limit:
+            return self._diagnose(f"was not over after {self._limit:.0f} s")
         if now > self._deadline:
             what = f"out of time: {self._label} was under way when the {self._time_limit:.0f} s given were over"
             return Fault("error", (), f"{what}; raise --time-limit, or lower --max-bytes")

@@ -36,7 +36,11 @@ class Inject:
 
 class Session:
     """Joins the ranks. Raises PlaceError naming those that do not come in time, LayoutError for groups that
-    cannot be."""
+    cannot be.
+
+    ``start_limit``: seconds until all ranks are there, which import torch from one file system at once, and again
+    for the first operation of every group, in which NCCL connects them.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Session:
         *,
         layout: Layout,
         step_limit: float = 60.0,
+        start_limit: float = 600.0,
         time_limit: float = 1800.0,
         inject: Inject | None = None,
         report: Callable[[Fault], None] = lambda fault: None,
@@ -56,16 +61,16 @@ class Session:
                 f"a fault cannot be planted on rank {inject.rank}: there are {place.world_size} ranks"
             )
         lists = layout.groups(place.world_size)
-        store = place.connect(step_limit)
+        store = place.connect(start_limit)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
         self.store = dist.PrefixStore(f"nccl_suite/{attempt}", store)
-        self.nodes = self._roll_call(step_limit)
+        self.nodes = self._roll_call(start_limit)
         self.names = [f"{node}, local rank {local}" for node, local in self.nodes]
         self.device = torch.device("cpu")
         if backend == "nccl":
             self.device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
-        own = place.connect(step_limit, host=False) if place.port else store
+        own = place.connect(start_limit, host=False) if place.port else store
         self.watch = ArrivalWatch(
             dist.PrefixStore(f"nccl_suite/{attempt}/watch", own),
             place.rank,
@@ -76,26 +81,31 @@ class Session:
         )
         self.watch.start()
         self._seed = 0
-        self.groups = self._join(lists, step_limit)
+        self.groups = self._join(lists, start_limit, step_limit)
 
-    def _join(self, lists: dict[str, list[list[int]]], step_limit: float) -> dict[str, Members]:
+    def _join(
+        self, lists: dict[str, list[list[int]]], start_limit: float, step_limit: float
+    ) -> dict[str, Members]:
         """This rank's group of every kind."""
         everyone = range(self.place.world_size)
-        with self.step("start of the process groups", everyone):
+        with self.step("start of the process groups", everyone, start_limit):
             dist.init_process_group(
                 self.backend,
                 store=dist.PrefixStore("groups", self.store),
                 rank=self.place.rank,
                 world_size=self.place.world_size,
-                timeout=timedelta(seconds=step_limit + 60),  # the watch comes first
+                timeout=timedelta(seconds=max(start_limit, step_limit) + 60),  # the watch comes first
             )
-            dist.all_reduce(torch.zeros(1, device=self.device))  # NCCL: all ranks in a group's first operation
+            # NCCL connects a group in its first operation, which all its ranks must be in; the world comes first.
+            dist.all_reduce(torch.zeros(1, device=self.device))
             mine: dict[str, Members] = {}
             for kind, groups in lists.items():
                 for ranks in groups:
                     group = dist.group.WORLD if kind == "world" else dist.new_group(ranks)
                     if self.place.rank in ranks:
+                        dist.all_reduce(torch.zeros(1, device=self.device), group=group)
                         mine[kind] = Members(kind, tuple(ranks), group, ranks.index(self.place.rank))
+            self.synchronize()
         return mine
 
     def _roll_call(self, limit: float) -> list[tuple[str, int]]:
@@ -127,10 +137,13 @@ class Session:
         return sorted({json.loads(self.store.get(f"here/{rank}"))[0] for rank in ranks})
 
     @contextlib.contextmanager
-    def step(self, label: str, members: Sequence[int]) -> Iterator[None]:
-        """Enter a numbered step in which these ranks wait for each other; errors inside end the suite."""
+    def step(self, label: str, members: Sequence[int], limit: float | None = None) -> Iterator[None]:
+        """Enter a numbered step in which these ranks wait for each other; errors inside end the suite.
+
+        ``limit``: seconds it may take, if not the step limit.
+        """
         self._stay_away()
-        self.watch.enter(label, members)
+        self.watch.enter(label, members, limit)
         try:
             yield
         except (RuntimeError, ValueError, NotImplementedError) as error:

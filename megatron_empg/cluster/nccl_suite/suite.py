@@ -36,6 +36,7 @@ class SuiteOptions:
     least_pair: float | None = None
     """GB/s that every pair must reach."""
     step_limit: float = 60.0
+    start_limit: float = 600.0
     time_limit: float = 1800.0
     inject: Inject | None = None
     json: Path | None = None
@@ -99,6 +100,7 @@ def run_suite(options: SuiteOptions) -> int:
         options.backend,
         layout=options.layout,
         step_limit=options.step_limit,
+        start_limit=options.start_limit,
         time_limit=options.time_limit,
         inject=options.inject,
         report=cut_off,

@@ -62,7 +62,10 @@ def collect(nvml: Any) -> Gpus:
 def count_on_bus(root: Path = Path("/sys/bus/pci/devices")) -> int | None:
     """NVIDIA's display and 3D controllers; None where the bus cannot be read."""
     try:
-        devices = [((path / "vendor").read_text(), (path / "class").read_text()) for path in root.iterdir()]
+        devices = [
+            ((path / "vendor").read_text(encoding="utf-8"), (path / "class").read_text(encoding="utf-8"))
+            for path in root.iterdir()
+        ]
     except OSError:
         return None
     return sum(vendor.strip() == "0x10de" and kind.startswith(("0x0300", "0x0302")) for vendor, kind in devices)

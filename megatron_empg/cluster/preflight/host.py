@@ -54,12 +54,14 @@ def read_shared_memory() -> int:
 
 def read_host_memory(root: Path = Path("/")) -> int:
     """Bytes that this job can still take: of the machine, or of its control group where that has less."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    found = re.search(
+        r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE
+    )
     if found is None:
         raise OSError("/proc/meminfo has no MemAvailable")
     left = [int(found[1]) * 1024]
     with contextlib.suppress(OSError):
-        own = re.search(r"^0::/(\S*)", (root / "proc/self/cgroup").read_text(), re.MULTILINE)
+        own = re.search(r"^0::/(\S*)", (root / "proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
         groups = root / "sys/fs/cgroup"
         folder = groups / own[1] if own else groups
         while folder.is_relative_to(groups):
@@ -71,11 +73,13 @@ def read_host_memory(root: Path = Path("/")) -> int:
 def _left_in_group(folder: Path) -> list[int]:
     """What a control group may still take; nothing for one without a limit. Caches that can be given up count."""
     try:
-        most = (folder / "memory.max").read_text().strip()
+        most = (folder / "memory.max").read_text(encoding="utf-8").strip()
         if most == "max":
             return []
-        used = int((folder / "memory.current").read_text())
-        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+        used = int((folder / "memory.current").read_text(encoding="utf-8"))
+        cached = re.search(
+            r"^inactive_file (\d+)", (folder / "memory.stat").read_text(encoding="utf-8"), re.MULTILINE
+        )
         return [int(most) - used + (int(cached[1]) if cached else 0)]
     except OSError:  # no such group from here, as in a container
         return []
@@ -104,11 +108,11 @@ def read_infiniband(root: Path = Path("/sys/class/infiniband")) -> list[Port]:
     """Every port of every device, by name."""
     ports = []
     for folder in sorted(root.glob("*/ports/*")):
-        rate = re.match(r"[\d.]+", (folder / "rate").read_text())
+        rate = re.match(r"[\d.]+", (folder / "rate").read_text(encoding="utf-8"))
         ports.append(
             Port(
                 name=f"{folder.parts[-3]}/{folder.name}",
-                state=(folder / "state").read_text().partition(":")[2].strip(),
+                state=(folder / "state").read_text(encoding="utf-8").partition(":")[2].strip(),
                 rate=float(rate.group()) if rate else None,
             )
         )
@@ -173,7 +177,7 @@ def _weight_faults(folder: Path) -> list[str]:
     index = folder / INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             return [f"{INDEX} cannot be read ({error!r})"]
     else:
@@ -229,7 +233,7 @@ def _read_folder(path: Path) -> Folder:
 def checksum_faults(manifest: Path, folder: Path) -> list[str]:
     """Files that do not have the SHA-256 that a manifest in sha256sum's format gives them."""
     faults = []
-    for number, line in enumerate(manifest.read_text().splitlines(), 1):
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
         wanted, _, name = line.partition(" ")
         if not re.fullmatch(r"[0-9a-fA-F]{64}", wanted) or not name.strip(" *"):
             faults.append(f"{manifest}:{number} is not '<sha256>  <file>'")

@@ -57,5 +57,5 @@ def write_json(path: Path, nodes: Sequence[Node], findings: Sequence[Finding]) -
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".writing")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(aside, path)

@@ -69,7 +69,7 @@ def _conclude(nodes: Sequence[Node], findings: Sequence[Finding], json_path: Pat
 def read_pins(path: Path) -> dict[str, str]:
     """Package versions of a requirements file's ``name==version`` lines. Raises PreflightError when unreadable."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PreflightError(f"cannot read the requirements {path}: {error.strerror}") from None
     return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", text, re.MULTILINE))

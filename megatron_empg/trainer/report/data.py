@@ -51,7 +51,10 @@ def read_run(folder: RunFolder) -> RunData:
         recipe=_mapping(text),
         recipe_text=text,
         starts=_starts(folder),
-        metrics=sorted((m for m in read_lines(folder.metrics) if isinstance(m.get("step"), int)), key=lambda line: line["step"]),
+        metrics=sorted(
+            (m for m in read_lines(folder.metrics) if isinstance(m.get("step"), int)),
+            key=lambda line: line["step"],
+        ),
         steps=[line for line in read_lines(folder.steps) if line.get("step_entropies")],
         first_episodes=read_episodes(files[0]) if len(files) > 1 else [],
         last_episodes=read_episodes(files[-1]) if files else [],

@@ -10,7 +10,8 @@ LONG_OBSERVATION = 420
 
 def choose(episodes: Sequence[Mapping[str, Any]], success: bool) -> Mapping[str, Any] | None:
     """The longest episode with reward above 0, or without."""
-    fitting = [e for e in episodes if e.get("turns") and ((e.get("reward") or 0) > 0) == success]
+    played = [e for e in episodes if e.get("turns") and isinstance(e["turns"], list)]
+    fitting = [e for e in played if ((e.get("reward") or 0) > 0) == success]
     return max(fitting, key=lambda episode: len(episode["turns"]), default=None)
 
 

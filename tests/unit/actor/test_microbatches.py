@@ -1,5 +1,7 @@
 """Which sequences share a microbatch, and how evenly the work lies."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +34,44 @@ def test_every_sequence_is_planned_once_within_the_budget(
         assert len({len(plan) for plan in plans}) == 1
     elif multiple == 1:
         assert all(all(plan) or plan == [[]] for plan in plans), "an empty microbatch that nothing asks for"
+
+
+def fewest_by_trying(lengths: list[int], budget: int, multiple: int) -> int:
+    """The least number of microbatches that greed by tokens gets the sequences into, every number tried."""
+    count = max(1, -(-sum(lengths) // budget))
+    while True:
+        count = -(-count // multiple) * multiple
+        filled = [0] * count
+        for length in sorted(lengths, reverse=True):
+            with_room = [b for b in range(count) if filled[b] + length <= budget]
+            if not with_room:
+                break
+            filled[min(with_room, key=filled.__getitem__)] += length
+        else:
+            return count
+        count += 1
+
+
+@given(
+    lengths=st.lists(st.integers(2, 50), max_size=60),
+    slack=st.integers(0, 100),
+    multiple=st.sampled_from([1, 2, 4]),
+)
+@settings(max_examples=1000, deadline=None, derandomize=True)
+def test_no_more_microbatches_than_by_trying_every_number(lengths: list[int], slack: int, multiple: int) -> None:
+    budget = max(lengths, default=1) + slack
+    (plan,) = plan_microbatches(lengths, budget=budget, ranks=1, multiple=multiple)
+    assert len(plan) <= fewest_by_trying(lengths, budget, multiple)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize(("multiple", "equal"), [(1, False), (4, False), (1, True)])
+def test_ten_thousand_episodes_take_a_second_at_most(ranks: int, multiple: int, equal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(200, 32_769, (10_000,), generator=generator).tolist()
+    started = time.process_time()
+    plan_microbatches(lengths, budget=32_768, ranks=ranks, cost=quadratic, multiple=multiple, equal=equal)
+    assert time.process_time() - started < 1.0
 
 
 def quadratic(length: int) -> float:

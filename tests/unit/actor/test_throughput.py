@@ -35,5 +35,8 @@ def test_mfu_is_the_share_of_the_devices_peak() -> None:
     assert measured.tokens_per_second == 4096
     assert measured.mfu("NVIDIA H200") == pytest.approx(0.5)
     assert measured.mfu("NVIDIA A100-SXM4-80GB") == pytest.approx(989 / 2 / 312)
+    assert measured.mfu("NVIDIA H100 80GB HBM3") == pytest.approx(0.5)
+    assert measured.mfu("NVIDIA H100 PCIe") == pytest.approx(989 / 2 / 756)
+    assert measured.mfu("NVIDIA H100 NVL") == pytest.approx(989 / 2 / 835)
     assert measured.mfu("a device nobody knows") is None
     assert "policy_mfu" not in measured.metrics("policy") or torch.cuda.is_available()

@@ -8,7 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.cluster.watchdog import HUNG, Beat, Heartbeat, Watchdog, read_beats
+from megatron_empg.cluster.watchdog import (
+    HUNG,
+    SLOWEST_READ,
+    Beat,
+    Heartbeat,
+    Watchdog,
+    read_beats,
+    reading_seconds,
+)
 
 
 def beat(rank, number, collectives, *, step=3, phase="update", where="loop.py:9 x", limit=100.0):
@@ -74,6 +82,15 @@ from megatron_empg.cluster.watchdog import Heartbeat
 with Heartbeat(Path(sys.argv[1]), int(sys.argv[2])):
     time.sleep(600)
 """
+
+
+def test_the_limit_of_a_start_grows_with_the_newest_checkpoint(tmp_path):
+    assert reading_seconds(tmp_path) == 0
+    for step, size in ((9, 3_000_000), (12, 1_000_000)):
+        shards = tmp_path / f"checkpoints/step_{step}/shards"
+        shards.mkdir(parents=True)
+        (shards / "0.distcp").write_bytes(b"0" * size)
+    assert 1_000_000 / SLOWEST_READ <= reading_seconds(tmp_path) < 1_100_000 / SLOWEST_READ
 
 
 def test_a_stopped_process_is_named_by_the_command_and_the_other_tells_its_stacks(tmp_path):

@@ -126,9 +126,7 @@ def test_a_hanging_environment_costs_its_episode_alone(chat: ChatTokens, over: t
     with StubEngine(answer(chat)) as engine:
         make = lambda task: OneTurn(task, over)  # noqa: E731
         batches = [groups(8, hangs=True), groups(2)]
-        hung, sound = play(
-            chat, [engine.url], batches, make=make, concurrency=4, environment=0.3, threads=threads
-        )
+        hung, sound = play(chat, [engine.url], batches, make=make, concurrency=4, environment=0.3, threads=threads)
     assert {e.outcome for e in hung} == {"error"}
     assert all("limits.environment_timeout" in (e.error or "") for e in hung)
     assert {e.outcome for e in sound} == {"success"}

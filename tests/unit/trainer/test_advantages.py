@@ -149,3 +149,30 @@ def test_an_empty_batch_is_no_fault() -> None:
     assert training_sequences(empty, [], assignment) == []
     assert assignment_metrics(assignment) == {}
     assert annotated_episodes(1, empty, assignment, count=4) == []
+
+
+def test_the_loss_sees_the_modulation_weighted_by_tokens(batch: Batch, scores: list[Score]) -> None:
+    assignment = assign_advantages(batch, scores, AlgorithmSection())
+    metrics = assignment_metrics(assignment)
+    lengths = [end - start for spans in SPANS for start, end in spans]
+    advantages = assignment.step_advantages.tolist()
+    seen = sum(length * a for length, a in zip(lengths, advantages, strict=True)) / sum(lengths)
+    assert metrics["empg/advantage_token_mean"] == pytest.approx(seen, abs=1e-6)
+    assert abs(seen) > 1e-3  # while the mean over steps is 0
+    assert metrics["empg/bonus_only_tokens"] == 0.0
+
+
+def test_the_share_of_the_bonus_is_one_where_nothing_else_trains(batch: Batch, scores: list[Score]) -> None:
+    def share(zeta: float, rewards: list[float] = REWARDS) -> dict[str, float]:
+        batch.rewards = torch.tensor(rewards)
+        settings = AlgorithmSection(empg={"zeta": zeta})  # type: ignore[arg-type]
+        return assignment_metrics(assign_advantages(batch, scores, settings))
+
+    assert share(0.0)["empg/bonus_share"] == 0.0
+    assert 0.0 < share(0.1)["empg/bonus_share"] < share(0.5)["empg/bonus_share"] < 1.0
+    equal = share(0.1, [1.0] * 4)
+    assert (equal["empg/bonus_share"], equal["empg/bonus_only_tokens"]) == pytest.approx((1.0, 1.0))
+    half = share(0.1, [1.0, 0.0, 1.0, 1.0])  # the second group is equal
+    tokens = [sum(end - start for start, end in spans) for spans in SPANS]
+    assert half["empg/bonus_only_tokens"] == pytest.approx(sum(tokens[2:]) / sum(tokens))
+    assert "empg/bonus_share" not in share(0.0, [1.0] * 4)  # nothing trains at all

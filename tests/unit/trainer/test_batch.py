@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_empg.actor.packing import Sequence
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.batch import Batch, engine_table, without_texts
 from megatron_empg.trainer.evaluation import Evaluation
 
 
@@ -21,6 +21,9 @@ def some_batch() -> Batch:
         policy_versions=torch.tensor([[4, 4], [4, 5], [5, 5]]),
         episodes=[{"question": 'Straße "x"\u2028 \U0001f40d', "turns": []}, {}, {"turns": [{"text": "\x00"}]}],
         metrics={"train/reward": 0.1 + 0.2, "train/groups_kept": 2},
+        engines=torch.tensor([1, 0, -1]),
+        engine_urls=["http://a:1", "http://b:2"],
+        example={"task_id": "t", "turns": [{"text": '東京\n"quoted"'}]},
     )
 
 
@@ -33,10 +36,11 @@ def test_bytes_and_back(make) -> None:
     torch.manual_seed(0)
     batch = make()
     back = Batch.from_bytes(batch.to_bytes())
-    for name in ("rewards", "groups", "policy_versions"):
+    for name in ("rewards", "groups", "policy_versions", "engines"):
         assert torch.equal(getattr(back, name), getattr(batch, name)), name
         assert getattr(back, name).dtype == getattr(batch, name).dtype, name
     assert (back.episodes, back.metrics) == (batch.episodes, batch.metrics)
+    assert (back.engine_urls, back.example) == (batch.engine_urls, batch.example)
     assert len(back.sequences) == len(batch.sequences)
     for after, before in zip(back.sequences, batch.sequences, strict=True):
         assert torch.equal(after.tokens, before.tokens)
@@ -48,6 +52,59 @@ def test_bytes_and_back(make) -> None:
 def test_anything_else_is_refused(broken: bytes) -> None:
     with pytest.raises(ValueError, match="batch"):
         Batch.from_bytes(broken)
+
+
+def test_other_ranks_get_the_numbers_alone() -> None:
+    data = some_batch().to_bytes()
+    numbers = bytes(without_texts(data))
+    assert "東京".encode() in data
+    assert "東京".encode() not in numbers
+    back = Batch.from_bytes(numbers)
+    assert (back.episodes, back.example) == ([], {})
+    assert back.metrics == some_batch().metrics
+    assert torch.equal(back.sequences[1].tokens, torch.tensor([151_000, 7, 8]))
+
+
+def test_texts_that_nobody_reads_do_not_travel() -> None:
+    batch = some_batch()
+    batch.episodes = [{"turns": [{"text": f"text of {i}"}]} for i in range(3)]
+    of_one, of_all = (Batch.from_bytes(batch.to_bytes(texts)).episodes for texts in (1, 9))
+    assert of_one == [batch.episodes[0], {}, {}]
+    assert of_all == [batch.episodes[0], {}, batch.episodes[2]]  # the first of each group
+    assert Batch.from_bytes(batch.to_bytes(0)).episodes == of_one  # one stays, for a message
+
+
+def test_a_thousand_long_episodes_are_one_batch() -> None:
+    count, length, text = 1024, 100_000, 'x東\n"\\ '
+    sequence = Sequence(torch.arange(3), torch.tensor([[1, 3]]), {"rollout_logprobs": torch.zeros(2)})
+    batch = Batch(
+        [sequence] * count,
+        torch.zeros(count),
+        torch.arange(count) // 8,
+        torch.zeros(count, 2).long(),
+        [{"turns": [{"text": text * (length // len(text) + 1)}]}] * count,
+    )
+    back = Batch.from_bytes(batch.to_bytes())
+    assert all(len(episode["turns"][0]["text"]) >= length for episode in back.episodes)
+    assert back.episodes[-1] == batch.episodes[0]
+    assert len(batch.to_bytes(4)) < 10_000_000
+
+
+def test_an_episode_is_shown_as_a_reader_wants_it() -> None:
+    batch = some_batch()
+    assert "turn 1: '\\x00'" in batch.shown_episode()
+    batch.episodes = []
+    assert "東京" in batch.shown_episode()
+    batch.example = {}
+    assert "no episode" in batch.shown_episode()
+
+
+def test_engines_are_named_by_their_place_in_a_table() -> None:
+    places, urls = engine_table(["b", None, "a", "b", ""])
+    assert (places.tolist(), urls) == ([1, -1, 0, 1, -1], ["a", "b"])
+    batch = some_batch()
+    assert [batch.engine_of(i) for i in (0, 1)] == ["http://b:2", "http://a:1"]
+    assert "not noted" in batch.engine_of(2)
 
 
 def test_metrics_of_an_evaluation() -> None:

@@ -1,13 +1,25 @@
 """A recipe that does not fit its model is refused by name, before anything starts."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from models import write_sparse_weights
+from safetensors.torch import load_file, save_file
 
-from megatron_empg.recipe import RecipeError, load_recipe
-from megatron_empg.trainer.check import check_model
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
+from megatron_empg.trainer.check import _check_weights, check_model, check_recipe
 
+ROOT = Path(__file__).parents[3]
+POLICY = ROOT / "recipes/miniature/policy"
+CORPUS = [f"environment.settings.corpus={ROOT / 'recipes/miniature/corpus.jsonl'}"]
 MODEL = {
     "architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 301, "max_position_embeddings": 512,
@@ -69,3 +81,183 @@ def test_a_layout_that_cannot_be_is_named(path: Path, overrides: list[str], name
 )
 def test_a_layout_that_can_be_passes(path: Path, overrides: list[str]) -> None:
     assert check_model(load_recipe(path, overrides)).num_layers == 6
+
+
+# What would fail only in a process of its own
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the miniature's policy."""
+    return Path(shutil.copytree(POLICY, tmp_path / "policy"))
+
+
+def quickstart(folder: Path, *overrides: str) -> Recipe:
+    return load_recipe(ROOT / "recipes/quickstart.yaml", [f"model.path={folder}", *CORPUS, *overrides])
+
+
+def warm_up(folder: Path, *overrides: str) -> SftRecipe:
+    given = [f"model.path={folder}", *CORPUS, *overrides]
+    return load_recipe(ROOT / "recipes/miniature_sft.yaml", given, SftRecipe)
+
+
+def refusal(recipe: Recipe | SftRecipe) -> str:
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe)
+    return str(caught.value)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_the_shipped_start_is_well(folder: Path) -> None:
+    assert check_recipe(quickstart(folder)).vocab_size == 1280
+
+
+def test_random_weights_need_no_files_in_a_warm_up(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert check_recipe(warm_up(folder)).num_layers == 3
+    assert "has neither model.safetensors nor" in refusal(warm_up(folder, "model.initialise=checkpoint"))
+    assert "has neither model.safetensors nor" in refusal(quickstart(folder, "model.initialise=random"))
+
+
+def test_a_model_without_a_chat_template_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", chat_template=None)
+    message = refusal(quickstart(folder))
+    assert message.startswith(
+        f"model.path: the tokenizer of {folder} cannot be used: the tokenizer has no chat templ"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content | no_such_filter }}{% endfor %}",
+        "{% if %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(folder: Path, template: str) -> None:
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    assert f"model.path: the tokenizer of {folder} cannot be used: " in refusal(quickstart(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", '{"größe": 1}'.encode("latin-1")])
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+    assert f"model.path: the tokenizer of {folder} cannot be used: " in refusal(quickstart(folder))
+    assert "cannot be used" in refusal(warm_up(folder))
+
+
+def test_a_tokenizer_without_its_words_is_refused(folder: Path) -> None:
+    """transformers makes an empty one of the settings alone."""
+    (folder / "tokenizer.json").unlink()
+    assert f"the tokenizer of {folder} knows no word; its tokenizer.json is missing" in refusal(quickstart(folder))
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    edit(folder / "config.json", vocab_size=1000)
+    assert "ids up to 1279, the model's vocabulary ends at 999 (vocab_size 1000" in refusal(quickstart(folder))
+
+
+def test_a_vocabulary_may_be_padded(folder: Path) -> None:
+    edit(folder / "config.json", vocab_size=1408)
+    write_sparse_weights(folder)
+    assert check_recipe(quickstart(folder)).vocab_size == 1408
+
+
+def test_weights_that_are_cut_short_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 1000)
+    assert refusal(quickstart(folder)).startswith(f"model.path: {file} is not a whole safetensors file: ")
+    os.truncate(file, 0)
+    assert f"{file} is not a whole safetensors file" in refusal(warm_up(folder, "model.initialise=checkpoint"))
+
+
+def test_weights_of_another_format_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "it holds pytorch_model.bin, which are not read" in refusal(quickstart(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 4}, "tensors do not fit config.json; missing: ['model.layers.3."),
+        ({"intermediate_size": 512}, "gate_proj.weight has shape [384, 128], expected [512, 128]"),
+        ({"final_logit_softcapping": 30.0}, "config.json: final_logit_softcapping: 30.0"),
+        ({"rope_theta": None}, "config.json: rope_theta: missing"),
+    ],
+)
+def test_weights_of_another_model_are_refused(folder: Path, changes: dict[str, Any], says: str) -> None:
+    edit(folder / "config.json", **changes)
+    message = refusal(quickstart(folder))
+    assert message.startswith("model.path: ")
+    assert says in message
+
+
+def test_a_head_that_would_be_lost_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "config.json says tie_word_embeddings, but lm_head.weight is another" in refusal(quickstart(folder))
+
+
+def test_what_is_left_out_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    check_recipe(quickstart(folder))
+    assert "1 tensors rotary_emb.inv_freq are not read" in caplog.text
+
+
+def test_more_questions_than_there_are_is_refused(folder: Path) -> None:
+    message = refusal(quickstart(folder, "evaluation.questions=10000000"))
+    assert message.startswith("evaluation.questions is 10000000, but test_id has ")
+    assert "lower the first, or leave the split out of evaluation.splits" in message
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(folder: Path) -> None:
+    message = refusal(quickstart(folder, "rollout.max_episode_tokens=12", "rollout.max_turn_tokens=4"))
+    assert message.startswith("rollout.max_episode_tokens is 12, and the prompt of task '")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("environment.settings.corpus=/no/corpus.jsonl", "environment.settings: "),
+        ("environment.settings.searcher=lucky", "searcher 'lucky' is unknown"),
+        ("environment.settings.colour=red", "environment.settings: "),
+    ],
+)
+def test_settings_the_environment_refuses_are_named_by_their_key(folder: Path, override: str, says: str) -> None:
+    message = refusal(quickstart(folder, override))
+    assert message.startswith("environment.settings: ")
+    assert says in message
+
+
+def test_a_32b_model_is_looked_at_by_its_headers(folder: Path) -> None:
+    """65 GB in 17 files, of which nothing but headers can be read in so little time."""
+    config = json.loads((ROOT / "tests/unit/weights/configs/qwen2.5-32b.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    write_sparse_weights(folder, files=17)
+    recipe = quickstart(folder)
+    before = time.process_time()
+    _check_weights(recipe, check_model(recipe))
+    assert time.process_time() - before < 3
+    last = folder / "model-00017-of-00017.safetensors"
+    os.truncate(last, last.stat().st_size - 1)
+    assert str(last) in refusal(recipe)
+
+
+def test_nothing_of_megatron_is_imported() -> None:
+    code = (
+        "import sys; from pathlib import Path; from megatron_empg.recipe import load_recipe; "
+        "from megatron_empg.trainer.check import check_recipe; "
+        "check_recipe(load_recipe(Path('recipes/quickstart.yaml'))); "
+        "found = {name.partition('.')[0] for name in sys.modules} & {'megatron', 'vllm'}; assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -198,7 +198,9 @@ def test_a_batch_follows_from_seed_and_step(chat: ChatTokens) -> None:
 def test_too_many_errors_end_the_batch_and_one_is_shown(chat: ChatTokens) -> None:
     with StubEngine(saying(chat)) as engine:
         given = recipe("limits.max_error_share=0.4")
-        with pytest.raises(DriverError, match=r"(?s)step 3: 8 of 16 .*8 OSError.*max_error_share \(0.4\)") as caught:
+        with pytest.raises(
+            DriverError, match=r"(?s)step 3: 8 of 16 .*8 OSError.*max_error_share \(0.4\)"
+        ) as caught:
             collect(chat, engine.url, Questions(8, ["chance", "breaks"]), given)
         assert "OSError: the tool is gone" in str(caught.value)
         assert "turn 1 (stop): 'answer" in str(caught.value)
@@ -231,7 +233,9 @@ def test_the_episodes_before_the_first_step_use_no_seed_of_a_step(chat: ChatToke
         assert with_driver(chat, engine.url, source, recipe(), lambda opened: opened.probe()) == 8
         before = set(engine.seeds)
         collect(chat, engine.url, source, recipe(), step=0)
-        with_driver(chat, engine.url, source, recipe("evaluation.questions=8"), lambda o: o.evaluate("test_id", False))
+        with_driver(
+            chat, engine.url, source, recipe("evaluation.questions=8"), lambda o: o.evaluate("test_id", False)
+        )
         assert not before & set(engine.seeds[len(before) :])
 
 
@@ -254,7 +258,9 @@ def test_sampled_success_has_its_own_temperature(chat: ChatTokens) -> None:
     with StubEngine(saying(chat)) as engine:
         given = recipe("evaluation.temperature=0.4", "rollout.temperature=0.9", "evaluation.questions=2")
         for greedy in (False, True):
-            with_driver(chat, engine.url, Questions(2, ["win"]), given, lambda o, g=greedy: o.evaluate("test_id", g))
+            with_driver(
+                chat, engine.url, Questions(2, ["win"]), given, lambda o, g=greedy: o.evaluate("test_id", g)
+            )
         assert [body["sampling_params"]["temperature"] for body in engine.bodies] == [0.4, 0.4, 0.0, 0.0]
 
 
@@ -269,7 +275,9 @@ def served(chat: ChatTokens) -> Iterator[tuple[StubEngine, str]]:
         given = recipe("evaluation.questions=40")
         opened = driver(chat, engine.url, Questions(30, ["chance"]), given)
         server = uvicorn.Server(
-            uvicorn.Config(application(opened, TOKEN), port=port, log_level="critical", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                application(opened, TOKEN), port=port, log_level="critical", timeout_graceful_shutdown=1
+            )
         )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

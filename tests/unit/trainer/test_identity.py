@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
 def test_every_key_is_fixed_or_may_change_and_is_treated_so(
     kind: type[Section], key: str, tmp_path: Path, shared: Path
 ) -> None:
-    assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, "classify it in trainer/identity.py"
+    assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, (
+        "classify it in trainer/identity.py"
+    )
     recipe = recipe_of(kind, tmp_path / "run", shared)
     folder = begin(recipe)
     recorded = yaml.safe_load(folder.recipe.read_text())
@@ -119,7 +122,7 @@ def test_every_key_is_fixed_or_may_change_and_is_treated_so(
     if is_fixed(key):
         with pytest.raises(RecipeError) as refused:
             require_same_run(recipe)
-        assert f"{key} was \"another\", is " in str(refused.value)
+        assert f'{key} was "another", is ' in str(refused.value)
         assert "run.folder" in str(refused.value)
         assert folder.recipe.read_text() == yaml.safe_dump(recorded)
     else:
@@ -135,7 +138,9 @@ def test_every_listed_key_is_one(listed: str) -> None:
 
 def test_the_docs_list_what_may_change() -> None:
     page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
-    assert [key for key in sorted(identity.MAY_CHANGE | identity.FIXED | BY_CONTENT) if f"`{key}`" not in page] == []
+    assert [
+        key for key in sorted(identity.MAY_CHANGE | identity.FIXED | BY_CONTENT) if f"`{key}`" not in page
+    ] == []
 
 
 def test_all_differences_are_named_at_once(tmp_path: Path, shared: Path) -> None:
@@ -162,7 +167,9 @@ def test_another_model_of_the_same_shape_is_refused(tmp_path: Path, shared: Path
     begin(recipe)
     save_random_model(tmp_path / "other", seed=1)
     (tmp_path / "other/tokenizer.json").write_text("{}")
-    with pytest.raises(RecipeError, match=r"model.path: the run began from .*model; in .*other the weights differ"):
+    with pytest.raises(
+        RecipeError, match=r"model.path: the run began from .*model; in .*other the weights differ"
+    ):
         take_up(changed(recipe, model__path=str(tmp_path / "other")))
 
 
@@ -183,7 +190,7 @@ def test_another_corpus_at_the_same_place_is_refused(tmp_path: Path, shared: Pat
     begin(recipe)
     with corpus.open("a") as file:
         file.write("\n")
-    with pytest.raises(RecipeError, match="environment.settings.corpus: .* the content of .* is another"):
+    with pytest.raises(RecipeError, match=r"environment.settings.corpus: .* the content of .* is another"):
         take_up(recipe)
 
 
@@ -217,7 +224,7 @@ def test_a_folder_where_nothing_was_trained_may_be_taken_for_another_run(tmp_pat
     other = changed(recipe, run__seed=3)
     folder = begin(other)
     assert yaml.safe_load(folder.recipe.read_text())["run"]["seed"] == 3
-    with pytest.raises(RecipeError, match="run.seed was 3, is 0"):
+    with pytest.raises(RecipeError, match=r"run.seed was 3, is 0"):
         take_up(recipe)
 
 
@@ -227,7 +234,7 @@ def test_the_checkpoint_tells_what_a_rewritten_recipe_does_not(tmp_path: Path, s
     checkpointed(folder, 4, recipe)
     other = changed(recipe, algorithm__modulation="none")
     folder.recipe.write_text(yaml.safe_dump(other.model_dump(mode="json")))
-    with pytest.raises(RecipeError, match='algorithm.modulation was "empg", is "none"'):
+    with pytest.raises(RecipeError, match=r'algorithm\.modulation was "empg", is "none"'):
         take_up(other)
 
 
@@ -299,10 +306,8 @@ def test_a_start_killed_between_two_writes_can_be_made_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", replace)
-        try:
+        with suppress(Killed):
             take_up(recipe).close()
-        except Killed:
-            pass
     folder = take_up(recipe)
     folder.close()
     starts = json.loads(folder.versions.read_text())["starts"]
@@ -320,7 +325,7 @@ def test_a_folder_of_a_release_without_identities_goes_on(tmp_path: Path, shared
     del recorded["algorithm"]["loss_mean"]
     recorded["rollout"]["a_key_of_old"] = 3
     folder.recipe.write_text(yaml.safe_dump(recorded))
-    with pytest.raises(RecipeError, match='algorithm.loss_mean was "token", is "sequence"'):
+    with pytest.raises(RecipeError, match=r'algorithm\.loss_mean was "token", is "sequence"'):
         take_up(changed(recipe, algorithm__loss_mean="sequence"))
     take_up(recipe).close()
     assert folder.identity.exists()
@@ -334,5 +339,5 @@ def test_a_model_that_is_made_later_is_noted_then(tmp_path: Path, shared: Path) 
     take_up(recipe).close()
     save_random_model(tmp_path / "later", seed=1)
     require_same_run(recipe, model=False)
-    with pytest.raises(RecipeError, match="the weights differ"):
+    with pytest.raises(RecipeError, match=r"the weights differ"):
         require_same_run(recipe)

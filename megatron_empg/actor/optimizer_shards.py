@@ -1,0 +1,182 @@
+"""The distributed optimizer's state on its way to and from a checkpoint that any layout can read.
+
+Such a checkpoint holds the state of each parameter whole. Megatron-core's way there gathers that of all parameters
+in the main memory of every rank, twelve bytes for each parameter of the model-parallel shard, in saving and in
+loading; eight ranks of a large model exhaust a node. Here each parameter is put together on one of the ranks that
+share the state out, its owner, bucket by bucket over the device's collectives. A rank writes, reads and holds what
+it owns, as much as its part of the optimizer's state. The files are the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+STATE = "param", "exp_avg", "exp_avg_sq"
+"""What Adam keeps of a parameter, by Megatron's names: the main weight and two moments, float32."""
+
+
+def apply() -> None:
+    """Replace what Megatron does for its format ``fully_reshardable``. Safe to call again."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    DistributedOptimizer.sharded_param_state_fully_reshardable = _sharded_state
+    DistributedOptimizer.load_parameter_state_from_fully_reshardable = _load_state
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A parameter in a bucket, whose elements are cut into one even part a rank."""
+
+    number: int
+    """Among all parameters of the optimizer."""
+    parameter: torch.nn.Parameter
+    start: int
+    """Its first element in the bucket."""
+    part: int
+    """Elements of each rank's part of the bucket."""
+    owner: int
+
+    def piece(self, rank: int) -> slice:
+        """The parameter's elements in a rank's part; maybe none."""
+        start, size = rank * self.part - self.start, self.parameter.numel()
+        return slice(min(max(start, 0), size), min(max(start + self.part, 0), size))
+
+    def length(self, rank: int) -> int:
+        piece = self.piece(rank)
+        return piece.stop - piece.start
+
+
+def _buckets(optimizer: Any) -> Iterator[list[_Place]]:
+    """The parameters of each bucket in their order; alike on all ranks of the optimizer's group."""
+    ranks = optimizer.data_parallel_group.size()
+    indices = [buffer.param_index_map for buffer in optimizer.buffers]
+    owners = even_owners([end - start for index in indices for start, end, _ in index.values()], ranks)
+    number = 0
+    for buffer, index in zip(optimizer.buffers, indices, strict=True):
+        places: list[list[_Place]] = [[] for _ in buffer.buckets]
+        for parameter, (start, _, bucket_number) in index.items():
+            bucket = buffer.buckets[bucket_number]
+            part = bucket.grad_data.numel() // ranks
+            place = _Place(number, parameter, start - bucket.offset, part, owners[number])
+            places[bucket_number].append(place)
+            number += 1
+        yield from (sorted(of_bucket, key=lambda place: place.start) for of_bucket in places)
+
+
+def even_owners(sizes: list[int], ranks: int) -> list[int]:
+    """The rank that owns each parameter: the largest first, each to the rank that has least."""
+    owned, owners = [0] * ranks, [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        owners[number] = min(range(ranks), key=owned.__getitem__)
+        owned[owners[number]] += sizes[number]
+    return owners
+
+
+def _sharded_state(
+    self: Any, model_sharded_state_dict: Any, is_loading: bool = False, metadata: Any = None
+) -> dict[int, Any]:
+    """Sharded tensors of the parameters that this rank owns, by the parameter's number."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
+    from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+
+    described, _ = extract_sharded_tensors_and_factories(model_sharded_state_dict)
+    of_parameter = {base.data: base for base in nested_values(described)}
+    rank, state = self.data_parallel_group.rank(), dict[int, Any]()
+    for places in _buckets(self):
+        for name in STATE:
+            if is_loading:
+                mine = (place for place in places if place.owner == rank)
+                whole = {place.number: torch.empty(place.parameter.numel()) for place in mine}
+            else:
+                whole = _gather(self, places, name)
+            for place in places:
+                if place.number in whole:
+                    like = of_parameter[place.parameter]
+                    tensor = whole[place.number].view(like.data.shape)
+                    state.setdefault(place.number, {})[name] = _like(like, name, tensor)
+    return state or {-1: LocalNonpersistentObject(None)}  # an empty part would count as common to all ranks
+
+
+def _like(parameter: Any, name: str, tensor: Tensor) -> Any:
+    """A sharded tensor that lies in the checkpoint as the parameter does, without replicas on these ranks."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    changes = {
+        "key": f"optimizer.state.{name}.{parameter.key}",
+        "data": tensor,
+        "replica_id": (*parameter.replica_id[:-1], 0),
+    }
+    if isinstance(parameter, ShardedTensor):
+        changes["dtype"] = tensor.dtype
+    return replace(parameter, **changes)
+
+
+@torch.no_grad()
+def _gather(optimizer: Any, places: list[_Place], name: str) -> dict[int, Float[Tensor, "elements"]]:
+    """Whole, on the CPU, what this rank owns of a bucket, by the parameter's number."""
+    group = optimizer.data_parallel_group
+    rank, ranks = group.rank(), range(group.size())
+    mine = [place for place in places if place.owner == rank]
+    sent = [
+        [
+            _local(optimizer, place)[name].flatten()
+            for place in places
+            if place.owner == owner and place.length(rank)
+        ]
+        for owner in ranks
+    ]
+    counts = [sum(place.length(other) for place in mine) for other in ranks]
+    received = _exchange(sent, counts, group)
+    whole = {place.number: torch.empty(place.parameter.numel()) for place in mine}
+    for other, pieces in zip(ranks, received, strict=True):
+        for place, piece in zip(mine, pieces.cpu().split([p.length(other) for p in mine]), strict=True):
+            whole[place.number][place.piece(other)] = piece
+    return whole
+
+
+@torch.no_grad()
+def _load_state(self: Any, state_dict: dict[int, Any]) -> None:
+    """From the owners' whole parameters every rank gets its part of the state."""
+    group = self.data_parallel_group
+    rank, ranks = group.rank(), range(group.size())
+    for places in _buckets(self):
+        local: dict[int, dict[str, Tensor]] = {place.number: {} for place in places if place.length(rank)}
+        mine = [place for place in places if place.owner == rank]
+        for name in STATE:
+            whole = {place.number: state_dict[place.number][name].flatten() for place in mine}
+            sent = [[whole[place.number][place.piece(other)] for place in mine] for other in ranks]
+            owned = [[place for place in places if place.owner == owner] for owner in ranks]
+            counts = [sum(place.length(rank) for place in of_owner) for of_owner in owned]
+            received = _exchange(sent, counts, group)
+            for of_owner, pieces in zip(owned, received, strict=True):
+                for place, piece in zip(of_owner, pieces.split([p.length(rank) for p in of_owner]), strict=True):
+                    if place.number in local:
+                        local[place.number][name] = piece
+        for place in places:
+            if place.number in local:
+                self._set_main_param_and_optimizer_states(place.parameter, local[place.number])
+
+
+def _local(optimizer: Any, place: _Place) -> dict[str, Tensor]:
+    """This rank's part of a parameter's state."""
+    tensors: dict[str, Tensor] = optimizer._get_main_param_and_optimizer_states(place.parameter)
+    return tensors
+
+
+def _exchange(sent: list[list[Tensor]], counts: list[int], group: Any) -> tuple[Float[Tensor, "count"], ...]:
+    """All-to-all of float32 pieces, a list for each rank: what came from each, of ``counts`` elements."""
+    from megatron_empg.actor.platform import device
+
+    on_device = partial(torch.empty, dtype=torch.float32, device=device())
+    outgoing = torch.cat([on_device(0), *(piece.to(device()) for pieces in sent for piece in pieces)])
+    incoming = on_device(sum(counts))
+    sizes = [sum(piece.numel() for piece in pieces) for pieces in sent]
+    dist.all_to_all_single(incoming, outgoing, counts, sizes, group=group)
+    return incoming.split(counts)

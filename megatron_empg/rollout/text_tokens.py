@@ -1,0 +1,135 @@
+"""Text as token ids among which no control token is, whatever the text says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+    from megatron_empg.rollout.chat_template import Piece
+
+
+class TextTokens:
+    """Encodes pieces of a conversation: control tokens are those of the template's own text and no others.
+
+    `control`: the ids of control tokens, by their text. Many threads may use it at once.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, frames: Iterable[str]) -> None:
+        """`frames`: what the template writes around messages. Raises ValueError for an unfit tokenizer."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json: save it as a fast tokenizer, "
+                "`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
+            )
+        added = tokenizer.added_tokens_decoder
+        found = {token.content: (number, token) for number, token in added.items()}
+        used = "\n".join(frames)
+        chosen = {text: pair for text, pair in found.items() if pair[1].special or _frames(text, used)}
+        chosen.pop(str(tokenizer.unk_token), None)  # stands for what cannot be spelled, in any text
+        self.control = {text: number for text, (number, _) in chosen.items()}
+        self._tokens: dict[str, AddedToken] = {text: token for text, (_, token) in chosen.items()}
+        self._ids = frozenset(self.control.values())
+        longest_first = sorted(self.control, key=len, reverse=True)
+        self._boundary = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._plain, self._opening = _without_control(backend, self._ids)
+        for text in self.control:
+            self.encode_text(text)
+
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of a conversation. What stands between two control tokens is cut as one, wherever it is from."""
+        ids: list[int] = []
+        run: list[str] = []
+        eats_blanks = False
+        for piece in pieces:
+            parts = [piece.text] if self._boundary is None else self._boundary.split(piece.text)
+            if piece.message is not None:
+                parts = [piece.text]
+            # Every other part is a control token.
+            for place, part in enumerate(parts):
+                if place % 2:
+                    token = self._tokens[part]
+                    text = "".join(run)
+                    ids += self.encode_text(text.rstrip() if token.lstrip else text, opening=not ids)
+                    ids.append(self.control[part])
+                    run, eats_blanks = [], token.rstrip
+                else:
+                    run.append(part.lstrip() if eats_blanks and piece.message is None else part)
+                    eats_blanks = eats_blanks and not part
+        return ids + self.encode_text("".join(run), opening=not ids)
+
+    def encode_text(self, text: str, *, opening: bool = False) -> list[int]:
+        """Ids of text among which none is a control token. `opening`: nothing stands before it."""
+        if not text:
+            return []
+        plain = self._opening if opening else self._plain
+        try:
+            encoding = plain.encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):  # half a surrogate pair, as JSON can spell it
+            text = text.encode("utf-8", "replace").decode("utf-8")
+            encoding = plain.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if self._ids.isdisjoint(ids):
+            return ids
+        return self._spelled(text, encoding)
+
+    def _spelled(self, text: str, encoding: Any) -> list[int]:
+        """Letter by letter where a tokenizer's model, not its list of added tokens, finds a control token."""
+        ids: list[int] = []
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if number not in self._ids:
+                ids.append(number)
+                continue
+            for letter in text[start:end]:
+                ids += self._plain.encode(letter, add_special_tokens=False).ids
+        if not self._ids.isdisjoint(ids):
+            found = sorted(self._ids.intersection(ids))
+            names = [name for name, number in self.control.items() if number in found]
+            raise ValueError(f"the tokenizer cannot write {', '.join(map(repr, names))} but as a control token")
+        return ids
+
+
+def _frames(text: str, used: str) -> bool:
+    """Whether an added token that is not special marks messages all the same: a sign, not a word or blanks."""
+    return text in used and any(not letter.isalnum() and not letter.isspace() for letter in text)
+
+
+def _without_control(backend: Tokenizer, control: frozenset[int]) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizer with control tokens that are text like any other: behind a token, and at the beginning.
+
+    The two differ where a mark of words (SentencePiece's) is put before the first word of the whole alone.
+    """
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] or token["id"] in control
+    opening = [step for step in _steps(state["pre_tokenizer"]) if step.get("prepend_scheme") == "first"]
+    if not opening:
+        plain = _from_state(state)
+        return plain, plain
+    at_beginning = _from_state(state)
+    for step in opening:
+        step["prepend_scheme"] = "never"
+    return _from_state(state), at_beginning
+
+
+def _from_state(state: dict[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if pre_tokenizer is None:
+        return []
+    steps: list[dict[str, Any]] = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    return steps

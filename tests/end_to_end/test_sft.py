@@ -1,0 +1,136 @@
+"""`empg sft` as a user types it: interrupted, continued to its end, and ended at once."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_empg.trainer.jsonl import read_lines
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+SECONDS = 240
+"""How long one start may take on a busy machine."""
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    keys = {
+        "run.folder": folder, "run.steps": STEPS, "run.checkpoint_every": 100, "sft.batch_size": 4,
+        "sft.validate_every": 3, "actor.data_parallel": 1, "actor.optimizer.warmup_steps": 2,
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in keys.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_empg.cli", "sft", "recipes/miniature_sft.yaml", *words, *overrides],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+
+
+def end(process: "subprocess.Popen[str]") -> str:
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    return output
+
+
+def wait_for_step(process: "subprocess.Popen[str]", folder: Path, step: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not any(line["step"] >= step for line in read_lines(folder / "metrics.jsonl")):
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def without_clocks(folder: Path) -> list[dict[str, Any]]:
+    clocks = re.compile(r"^time/|tokens_per_second$")
+    return [
+        {key: value for key, value in line.items() if not clocks.search(key)}
+        for line in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """An undisturbed run, and one that was interrupted and continued; what the latter's starts printed."""
+    scratch = tmp_path_factory.mktemp("sft")
+    whole, interrupted = scratch / "whole", scratch / "interrupted"
+    process = start(whole)
+    output = end(process)
+    assert process.returncode == 0, output
+
+    process = start(interrupted)
+    wait_for_step(process, interrupted, 2)
+    process.send_signal(signal.SIGINT)
+    first = end(process)
+    assert process.returncode == 0, first
+    done = len(read_lines(interrupted / "metrics.jsonl")) - 1
+    assert 2 <= done < STEPS
+    assert (interrupted / f"checkpoints/step_{done:06d}/manifest.json").exists()
+    assert (interrupted / "policy/model.safetensors").exists()
+
+    process = start(interrupted)
+    second = end(process)
+    assert process.returncode == 0, second
+    process = start(interrupted)
+    return whole, interrupted, [first, second, end(process)]
+
+
+def test_an_interrupt_ends_after_the_step_with_a_checkpoint(runs: tuple[Path, Path, list[str]]) -> None:
+    _, _, (first, second, third) = runs
+    assert "ending after this step, with a checkpoint" in first
+    assert "the same command goes on from there" in first
+    assert "continuing a run" in second
+    assert f"has finished its {STEPS} steps" in third
+
+
+def test_continued_it_ends_as_one_that_was_never_interrupted(runs: tuple[Path, Path, list[str]]) -> None:
+    whole, interrupted, _ = runs
+    assert without_clocks(interrupted) == without_clocks(whole)
+    for file in ("policy/model.safetensors", "exported.json"):
+        assert (interrupted / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_held_out_walkthroughs_are_measured(runs: tuple[Path, Path, list[str]]) -> None:
+    measured = [line for line in read_lines(runs[0] / "metrics.jsonl") if "validation/loss" in line]
+    assert [line["step"] for line in measured] == [0, 3, 6, STEPS]
+    assert measured[0]["validation/loss"] > measured[-1]["validation/loss"] > 0
+    assert all(0 <= line["validation/correct_surely"] <= 1 for line in measured)
+
+
+def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "run.steps=100000")
+    wait_for_step(process, tmp_path / "run", 1)
+    worker = tmp_path / "run/STOP"
+    # Stopped ranks stand for a step that takes long.
+    ranks = _stopped_ranks(process.pid)
+    process.send_signal(signal.SIGINT)
+    while not worker.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output = end(process)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in output
+    assert "interrupt again to end now" in output
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def _stopped_ranks(launcher: int) -> list[int]:
+    import psutil
+
+    found = [
+        child.pid
+        for child in psutil.Process(launcher).children(recursive=True)
+        if "megatron_empg.trainer.worker" in child.cmdline()
+        and "megatron_empg.trainer.torchrun" not in child.cmdline()
+    ]
+    assert found
+    for rank in found:
+        os.kill(rank, signal.SIGSTOP)
+    return found
