@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from actor_cases import fresh_actor, policy_loss, run_cases, sequences
-from collective_order import QUIET
+from collective_order import QUIET, Order
 from models import save_random_model
 from ranks import run_ranks
 
@@ -26,11 +26,6 @@ def settle_under_a_rank_condition(folder: Path) -> None:
 def other_sizes(folder: Path) -> None:
     for number in range(3):
         dist.all_reduce(torch.zeros(4 if number < 2 or dist.get_rank() == 0 else 5))
-
-
-def returns_early(folder: Path) -> None:
-    if dist.get_rank() == 0:
-        dist.all_reduce(torch.zeros(2))
 
 
 def error_on_one_rank(folder: Path) -> None:
@@ -80,16 +75,54 @@ def test_a_rank_with_another_size_is_named(tmp_path: Path) -> None:
     assert "rank 1: allreduce(5 float32)" in message
 
 
-def test_a_rank_that_has_returned_is_not_waited_for(tmp_path: Path) -> None:
-    message, _ = message_of(without_cases, returns_early, str(tmp_path))
-    assert "rank 0: allreduce(2 float32)" in message
-    assert "not there: rank 1, which has returned" in message
-
-
 def test_the_error_that_took_a_rank_elsewhere_is_told(tmp_path: Path) -> None:
     message, _ = message_of(run_cases, [error_on_one_rank], str(tmp_path))
     assert "the disk of rank 1" in message
     assert "rank 0: broadcast(3 float32 from 0)" in message
+
+
+def written(folder: Path, *by_rank: list[tuple[str, str, str]]) -> Order:
+    """An order in which each rank has entered these (group, members, operation), long ago."""
+    for rank, entered in enumerate(by_rank):
+        lines = ["\t".join([*what, f"{i}.0", f"a.py:{i} f"]) + "\n" for i, what in enumerate(entered)]
+        (folder / f"rank_{rank}").write_text("".join(lines))
+    order = Order(folder, len(by_rank))
+    order.fault(set())
+    order._quiet_since -= QUIET
+    return order
+
+
+WORLD, PAIR = ("0", "0,1,2"), ("3", "1,2")
+
+
+def test_ranks_that_compute_are_not_waited_for_in_vain(tmp_path: Path) -> None:
+    """Rank 2 has all that it entered behind it: it may come yet."""
+    order = written(tmp_path, [(*WORLD, "barrier")] * 2, [(*WORLD, "barrier")] * 2, [(*WORLD, "barrier")])
+    assert order.fault(set()) is None
+    fault = order.fault({2})
+    assert fault is not None
+    assert "rank 0: barrier of ranks [0, 1, 2] at a.py:1 f" in fault
+    assert "not there: rank 2, which has returned" in fault
+
+
+def test_a_circle_of_two_groups_is_found(tmp_path: Path) -> None:
+    gather = (*PAIR, "all_gather_single(4 float32)")
+    order = written(tmp_path, [(*WORLD, "barrier")], [gather], [(*WORLD, "barrier")])
+    fault = order.fault(set())
+    assert fault is not None
+    assert fault.splitlines()[1:] == [
+        "  rank 1: all_gather_single(4 float32) of ranks [1, 2] at a.py:0 f",
+        "  not there: rank 2, which is in barrier of ranks [0, 1, 2] at a.py:0 f",
+        "  beside them: rank 0, which is in barrier of ranks [0, 1, 2] at a.py:0 f",
+    ]
+
+
+def test_the_odd_rank_of_three_comes_first(tmp_path: Path) -> None:
+    for rank, operation in enumerate(["allreduce(4 float32)"] * 2 + ["barrier"]):
+        (tmp_path / f"rank_{rank}").write_text(f"0\t0,1,2\t{operation}\t1.0\ta.py:{rank} f\n")
+    fault = Order(tmp_path, 3).fault(set())
+    assert fault is not None
+    assert fault.splitlines()[1] == "  rank 2: barrier of ranks [0, 1, 2] at a.py:2 f"
 
 
 def test_quiet_is_seconds() -> None:

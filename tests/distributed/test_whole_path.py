@@ -56,6 +56,9 @@ class Engines:
     def rollout(self, step: int) -> bytes:
         return recorded_batch(step, self.versions[-1]).to_bytes(1)
 
+    def probe(self) -> int:
+        return 0
+
     def evaluate(self, split: str, greedy: bool) -> Any:
         from megatron_empg.trainer.evaluation import Evaluation
 

@@ -125,7 +125,7 @@ def test_a_recipe_that_does_not_fit_ends_with_an_error_and_the_fix(model: Any) -
 
 def test_main_memory_for_a_checkpoint_is_shown(model: Any) -> None:
     result = command("deepsearch_32b", model("qwen2.5-32b"))
-    assert "Main memory of a trainer node while a checkpoint is saved: 580 GiB." in result.output
+    assert "Main memory of a trainer node while a checkpoint is saved: 107 GiB." in result.output
 
 
 def test_engines_that_do_not_fit_are_named(model: Any) -> None:
