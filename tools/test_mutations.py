@@ -72,28 +72,12 @@ MUTATIONS = [
         r"assert",
     ),
     Mutation(
-        "an observation past the limit",
-        "megatron_empg/rollout/episode.py",
-        "        if not self._has_room_after(len(tokens)):\n            return False\n",
-        "",
-        "tests/unit/rollout/test_episode.py::test_an_episode_never_has_more_tokens_than_its_limit",
-        r"assert",
-    ),
-    Mutation(
         "control tokens found in foreign text",
         "megatron_empg/rollout/text_tokens.py",
         "            if piece.message is not None:\n                parts = [piece.text]\n",
         "",
         "tests/unit/rollout/test_hostile_text.py::test_what_once_forged_a_turn_is_text",
         r"assert",
-    ),
-    Mutation(
-        "an untrained model that is not told how to act",
-        "recipes/deepsearch_7b.yaml",
-        "prompt: tags",
-        "prompt: none",
-        "tests/unit/environments/test_deep_search_prompt.py::test_recipes_say_which_prompt_they_want[deepsearch_7b]",
-        r"assert 'none' == 'tags'",
     ),
     Mutation(
         "entropy without the cross-rank reduction",
