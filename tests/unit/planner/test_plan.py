@@ -171,7 +171,7 @@ def test_experts_are_laid_out_by_expert_parallelism(model: Any) -> None:
 
 
 def test_the_peaks_are_the_actors() -> None:
-    assert {name: gpu.tflops for name, gpu in GPUS.items()}.items() <= PEAK_TFLOPS.items()
+    assert {(name,): gpu.tflops for name, gpu in GPUS.items()}.items() <= PEAK_TFLOPS.items()
 
 
 @pytest.mark.parametrize(
