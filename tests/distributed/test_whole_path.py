@@ -65,10 +65,9 @@ class Engines:
         return Evaluation(split, greedy, 0.5, questions=4, errors=0, seconds=0.0)
 
 
-def trained(folder: str, layout: dict[str, Any]) -> dict[str, Any]:
-    """`worker.train` to the second step, and again to the third; what rank 0's engines got."""
+def trained(folder: str, layout: dict[str, Any], steps: int) -> dict[str, Any]:
+    """`worker.train`, from the newest checkpoint on; what rank 0's engines got."""
     from megatron_empg.actor import platform
-    from megatron_empg.actor.layout import shutdown
     from megatron_empg.trainer import driver_client, worker
     from megatron_empg.weights import transfer
 
@@ -77,9 +76,7 @@ def trained(folder: str, layout: dict[str, Any]) -> dict[str, Any]:
     driver_client.DriverClient = lambda *_, **__: engines  # type: ignore[assignment, misc]
     driver_client.wait_until_healthy = lambda *_, **__: None  # type: ignore[assignment]
     transfer.WeightPublisher = lambda *_, **__: engines  # type: ignore[assignment, misc]
-    for steps in (2, 3):
-        worker.train(recipe(Path(folder), layout, steps), "http://driver:1", [ENGINE])
-        shutdown()
+    worker.train(recipe(Path(folder), layout, steps), "http://driver:1", [ENGINE])
     return {"versions": engines.versions, "weights": {n: t.numpy() for n, t in engines.weights.items()}}
 
 
@@ -96,14 +93,15 @@ def test_training_goes_from_loading_to_export_and_on(name: str, tmp_path: Path, 
     folder = RunFolder(tmp_path / "run")
     folder.open(dump_recipe(recipe(tmp_path, LAYOUTS[name], 3)))
     ranks = 4 if name == "data-and-tensor" else 2
-    first, *others = run_ranks(trained, ranks, str(tmp_path), LAYOUTS[name])
+    started = run_ranks(trained, ranks, str(tmp_path), LAYOUTS[name], 2)
+    resumed = run_ranks(trained, ranks, str(tmp_path), LAYOUTS[name], 3)
     folder.close()
 
-    assert first["versions"] == [0, 1, 2, 2, 3]
-    assert all(other["versions"] == [] for other in others)
+    assert [rank["versions"] for rank in started] == [[0, 1, 2]] + [[]] * (ranks - 1)
+    assert [rank["versions"] for rank in resumed] == [[2, 3]] + [[]] * (ranks - 1)
     exported = load_file(folder.root / "policy/model.safetensors")
     start = load_file(tmp_path / "model/model.safetensors")
-    for tensor, published in first["weights"].items():
+    for tensor, published in resumed[0]["weights"].items():
         assert torch.equal(exported[tensor], torch.from_numpy(published)), tensor
     assert any(not torch.equal(exported[tensor], start[tensor]) for tensor in exported)
     lines = read_metrics(folder)
