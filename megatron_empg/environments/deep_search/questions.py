@@ -78,7 +78,7 @@ class SplitRules:
             "longer_from": list(corpus.relations_of),
             "composed_from": list(corpus.relations_of),
         }
-        applying: dict[str, tuple[str, ...]] = {}
+        applying: dict[str, Any] = {}
         for key, known in there.items():
             named = tuple(getattr(rules, key))
             missing = [name for name in named if name not in known]
