@@ -7,6 +7,7 @@ made small, `stand_ins` where a run starts.
 
 import os
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,21 @@ def check_steps(recipe: Recipe | SftRecipe, logged: list[dict[str, Any]]) -> Non
     if isinstance(recipe, SftRecipe):
         assert all(line["policy/grad_norm"] > 0 for line in steps)
         return
-    assert sum(line["train/groups_kept"] for line in steps) >= 1, "nothing to learn from in any step"
-    assert any(line.get("policy/grad_norm", 0) > 0 for line in steps), "no update was made"
-    for line in steps:
+    trained = [line for line in steps if not line["train/idle"]]
+    assert trained, "nothing to learn from in any step"
+    for line in trained:
+        assert line["train/groups_kept"] >= 1, line["step"]
+        assert line["policy/grad_norm"] > 0, line["step"]
         assert 0 < line["policy/logprob_gap_mean"] <= recipe.logprob_gap_limit, line["step"]
+    for line in steps:
         assert line["train/episodes_error"] == 0, line["step"]
         assert line["policy_version"] == line["step"] - 1
+    decodings = ("sampled", "greedy") if recipe.evaluation.greedy else ("sampled",)
     asked = recipe.evaluation.questions
     for line in (logged[0], logged[-1]) if asked else ():
-        for split in recipe.evaluation.splits:
-            assert line[f"eval/{split}/questions"] == asked
-            assert (f"eval/{split}/greedy" in line) == recipe.evaluation.greedy
+        for split, how in product(recipe.evaluation.splits, decodings):
+            assert line[f"eval/{split}/{how}_questions"] == asked
+            assert line[f"eval/{split}/{how}_errors"] == 0
 
 
 def check_export(recipe: Recipe | SftRecipe, policy: Path, start: Path) -> None:
