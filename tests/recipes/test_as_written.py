@@ -111,10 +111,9 @@ class Visitor:
     """Visits the longest page, again and again; a client of no engine."""
 
     turn: list[int]
-    asked_with: list[int] = field(default_factory=list)
 
     async def generate(self, tokens: list[int], sampling: Sampling, *, max_tokens: int, seed: int) -> Generation:
-        self.asked_with.append(len(tokens))
+        assert max_tokens > 0, f"an observation carried the episode past its limit, to {len(tokens)} tokens"
         own = self.turn[:max_tokens]
         finish = "stop" if len(own) == len(self.turn) else "length"
         return Generation(own, [-0.5] * len(own), finish, [])
