@@ -28,7 +28,7 @@ class ProgressGuard:
             raise TrainingError(
                 f"step {step}: the batch has {groups} groups to learn from, fewer than {self._recipe.min_groups} "
                 f"(limits.min_groups), as the {self.idle_steps - 1} steps before it had (limits.max_idle_steps "
-                f"{limits.max_idle_steps}): {_why(batch)}. One of the episodes:\n{batch.shown_episode()}"
+                f"{limits.max_idle_steps}): {_why(batch)}{_example(batch)}"
             )
         return True
 
@@ -52,8 +52,13 @@ class ProgressGuard:
             raise TrainingError(
                 f"step {step}: none of the batch's {turns} turns held an action that the environment could read: "
                 "the policy does not know the environment's format, so nothing can be rewarded; tell it in the "
-                f"prompt, or begin with `empg sft`. One of the episodes:\n{batch.shown_episode()}"
+                f"prompt, or begin with `empg sft`{_example(batch)}"
             )
+
+
+def _example(batch: Batch) -> str:
+    """An episode, on the rank that has its text."""
+    return f". One of the episodes:\n{batch.example}" if batch.example else ""
 
 
 def _why(batch: Batch) -> str:

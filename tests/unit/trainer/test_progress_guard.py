@@ -25,7 +25,7 @@ def guard(**limits: Any) -> ProgressGuard:
 def batch_of(groups: int, **metrics: float) -> Batch:
     count = 2 * groups
     sequence = Sequence(torch.arange(3), torch.tensor([[1, 3]]), {"rollout_logprobs": torch.zeros(2)})
-    example = {"task_id": "t7", "outcome": "failure", "turns": [{"text": "I give up"}]}
+    example = "  task t7, sample 0, failure\n  turn 1 (stop): 'I give up'"
     named = {f"train/{name}": value for name, value in metrics.items()}
     ids = torch.arange(count) // 2
     return Batch(
