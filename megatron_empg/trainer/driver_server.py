@@ -49,10 +49,13 @@ class OneAtATime:
 
     def __init__(self) -> None:
         self._newest: asyncio.Task[Any] | None = None
+        self._at_work = asyncio.Lock()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """The work's result. Raises Superseded when a later call takes its place."""
-        task = asyncio.create_task(self._after(self._newest, work))
+        if self._newest is not None:
+            self._newest.cancel()
+        task = asyncio.create_task(self._alone(work))
         self._newest = task
         try:
             return await task
@@ -61,11 +64,9 @@ class OneAtATime:
                 raise
             raise Superseded("a later request took the place of this one") from None
 
-    async def _after(self, older: asyncio.Task[Any] | None, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        if older is not None:
-            older.cancel()
-            await asyncio.wait([older])
-        return await work()
+    async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        async with self._at_work:
+            return await work()
 
 
 def application(driver: AbstractAsyncContextManager[Served], token: str) -> Starlette:

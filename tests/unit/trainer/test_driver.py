@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from megatron_empg.rollout.launch import free_port
 from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.driver import Driver
 from megatron_empg.trainer.driver_client import DriverClient, DriverClientError
-from megatron_empg.trainer.driver_server import application
+from megatron_empg.trainer.driver_server import OneAtATime, Superseded, application
 from megatron_empg.trainer.failures import DriverError
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
@@ -325,6 +326,36 @@ def test_a_second_request_takes_the_place_of_the_first(served: tuple[StubEngine,
     assert "later request took the place" in str(answers[1])
     assert len(Batch.from_bytes(answers[2]).sequences) == 16
     assert engine.cancelled == 16, "the first one's, before the second began"
+
+
+def test_a_third_request_waits_for_the_end_of_the_first() -> None:
+    """The second, which it cancels, has not begun: the first is still ending."""
+    under_way: list[int] = []
+    most: list[int] = []
+
+    async def work(number: int) -> int:
+        under_way.append(number)
+        most.append(len(under_way))
+        try:
+            if number == 1:
+                await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.02)  # requests are cancelled, connections closed
+            under_way.remove(number)
+        return number
+
+    async def run() -> list[Any]:
+        desk, asked = OneAtATime(), []
+        for number in (1, 2, 3):
+            asked.append(asyncio.create_task(desk.run(partial(work, number))))
+            await asyncio.sleep(0.005)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, third = asyncio.run(run())
+    assert isinstance(first, Superseded)
+    assert isinstance(second, Superseded)
+    assert third == 3
+    assert most == [1, 1]
 
 
 def test_what_fails_in_the_driver_is_said_in_its_own_words(served: tuple[StubEngine, str]) -> None:
