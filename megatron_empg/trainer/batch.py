@@ -35,7 +35,8 @@ class Batch:
     """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
     engine_urls: list[str] = field(default_factory=list)
     example: str = ""
-    """One episode that was played, to learn from or not, as a message shows it; empty on the ranks but the first."""
+    """One episode that was played, to learn from or not, as a message shows it. Other ranks than the first have
+    none."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != len(self.sequences):
