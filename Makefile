@@ -13,7 +13,8 @@ PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
 TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-nccl test-slurm test-slurm-slow test-mutations setup-py312 test-py312 lint typecheck format setup
+.PHONY: quickstart test test-slow test-recipes test-recipes-all test-nccl test-slurm test-slurm-slow test-mutations \
+  gpu-check setup-py312 test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -26,6 +27,12 @@ test-slow: setup  ## whole runs: minutes each
 	$(BIN)/pip install --quiet --no-deps -r requirements-slow.txt || echo "the tests of a real model are skipped"
 	$(BIN)/python -m pytest -m slow
 
+test-recipes: setup  ## every recipe, small, from its own kind of start: ten minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/recipes
+
+test-recipes-all: setup  ## each of them killed, resumed, exported and evaluated: half an hour
+	RECIPES_ALL=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/recipes
+
 test-nccl: setup  ## collectives and preflight over processes and network namespaces, with planted faults: 5 minutes
 	$(BIN)/python -m pytest -m slow tests/nccl
 
@@ -37,6 +44,9 @@ test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; 
 
 test-mutations: setup  ## known faults, each caught by a named test
 	$(BIN)/python tools/test_mutations.py
+
+gpu-check:  ## every check that this machine's GPUs allow, in its own Python; results in GPU_OUT
+	$(or $(GPU_PYTHON),python3) tools/gpu_check.py --out $(or $(GPU_OUT),gpu_check)
 
 # The actor on the megatron-core of GPU clusters, under Python 3.12. A laptop may be without one, CI may not.
 ifneq ($(PYTHON312),)

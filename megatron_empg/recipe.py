@@ -83,7 +83,7 @@ class EnvironmentSection(Section):
     name: Literal["deep_search"]
     """Which environment the agent acts in."""
     settings: dict[str, Any] = {}
-    """The environment's own settings, checked by it (for deep_search: corpus, searcher, splits ...)."""
+    """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher, splits ...)."""
     max_turns: Positive = 8
     """Turns after which an episode without an answer ends as truncated."""
 

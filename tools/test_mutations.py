@@ -66,10 +66,17 @@ MUTATIONS = [
     Mutation(
         "end token of a cut turn counted as the policy's own",
         "megatron_empg/rollout/episode.py",
-        "            episode.tokens += chat.between_turns(step.observation, cut=not ended_itself)\n",
-        "            episode.tokens += chat.between_turns(step.observation, cut=not ended_itself)\n"
-        "            step.end += not ended_itself\n",
+        "        self.episode.tokens += tokens\n",
+        "        self.episode.tokens += tokens\n        self.episode.steps[-1].end += cut\n",
         "tests/unit/rollout/test_episode.py::test_a_cut_turn_gets_its_end_from_the_template",
+        r"assert",
+    ),
+    Mutation(
+        "control tokens found in foreign text",
+        "megatron_empg/rollout/text_tokens.py",
+        "            if piece.message is not None:\n                parts = [piece.text]\n",
+        "",
+        "tests/unit/rollout/test_hostile_text.py::test_what_once_forged_a_turn_is_text",
         r"assert",
     ),
     Mutation(
@@ -159,6 +166,46 @@ MUTATIONS = [
         "copy = False",
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_torch_optimizer]",
         r"assert_same",
+    ),
+    Mutation(
+        "settle under a rank condition",
+        "megatron_empg/actor/weights.py",
+        "    actor.settle()\n    if actor.sends_weights:\n",
+        "    if actor.sends_weights:\n        actor.settle()\n",
+        "tests/recipes/test_rehearsal.py::test_a_warm_up_in_a_clusters_layout_exports[deepsearch_7b]",
+        r"nothing moves",
+    ),
+    Mutation(
+        "a flag that a layout cannot bear",
+        "recipes/deepsearch_7b.yaml",
+        "  context_parallel: 2\n",
+        "  context_parallel: 2\n  context_exchange: a2a\n",
+        "tests/recipes/test_as_written.py::test_model_and_layout_fit_each_other[deepsearch_7b]",
+        r"actor\.context_exchange is a2a",
+    ),
+    Mutation(
+        "a recipe without an action format",
+        "recipes/deepsearch_7b.yaml",
+        "    prompt: tags ",
+        "    prompt: none ",
+        "tests/recipes/test_as_written.py::test_the_policy_is_told_how_to_act_unless_it_was_taught[deepsearch_7b]",
+        r"does not tell its model how to search, visit, answer",
+    ),
+    Mutation(
+        "an evaluation longer than its limit",
+        "megatron_empg/trainer/loop.py",
+        "(split, greedy).metrics()\n                dist.barrier()\n",
+        "(split, greedy).metrics()\n        dist.barrier()\n",
+        "tests/recipes/test_as_written.py::test_an_evaluation_may_take_what_all_of_its_passes_take[deepsearch_7b]",
+        r"an evaluation longer than its limit",
+    ),
+    Mutation(
+        "an observation past the limit",
+        "megatron_empg/rollout/episode.py",
+        "        if not self._has_room_after(len(tokens)):\n            return False\n",
+        "",
+        "tests/recipes/test_as_written.py::test_no_observation_carries_an_episode_past_its_limit[quickstart]",
+        r"carried the episode past its limit",
     ),
 ]
 

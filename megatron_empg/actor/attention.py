@@ -130,6 +130,7 @@ def causal_attention(
 
         # Releases before the argument share keys among queries unasked.
         grouped = query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters
+        sharing: dict[str, Any] = {"enable_gqa": True} if grouped else {}
         output = varlen_attn(
             query.contiguous(),
             key.contiguous(),
@@ -140,7 +141,7 @@ def causal_attention(
             keys.longest,
             scale=scale,
             window_size=(-1, 0),
-            **({"enable_gqa": True} if grouped else {}),
+            **sharing,
         )
         assert isinstance(output, Tensor)
         return output

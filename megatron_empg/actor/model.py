@@ -139,8 +139,8 @@ def _recompute_settings(execution: Execution) -> dict[str, Any]:
 
         if uses_transformer_engine(DTYPES[execution.dtype]):
             logger.warning(
-                "actor.recompute=selective computes attention again, of which Transformer Engine keeps no more than "
-                "the statistics: it costs a forward pass of it and saves next to nothing; none or block serve better"
+                "actor.recompute=selective computes attention again, of which Transformer Engine keeps no more "
+                "than the statistics: it costs a forward pass and saves next to nothing; use none or block"
             )
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     method, layers = ("uniform", 1) if execution.recompute == "full" else ("block", execution.recompute_layers)

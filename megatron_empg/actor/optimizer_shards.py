@@ -108,7 +108,7 @@ def _like(parameter: Any, name: str, tensor: Tensor) -> Any:
     """A sharded tensor that lies in the checkpoint as the parameter does, without replicas on these ranks."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    changes = {
+    changes: dict[str, Any] = {
         "key": f"optimizer.state.{name}.{parameter.key}",
         "data": tensor,
         "replica_id": (*parameter.replica_id[:-1], 0),

@@ -26,8 +26,8 @@ def scaled_frequencies(
 def one_rotary_table(model: Any, length: int) -> None:
     """Let the model's rotary table for any number of positions be the start of one of ``length``.
 
-    Megatron keeps a table of its own for each of the last 32 numbers asked for, and packed microbatches seldom have
-    two longest sequences alike.
+    Megatron keeps a table of its own for each of the last 32 numbers asked for, and the longest sequences of
+    packed microbatches are seldom alike.
     """
     embedding = model.rotary_pos_emb
     original = embedding.forward

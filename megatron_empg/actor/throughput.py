@@ -14,7 +14,7 @@ PEAK_TFLOPS = {
     ("GH200",): 989.0,
     ("B200",): 2250.0,
 }
-"""Dense bfloat16 peaks by words of the device's name, the first that are all there; source: NVIDIA's data sheets."""
+"""Dense bfloat16 peaks by words of the device's name, the first that fit; source: NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ class Task:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an action brought about. `observation` is None exactly when `done`."""
+    """What an action brought about. `observation` is None exactly when `done`.
+
+    An episode's reward is the sum over its steps. `info["success"]` of the last step says whether it succeeded;
+    without it a positive reward of that step does.
+    """
 
     observation: str | None
     done: bool
@@ -36,7 +40,7 @@ class StepResult:
 
 @runtime_checkable
 class Environment(Protocol):
-    """One running episode. The caller enforces the turn limit."""
+    """One running episode. The caller enforces the turn limit; observations may hold any text."""
 
     def step(self, action: str) -> StepResult:
         """Carry out the text of one assistant turn. Raises RuntimeError once the episode is done."""

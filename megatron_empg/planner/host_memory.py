@@ -1,21 +1,35 @@
-"""Main memory that a node needs while its ranks save a checkpoint: the optimizer's state passes through it."""
+"""Main memory that a node needs while its ranks save a checkpoint: what they write passes through it."""
 
 from megatron_empg.planner.activations import FLOAT32
 from megatron_empg.planner.assumptions import GPUS_PER_NODE
 from megatron_empg.planner.memory import DTYPE_BYTES
 from megatron_empg.planner.shards import stage_parameters
-from megatron_empg.recipe import Recipe
+from megatron_empg.recipe import ActorSection, Recipe
 from megatron_empg.weights.model_config import ModelConfig
 
 
 def checkpoint_host_memory(recipe: Recipe, config: ModelConfig, ranks_per_node: int = GPUS_PER_NODE) -> float:
-    """Bytes on the fullest trainer node at the fullest moment of a save.
+    """Bytes on the fullest trainer node at the fullest moment of a save; loading takes no more.
 
-    Ranks that hold the same share out what is written. Each puts its share together in main memory, the state of an
-    optimizer whole for the parameters it owns, and the writer takes a copy, so that training can go on meanwhile.
+    Ranks that hold the same parameters share them out: each copies its part of the weights and of the optimizer's
+    state to main memory, where it stays until it is written.
     """
-    actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
-    state = 2 * FLOAT32 + (FLOAT32 if size < FLOAT32 else 0)
-    held = max(stage_parameters(config, actor, stage).total for stage in range(actor.pipeline_parallel))
-    share = held * (state + size) / (actor.data_parallel * actor.context_parallel)
-    return min(actor.world_size, ranks_per_node) * 2 * share
+    actor = recipe.actor
+    of_each = DTYPE_BYTES[recipe.model.dtype] + _state_bytes(recipe)
+    written = max(_written(config, actor, stage) for stage in range(actor.pipeline_parallel))
+    return min(actor.world_size, ranks_per_node) * of_each * written
+
+
+def _state_bytes(recipe: Recipe) -> int:
+    """Of one parameter: two moments, and main weights apart from the model's, which the distributed optimizer
+    always keeps."""
+    apart = recipe.actor.distributed_optimizer or DTYPE_BYTES[recipe.model.dtype] < FLOAT32
+    return (3 if apart else 2) * FLOAT32
+
+
+def _written(config: ModelConfig, actor: ActorSection, stage: int) -> float:
+    """Parameters that one rank of the stage writes; none is cut."""
+    held = stage_parameters(config, actor, stage)
+    copies = actor.data_parallel * actor.context_parallel
+    of_experts = actor.tensor_parallel * copies / actor.expert_parallel
+    return max(held.dense / copies + held.experts / of_experts, held.largest)

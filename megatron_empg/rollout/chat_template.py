@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +86,7 @@ class ChatTemplate:
     def render(self, roles: Sequence[str], contents: Sequence[str]) -> str:
         """What the template makes of a conversation, on whatever day."""
         conversation = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        day: dict[str, Callable[[str], str] | str] = {
+        day: dict[str, Any] = {
             "strftime_now": TODAY.strftime,
             "date_string": TODAY.strftime("%d %b %Y"),
         }

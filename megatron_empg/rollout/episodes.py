@@ -70,8 +70,10 @@ class Rollout:
         self._settings = settings
         self._executor = executor
         # A request must not spend its time waiting for a connection.
-        limits = {"timeout": settings.request_timeout, "max_connections": settings.concurrency}
-        self._clients = {url: EngineClient(url, token, **limits) for url in fleet.engines}
+        self._clients = {
+            url: EngineClient(url, token, timeout=settings.request_timeout, max_connections=settings.concurrency)
+            for url in fleet.engines
+        }
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Rollout:

@@ -32,7 +32,9 @@ class TextTokens:
         found = {token.content: (number, token) for number, token in added.items()}
         used = "\n".join(frames)
         chosen = {text: pair for text, pair in found.items() if pair[1].special or _frames(text, used)}
-        chosen.pop(str(tokenizer.unk_token), None)  # stands for what cannot be spelled, in any text
+        unknown = str(tokenizer.unk_token)
+        if unknown not in used:  # stands for what cannot be spelled, in any text
+            chosen.pop(unknown, None)
         self.control = {text: number for text, (number, _) in chosen.items()}
         self._tokens: dict[str, AddedToken] = {text: token for text, (_, token) in chosen.items()}
         self._ids = frozenset(self.control.values())

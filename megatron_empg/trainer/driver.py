@@ -19,14 +19,14 @@ from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.access import token_from_environment
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Episode, Limits
+from megatron_empg.rollout.episode import Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.threads import PatientThreads
 from megatron_empg.trainer.collect import Collection
 from megatron_empg.trainer.evaluation import Evaluation
-from megatron_empg.trainer.failures import DriverError, refuse_errors, refuse_malformed
+from megatron_empg.trainer.failures import refuse_errors, refuse_malformed
 
 EVALUATION_STEP = -1
 """Stands for the training step in the seeds of an evaluation: it draws the same each time."""
@@ -156,8 +156,10 @@ async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> Asy
     """A driver connected to the engines."""
     chat = ChatTokens.from_pretrained(recipe.model.path)
     acting = recipe.environment
-    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     rollout, waits = recipe.rollout, recipe.waits
+    source = make_task_source(
+        acting.name, max_turns=acting.max_turns, step_timeout=waits.environment, **acting.settings
+    )
     settings = RolloutSettings(
         sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
         limits=Limits(

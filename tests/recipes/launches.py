@@ -15,9 +15,9 @@ from recipe_files import ROOT
 from megatron_empg.cluster.watchdog import read_beats
 from megatron_empg.trainer.jsonl import read_lines
 
-STANDSTILL = 25.0
+STANDSTILL = 30.0
 """Seconds of a run's life in which it takes next to no processor time: it waits for something that never comes."""
-IDLE_SHARE = 0.04
+IDLE_SHARE = 0.03
 """Of one core: what a run takes that only waits (heartbeats, looking for answers, engines at rest)."""
 LONGEST = 900.0
 """Seconds that one start may take at all."""

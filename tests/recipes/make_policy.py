@@ -3,8 +3,8 @@
     python tests/recipes/make_policy.py
 
 The miniature's policy gets what such models have and it lacks: an output layer of its own and an even number of
-layers, so that two pipeline stages of two chunks can share them. A new layer adds nothing at first. Then it learns,
-from walkthroughs under the environment's instructions, to act on them. Its weights are stored in bfloat16.
+layers, so that two pipeline stages of two chunks can share them. The new layer adds nothing at first. Then the
+policy learns, from walkthroughs under the environment's instructions, to act on them. It is stored in bfloat16.
 """
 
 import json
@@ -23,6 +23,8 @@ RECIPE = Path(__file__).parent / "policies/instruct_sft.yaml"
 RUNS = ROOT / "runs"
 POSITIONS = 2048
 """The instructions alone take half of the miniature's 1024."""
+SURER = 1.5
+"""Factor of the output layer: success sampled at temperature 1 is 46% with it, and 25% without."""
 
 
 def main() -> None:
@@ -30,7 +32,9 @@ def main() -> None:
     grow(MINIATURE, start)
     command = [sys.executable, "-m", "megatron_empg.cli", "sft", str(RECIPE)]
     subprocess.run([*command, f"model.path={start}", f"run.folder={run}"], env=environment(), cwd=ROOT, check=True)
-    write(load_file(run / "policy/model.safetensors"), like=start, folder=INSTRUCT)
+    tensors = load_file(run / "policy/model.safetensors")
+    tensors["lm_head.weight"] *= SURER
+    write(tensors, like=start, folder=INSTRUCT)
     print(f"policy: {INSTRUCT}")
 
 

@@ -2,8 +2,8 @@
 
 Booleans, names and dtypes are what a recipe chooses; they stay. So do its limits, the rates of optimizer and
 algorithm, and the settings of its environment. A degree (a number of ranks, of engines, of model chunks) that is
-above 1 becomes 2: what happens only between ranks happens between these too. Where that takes more ranks than there
-are, the degrees are spread over several passes.
+above 1 becomes 2: what happens only between ranks happens between these too. Where that takes more ranks than
+there are, the degrees are spread over several passes.
 """
 
 import math
@@ -14,9 +14,9 @@ from megatron_empg.recipe import ActorSection, Recipe, SftRecipe
 
 DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 """The actor's degrees that multiply to its ranks."""
-DEGREE_KEYS = tuple(f"actor.{name}" for name in (*DEGREES, "virtual_pipeline", "expert_parallel")) + (
-    "engines.count",
-    "engines.tensor_parallel",
+DEGREE_KEYS = (
+    *(f"actor.{name}" for name in (*DEGREES, "virtual_pipeline", "expert_parallel")),
+    *("engines.count", "engines.tensor_parallel"),
 )
 """Every degree of a recipe, by its key."""
 KV_CACHE_GIB = 0.125

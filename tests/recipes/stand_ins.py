@@ -1,9 +1,9 @@
-"""Where a rehearsed recipe starts: from its own model if that is in the repository, else from a small one of its kind.
+"""Where a rehearsed recipe starts: from its own model where that is shipped, else from a small one of its kind.
 
-    shipped in the repository         itself
-    what another recipe's run leaves  the miniature's policy
-    a published model                 policies/instruct: it has their kinds of parts and follows the
-                                      environment's instructions (see policies/README.md)
+shipped in the repository         itself
+what another recipe's run leaves  the miniature's policy
+a published model                 policies/instruct: it has their kinds of parts and follows the
+                                  environment's instructions (see policies/README.md)
 """
 
 from pathlib import Path

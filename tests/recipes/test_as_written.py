@@ -20,12 +20,13 @@ from megatron_empg.environments.base import TaskSource
 from megatron_empg.environments.deep_search.actions import Tool
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.planner.legality import layout_faults
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Generation, Sampling
 from megatron_empg.rollout.episode import Limits, run_episode
-from megatron_empg.trainer.check import check_model, check_recipe
+from megatron_empg.trainer.check import check_recipe
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phases import phase_limits
@@ -63,7 +64,7 @@ def _tasks(name: str, max_turns: int, settings: str) -> TaskSource:
 def test_model_and_layout_fit_each_other(path: Path, tmp_path: Path) -> None:
     recipe = read(path)
     model = published_config(recipe, tmp_path) if is_published(recipe) else start_of(recipe)
-    check_model(load_recipe(path, [f"model.path={model}"], type(recipe)))
+    assert not layout_faults(recipe, ModelConfig.from_folder(model))
 
 
 @every_published
@@ -110,10 +111,9 @@ class Visitor:
     """Visits the longest page, again and again; a client of no engine."""
 
     turn: list[int]
-    asked_with: list[int] = field(default_factory=list)
 
     async def generate(self, tokens: list[int], sampling: Sampling, *, max_tokens: int, seed: int) -> Generation:
-        self.asked_with.append(len(tokens))
+        assert max_tokens > 0, f"an observation carried the episode past its limit, to {len(tokens)} tokens"
         own = self.turn[:max_tokens]
         finish = "stop" if len(own) == len(self.turn) else "length"
         return Generation(own, [-0.5] * len(own), finish, [])
@@ -122,18 +122,17 @@ class Visitor:
 @every_training
 def test_no_observation_carries_an_episode_past_its_limit(path: Path) -> None:
     recipe = read(path)
-    source, chat = tasks_of(recipe), ChatTokens(AutoTokenizer.from_pretrained(start_of(recipe)))
+    tokenizer = AutoTokenizer.from_pretrained(start_of(recipe))
+    source, chat = tasks_of(recipe), ChatTokens(tokenizer)
     (task,) = source.sample("train", 1, seed=0)
     longest = max(source.corpus.documents, key=lambda page: len(page.text)).title
     text = f"<think> look</think><visit> {longest}</visit>"
-    own = chat._tokenizer(text, add_special_tokens=False)["input_ids"]
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
     visitor = Visitor([*own, chat.end_of_turn])
     prompt, sampling = len(chat.prompt(task.prompt)), Sampling(temperature=1.0)
     for limit in range(prompt + 2, prompt + 200):
         limits = Limits(recipe.environment.max_turns, recipe.rollout.max_turn_tokens, limit)
-        play = run_episode(
-            visitor, chat, partial(source.make, task), task, sampling, limits, lambda turn: turn
-        )
+        play = run_episode(visitor, chat, partial(source.make, task), task, sampling, limits, lambda turn: turn)
         episode = asyncio.run(play)
         assert episode.outcome == "truncated", episode.error
         assert len(episode.tokens) <= limit, "an observation carried the episode past its limit"

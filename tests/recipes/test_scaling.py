@@ -1,4 +1,4 @@
-"""The rule that makes a recipe small changes numbers only, and leaves no degree unrehearsed: over random recipes."""
+"""The rule that makes a recipe small changes numbers only and rehearses every degree: over random recipes."""
 
 import math
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from recipe_files import RECIPES, read
 from scaling import DEGREE_KEYS, DEGREES, Overrides, scaled, words
 
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe, parse_recipe
-from recipe_files import RECIPES, read
 
 RANKS = 4
 Keys = dict[str, Any]

@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 Tool = Literal["search", "visit", "answer"]
 TAGS = tuple(f"<{slash}{name}>" for name in ("think", "search", "visit", "answer") for slash in ("", "/"))
 
-_TURN = re.compile(r"\s*<think>.*?</think>\s*<(search|visit|answer)>([^<>]*)</\1>\s*", re.DOTALL)
-_END_OF_TURN = re.compile(r"(<\|im_end\|>|<\|endoftext\|>|\s)+$")
+# What a policy writes may be long and senseless: reading it takes time in proportion, whatever it is.
+_CALL = re.compile(r"<(search|visit|answer)>([^<>]*)</\1>")
+_ENDS_OF_TURN = ("<|im_end|>", "<|endoftext|>")
 
 
 class Call(NamedTuple):
@@ -28,11 +29,27 @@ def format_action(thought: str, call: Call) -> str:
 
 
 def parse_action(action: str) -> Call:
-    """Read a turn. Raises MalformedCall."""
-    match = _TURN.fullmatch(_END_OF_TURN.sub("", action))
+    """Read a turn: a thought in its tags, then exactly one call. Raises MalformedCall."""
+    begins, _, rest = _without_end(action).lstrip().partition("<think>")
+    _, closes, call = rest.partition("</think>")
+    match = None if begins or not closes else _CALL.fullmatch(call.strip())
     if match is None:
         raise MalformedCall("malformed call : think , then one search , visit or answer")
     argument = " ".join(match[2].split())
     if not argument:
         raise MalformedCall(f"malformed call : the {match[1]} is empty")
     return Call(match[1], argument)  # type: ignore[arg-type]
+
+
+def _without_end(action: str) -> str:
+    """Without the blanks and the texts of end tokens at its end, in any number."""
+    end = len(action)
+    while True:
+        before = end
+        while end and action[end - 1].isspace():
+            end -= 1
+        for mark in _ENDS_OF_TURN:
+            if action.endswith(mark, 0, end):
+                end -= len(mark)
+        if end == before:
+            return action[:end]

@@ -1,10 +1,13 @@
 """The corpus: short documents of real facts, and the fact graph they spell out."""
 
+import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title
 
 
 class Fact(NamedTuple):
@@ -32,7 +35,10 @@ class Document:
 
 
 class Corpus:
-    """Documents, by title and by the (entity, relation) they tell of. Raises ValueError on duplicates."""
+    """Documents, by title (in its normal form) and by the (entity, relation) they tell of.
+
+    Raises ValueError for two titles that are the same, two facts of one relation, or what no turn could name.
+    """
 
     def __init__(self, documents: Sequence[Document]):
         self.documents = tuple(documents)
@@ -49,34 +55,94 @@ class Corpus:
         self.relations_of = {kind: sorted(relations) for kind, relations in sorted(relations_of.items())}
 
     def _add(self, document: Document) -> None:
-        if document.title in self.by_title:
-            raise ValueError(f"corpus: two documents are titled {document.title!r}; titles must be unique")
+        title = _nameable("title", document.title, normalise_title(document.title), document)
+        if title in self.by_title:
+            other = self.by_title[title].title
+            raise ValueError(
+                f"corpus: two documents are titled {other!r} and {document.title!r}, which visits cannot tell "
+                "apart (case, blanks and compatible characters do not matter); titles must be unique"
+            )
         known = self.entity_types.setdefault(document.entity, document.entity_type)
         if known != document.entity_type:
             raise ValueError(f"corpus: {document.entity!r} is both a {known} and a {document.entity_type}")
-        self.by_title[document.title] = document
+        self.by_title[title] = document
         facts = self.facts.setdefault(document.entity, {})
         for fact in document.facts:
             if fact.relation in facts:
                 raise ValueError(f"corpus: two facts tell the {fact.relation} of {document.entity!r}")
+            _nameable(fact.relation, fact.object, normalise_answer(fact.object), document)
             facts[fact.relation] = fact
             self.located[document.entity, fact.relation] = document
 
 
+def _nameable(what: str, text: str, normal_form: str, document: Document) -> str:
+    """The normal form of a title or an answer. Raises ValueError for what no turn can say or no answer match."""
+    if not normal_form:
+        raise ValueError(f"corpus: the {what} {text!r} of the document {document.title!r} holds no word or number")
+    if "<" in text or ">" in text:
+        raise ValueError(
+            f"corpus: the {what} {text!r} of the document {document.title!r} holds < or >, which no call can: "
+            "they begin and end tags"
+        )
+    return normal_form
+
+
 def load_corpus(path: str | Path) -> Corpus:
-    """Read a corpus.jsonl. Raises FileNotFoundError, or ValueError naming the line that is wrong."""
+    """Read a corpus.jsonl: UTF-8, a document a line. Raises FileNotFoundError, or ValueError naming the line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no corpus at {path}: `python tools/build_miniature.py` writes one")
     documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # A line ends with a newline and nothing else: a page may well hold what str.splitlines takes for an end.
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-            facts = tuple(Fact(*fact) for fact in row["facts"])
-            document = Document(row["title"], row["entity"], row["type"], facts, tuple(row["sentences"]))
+            documents.append(_document(json.loads(line.decode("utf-8"))))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error}); convert the file to it") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a document ({error!r})") from error
-        if not facts or len(facts) != len(document.sentences):
-            raise ValueError(f"{path}, line {number}: needs one sentence a fact, and at least one")
-        documents.append(document)
-    return Corpus(documents)
+            fault = f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}, line {number}: not a document ({fault})") from error
+    if not documents:
+        raise ValueError(f"{path}: holds no documents; write one a line, as recipes/miniature/README.md says")
+    try:
+        return Corpus(documents)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _document(row: Any) -> Document:
+    """A line's document. Raises KeyError, TypeError or ValueError."""
+    if not isinstance(row, dict):
+        raise TypeError(f"it holds {row!r:.40}, not an object with title, entity, type, facts and sentences")
+    sentences = tuple(_text("a sentence", sentence) for sentence in _list("sentences", row["sentences"]))
+    facts = tuple(_fact(fact) for fact in _list("facts", row["facts"]))
+    if not facts or len(facts) != len(sentences):
+        raise ValueError("needs one sentence a fact, and at least one")
+    title, entity, kind = (_text(key, row[key]) for key in ("title", "entity", "type"))
+    return Document(title, entity, kind, facts, sentences)
+
+
+def _fact(fact: Any) -> Fact:
+    if not isinstance(fact, list) or len(fact) != 3:
+        raise TypeError(f"a fact is {fact!r:.60}, not [relation, object, object's type or null]")
+    relation, object_, kind = fact
+    return Fact(
+        _text("a fact's relation", relation),
+        _text("a fact's object", object_),
+        None if kind is None else _text("a fact's object type", kind),
+    )
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name} is {value!r:.40}, not a list")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError(f"{name} is {value!r:.40}, not a text")
+    value.encode()  # half a surrogate pair, which JSON can spell, is no text
+    return value

@@ -2,7 +2,7 @@
 
 from megatron_empg.environments.base import StepResult
 from megatron_empg.environments.deep_search.actions import MalformedCall, parse_action
-from megatron_empg.environments.deep_search.search_service import Tools
+from megatron_empg.environments.deep_search.search_service import QueryRefused, Tools
 from megatron_empg.environments.deep_search.text import normalise_answer
 
 
@@ -30,4 +30,8 @@ class DeepSearchEnvironment:
             right = normalise_answer(call.argument) == self._answer
             return StepResult(None, done=True, reward=float(right), info=info)
         look_up = self._tools.search if call.tool == "search" else self._tools.visit
-        return StepResult(look_up(call.argument), done=False, info=info)
+        try:
+            observation = look_up(call.argument)
+        except QueryRefused as error:
+            return StepResult(str(error), done=False, info=info | {"refused": True})
+        return StepResult(observation, done=False, info=info)

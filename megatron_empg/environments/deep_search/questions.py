@@ -9,9 +9,9 @@ relations in order) and differ in questions. Out of distribution are, each a kin
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from megatron_empg.environments.base import Split
 from megatron_empg.environments.deep_search.corpus import Corpus
@@ -51,7 +51,8 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRules:
-    """What is held out. The shares are of paths and of questions; all draws follow from `seed`.
+    """What is held out. The shares are of paths and of questions; all draws follow from `seed`. The relations and
+    types named by default are the miniature's; `fitted` leaves out what a corpus does not have.
 
     Training chains up to `train_hops` facts, four from the types in `longer_from`; `held_out_relations` stand in
     its chains only from the types in `composed_from`.
@@ -64,6 +65,27 @@ class SplitRules:
     composed_from: tuple[str, ...] = ("province", "element")
     test_questions: float = 0.08
     seed: int = 0
+
+    @classmethod
+    def fitted(cls, corpus: Corpus, given: Mapping[str, Any]) -> "SplitRules":
+        """The rules for a corpus: those given, and the defaults as far as they apply.
+
+        Raises ValueError for a relation or a type of entity that is given and not there.
+        """
+        rules = cls(**given)
+        there = {
+            "held_out_relations": corpus.relations,
+            "longer_from": list(corpus.relations_of),
+            "composed_from": list(corpus.relations_of),
+        }
+        applying: dict[str, Any] = {}
+        for key, known in there.items():
+            named = tuple(getattr(rules, key))
+            missing = [name for name in named if name not in known]
+            if missing and key in given:
+                raise ValueError(f"deep_search {key} names {missing[0]!r}; allowed: {', '.join(known)}")
+            applying[key] = tuple(name for name in named if name in known)
+        return replace(rules, **applying)
 
     def kind(self, path: tuple[str, ...]) -> str:
         """`seen`, `held_out_path`, `held_out_relation` or `longer`."""

@@ -28,14 +28,20 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "EMPG_SEARCH_TOKEN"
 ATTEMPTS = 3
+REFUSALS = (400, 413, 414, 422)
+"""Statuses that say that the query itself is at fault. Others of 400 to 499 speak of token, address or load."""
 
 
 class SearchServiceError(RuntimeError):
     """The service did not answer; the episode that asked ends as an error."""
 
 
+class QueryRefused(ValueError):
+    """The service will not take this query. Its text is the observation: what a policy asks is its own doing."""
+
+
 class Tools(Protocol):
-    """What an agent can look things up with."""
+    """What an agent can look things up with. Both may raise QueryRefused."""
 
     def search(self, query: str) -> str: ...
 
@@ -62,13 +68,17 @@ class LocalTools:
 
 
 class RemoteTools:
-    """The same from a service at `url`, its token in the environment. Many threads may use it at once."""
+    """The same from a service at `url`, its token in the environment. Many threads may use it at once.
 
-    def __init__(self, url: str, *, timeout: float = 60.0) -> None:
+    `timeout`: seconds of one attempt. `within`: seconds that all attempts and the pauses between them have.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 60.0, within: float | None = None) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"search_url is {url!r}; it starts with http:// or https://")
         self.url = url.rstrip("/")
-        self._timeout = timeout
+        self._timeout = timeout if within is None else min(timeout, within / (ATTEMPTS + 1))
+        self._pause = 1.0 if within is None else min(1.0, within / 20)
         self._client: httpx.Client | None = None
 
     def search(self, query: str) -> str:
@@ -78,7 +88,7 @@ class RemoteTools:
         return self._ask("visit", title)
 
     def _ask(self, tool: str, argument: str) -> str:
-        """Raises SearchServiceError after `ATTEMPTS` failures."""
+        """Raises QueryRefused, or SearchServiceError after `ATTEMPTS` failures."""
         import httpx
 
         if self._client is None:
@@ -87,12 +97,16 @@ class RemoteTools:
             self._client = httpx.Client(headers=headers, timeout=self._timeout, limits=limits, trust_env=False)
         for attempt in range(ATTEMPTS):
             if attempt:
-                time.sleep(attempt)
+                time.sleep(attempt * self._pause)
             try:
                 answer = self._client.post(f"{self.url}/{tool}", json={"argument": argument})
+                if answer.status_code in REFUSALS:
+                    raise QueryRefused(f"the {tool} was refused")
                 answer.raise_for_status()
                 return str(answer.json()["observation"])
-            except (httpx.HTTPError, ValueError, KeyError) as error:
+            except QueryRefused:
+                raise
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 failure = f"{type(error).__name__}: {error}"
         raise SearchServiceError(f"the search service at {self.url}/{tool} failed {ATTEMPTS} times: {failure}")
 

@@ -78,9 +78,9 @@ class DeepSearchTaskSource:
 
     `searcher`: "fallible" (errs at random), "habit" (a systematic wrong habit) or "flawless";
     `searcher_settings` changes its chances. `splits` changes what is held out. With a `search_url` (see
-    `search_service`) episodes look things up there. `prompt`: "tags" tells the policy in a system message how to
-    act, within `max_turns`, and reminds it after a malformed turn; "none" is for a policy that was warmed up on
-    the bare questions. Raises ValueError.
+    `search_service`) episodes look things up there, within `step_timeout` seconds a step. `prompt`: "tags" tells
+    the policy in a system message how to act, within `max_turns`, and reminds it after a malformed turn; "none" is
+    for a policy that was warmed up on the bare questions. Raises ValueError.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class DeepSearchTaskSource:
         search_url: str | None = None,
         prompt: PromptStyle = "tags",
         max_turns: int = 8,
+        step_timeout: float | None = None,
     ):
         if prompt not in PROMPT_STYLES:
             allowed = ", ".join(PROMPT_STYLES)
@@ -102,14 +103,10 @@ class DeepSearchTaskSource:
         self.corpus = load_corpus(corpus)
         self.retriever = Retriever(self.corpus)
         self._local = LocalTools(self.corpus, self.retriever)
-        self._tools: Tools = RemoteTools(search_url) if search_url else self._local
+        self._tools: Tools = RemoteTools(search_url, within=step_timeout) if search_url else self._local
         settings = replace(SEARCHERS[searcher], **(searcher_settings or {}))
         self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings)
-        rules = SplitRules(**(splits or {}))
-        for relation in rules.held_out_relations:
-            if relation not in self.corpus.relations:
-                allowed = ", ".join(self.corpus.relations)
-                raise ValueError(f"deep_search held_out_relations names {relation!r}; allowed: {allowed}")
+        rules = SplitRules.fitted(self.corpus, splits or {})
         self._questions = split_questions(self.corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}
         self._instructions: list[Message] = []
@@ -156,6 +153,8 @@ class DeepSearchTaskSource:
         return self._questions[split]
 
     def _draw(self, split: Split, count: int, rng: random.Random) -> list[Task]:
+        if count and not any(self._split(split).values()):
+            raise ValueError(f"{count} {split} tasks were asked for; the corpus has none")
         if split not in self._balanced:
             self._balanced[split] = _Balanced(self._split(split))
         drawn: list[Task] = []

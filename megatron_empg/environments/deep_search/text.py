@@ -1,9 +1,17 @@
-"""Plain text: how words are matched, and when two answers are the same."""
+"""Plain text: how words are matched, and when two answers or two titles are the same."""
 
 import re
 import unicodedata
 
 _ARTICLES = frozenset({"a", "an", "the"})
+_ACCENTED = ("LATIN", "GREEK")
+"""Scripts whose accents are often left out. In others a mark makes another letter."""
+_MINUS = re.compile(r"(?:^|(?<=[\s(\[]))[-\u2010-\u2012\u2212](?=[0-9])")
+_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
+_SHARP = re.compile(r"(?<=[^\W\d_])#")
+# Stand for what belongs to a number or a name while punctuation is taken away; no text holds them.
+_SIGN, _DOT, _HASH = "\ufdd0", "\ufdd1", "\ufdd2"
+_KEPT = {_SIGN: "-", _DOT: ".", _HASH: "#"}
 
 
 def words(text: str) -> list[str]:
@@ -12,12 +20,43 @@ def words(text: str) -> list[str]:
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, no accents, punctuation, articles or doubled blanks (the rule of SQuAD's exact match)."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    kept = re.sub(r"[^a-z0-9]+", " ", plain).split()
-    return " ".join(word for word in kept if word not in _ARTICLES)
+    """What two answers must share to be the same, in any script.
+
+    Unicode's compatible forms are one (full-width digits, ligatures), as are upper and lower case. Accents on
+    Latin and Greek letters go. Punctuation separates words and is dropped; so are doubled blanks, and articles
+    unless there is nothing else. Symbols stay ("c++", "5 °c"), and so do the sign and the point of a number
+    ("-5", "3.5") and a sharp behind a letter ("c#").
+    """
+    plain = _SHARP.sub(_HASH, _POINT.sub(_DOT, _MINUS.sub(_SIGN, _folded(text).strip())))
+    kept = "".join(_KEPT.get(letter, letter if _belongs(letter) else " ") for letter in plain).split()
+    return " ".join([word for word in kept if word not in _ARTICLES] or kept)
 
 
 def normalise_title(text: str) -> str:
-    """Titles match whatever their case and blanks."""
-    return " ".join(text.lower().split())
+    """Titles match whatever their case, their blanks and Unicode's compatible forms."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def _folded(text: str) -> str:
+    """Lower case, compatible forms, no accents, nothing invisible."""
+    if text.isascii():
+        return text.lower()
+    kept: list[str] = []
+    accented = False
+    for letter in unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold()):
+        category = unicodedata.category(letter)
+        if category == "Cf" or (category == "Mn" and accented):
+            continue
+        if category != "Mn":
+            accented = unicodedata.name(letter, "").startswith(_ACCENTED)
+        kept.append(letter)
+    return unicodedata.normalize("NFKC", "".join(kept))
+
+
+def _belongs(letter: str) -> bool:
+    """Whether it is part of a word: a letter, mark, digit or symbol. A minus between words is a hyphen."""
+    if letter.isalnum():
+        return True
+    category = unicodedata.category(letter)
+    return category[0] in "LMNS" and category != "Sk" and letter != "\u2212"

@@ -1,12 +1,17 @@
 """Episodes: what actions bring about, malformed ones too, and what retrieval must not do."""
 
+import contextlib
 import random
+import re
+import time
 
 import pytest
 
 from megatron_empg.environments import Environment
 from megatron_empg.environments.deep_search.actions import Call, MalformedCall, format_action, parse_action
-from megatron_empg.environments.deep_search.text import normalise_answer
+from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
+from megatron_empg.environments.deep_search.search_service import QueryRefused
+from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title, words
 
 
 @pytest.fixture
@@ -72,6 +77,10 @@ def test_nothing_found(episode):
         "<think> so</think><answer> </answer>",
         "<think> so</think><search></search>",
         "<think> so</think><answer> madrid</answer> and more",
+        "<think>a</think><search>x</search><think>b</think><answer>y</answer>",
+        "<think>a</think><search>x</search>\n<search>y</search>",
+        "<think>a</think></think><search>x</search>",
+        "so <think>a</think><search>x</search>",
     ],
 )
 def test_a_malformed_call_is_told_so_and_the_episode_goes_on(episode, action):
@@ -114,6 +123,33 @@ def test_actions_are_read_as_written(source):
         ("guinea", "guinea bissau", False),
         ("12", "21", False),
         ("theatre", "atre", False),
+        ("東京", "馬鹿", False),
+        ("東京", "東京。", True),
+        ("москва", "париж", False),
+        ("Москва", "МОСКВА", True),
+        ("мой", "мои", False),
+        ("ガス", "カス", False),
+        ("ｶﾞｽ", "ガス", True),
+        ("Ａ１２", "a12", True),
+        ("Αθήνα", "αθηνα", True),
+        ("Straße", "STRASSE", True),
+        ("cafe\u0301", "café", True),
+        ("Lima\u200b", "lima", True),
+        ("-5", "5", False),
+        ("\u22125", "-5", True),
+        ("about -5", "about 5", False),
+        ("3-5", "3 5", True),
+        ("3.5", "3 5", False),
+        ("3.5.", "3.5", True),
+        ("C++", "C", False),
+        ("c#", "c", False),
+        ("#1", "1", True),
+        ("AT&T", "at t", True),
+        ("5 °C", "5 c", False),
+        ("the", "", False),
+        ("the", "a", False),
+        ("...", "", True),
+        ("...", "。", True),
     ],
 )
 def test_normalised_exact_match(one, other, same):
@@ -151,3 +187,74 @@ def test_an_entity_named_in_full_comes_first(source):
 
 def test_what_is_found_does_not_follow_from_the_order_of_words_or_of_queries(source):
     assert source.retriever.search("capital france") == source.retriever.search("What is the France capital ?")
+
+
+def plain_ascii(text):
+    """The rule that the shipped policies were trained under, which held for ASCII alone."""
+    kept = re.sub(r"[^a-z0-9]+", " ", text.encode("ascii", "ignore").decode().lower()).split()
+    return " ".join(word for word in kept if word not in ("a", "an", "the"))
+
+
+def test_the_miniatures_answers_are_the_same_as_ever(source):
+    """Which of its answers equal each other, and under what other spellings, has not changed."""
+    answers = {fact.object for document in source.corpus.documents for fact in document.facts}
+    assert len(answers) > 2000
+    by_old, by_new = {}, {}
+    for answer in answers:
+        by_old.setdefault(plain_ascii(answer), set()).add(answer)
+        by_new.setdefault(normalise_answer(answer), set()).add(answer)
+        assert normalise_answer(answer) == normalise_answer(f" The {answer.upper()} .")
+    assert sorted(map(sorted, by_old.values())) == sorted(map(sorted, by_new.values()))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        lambda n: " " * n + "x",
+        lambda n: "<think>a</think><search>x" + " " * n + "y",
+        lambda n: "<think>" * (n // 7),
+        lambda n: "</think>" * (n // 8),
+        lambda n: "<think>" + "</think><search>x" * (n // 17),
+        lambda n: "<think>a</think>" + "<search>x</search>" * (n // 18),
+        lambda n: "<think>a</think><search>" + "<" * n,
+        lambda n: "<think>a</think><search> x</search>" + "<|im_end|>\n" * (n // 11),
+        lambda n: "<think>a</think>" + "\n \t" * (n // 3) + "<answer>",
+        lambda n: "<think>" + "\u00a0" * n + "</think>" + "\u00a0" * n + "<answer> y</answer>" + "\u00a0" * n,
+        lambda n: "x -." * (n // 4) + "#",
+        lambda n: "e\u0301" * (n // 2),
+    ],
+)
+def test_reading_a_turn_takes_time_in_proportion_to_it(episode, hostile):
+    """Eight times the text may not take much more than eight times the time; CPU time, the best of some tries."""
+
+    def seconds(length):
+        turn = hostile(length)
+        best = float("inf")
+        for _ in range(5):
+            started = time.thread_time()
+            for _ in range(2):
+                with contextlib.suppress(MalformedCall):
+                    parse_action(turn)
+                normalise_answer(turn)
+                normalise_title(turn)
+                words(turn)
+            best = min(best, time.thread_time() - started)
+        return best
+
+    assert seconds(64_000) < 14 * seconds(8_000) + 0.002
+
+
+class Refusing:
+    """A search service that takes no query."""
+
+    def search(self, query):
+        raise QueryRefused("the search was refused")
+
+    visit = search
+
+
+def test_a_refused_query_costs_the_policy_its_turn_and_no_more():
+    episode = DeepSearchEnvironment(Refusing(), "madrid")
+    result = episode.step(call("search", "x"))
+    assert (result.observation, result.done, result.info["refused"]) == ("the search was refused", False, True)
+    assert episode.step(call("answer", "madrid")).reward == 1.0

@@ -10,8 +10,10 @@ import uvicorn
 
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.search_service import (
+    REFUSALS,
     TOKEN_VARIABLE,
     LocalTools,
+    QueryRefused,
     RemoteTools,
     SearchServiceError,
     application,
@@ -68,3 +70,41 @@ def test_failures_name_the_service(url, monkeypatch):
         RemoteTools(url).search("france")
     with pytest.raises(ValueError, match="starts with http"):
         RemoteTools("node7:9000")
+
+
+class Answering(httpx.BaseTransport):
+    """A service that answers every request with one status."""
+
+    def __init__(self, status):
+        self.status, self.asked = status, 0
+
+    def handle_request(self, request):
+        self.asked += 1
+        return httpx.Response(self.status, json={"observation": "found"})
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_what_the_query_itself_broke_is_told_the_policy_at_once(status):
+    tools = RemoteTools("http://service")
+    service = Answering(status)
+    tools._client = httpx.Client(transport=service)
+    with pytest.raises(QueryRefused, match="the visit was refused"):
+        tools.visit("x" * 100_000)
+    assert service.asked == 1
+
+
+@pytest.mark.parametrize("status", [401, 404, 408, 429, 500, 502, 503])
+def test_what_is_no_fault_of_the_query_is_tried_again_and_then_an_error(status):
+    tools = RemoteTools("http://service", within=0.2)
+    service = Answering(status)
+    tools._client = httpx.Client(transport=service)
+    with pytest.raises(SearchServiceError, match=f"failed 3 times.*{status}"):
+        tools.search("x")
+    assert service.asked == 3
+
+
+@pytest.mark.parametrize("within", [0.5, 10.0, 400.0])
+def test_all_attempts_lie_within_the_limit_of_a_step(within):
+    tools = RemoteTools("http://service", within=within)
+    assert 3 * tools._timeout + (1 + 2) * tools._pause <= within
+    assert tools._timeout <= 60

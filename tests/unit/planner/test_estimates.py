@@ -130,14 +130,20 @@ def test_rank_0_holds_two_chunks_twice_and_the_largest_parameter(name: str) -> N
 
 
 def test_main_memory_of_a_checkpoint_of_32b() -> None:
-    """Eight ranks a node hold a quarter of 14 bytes for each of 4.1e9 parameters, in two copies."""
+    """Each of eight ranks writes a quarter of 4.1e9 parameters, 14 bytes of each, and holds no more."""
     shard = stage_parameters(config("qwen2.5-32b"), recipe().actor, 0).total
     assert shard == pytest.approx(4.1e9, rel=0.01)
-    assert checkpoint_host_memory(recipe(), config("qwen2.5-32b")) == 8 * 2 * 14 * shard / 4
-    assert checkpoint_host_memory(recipe(), config("qwen2.5-32b"), ranks_per_node=4) == 4 * 2 * 14 * shard / 4
+    assert checkpoint_host_memory(recipe(), config("qwen2.5-32b")) == 8 * 14 * shard / 4
     alone = recipe("actor.context_parallel=1", "actor.distributed_optimizer=false", "actor.overlap=false",
                    "actor.max_tokens_per_microbatch=32768")  # fmt: skip
-    assert checkpoint_host_memory(alone, config("qwen2.5-32b")) == 8 * 2 * 14 * shard, "nobody shares it"
+    assert checkpoint_host_memory(alone, config("qwen2.5-32b")) == 8 * 14 * shard, "nobody to share it with"
+
+
+def test_main_memory_of_a_checkpoint_is_never_less_than_the_largest_parameter() -> None:
+    many = recipe("actor.context_parallel=1", "actor.data_parallel=4096", "rollout.groups=4096",
+                  "actor.max_tokens_per_microbatch=32768")  # fmt: skip
+    largest = stage_parameters(config("qwen2.5-32b"), many.actor, 0).largest
+    assert checkpoint_host_memory(many, config("qwen2.5-32b")) == 8 * 14 * largest
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-32b", "qwen3-30b-a3b"])

@@ -57,7 +57,7 @@ def test_a_shipped_recipe_fits_its_nodes(name: str, model: Any) -> None:
     assert max(stage["weights"] for stage in found["recipe"]["memory_gib"]) > 1
     assert found["engine"]["longest_episodes"] >= 8
     assert found["gpu_memory_gib"] == 79, "what CUDA offers of 80"
-    assert 50 < found["host_memory_gib"] < 500
+    assert 50 < found["host_memory_gib"] < 150
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -125,7 +125,7 @@ def test_a_recipe_that_does_not_fit_ends_with_an_error_and_the_fix(model: Any) -
 
 def test_main_memory_for_a_checkpoint_is_shown(model: Any) -> None:
     result = command("deepsearch_32b", model("qwen2.5-32b"))
-    assert "Main memory of a trainer node while a checkpoint is saved: 214 GiB." in result.output
+    assert "Main memory of a trainer node while a checkpoint is saved: 107 GiB." in result.output
 
 
 def test_engines_that_do_not_fit_are_named(model: Any) -> None:
@@ -171,7 +171,7 @@ def test_experts_are_laid_out_by_expert_parallelism(model: Any) -> None:
 
 
 def test_the_peaks_are_the_actors() -> None:
-    assert {name: gpu.tflops for name, gpu in GPUS.items()}.items() <= PEAK_TFLOPS.items()
+    assert {(name,): gpu.tflops for name, gpu in GPUS.items()}.items() <= PEAK_TFLOPS.items()
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ PROMPT = [{"role": "system", "content": "answer"}, {"role": "user", "content": "
 
 MINIATURE = Path(__file__).resolve().parents[3] / "recipes" / "miniature"
 MINIATURE_IDS = {
-    "flawless": "c2d6ec14827ef02caa49f74c7bbb355404afebebb353c6e23186098a3fbd8fc6",
-    "fallible": "b8c79597472a10a372465f69ba6af0780bc42d4b6c78e82f4298b29e05e90a48",
-    "habit": "26cabd2a394d94b274455be90558684e667c8e4884161f48bc9ba558a4bad384",
+    "flawless": "7ea6dcebc2cf440765b4814ee119a6ef85ba2d1714c27c83a512187dee5975de",
+    "fallible": "f85e35649a246a722c3ca0c4513df58915aab06c42e118c9041071785fa26e3a",
+    "habit": "dcd4a190d68bc62c0dfd4e8c3aca807074dcb2370aa506fa94e3b036bf329879",
 }
 TOLD = (
     "no results",
@@ -89,10 +89,9 @@ def test_templates_that_only_look_alike_are_told_apart_by_empty_turns():
 
 
 def test_a_template_that_refuses_empty_turns_is_never_asked_for_them():
-    refusing = CHATML.replace(
-        "{% for message in messages %}",
-        "{% for message in messages %}{% if not message.content %}{{ raise_exception('empty message') }}{% endif %}",
-    )
+    loop = "{% for message in messages %}"
+    refusal = "{% if not message.content %}{{ raise_exception('empty message') }}{% endif %}"
+    refusing = CHATML.replace(loop, loop + refusal)
     tokenizer = make_tokenizer("chatml", template=refusing)
     chat = ChatTokens(tokenizer)
     assert chat.turn("") == [chat.end_of_turn]
@@ -141,7 +140,7 @@ def test_ids_that_the_tokenizer_does_not_have_are_named():
 
 
 def test_the_ids_of_the_miniatures_episodes_are_those_that_its_policies_were_trained_on():
-    """Prompts, turns and observations of 900 walkthroughs, and what errors are told."""
+    """Prompts, turns and observations of 180 walkthroughs, and what errors are told."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(MINIATURE / "tokenizer"))
@@ -152,7 +151,7 @@ def test_the_ids_of_the_miniatures_episodes_are_those_that_its_policies_were_tra
         source._searcher = ScriptedSearcher(source.corpus, source.retriever, SEARCHERS[searcher])
         digest = hashlib.sha256()
         for split in SPLITS:
-            for number, task in enumerate(source.sample(split, 100, 5)):
+            for number, task in enumerate(source.sample(split, 20, 5)):
                 digest.update(json.dumps(episode_ids(chat, source, task, number)).encode())
         assert digest.hexdigest() == expected, searcher
 

@@ -1,14 +1,21 @@
 """Which tokens of an episode are the policy's own, turn by turn, with a policy that says what the test wants."""
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_empg.environments.base import StepResult, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Generation, Sampling, VersionSpan
-from megatron_empg.rollout.episode import Episode, Limits, run_episode
+from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode
 from tests.tokenizers_for_tests import make_tokenizer
 
 TASK = Task("t", [{"role": "user", "content": "the capital of Peru"}], {})
@@ -48,10 +55,20 @@ def encode(chat: ChatTokens, text: str) -> list[int]:
     return chat._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def play(chat: ChatTokens, turns: list[list[int]], limits: Limits) -> tuple[Episode, ScriptedPolicy]:
+def play(
+    chat: ChatTokens,
+    turns: list[list[int]],
+    limits: Limits,
+    environment: Callable[[], Any] = Echo,
+    executor: Executor | None = None,
+    task: Task = TASK,
+) -> tuple[Episode, ScriptedPolicy]:
     policy = ScriptedPolicy(turns, chat.end_of_turn)
+    engine: Any = policy
     episode = asyncio.run(
-        run_episode(policy, chat, Echo, TASK, Sampling(1.0), limits, lambda turn: 100 + turn)  # type: ignore[arg-type]
+        run_episode(
+            engine, chat, environment, task, Sampling(1.0), limits, lambda turn: 100 + turn, executor=executor
+        )
     )
     return episode, policy
 
@@ -97,3 +114,208 @@ def test_the_last_turn_is_not_followed_by_anything(chat: ChatTokens) -> None:
     assert [seed for _, _, seed in policy.seen] == [100, 101]
     assert episode.outcome == "truncated"
     assert episode.policy_versions == (7, 7)
+
+
+class Pages:
+    """Answers with the given pages in turn, each step worth a reward, and ends after the last."""
+
+    def __init__(self, pages: list[str], rewards: list[float] | None = None) -> None:
+        self.pages = list(pages)
+        self.rewards = list(rewards or [0.0] * (len(pages) + 1))
+
+    def step(self, action: str) -> StepResult:
+        reward = self.rewards.pop(0)
+        if not self.pages:
+            return StepResult(None, True, reward)
+        return StepResult(self.pages.pop(0), False, reward)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pages=st.lists(st.one_of(st.text(max_size=80), st.integers(0, 300).map("page ".__mul__)), max_size=5),
+    lengths=st.lists(st.integers(0, 12), min_size=6, max_size=6),
+    turn_tokens=st.integers(1, 12),
+    room=st.integers(-2, 200),
+)
+def test_an_episode_never_has_more_tokens_than_its_limit(
+    chat: ChatTokens, pages: list[str], lengths: list[int], turn_tokens: int, room: int
+) -> None:
+    """Nor does what the policy reads, and it ends with a token of the policy's own."""
+    prompt = len(chat.prompt(TASK.prompt))
+    word = encode(chat, "search")[0]
+    turns = [[*[word] * length, chat.end_of_turn] for length in lengths]
+    limits = Limits(6, turn_tokens, prompt + room)
+    episode, policy = play(chat, turns, limits, lambda: Pages(pages))
+    assert len(episode.tokens) <= limits.episode_tokens
+    assert all(len(read) + most <= limits.episode_tokens for read, most, _ in policy.seen)
+    if room < 1:
+        assert episode.outcome == "error"
+        assert episode.error is not None
+        for part in (
+            "PromptTooLong",
+            "task 't'",
+            f"{prompt} tokens",
+            f"{limits.episode_tokens} of",
+            "max_episode",
+        ):
+            assert part in episode.error
+        return
+    assert episode.outcome in ("success", "failure", "truncated")
+    assert episode.steps[-1].end == len(episode.tokens), "cut after the last own token"
+    if room >= 200 and sum(map(len, pages)) < 60:
+        assert episode.outcome != "truncated" or any(len(turn) > turn_tokens for turn in turns)
+
+
+def test_an_observation_that_does_not_fit_ends_the_episode(chat: ChatTokens) -> None:
+    turn = [*encode(chat, "search Peru"), chat.end_of_turn]
+    episode, policy = play(chat, [turn, turn], Limits(4, 50, 100), lambda: Pages(["long " * 1000]))
+    assert len(policy.seen) == 1
+    assert episode.tokens == chat.prompt(TASK.prompt) + turn
+    assert (episode.outcome, episode.reward, episode.error) == ("truncated", 0.0, None)
+    assert episode.steps[0].observation == "long " * 1000
+
+
+def test_an_engine_that_samples_more_than_it_may_has_failed(chat: ChatTokens) -> None:
+    class Garrulous(ScriptedPolicy):
+        async def generate(self, prompt, sampling, *, max_tokens, seed):  # type: ignore[no-untyped-def]
+            return Generation(self.turns[0], [-1.0] * len(self.turns[0]), "length", [])
+
+    engine: Any = Garrulous([encode(chat, "search Peru search Peru")], chat.end_of_turn)
+    with pytest.raises(EngineFailed, match="where 1 to 2 were asked"):
+        asyncio.run(run_episode(engine, chat, Echo, TASK, Sampling(1.0), Limits(2, 2, 500), lambda turn: 0))
+
+
+@pytest.mark.parametrize(
+    ("turns", "outcome", "reward"), [(3, "success", 1.25), (2, "truncated", 1.0)], ids=["ended", "truncated"]
+)
+def test_rewards_are_summed_over_the_steps(chat: ChatTokens, turns: int, outcome: str, reward: float) -> None:
+    turn = [*encode(chat, "search"), chat.end_of_turn]
+    pages = Pages(["a", "b"], [0.5, 0.5, 0.25])
+    episode, _ = play(chat, [turn] * turns, Limits(turns, 50, 500), lambda: pages)
+    assert (episode.outcome, episode.reward) == (outcome, reward)
+
+
+def test_the_success_of_an_episode_is_its_last_steps(chat: ChatTokens) -> None:
+    turn = [*encode(chat, "search"), chat.end_of_turn]
+    episode, _ = play(chat, [turn] * 2, Limits(4, 50, 500), lambda: Pages(["a"], [0.5, 0.0]))
+    assert (episode.outcome, episode.reward) == ("failure", 0.5)
+
+
+def test_a_measurement_cannot_change_an_episode(chat: ChatTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise ValueError("empty assistant message")
+
+    monkeypatch.setattr(chat, "drift", refuse)
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500))
+    assert (episode.outcome, episode.reward, episode.error) == ("success", 1.0, None)
+    assert episode.token_drift is None
+
+
+def test_an_environment_that_cannot_be_made_is_an_error_of_its_episode(chat: ChatTokens) -> None:
+    def fail() -> None:
+        raise ConnectionError("the simulator did not reset")
+
+    episode, policy = play(chat, [], Limits(2, 50, 500), fail)
+    assert (episode.outcome, episode.error) == ("error", "ConnectionError: the simulator did not reset")
+    assert not policy.seen
+
+
+def test_environments_are_made_and_step_where_they_are_told_to(chat: ChatTokens) -> None:
+    seen = []
+
+    class Here(Echo):
+        def __init__(self) -> None:
+            seen.append(threading.current_thread())
+
+        def step(self, action: str) -> StepResult:
+            seen.append(threading.current_thread())
+            return super().step(action)
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    with ThreadPoolExecutor(1) as executor:
+        play(chat, [answer], Limits(2, 50, 500), Here, executor)
+    assert len(seen) == 2
+    assert threading.main_thread() not in seen
+
+
+@pytest.mark.parametrize("hangs", ["make", "step"])
+def test_a_hanging_environment_costs_its_episode(chat: ChatTokens, hangs: str) -> None:
+    over = threading.Event()
+
+    class Hanging(Echo):
+        def __init__(self) -> None:
+            if hangs == "make":
+                over.wait(30)
+
+        def step(self, action: str) -> StepResult:
+            over.wait(30)
+            return super().step(action)
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    with ThreadPoolExecutor(1) as executor:
+        limits = Limits(2, 50, 500, environment_timeout=0.2)
+        episode, _ = play(chat, [answer], limits, Hanging, executor)
+        over.set()
+    assert episode.outcome == "error"
+    assert episode.error is not None
+    assert "EnvironmentTimeout" in episode.error
+    assert "0.2 s (limits.environment_timeout)" in episode.error
+
+
+def test_a_time_out_of_the_environments_own_keeps_its_name(chat: ChatTokens) -> None:
+    class Slow:
+        def step(self, action: str) -> StepResult:
+            raise TimeoutError("the simulator's own")
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    with ThreadPoolExecutor(1) as executor:
+        limits = Limits(2, 50, 500, environment_timeout=20.0)
+        episode, _ = play(chat, [answer], limits, Slow, executor)
+    assert episode.error == "TimeoutError: the simulator's own"
+
+
+def test_a_turn_that_takes_too_long_is_the_engines_failure(chat: ChatTokens) -> None:
+    class Frozen(ScriptedPolicy):
+        url = "http://frozen"
+
+        async def generate(self, prompt, sampling, *, max_tokens, seed):  # type: ignore[no-untyped-def]
+            await asyncio.sleep(30)
+
+    engine: Any = Frozen([], chat.end_of_turn)
+    limits = Limits(2, 50, 500, turn_timeout=0.1)
+    with pytest.raises(EngineFailed, match=r"limits\.turn_timeout") as caught:
+        asyncio.run(run_episode(engine, chat, Echo, TASK, Sampling(1.0), limits, lambda turn: 0))
+    assert (caught.value.episode.outcome, caught.value.episode.engine) == ("error", "http://frozen")
+
+
+def test_limits_must_leave_something() -> None:
+    for limits in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1, 0.0), (1, 1, 1, None, float("nan"))):
+        with pytest.raises(ValueError, match=r"limit .* it must be"):
+            Limits(*limits)  # type: ignore[arg-type]
+
+
+def test_long_texts_do_not_hold_up_the_event_loop(chat: ChatTokens) -> None:
+    """No callback of the loop takes 50 ms of its thread's time with a page of 100,000 characters."""
+    longest = 0.0
+    run = asyncio.events.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        nonlocal longest
+        started = time.thread_time()
+        run(handle)
+        longest = max(longest, time.thread_time() - started)
+
+    page = "the capital of Peru is Lima. " * 3500
+    assert len(page) > 100_000
+    turn = [*encode(chat, "search Peru"), chat.end_of_turn]
+    task = Task("t", [{"role": "user", "content": page}], {})
+    pages = [page, "short", page]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.events.Handle, "_run", timed)
+        limits = Limits(4, 50, 400_000)
+        episode, _ = play(chat, [turn] * 4, limits, lambda: Pages(pages), task=task)
+    assert episode.error is None
+    assert len(episode.tokens) > 60_000
+    assert episode.token_drift == 0
+    assert 0 < longest < 0.05

@@ -179,3 +179,11 @@ def test_a_tokenizer_that_can_write_a_letter_only_as_a_control_token_is_refused(
     tokenizer.add_special_tokens({"additional_special_tokens": ["x"]})
     with pytest.raises(ValueError, match="cannot write 'x' but as a control token"):
         ChatTokens(tokenizer)
+
+
+def test_an_end_of_turn_that_is_also_the_unknown_token_is_a_control_token():
+    """Some byte-level tokenizers name one token for everything, and never need it for the unknown."""
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.unk_token = "<|im_end|>"
+    chat = ChatTokens(tokenizer)
+    assert chat.between_turns("Lima<|im_end|>", cut=True).count(chat.end_of_turn) == 2

@@ -2,6 +2,7 @@ import itertools
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,14 @@ def test_server_command_line():
     assert "--enable-prefix-caching" in command
     assert command[-2:] == ["--foo", "1"]
     assert '{"backend": "empg_nccl"}' in vllm_arguments(args, extra, cuda=True)
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+@pytest.mark.parametrize(("dtype", "said"), [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_logits_are_float32_whatever_the_policy_is(cuda, dtype, said):
+    args, extra = parse_arguments(["--model", "m", "--port", "1", "--max-model-len", "64", "--dtype", dtype])
+    pairs = dict(itertools.pairwise(vllm_arguments(args, extra, cuda=cuda)))
+    assert pairs.get("--hf-overrides") == ('{"head_dtype": "float32"}' if said else None)
 
 
 def test_rollout_and_weights_import_nothing_heavy():

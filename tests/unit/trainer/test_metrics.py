@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.trainer.metrics import MetricsError, MetricsWriter, check_writers, read_metrics
+from megatron_empg.trainer.metrics import WANDB_RUN_ID, MetricsError, MetricsWriter, check_writers, read_metrics
 from megatron_empg.trainer.run_folder import RunFolder
 
 
@@ -82,3 +82,16 @@ def test_wandb_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
         check_writers(tensorboard=False, wandb="empg")
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_writers(tensorboard=False, wandb="empg")
+
+
+@pytest.mark.parametrize(("first_step", "kept"), [(4, True), (3, False)])
+def test_a_continuation_that_does_steps_again_is_a_new_wandb_run(
+    tmp_path: Path, first_step: int, kept: bool
+) -> None:
+    folder = RunFolder(tmp_path).open("")
+    writer = MetricsWriter(folder)
+    for step in (1, 2, 3):
+        writer.write(step, {"a": 1.0})
+    (folder.root / WANDB_RUN_ID).write_text("one")
+    MetricsWriter(folder, first_step=first_step)
+    assert (folder.root / WANDB_RUN_ID).exists() is kept

@@ -55,5 +55,12 @@ def test_an_evaluation_alone_has_no_empty_line() -> None:
     assert evaluation_line(1, METRICS) == ""
 
 
+def test_a_warm_ups_validation_is_a_line() -> None:
+    metrics = {"validation/loss": 0.51234, "validation/correct_surely": 0.9}
+    assert evaluation_line(3, metrics) == (
+        "evaluation at step 3: held-out walkthroughs: loss 0.5123, sure tokens 90.0%"
+    )
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (4.6, 200, 7500)] == ["5s", "3m 20s", "2h 05m"]

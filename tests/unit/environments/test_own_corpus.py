@@ -1,0 +1,115 @@
+"""A corpus of one's own: read whatever it holds, or refused by path, line and what is wrong with it."""
+
+import json
+
+import pytest
+
+from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.corpus import load_corpus
+from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+
+
+def line(title="Peru", entity="Peru", kind="country", relation="capital", answer="Lima", **changes):
+    row = {
+        "title": title,
+        "entity": entity,
+        "type": kind,
+        "facts": [[relation, answer, None]],
+        "sentences": [f"The {relation} of {entity} is {answer}."],
+    }
+    return json.dumps(row | changes, ensure_ascii=False)
+
+
+def written(path, *lines, encoding="utf-8", end="\n"):
+    path.write_bytes(end.join([*lines, ""]).encode(encoding))
+    return path
+
+
+@pytest.fixture
+def own(tmp_path):
+    return tmp_path / "own.jsonl"
+
+
+def test_a_corpus_works_by_itself(own):
+    """Nothing of the miniature's is asked of it, and its pages are found under the titles that it shows."""
+    source = DeepSearchTaskSource(written(own, line(), line("Bolivia", "Bolivia", answer="Sucre")))
+    assert {task.id for task in source.tasks("train")} == {"Peru|capital", "Bolivia|capital"}
+    task = source.sample("train", 1, seed=0)[0]
+    title = task.payload["entity"]
+    episode = source.make(task)
+    assert title in episode.step(format_action("so", Call("search", f"capital {title}"))).observation
+    for spelled in (title, title.lower(), f"  {title.upper()} "):
+        page = episode.step(format_action("so", Call("visit", spelled))).observation
+        assert page.startswith(f"page : The capital of {title}")
+    assert episode.step(format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
+    assert source.walkthrough(task, 0)[-1][1] is None
+    with pytest.raises(ValueError, match="the corpus has none"):
+        source.sample("test_ood", 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"held_out_relations": ["lowest point"]}, "held_out_relations names 'lowest point'; allowed: capital"),
+        ({"longer_from": ["city"]}, "longer_from names 'city'; allowed: country"),
+        ({"composed_from": ["planet"]}, "composed_from names 'planet'; allowed: country"),
+    ],
+)
+def test_what_is_asked_for_must_be_there(own, splits, message):
+    with pytest.raises(ValueError, match=message):
+        DeepSearchTaskSource(written(own, line()), splits=splits)
+
+
+def test_lines_end_at_newlines_alone(own):
+    """A byte-order mark, other ends of lines inside texts, and those of Windows do no harm."""
+    lines = (line(answer="one\u2028two"), line("a", "a", answer="three\u0085four"), "", line("b", "b"))
+    for encoding, end in (("utf-8", "\n"), ("utf-8-sig", "\n"), ("utf-8", "\r\n")):
+        corpus = load_corpus(written(own, *lines, encoding=encoding, end=end))
+        assert [document.title for document in corpus.documents] == ["Peru", "a", "b"]
+        assert corpus.documents[0].facts[0].object == "one\u2028two"
+
+
+def test_other_scripts_are_told_apart(own):
+    answers = {"日本": "東京", "中国": "北京", "Россия": "Москва", "Украина": "Киев"}
+    source = DeepSearchTaskSource(written(own, *(line(e, e, answer=a) for e, a in answers.items())))
+    for task in source.tasks("train"):
+        for answer in answers.values():
+            reward = source.make(task).step(format_action("so", Call("answer", answer))).reward
+            assert reward == (answer == task.payload["answer"])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (line("PERU", "other"), "titled 'Peru' and 'PERU'"),
+        (line("\uff30eru ", "other"), "titled 'Peru' and '\uff30eru '"),
+        (line("x", "x", answer="。"), "the capital '。' of the document 'x' holds no word"),
+        (line("x", "x", answer="<b>"), "the capital '<b>' of the document 'x' holds < or >"),
+        (line("a < b", "x"), "the title 'a < b' .* holds < or >"),
+        (line("x", "x", kind=7), "line 2: .*type is 7, not a text"),
+        (line(None, "x"), "line 2: .*title is None"),
+        (line("x", "x", sentences="one"), "line 2: .*sentences is 'one', not a list"),
+        (line("x", "x", sentences=[3]), "line 2: .*a sentence is 3"),
+        (line("x", "x", facts=[["capital", 7, None]]), "line 2: .*a fact's object is 7"),
+        (line("x", "x", facts=[["capital", "Lima"]]), "line 2: .*a fact is .*not .relation, object"),
+        (line("x", "x", facts=[]), "line 2: .*one sentence a fact"),
+        ('{"title": "x"}', "line 2: .*has no 'sentences'"),
+        ("[1, 2]", r"line 2: .*holds \[1, 2\], not an object"),
+        ('{"title": "x', "line 2: not a document"),
+        (json.dumps(json.loads(line("x", "x")) | {"title": "\ud800"}), "line 2: not a document .*surrogates"),
+    ],
+)
+def test_what_is_wrong_is_named(own, other, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_corpus(written(own, line(), other))
+    assert str(own) in str(caught.value)
+
+
+def test_other_encodings_and_empty_files_are_named(own):
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 2: not UTF-8 .*convert"):
+        load_corpus(written(own, line(), line("Perú", "Perú"), encoding="latin-1"))
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 1: not UTF-8"):
+        load_corpus(written(own, line(), encoding="utf-16"))
+    for lines in ((), ("", "  ")):
+        with pytest.raises(ValueError, match=r"own\.jsonl: holds no documents"):
+            load_corpus(written(own, *lines))
