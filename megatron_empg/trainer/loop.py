@@ -135,7 +135,7 @@ class Training:
         if batch.sequences:
             metrics |= actor.throughput["score"].metrics("actor/score")
         if idle:
-            actor.skip_updates(recipe.algorithm.updates_per_batch)  # the schedule goes by steps
+            actor.skip_updates(recipe.algorithm.updates_per_batch)
         else:
             metrics |= self._update(step, training_sequences(batch, scores, assignment))
         with self._clock("sync"):
