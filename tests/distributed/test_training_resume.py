@@ -260,14 +260,6 @@ def test_a_stop_ends_after_the_step_with_a_checkpoint(results: list[dict[str, An
     assert runs["stopped"]["asked"] == [3, 4]
 
 
-def test_the_schedule_ends_with_the_run_though_a_step_had_nothing_to_learn_from(
-    results: list[dict[str, Any]],
-) -> None:
-    lines = answer(results, resumed)["whole"]["log"]["metrics"]
-    assert [line.get("train/idle") for line in lines] == [None, 0.0, 0.0, 0.0, 1.0, 0.0]
-    assert lines[-1]["policy/lr"] == pytest.approx(3e-5)  # a tenth of what `fresh_actor` gives
-
-
 def test_a_killed_run_goes_on_from_its_last_checkpoint(results: list[dict[str, Any]]) -> None:
     runs = answer(results, resumed)
     assert runs["dying"]["asked"] == [0, 1, 2]
