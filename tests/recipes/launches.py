@@ -16,8 +16,8 @@ from megatron_empg.cluster.watchdog import read_beats
 from megatron_empg.trainer.jsonl import read_lines
 
 STANDSTILL = 25.0
-"""Seconds in which the machine's cores were idle, on average, and the run took next to no processor time though it
-could have had it: it waits for something that never comes. On a machine that is busy otherwise they pass slowly."""
+"""Seconds in which the machine's cores were idle, on average, and the run took next to no processor time though
+it could have had it: it waits for what never comes. On a machine that is busy otherwise they pass slowly."""
 IDLE_SHARE = 0.03
 """Of one core: what a run takes that only waits (heartbeats, looking for answers, engines at rest)."""
 LONGEST = 900.0
