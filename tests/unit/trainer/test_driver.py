@@ -345,7 +345,8 @@ def test_a_third_request_waits_for_the_end_of_the_first() -> None:
         return number
 
     async def run() -> list[Any]:
-        desk, asked = OneAtATime(), []
+        desk = OneAtATime()
+        asked: list[asyncio.Task[int]] = []
         for number in (1, 2, 3):
             asked.append(asyncio.create_task(desk.run(partial(work, number))))
             await asyncio.sleep(0.005)
