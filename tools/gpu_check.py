@@ -340,7 +340,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(
             f"error: torch {torch.__version__} of {sys.executable} finds no CUDA device, so nothing can be "
-            "checked: run this where there is a GPU, by a Python with a CUDA build (make gpu-check GPU_PYTHON=PATH)",
+            "checked: run it where there is a GPU, by a Python with a CUDA build (make gpu-check GPU_PYTHON=PATH)",
             file=sys.stderr,
         )
         return 2

@@ -52,28 +52,23 @@ def test_recipe_keys_that_a_page_names_exist(page: Path) -> None:
 
 
 def documented_metrics() -> set[str]:
-    """Names of the table's first column, braces and leading dots written out."""
+    """Names of the table's first column, braces written out."""
     found: set[str] = set()
     for line in (ROOT / "docs/metrics.md").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("| `"):
-            continue
-        before = ""
-        for name in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
-            found |= set(written_out(name, before))
-            before = name if not name.startswith("…") else before
+        if line.startswith("| `"):
+            for name in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
+                found |= set(written_out(name))
     return found
 
 
-def written_out(name: str, before: str) -> Iterator[str]:
-    """A name with {a,b}: both. A name behind dots takes the place of the end of the one `before` it."""
-    if name.startswith("…"):
-        for length in range(len(before)):
-            yield before[:length] + name.removeprefix("…")
-    elif braces := re.search(r"\{([^}]+)\}", name):
-        for word in braces[1].split(","):
-            yield name[: braces.start()] + word + name[braces.end() :]
-    else:
+def written_out(name: str) -> Iterator[str]:
+    """A name with {a,b} in it is two names."""
+    braces = re.search(r"\{([^}]+)\}", name)
+    if braces is None:
         yield name
+        return
+    for word in braces[1].split(","):
+        yield from written_out(name[: braces.start()] + word + name[braces.end() :])
 
 
 def test_metrics_of_the_source_are_documented() -> None:
