@@ -71,6 +71,8 @@ def update_policy(
     for part in range(parts):
         chosen = [sequences[i] for i in order[part::parts]]
         reports.append(actor.update(chosen, loss, temperature=temperature, mean=algorithm.loss_mean))
+    if parts < algorithm.updates_per_batch:
+        actor.skip_updates(algorithm.updates_per_batch - parts)
     return PolicyUpdate(update_metrics(reports), [r.applied for r in reports])
 
 

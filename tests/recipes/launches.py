@@ -15,8 +15,9 @@ from recipe_files import ROOT
 from megatron_empg.cluster.watchdog import read_beats
 from megatron_empg.trainer.jsonl import read_lines
 
-STANDSTILL = 30.0
-"""Seconds of a run's life in which it takes next to no processor time: it waits for something that never comes."""
+STANDSTILL = 25.0
+"""Seconds in which the machine's cores were idle, on average, and the run took next to no processor time though
+it could have had it: it waits for what never comes. On a machine that is busy otherwise they pass slowly."""
 IDLE_SHARE = 0.03
 """Of one core: what a run takes that only waits (heartbeats, looking for answers, engines at rest)."""
 LONGEST = 900.0
@@ -64,13 +65,13 @@ class Launches:
 
     def _watch(self, launcher: "subprocess.Popen[bytes]", kill_after_step: int | None) -> None:
         spent, begun = ProcessorTime(), time.monotonic()
-        mark, marked = 0.0, begun
+        mark, marked = 0.0, idle_seconds()
         while launcher.poll() is None:
             spent.look(family_of(launcher))
             now = time.monotonic()
             if spent.total - mark > IDLE_SHARE * STANDSTILL:
-                mark, marked = spent.total, now
-            if now - marked > STANDSTILL or now - begun > LONGEST:
+                mark, marked = spent.total, idle_seconds()
+            if idle_seconds() - marked > STANDSTILL or now - begun > LONGEST:
                 raise Stuck(f"after {now - begun:.0f} s nothing moves: {self._account()}")
             if kill_after_step is not None and any(line["step"] >= kill_after_step for line in self.logged):
                 break
@@ -100,6 +101,11 @@ class ProcessorTime:
     @property
     def total(self) -> float:
         return sum(self.seen.values())
+
+
+def idle_seconds() -> float:
+    """How long a core of this machine has been idle, on average, since it was started."""
+    return psutil.cpu_times().idle / psutil.cpu_count()
 
 
 def environment() -> dict[str, str]:
