@@ -222,6 +222,20 @@ def test_what_is_dumped_loads_to_the_same(file: Path, tmp_path: Path) -> None:
     assert "seed" in yaml.safe_load(copy.read_text())["run"], "defaults are written out"
 
 
+def test_an_episode_fits_a_microbatch_with_its_padding(path: Path) -> None:
+    """Over two context ranks a sequence is padded to a multiple of four."""
+    layout = ["actor.context_parallel=2", "actor.max_tokens_per_microbatch=8193"]
+    assert load_recipe(path, [*layout, "rollout.max_episode_tokens=16384"]).actor.longest_sequence == 16384
+    with pytest.raises(RecipeError, match=r"rollout.max_episode_tokens is 16385, .* \(16384: "):
+        load_recipe(path, [*layout, "rollout.max_episode_tokens=16385"])
+    assert load_recipe(path, ["actor.max_tokens_per_microbatch=16385", "rollout.max_episode_tokens=16385"])
+
+
+def test_a_warm_up_has_no_keys_of_episodes() -> None:
+    with pytest.raises(RecipeError, match=r"logging.episodes_per_step: unknown key"):
+        load_recipe(RECIPES / "miniature_sft.yaml", ["logging.episodes_per_step=2"], SftRecipe)
+
+
 def test_a_warm_up_is_checked_alike(path: Path) -> None:
     with pytest.raises(RecipeError, match="sft: missing"):
         load_recipe(path, kind=SftRecipe)

@@ -200,3 +200,15 @@ def test_an_engine_that_answers_something_else_is_named(
         make = lambda task: OneTurn(task, over)  # noqa: E731
         (episodes,) = play(chat, [engine.url], [groups(2)], make=make)
         assert all(f"{engine.url} {says}" in (e.error or "") for e in episodes)
+
+
+def test_an_episode_starts_over_on_an_engine_that_it_has_not_tried(
+    chat: ChatTokens, over: threading.Event
+) -> None:
+    """The first one lives, has nothing else to do, and answers what nobody can use."""
+    with StubEngine(answer(chat), version=None) as unfit, StubEngine(answer(chat)) as sound:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        [episodes] = play(chat, [unfit.url, sound.url], [groups(4)], make=make, concurrency=1)
+        assert [e.outcome for e in episodes] == ["success"] * 4
+        assert {e.engine for e in episodes} == {sound.url}
+        assert unfit.bodies, "it was asked"
