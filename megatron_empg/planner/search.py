@@ -169,7 +169,9 @@ def _layouts(recipe: Recipe, config: ModelConfig, ranks: int) -> Iterator[Recipe
                 "sequence_parallel": tensor > 1,
                 "distributed_optimizer": data * context > 1,
                 # An even number: sequences are padded to a multiple of twice the context-parallel ranks.
-                "max_tokens_per_microbatch": -(-budget // context) if context == 1 else 2 * -(-budget // (2 * context)),
+                "max_tokens_per_microbatch": -(-budget // context)
+                if context == 1
+                else 2 * -(-budget // (2 * context)),
             }
             yield _legal(recipe, config, keys)
 

@@ -187,14 +187,21 @@ def test_an_environment_that_cannot_be_made_costs_its_episode(chat: ChatTokens, 
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [("unversioned", "does not say which version of the policy"), ("nonsense", "answered what is no generation")],
+    [
+        ("unversioned", "does not say which version of the policy"),
+        ("nonsense", "answered what is no generation"),
+        ("null", "answered what is no generation"),
+    ],
 )
 def test_an_engine_that_answers_something_else_is_named(
     chat: ChatTokens, over: threading.Event, fault: str, says: str
 ) -> None:
     class Other(StubEngine):
         def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
-            return {"choices": []} if fault == "nonsense" else super()._answer(body)
+            answered = super()._answer(body)
+            if fault == "null":
+                answered["choices"][0]["logprobs"]["content"][0]["logprob"] = None
+            return {"choices": []} if fault == "nonsense" else answered
 
     with Other(answer(chat), version=None) as engine:
         make = lambda task: OneTurn(task, over)  # noqa: E731
