@@ -131,9 +131,10 @@ def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Tas
         except (TemplateError, ValueError) as error:
             roles = ", ".join(message["role"] for message in task.prompt)
             raise RecipeError(
-                f"model.path: the chat template of {recipe.model.path} cannot write the prompt of task {task.id!r} "
-                f"(messages of {roles}): {error}. Where it knows no system message, set environment.settings.prompt "
-                "to none and warm the policy up, or give the model a template that has one"
+                f"model.path: the chat template of {recipe.model.path} cannot write the prompt of task "
+                f"{task.id!r} (messages of {roles}): {error}. Where it knows no system message, set "
+                "environment.settings.prompt to none and warm the policy up, or give the model a template that "
+                "has one"
             ) from error
         if length >= limit:
             raise RecipeError(

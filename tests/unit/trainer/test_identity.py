@@ -222,9 +222,7 @@ def test_a_run_does_not_begin_from_what_it_exports(tmp_path: Path, shared: Path)
     (tmp_path / "run").mkdir()
     shutil.copytree(shared / "model", tmp_path / "run" / "policy")
     (tmp_path / "link").symlink_to(tmp_path / "run")
-    with pytest.raises(
-        RecipeError, match=r"model.path is .*link/policy, where this run .* give another run.folder"
-    ):
+    with pytest.raises(RecipeError, match=r"model.path is .*link/policy, where .* another run.folder"):
         take_up(changed(recipe_of(Recipe, tmp_path / "run", shared), model__path=str(tmp_path / "link/policy")))
 
 
