@@ -84,15 +84,21 @@ class Batch:
     def from_bytes(cls, data: bytes) -> "Batch":
         """The inverse of `to_bytes`, or of `without_texts`. Raises ValueError for anything else."""
         from safetensors import SafetensorError
+
+        try:
+            return cls._read(data)
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"these {len(data)} bytes are not a batch: {what}") from error
+
+    @classmethod
+    def _read(cls, data: bytes) -> "Batch":
         from safetensors.torch import load
 
         size = int.from_bytes(data[:_LENGTH_BYTES], "little")
         numbers, text = data[_LENGTH_BYTES : _LENGTH_BYTES + size], data[_LENGTH_BYTES + size :]
-        try:
-            tensors = load(numbers)
-            texts = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"these {len(data)} bytes are not a batch: {error}") from error
+        tensors = load(numbers)
+        texts = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
         header = json.loads(numbers[8 : 8 + int.from_bytes(numbers[:8], "little")])["__metadata__"]
         steps = tensors["steps"].long().split(tensors["step_counts"].tolist())
         own = [int((s[:, 1] - s[:, 0]).sum()) for s in steps]

@@ -17,6 +17,7 @@ from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.failures import DriverError
+from megatron_empg.trainer.garbage import no_full_collections
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -66,6 +67,7 @@ class OneAtATime:
 
     async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         async with self._at_work:
+            gc.collect()  # the last work's episodes are gone, this one's not yet there
             return await work()
 
 
@@ -77,10 +79,8 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with driver as opened:
             app.state.driver = opened
-            # Corpus, questions and modules stay for good; looking them through takes the collector 0.2 s a time.
-            gc.collect()
-            gc.freeze()
-            yield
+            with no_full_collections():
+                yield
 
     async def collect(request: Request) -> Response:
         served, step = request.app.state.driver, int(request.path_params["step"])

@@ -1,7 +1,10 @@
 """A batch survives its way from driver to trainer."""
 
+import random
+
 import pytest
 import torch
+from safetensors.torch import save
 
 from megatron_empg.actor.packing import Sequence
 from megatron_empg.trainer.batch import Batch, engine_table, without_texts
@@ -48,10 +51,37 @@ def test_bytes_and_back(make) -> None:
         assert torch.equal(after.values["rollout_logprobs"], before.values["rollout_logprobs"])
 
 
-@pytest.mark.parametrize("broken", [b"", b"no batch at all", some_batch().to_bytes()[:-9]])
+def other_tensors() -> bytes:
+    numbers = save({"weight": torch.zeros(2)})
+    return len(numbers).to_bytes(8, "little") + numbers
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"no batch at all",
+        some_batch().to_bytes()[:-9],
+        other_tensors(),
+        bytes(without_texts(some_batch().to_bytes())) + b"[1, 2]",
+    ],
+)
 def test_anything_else_is_refused(broken: bytes) -> None:
-    with pytest.raises(ValueError, match="batch"):
+    with pytest.raises(ValueError, match="are not a batch"):
         Batch.from_bytes(broken)
+
+
+def test_a_flipped_byte_is_a_batch_or_refused() -> None:
+    data, rng = some_batch().to_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(500):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            Batch.from_bytes(bytes(flipped))
+        except ValueError:
+            refused += 1
+    assert refused > 100
 
 
 def test_other_ranks_get_the_numbers_alone() -> None:

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 
 from megatron_empg.environments.base import StepResult, Task
+from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
@@ -25,7 +26,7 @@ from megatron_empg.rollout.episodes import Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.launch import free_port
 from megatron_empg.trainer.batch import Batch
-from megatron_empg.trainer.driver import Driver
+from megatron_empg.trainer.driver import Driver, open_driver
 from megatron_empg.trainer.driver_client import DriverClient, DriverClientError
 from megatron_empg.trainer.driver_server import OneAtATime, Superseded, application
 from megatron_empg.trainer.failures import DriverError
@@ -366,3 +367,29 @@ def test_what_fails_in_the_driver_is_said_in_its_own_words(served: tuple[StubEng
         client.evaluate("test_id", True)
     assert client.probe() == 8
     assert httpx.post(f"{url}/probe", trust_env=False).status_code == 401
+
+
+def test_environments_never_act_on_the_event_loop(chat: ChatTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a tool that hangs would stop every episode, and no time limit could reach it."""
+    loop, met = threading.get_ident(), set()
+
+    class Witness(Oracle):
+        def __init__(self, task: Task) -> None:
+            met.add(threading.get_ident())
+            super().__init__(Task(task.id, task.prompt, {"kind": "win"}))
+
+        def step(self, action: str) -> StepResult:
+            met.add(threading.get_ident())
+            return super().step(action)
+
+    monkeypatch.setattr(DeepSearchTaskSource, "make", lambda self, task: Witness(task))
+
+    async def run(url: str) -> bytes:
+        async with open_driver(recipe(), [url], TOKEN) as opened:
+            return await opened.collect(0)
+
+    with StubEngine(saying(chat)) as engine:
+        batch = Batch.from_bytes(asyncio.run(run(engine.url)))
+    assert batch.metrics["train/success"] == 1.0
+    assert met
+    assert loop not in met
