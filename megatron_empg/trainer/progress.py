@@ -74,6 +74,9 @@ class Progress:
                 self.console.print(header(), style="bold", markup=False)
             self._lines += 1
             self.console.print(step_line(step, self._total, metrics), markup=False)
+        if metrics.get("train/idle"):
+            equal = metrics.get("train/groups_dropped_equal") or 0
+            self.note(f"step {step} trained on nothing: too few groups to learn from, {equal:g} had equal rewards")
         evaluation = evaluation_line(step, metrics)
         if evaluation:
             self.console.print(evaluation, style="cyan", markup=False)

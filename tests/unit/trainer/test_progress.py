@@ -64,3 +64,13 @@ def test_a_warm_ups_validation_is_a_line() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (4.6, 200, 7500)] == ["5s", "3m 20s", "2h 05m"]
+
+
+def test_a_step_that_trained_on_nothing_says_why():
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress(2, console=console)
+    progress.finish_step(1, {"train/reward": 0.0, "train/idle": 1.0, "train/groups_dropped_equal": 8})
+    progress.finish_step(2, {"train/reward": 0.5, "train/idle": 0.0, "train/groups_dropped_equal": 2})
+    said = console.file.getvalue()
+    assert "step 1 trained on nothing: too few groups to learn from, 8 had equal rewards" in said
+    assert "step 2 trained" not in said
