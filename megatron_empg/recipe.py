@@ -243,6 +243,15 @@ class EvaluationSection(Section):
     temperature: Temperature = 1.0
     """Of sampled success; it need not be `rollout.temperature`."""
 
+    @model_validator(mode="after")
+    def _splits_once_each(self) -> Self:
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise ValueError(
+                f"evaluation.splits is {self.splits}; name each split once, at least one "
+                "(evaluation.questions 0 switches evaluation off)"
+            )
+        return self
+
 
 class LimitsSection(Section):
     """When training stops, and how long waits may be: one that is not given follows from the one it lies in."""

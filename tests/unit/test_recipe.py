@@ -57,6 +57,8 @@ def test_defaults_are_the_papers() -> None:
         ("model.initialise=maybe", ["model.initialise", "'maybe'"]),
         ("run.steps=ten", ["run.steps", "integer", "'ten'"]),
         ("run.steps=2.5", ["run.steps", "integer", "2.5"]),
+        ("evaluation.splits=[]", ["evaluation.splits", "at least one"]),
+        ("evaluation.splits=[test_id, test_id]", ["evaluation.splits", "once"]),
         ("run.steps=true", ["run.steps", "integer", "True"]),
         ("run.steps='3'", ["run.steps", "integer", "'3'"]),
         ("rollout.temperature=true", ["rollout.temperature", "number", "True"]),
