@@ -19,6 +19,8 @@ STANDSTILL = 30.0
 """Seconds of a run's life in which it takes next to no processor time: it waits for something that never comes."""
 IDLE_SHARE = 0.03
 """Of one core: what a run takes that only waits (heartbeats, looking for answers, engines at rest)."""
+READY_LOOKS = 0.2
+"""Share of looks at a run that may find one of its processes ready to run though all of them only wait."""
 LONGEST = 900.0
 """Seconds that one start may take at all."""
 
@@ -63,19 +65,16 @@ class Launches:
         assert not orphans, f"processes outlived their launcher: {orphans}"
 
     def _watch(self, launcher: "subprocess.Popen[bytes]", kill_after_step: int | None) -> None:
-        spent, begun = ProcessorTime(), time.monotonic()
-        mark, marked = 0.0, begun
+        activity, begun = Activity(), time.monotonic()
         while launcher.poll() is None:
-            spent.look(family_of(launcher))
+            activity.look(family_of(launcher))
             now = time.monotonic()
-            if spent.total - mark > IDLE_SHARE * STANDSTILL:
-                mark, marked = spent.total, now
-            if now - marked > STANDSTILL or now - begun > LONGEST:
+            if activity.still_for(now) > STANDSTILL or now - begun > LONGEST:
                 raise Stuck(f"after {now - begun:.0f} s nothing moves: {self._account()}")
             if kill_after_step is not None and any(line["step"] >= kill_after_step for line in self.logged):
                 break
             time.sleep(0.2)
-        self.processor_seconds += spent.total
+        self.processor_seconds += activity.processor_seconds
 
     def _account(self) -> str:
         """Where the ranks stand, and how far the run came."""
@@ -84,21 +83,38 @@ class Launches:
 
 
 @dataclass
-class ProcessorTime:
-    """Processor seconds of processes that come and go."""
+class Activity:
+    """Whether processes that come and go do anything: take processor time, or would if a busy machine gave it."""
 
     seen: dict[tuple[int, float], float] = field(default_factory=dict)
+    """Processor seconds of each, by number and start."""
+    since: float = field(default_factory=time.monotonic)
+    spent_then: float = 0.0
+    looks: int = 0
+    ready: int = 0
+    """Looks since then, and those that found a process on a processor, or waiting for one or for a disk."""
 
     def look(self, processes: list[psutil.Process]) -> None:
+        found = []
         for process in processes:
             try:
-                times = process.cpu_times()
+                times, status = process.cpu_times(), process.status()
             except psutil.Error:
                 continue
             self.seen[process.pid, process.create_time()] = times.user + times.system
+            found.append(status)
+        self.looks += 1
+        self.ready += bool({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}.intersection(found))
+
+    def still_for(self, now: float) -> float:
+        """Seconds since the processes last did more than to wait."""
+        worked = self.processor_seconds - self.spent_then > IDLE_SHARE * STANDSTILL
+        if worked or self.ready > READY_LOOKS * max(self.looks, 20):
+            self.since, self.spent_then, self.looks, self.ready = now, self.processor_seconds, 0, 0
+        return now - self.since
 
     @property
-    def total(self) -> float:
+    def processor_seconds(self) -> float:
         return sum(self.seen.values())
 
 
