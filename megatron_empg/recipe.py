@@ -85,7 +85,7 @@ class EnvironmentSection(Section):
     settings: dict[str, Any] = {}
     """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher, splits ...)."""
     max_turns: Positive = 8
-    """Turns after which an episode without an answer ends as truncated."""
+    """Turns after which an episode without an answer ends as truncated; walkthroughs have no more either."""
 
     @field_validator("settings")
     @classmethod
@@ -224,6 +224,13 @@ class ActorSection(Section):
     def world_size(self) -> int:
         return self.tensor_parallel * self.pipeline_parallel * self.context_parallel * self.data_parallel
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that a microbatch holds. Under context parallelism every sequence is
+        padded to a multiple of twice the ranks, and the padding must find room too."""
+        room = self.max_tokens_per_microbatch * self.context_parallel
+        return room - room % (2 * self.context_parallel) if self.context_parallel > 1 else room
+
 
 class EvaluationSection(Section):
     every: NonNegative = 0
@@ -276,10 +283,13 @@ class LimitsSection(Section):
     """Seconds that ranks wait for each other: ten minutes more than a phase."""
 
 
-class LoggingSection(Section):
+class SftLoggingSection(Section):
     tensorboard: bool = True
     wandb: str | None = None
     """A Weights & Biases project; needs the wandb package and WANDB_API_KEY."""
+
+
+class LoggingSection(SftLoggingSection):
     episodes_per_step: NonNegative = 4
     """Annotated episodes kept in the run folder at each step."""
 
@@ -305,12 +315,11 @@ class Recipe(Section):
             raise ValueError(
                 f"rollout.group_size is {rollout.group_size}; a group advantage compares at least 2 episodes"
             )
-        room = actor.max_tokens_per_microbatch * actor.context_parallel
-        if rollout.max_episode_tokens > room:
+        if rollout.max_episode_tokens > actor.longest_sequence:
             raise ValueError(
                 f"rollout.max_episode_tokens is {rollout.max_episode_tokens}, more than a microbatch can hold "
-                f"({room}: actor.max_tokens_per_microbatch x actor.context_parallel); raise the second or lower "
-                "the first"
+                f"({actor.longest_sequence}: actor.max_tokens_per_microbatch x actor.context_parallel, in "
+                "multiples of twice the second where that is above 1); raise the microbatch or lower the episode"
             )
         if rollout.max_turn_tokens >= rollout.max_episode_tokens:
             raise ValueError(
@@ -369,7 +378,7 @@ class SftRecipe(Section):
     environment: EnvironmentSection
     sft: SftSection
     actor: ActorSection = ActorSection()
-    logging: LoggingSection = LoggingSection()
+    logging: SftLoggingSection = SftLoggingSection()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

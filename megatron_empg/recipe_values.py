@@ -23,13 +23,21 @@ def expanded(path: Path) -> Path:
 
 
 def plain_settings(settings: dict[str, Any], key: str = "environment.settings") -> dict[str, Any]:
-    """The settings with ``~/`` expanded at the start of texts. Raises ValueError naming a number not finite."""
+    """The settings with ``~/`` expanded at the start of texts.
+
+    Raises ValueError naming a number that is not finite, or a value that is none of JSON's kinds.
+    """
     return {name: _plain(value, f"{key}.{name}") for name, value in settings.items()}
 
 
 def _plain(value: Any, key: str) -> Any:
     if isinstance(value, dict):
+        if odd := [name for name in value if not isinstance(name, str)]:
+            raise ValueError(f"{key}: the key {odd[0]!r} is no text; quote it")
         return plain_settings(value, key)
+    if value is not None and not isinstance(value, str | bool | int | float | list):
+        # It would be another value once the recipe is written down and read again.
+        raise ValueError(f"{key}: {value!r} is a {type(value).__name__} to YAML; quote it if it is meant as text")
     if isinstance(value, list):
         return [_plain(item, f"{key}.{index}") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):

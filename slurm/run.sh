@@ -59,11 +59,20 @@ check() { # everything that can be known before a step starts
     die configuration "EMPG_MEGATRON_CHECKPOINT is '$EMPG_MEGATRON_CHECKPOINT': no such folder"
   fi
   [ -r "$EMPG_RECIPE" ] || die configuration "EMPG_RECIPE is '$EMPG_RECIPE': no such file below $EMPG_HOME"
+  check_python
   ask check || die configuration "nothing was started; mend the above and submit again"
   say "recipe, model, run folder and layout: well"
 }
 
+check_python() { # has it what the checks import?
+  local find='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("pydantic", "transformers", "typer", "yaml"))))'
+  job_python -c "$find" ||
+    die configuration "EMPG_PYTHON is '$EMPG_PYTHON', which lacks packages that megatron_empg needs: install them there (README.md, 'On a cluster'; without a GPU 'make setup'), or set EMPG_PYTHON to a Python that has them"
+}
+
 check_submission() { # what Slurm says of the script, without a job
+  command -v sbatch >/dev/null ||
+    die configuration "recipe and model are well, but there is no sbatch on this machine, so Slurm was not asked: check again on a login node"
   sbatch --test-only "${SBATCH_OPTIONS[@]}" "$SCRIPT" || die configuration "Slurm refuses it (sbatch --test-only)"
 }
 

@@ -330,10 +330,19 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    if importlib.util.find_spec("torch") is None:
+        print(
+            f"error: {sys.executable} has no torch; name another: make gpu-check GPU_PYTHON=PATH", file=sys.stderr
+        )
+        return 2
     import torch
 
     if not torch.cuda.is_available():
-        print("error: torch finds no CUDA device, so nothing can be checked", file=sys.stderr)
+        print(
+            f"error: torch {torch.__version__} of {sys.executable} finds no CUDA device, so nothing can be "
+            "checked: run it where there is a GPU, by a Python with a CUDA build (make gpu-check GPU_PYTHON=PATH)",
+            file=sys.stderr,
+        )
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes

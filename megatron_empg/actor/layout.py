@@ -55,7 +55,7 @@ def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> Non
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=1,  # an expert lies whole on its rank
-        distributed_timeout_minutes=max(1, timeout_seconds // 60),
+        distributed_timeout_minutes=-(-timeout_seconds // 60),  # never below the limit
     )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -34,8 +34,6 @@ GPUS_PER_NODE = 8
 PACKED_BUFFER_BYTES = 2**30
 PACKED_BUFFERS = 2
 """vLLM's, of its weight transfer (DEFAULT_PACKED_BUFFER_SIZE_BYTES, DEFAULT_PACKED_NUM_BUFFERS)."""
-ROTARY_TABLES = 32
-"""Megatron keeps the tables of rotary positions of so many sequence lengths."""
 
 MFU = 0.41
 """Of the actor's arithmetic before the communication and idle stages counted here. Megatron-LM's README reports

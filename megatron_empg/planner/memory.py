@@ -11,7 +11,6 @@ from megatron_empg.planner.activations import (
     norm_bytes,
     sequence_share,
 )
-from megatron_empg.planner.assumptions import ROTARY_TABLES
 from megatron_empg.planner.shards import Parameters, stage_parameters
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import ActorSection, Recipe
@@ -38,8 +37,8 @@ class RankMemory:
     logits: float
     """One chunk of the fused LM head and its gradient; 0 but on the last stage."""
     buffers: float
-    """Pipeline stages' inputs and outputs, a layer's gradients in backward, the largest weight's gradient, and the
-    tables of rotary positions."""
+    """Pipeline stages' inputs and outputs, a layer's gradients in backward, the largest weight's gradient, and
+    each model chunk's table of rotary positions."""
     transfer: float
     """Rank 0's, to send weights to the engines; 0 on other stages than the first, and on CPU."""
     allowance: float
@@ -174,5 +173,5 @@ def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: Microbatch,
         inner = routed * (config.experts.intermediate_size + config.hidden_size)
     # Gradients of gate, up and their product, of the residual stream twice; the input gathered, and its gradient.
     backward = 3 * inner * size + 2 * share + 2 * batch.tokens * config.hidden_size * size
-    rotary = ROTARY_TABLES * recipe.rollout.max_episode_tokens * config.head_dim * FLOAT32
+    rotary = actor.virtual_pipeline * config.max_position_embeddings * config.head_dim * FLOAT32
     return stages + backward + held.largest * size + rotary

@@ -168,7 +168,10 @@ def _layouts(recipe: Recipe, config: ModelConfig, ranks: int) -> Iterator[Recipe
                 "data_parallel": data,
                 "sequence_parallel": tensor > 1,
                 "distributed_optimizer": data * context > 1,
-                "max_tokens_per_microbatch": -(-budget // context),
+                # An even number: sequences are padded to a multiple of twice the context-parallel ranks.
+                "max_tokens_per_microbatch": -(-budget // context)
+                if context == 1
+                else 2 * -(-budget // (2 * context)),
             }
             yield _legal(recipe, config, keys)
 

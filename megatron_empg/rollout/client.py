@@ -177,7 +177,7 @@ def _read_generation(url: str, content: bytes) -> Generation:
         finish_reason, token_ids = choice["finish_reason"], choice["token_ids"]
         entries = choice["logprobs"]["content"]
         sampled = [entry["token_id"] for entry in entries]
-        logprobs = [entry["logprob"] for entry in entries]
+        logprobs = [float(entry["logprob"]) for entry in entries]
         versions = [_span(span) for span in choice["weight_versions"] or ()]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise EngineError(f"{url} answered what is no generation ({error!r}): {_excerpt(content)}") from error

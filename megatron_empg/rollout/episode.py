@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -179,6 +180,10 @@ class _Play:
                 break
             result = await self.call("gave no answer to a turn", environment.step, step.text)
             step.info = result.info
+            if not math.isfinite(result.reward):
+                raise ValueError(
+                    f"the environment's reward of turn {turn + 1} is {result.reward}, not a finite number"
+                )
             self.episode.reward += result.reward
             if result.done:
                 success = result.info.get("success", result.reward > 0)

@@ -34,8 +34,9 @@ class Batch:
     engines: Int[Tensor, "episodes"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
     engine_urls: list[str] = field(default_factory=list)
-    example: dict[str, Any] = field(default_factory=dict)
-    """One episode that was played, to learn from or not, for a message that shows what the policy does."""
+    example: str = ""
+    """One episode that was played, to learn from or not, as a message shows it. Other ranks than the first have
+    none."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != len(self.sequences):
@@ -46,20 +47,11 @@ class Batch:
         index = int(self.engines[episode])
         return self.engine_urls[index] if 0 <= index < len(self.engine_urls) else "an engine that was not noted"
 
-    def shown_episode(self) -> str:
-        """One episode's text, turn by turn, for an error that shows what the policy does."""
-        episode = next((e for e in self.episodes if e.get("turns")), self.example)
-        if not episode:
-            return "(no episode's text is at hand on this rank)"
-        turns = [f"  turn {i}: {turn.get('text')!r}" for i, turn in enumerate(episode.get("turns", []), start=1)]
-        asked = f"task {episode.get('task_id')}: {episode.get('question', '')}"
-        return "\n".join([asked, *turns, f"  outcome: {episode.get('outcome')}"])
-
     def to_bytes(self, texts: int | None = None) -> bytes:
         """The numbers as a safetensors file, and behind it the texts as JSON.
 
-        ``texts``: of how many episodes of different groups the text goes along, those that `annotated` chooses
-        (one at least, for messages); of all when None.
+        ``texts``: of how many episodes of different groups the text goes along, the `first_episodes`; of all when
+        None.
         """
         from safetensors.torch import save
 
@@ -82,7 +74,7 @@ class Batch:
         numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
         episodes = self.episodes
         if texts is not None:
-            kept = set(first_episodes(self.groups, max(1, texts)))
+            kept = set(first_episodes(self.groups, texts))
             episodes = [episode if i in kept else {} for i, episode in enumerate(episodes)]
         # Text has no place in the header, whose size safetensors limits.
         text = json.dumps({"episodes": episodes, "example": self.example}, ensure_ascii=False)
@@ -92,15 +84,21 @@ class Batch:
     def from_bytes(cls, data: bytes) -> "Batch":
         """The inverse of `to_bytes`, or of `without_texts`. Raises ValueError for anything else."""
         from safetensors import SafetensorError
+
+        try:
+            return cls._read(data)
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"these {len(data)} bytes are not a batch: {what}") from error
+
+    @classmethod
+    def _read(cls, data: bytes) -> "Batch":
         from safetensors.torch import load
 
         size = int.from_bytes(data[:_LENGTH_BYTES], "little")
         numbers, text = data[_LENGTH_BYTES : _LENGTH_BYTES + size], data[_LENGTH_BYTES + size :]
-        try:
-            tensors = load(numbers)
-            texts = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"these {len(data)} bytes are not a batch: {error}") from error
+        tensors = load(numbers)
+        texts = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
         header = json.loads(numbers[8 : 8 + int.from_bytes(numbers[:8], "little")])["__metadata__"]
         steps = tensors["steps"].long().split(tensors["step_counts"].tolist())
         own = [int((s[:, 1] - s[:, 0]).sum()) for s in steps]
@@ -115,7 +113,7 @@ class Batch:
             json.loads(header["metrics"]),
             tensors["engines"],
             json.loads(header["engine_urls"]),
-            texts.get("example", {}),
+            texts.get("example", ""),
         )
 
 
@@ -133,9 +131,9 @@ def first_episodes(groups: Int[Tensor, "episodes"], count: int) -> list[int]:
     return sorted(first.values())[:count]
 
 
-def engine_table(names: Iterable[str | None]) -> tuple[Int[Tensor, "episodes"], list[str]]:
-    """``engines`` and ``engine_urls`` of a batch, from the engine of each episode (None or empty: unknown)."""
+def engine_table(names: Iterable[str]) -> tuple[Int[Tensor, "episodes"], list[str]]:
+    """``engines`` and ``engine_urls`` of a batch, from the engine of each episode (empty: unknown)."""
     given = list(names)
     urls = sorted({name for name in given if name})
     places = {url: index for index, url in enumerate(urls)}
-    return torch.tensor([places.get(name or "", -1) for name in given], dtype=torch.long), urls
+    return torch.tensor([places.get(name, -1) for name in given], dtype=torch.long), urls

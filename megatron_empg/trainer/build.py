@@ -1,5 +1,7 @@
 """From a recipe to its parts; every recipe key that the actor reads is read here."""
 
+import math
+
 from megatron_empg.actor.actor import Actor
 from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.model import Execution
@@ -27,7 +29,7 @@ def build_actor(recipe: Recipe | SftRecipe) -> Actor:
         ),
         max_tokens_per_microbatch=settings.max_tokens_per_microbatch,
         seed=recipe.run.seed,
-        collective_timeout=round(collective_timeout(recipe)),
+        collective_timeout=math.ceil(collective_timeout(recipe)),
     )
     if recipe.model.initialise == "random":
         actor.initialise_weights(recipe.run.seed)

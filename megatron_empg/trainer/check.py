@@ -41,8 +41,7 @@ def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
     source = _task_source(recipe)
     tasks = _tasks(recipe, source)
     chat = _chat(recipe, config)
-    if isinstance(recipe, Recipe):
-        _check_prompts(recipe, chat, tasks)
+    _check_prompts(recipe, chat, tasks)
     _check_weights(recipe, config)
     return config
 
@@ -118,14 +117,29 @@ def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:
     return chat
 
 
-def _check_prompts(recipe: Recipe, chat: ChatTokens, tasks: list[Task]) -> None:
-    limit = recipe.rollout.max_episode_tokens
+def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task]) -> None:
+    """Prompts must be what the chat template can write, and leave room for a turn."""
+    from jinja2 import TemplateError
+
+    if isinstance(recipe, Recipe):
+        key, limit = "rollout.max_episode_tokens", recipe.rollout.max_episode_tokens
+    else:
+        key, limit = "actor.max_tokens_per_microbatch x actor.context_parallel", recipe.actor.longest_sequence
     for task in tasks:
-        length = len(chat.prompt(task.prompt))
+        try:
+            length = len(chat.prompt(task.prompt))
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in task.prompt)
+            raise RecipeError(
+                f"model.path: the chat template of {recipe.model.path} cannot write the prompt of task "
+                f"{task.id!r} (messages of {roles}): {error}. Where it knows no system message, set "
+                "environment.settings.prompt to none and warm the policy up, or give the model a template that "
+                "has one"
+            ) from error
         if length >= limit:
             raise RecipeError(
-                f"rollout.max_episode_tokens is {limit}, and the prompt of task {task.id!r} alone has {length} "
-                "tokens: no turn would fit; raise it"
+                f"{key} is {limit}, and the prompt of task {task.id!r} alone has {length} tokens: no turn would "
+                "fit; raise it"
             )
 
 

@@ -13,6 +13,7 @@ from megatron_empg.algorithms.dapo import informative_groups
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.trainer.batch import Batch, engine_table
+from megatron_empg.trainer.failures import shown
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Collection:
     def batch(self) -> Batch:
         """What to train on, with the numbers of the whole rollout."""
         pairs = [(i, e, r) for i, g in enumerate(self.groups) for e, r in zip(g.episodes, g.rewards, strict=True)]
-        engines, engine_urls = engine_table(getattr(e, "engine", None) for _, e, _ in pairs)
+        engines, engine_urls = engine_table(e.engine for _, e, _ in pairs)
         return Batch(
             engines=engines,
             engine_urls=engine_urls,
@@ -139,11 +140,7 @@ def _readable(task: Task, episode: Episode) -> dict[str, Any]:
     }
 
 
-def _example(played: list[Episode]) -> dict[str, Any]:
-    """An episode to show in a message, rather one that did not fail."""
+def _example(played: list[Episode]) -> str:
+    """An episode to show in a message, rather one that did not fail; empty when none was played."""
     sound = [e for e in played if e.outcome != "error"] or played
-    if not sound:
-        return {}
-    episode = sound[0]
-    turns = [{"text": step.text, "observation": step.observation} for step in episode.steps]
-    return {"task_id": episode.task_id, "outcome": episode.outcome, "error": episode.error, "turns": turns}
+    return shown(sound[0]) if sound else ""

@@ -17,6 +17,7 @@ from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.failures import DriverError
+from megatron_empg.trainer.garbage import no_full_collections
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -49,10 +50,13 @@ class OneAtATime:
 
     def __init__(self) -> None:
         self._newest: asyncio.Task[Any] | None = None
+        self._at_work = asyncio.Lock()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """The work's result. Raises Superseded when a later call takes its place."""
-        task = asyncio.create_task(self._after(self._newest, work))
+        if self._newest is not None:
+            self._newest.cancel()
+        task = asyncio.create_task(self._alone(work))
         self._newest = task
         try:
             return await task
@@ -61,11 +65,10 @@ class OneAtATime:
                 raise
             raise Superseded("a later request took the place of this one") from None
 
-    async def _after(self, older: asyncio.Task[Any] | None, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        if older is not None:
-            older.cancel()
-            await asyncio.wait([older])
-        return await work()
+    async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        async with self._at_work:
+            gc.collect()  # the last work's episodes are gone, this one's not yet there
+            return await work()
 
 
 def application(driver: AbstractAsyncContextManager[Served], token: str) -> Starlette:
@@ -76,10 +79,8 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with driver as opened:
             app.state.driver = opened
-            # Corpus, questions and modules stay for good; looking them through takes the collector 0.2 s a time.
-            gc.collect()
-            gc.freeze()
-            yield
+            with no_full_collections():
+                yield
 
     async def collect(request: Request) -> Response:
         served, step = request.app.state.driver, int(request.path_params["step"])

@@ -75,6 +75,11 @@ def require_same_run(recipe: Recipe | SftRecipe, *, model: bool = True) -> None:
     Reads alone. `model`: compare the model too, which is not at its place before a job has converted it.
     """
     folder = RunFolder(recipe.run.folder)
+    if recipe.model.path.resolve() == folder.policy.resolve():
+        raise RecipeError(
+            f"model.path is {recipe.model.path}, where this run (run.folder {recipe.run.folder}) writes its own "
+            "policy: it could not go on from its beginning once that is written anew; give another run.folder"
+        )
     if not folder.begun():
         return
     faults = [*_other_kind(folder, recipe)]

@@ -134,7 +134,9 @@ class Training:
         metrics |= assignment_metrics(assignment)
         if batch.sequences:
             metrics |= actor.throughput["score"].metrics("actor/score")
-        if not idle:
+        if idle:
+            actor.skip_updates(recipe.algorithm.updates_per_batch)
+        else:
             metrics |= self._update(step, training_sequences(batch, scores, assignment))
         with self._clock("sync"):
             self._publish(step + 1)

@@ -57,7 +57,10 @@ class PolicyUpdate:
 def update_policy(
     actor: Actor, sequences: list[Sequence], algorithm: AlgorithmSection, *, temperature: float, seed: int
 ) -> PolicyUpdate:
-    """`updates_per_batch` optimizer steps, each on its part of the shuffled sequences; metrics ``policy/…``."""
+    """`updates_per_batch` optimizer steps, each on its part of the shuffled sequences; metrics ``policy/…``.
+
+    With fewer sequences than that there are fewer steps. The schedule goes on by `updates_per_batch` all the same.
+    """
     loss = PolicyLoss(
         algorithm.base.clip_low,
         algorithm.base.clip_high,
@@ -71,6 +74,8 @@ def update_policy(
     for part in range(parts):
         chosen = [sequences[i] for i in order[part::parts]]
         reports.append(actor.update(chosen, loss, temperature=temperature, mean=algorithm.loss_mean))
+    if parts < algorithm.updates_per_batch:
+        actor.skip_updates(algorithm.updates_per_batch - parts)
     return PolicyUpdate(update_metrics(reports), [r.applied for r in reports])
 
 

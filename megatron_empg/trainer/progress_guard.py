@@ -1,5 +1,6 @@
 """A run that learns nothing must not go on unseen: batches too poor to train on, updates skipped, turns unread."""
 
+from megatron_empg.algorithms.dapo import informative_groups
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
@@ -14,12 +15,13 @@ class ProgressGuard:
         self.skipped_updates = 0
 
     def check_batch(self, step: int, batch: Batch) -> bool:
-        """Whether the step must train on nothing, since the batch has fewer groups than `recipe.min_groups`.
+        """Whether the step must train on nothing, since the batch has fewer groups than `recipe.min_groups` or
+        no two rewards that differ within a group.
 
         Raises TrainingError when that came too often in a row, or when no turn of the batch could be read.
         """
         self._check_turns(step, batch)
-        groups, limits = len(batch.groups.unique()), self._recipe.limits
+        groups, limits = self._groups_to_learn_from(batch), self._recipe.limits
         if groups >= self._recipe.min_groups:
             self.idle_steps = 0
             return False
@@ -28,7 +30,7 @@ class ProgressGuard:
             raise TrainingError(
                 f"step {step}: the batch has {groups} groups to learn from, fewer than {self._recipe.min_groups} "
                 f"(limits.min_groups), as the {self.idle_steps - 1} steps before it had (limits.max_idle_steps "
-                f"{limits.max_idle_steps}): {_why(batch)}. One of the episodes:\n{batch.shown_episode()}"
+                f"{limits.max_idle_steps}): {_why(batch)}{_example(batch)}"
             )
         return True
 
@@ -44,6 +46,14 @@ class ProgressGuard:
                     "its weights are broken; go on from an earlier checkpoint with a lower actor.optimizer.lr"
                 )
 
+    def _groups_to_learn_from(self, batch: Batch) -> int:
+        """All of the batch's groups; none when every advantage is 0, as where GRPO meets equal rewards alone."""
+        algorithm = self._recipe.algorithm
+        bonus = algorithm.modulation == "empg" and algorithm.empg.zeta
+        if not bonus and not informative_groups(batch.rewards, batch.groups).any():
+            return 0
+        return len(batch.groups.unique())
+
     def _check_turns(self, step: int, batch: Batch) -> None:
         numbers = batch.metrics
         malformed = numbers.get("train/malformed_actions", 0.0)
@@ -52,8 +62,13 @@ class ProgressGuard:
             raise TrainingError(
                 f"step {step}: none of the batch's {turns} turns held an action that the environment could read: "
                 "the policy does not know the environment's format, so nothing can be rewarded; tell it in the "
-                f"prompt, or begin with `empg sft`. One of the episodes:\n{batch.shown_episode()}"
+                f"prompt, or begin with `empg sft`{_example(batch)}"
             )
+
+
+def _example(batch: Batch) -> str:
+    """An episode, on the rank that has its text."""
+    return f". One of the episodes:\n{batch.example}" if batch.example else ""
 
 
 def _why(batch: Batch) -> str:

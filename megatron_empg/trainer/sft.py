@@ -14,7 +14,7 @@ from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
-from megatron_empg.recipe import ActorSection, RecipeError, SftRecipe
+from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
@@ -42,7 +42,7 @@ def run_sft(recipe: SftRecipe) -> None:
     actor = build_actor(recipe)
     acting = recipe.environment
     source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
-    walkthroughs = WalkthroughTokens(recipe.model.path, longest_sequence(recipe.actor))
+    walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence)
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)
     checkpoints = Checkpoints(
@@ -128,12 +128,6 @@ def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWri
         wandb=recipe.logging.wandb,
         recipe=recipe.model_dump(mode="json"),
     )
-
-
-def longest_sequence(actor: ActorSection) -> int:
-    """Tokens of the longest sequence that a microbatch can hold, its padding for context parallelism included."""
-    room = actor.max_tokens_per_microbatch * actor.context_parallel
-    return room - room % (2 * actor.context_parallel) if actor.context_parallel > 1 else room
 
 
 class WalkthroughTokens:

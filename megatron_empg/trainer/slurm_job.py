@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from megatron_empg.options import finite
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.trainer.environment_variables import trainer_environment
+from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
 if TYPE_CHECKING:
     from megatron_empg.weights.model_config import ModelConfig
@@ -192,32 +193,25 @@ def engine_command(
     ]
     if settings.kv_cache_gib is not None:
         command += ["--kv-cache-bytes", str(int(settings.kv_cache_gib * GIB))]
-    devices = [] if gpus_per_node is None else engine_devices(settings.tensor_parallel, local, gpus_per_node)
-    return command, {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    devices = "" if gpus_per_node is None else engine_devices(settings.tensor_parallel, local, gpus_per_node)
+    return command, {VARIABLE: devices}
 
 
-def engine_devices(tensor_parallel: int, local: int, gpus_per_node: int) -> list[str]:
+def engine_devices(tensor_parallel: int, local: int, gpus_per_node: int) -> str:
     """The GPUs of a node's engine number `local`, as CUDA_VISIBLE_DEVICES names them: by number or by UUID.
 
     Not every cluster sets the variable; without it the node's GPUs are the job's. Raises RecipeError when fewer
     than `tensor_parallel` are left: vLLM would else look for a CPU.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        visible = [str(number) for number in range(gpus_per_node)]
-    else:
-        words = [word.strip() for word in given.split(",")]
-        visible = [word for word in words if word and word not in ("-1", "NoDevFiles")]
     first = local * tensor_parallel
-    mine = visible[first : first + tensor_parallel]
-    if len(mine) < tensor_parallel:
-        seen = f"this node has {gpus_per_node} GPUs" if given is None else f"CUDA_VISIBLE_DEVICES is {given!r}"
+    try:
+        return visible_gpus(first, tensor_parallel, os.environ, present=gpus_per_node)
+    except ValueError as error:
         raise RecipeError(
             f"engine {local} of {os.environ['SLURMD_NODENAME']} takes {tensor_parallel} GPUs "
-            f"(engines.tensor_parallel), after {first} of the engines before it; {seen}. Ask Slurm for enough "
+            f"(engines.tensor_parallel), after {first} of the engines before it: {error}. Ask Slurm for enough "
             "(--gpus-per-node), or lower engines.tensor_parallel or EMPG_ENGINES_PER_NODE"
-        )
-    return mine
+        ) from None
 
 
 def trainer_command(recipe: Recipe, arguments: list[str]) -> list[str]:

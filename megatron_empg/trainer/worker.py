@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from megatron_empg.actor.platform import choose_device
 from megatron_empg.processes import die_with_parent
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 
@@ -24,6 +25,7 @@ def main() -> None:
     if int(os.environ["RANK"]) == 0:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("megatron_empg").setLevel(logging.INFO)
+    choose_device()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if arguments.kind == "sft":

@@ -58,7 +58,8 @@ class ModelConfig:
         try:
             raw = read_object(path)
         except JsonFileError as error:
-            raise ModelConfigError(str(error)) from error
+            fix = "" if path.exists() else f"; {_how_to_get(Path(folder))}"
+            raise ModelConfigError(f"{error}{fix}") from error
         try:
             return cls.from_dict(raw)
         except ModelConfigError as error:
@@ -152,6 +153,14 @@ class ModelConfig:
                 f"max_position_embeddings ({self.max_position_embeddings})"
             )
         return faults
+
+
+def _how_to_get(folder: Path) -> str:
+    """What to do about a model that is not there."""
+    return (
+        "give a Hugging Face model folder: one that is there, or one downloaded as by "
+        f"`hf download OWNER/NAME --local-dir {folder}` (`empg plan` needs its config.json alone)"
+    )
 
 
 def _family(raw: dict[str, Any]) -> str:

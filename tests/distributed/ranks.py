@@ -73,8 +73,9 @@ def _collect(results: Any, world_size: int, order: Order, timeout: float) -> dic
             if time.monotonic() > deadline:
                 raise
             continue
-        if error:
-            raise AssertionError(f"rank {rank} failed:\n{error}")
+        if error:  # gloo may have noticed first, without a line
+            fault = order.fault(set(collected))
+            raise AssertionError(f"rank {rank} failed:\n{error}" + (f"\n{fault}" if fault else ""))
         collected[rank] = pickle.loads(value)
     return collected
 

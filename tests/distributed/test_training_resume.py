@@ -283,6 +283,12 @@ def test_every_version_is_published_before_it_samples(results: list[dict[str, An
     assert [line["policy_version"] for line in runs["whole"]["log"]["metrics"][1:]] == list(range(STEPS))
 
 
+def test_a_step_with_nothing_to_learn_moves_the_schedule_on(results: list[dict[str, Any]]) -> None:
+    lines = answer(results, resumed)["whole"]["log"]["metrics"]
+    assert [line["train/idle"] for line in lines[1:]] == [0.0, 0.0, 0.0, 1.0, 0.0]
+    assert lines[-1]["policy/lr"] == pytest.approx(3e-5), "a cosine ends at a tenth in the run's last update"
+
+
 def test_stale_weights_stop_the_run(results: list[dict[str, Any]]) -> None:
     for rank in (0, 1):
         message = answer(results, stale_weights, rank)

@@ -73,8 +73,8 @@ def test_a_recipe_for_a_cluster_fits_the_gpus_that_it_asks_for(path: Path, tmp_p
     recipe = load_recipe(path, [f"model.path={model}"])
     engines = recipe.engines.count * recipe.engines.tensor_parallel
     found = plan(
-        recipe, ModelConfig.from_folder(model), gpus=recipe.actor.world_size + engines, gpu_memory=80 * GIB,
-        gpu=GPUS["H100"],
+        recipe, ModelConfig.from_folder(model), gpus=recipe.actor.world_size + engines, gpu=GPUS["H100"],
+        gpu_memory=GPUS["H100"].memory_gib * GIB,
     )  # fmt: skip
     assert not found.own_faults, found.own_faults
 

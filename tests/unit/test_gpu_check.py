@@ -87,3 +87,12 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr
+    assert sys.executable in done.stderr
+
+
+def test_without_torch_it_names_its_python(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "tools/gpu_check.py", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no torch" in done.stderr
+    assert "GPU_PYTHON" in done.stderr

@@ -78,6 +78,10 @@ def test_defaults_are_the_papers() -> None:
         ),
         ("environment.settings={a: [1.0, .inf]}", ["environment.settings.a.1", "finite", "inf"]),
         ("environment.settings=&a {b: *a}", ["environment.settings", "an alias holds itself"]),
+        ("environment.settings={a: [2024-01-31]}", ["environment.settings.a.0", "a date to YAML; quote it"]),
+        ("environment.settings={a: {1: b}}", ["environment.settings.a", "the key 1 is no text; quote it"]),
+        ("environment.settings={a: !!set {b}}", ["environment.settings.a", "a set to YAML"]),
+        ("environment.settings={a: !!binary aGk=}", ["environment.settings.a", "a bytes to YAML"]),
         ("run.folder=''", ["run.folder", "is empty"]),
         ("run.folder=~nobody_by_this_name/x", ["run.folder", "nobody_by_this_name"]),
         ("run.folder=~", ["run.folder", "path", "None"]),
@@ -220,6 +224,20 @@ def test_what_is_dumped_loads_to_the_same(file: Path, tmp_path: Path) -> None:
     copy.write_text(dump_recipe(recipe))
     assert load_recipe(copy, kind=kind) == recipe
     assert "seed" in yaml.safe_load(copy.read_text())["run"], "defaults are written out"
+
+
+def test_an_episode_fits_a_microbatch_with_its_padding(path: Path) -> None:
+    """Over two context ranks a sequence is padded to a multiple of four."""
+    layout = ["actor.context_parallel=2", "actor.max_tokens_per_microbatch=8193"]
+    assert load_recipe(path, [*layout, "rollout.max_episode_tokens=16384"]).actor.longest_sequence == 16384
+    with pytest.raises(RecipeError, match=r"rollout.max_episode_tokens is 16385, .* \(16384: "):
+        load_recipe(path, [*layout, "rollout.max_episode_tokens=16385"])
+    assert load_recipe(path, ["actor.max_tokens_per_microbatch=16385", "rollout.max_episode_tokens=16385"])
+
+
+def test_a_warm_up_has_no_keys_of_episodes() -> None:
+    with pytest.raises(RecipeError, match=r"logging.episodes_per_step: unknown key"):
+        load_recipe(RECIPES / "miniature_sft.yaml", ["logging.episodes_per_step=2"], SftRecipe)
 
 
 def test_a_warm_up_is_checked_alike(path: Path) -> None:

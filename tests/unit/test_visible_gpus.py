@@ -29,7 +29,7 @@ def test_places_are_those_of_the_callers_list(given: str | None, first: int, cou
     assert visible_gpus(first, count, {} if given is None else {"CUDA_VISIBLE_DEVICES": given}) == expected
 
 
-@pytest.mark.parametrize("given", ["4,5", ""])
+@pytest.mark.parametrize("given", ["4,5", "", "-1", "NoDevFiles"])
 def test_a_list_that_is_too_short_is_an_error(given: str) -> None:
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is"):
         visible_gpus(1, 2, {"CUDA_VISIBLE_DEVICES": given})

@@ -91,7 +91,9 @@ def load_corpus(path: str | Path) -> Corpus:
     """Read a corpus.jsonl: UTF-8, a document a line. Raises FileNotFoundError, or ValueError naming the line."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no corpus at {path}: `python tools/build_miniature.py` writes one")
+        raise FileNotFoundError(
+            f"no corpus at {path}; give environment.settings.corpus=FILE (docs/deep_search.md says what it holds)"
+        )
     documents = []
     # A line ends with a newline and nothing else: a page may well hold what str.splitlines takes for an end.
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
@@ -105,7 +107,7 @@ def load_corpus(path: str | Path) -> Corpus:
             fault = f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}, line {number}: not a document ({fault})") from error
     if not documents:
-        raise ValueError(f"{path}: holds no documents; write one a line, as recipes/miniature/README.md says")
+        raise ValueError(f"{path}: holds no documents; write one a line, as docs/deep_search.md says")
     try:
         return Corpus(documents)
     except ValueError as error:

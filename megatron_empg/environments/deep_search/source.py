@@ -77,10 +77,10 @@ class DeepSearchTaskSource:
     """Tasks, episodes and walkthroughs over one corpus; `TaskSource` says what the methods do.
 
     `searcher`: "fallible" (errs at random), "habit" (a systematic wrong habit) or "flawless";
-    `searcher_settings` changes its chances. `splits` changes what is held out. With a `search_url` (see
-    `search_service`) episodes look things up there, within `step_timeout` seconds a step. `prompt`: "tags" tells
-    the policy in a system message how to act, within `max_turns`, and reminds it after a malformed turn; "none" is
-    for a policy that was warmed up on the bare questions. Raises ValueError.
+    `searcher_settings` changes its chances; it answers within `max_turns`. `splits` changes what is held out. With
+    a `search_url` (see `search_service`) episodes look things up there, within `step_timeout` seconds a step.
+    `prompt`: "tags" tells the policy in a system message how to act, within `max_turns`, and reminds it after a
+    malformed turn; "none" is for a policy that was warmed up on the bare questions. Raises ValueError.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DeepSearchTaskSource:
         self._local = LocalTools(self.corpus, self.retriever)
         self._tools: Tools = RemoteTools(search_url, within=step_timeout) if search_url else self._local
         settings = replace(SEARCHERS[searcher], **(searcher_settings or {}))
-        self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings)
+        self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings, max_turns)
         rules = SplitRules.fitted(self.corpus, splits or {})
         self._questions = split_questions(self.corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}

@@ -98,3 +98,15 @@ def test_float32_products_stay_float32_whatever_was_chosen_before() -> None:
     torch.set_float32_matmul_precision("high")
     platform.prepare()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "recompute", "warns"),
+    [("bfloat16", "selective", True), ("float32", "selective", False), ("bfloat16", "full", False)],
+)
+def test_recomputing_attention_that_keeps_nothing_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dtype: str, recompute: str, warns: bool
+) -> None:
+    install(monkeypatch, BOTH_PARTS)
+    assert model._recompute_settings(model.Execution(dtype=dtype, recompute=recompute))
+    assert ("actor.recompute=selective" in caplog.text) == warns

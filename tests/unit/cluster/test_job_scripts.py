@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,37 @@ def test_an_interface_without_a_usable_address_is_named(tmp_path: Path) -> None:
     assert (code, "EMPG_INTERFACE is ib0, which has no IPv4 address on n1" in said) == (10, True), said
     code, said = addresses(tmp_path, nodes, EMPG_INTERFACE="lo", FOUND="127.0.0.1")
     assert (code, "cannot reach" in said) == (10, True), said
+
+
+def check_said(tmp_path: Path, **given: str) -> str:
+    """What --check says where there is no Slurm; it finds a fault."""
+    (tmp_path / "tools").mkdir()
+    for name in ("bash", "dirname", "realpath", "sed", "tail", "grep", "ps"):
+        (tmp_path / "tools" / name).symlink_to(shutil.which(name) or "/none")
+    done = subprocess.run(
+        [
+            *("bash", "slurm/deepsearch_32b.sh", "--check", "run.steps=3", "engines.kv_cache_gib=0.125"),
+            *("evaluation.questions=8", f"run.folder={tmp_path / 'run'}", "actor.tensor_parallel=1"),
+        ],
+        cwd=ROOT, env={"PATH": str(tmp_path / "tools"), "HOME": str(tmp_path), "EMPG_DEVICE": "cpu",
+        "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_TRAINER_NODES": "1", "EMPG_ROLLOUT_NODES": "1",
+        "EMPG_GPUS_PER_NODE": "1", "EMPG_PYTHON": sys.executable, **given}, check=False,
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 10, done.stdout + done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("python", ["/no/python", f"{sys.executable} -S"])
+def test_a_python_without_the_packages_is_named_with_the_fix(tmp_path: Path, python: str) -> None:
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    wrapper.chmod(0o755)
+    said = check_said(tmp_path, EMPG_PYTHON=str(wrapper))
+    assert f"EMPG_PYTHON is '{wrapper}', which lacks packages" in said
+    assert "Traceback" not in said
+
+
+def test_a_check_without_slurm_looks_at_recipe_and_model_and_says_what_it_could_not(tmp_path: Path) -> None:
+    said = check_said(tmp_path)
+    assert "recipe and model are well, but there is no sbatch on this machine" in said

@@ -54,3 +54,11 @@ def test_the_habit_is_wrong_most_of_the_time_but_not_always_followed(searchers):
     assert success(always, tasks) + 0.03 < success(usual, tasks) < 0.7
     # About 9%: enough right decisions in the walkthroughs for a policy to sample one now and then.
     assert success(usual, [task for task in tasks if task.payload["hops"] == 3]) > 0.04
+
+
+def test_walkthroughs_answer_within_the_turns_of_an_episode(miniature):
+    source = make_task_source("deep_search", corpus=miniature / "corpus.jsonl", searcher="flawless", max_turns=3)
+    turns = [source.walkthrough(task, 0) for task in source.sample("train", 200, 0)]
+    assert {len(found) for found in turns} <= {1, 2, 3}
+    assert max(map(len, turns)) == 3
+    assert all("<answer>" in found[-1][0] for found in turns)

@@ -195,6 +195,15 @@ def test_rewards_are_summed_over_the_steps(chat: ChatTokens, turns: int, outcome
     assert (episode.outcome, episode.reward) == (outcome, reward)
 
 
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_costs_its_episode(chat: ChatTokens, reward: float) -> None:
+    """In a batch it would cost them all."""
+    turn = [*encode(chat, "search"), chat.end_of_turn]
+    episode, _ = play(chat, [turn] * 2, Limits(4, 50, 500), lambda: Pages(["a"], [0.5, reward]))
+    assert (episode.outcome, episode.reward) == ("error", 0.0)
+    assert episode.error == f"ValueError: the environment's reward of turn 2 is {reward}, not a finite number"
+
+
 def test_the_success_of_an_episode_is_its_last_steps(chat: ChatTokens) -> None:
     turn = [*encode(chat, "search"), chat.end_of_turn]
     episode, _ = play(chat, [turn] * 2, Limits(4, 50, 500), lambda: Pages(["a"], [0.5, 0.0]))

@@ -187,16 +187,35 @@ def test_an_environment_that_cannot_be_made_costs_its_episode(chat: ChatTokens, 
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [("unversioned", "does not say which version of the policy"), ("nonsense", "answered what is no generation")],
+    [
+        ("unversioned", "does not say which version of the policy"),
+        ("nonsense", "answered what is no generation"),
+        ("null", "answered what is no generation"),
+    ],
 )
 def test_an_engine_that_answers_something_else_is_named(
     chat: ChatTokens, over: threading.Event, fault: str, says: str
 ) -> None:
     class Other(StubEngine):
         def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
-            return {"choices": []} if fault == "nonsense" else super()._answer(body)
+            answered = super()._answer(body)
+            if fault == "null":
+                answered["choices"][0]["logprobs"]["content"][0]["logprob"] = None
+            return {"choices": []} if fault == "nonsense" else answered
 
     with Other(answer(chat), version=None) as engine:
         make = lambda task: OneTurn(task, over)  # noqa: E731
         (episodes,) = play(chat, [engine.url], [groups(2)], make=make)
         assert all(f"{engine.url} {says}" in (e.error or "") for e in episodes)
+
+
+def test_an_episode_starts_over_on_an_engine_that_it_has_not_tried(
+    chat: ChatTokens, over: threading.Event
+) -> None:
+    """The first one lives, has nothing else to do, and answers what nobody can use."""
+    with StubEngine(answer(chat), version=None) as unfit, StubEngine(answer(chat)) as sound:
+        make = lambda task: OneTurn(task, over)  # noqa: E731
+        [episodes] = play(chat, [unfit.url, sound.url], [groups(4)], make=make, concurrency=1)
+        assert [e.outcome for e in episodes] == ["success"] * 4
+        assert {e.engine for e in episodes} == {sound.url}
+        assert unfit.bodies, "it was asked"

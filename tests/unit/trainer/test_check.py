@@ -224,6 +224,24 @@ def test_a_prompt_that_leaves_no_room_is_refused(folder: Path) -> None:
     assert message.startswith("rollout.max_episode_tokens is 12, and the prompt of task '")
 
 
+@pytest.mark.parametrize("made", [quickstart, warm_up])
+def test_a_prompt_that_the_template_cannot_write_is_refused(folder: Path, made: Any) -> None:
+    """As templates without a system role, which say so only when they meet one."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    edit(folder / "tokenizer_config.json", chat_template=refusing + settings["chat_template"])
+    check_recipe(made(folder))
+    message = refusal(made(folder, "environment.settings.prompt=tags"))
+    assert message.startswith(f"model.path: the chat template of {folder} cannot write the prompt of task '")
+    assert "(messages of system, user): no system role" in message
+    assert "environment.settings.prompt" in message
+
+
+def test_a_warm_up_whose_prompts_leave_no_room_is_refused(folder: Path) -> None:
+    message = refusal(warm_up(folder, "actor.max_tokens_per_microbatch=8"))
+    assert message.startswith("actor.max_tokens_per_microbatch x actor.context_parallel is 8, and the prompt of ")
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -133,3 +133,26 @@ def test_no_usable_group_gives_an_empty_batch() -> None:
     assert batch.sequences == []
     assert batch.rewards.shape == batch.groups.shape == (0,)
     assert batch.policy_versions.shape == (0, 2)
+
+
+def test_an_episode_is_at_hand_for_a_message_and_rather_one_that_did_not_fail() -> None:
+    batch = collect([[None, 1.0], [0.0, 0.0]], dapo=True)
+    assert batch.sequences == []
+    assert batch.example.splitlines() == [
+        "  task task0, sample 1, success",
+        "  turn 1 (stop): 'search x'",
+        "  observation: 'found x'",
+        "  turn 2 (stop): 'answer y'",
+    ]
+    assert "EngineError: gone" in collect([[None, None]]).example
+    assert Collection(4, False).batch().example == ""
+
+
+def test_of_a_long_episode_a_message_shows_the_beginning() -> None:
+    long = episode(0, 0, 0.0)
+    long.steps = [Step(3, 5, "x" * 100_000, "length", [], "page" * 100_000)] * 50
+    collection = Collection(4, False)
+    collection.add(tasks(1), [long], None)
+    example = collection.batch().example
+    assert len(example) < 4000
+    assert "and 47 more turns" in example

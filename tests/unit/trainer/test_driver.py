@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import pytest
 import uvicorn
 
 from megatron_empg.environments.base import StepResult, Task
+from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
@@ -24,9 +26,9 @@ from megatron_empg.rollout.episodes import Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.launch import free_port
 from megatron_empg.trainer.batch import Batch
-from megatron_empg.trainer.driver import Driver
+from megatron_empg.trainer.driver import Driver, open_driver
 from megatron_empg.trainer.driver_client import DriverClient, DriverClientError
-from megatron_empg.trainer.driver_server import application
+from megatron_empg.trainer.driver_server import OneAtATime, Superseded, application
 from megatron_empg.trainer.failures import DriverError
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
@@ -327,6 +329,37 @@ def test_a_second_request_takes_the_place_of_the_first(served: tuple[StubEngine,
     assert engine.cancelled == 16, "the first one's, before the second began"
 
 
+def test_a_third_request_waits_for_the_end_of_the_first() -> None:
+    """The second, which it cancels, has not begun: the first is still ending."""
+    under_way: list[int] = []
+    most: list[int] = []
+
+    async def work(number: int) -> int:
+        under_way.append(number)
+        most.append(len(under_way))
+        try:
+            if number == 1:
+                await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.02)  # requests are cancelled, connections closed
+            under_way.remove(number)
+        return number
+
+    async def run() -> list[Any]:
+        desk = OneAtATime()
+        asked: list[asyncio.Task[int]] = []
+        for number in (1, 2, 3):
+            asked.append(asyncio.create_task(desk.run(partial(work, number))))
+            await asyncio.sleep(0.005)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, third = asyncio.run(run())
+    assert isinstance(first, Superseded)
+    assert isinstance(second, Superseded)
+    assert third == 3
+    assert most == [1, 1]
+
+
 def test_what_fails_in_the_driver_is_said_in_its_own_words(served: tuple[StubEngine, str]) -> None:
     _, url = served
     client = DriverClient(url, TOKEN, timeout=30.0)
@@ -334,3 +367,29 @@ def test_what_fails_in_the_driver_is_said_in_its_own_words(served: tuple[StubEng
         client.evaluate("test_id", True)
     assert client.probe() == 8
     assert httpx.post(f"{url}/probe", trust_env=False).status_code == 401
+
+
+def test_environments_never_act_on_the_event_loop(chat: ChatTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a tool that hangs would stop every episode, and no time limit could reach it."""
+    loop, met = threading.get_ident(), set()
+
+    class Witness(Oracle):
+        def __init__(self, task: Task) -> None:
+            met.add(threading.get_ident())
+            super().__init__(Task(task.id, task.prompt, {"kind": "win"}))
+
+        def step(self, action: str) -> StepResult:
+            met.add(threading.get_ident())
+            return super().step(action)
+
+    monkeypatch.setattr(DeepSearchTaskSource, "make", lambda self, task: Witness(task))
+
+    async def run(url: str) -> bytes:
+        async with open_driver(recipe(), [url], TOKEN) as opened:
+            return await opened.collect(0)
+
+    with StubEngine(saying(chat)) as engine:
+        batch = Batch.from_bytes(asyncio.run(run(engine.url)))
+    assert batch.metrics["train/success"] == 1.0
+    assert met
+    assert loop not in met

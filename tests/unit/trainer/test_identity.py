@@ -218,6 +218,14 @@ def test_rewritten_by_another_release_the_model_is_the_same(tmp_path: Path, shar
     take_up(changed(recipe, model__path=str(tmp_path / "other"))).close()
 
 
+def test_a_run_does_not_begin_from_what_it_exports(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copytree(shared / "model", tmp_path / "run" / "policy")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"model.path is .*link/policy, where .* another run.folder"):
+        take_up(changed(recipe_of(Recipe, tmp_path / "run", shared), model__path=str(tmp_path / "link/policy")))
+
+
 def test_a_folder_where_nothing_was_trained_may_be_taken_for_another_run(tmp_path: Path, shared: Path) -> None:
     recipe = recipe_of(Recipe, tmp_path / "run", shared)
     take_up(recipe).close()

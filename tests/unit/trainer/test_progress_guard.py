@@ -12,12 +12,13 @@ from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.progress_guard import ProgressGuard
 
 
-def guard(**limits: Any) -> ProgressGuard:
+def guard(algorithm: dict[str, Any] | None = None, **limits: Any) -> ProgressGuard:
     return ProgressGuard(parse_recipe({
         "run": {"folder": "runs/x", "steps": 1},
         "model": {"path": "models/x"},
         "environment": {"name": "deep_search"},
         "rollout": {"groups": 16, "group_size": 2},
+        "algorithm": algorithm or {},
         "limits": limits,
     }))  # fmt: skip
 
@@ -25,7 +26,7 @@ def guard(**limits: Any) -> ProgressGuard:
 def batch_of(groups: int, **metrics: float) -> Batch:
     count = 2 * groups
     sequence = Sequence(torch.arange(3), torch.tensor([[1, 3]]), {"rollout_logprobs": torch.zeros(2)})
-    example = {"task_id": "t7", "outcome": "failure", "turns": [{"text": "I give up"}]}
+    example = "  task t7, sample 0, failure\n  turn 1 (stop): 'I give up'"
     named = {f"train/{name}": value for name, value in metrics.items()}
     ids = torch.arange(count) // 2
     return Batch(
@@ -55,6 +56,22 @@ def test_too_few_groups_are_not_trained_on_and_end_the_run_when_it_goes_on() -> 
     assert "the mean reward was 0" in message
     assert "t7" in message
     assert "I give up" in message
+
+
+def test_equal_rewards_in_every_group_teach_nothing() -> None:
+    """Without a bonus all advantages are 0; dynamic sampling would have dropped such groups."""
+    progress = guard({"name": "grpo", "modulation": "none"}, max_idle_steps=1)
+    equal, unequal = batch_of(16, reward=0.0), batch_of(16)
+    unequal.rewards[0] = 1.0
+    assert not progress.check_batch(0, unequal)
+    assert progress.check_batch(1, equal)
+    assert not progress.check_batch(2, unequal)
+    assert progress.check_batch(3, equal)
+    with pytest.raises(TrainingError, match=r"0 groups to learn from.*the mean reward was 0"):
+        progress.check_batch(4, equal)
+    no_bonus = guard({"name": "grpo", "modulation": "empg", "empg": {"zeta": 0.0}})
+    assert no_bonus.check_batch(0, equal)
+    assert not guard({"name": "grpo", "modulation": "empg"}).check_batch(0, equal)
 
 
 def test_zero_idle_steps_allowed_means_none() -> None:

@@ -49,7 +49,7 @@ def test_an_engine_gets_gpus_of_its_own(
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        (None, "engine 1 of node4 takes 3 GPUs .*after 3 of the engines before it; this node has 4 GPUs"),
+        (None, "engine 1 of node4 takes 3 GPUs .*after 3 of the engines before it: this machine has 4 GPUs"),
         ("0,1,2,3", "CUDA_VISIBLE_DEVICES is '0,1,2,3'"),
         ("", "CUDA_VISIBLE_DEVICES is ''"),
         ("NoDevFiles", "CUDA_VISIBLE_DEVICES is 'NoDevFiles'"),

@@ -8,7 +8,7 @@ import pytest
 from megatron_empg.environments.base import Task
 from megatron_empg.recipe import ActorSection
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.trainer.sft import WalkthroughTokens, longest_sequence
+from megatron_empg.trainer.sft import WalkthroughTokens
 
 MODEL = Path(__file__).resolve().parents[3] / "recipes" / "miniature" / "tokenizer"
 TASK = Task("peru|capital", [{"role": "user", "content": "what is the capital of peru ?"}], {})
@@ -54,4 +54,4 @@ def test_a_walkthrough_is_cut_behind_the_last_turn_that_fits() -> None:
 @pytest.mark.parametrize(("context", "room", "longest"), [(1, 101, 101), (2, 101, 200), (4, 8192, 32768)])
 def test_the_longest_sequence_leaves_room_for_its_padding(context: int, room: int, longest: int) -> None:
     actor = ActorSection(context_parallel=context, max_tokens_per_microbatch=room)
-    assert longest_sequence(actor) == longest
+    assert actor.longest_sequence == longest

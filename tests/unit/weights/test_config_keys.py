@@ -204,5 +204,5 @@ def test_a_file_that_is_no_configuration_is_named_with_its_line(tmp_path: Path, 
 
 
 def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelConfigError, match=r"cannot read .*nowhere/config\.json: No such file"):
+    with pytest.raises(ModelConfigError, match=r"cannot read .*nowhere/config\.json: No such file.*hf download"):
         ModelConfig.from_folder(tmp_path / "nowhere")
