@@ -90,7 +90,8 @@ def test_a_recipe_runs_from_its_own_kind_of_start(case: Case, tmp_path: Path) ->
     check_steps(recipe, launches.logged)
     check_export(recipe, tmp_path / "run/policy", start)
     if case.whole and isinstance(recipe, Recipe):
-        launches.run("evaluate", str(case.path), *words(overrides), "--model", str(tmp_path / "run/policy"))
+        one_engine = words({**overrides, "engines.count": 1})
+        launches.run("evaluate", str(case.path), *one_engine, "--model", str(tmp_path / "run/policy"))
         assert launches.exits[-1] == 0, launches.output
         asked = [line for line in launches.output.splitlines() if f"of {recipe.evaluation.questions} " in line]
         assert len(asked) == len(recipe.evaluation.splits) * (1 + recipe.evaluation.greedy), launches.output
@@ -143,19 +144,28 @@ def drawn(recipe: Recipe | SftRecipe) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if is_published(read(p))], ids=lambda path: path.stem)
+def cluster_layouts() -> list[Path]:
+    """Of the recipes for clusters one for each layout that they come down to."""
+    published = [path for path in RECIPES if is_published(read(path))]
+    return list({str(small_actor(path)): path for path in published}.values())
+
+
+def small_actor(path: Path) -> dict[str, Any]:
+    """What a recipe's actor section says of the layout, made small."""
+    small = load_recipe(path, words(scaled(read(path), RANKS)[0]))
+    return small.actor.model_dump(exclude={"optimizer", "max_tokens_per_microbatch"}, exclude_defaults=True)
+
+
+@pytest.mark.parametrize("path", cluster_layouts(), ids=lambda path: path.stem)
 def test_a_warm_up_in_a_clusters_layout_exports(path: Path, tmp_path: Path) -> None:
     """The layout and flags of a recipe for a cluster serve `empg sft` too."""
     folder, warm_up = tmp_path / "run", ROOT / "recipes/miniature_sft.yaml"
-    small = load_recipe(path, words(scaled(read(path), RANKS)[0]))
-    actor = small.actor.model_dump(exclude={"optimizer"}, exclude_defaults=True)
     overrides = {
         **scaled(read(warm_up), RANKS, Size(steps=1))[0],
-        **{f"actor.{name}": value for name, value in actor.items()},
-        "model.dtype": small.model.dtype,
+        "actor.data_parallel": 1,
+        **{f"actor.{name}": value for name, value in small_actor(path).items()},
+        "model.dtype": read(path).model.dtype,
         "run.folder": folder,
-        "actor.data_parallel": small.actor.data_parallel,
-        "actor.max_tokens_per_microbatch": 2048,
     }
     launches = Launches(folder)
     launches.run("sft", str(warm_up), *words(overrides))
