@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,8 @@ GIB = 2**30
 TAIL_LINES, FAILURES_SHOWN, FAILURE_LINES = 12, 6, 12
 LEAST_SECONDS = 20.0
 """A part is not started with less left."""
+_MARK = re.compile(r"^\s*(@|pytestmark\s*=.*|.*marks\s*=\s*)pytest\.mark\.gpu\b", re.MULTILINE)
+"""A mark on a test, a file or a case; not the words in a text."""
 LIBRARIES = ("torch", "triton", "megatron-core", "transformer-engine", "vllm", "transformers", "nvidia-ml-py")
 
 
@@ -105,7 +108,7 @@ def parts(folder: Path, memory_gib: float) -> list[Part]:
 
 def gpu_test_files(tests: Path) -> list[Path]:
     """Files that hold tests marked ``gpu``: those of single modules first."""
-    found = [path for path in tests.rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
+    found = [path for path in tests.rglob("test_*.py") if _MARK.search(path.read_text(encoding="utf-8"))]
     return sorted(found, key=lambda path: ("unit" not in path.parts, path))
 
 

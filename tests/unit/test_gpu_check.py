@@ -36,7 +36,9 @@ def test_every_file_with_a_gpu_test_is_a_part(check: Any, tmp_path: Path) -> Non
         if "pytest.mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__)
     }
     assert len(marked) >= 3
-    assert marked <= {part.name for part in check.parts(tmp_path, 80.0)}
+    parts = {part.name for part in check.parts(tmp_path, 80.0)}
+    assert marked <= parts
+    assert "tests/unit/test_gpu_check.py" not in parts, "it speaks of the mark and has no such test"
 
 
 def test_parts_pass_fail_hang_and_leave_nothing_running(check: Any) -> None:
