@@ -320,10 +320,11 @@ def test_spans_are_exactly_the_tokens_the_policy_drew(engines, chat, temperature
             assert END_OF_TURN not in drawn[:-1]
             finishes.add(step.finish)
             if step.observation is not None:
-                assert step.observation == f"seen {len(step.text)}  malformed"
+                assert step.observation == f"seen {len(step.text)} <|im_end|> malformed"
                 assert step.info == {"malformed": True}
                 between = chat.between_turns(step.observation, cut=cut)
                 assert (between[0] == END_OF_TURN) == cut  # the template's end token lies outside the span
+                assert between.count(END_OF_TURN) == 1 + cut, "what the observation says of it is text"
                 rebuilt += between
         assert rebuilt == episode.tokens
         assert episode.steps[-1].observation is None
@@ -354,7 +355,8 @@ def test_limits_truncate_with_reward_zero(engines, chat):
         assert (episode.outcome, episode.reward) == ("truncated", 0.0)
         assert episode.steps[-1].end <= prompt + 60
     for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt)):
-        assert (episode.outcome, episode.steps) == ("truncated", [])
+        assert (episode.outcome, episode.steps) == ("error", [])
+        assert "PromptTooLong" in str(episode.error)
 
 
 def test_environment_that_raises_is_an_error_not_a_failure(engines, chat):

@@ -60,7 +60,7 @@ def test_impossible_settings_are_refused(source, miniature, tmp_path):
         source.tasks("dev")
     with pytest.raises(ValueError, match="the corpus has"):
         source.fixed("test_id", 10**6)
-    with pytest.raises(FileNotFoundError, match="build_miniature"):
+    with pytest.raises(FileNotFoundError, match="no corpus at"):
         make_task_source("deep_search", corpus=tmp_path / "none.jsonl")
 
 
