@@ -127,7 +127,7 @@ class CheckpointReader:
     def _inspect(self, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of the file's tensors; notes their types."""
         types = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-        with _open(path) as file:
+        with _open_header(path) as file:
             inside = set(file.keys())
             for name in (name for name, where in self._where.items() if where == path):
                 if name not in inside:
@@ -167,7 +167,7 @@ def _locate(folder: Path) -> dict[str, Path]:
         return where
     if not single.exists():
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}{_other_weights(folder)}")
-    with _open(single) as file:
+    with _open_header(single) as file:
         return dict.fromkeys(file.keys(), single)
 
 
@@ -198,13 +198,23 @@ def _other_weights(folder: Path) -> str:
     )
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, framework: str = "pt") -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(str(path), framework="pt")
+        return safe_open(str(path), framework=framework)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} cannot be mapped ({error}); on a machine with less memory than the file split it first, for "
+            "example by transformers' save_pretrained(..., max_shard_size='5GB')"
+        ) from error
+
+
+def _open_header(path: Path) -> Any:
+    """To look at names, types and shapes alone: torch would count the whole file against this machine's memory."""
+    return _open(path, framework="numpy")
 
 
 def write_folder(

@@ -256,17 +256,18 @@ def test_settings_the_environment_refuses_are_named_by_their_key(folder: Path, o
     assert says in message
 
 
-def test_a_32b_model_is_looked_at_by_its_headers(folder: Path) -> None:
-    """65 GB in 17 files, of which nothing but headers can be read in so little time."""
+@pytest.mark.parametrize("files", [1, 17])
+def test_a_32b_model_is_looked_at_by_its_headers(folder: Path, files: int) -> None:
+    """65 GB, of which nothing but headers can be read so quickly, or mapped by a machine with less memory."""
     config = json.loads((ROOT / "tests/unit/weights/configs/qwen2.5-32b.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()
-    write_sparse_weights(folder, files=17)
+    write_sparse_weights(folder, files=files)
     recipe = quickstart(folder)
     before = time.process_time()
     _check_weights(recipe, check_model(recipe))
     assert time.process_time() - before < 3
-    last = folder / "model-00017-of-00017.safetensors"
+    last = max(folder.glob("*.safetensors"))
     os.truncate(last, last.stat().st_size - 1)
     assert str(last) in refusal(recipe)
 
