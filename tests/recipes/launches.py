@@ -13,7 +13,6 @@ import psutil
 from recipe_files import ROOT
 
 from megatron_empg.cluster.watchdog import read_beats
-from megatron_empg.processes import die_with_parent
 from megatron_empg.trainer.jsonl import read_lines
 
 STANDSTILL = 30.0
@@ -50,7 +49,7 @@ class Launches:
         with log.open("w") as output:
             launcher = subprocess.Popen(
                 [sys.executable, "-m", "megatron_empg.cli", *arguments],
-                cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
+                cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
             self._watch(launcher, kill_after_step)
