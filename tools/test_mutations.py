@@ -173,7 +173,7 @@ MUTATIONS = [
         "    actor.settle()\n    if actor.sends_weights:\n",
         "    if actor.sends_weights:\n        actor.settle()\n",
         "tests/recipes/test_rehearsal.py::test_a_warm_up_in_a_clusters_layout_exports[deepsearch_7b]",
-        r"nothing moves",
+        r"settle",
     ),
     Mutation(
         "a flag that a layout cannot bear",

@@ -15,11 +15,12 @@ from recipe_files import ROOT
 from megatron_empg.cluster.watchdog import read_beats
 from megatron_empg.trainer.jsonl import read_lines
 
-STANDSTILL = 25.0
-"""Seconds in which the machine's cores were idle, on average, and the run took next to no processor time though
-it could have had it: it waits for what never comes. On a machine that is busy otherwise they pass slowly."""
-IDLE_SHARE = 0.03
-"""Of one core: what a run takes that only waits (heartbeats, looking for answers, engines at rest)."""
+STANDSTILL = 30.0
+"""Seconds in which a run takes next to no processor time though it could: it waits for what never comes."""
+IDLE_SHARE = 0.06
+"""Of one core, for each process: what it takes at most while it only waits (a rank in a collective takes 0.03)."""
+READY_LOOKS = 0.2
+"""Share of looks at a run that may find one of its processes ready to run though all of them only wait."""
 LONGEST = 900.0
 """Seconds that one start may take at all."""
 
@@ -64,19 +65,16 @@ class Launches:
         assert not orphans, f"processes outlived their launcher: {orphans}"
 
     def _watch(self, launcher: "subprocess.Popen[bytes]", kill_after_step: int | None) -> None:
-        spent, begun = ProcessorTime(), time.monotonic()
-        mark, marked = 0.0, idle_seconds()
+        activity, begun = Activity(), time.monotonic()
         while launcher.poll() is None:
-            spent.look(family_of(launcher))
+            activity.look(family_of(launcher))
             now = time.monotonic()
-            if spent.total - mark > IDLE_SHARE * STANDSTILL:
-                mark, marked = spent.total, idle_seconds()
-            if idle_seconds() - marked > STANDSTILL or now - begun > LONGEST:
+            if activity.still_for(now) > STANDSTILL or now - begun > LONGEST:
                 raise Stuck(f"after {now - begun:.0f} s nothing moves: {self._account()}")
             if kill_after_step is not None and any(line["step"] >= kill_after_step for line in self.logged):
                 break
             time.sleep(0.2)
-        self.processor_seconds += spent.total
+        self.processor_seconds += activity.processor_seconds
 
     def _account(self) -> str:
         """Where the ranks stand, and how far the run came."""
@@ -85,27 +83,43 @@ class Launches:
 
 
 @dataclass
-class ProcessorTime:
-    """Processor seconds of processes that come and go."""
+class Activity:
+    """Whether processes that come and go do anything: take processor time, or would if a busy machine gave it."""
 
     seen: dict[tuple[int, float], float] = field(default_factory=dict)
+    """Processor seconds of each, by number and start."""
+    since: float = field(default_factory=time.monotonic)
+    spent_then: float = 0.0
+    largest: int = 0
+    """The most processes at once, since then."""
+    looks: int = 0
+    ready: int = 0
+    """Looks since then, and those that found a process on a processor, or waiting for one or for a disk."""
 
     def look(self, processes: list[psutil.Process]) -> None:
+        found = []
         for process in processes:
             try:
-                times = process.cpu_times()
+                times, status = process.cpu_times(), process.status()
             except psutil.Error:
                 continue
             self.seen[process.pid, process.create_time()] = times.user + times.system
+            found.append(status)
+        self.largest = max(self.largest, len(found))
+        self.looks += 1
+        self.ready += bool({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}.intersection(found))
+
+    def still_for(self, now: float) -> float:
+        """Seconds since the processes last did more than to wait."""
+        worked = self.processor_seconds - self.spent_then > IDLE_SHARE * STANDSTILL * self.largest
+        if worked or self.ready > READY_LOOKS * max(self.looks, 20):
+            self.since, self.spent_then = now, self.processor_seconds
+            self.looks = self.ready = self.largest = 0
+        return now - self.since
 
     @property
-    def total(self) -> float:
+    def processor_seconds(self) -> float:
         return sum(self.seen.values())
-
-
-def idle_seconds() -> float:
-    """How long a core of this machine has been idle, on average, since it was started."""
-    return psutil.cpu_times().idle / psutil.cpu_count()
 
 
 def environment() -> dict[str, str]:

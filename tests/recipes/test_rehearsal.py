@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 from launches import KILLED, Launches
-from recipe_files import RECIPES, ROOT, read
+from ranks import run_ranks
+from recipe_files import RECIPES, read
 from safetensors.torch import load_file
 from scaling import DEGREES, Overrides, Size, scaled, words
 from stand_ins import is_published, start_of
 
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
+from megatron_empg.trainer.identity import take_up
+from megatron_empg.trainer.jsonl import read_lines
 from megatron_empg.weights.initialise import random_tensors
 from megatron_empg.weights.mapping import rows
 from megatron_empg.weights.model_config import ModelConfig
@@ -156,23 +159,30 @@ def small_actor(path: Path) -> dict[str, Any]:
     return small.actor.model_dump(exclude={"optimizer", "max_tokens_per_microbatch"}, exclude_defaults=True)
 
 
+def warm_up(path: str, overrides: list[str]) -> None:
+    """What each rank of `empg sft` does."""
+    from megatron_empg.trainer.sft import run_sft
+
+    run_sft(load_recipe(Path(path), overrides, SftRecipe))
+
+
 @pytest.mark.parametrize("path", cluster_layouts(), ids=lambda path: path.stem)
 def test_a_warm_up_in_a_clusters_layout_exports(path: Path, tmp_path: Path) -> None:
-    """The layout and flags of a recipe for a cluster serve `empg sft` too."""
-    folder, warm_up = tmp_path / "run", ROOT / "recipes/miniature_sft.yaml"
-    overrides = {
-        **scaled(read(warm_up), RANKS, Size(steps=1))[0],
+    """The layout and flags of a recipe for a cluster serve `empg sft` too; ranks that wait for ever are named."""
+    written = RECIPES[0].with_name("miniature_sft.yaml")
+    overrides = words({
+        **scaled(read(written), RANKS, Size(steps=1))[0],
         "actor.data_parallel": 1,
         **{f"actor.{name}": value for name, value in small_actor(path).items()},
         "model.dtype": read(path).model.dtype,
-        "run.folder": folder,
-    }
-    launches = Launches(folder)
-    launches.run("sft", str(warm_up), *words(overrides))
-    assert launches.exits == [0], launches.output
-    recipe = load_recipe(warm_up, words(overrides), SftRecipe)
-    check_steps(recipe, launches.logged)
-    check_export(recipe, folder / "policy", start_of(recipe))
+        "run.folder": tmp_path / "run",
+    })  # fmt: skip
+    recipe = load_recipe(written, overrides, SftRecipe)
+    folder = take_up(recipe)
+    run_ranks(warm_up, recipe.actor.world_size, str(written), overrides)
+    check_steps(recipe, read_lines(folder.metrics))
+    check_export(recipe, folder.policy, start_of(recipe))
+    folder.close()
 
 
 def test_the_first_command_with_every_flag_of_data_parallelism(tmp_path: Path) -> None:
