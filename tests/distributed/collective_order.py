@@ -29,14 +29,16 @@ _SIZED: dict[str, int | None] = {
 }  # fmt: skip
 _DEEPEST = 3
 """Lines of the project that are named for a collective."""
+PART_BYTES = 20_000
+"""A rank's record is written in parts of this size: a test may forbid a rank to write larger files."""
 
 
 def record(path: Path) -> None:
     """From now on write each collective of this process to ``path``."""
     from torch._C._distributed_c10d import ProcessGroup
 
-    global _file
-    _file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    global _record
+    _record = _Record(path)
     for name in _SIZED:
         original = getattr(ProcessGroup, name, None)
         if original is not None:
@@ -45,16 +47,36 @@ def record(path: Path) -> None:
 
 def note(text: str) -> None:
     """Words of this rank that go with a report, such as the error that took it elsewhere."""
-    if _file is not None:
-        _write("!", text.replace("\n", "\v"))
+    if _record is not None:
+        _record.write("!", text.replace("\n", "\v"))
 
 
-_file: int | None = None
+class _Record:
+    """A rank's lines, in parts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._number = path, 0
+        self._open_part()
+
+    def write(self, *words: Any) -> None:
+        line = ("\t".join(map(str, words)) + "\n").encode()
+        if self._written and self._written + len(line) > PART_BYTES:
+            os.close(self._file)
+            self._number += 1
+            self._open_part()
+        self._written += os.write(self._file, line)
+
+    def _open_part(self) -> None:
+        self._file = os.open(part(self._path, self._number), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._written = 0
 
 
-def _write(*parts: Any) -> None:
-    assert _file is not None
-    os.write(_file, ("\t".join(map(str, parts)) + "\n").encode())
+def part(path: Path, number: int) -> Path:
+    """A part of a rank's record. The next one exists only once this one is whole."""
+    return path.with_name(f"{path.name}.{number}")
+
+
+_record: _Record | None = None
 
 
 def _recorded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,7 +86,8 @@ def _recorded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         ranks = distributed_c10d._world.pg_group_ranks.get(group)
         if ranks is not None and len(ranks) > 1:
             members = ",".join(map(str, ranks))
-            _write(group.group_name, members, f"{name}{_size(name, args)}", time.monotonic(), _where())
+            assert _record is not None
+            _record.write(group.group_name, members, f"{name}{_size(name, args)}", time.monotonic(), _where())
         return original(group, *args, **kwargs)
 
     return entered
@@ -120,6 +143,7 @@ class Order:
 
     def __init__(self, folder: Path, world_size: int) -> None:
         self._paths = [folder / f"rank_{rank}" for rank in range(world_size)]
+        self._part = [0] * world_size
         self._read = [0] * world_size
         self._counts: Counter[tuple[str, str, int]] = Counter()
         self._open: dict[tuple[str, str, int], _Place] = {}
@@ -139,13 +163,19 @@ class Order:
         return self._deadlock(ended)
 
     def _new_lines(self, rank: int, path: Path) -> list[str]:
-        if not path.exists():
-            return []
-        with path.open("rb") as file:
-            file.seek(self._read[rank])
-            whole = file.read().rpartition(b"\n")[0]
-        self._read[rank] += len(whole) + 1 if whole else 0
-        return whole.decode().split("\n") if whole else []
+        lines: list[str] = []
+        while (current := part(path, self._part[rank])).exists():
+            is_whole = part(path, self._part[rank] + 1).exists()
+            with current.open("rb") as file:
+                file.seek(self._read[rank])
+                found = file.read().rpartition(b"\n")[0]
+            self._read[rank] += len(found) + 1 if found else 0
+            lines += found.decode().split("\n") if found else []
+            if not is_whole:
+                break
+            self._part[rank] += 1
+            self._read[rank] = 0
+        return lines
 
     def _take(self, rank: int, parts: list[str]) -> str | None:
         if parts[0] == "!":
