@@ -73,7 +73,7 @@ class _Record:
 
 def part(path: Path, number: int) -> Path:
     """A part of a rank's record. The next one exists only once this one is whole."""
-    return path.with_name(f"{path.name}.{number}")
+    return path.with_name(f"{path.name}.{number}") if number else path
 
 
 _record: _Record | None = None

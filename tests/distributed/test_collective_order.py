@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import collective_order
 import pytest
 import torch
 import torch.distributed as dist
@@ -103,6 +104,18 @@ def test_ranks_that_compute_are_not_waited_for_in_vain(tmp_path: Path) -> None:
     assert fault is not None
     assert "rank 0: barrier of ranks [0, 1, 2] at a.py:1 f" in fault
     assert "not there: rank 2, which has returned" in fault
+
+
+def test_a_record_goes_on_in_its_next_part(tmp_path: Path) -> None:
+    for rank, operation in enumerate(["barrier", "allreduce(1 int64)"]):
+        record = collective_order._Record(tmp_path / f"rank_{rank}")
+        for _ in range(1000):
+            record.write("0", "0,1", "barrier", 1.0, "a.py:1 f")
+        record.write("0", "0,1", operation, 2.0, "a.py:2 f")
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) <= collective_order.PART_BYTES
+    fault = Order(tmp_path, 2).fault(set())
+    assert fault is not None
+    assert "ranks differ in collective 1000" in fault
 
 
 def test_a_circle_of_two_groups_is_found(tmp_path: Path) -> None:
