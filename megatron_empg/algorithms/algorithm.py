@@ -1,0 +1,131 @@
+"""An algorithm at work: the parts that a recipe chose, put together for the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megatron_empg.algorithms.base import Credit, Experience, LossTerm, Probe, Scores
+from megatron_empg.algorithms.sample import Sample, TokenStreams
+from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.algorithms.segments import Segments
+
+
+class Algorithm:
+    """Says which groups train, what each turn is trained on, and by which loss. Every rank holds the whole batch."""
+
+    def __init__(self, section: AlgorithmSection) -> None:
+        self.section = section
+        self.modulation = section.modulation.make()
+        self.regularizer = section.regularizer.make()
+
+    def keeps(self, rewards: Float[Tensor, "group_size"]) -> bool:
+        """Whether a question's episodes, with these rewards, are trained on."""
+        return self.section.keeps(rewards)
+
+    def probes(self, experience: Experience) -> list[Probe]:
+        """What must be scored beside the batch, the advantages' first, then the KL's reference."""
+        return [*self.section.probes(experience), *self.section.kl.probes(experience)]
+
+    def credit(self, experience: Experience, scores: Scores, probes: list[Scores]) -> Credit:
+        """What each turn and token is trained on; ``probes`` are the scores of `probes`, in its order."""
+        section = self.section
+        references = section.kl.probes(experience)
+        own, reference = probes[: len(probes) - len(references)], probes[len(probes) - len(references) :]
+        shaped = replace(experience, rewards=section.shaped_rewards(experience))
+        advantages = section.advantages(shaped, own)
+        entropies = experience.turn_means(scores.entropies)
+        turns, modulated, metrics = advantages.turns, None, {}
+        if self.modulation is not None:
+            modulated = self.modulation.modulate(advantages.turns, entropies, experience)
+            turns = modulated.advantages
+            metrics |= modulated.metrics
+        weighted = section.correction.weigh(scores.logprobs, experience)
+        kept = section.masks.kept(experience, advantages)
+        metrics |= weighted.metrics | section.masks.metrics(kept) | self.regularizer.begin(experience, entropies)
+        return Credit(
+            advantages=advantages,
+            turns=turns,
+            entropies=entropies,
+            modulated=modulated,
+            loss_weights=weighted.weights,
+            kept=kept,
+            reference_logprobs=reference[0].logprobs if reference else None,
+            metrics=metrics,
+        )
+
+    def samples(self, experience: Experience, scores: Scores, credit: Credit, episodes: list[int]) -> list[Sample]:
+        """The chosen episodes' samples with everything that the loss reads, for one optimizer step on them."""
+        part = experience.select(episodes)
+        tokens = experience.tokens_of(episodes)
+        turns = credit.turns[experience.turns_of(episodes)]
+        reference = credit.reference_logprobs
+        streams = TokenStreams(
+            old_logprobs=scores.logprobs[tokens],
+            advantages=turns.repeat_interleave(part.turn_lengths).float(),
+            loss_weights=credit.loss_weights[tokens].float(),
+            mean_weights=mean_weights(part, credit.kept[tokens], self.section.mean),
+            reference_logprobs=reference[tokens] if reference is not None else None,
+        )
+        streams = replace(streams, **self.regularizer.streams(part).present())
+        pieces = streams.split([sample.num_own_tokens for sample in part.samples])
+        return [replace(sample, streams=piece) for sample, piece in zip(part.samples, pieces, strict=True)]
+
+    def loss(self) -> PolicyLoss:
+        """The loss of an optimizer step."""
+        terms = [self.section.kl.term(), self.regularizer.term()]
+        return PolicyLoss(self.section.surrogate(), [term for term in terms if term is not None])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on at the next batch, as JSON for the checkpoint."""
+        state = {"regularizer": self.regularizer.state_dict()}
+        if self.modulation is not None:
+            state["modulation"] = self.modulation.state_dict()
+        return {name: part for name, part in state.items() if part}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.regularizer.load_state_dict(state.get("regularizer", {}))
+        if self.modulation is not None:
+            self.modulation.load_state_dict(state.get("modulation", {}))
+
+
+def mean_weights(part: Experience, kept: Tensor, mean: str) -> Float[Tensor, "own_tokens"]:
+    """Weights by which the mean over all own tokens becomes that over the kept ones, or over samples of their kept
+    tokens' means. 0 throughout where nothing is kept."""
+    kept = kept.double()
+    if mean == "token":
+        return (kept * len(kept) / kept.sum().clamp(min=1)).float()
+    lengths = torch.tensor([sample.num_own_tokens for sample in part.samples], dtype=torch.long)
+    sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
+    in_sample = torch.zeros(len(lengths), dtype=torch.float64).index_add(0, sample_of_token, kept)
+    samples = in_sample.count_nonzero().clamp(min=1)
+    return (kept * len(kept) / (samples * in_sample.clamp(min=1)[sample_of_token])).float()
+
+
+class PolicyLoss:
+    """The surrogate and the terms beside it, each own token's share of the mean that the actor takes over tokens.
+
+    The regularizer's term carries its own weights of the mean, and so do masked tokens (``mean_weights`` 0): where
+    a term says so (`own_mean`) it is added as it is.
+    """
+
+    def __init__(self, surrogate: LossTerm, terms: list[LossTerm]) -> None:
+        self.surrogate, self.terms = surrogate, terms
+        self.statistics = tuple(name for term in (surrogate, *terms) for name in term.statistics)
+
+    def __call__(
+        self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert streams.loss_weights is not None and streams.mean_weights is not None
+        loss, statistics = self.surrogate(logprobs, entropies, streams, segments)
+        loss = loss * streams.loss_weights * streams.mean_weights
+        for term in self.terms:
+            values, numbers = term(logprobs, entropies, streams, segments)
+            loss = loss + (values if getattr(term, "own_mean", False) else values * streams.mean_weights)
+            statistics |= numbers
+        return loss, statistics

@@ -1,0 +1,261 @@
+"""What an algorithm is given and what it gives back, as typed carriers of tensors; and what its parts must do.
+
+An algorithm has five parts, each chosen by a recipe key and each a file of this package: the advantages
+(`algorithm.name`), their modulation, the loss's regularizer, the correction of the engines' log-probs, and the KL.
+Here are the carriers between them, and the interfaces of modulation, regularizer and correction; that of the
+advantages is in section.py beside the keys which all algorithms share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from megatron_empg.algorithms.sample import Sample, TokenStreams
+from megatron_empg.algorithms.segments import Segments
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A batch of episodes as an algorithm sees it: everything that was known before the actor scored it.
+
+    Turns lie end to end, those of an episode adjacent and in order; so do the samples, and the own tokens of all
+    turns. Example: an episode of two turns with 3 and 2 own tokens and one of a single turn with 4 have
+    ``episode_of_turn`` [0, 0, 1] and ``turn_lengths`` [3, 2, 4], and there are 9 own tokens.
+    """
+
+    rewards: Float[Tensor, "episodes"]
+    """The episode's whole reward."""
+    groups: Int[Tensor, "episodes"]
+    """Which question each episode answers."""
+    truncated: Bool[Tensor, "episodes"]
+    """True for an episode that a limit ended."""
+    episode_of_turn: Int[Tensor, "turns"]
+    turn_lengths: Int[Tensor, "turns"]
+    """Own tokens of each turn."""
+    turn_rewards: Float[Tensor, "turns"]
+    """What the environment gave for each turn; they add up to the episode's reward."""
+    anchors: Int[Tensor, "turns"]
+    """Names the state that the turn acted in: equal numbers are equal states."""
+    cut: Bool[Tensor, "turns"]
+    """True for a turn that the token limit ended."""
+    rollout_logprobs: Float[Tensor, "own_tokens"]
+    """As the engine sampled them."""
+    samples: list[Sample]
+    episode_of_sample: Int[Tensor, "samples"]
+    gold: list[Int[Tensor, "gold_tokens"]] = field(default_factory=list)
+    """By episode, the turn that would answer right, in tokens; empty where the environment knows none."""
+    progress: float = 0.0
+    """Share of the run's steps that are done, in [0, 1)."""
+
+    @property
+    def turn_of_token(self) -> Int[Tensor, "own_tokens"]:
+        return torch.arange(len(self.turn_lengths)).repeat_interleave(self.turn_lengths)
+
+    @property
+    def episode_of_token(self) -> Int[Tensor, "own_tokens"]:
+        return self.episode_of_turn.repeat_interleave(self.turn_lengths)
+
+    @property
+    def episode_lengths(self) -> Int[Tensor, "episodes"]:
+        """Own tokens of each episode."""
+        empty = torch.zeros(len(self.rewards), dtype=torch.long)
+        return empty.index_add(0, self.episode_of_turn, self.turn_lengths)
+
+    @property
+    def place_of_turn(self) -> Int[Tensor, "turns"]:
+        """The number of each turn in its episode, from 0."""
+        turns = torch.zeros(len(self.rewards), dtype=torch.long)
+        turns = turns.index_add(0, self.episode_of_turn, torch.ones_like(self.episode_of_turn))
+        first = turns.cumsum(0) - turns
+        return torch.arange(len(self.episode_of_turn)) - first[self.episode_of_turn]
+
+    def turn_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "turns"]:
+        """Mean of a per-token number over each turn's own tokens, in float64."""
+        sums = torch.zeros(len(self.turn_lengths), dtype=torch.float64)
+        return sums.index_add(0, self.turn_of_token, values.double()) / self.turn_lengths
+
+    def turns_of(self, episodes: list[int]) -> Int[Tensor, "chosen_turns"]:
+        """The turns of chosen episodes, in the order of the choice."""
+        return _members(self.episode_of_turn, episodes)
+
+    def tokens_of(self, episodes: list[int]) -> Int[Tensor, "chosen_tokens"]:
+        """The own tokens of chosen episodes, in the order of the choice."""
+        return _members(self.episode_of_token, episodes)
+
+    def select(self, episodes: list[int]) -> Experience:
+        """The chosen episodes alone, in the order of the choice."""
+        turns, tokens = self.turns_of(episodes), self.tokens_of(episodes)
+        samples = _members(self.episode_of_sample, episodes)
+        chosen = torch.tensor(episodes, dtype=torch.long)
+        number = torch.empty(len(self.rewards), dtype=torch.long)
+        number[chosen] = torch.arange(len(chosen))
+        return replace(
+            self,
+            rewards=self.rewards[chosen],
+            groups=self.groups[chosen],
+            truncated=self.truncated[chosen],
+            episode_of_turn=number[self.episode_of_turn[turns]],
+            turn_lengths=self.turn_lengths[turns],
+            turn_rewards=self.turn_rewards[turns],
+            anchors=self.anchors[turns],
+            cut=self.cut[turns],
+            rollout_logprobs=self.rollout_logprobs[tokens],
+            samples=[self.samples[i] for i in samples.tolist()],
+            episode_of_sample=number[self.episode_of_sample[samples]],
+            gold=[self.gold[i] for i in episodes] if self.gold else [],
+        )
+
+
+def _members(owner: Int[Tensor, "items"], chosen: list[int]) -> Int[Tensor, "chosen_items"]:
+    """Positions of the items of the chosen owners; an owner's items are adjacent and owners ascend."""
+    if not len(owner):
+        return torch.empty(0, dtype=torch.long)
+    counts = owner.bincount(minlength=max(chosen, default=0) + 1)
+    first = (counts.cumsum(0) - counts).tolist()
+    count = counts.tolist()
+    spans = [torch.arange(first[i], first[i] + count[i]) for i in chosen]
+    return torch.cat(spans) if spans else torch.empty(0, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a policy says of own tokens that lie end to end: log-probs, and exact entropies in nats."""
+
+    logprobs: Float[Tensor, "own_tokens"]
+    entropies: Float[Tensor, "own_tokens"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Samples that an algorithm wants scored beside the batch."""
+
+    samples: list[Sample]
+    policy: Literal["current", "reference"] = "current"
+    """By which policy: the one that the batch updates, or the run's initial one."""
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What the rewards say, before any modulation."""
+
+    episodes: Float[Tensor, "episodes"]
+    """The advantage of each whole episode, for readers; where turns differ, that of its outcome."""
+    turns: Float[Tensor, "turns"]
+
+
+@dataclass(frozen=True)
+class Modulated:
+    """What a modulation made of each turn's advantage, and why: ``advantages = A·scale + bonus - mean``."""
+
+    advantages: Float[Tensor, "turns"]
+    h_norm: Float[Tensor, "turns"]
+    """The turn's normalised entropy: 0 is the surest."""
+    scale: Float[Tensor, "turns"]
+    """EMPG's g, AEM's alpha."""
+    bonus: Float[Tensor, "turns"]
+    """EMPG's zeta·f; 0 without one."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What a correction made of the gap between engine and actor."""
+
+    weights: Float[Tensor, "own_tokens"]
+    """Factor of each token's loss; 0 where the correction rejects it."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What the batch is trained on, turn by turn and token by token."""
+
+    advantages: Advantages
+    turns: Float[Tensor, "turns"]
+    """The final advantage of each turn."""
+    entropies: Float[Tensor, "turns"]
+    """Mean entropy of each turn's own tokens in nats: H_t of the papers."""
+    modulated: Modulated | None
+    loss_weights: Float[Tensor, "own_tokens"]
+    """The correction's factors."""
+    kept: Bool[Tensor, "own_tokens"]
+    """False for tokens that the masks take out of the loss."""
+    reference_logprobs: Float[Tensor, "own_tokens"] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class LossTerm(Protocol):
+    """A part of the loss, token by token: the surrogate, the KL, the regularizer."""
+
+    statistics: tuple[str, ...]
+    """Names of the numbers that come with it."""
+
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "own_tokens"],
+        entropies: Float[Tensor, "own_tokens"],
+        streams: TokenStreams,
+        segments: Segments,
+    ) -> tuple[Float[Tensor, "own_tokens"], dict[str, Tensor]]:
+        """The term at each own token, with gradient, and detached statistics by name, per token too."""
+        ...
+
+
+class Modulation(Protocol):
+    """Makes other turn advantages of the turns' entropies. May keep running statistics."""
+
+    def modulate(
+        self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
+    ) -> Modulated: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running statistics, as JSON."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Regularizer(Protocol):
+    """A term of the loss over the policy's entropies. May keep a history."""
+
+    def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
+        """Take up a batch before its first optimizer step; metrics."""
+        ...
+
+    def streams(self, part: Experience) -> TokenStreams:
+        """What the term reads of each own token of an optimizer step's episodes: ``entropy_…``."""
+        ...
+
+    def term(self) -> LossTerm | None:
+        """The term itself; None when it is nothing."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, as JSON."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Correction(Protocol):
+    """Weighs tokens by how far the engine's log-probs are from the actor's."""
+
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+        """``logprobs``: the actor's, before the update."""
+        ...
+
+
+class Stateless:
+    """For parts that keep nothing between batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, the checkpoint holds {sorted(state)}")

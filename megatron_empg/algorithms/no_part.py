@@ -1,0 +1,49 @@
+"""The choice `none` of each optional part."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megatron_empg.algorithms.base import Experience, LossTerm, Stateless, Weighted
+from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.section import Section
+
+
+class NoModulation(Section):
+    """Turn advantages stay what they are."""
+
+    name: Literal["none"] = "none"
+
+    def make(self) -> None:
+        return None
+
+
+class NoRegularizer(Section):
+    """The loss has no term over entropies."""
+
+    name: Literal["none"] = "none"
+
+    def make(self) -> "NothingAdded":
+        return NothingAdded()
+
+
+class NothingAdded(Stateless):
+    def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
+        return {}
+
+    def streams(self, part: Experience) -> TokenStreams:
+        return TokenStreams()
+
+    def term(self) -> LossTerm | None:
+        return None
+
+
+class NoCorrection(Section):
+    """Every token weighs 1, however far engine and actor are apart."""
+
+    name: Literal["none"] = "none"
+
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+        return Weighted(torch.ones_like(logprobs))

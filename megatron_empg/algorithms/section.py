@@ -1,0 +1,89 @@
+"""The keys that all algorithms share, and what an algorithm of `algorithm.name` adds: how rewards become advantages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megatron_empg.algorithms.base import Advantages, Experience, LossTerm, Probe, Scores
+from megatron_empg.algorithms.empg import Empg
+from megatron_empg.algorithms.kl import KlSection
+from megatron_empg.algorithms.masks import MasksSection
+from megatron_empg.algorithms.no_part import NoCorrection, NoRegularizer
+from megatron_empg.algorithms.parts import CorrectionKey, ModulationKey, RegularizerKey
+from megatron_empg.section import NonNegative, Positive, Section
+
+
+class AlgorithmSection(Section):
+    """An algorithm: its class is the choice of `algorithm.name`, and turns rewards into advantages."""
+
+    name: str
+    """How rewards become advantages, and how the loss is clipped."""
+    modulation: ModulationKey = Empg()
+    """What makes other turn advantages of the turns' entropies. Here as in the next two, a bare name means that
+    part with its defaults."""
+    regularizer: RegularizerKey = NoRegularizer()
+    """A term of the loss over the policy's entropies."""
+    correction: CorrectionKey = NoCorrection()
+    """What weighs tokens by the gap between the engine's log-probs and the actor's."""
+    kl: KlSection = KlSection()
+    masks: MasksSection = MasksSection()
+    updates_per_batch: Positive = 1
+    """Optimizer steps a batch; its episodes are split into so many parts."""
+    loss_mean: Literal["token", "sequence"] | None = None
+    """The loss is the mean over all own tokens, or over samples of their tokens' means; the algorithm's own unless
+    given (sequence for gspo and sampo, else token)."""
+    kl_to_initial_every: NonNegative = 0
+    """Steps between measurements of the KL to the initial policy, a metric only; 0 is never. With a
+    `kl.coefficient` it is measured in every step."""
+    shuffle_rewards: bool = False
+    """The control experiment: permute the rewards inside a batch. Nothing should be learnt."""
+
+    @property
+    def mean(self) -> Literal["token", "sequence"]:
+        """The mean in force."""
+        return self.loss_mean or self.own_mean()
+
+    def own_mean(self) -> Literal["token", "sequence"]:
+        return "token"
+
+    @property
+    def generation_rounds(self) -> int:
+        """Rounds of new questions after which a batch is what was found."""
+        return 1
+
+    @property
+    def oversampling(self) -> float:
+        """Questions asked in a round by questions still wanted."""
+        return 1.0
+
+    def keeps(self, rewards: Float[Tensor, "group_size"]) -> bool:
+        """Whether a question's episodes, with these rewards, are trained on."""
+        return True
+
+    def shaped_rewards(self, experience: Experience) -> Float[Tensor, "episodes"]:
+        """The rewards that advantages are taken of."""
+        return experience.rewards
+
+    def probes(self, experience: Experience) -> list[Probe]:
+        """What else must be scored; `advantages` gets the scores in the same order."""
+        return []
+
+    def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
+        raise NotImplementedError
+
+    def surrogate(self) -> LossTerm:
+        """The policy loss of each own token, times its ``loss_weights``."""
+        raise NotImplementedError
+
+
+def on_turns(advantages: Float[Tensor, "episodes"], experience: Experience) -> Advantages:
+    """An episode's advantage at each of its turns."""
+    return Advantages(advantages, advantages[experience.episode_of_turn])
+
+
+def empty_turns(experience: Experience) -> Float[Tensor, "turns"]:
+    return torch.zeros(len(experience.turn_lengths), dtype=torch.float64)

@@ -1,0 +1,42 @@
+"""Means over a sample's or a turn's own tokens inside a loss, wherever its tokens lie."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which sample and which turn of a microbatch each of this rank's own tokens belongs to.
+
+    Context-parallel ranks hold parts of the same samples, numbered alike; ``reduce`` adds a tensor up over them, in
+    place. Every one of them must ask for the same means, in the same order.
+    """
+
+    sample_of_token: Int[Tensor, "own_tokens"]
+    turn_of_token: Int[Tensor, "own_tokens"]
+    samples: int
+    turns: int
+    reduce: Callable[[Tensor], None] | None = None
+
+    @torch.no_grad()
+    def sample_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
+        """At each token the mean of ``values`` over its sample's own tokens; without gradient."""
+        return self._means(values, self.sample_of_token, self.samples)
+
+    @torch.no_grad()
+    def turn_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
+        """At each token the mean of ``values`` over its turn's own tokens; without gradient."""
+        return self._means(values, self.turn_of_token, self.turns)
+
+    def _means(self, values: Tensor, index: Tensor, count: int) -> Tensor:
+        sums = torch.zeros(2, count, dtype=torch.float64, device=values.device)
+        sums[0].index_add_(0, index, values.detach().double())
+        sums[1].index_add_(0, index, torch.ones_like(values, dtype=torch.float64))
+        if self.reduce is not None:
+            self.reduce(sums)
+        means = sums[0] / sums[1].clamp(min=1)
+        return means[index].to(values.dtype)
