@@ -12,6 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from megatron_empg.algorithms.base import Regularizer
+from megatron_empg.section import Section
+
+
+class Epo(Section):
+    """Entropy-regularised policy optimization."""
+
+    name: Literal["epo"] = "epo"
+
+    def make(self) -> Regularizer:
+        raise NotImplementedError
+
 
 @dataclass
 class EntropyHistory:

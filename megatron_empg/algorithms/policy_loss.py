@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.algorithms.segments import Segments
+
 LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip and still finite in float32
 
 
@@ -53,20 +56,45 @@ def clipped_policy_loss(
     return loss, stats
 
 
+class TokenClip:
+    """`clipped_policy_loss`: each token's own ratio is clipped."""
+
+    def __init__(self, clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.statistics: tuple[str, ...] = ("ratio", "clipped", "approx_kl")
+
+    def __call__(
+        self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert streams.old_logprobs is not None and streams.advantages is not None
+        return clipped_policy_loss(
+            logprobs,
+            streams.old_logprobs,
+            streams.advantages,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+        )
+
+
 def kl_estimate(
     logprobs: Float[Tensor, "*tokens"],
     reference_logprobs: Float[Tensor, "*tokens"],
-    estimator: Literal["k1", "k3"] = "k3",
+    estimator: Literal["k1", "k2", "k3"] = "k3",
 ) -> Float[Tensor, "*tokens"]:
     """KL of the policy to a reference, estimated from tokens the policy drew; differentiable.
 
-    k1 is ``log p - log q``: unbiased, often negative. k3 is ``q/p - 1 - log(q/p)``: unbiased, never negative,
-    of lower variance. Source: J. Schulman, "Approximating KL divergence" (2020).
+    k1 is ``log p - log q``: unbiased, often negative. k2 is half its square: never negative, near the KL where the
+    two are near. k3 is ``q/p - 1 - log(q/p)``: unbiased, never negative, of lower variance. Only k2's gradient, on
+    average over the policy's own tokens, is that of the KL (see kl.py). Source: J. Schulman, "Approximating KL
+    divergence" (2020). Raises ValueError for another estimator.
     """
     log_ratio = reference_logprobs - logprobs
     if estimator == "k1":
         return -log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
     if estimator == "k3":
         log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         return torch.expm1(log_ratio) - log_ratio
-    raise ValueError(f"estimator is {estimator!r}; it must be 'k1' or 'k3'")
+    raise ValueError(f"estimator is {estimator!r}; it must be 'k1', 'k2' or 'k3'")

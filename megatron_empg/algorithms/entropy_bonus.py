@@ -1,0 +1,52 @@
+"""The plain entropy bonus: the loss falls as the policy's entropy grows."""
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from megatron_empg.algorithms.base import Experience, LossTerm, Stateless
+from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.algorithms.segments import Segments
+from megatron_empg.section import Coefficient, Section
+
+
+class EntropyBonus(Section):
+    """Every token's entropy is paid for alike."""
+
+    name: Literal["entropy"] = "entropy"
+    coefficient: Coefficient = 0.001
+    """The loss gets minus so many times the mean entropy over tokens, in nats; below 0 entropy costs. (The default
+    is EPO's released code's.)"""
+
+    def make(self) -> "Bonus":
+        return Bonus(self.coefficient)
+
+
+class Bonus(Stateless):
+    """Reads nothing of the batch."""
+
+    def __init__(self, coefficient: float) -> None:
+        self.coefficient = coefficient
+
+    def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
+        return {}
+
+    def streams(self, part: Experience) -> TokenStreams:
+        return TokenStreams()
+
+    def term(self) -> LossTerm | None:
+        return BonusTerm(self.coefficient) if self.coefficient else None
+
+
+class BonusTerm:
+    """``-coefficient`` times each token's entropy."""
+
+    def __init__(self, coefficient: float) -> None:
+        self.coefficient = coefficient
+        self.statistics: tuple[str, ...] = ()
+
+    def __call__(
+        self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return -self.coefficient * entropies, {}
