@@ -1,8 +1,9 @@
-"""What groups of recipe keys are made of: the base of every section, and the ranges that its numbers may have."""
+"""What groups of recipe keys are made of: the base of sections, choices among them, and ranges of numbers."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # Seeds of draws are a million times the run's and more, and must fit 64 bits; no count needs more either.
 LARGEST = 2**31 - 1
@@ -21,3 +22,35 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def named(default: str) -> BeforeValidator:
+    """For a key that holds one of several sections, told apart by their `name`.
+
+    A bare name is that section with its defaults; keys without a name are those of the section ``default``.
+    """
+
+    def with_name(given: Any) -> Any:
+        if isinstance(given, str):
+            return {"name": given}
+        return {"name": default, **given} if isinstance(given, dict) else given
+
+    return BeforeValidator(with_name)
+
+
+def choices(annotation: Any) -> dict[str, type[Section]]:
+    """{name: section} of the sections that a key of this type may hold; empty for a plain section and a value."""
+    found: dict[str, type[Section]] = {}
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, Section):
+            names = get_args(part.model_fields["name"].annotation)
+            found |= dict.fromkeys(names, part)
+    return found
+
+
+def section_of(annotation: Any, values: Any) -> type[Section] | None:
+    """The section that a key of this type holds with these values; None for a value, or for an unknown name."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    name = values.get("name") if isinstance(values, Mapping) else None
+    return choices(annotation).get(str(name))

@@ -9,14 +9,16 @@ advantages is in section.py beside the keys which all algorithms share.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from megatron_empg.algorithms.lazy_torch import torch
 
-from megatron_empg.algorithms.sample import Sample, TokenStreams
-from megatron_empg.algorithms.segments import Segments
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from megatron_empg.algorithms.sample import Sample, TokenStreams
+    from megatron_empg.algorithms.segments import Segments
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """What is left out of the loss though it was played: masks over episodes, turns and groups."""
 
-from jaxtyping import Bool
-from torch import Tensor
+from __future__ import annotations
 
-from megatron_empg.algorithms.base import Advantages, Experience
+from typing import TYPE_CHECKING
+
 from megatron_empg.section import Section
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Advantages, Experience
 
 
 class MasksSection(Section):

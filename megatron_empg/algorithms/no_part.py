@@ -1,14 +1,19 @@
 """The choice `none` of each optional part."""
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.base import Experience, LossTerm, Stateless, Weighted
+from megatron_empg.algorithms.base import Stateless, Weighted
+from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.section import Section
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience, LossTerm
 
 
 class NoModulation(Section):
@@ -25,7 +30,7 @@ class NoRegularizer(Section):
 
     name: Literal["none"] = "none"
 
-    def make(self) -> "NothingAdded":
+    def make(self) -> NothingAdded:
         return NothingAdded()
 
 

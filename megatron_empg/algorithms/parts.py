@@ -1,8 +1,8 @@
-"""The modulations, regularizers and corrections that a recipe may name: a line for each."""
+"""The modulations, regularizers and corrections that a recipe may name."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from megatron_empg.algorithms.aem import Aem
 from megatron_empg.algorithms.empg import Empg
@@ -12,19 +12,10 @@ from megatron_empg.algorithms.icepop import IcePop
 from megatron_empg.algorithms.no_part import NoCorrection, NoModulation, NoRegularizer
 from megatron_empg.algorithms.sequence_rejection import SequenceRejection
 from megatron_empg.algorithms.truncated_sampling import Mis, Tis
+from megatron_empg.section import named
 
-
-def bare_name(given: Any) -> Any:
-    """A name alone means the part of that name with its defaults."""
-    return {"name": given} if isinstance(given, str) else given
-
-
-ModulationKey = Annotated[NoModulation | Empg | Aem, Field(discriminator="name"), BeforeValidator(bare_name)]
-RegularizerKey = Annotated[
-    NoRegularizer | EntropyBonus | Epo, Field(discriminator="name"), BeforeValidator(bare_name)
-]
+ModulationKey = Annotated[NoModulation | Empg | Aem, Field(discriminator="name"), named("empg")]
+RegularizerKey = Annotated[NoRegularizer | EntropyBonus | Epo, Field(discriminator="name"), named("none")]
 CorrectionKey = Annotated[
-    NoCorrection | Tis | Mis | IcePop | SequenceRejection,
-    Field(discriminator="name"),
-    BeforeValidator(bare_name),
+    NoCorrection | Tis | Mis | IcePop | SequenceRejection, Field(discriminator="name"), named("none")
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from megatron_empg.algorithms.lazy_torch import torch
 
-PerToken = Float[Tensor, "own_tokens"] | None
-"""One number for each of the policy's own tokens, in order; None where no part of the algorithm reads it."""
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    PerToken = Float[Tensor, "own_tokens"] | None
+    """One number for each of the policy's own tokens, in order; None where no part of the algorithm reads it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class TokenStreams:
 class Sample:
     """A token sequence, and which of its tokens the policy itself wrote.
 
-    ``turns`` are the (start, end) offsets of each turn's own tokens. Example: a prompt of 3 tokens, a turn of 2, an
-    observation of 4 and a turn of 1 are 10 ``tokens`` with ``turns`` [[3, 5], [9, 10]], hence 3 own tokens.
+    ``turns`` are the (start, end) offsets of each turn's own tokens. Example: a prompt of 3 tokens, a turn of 2,
+    an observation of 4 and a turn of 1 are 10 ``tokens`` with ``turns`` [[3, 5], [9, 10]], hence 3 own tokens.
     """
 
     tokens: Int[Tensor, "length"]
@@ -103,7 +106,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """What the actor says of one sample's own tokens: log-probs, and exact entropies in nats; float32 on the CPU."""
+    """What the actor says of one sample's own tokens: log-probs, and exact entropies in nats, all on the CPU."""
 
     logprobs: Float[Tensor, "own_tokens"]
     entropies: Float[Tensor, "own_tokens"]

@@ -1,20 +1,23 @@
-"""The keys that all algorithms share, and what an algorithm of `algorithm.name` adds: how rewards become advantages."""
+"""The keys that all algorithms share, and what each adds: its advantages and its loss."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from megatron_empg.algorithms.base import Advantages, Experience, LossTerm, Probe, Scores
+from megatron_empg.algorithms.base import Advantages
 from megatron_empg.algorithms.empg import Empg
 from megatron_empg.algorithms.kl import KlSection
+from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.no_part import NoCorrection, NoRegularizer
 from megatron_empg.algorithms.parts import CorrectionKey, ModulationKey, RegularizerKey
 from megatron_empg.section import NonNegative, Positive, Section
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience, LossTerm, Probe, Scores
 
 
 class AlgorithmSection(Section):

@@ -1,19 +1,24 @@
 """Means over a sample's or a turn's own tokens inside a loss, wherever its tokens lie."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from megatron_empg.algorithms.lazy_torch import torch, without_gradient
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Segments:
     """Which sample and which turn of a microbatch each of this rank's own tokens belongs to.
 
-    Context-parallel ranks hold parts of the same samples, numbered alike; ``reduce`` adds a tensor up over them, in
-    place. Every one of them must ask for the same means, in the same order.
+    Context-parallel ranks hold parts of the same samples, numbered alike; ``reduce`` adds a tensor up over them,
+    in place. Every one of them must ask for the same means, in the same order.
     """
 
     sample_of_token: Int[Tensor, "own_tokens"]
@@ -22,12 +27,12 @@ class Segments:
     turns: int
     reduce: Callable[[Tensor], None] | None = None
 
-    @torch.no_grad()
+    @without_gradient
     def sample_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
         """At each token the mean of ``values`` over its sample's own tokens; without gradient."""
         return self._means(values, self.sample_of_token, self.samples)
 
-    @torch.no_grad()
+    @without_gradient
     def turn_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
         """At each token the mean of ``values`` over its turn's own tokens; without gradient."""
         return self._means(values, self.turn_of_token, self.turns)
