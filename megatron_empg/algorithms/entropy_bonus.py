@@ -1,14 +1,19 @@
 """The plain entropy bonus: the loss falls as the policy's entropy grows."""
 
-from typing import Literal
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.base import Experience, LossTerm, Stateless
+from megatron_empg.algorithms.base import Stateless
 from megatron_empg.algorithms.sample import TokenStreams
-from megatron_empg.algorithms.segments import Segments
 from megatron_empg.section import Coefficient, Section
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience, LossTerm
+    from megatron_empg.algorithms.segments import Segments
 
 
 class EntropyBonus(Section):
@@ -17,9 +22,9 @@ class EntropyBonus(Section):
     name: Literal["entropy"] = "entropy"
     coefficient: Coefficient = 0.001
     """The loss gets minus so many times the mean entropy over tokens, in nats; below 0 entropy costs. (The default
-    is EPO's released code's.)"""
+    is that of EPO's released code.)"""
 
-    def make(self) -> "Bonus":
+    def make(self) -> Bonus:
         return Bonus(self.coefficient)
 
 

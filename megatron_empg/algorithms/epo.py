@@ -1,28 +1,257 @@
 """EPO (arXiv 2509.22576): an entropy bonus, smoothed by a band around the entropy's own history.
 
-Added to the policy loss: ``-strength·(mean H - beta·mean P)``, with the mean over the turns of a trajectory, then
-over the batch. The gradient flows through the entropies, so they must be differentiable.
+Added to the policy loss: ``-coefficient·(mean H - beta·mean P)``, with the mean over the turns of a trajectory,
+then over the batch. The gradient flows through the entropies, so they must be differentiable.
+
+What the authors released differs from what a reader of the equations expects: P is a constant, so that it has no
+gradient and only the plain entropy bonus trains. That form is `constant`; `distance` is this project's deviation.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from pydantic import model_validator
 
-from megatron_empg.algorithms.base import Regularizer
-from megatron_empg.section import Section
+from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.section import NonNegativeCoefficient, Section
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience, LossTerm
+    from megatron_empg.algorithms.segments import Segments
+
+Value = TypeVar("Value")
+
+Form = Literal["distance", "constant"]
+History = Literal["batch", "turn"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of EPO's numbers; see `Epo` for what each says."""
+
+    coefficient: float
+    beta: float
+    alpha: float
+    band_low: float
+    band_high: float
+    form: Form
+    history: History
+    phase_weights: bool
+
+
+Preset = Literal["differentiable", "paper", "released", "released_sciworld", "released_alfworld"]
+PRESETS: dict[Preset, Settings] = {
+    # The paper's band with a penalty that has a gradient. Above the band the bonus itself pulls up by 1, so the
+    # penalty pulls down only where alpha·beta > 1: alpha and no phase weights are chosen here.
+    "differentiable": Settings(0.001, 1.0, 2.0, 0.8, 1.2, "distance", "batch", phase_weights=False),
+    # The paper's equations, and the numbers of the released YAML.
+    "paper": Settings(0.001, 1.0, 0.1, 0.8, 1.2, "constant", "batch", phase_weights=True),
+    # The defaults of the released launch script.
+    "released": Settings(0.001, 1.0, 0.1, 0.5, 1.5, "constant", "turn", phase_weights=False),
+    # The two launch lines of the authors' page.
+    "released_sciworld": Settings(0.001, 1.0, 0.05, 0.0, 2.0, "constant", "turn", phase_weights=True),
+    "released_alfworld": Settings(0.001, 1.0, 0.1, 0.0, 2.0, "constant", "turn", phase_weights=True),
+}
 
 
 class Epo(Section):
-    """Entropy-regularised policy optimization."""
+    """The entropy bonus with a band: a preset, and keys that override its numbers; null is the preset's."""
 
     name: Literal["epo"] = "epo"
+    preset: Preset = "differentiable"
+    """Whose numbers: this project's, the paper's, or those of the released launch files. All have coefficient
+    0.001 and beta 1 as the released code; the rest is in PRESETS of epo.py with its origin. (Default chosen here: the
+    others' penalty has no gradient.)"""
+    coefficient: NonNegativeCoefficient | None = None
+    """The loss gets minus so many times the mean entropy, less the penalty (lambda)."""
+    beta: NonNegativeCoefficient | None = None
+    """How much the penalty counts beside the entropy."""
+    alpha: NonNegativeCoefficient | None = None
+    """The penalty of a turn whose mean entropy is outside the band: so much (constant), or so many times the
+    distance in nats (distance)."""
+    band_low: NonNegativeCoefficient | None = None
+    """The band starts at so many times the history's entropy."""
+    band_high: NonNegativeCoefficient | None = None
+    """The band ends at so many times the history's entropy."""
+    form: Form | None = None
+    """constant: as released, without gradient; distance: this project's deviation, differentiable."""
+    history: History | None = None
+    """batch: one cumulative mean of all past batches' entropies; turn: one per place of a turn in its episode."""
+    phase_weights: bool | None = None
+    """Multiply the penalty by `phase_weight`, which falls as the run goes on."""
 
-    def make(self) -> Regularizer:
-        raise NotImplementedError
+    @property
+    def settings(self) -> Settings:
+        """The numbers in force."""
+        chosen = PRESETS[self.preset]
+        return Settings(
+            coefficient=_given(self.coefficient, chosen.coefficient),
+            beta=_given(self.beta, chosen.beta),
+            alpha=_given(self.alpha, chosen.alpha),
+            band_low=_given(self.band_low, chosen.band_low),
+            band_high=_given(self.band_high, chosen.band_high),
+            form=_given(self.form, chosen.form),
+            history=_given(self.history, chosen.history),
+            phase_weights=_given(self.phase_weights, chosen.phase_weights),
+        )
+
+    @model_validator(mode="after")
+    def _band(self) -> Epo:
+        settings = self.settings
+        if settings.band_low > settings.band_high:
+            raise ValueError(
+                f"band_low is {settings.band_low} and band_high {settings.band_high} (preset {self.preset}); "
+                "the band needs band_low <= band_high: set both"
+            )
+        return self
+
+    def make(self) -> EpoRegularizer:
+        return EpoRegularizer(self.settings)
+
+
+def _given(value: Value | None, otherwise: Value) -> Value:
+    return otherwise if value is None else value
+
+
+class EpoRegularizer:
+    """Keeps the entropy's history, and draws each batch's band from the batches before it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.histories: list[EntropyHistory] = []
+        """The batches' one, or one per turn index; empty before the first batch."""
+        self._means = torch.zeros(0, dtype=torch.float64)
+        self._phase_weight = 1.0
+
+    def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
+        """Fix the band from the batches so far, then add this one to the history.
+
+        Raises ValueError where an entropy is not finite.
+        """
+        self._means = torch.tensor([history.mean for history in self.histories], dtype=torch.float64)
+        self._phase_weight = phase_weight(experience.progress) if self.settings.phase_weights else 1.0
+        metrics = {"epo/phase_weight": self._phase_weight}
+        low, high = self._band(experience)
+        if len(low) and len(self._means):
+            outside = (entropies < low) | (entropies > high)
+            metrics["epo/outside_share"] = float(outside.double().mean())
+            metrics["epo/history"] = float(self._means.mean())
+        self._take_up(experience, entropies)
+        return metrics
+
+    def streams(self, part: Experience) -> TokenStreams:
+        """The band of each token's turn, and the token's weight in a mean over turns, then episodes."""
+        if not self.settings.coefficient:
+            return TokenStreams()
+        low, high = self._band(part)
+        weights = self.settings.coefficient * int(part.turn_lengths.sum()) * episode_mean_weights(part)
+        return TokenStreams(
+            entropy_weights=(weights / part.turn_lengths).repeat_interleave(part.turn_lengths).float(),
+            entropy_low=low.repeat_interleave(part.turn_lengths).float(),
+            entropy_high=high.repeat_interleave(part.turn_lengths).float(),
+        )
+
+    def term(self) -> LossTerm | None:
+        """The term with the phase weight of the batch that was begun last."""
+        if not self.settings.coefficient:
+            return None
+        return EpoTerm(self.settings.alpha * self._phase_weight, self.settings.beta, self.settings.form)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": self.settings.history,
+            "totals": [history.total for history in self.histories],
+            "batches": [history.batches for history in self.histories],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for a history of the other kind. An empty state is that of a new run."""
+        if not state:
+            return
+        if state["history"] != self.settings.history:
+            raise ValueError(
+                f"the checkpoint's entropy history is by {state['history']}, the regularizer's by "
+                f"{self.settings.history}: set algorithm.regularizer.history={state['history']}"
+            )
+        pairs = zip(state["totals"], state["batches"], strict=True)
+        self.histories = [EntropyHistory(total, batches) for total, batches in pairs]
+
+    def _band(self, experience: Experience) -> tuple[Float[Tensor, "turns"], Float[Tensor, "turns"]]:
+        """Both ends of each turn's band; infinite for a turn that has no history."""
+        place = torch.zeros_like(experience.episode_of_turn)
+        if self.settings.history == "turn":
+            place = experience.place_of_turn
+        low = torch.full((len(place),), -math.inf, dtype=torch.float64)
+        high = torch.full((len(place),), math.inf, dtype=torch.float64)
+        known = place < len(self._means)
+        low[known] = self.settings.band_low * self._means[place[known]]
+        high[known] = self.settings.band_high * self._means[place[known]]
+        return low, high
+
+    def _take_up(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> None:
+        if not len(entropies):
+            return
+        if self.settings.history == "batch":
+            means = [float((episode_mean_weights(experience) * entropies).sum())]
+        else:
+            place = experience.place_of_turn
+            sums = torch.zeros(int(place.max()) + 1, dtype=torch.float64)
+            means = (sums.index_add(0, place, entropies.double()) / place.bincount()).tolist()
+        while len(self.histories) < len(means):
+            self.histories.append(EntropyHistory())
+        for history, mean in zip(self.histories, means, strict=False):
+            history.add(mean)
+
+
+def episode_mean_weights(experience: Experience) -> Float[Tensor, "turns"]:
+    """The weight of each turn in the mean over an episode's turns, then over the episodes that have turns."""
+    turns = experience.episode_of_turn.bincount(minlength=len(experience.rewards))
+    episodes = int((turns > 0).sum())
+    return 1 / (turns[experience.episode_of_turn].double() * max(episodes, 1))
+
+
+class EpoTerm:
+    """``-weight·(H - beta·P)`` at each own token; its mean over tokens is EPO's term.
+
+    The *current* policy's mean entropy of a whole turn decides on which side of the band the turn is, and each of
+    its tokens carries its share of the distance. Masked tokens carry nothing.
+    """
+
+    own_mean = True  # entropy_weights make the mean, and PolicyLoss must not weigh again
+
+    def __init__(self, alpha: float, beta: float, form: Form) -> None:
+        self.alpha, self.beta, self.form = alpha, beta, form
+        self.statistics: tuple[str, ...] = ("epo_penalty", "epo_outside")
+
+    def __call__(
+        self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        low, high, weights = streams.entropy_low, streams.entropy_high, streams.entropy_weights
+        assert low is not None
+        assert high is not None
+        assert weights is not None
+        if streams.mean_weights is not None:
+            weights = weights * (streams.mean_weights != 0)
+        means = segments.turn_means(entropies)
+        above, below = means > high, means < low
+        outside = (above | below).to(entropies.dtype)
+        side = above.to(entropies.dtype) - below.to(entropies.dtype)
+        # Where a turn is inside the band, an end may be infinite; 0 stands for it, and side is 0.
+        end = torch.where(above, high, torch.where(below, low, 0))
+        if self.form == "constant":
+            penalty = turn_penalty = self.alpha * outside
+        else:
+            penalty = self.alpha * side * (entropies - end)
+            turn_penalty = self.alpha * side * (means - end)
+        statistics = {"epo_penalty": turn_penalty, "epo_outside": outside}
+        return -weights * (entropies - self.beta * penalty), statistics
 
 
 @dataclass
@@ -52,7 +281,7 @@ def smoothing_penalty(
     low: float = 0.8,
     high: float = 1.2,
     alpha: float = 0.1,
-    form: Literal["distance", "constant"] = "distance",
+    form: Form = "distance",
 ) -> Float[Tensor, "turns"]:
     """P of each turn: 0 inside ``[low·history, high·history]`` and without a history.
 

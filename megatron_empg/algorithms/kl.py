@@ -1,14 +1,19 @@
 """The KL of the policy to the run's initial one as a term of the loss, with the gradient that the KL has."""
 
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.base import Experience, LossTerm, Probe
+from megatron_empg.algorithms.base import Probe
 from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT, kl_estimate
-from megatron_empg.algorithms.sample import TokenStreams
-from megatron_empg.algorithms.segments import Segments
 from megatron_empg.section import NonNegativeCoefficient, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience, LossTerm
+    from megatron_empg.algorithms.sample import TokenStreams
+    from megatron_empg.algorithms.segments import Segments
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -19,8 +24,8 @@ class KlSection(Section):
     coefficient: NonNegativeCoefficient = 0.0
     """The loss gets so many times the KL; 0 is no term, as DAPO has it (the agent papers use 0.01)."""
     estimator: Estimator = "k3"
-    """By what `policy/kl_to_reference` is estimated, see `kl_estimate`. It changes no gradient. (Chosen here: k3 is
-    unbiased and never negative.)"""
+    """By what `policy/kl_to_reference` is estimated, see `kl_estimate`. It changes no gradient. (Default chosen here:
+    k3 is unbiased and never negative.)"""
 
     def probes(self, experience: Experience) -> list[Probe]:
         """The batch's samples by the initial policy, where there is a term."""
@@ -45,7 +50,8 @@ class KlTerm:
     def __call__(
         self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert streams.old_logprobs is not None and streams.reference_logprobs is not None
+        assert streams.old_logprobs is not None
+        assert streams.reference_logprobs is not None
         now = logprobs.detach()
         importance = (now - streams.old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
         value = importance * kl_estimate(now, streams.reference_logprobs, self.estimator)

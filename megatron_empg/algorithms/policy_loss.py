@@ -2,14 +2,18 @@
 tokens of all ranks and microbatches is the actor's.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.sample import TokenStreams
-from megatron_empg.algorithms.segments import Segments
+from megatron_empg.algorithms.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from megatron_empg.algorithms.sample import TokenStreams
+    from megatron_empg.algorithms.segments import Segments
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip and still finite in float32
 
@@ -66,7 +70,8 @@ class TokenClip:
     def __call__(
         self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert streams.old_logprobs is not None and streams.advantages is not None
+        assert streams.old_logprobs is not None
+        assert streams.advantages is not None
         return clipped_policy_loss(
             logprobs,
             streams.old_logprobs,

@@ -1,11 +1,19 @@
 """Engine and actor compute the same policy by different kernels: a correction, and how far apart they are."""
 
-import math
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from megatron_empg.algorithms.base import Weighted
+from megatron_empg.algorithms.lazy_torch import torch, without_gradient
+from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience
 
 
 def truncated_importance_weights(
@@ -28,6 +36,107 @@ def truncated_importance_weights(
 ENGINE_FLOOR = -9999.0
 """What vLLM reports for a log-probability that is not finite."""
 
+Level = Literal["token", "sequence"]
+"""Whether each token has its own ratio, or a sample's tokens all have the product of theirs."""
+
+
+@without_gradient
+def log_ratios(logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Float[Tensor, "own_tokens"]:
+    """``log(actor / engine)`` of each own token, in float64.
+
+    Raises ValueError where either log-prob is not finite, or the engine's stands at `ENGINE_FLOOR`.
+    """
+    if logprobs.shape != experience.rollout_logprobs.shape:
+        raise ValueError(
+            f"the actor has {len(logprobs)} log-probs and the engine {len(experience.rollout_logprobs)}: a "
+            "correction needs both of every own token"
+        )
+    engine, actor = experience.rollout_logprobs.double(), logprobs.double()
+    _require_sound("rollout", engine, engine.isfinite() & (engine > ENGINE_FLOOR), experience)
+    _require_sound("actor", actor, actor.isfinite(), experience)
+    return actor - engine
+
+
+def _require_sound(whose: str, values: Tensor, sound: Bool[Tensor, "own_tokens"], experience: Experience) -> None:
+    unsound = (~sound).nonzero().flatten().tolist()
+    if not unsound:
+        return
+    first = unsound[0]
+    raise ValueError(
+        f"the {whose} log-prob of own token {first}, in episode {int(experience.episode_of_token[first])}, is "
+        f"{float(values[first])} ({len(unsound)} of {len(values)} are like it): a correction needs finite numbers "
+        f"above {ENGINE_FLOOR:g}; drop such episodes, or use the correction none"
+    )
+
+
+@without_gradient
+def over_samples(
+    log_ratio: Float[Tensor, "own_tokens"], experience: Experience, measure: Literal["product", "geometric_mean"]
+) -> Float[Tensor, "own_tokens"]:
+    """At each token the log of the product, or of the geometric mean, of its sample's ratios."""
+    lengths = torch.tensor([sample.num_own_tokens for sample in experience.samples], dtype=torch.long)
+    sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
+    totals = torch.zeros(len(lengths), dtype=log_ratio.dtype).index_add(0, sample_of_token, log_ratio)
+    if measure == "geometric_mean":
+        totals = totals / lengths.clamp(min=1)
+    return totals[sample_of_token]
+
+
+def at_level(
+    log_ratio: Float[Tensor, "own_tokens"], experience: Experience, level: Level
+) -> Float[Tensor, "own_tokens"]:
+    """At each token the log of the ratio that ``level`` means."""
+    return log_ratio if level == "token" else over_samples(log_ratio, experience, "product")
+
+
+def bounded_ratio(log_ratio: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
+    """The ratio, where it would overflow or vanish that of `LOG_RATIO_LIMIT`."""
+    return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def inside(log_ratio: Float[Tensor, "own_tokens"], low: float, high: float) -> Bool[Tensor, "own_tokens"]:
+    """True where the ratio lies in [low, high]; low may be 0."""
+    above_low = log_ratio >= (math.log(low) if low > 0 else -math.inf)
+    return above_low & (log_ratio <= math.log(high))
+
+
+def require_interval(low: float, high: float) -> None:
+    """Raises ValueError unless 0 <= low <= 1 <= high: where engine and actor agree nothing may be rejected."""
+    if not 0 <= low <= 1 <= high:
+        raise ValueError(
+            f"the correction keeps ratios in [{low}, {high}]; the interval must hold 1, where engine and actor "
+            "agree, and start at 0 or above: set low in [0, 1] and high at 1 or above"
+        )
+
+
+def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.dtype) -> Weighted:
+    """Weights that were held at a cap where they were ``beyond`` it."""
+    if not len(weights):
+        return Weighted(weights.to(dtype))
+    metrics = {
+        "correction/mean_weight": float(weights.mean()),
+        "correction/truncated_share": float(beyond.double().mean()),
+    }
+    return Weighted(weights.to(dtype), metrics)
+
+
+def rejected(
+    weights: Tensor, kept: Bool[Tensor, "own_tokens"], experience: Experience, dtype: torch.dtype
+) -> Weighted:
+    """Weights, 0 where they are not ``kept``. Rejected tokens still count in the loss's mean."""
+    weights = torch.where(kept, weights, 0)
+    if not len(weights):
+        return Weighted(weights.to(dtype))
+    left = torch.zeros(len(experience.rewards), dtype=torch.long)
+    left = left.index_add(0, experience.episode_of_token, kept.long())
+    played = experience.episode_lengths > 0
+    metrics = {
+        "correction/mean_weight": float(weights.mean()),
+        "correction/rejected_tokens": float((~kept).double().mean()),
+        "correction/rejected_episodes": float((left[played] == 0).double().mean()),
+    }
+    return Weighted(weights.to(dtype), metrics)
+
 
 class EpisodeGaps(NamedTuple):
     """|actor - engine| over each episode's sampled tokens, in nats; infinite where either is not finite."""
@@ -44,7 +153,7 @@ class EpisodeGaps(NamedTuple):
         return self.total / self.tokens.clamp(min=1)
 
 
-@torch.no_grad()
+@without_gradient
 def episode_gaps(
     actor_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"], lengths: list[int]
 ) -> EpisodeGaps:
