@@ -4,9 +4,47 @@ Source: GRPO (arXiv 2402.03300), with the unbiased standard deviation of common 
 division it is Dr. GRPO (arXiv 2503.20783).
 """
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.algorithms.policy_loss import TokenClip
+from megatron_empg.algorithms.section import AlgorithmSection, on_turns
+from megatron_empg.section import Fraction, NonNegativeCoefficient
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Advantages, Experience, LossTerm, Scores
+
+STD_EPS = 1e-6
+"""Added to a standard deviation before dividing by it, as in common implementations."""
+
+
+class Grpo(AlgorithmSection):
+    """GRPO (arXiv 2402.03300): every turn of an episode has the episode's advantage in its question's group."""
+
+    name: Literal["grpo"] = "grpo"
+    clip_low: Fraction = 0.2
+    """A ratio is clipped below 1 minus this. 0.2 is PPO's (arXiv 1707.06347), which implementations keep."""
+    clip_high: NonNegativeCoefficient = 0.2
+    """A ratio is clipped above 1 plus this. Default as for `clip_low`."""
+    normalize_std: bool = True
+    """Divide by the group's standard deviation, as GRPO's paper does; false is Dr. GRPO (arXiv 2503.20783)."""
+
+    def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
+        return group_relative(experience, normalize_std=self.normalize_std)
+
+    def surrogate(self) -> LossTerm:
+        return TokenClip(self.clip_low, self.clip_high)
+
+
+def group_relative(experience: Experience, *, normalize_std: bool) -> Advantages:
+    """`group_advantages` of a batch, at each of its turns."""
+    advantages = group_advantages(experience.rewards.double(), experience.groups, normalize_std=normalize_std)
+    return on_turns(advantages, experience)
 
 
 def group_advantages(
@@ -14,7 +52,7 @@ def group_advantages(
     groups: Int[Tensor, "episodes"],
     *,
     normalize_std: bool = True,
-    eps: float = 1e-6,
+    eps: float = STD_EPS,
 ) -> Float[Tensor, "episodes"]:
     """``(R - mean) / (std + eps)`` inside each group; ``R - mean`` without ``normalize_std``.
 
@@ -23,18 +61,31 @@ def group_advantages(
     drop it beforehand (`in_groups_of_at_least`). Raises ValueError for other shapes or non-finite rewards.
     """
     check_episodes(rewards, groups)
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     values = rewards.double()
-    alone = counts == 1
-    mean = torch.zeros(len(counts), dtype=torch.float64, device=rewards.device)
-    mean = mean.index_add(0, index, values) / counts
-    mean = mean.masked_fill(alone, 0.0)
-    deviations = values - mean[index]
-    if normalize_std:
-        squares = torch.zeros_like(mean).index_add(0, index, deviations.square())
-        std = (squares / (counts - 1).clamp(min=1)).sqrt().masked_fill(alone, 1.0)
-        deviations = deviations / (std + eps)[index]
-    return deviations.to(rewards.dtype)
+    compared = normalized_in_groups(values, groups, normalize_std=normalize_std, eps=eps)
+    alone = values / (1 + eps) if normalize_std else values
+    return torch.where(in_groups_of_at_least(groups), compared, alone).to(rewards.dtype)
+
+
+def normalized_in_groups(
+    values: Float[Tensor, "items"], groups: Int[Tensor, "items"], *, normalize_std: bool, eps: float = STD_EPS
+) -> Float[Tensor, "items"]:
+    """``(value - mean) / (std + eps)`` inside each group in float64, with the unbiased standard deviation.
+
+    ``value - mean`` without ``normalize_std``. Exactly 0 in a group of one, and where all values are equal.
+    """
+    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
+    zeros = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
+    # The mean of equal values may differ from them in its last bit; that of the differences, all 0, does not.
+    lowest = zeros.scatter_reduce(0, index, values.double(), "amin", include_self=False)
+    above = values.double() - lowest[index]
+    mean = zeros.index_add(0, index, above) / counts
+    deviations = above - mean[index]
+    if not normalize_std:
+        return deviations
+    squares = zeros.index_add(0, index, deviations.square())
+    std = (squares / (counts - 1).clamp(min=1)).sqrt()
+    return deviations / (std + eps)[index]
 
 
 def in_groups_of_at_least(groups: Int[Tensor, "episodes"], size: int = 2) -> Bool[Tensor, "episodes"]:

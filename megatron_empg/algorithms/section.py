@@ -59,7 +59,7 @@ class AlgorithmSection(Section):
         return 1
 
     @property
-    def oversampling(self) -> float:
+    def asked_by_wanted(self) -> float:
         """Questions asked in a round by questions still wanted."""
         return 1.0
 
