@@ -1,6 +1,7 @@
 """Checkpoints by megatron-core's dist_checkpointing: written in the background, read in any layout."""
 
 import inspect
+import json
 import os
 import platform
 import queue
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch.distributed as dist
 
@@ -41,15 +42,37 @@ class _Target:
     manifest: dict[str, Any]
 
 
+class Stateful(Protocol):
+    """What a run carries from step to step beside the actor, the same on every rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, as JSON."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse. Raises ValueError for the state of another kind of it."""
+        ...
+
+
 class Checkpoints:
     """The checkpoints of a run, the newest `keep` of them. Every method is entered by all ranks together.
 
     An interrupted save leaves only a ``.writing`` folder behind, which the next one removes.
     """
 
-    def __init__(self, actor: Any, root: Path, *, keep: int, recipe: dict[str, Any] | None = None) -> None:
-        """`recipe`: what the manifests shall say of the run."""
+    def __init__(
+        self,
+        actor: Any,
+        root: Path,
+        *,
+        keep: int,
+        recipe: dict[str, Any] | None = None,
+        algorithm: Stateful | None = None,
+    ) -> None:
+        """`recipe`: what the manifests shall say of the run. `algorithm`: its state goes into the manifest, and
+        comes back from there."""
         self.actor, self.root, self.keep, self.recipe = actor, Path(root), keep, recipe
+        self.algorithm = algorithm
         self._saving: tuple[_Target, BackgroundWrite] | None = None
 
     @property
@@ -93,21 +116,34 @@ class Checkpoints:
         on_first_rank(lambda: self._publish(target, {k: v for files, _ in parts for k, v in files.items()}))
 
     def load_newest(self) -> int:
-        """Load the newest checkpoint; its step, or 0 without one. Raises CheckpointError as `load` does."""
+        """Load the newest checkpoint; its step, or 0 without one. Raises CheckpointError as `load` does.
+
+        Where the checkpoint holds no state of the algorithm, that stays as it is.
+        """
         steps = on_first_rank(lambda: finished_steps(self.root))
         if not steps:
             return 0
-        load(self.actor, self.root, steps[-1])
+        manifest = load(self.actor, self.root, steps[-1])
+        if self.algorithm is not None and "algorithm" in manifest:
+            try:
+                self.algorithm.load_state_dict(manifest["algorithm"])
+            except ValueError as error:
+                raise CheckpointError(f"{step_folder(self.root, steps[-1])}: {error}") from error
         return steps[-1]
 
     def _manifest(self, step: int) -> dict[str, Any]:
         libraries = {name: version(name) for name in ("megatron-core", "torch")}
+        state: dict[str, Any] = {}
+        if self.algorithm is not None:
+            # A copy, by way of text: it is written later, and the algorithm goes on until then.
+            state["algorithm"] = json.loads(json.dumps(self.algorithm.state_dict()))
         return {
             "step": step,
             "schedule_steps": self.actor.scheduler.num_steps,
             "layout": asdict(self.actor.layout),
             **sharded_state.kind(self.actor),
             "recipe": self.recipe,
+            **state,
             "versions": {"megatron_empg": __version__, **libraries, "python": platform.python_version()},
         }
 
@@ -158,8 +194,10 @@ class Checkpoints:
         )
 
 
-def load(actor: Any, root: Path, step: int) -> None:
+def load(actor: Any, root: Path, step: int) -> dict[str, Any]:
     """Load weights, optimizer, schedule and (in the layout it was saved in) random states; all ranks together.
+
+    Returns the checkpoint's manifest.
 
     Raises CheckpointError on every rank: for a missing or altered file with the last whole checkpoint and how
     to go on from it, for another model with what differs.
@@ -173,6 +211,7 @@ def load(actor: Any, root: Path, step: int) -> None:
     state = sharded_state.sharded_state(actor, loading=True, with_rng=manifest["layout"] == asdict(actor.layout))
     loaded = _read(state, folder / "megatron")
     sharded_state.restore(actor, loaded, schedule_steps=manifest["schedule_steps"])
+    return manifest
 
 
 def _way_on(root: Path, broken: int) -> str:

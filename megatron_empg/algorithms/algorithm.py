@@ -27,6 +27,11 @@ class Algorithm:
         """Whether a question's episodes, with these rewards, are trained on."""
         return self.section.keeps(rewards)
 
+    @property
+    def asks_reference(self) -> bool:
+        """Whether a probe may be of the run's initial policy."""
+        return self.section.asks_reference or self.section.kl.coefficient > 0
+
     def probes(self, experience: Experience) -> list[Probe]:
         """What must be scored beside the batch, the advantages' first, then the KL's reference."""
         return [*self.section.probes(experience), *self.section.kl.probes(experience)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from megatron_empg.algorithms.base import Advantages
 from megatron_empg.algorithms.empg import Empg
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 class AlgorithmSection(Section):
     """An algorithm: its class is the choice of `algorithm.name`, and turns rewards into advantages."""
+
+    asks_reference: ClassVar[bool] = False
+    """Whether `probes` asks for scores by the run's initial policy, which the trainer then keeps a copy of."""
 
     name: str
     """How rewards become advantages, and how the loss is clipped."""

@@ -17,11 +17,16 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do. `payload` is the environment's own (JSON-able); the policy sees `prompt` alone."""
+    """One thing to do. `payload` is the environment's own (JSON-able); the policy sees `prompt` alone.
+
+    `gold` is the text of the turn that would answer right, in the syntax that the environment reads; None where it
+    knows none. Only an algorithm sees it, which may ask how likely the policy finds it.
+    """
 
     id: str
     prompt: list[Message]
     payload: dict[str, Any]
+    gold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,15 @@ class StepResult:
     """What an action brought about. `observation` is None exactly when `done`.
 
     An episode's reward is the sum over its steps. `info["success"]` of the last step says whether it succeeded;
-    without it a positive reward of that step does.
+    without it a positive reward of that step does. `anchor` names the state in which the next turn acts: turns of
+    equal anchors are compared with each other by some algorithms. Where it is None the observation is the name.
     """
 
     observation: str | None
     done: bool
     reward: float = 0.0
     info: dict[str, float | str | bool] = field(default_factory=dict)
+    anchor: str | None = None
 
 
 @runtime_checkable

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -49,10 +51,11 @@ class Limits:
 
 
 @dataclass
-class Step:
-    """One turn. Tokens [start, end) of the episode are the policy's own, its end token included if it sampled it.
+class Turn:
+    """One act of the policy. Tokens [start, end) of the episode are its own, with its end token if it sampled that.
 
-    `finish`: "stop", or "length" when the turn was cut. `policy_versions`: spans relative to `start`.
+    `finish`: "stop", or "length" when the turn was cut. `policy_versions`: spans relative to `start`. `anchor`
+    names the state in which it acted, as `state_number` does; `reward` is what the environment gave for it.
     """
 
     start: int
@@ -62,15 +65,22 @@ class Step:
     policy_versions: list[VersionSpan]
     observation: str | None = None
     info: dict[str, float | str | bool] = field(default_factory=dict)
+    reward: float = 0.0
+    anchor: int = 0
+
+    @property
+    def cut(self) -> bool:
+        """Whether a limit of tokens, its own or the episode's, ended it."""
+        return self.finish == "length"
 
 
 @dataclass
 class Episode:
-    """`logprobs` follow the tokens of the steps, one after the other: sum of (end - start) of them.
+    """`logprobs` follow the tokens of the turns, one after the other: sum of (end - start) of them.
 
-    `reward` is the sum over the steps. `engine`: the URL of the one that played it. `token_drift`: None when the
-    template would not render the conversation. An episode that ended in `error` says nothing about the policy and
-    must not train.
+    `reward` is the sum over the turns. `engine`: the URL of the one that played it. `token_drift`: None when the
+    template would not render the conversation. `gold`: the turn that would answer right, in tokens; empty where
+    the environment knows none. An episode that ended in `error` says nothing about the policy and must not train.
     """
 
     task_id: str
@@ -78,19 +88,27 @@ class Episode:
     sample: int
     prompt_length: int = 0
     tokens: list[int] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reward: float = 0.0
     outcome: Outcome = "error"
     error: str | None = None
     token_drift: int | None = 0
     engine: str = ""
+    gold: list[int] = field(default_factory=list)
 
     @property
     def policy_versions(self) -> tuple[int, int] | None:
         """Oldest and newest policy version that sampled a token of it."""
-        versions = [span.version for step in self.steps for span in step.policy_versions]
+        versions = [span.version for turn in self.turns for span in turn.policy_versions]
         return (min(versions), max(versions)) if versions else None
+
+
+def state_number(text: str) -> int:
+    """A signed 64-bit number that stands for a state of the environment: equal texts have equal ones, on every
+    machine."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 class EngineFailed(RuntimeError):
@@ -131,7 +149,7 @@ async def run_episode(
     """
     episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
-    play = _Play(episode, list(task.prompt), client, chat, sampling, limits, executor)
+    play = _Play(episode, task, list(task.prompt), client, chat, sampling, limits, executor)
     try:
         await play.begin()
         environment = await play.call("was not made", make_environment)
@@ -151,6 +169,7 @@ class _Play:
     """An episode under way. `messages`: what was said so far, as the template would be given it."""
 
     episode: Episode
+    task: Task
     messages: list[Message]
     client: EngineClient
     chat: ChatTokens
@@ -170,28 +189,34 @@ class _Play:
             )
         self.episode.tokens = tokens
         self.episode.prompt_length = len(tokens)
+        gold = self.task.gold
+        if gold is not None:
+            self.episode.gold = await apart(len(gold) > LARGEST_INLINE_CHARACTERS, self.chat.turn, gold)
 
     async def turns(self, environment: Environment, seed_of_turn: Callable[[int], int]) -> None:
         """Play until the environment or a limit ends the episode."""
-        for turn in range(self.limits.turns):
-            step = await self._sample(seed_of_turn(turn))
+        anchor = json.dumps(self.task.prompt)
+        for number in range(self.limits.turns):
+            turn = await self._sample(seed_of_turn(number), state_number(anchor))
             ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
             if not ended_itself and not self._has_room_after(0):
                 break
-            result = await self.call("gave no answer to a turn", environment.step, step.text)
-            step.info = result.info
+            result = await self.call("gave no answer to a turn", environment.step, turn.text)
+            turn.info = result.info
             if not math.isfinite(result.reward):
                 raise ValueError(
-                    f"the environment's reward of turn {turn + 1} is {result.reward}, not a finite number"
+                    f"the environment's reward of turn {number + 1} is {result.reward}, not a finite number"
                 )
-            self.episode.reward += result.reward
+            turn.reward = float(result.reward)
+            self.episode.reward += turn.reward
             if result.done:
                 success = result.info.get("success", result.reward > 0)
                 self.episode.outcome = "success" if success else "failure"
                 return
             assert result.observation is not None, "an environment that goes on must give an observation"
-            step.observation = result.observation
-            last = turn + 1 == self.limits.turns
+            turn.observation = result.observation
+            anchor = result.observation if result.anchor is None else result.anchor
+            last = number + 1 == self.limits.turns
             if last or not await self._observe(result.observation, cut=not ended_itself):
                 break
         self.episode.outcome = "truncated"
@@ -221,8 +246,8 @@ class _Play:
         except Exception:
             return None
 
-    async def _sample(self, seed: int) -> Step:
-        """One turn of the policy's. Raises EngineError."""
+    async def _sample(self, seed: int, anchor: int) -> Turn:
+        """One turn of the policy's, in the state of that number. Raises EngineError."""
         room = self.limits.episode_tokens - len(self.episode.tokens)
         most = min(self.limits.turn_tokens, room)
         try:
@@ -238,9 +263,10 @@ class _Play:
                 f"the engine sampled {len(generation.token_ids)} tokens where 1 to {most} were asked for"
             )
         many = len(generation.token_ids) > LARGEST_INLINE_TOKENS
-        step = _record(self.episode, generation, await apart(many, self.chat.text, generation.token_ids))
-        self.messages.append({"role": "assistant", "content": step.text})
-        return step
+        text = await apart(many, self.chat.text, generation.token_ids)
+        turn = _record(self.episode, generation, text, anchor)
+        self.messages.append({"role": "assistant", "content": turn.text})
+        return turn
 
     async def _observe(self, observation: str, *, cut: bool) -> bool:
         """Append an observation if it, and a token after it, have room. If not, the last turn stays the end."""
@@ -257,19 +283,20 @@ class _Play:
         return len(self.episode.tokens) + more < self.limits.episode_tokens
 
 
-def _record(episode: Episode, generation: Generation, text: str) -> Step:
+def _record(episode: Episode, generation: Generation, text: str, anchor: int) -> Turn:
     start = len(episode.tokens)
     episode.tokens += generation.token_ids
     episode.logprobs += generation.logprobs
-    step = Step(
+    turn = Turn(
         start=start,
         end=len(episode.tokens),
         text=text,
         finish=generation.finish_reason,
         policy_versions=generation.policy_versions,
+        anchor=anchor,
     )
-    episode.steps.append(step)
-    return step
+    episode.turns.append(turn)
+    return turn
 
 
 def _fail(episode: Episode, error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_empg.actor.actor import Score
+from megatron_empg.algorithms.base import Scores
 from megatron_empg.algorithms.rollout_correction import EngineGap, EpisodeGaps, engine_gaps, episode_gaps
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.batch import Batch
@@ -12,19 +12,17 @@ FEW_TOKENS = 256
 """Below so many tokens an engine's mean is not judged: one unlikely token could decide it."""
 
 
-def check_agreement(batch: Batch, scores: list[Score], step: int, recipe: Recipe) -> dict[str, float]:
+def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> dict[str, float]:
     """``policy/logprob_gap_…`` and ``policy/entropy``; without tokens none of them.
 
     Looks at the mean over all tokens, at each engine's mean and at the largest gap of all. Raises TrainingError
     naming the engine when one of them is above its limit, and for a log-probability that is not finite.
     """
     _check_versions(batch, step)
-    lengths = [s.num_own_tokens for s in batch.sequences]
-    if not sum(lengths):
+    experience, ours = batch.experience, scores.logprobs
+    if not len(ours):
         return {}
-    ours = torch.cat([s.logprobs for s in scores])
-    theirs = torch.cat([s.values["rollout_logprobs"] for s in batch.sequences])
-    gaps = episode_gaps(ours, theirs, lengths)
+    gaps = episode_gaps(ours, experience.rollout_logprobs, experience.episode_lengths.tolist())
     _check_finite(batch, gaps, ours, step)
     mean, largest = float(gaps.total.sum() / gaps.tokens.sum()), float(gaps.max.max())
     by_engine = engine_gaps(gaps, batch.engines)
@@ -35,7 +33,7 @@ def check_agreement(batch: Batch, scores: list[Score], step: int, recipe: Recipe
         "policy/logprob_gap_mean": mean,
         "policy/logprob_gap_max": largest,
         "policy/logprob_gap_episode": float(gaps.mean.max()),
-        "policy/entropy": float(torch.cat([s.entropies for s in scores]).mean()),
+        "policy/entropy": float(scores.entropies.mean()),
     }
     if judged:
         metrics["policy/logprob_gap_engine"] = max(gap.mean for gap in judged)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from megatron_empg.actor.packing import Sequence
+from megatron_empg.algorithms.base import Experience
+from megatron_empg.trainer.episode_text import EpisodeText
+from megatron_empg.trainer.experience import experience_from_tensors, experience_to_tensors
 
 _LENGTH_BYTES = 8
 """The batch begins with the length of its numbers in bytes; what follows them is text."""
@@ -19,16 +21,12 @@ _LENGTH_BYTES = 8
 class Batch:
     """The episodes to learn from, those of a question adjacent; errors and dropped groups are not among them."""
 
-    sequences: list[Sequence]
-    """Tokens and step offsets; ``values["rollout_logprobs"]`` as the engine sampled them."""
-    rewards: Float[Tensor, "episodes"]
-    groups: Int[Tensor, "episodes"]
-    """Which question each episode answers."""
+    experience: Experience
     policy_versions: Int[Tensor, "episodes 2"]
     """Oldest and newest policy version among the episode's own tokens."""
-    episodes: list[dict[str, Any]] = field(default_factory=list)
-    """What a reader wants to see of each: task, question, outcome, texts and observations by turn. On its way a
-    batch keeps that of the episodes somebody will read, and on the ranks but the first none."""
+    texts: list[EpisodeText | None] = field(default_factory=list)
+    """What a reader wants to see of each episode. On its way a batch keeps that of the episodes somebody will
+    read; on the ranks but the first there is none."""
     metrics: dict[str, float] = field(default_factory=dict)
     """``train/…`` numbers of the whole rollout, dropped episodes included."""
     engines: Int[Tensor, "episodes"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -39,8 +37,13 @@ class Batch:
     none."""
 
     def __post_init__(self) -> None:
-        if len(self.engines) != len(self.sequences):
-            self.engines = torch.full((len(self.sequences),), -1, dtype=torch.long)
+        if len(self.engines) != self.episodes:
+            self.engines = torch.full((self.episodes,), -1, dtype=torch.long)
+
+    @property
+    def episodes(self) -> int:
+        """How many there are."""
+        return len(self.experience.rewards)
 
     def engine_of(self, episode: int) -> str:
         """The engine that sampled an episode, as a message names it."""
@@ -55,30 +58,22 @@ class Batch:
         """
         from safetensors.torch import save
 
-        def flat(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-            return torch.cat(parts).to(dtype) if parts else torch.empty(0, dtype=dtype)
-
-        sequences = self.sequences
-        tensors = {
-            "tokens": flat([s.tokens for s in sequences], torch.int32),
-            "lengths": torch.tensor([len(s.tokens) for s in sequences], dtype=torch.int64),
-            "steps": flat([s.steps for s in sequences], torch.int32).reshape(-1, 2),
-            "step_counts": torch.tensor([len(s.steps) for s in sequences], dtype=torch.int64),
-            "rollout_logprobs": flat([s.values["rollout_logprobs"] for s in sequences], torch.float32),
-            "rewards": self.rewards.float(),
-            "groups": self.groups,
-            "policy_versions": self.policy_versions,
-            "engines": self.engines,
-        }
+        tensors = experience_to_tensors(self.experience)
+        tensors |= {"policy_versions": self.policy_versions, "engines": self.engines}
         header = {"metrics": json.dumps(self.metrics), "engine_urls": json.dumps(self.engine_urls)}
         numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
-        episodes = self.episodes
-        if texts is not None:
-            kept = set(first_episodes(self.groups, texts))
-            episodes = [episode if i in kept else {} for i, episode in enumerate(episodes)]
         # Text has no place in the header, whose size safetensors limits.
-        text = json.dumps({"episodes": episodes, "example": self.example}, ensure_ascii=False)
+        behind = {"episodes": self._readable(texts), "example": self.example}
+        text = json.dumps(behind, ensure_ascii=False)
         return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
+
+    def _readable(self, count: int | None) -> list[dict[str, Any] | None]:
+        """The texts as JSON, those of the `first_episodes` alone unless ``count`` is None."""
+        kept = set(range(self.episodes) if count is None else first_episodes(self.experience.groups, count))
+        readable: list[dict[str, Any] | None] = []
+        for episode, text in enumerate(self.texts):
+            readable.append(text.to_json() if text is not None and episode in kept else None)
+        return readable
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Batch":
@@ -98,23 +93,26 @@ class Batch:
         size = int.from_bytes(data[:_LENGTH_BYTES], "little")
         numbers, text = data[_LENGTH_BYTES : _LENGTH_BYTES + size], data[_LENGTH_BYTES + size :]
         tensors = load(numbers)
-        texts = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
+        behind = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
         header = json.loads(numbers[8 : 8 + int.from_bytes(numbers[:8], "little")])["__metadata__"]
-        steps = tensors["steps"].long().split(tensors["step_counts"].tolist())
-        own = [int((s[:, 1] - s[:, 0]).sum()) for s in steps]
-        tokens = tensors["tokens"].split(tensors["lengths"].tolist())
-        logprobs = tensors["rollout_logprobs"].split(own)
-        return cls(
-            [Sequence(t, s, {"rollout_logprobs": p}) for t, s, p in zip(tokens, steps, logprobs, strict=True)],
-            tensors["rewards"],
-            tensors["groups"],
+        batch = cls(
+            experience_from_tensors(tensors),
             tensors["policy_versions"],
-            texts.get("episodes", []),
+            [None if given is None else EpisodeText.from_json(given) for given in behind.get("episodes", [])],
             json.loads(header["metrics"]),
             tensors["engines"],
             json.loads(header["engine_urls"]),
-            texts.get("example", ""),
+            behind.get("example", ""),
         )
+        batch._check(len(tensors["engines"]))
+        return batch
+
+    def _check(self, engines: int) -> None:
+        """Raises ValueError unless everything is of the same episodes."""
+        if self.policy_versions.shape != (self.episodes, 2) or engines != self.episodes:
+            raise ValueError(f"policy versions or engines are not of {self.episodes} episodes")
+        if len(self.texts) not in (0, self.episodes):
+            raise ValueError(f"there are {len(self.texts)} texts for {self.episodes} episodes")
 
 
 def without_texts(data: bytes) -> memoryview:

@@ -2,27 +2,45 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from megatron_empg.actor.packing import Sequence
-from megatron_empg.algorithms.dapo import informative_groups
+from megatron_empg.algorithms.base import Experience
+from megatron_empg.algorithms.sample import Sample
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.trainer.batch import Batch, engine_table
+from megatron_empg.trainer.episode_text import EpisodeText, TurnText
+from megatron_empg.trainer.experience import experience_of
 from megatron_empg.trainer.failures import shown
+
+Keeps = Callable[[Float[Tensor, "group_size"]], bool]
+"""Whether a question's episodes, with these rewards, are trained on."""
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """An episode, and the reward that each of its turns is trained on."""
+
+    episode: Episode
+    turn_rewards: list[float]
+
+    @property
+    def reward(self) -> float:
+        """The whole episode's."""
+        return sum(self.turn_rewards)
 
 
 @dataclass
 class Group:
-    """The usable episodes of one question, and the rewards they are trained on."""
+    """The usable episodes of one question."""
 
     task: Task
-    episodes: list[Episode]
-    rewards: list[float]
+    played: list[Rewarded] = field(default_factory=list)
 
 
 @dataclass
@@ -30,7 +48,7 @@ class Collection:
     """Groups kept so far for one batch, and what was met on the way."""
 
     wanted: int
-    drop_equal: bool
+    keeps: Keeps
     groups: list[Group] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -44,7 +62,7 @@ class Collection:
         """Groups still to be found."""
         return max(0, self.wanted - len(self.groups))
 
-    def add(self, tasks: SequenceOf[Task], episodes: SequenceOf[Episode], shuffle_seed: int | None) -> None:
+    def add(self, tasks: Sequence[Task], episodes: Sequence[Episode], shuffle_seed: int | None) -> None:
         """Take in a round of episodes, those of a task adjacent and numbered by ``group``.
 
         Errors never train: a group is the episodes that are left, and is dropped below two. With
@@ -52,23 +70,21 @@ class Collection:
         """
         self.played += episodes
         self.counts["rounds"] += 1
-        usable = [e for e in episodes if e.outcome != "error" and e.steps]
-        rewards = [e.reward for e in usable]
+        usable = [e for e in episodes if e.outcome != "error" and e.turns]
+        rewarded = [Rewarded(e, [turn.reward for turn in e.turns]) for e in usable]
         if shuffle_seed is not None:
-            random.Random(shuffle_seed).shuffle(rewards)
+            rewarded = _permuted(rewarded, shuffle_seed)
         by_group: dict[int, Group] = {}
-        for episode, reward in zip(usable, rewards, strict=True):
-            group = by_group.setdefault(episode.group, Group(tasks[episode.group], [], []))
-            group.episodes.append(episode)
-            group.rewards.append(reward)
-        self.counts["groups_dropped_errors"] += len(tasks) - sum(len(g.episodes) >= 2 for g in by_group.values())
-        for group in by_group.values():
-            if len(group.episodes) >= 2:
-                self._keep(group)
+        for each in rewarded:
+            number = each.episode.group
+            by_group.setdefault(number, Group(tasks[number])).played.append(each)
+        large_enough = [group for group in by_group.values() if len(group.played) >= 2]
+        self.counts["groups_dropped_errors"] += len(tasks) - len(large_enough)
+        for group in large_enough:
+            self._keep(group)
 
     def _keep(self, group: Group) -> None:
-        rewards = torch.tensor(group.rewards)
-        if self.drop_equal and not informative_groups(rewards, torch.zeros(len(rewards), dtype=torch.long)).any():
+        if not self.keeps(torch.tensor([each.reward for each in group.played])):
             self.counts["groups_dropped_equal"] += 1
         elif self.missing:
             self.groups.append(group)
@@ -77,31 +93,29 @@ class Collection:
 
     def batch(self) -> Batch:
         """What to train on, with the numbers of the whole rollout."""
-        pairs = [(i, e, r) for i, g in enumerate(self.groups) for e, r in zip(g.episodes, g.rewards, strict=True)]
-        engines, engine_urls = engine_table(e.engine for _, e, _ in pairs)
+        numbered = [(number, each) for number, group in enumerate(self.groups) for each in group.played]
+        episodes = [each.episode for _, each in numbered]
+        versions = torch.tensor([episode.policy_versions for episode in episodes], dtype=torch.long)
+        engines, engine_urls = engine_table(episode.engine for episode in episodes)
         return Batch(
+            _experience([number for number, _ in numbered], [each for _, each in numbered]),
+            policy_versions=versions.reshape(-1, 2),
+            texts=[_readable(self.groups[number].task, each.episode) for number, each in numbered],
+            metrics=self._metrics(),
             engines=engines,
             engine_urls=engine_urls,
             example=_example(self.played),
-            sequences=[sequence_of(e) for _, e, _ in pairs],
-            rewards=torch.tensor([r for _, _, r in pairs]),
-            groups=torch.tensor([i for i, _, _ in pairs], dtype=torch.long),
-            policy_versions=torch.tensor([e.policy_versions for _, e, _ in pairs], dtype=torch.long).reshape(
-                -1, 2
-            ),
-            episodes=[_readable(self.groups[i].task, e) for i, e, _ in pairs],
-            metrics=self._metrics(),
         )
 
     def _metrics(self) -> dict[str, float]:
-        usable = [e for e in self.played if e.outcome != "error" and e.steps]
-        steps = [step for e in usable for step in e.steps]
+        usable = [e for e in self.played if e.outcome != "error" and e.turns]
+        turns = [turn for e in usable for turn in e.turns]
         metrics: dict[str, float] = {
             "train/episodes": len(usable),
             "train/episodes_error": len(self.played) - len(usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
             "train/token_drift": sum(e.token_drift or 0 for e in usable),
-            "train/malformed_actions": sum(bool(step.info.get("malformed")) for step in steps),
+            "train/malformed_actions": sum(bool(turn.info.get("malformed")) for turn in turns),
             "train/groups_kept": len(self.groups),
             "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
             "train/groups_dropped_errors": self.counts["groups_dropped_errors"],
@@ -112,7 +126,7 @@ class Collection:
             metrics |= {
                 "train/reward": sum(e.reward for e in usable) / len(usable),
                 "train/success": sum(e.outcome == "success" for e in usable) / len(usable),
-                "train/turns": len(steps) / len(usable),
+                "train/turns": len(turns) / len(usable),
                 "train/tokens_per_episode": sum(len(e.tokens) for e in usable) / len(usable),
             }
         if self.engines is not None:
@@ -122,22 +136,46 @@ class Collection:
         return metrics
 
 
-def sequence_of(episode: Episode) -> Sequence:
-    """The episode as the actor reads it."""
-    return Sequence(
-        torch.tensor(episode.tokens),
-        torch.tensor([(step.start, step.end) for step in episode.steps]),
-        {"rollout_logprobs": torch.tensor(episode.logprobs)},
+def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
+    """The same episodes with each other's rewards, given for the last turn: no turn may tell of its own reward."""
+    rewards = [each.reward for each in rewarded]
+    random.Random(seed).shuffle(rewards)
+    permuted = []
+    for each, reward in zip(rewarded, rewards, strict=True):
+        before_last = [0.0] * (len(each.turn_rewards) - 1)
+        permuted.append(Rewarded(each.episode, [*before_last, reward]))
+    return permuted
+
+
+def _experience(groups: Sequence[int], played: Sequence[Rewarded]) -> Experience:
+    """What the algorithm is told of the kept episodes, each of which is one sample."""
+    episodes = [each.episode for each in played]
+    turns = [turn for episode in episodes for turn in episode.turns]
+    # One tensor an episode: a list of all tokens would be read in one go, while which no other thread runs.
+    logprobs = [torch.empty(0), *(torch.tensor(episode.logprobs) for episode in episodes)]
+    return experience_of(
+        [sample_of(episode) for episode in episodes],
+        torch.arange(len(episodes)),
+        rewards=torch.tensor([each.reward for each in played]),
+        groups=torch.tensor(groups, dtype=torch.long),
+        rollout_logprobs=torch.cat(logprobs),
+        truncated=torch.tensor([episode.outcome == "truncated" for episode in episodes], dtype=torch.bool),
+        turn_rewards=torch.tensor([reward for each in played for reward in each.turn_rewards]),
+        anchors=torch.tensor([turn.anchor for turn in turns], dtype=torch.long),
+        cut=torch.tensor([turn.cut for turn in turns], dtype=torch.bool),
+        gold=[torch.tensor(episode.gold, dtype=torch.long) for episode in episodes],
     )
 
 
-def _readable(task: Task, episode: Episode) -> dict[str, Any]:
-    return {
-        "task_id": task.id,
-        "question": task.prompt[-1]["content"],
-        "outcome": episode.outcome,
-        "turns": [{"text": s.text, "observation": s.observation} for s in episode.steps],
-    }
+def sample_of(episode: Episode) -> Sample:
+    """The episode as the actor reads it."""
+    spans = [(turn.start, turn.end) for turn in episode.turns]
+    return Sample(torch.tensor(episode.tokens), torch.tensor(spans))
+
+
+def _readable(task: Task, episode: Episode) -> EpisodeText:
+    turns = [TurnText(turn.text, turn.observation) for turn in episode.turns]
+    return EpisodeText(task.id, task.prompt[-1]["content"], episode.outcome, turns)
 
 
 def _example(played: list[Episode]) -> str:

@@ -6,6 +6,7 @@ twice. Started by the launcher: ``python -m megatron_empg.trainer.driver RECIPE 
 
 import argparse
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -60,11 +61,10 @@ class Driver:
         the time left is less than the last round took.
         """
         recipe = self.recipe
-        dapo = recipe.algorithm.name == "dapo"
-        collection = Collection(wanted=recipe.rollout.groups, drop_equal=dapo)
+        collection = Collection(wanted=recipe.rollout.groups, keeps=recipe.algorithm.keeps)
         drawn: Counter[str] = Counter()
         ends = time.monotonic() + self._time_to_play
-        for number in range(recipe.algorithm.dapo.max_generation_rounds if dapo else 1):
+        for number in range(recipe.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)
             refuse_errors(collection.played, recipe.limits.max_error_share, f"step {step}")
@@ -123,10 +123,12 @@ class Driver:
     async def _play_round(
         self, collection: Collection, step: int, number: int, drawn: Counter[str], *, time_left: float
     ) -> None:
-        """The first round asks for a whole batch, later ones for what the filter took."""
+        """The first round asks for a whole batch, later ones for what the filter took, each for more where the
+        algorithm oversamples."""
         recipe = self.recipe
         seed = derive_seed(recipe.run.seed, step, "questions", number, 0)
-        tasks = await asyncio.to_thread(self._draw, collection.missing, seed, drawn)
+        questions = math.ceil(collection.missing * recipe.algorithm.oversampling)
+        tasks = await asyncio.to_thread(self._draw, questions, seed, drawn)
         groups = _groups(tasks, recipe.rollout.group_size, drawn)
         timeout = min(recipe.waits.round, time_left)
         episodes = await self.rollout.run_group_batch(groups, step, timeout=timeout)

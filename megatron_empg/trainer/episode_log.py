@@ -1,8 +1,6 @@
-"""Sampled episodes in readable form: beside each step's text, what EMPG made of it.
+"""Sampled episodes in readable form: beside each turn's text, what the algorithm made of it.
 
-An episode is a plain dictionary: ``step, task_id, question, reward, outcome, advantage`` (of the trajectory)
-and ``turns``, each with ``text, observation, tokens`` and, as far as they exist, ``entropy`` (nats, mean over
-the turn's own tokens), ``h_norm, g, bonus, advantage`` (final).
+What the files hold of an episode, `EpisodeRecord` says.
 """
 
 import json
@@ -12,22 +10,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.trainer.episode_text import EpisodeRecord
 from megatron_empg.trainer.jsonl import append_line, read_lines, write_aside
 from megatron_empg.trainer.run_folder import RunFolder
 
-Episode = Mapping[str, Any]
 STEPS_KEPT = 512
 STEP_COLUMNS = ("step_entropies", "step_advantages", "trajectory_advantages")
 
 
-def write_episodes(folder: RunFolder, step: int, episodes: Sequence[Episode]) -> None:
+def write_episodes(folder: RunFolder, step: int, episodes: Sequence[EpisodeRecord]) -> None:
     """Write ``episodes/step_000012.jsonl`` and the same as ``.md``; nothing when there are none."""
     if not episodes:
         return
     stem = folder.episodes / f"step_{step:06d}"
-    lines = [json.dumps(dict(episode), ensure_ascii=False) for episode in episodes]
+    written = [episode.to_json() for episode in episodes]
+    lines = [json.dumps(episode, ensure_ascii=False) for episode in written]
     write_aside(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-    pages = [f"# Step {step}", *(readable(episode, number) for number, episode in enumerate(episodes, 1))]
+    pages = [f"# Step {step}", *(readable(episode, number) for number, episode in enumerate(written, 1))]
     write_aside(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
 
 
@@ -65,8 +64,8 @@ def read_episodes(path: Path) -> list[dict[str, Any]]:
     return read_lines(path)
 
 
-def readable(episode: Episode, number: int) -> str:
-    """One episode as Markdown."""
+def readable(episode: Mapping[str, Any], number: int) -> str:
+    """One episode as Markdown, as far as its record says."""
     facts = [f"outcome {episode.get('outcome', 'unknown')}"]
     facts += [f"{name} {_number(episode.get(name))}" for name in ("reward", "advantage") if name in episode]
     parts = [f"## Episode {number}: {episode.get('task_id', 'unnamed')}", ", ".join(facts)]

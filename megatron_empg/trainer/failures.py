@@ -28,10 +28,10 @@ def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
 
 def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:
     """Raises DriverError if the environment could read none of the turns."""
-    judged = [bool(step.info["malformed"]) for e in episodes for step in e.steps if "malformed" in step.info]
+    judged = [bool(turn.info["malformed"]) for e in episodes for turn in e.turns if "malformed" in turn.info]
     if not judged or not all(judged):
         return
-    example = next(e for e in episodes if any(step.info.get("malformed") for step in e.steps))
+    example = next(e for e in episodes if any(turn.info.get("malformed") for turn in e.turns))
     raise DriverError(
         f"{when}: the environment could read none of the policy's {len(judged)} turns, so there is nothing to "
         "learn from. Does the policy know how to act here (a prompt that says so, or a supervised warm-up), and "
@@ -43,12 +43,12 @@ def shown(episode: Episode) -> str:
     """What a reader needs to see of it: task, end, and its first turns."""
     sample = f"task {episode.task_id}, sample {episode.sample}, {episode.outcome}"
     lines = [sample + (f": {_short(episode.error)}" if episode.error else "")]
-    for number, step in enumerate(episode.steps[:SHOWN_TURNS]):
-        lines.append(f"turn {number + 1} ({step.finish}): {_short(step.text)!r}")
-        if step.observation is not None:
-            lines.append(f"observation: {_short(step.observation)!r}")
-    if len(episode.steps) > SHOWN_TURNS:
-        lines.append(f"... and {len(episode.steps) - SHOWN_TURNS} more turns")
+    for number, turn in enumerate(episode.turns[:SHOWN_TURNS], 1):
+        lines.append(f"turn {number} ({turn.finish}): {_short(turn.text)!r}")
+        if turn.observation is not None:
+            lines.append(f"observation: {_short(turn.observation)!r}")
+    if len(episode.turns) > SHOWN_TURNS:
+        lines.append(f"... and {len(episode.turns) - SHOWN_TURNS} more turns")
     return "\n".join("  " + line for line in lines)
 
 

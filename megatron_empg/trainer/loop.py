@@ -1,4 +1,4 @@
-"""The training loop, on every trainer rank: roll out, score, modulate, update, publish.
+"""The training loop, on every trainer rank: roll out, score, give credit, update, publish.
 
 The driver answers with whole batches that follow from (seed, step) alone, and the weights of step n are policy
 version n; so a run that goes on from checkpoint n asks for batch n next and repeats nothing.
@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -16,19 +17,15 @@ from torch import Tensor
 
 from megatron_empg.actor.actor import Actor
 from megatron_empg.actor.checkpoint import Checkpoints
-from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.platform import device
 from megatron_empg.actor.reference import FrozenReference
 from megatron_empg.actor.weights import ActorWeights, export_hugging_face
+from megatron_empg.algorithms.algorithm import Algorithm
+from megatron_empg.algorithms.base import Credit, Experience, Probe, Scores
 from megatron_empg.algorithms.policy_loss import kl_estimate
 from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.recipe import Recipe
-from megatron_empg.trainer.advantages import (
-    annotated_episodes,
-    assign_advantages,
-    assignment_metrics,
-    training_sequences,
-)
+from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement
 from megatron_empg.trainer.batch import Batch, without_texts
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
@@ -37,6 +34,7 @@ from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.policy_update import update_policy
 from megatron_empg.trainer.progress_guard import ProgressGuard
 from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.trainer.scoring import score_probes, score_samples
 
 
 class Driver(Protocol):
@@ -79,10 +77,15 @@ class Training:
         self.times: dict[str, float] = {}
         self.checkpoint_seconds = 0.0
         self.progress = ProgressGuard(recipe)
-        wanted = recipe.algorithm.kl_to_initial_every or recipe.algorithm.kl_coefficient
+        self.algorithm = Algorithm(recipe.algorithm)
+        wanted = recipe.algorithm.kl_to_initial_every > 0 or self.algorithm.asks_reference
         self.reference = FrozenReference(actor) if wanted else None
         self.checkpoints = Checkpoints(
-            actor, folder.checkpoints, keep=recipe.run.keep_checkpoints, recipe=recipe.model_dump(mode="json")
+            actor,
+            folder.checkpoints,
+            keep=recipe.run.keep_checkpoints,
+            recipe=recipe.model_dump(mode="json"),
+            algorithm=self.algorithm,
         )
         self.first = self.checkpoints.load_newest()
         self.writer = self._open_writer() if driver else None
@@ -125,67 +128,77 @@ class Training:
         with self._clock("rollout"):
             batch = self._fetch(step)
         metrics: dict[str, float] = {"policy_version": step, **batch.metrics}
-        idle = self.progress.check_batch(step, batch)
-        metrics["train/idle"] = float(idle)
+        experience = replace(batch.experience, progress=step / recipe.run.steps)
         with self._clock("score"):
-            scores = actor.score(batch.sequences, temperature=recipe.rollout.temperature)
+            scores = score_samples(actor, experience.samples, recipe.rollout.temperature)
         metrics |= check_agreement(batch, scores, step, recipe)
-        assignment = assign_advantages(batch, scores, recipe.algorithm)
-        metrics |= assignment_metrics(assignment)
-        if batch.sequences:
+        if experience.samples:
             metrics |= actor.throughput["score"].metrics("actor/score")
+        probes = self._score_probes(self.algorithm.probes(experience))
+        credit = self.algorithm.credit(experience, scores, probes)
+        metrics |= credit_metrics(credit)
+        idle = self.progress.check_batch(step, batch, credit)
+        metrics["train/idle"] = float(idle)
         if idle:
             actor.skip_updates(recipe.algorithm.updates_per_batch)
         else:
-            metrics |= self._update(step, training_sequences(batch, scores, assignment))
+            metrics |= self._kl_to_initial(step, experience, scores, credit)
+            metrics |= self._update(step, experience, scores, credit)
         with self._clock("sync"):
             self._publish(step + 1)
         if self.writer:
-            write_episodes(
-                self.folder,
-                step + 1,
-                annotated_episodes(step + 1, batch, assignment, recipe.logging.episodes_per_step),
-            )
-            write_steps(
-                self.folder,
-                step + 1,
-                step_entropies=assignment.step_entropies.tolist(),
-                step_advantages=assignment.step_advantages.tolist(),
-                trajectory_advantages=assignment.trajectory[assignment.trajectory_ids].tolist(),
-            )
-        return metrics | self._timing(started, None if idle else batch)
+            self._write_episodes(step + 1, batch, credit)
+        return metrics | self._timing(started, 0 if idle else len(scores.logprobs))
 
-    def _update(self, step: int, sequences: list[Sequence]) -> dict[str, float]:
+    def _score_probes(self, probes: list[Probe]) -> list[Scores]:
+        """What is scored beside the batch."""
+        if not probes:
+            return []
+        with self._clock("score"):
+            return score_probes(self.actor, self.reference, probes, self.recipe.rollout.temperature)
+
+    def _update(self, step: int, experience: Experience, scores: Scores, credit: Credit) -> dict[str, float]:
         """The batch's optimizer steps, and what was measured of them."""
         recipe, actor = self.recipe, self.actor
-        metrics = self._kl_to_initial(step, sequences)
         with self._clock("update"):
             update = update_policy(
                 actor,
-                sequences,
-                recipe.algorithm,
+                self.algorithm,
+                experience,
+                scores,
+                credit,
                 temperature=recipe.rollout.temperature,
                 seed=recipe.run.seed * 1_000_003 + step,
             )
         self.progress.check_updates(step, update.applied)
-        return metrics | update.metrics | actor.throughput["update"].metrics("actor/update")
+        return update.metrics | actor.throughput["update"].metrics("actor/update")
 
-    def _kl_to_initial(self, step: int, sequences: list[Sequence]) -> dict[str, float]:
+    def _kl_to_initial(
+        self, step: int, experience: Experience, scores: Scores, credit: Credit
+    ) -> dict[str, float]:
         """KL of the policy that sampled the batch to the initial one, at the batch's own tokens.
 
-        Where the loss has a term for it, the sequences get the ``reference_logprobs``.
+        Where the loss has a term for it, the batch was scored already, and it is measured in every step.
         """
-        algorithm = self.recipe.algorithm
-        every = 1 if algorithm.kl_coefficient else algorithm.kl_to_initial_every
-        if self.reference is None or step % every:
-            return {}
-        with self._clock("score"), self.reference.in_place():
-            initial = self.actor.score(sequences, temperature=self.recipe.rollout.temperature)
-        if algorithm.kl_coefficient:
-            for sequence, score in zip(sequences, initial, strict=True):
-                sequence.values["reference_logprobs"] = score.logprobs
-        ours = torch.cat([s.values["old_logprobs"] for s in sequences])
-        return {"policy/kl_to_initial": float(kl_estimate(ours, torch.cat([s.logprobs for s in initial])).mean())}
+        initial, every = credit.reference_logprobs, self.recipe.algorithm.kl_to_initial_every
+        if initial is None:
+            if not every or step % every:
+                return {}
+            (by_initial,) = self._score_probes([Probe(experience.samples, "reference")])
+            initial = by_initial.logprobs
+        return {"policy/kl_to_initial": float(kl_estimate(scores.logprobs, initial).mean())}
+
+    def _write_episodes(self, step: int, batch: Batch, credit: Credit) -> None:
+        """Some episodes as readers see them, and the numbers of the batch's turns."""
+        count = self.recipe.logging.episodes_per_step
+        write_episodes(self.folder, step, annotated_episodes(step, batch, credit, count))
+        write_steps(
+            self.folder,
+            step,
+            step_entropies=credit.entropies.tolist(),
+            step_advantages=credit.turns.tolist(),
+            trajectory_advantages=credit.advantages.episodes[batch.experience.episode_of_turn].tolist(),
+        )
 
     def _fetch(self, step: int) -> Batch:
         """Rank 0 asks the driver and keeps the texts; every rank gets the numbers."""
@@ -254,15 +267,15 @@ class Training:
         if self.writer:
             self.writer.write(step, metrics)
 
-    def _timing(self, started: float, trained: Batch | None) -> dict[str, float]:
-        """Seconds by phase; what lies between the phases is ``time/other``."""
+    def _timing(self, started: float, trained: int) -> dict[str, float]:
+        """Seconds by phase, and the speed of so many tokens; what lies between the phases is ``time/other``."""
         total = time.monotonic() - started
         phases = {f"time/{name}": seconds for name, seconds in self.times.items()}
         if self.checkpoint_seconds:
             phases["time/checkpoint"] = self.checkpoint_seconds
             self.checkpoint_seconds = 0.0
-        if trained is not None:
-            phases["tokens_per_second"] = sum(s.num_own_tokens for s in trained.sequences) / total
+        if trained:
+            phases["tokens_per_second"] = trained / total
         return {**phases, "time/other": total - sum(self.times.values()), "time/step": total}
 
     @contextmanager

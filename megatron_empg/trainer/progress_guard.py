@@ -1,6 +1,6 @@
 """A run that learns nothing must not go on unseen: batches too poor to train on, updates skipped, turns unread."""
 
-from megatron_empg.algorithms.dapo import informative_groups
+from megatron_empg.algorithms.base import Credit
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
@@ -14,14 +14,14 @@ class ProgressGuard:
         self.idle_steps = 0
         self.skipped_updates = 0
 
-    def check_batch(self, step: int, batch: Batch) -> bool:
-        """Whether the step must train on nothing, since the batch has fewer groups than `recipe.min_groups` or
-        no two rewards that differ within a group.
+    def check_batch(self, step: int, batch: Batch, credit: Credit) -> bool:
+        """Whether the step must train on nothing: the batch has fewer groups that the loss sees than
+        `recipe.min_groups`, or no turn with an advantage among them.
 
         Raises TrainingError when that came too often in a row, or when no turn of the batch could be read.
         """
         self._check_turns(step, batch)
-        groups, limits = self._groups_to_learn_from(batch), self._recipe.limits
+        groups, limits = _groups_to_learn_from(batch, credit), self._recipe.limits
         if groups >= self._recipe.min_groups:
             self.idle_steps = 0
             return False
@@ -30,7 +30,7 @@ class ProgressGuard:
             raise TrainingError(
                 f"step {step}: the batch has {groups} groups to learn from, fewer than {self._recipe.min_groups} "
                 f"(limits.min_groups), as the {self.idle_steps - 1} steps before it had (limits.max_idle_steps "
-                f"{limits.max_idle_steps}): {_why(batch)}{_example(batch)}"
+                f"{limits.max_idle_steps}): {_why(batch, credit)}{_example(batch)}"
             )
         return True
 
@@ -46,14 +46,6 @@ class ProgressGuard:
                     "its weights are broken; go on from an earlier checkpoint with a lower actor.optimizer.lr"
                 )
 
-    def _groups_to_learn_from(self, batch: Batch) -> int:
-        """All of the batch's groups; none when every advantage is 0, as where GRPO meets equal rewards alone."""
-        algorithm = self._recipe.algorithm
-        bonus = algorithm.modulation == "empg" and algorithm.empg.zeta
-        if not bonus and not informative_groups(batch.rewards, batch.groups).any():
-            return 0
-        return len(batch.groups.unique())
-
     def _check_turns(self, step: int, batch: Batch) -> None:
         numbers = batch.metrics
         malformed = numbers.get("train/malformed_actions", 0.0)
@@ -66,12 +58,22 @@ class ProgressGuard:
             )
 
 
+def _groups_to_learn_from(batch: Batch, credit: Credit) -> int:
+    """The groups of which the loss sees a token; none when every advantage that it sees is 0, as where GRPO meets
+    equal rewards alone."""
+    experience = batch.experience
+    turns = experience.turn_of_token[credit.kept].unique()
+    if not credit.turns[turns].any():
+        return 0
+    return len(experience.groups[experience.episode_of_turn[turns]].unique())
+
+
 def _example(batch: Batch) -> str:
     """An episode, on the rank that has its text."""
     return f". One of the episodes:\n{batch.example}" if batch.example else ""
 
 
-def _why(batch: Batch) -> str:
+def _why(batch: Batch, credit: Credit) -> str:
     """What the batch's own numbers say of where its groups went."""
     reasons = {
         "train/groups_dropped_equal": "dropped since all their rewards were equal",
@@ -79,6 +81,9 @@ def _why(batch: Batch) -> str:
     }
     numbers = [(batch.metrics.get(name, 0.0), words) for name, words in reasons.items()]
     said = [f"{count:g} groups were {words}" for count, words in numbers if count]
+    masked = int((~credit.kept).sum())
+    if masked:
+        said.append(f"algorithm.masks left out {masked} of {len(credit.kept)} tokens")
     reward = batch.metrics.get("train/reward")
     mean = f"the mean reward was {reward:g}" if reward is not None else "no episode got a reward"
     return ", ".join([*said, mean])

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, overload
 
 from megatron_empg.environments.base import SPLITS, Message, Split, Task
+from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.prompt import PROMPT_STYLES, REMINDER, PromptStyle, system_message
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.retrieval import Retriever
 from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools, Tools
-from megatron_empg.environments.deep_search.searcher import SEARCHERS, ScriptedSearcher
+from megatron_empg.environments.deep_search.searcher import LAST_THOUGHTS, SEARCHERS, ScriptedSearcher
 
 DEFAULT_CORPUS = "recipes/miniature/corpus.jsonl"
 KIND_WEIGHTS = {"seen": 1.0, "held_out_path": 0.5, "held_out_relation": 0.3, "longer": 0.2}
@@ -51,7 +52,8 @@ def _make_task(kind: str, question: Question, instructions: Sequence[Message]) -
         "answer": question.answer,
         "kind": kind,
     }
-    return Task(question.id, [*instructions, Message(role="user", content=question.text)], payload)
+    gold = format_action(LAST_THOUGHTS[0], Call("answer", question.answer))
+    return Task(question.id, [*instructions, Message(role="user", content=question.text)], payload, gold)
 
 
 class _Balanced:

@@ -40,6 +40,16 @@ class RunData:
         return node
 
 
+def part(run: RunData, name: str) -> dict[str, Any]:
+    """The keys of the algorithm's part of that name (modulation, regularizer, correction) with its own ``name``,
+    which is empty where the recipe does not say. Earlier recipes gave the name alone and the keys beside it."""
+    given = run.setting(f"algorithm.{name}")
+    if isinstance(given, dict):
+        return given
+    beside = run.setting(f"algorithm.{given}", {})
+    return {"name": given or "", **(beside if isinstance(beside, dict) else {})}
+
+
 def read_run(folder: RunFolder) -> RunData:
     """Read what there is. Raises FileNotFoundError when the folder itself is not there."""
     if not folder.root.is_dir():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_empg.trainer.report import svg
-from megatron_empg.trainer.report.data import Points, RunData, quantile, smooth, thin
+from megatron_empg.trainer.report.data import Points, RunData, part, quantile, smooth, thin
 
 PHASES = ("rollout", "score", "update", "sync", "evaluate", "checkpoint", "other")
 SPLITS = (("test_id", "in distribution"), ("test_ood", "out of distribution"))
@@ -86,12 +86,14 @@ def kl_step(run: RunData) -> Figure | None:
 
 def kl_initial(run: RunData) -> Figure | None:
     line = svg.Line("KL to initial", thin(run.series("policy/kl_to_initial")), 3, marks=True)
-    caption = "How far training has moved the policy in all, per token, in nats. A measurement; not in the loss."
+    coefficient = run.setting("algorithm.kl.coefficient") or run.setting("algorithm.kl_coefficient")
+    how = "The loss holds it back" if coefficient else "A measurement; not in the loss"
+    caption = f"How far training has moved the policy in all, per token, in nats. {how}."
     return _figure("KL to the initial policy", caption, svg.line_chart([line], y_ends=(0.0,)))
 
 
 def entropy(run: RunData) -> Figure | None:
-    spans = {part: thin(run.series(f"policy/step_entropy_{part}")) for part in ("q05", "median", "q95")}
+    spans = {mark: thin(run.series(f"policy/step_entropy_{mark}")) for mark in ("q05", "median", "q95")}
     bands = []
     if spans["q05"] and len(spans["q05"]) == len(spans["q95"]):
         ranges = [(x, low, high) for (x, low), (_, high) in zip(spans["q05"], spans["q95"], strict=True)]
@@ -146,7 +148,7 @@ def advantage_entropy(run: RunData) -> Figure | None:
         svg.Dots("0", [(h, final) for h, final, whole in points if whole == 0], 4),
     ]
     caption = "One dot a step of the last batches: the surer the step, the more of the outcome it is given."
-    if run.setting("algorithm.modulation") == "none":
+    if part(run, "modulation")["name"] == "none":
         caption = "One dot a step of the last batches. Without modulation a step's entropy changes nothing."
     chart = svg.scatter_chart(clouds, x_label="step entropy (nats)", y_label="final advantage")
     return _figure("Advantage against step entropy", caption, chart)

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_empg.trainer.jsonl import write_aside
 from megatron_empg.trainer.progress import duration
 from megatron_empg.trainer.report import figures, svg
-from megatron_empg.trainer.report.data import RunData, read_run
+from megatron_empg.trainer.report.data import RunData, part, read_run
 from megatron_empg.trainer.report.episode import choose, episode_html
 from megatron_empg.trainer.report.figures import Figure
 from megatron_empg.trainer.report.style import CHART, COLOURS, EPISODE, PAGE, SCRIPT
@@ -75,16 +75,16 @@ def page(run: RunData) -> str:
 
 
 def _lead(run: RunData) -> str:
-    modulation = run.setting("algorithm.modulation")
-    algorithm = str(run.setting("algorithm.name", "")).upper()
+    names = [run.setting("algorithm.name", ""), part(run, "modulation")["name"], part(run, "regularizer")["name"]]
+    chosen = [str(name).upper() for name in names if name and name != "none"]
     parts = [
-        f"{algorithm} + EMPG" if modulation == "empg" and algorithm else algorithm,
+        " + ".join(chosen) if names[0] else "",
         str(run.setting("environment.name", "")),
         str(run.setting("model.path", "")),
     ]
     if run.setting("algorithm.shuffle_rewards"):
         parts.append("control: rewards shuffled")
-    return " · ".join(part for part in parts if part)
+    return " · ".join(said for said in parts if said)
 
 
 def _advantages(run: RunData) -> str:
@@ -99,10 +99,11 @@ def _advantages(run: RunData) -> str:
 
 
 def _modulation_lead(run: RunData) -> str:
-    if run.setting("algorithm.modulation") != "empg":
+    modulation = part(run, "modulation")
+    if modulation["name"] != "empg":
         return ""
-    k, k_f, zeta = (run.setting(f"algorithm.empg.{name}") for name in ("k", "k_f", "zeta"))
-    centre = ", centred over the batch" if run.setting("algorithm.empg.center") else ""
+    k, k_f, zeta = (modulation.get(name) for name in ("k", "k_f", "zeta"))
+    centre = ", centred over the batch" if modulation.get("center") else ""
     return (
         f"A_step = A · g(H) + zeta · f(H of the next step){centre}; g(H) = exp(−{k} H_norm) / mean, "
         f"f(H) = exp(−{k_f} H_norm), zeta = {zeta}."
