@@ -5,55 +5,33 @@ A recipe is a YAML file; the command line overrides single keys by dotted name
 any process starts, by an error that names the key, what was given and what is allowed.
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from megatron_empg.algorithms.grpo import Grpo
+from megatron_empg.algorithms.registry import AlgorithmKey
+from megatron_empg.recipe_combinations import check_algorithm
+from megatron_empg.recipe_errors import RecipeError, explained
+from megatron_empg.recipe_overrides import apply_overrides
 from megatron_empg.recipe_values import expanded, not_empty, plain_settings
 from megatron_empg.recipe_yaml import read_yaml
+from megatron_empg.section import LARGEST, NonNegative, Positive, Section
 from megatron_empg.waits import Waits, nested_waits
 
-# Seeds of draws are a million times the run's and more, and must fit 64 bits; no count needs more either.
-LARGEST = 2**31 - 1
-Positive = Annotated[int, Field(ge=1, le=LARGEST)]
-NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+__all__ = ["Recipe", "RecipeError", "SftRecipe", "dump_recipe", "load_recipe", "parse_recipe"]
+
 Seconds = Annotated[float, Field(gt=0, le=LARGEST)] | None
 # vLLM samples at 0.01 where less is asked for, and the actor would divide its logits by something else.
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
-Coefficient = Annotated[float, Field(ge=-100, le=100)]
-NonNegativeCoefficient = Annotated[float, Field(ge=0, le=100)]
 # YAML knows neither paths nor tuples.
 PathText = Annotated[Path, Field(strict=False), BeforeValidator(not_empty), AfterValidator(expanded)]
 # At 1 a moving average would never move.
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the key, what was given and what is allowed."""
-
-
-class Section(BaseModel):
-    """A group of keys. Unknown keys are errors, values are never silently converted between kinds.
-
-    Numbers are finite.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -82,7 +60,7 @@ class ModelSection(Section):
 class EnvironmentSection(Section):
     name: Literal["deep_search"]
     """Which environment the agent acts in."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher, splits ...)."""
     max_turns: Positive = 8
     """Turns after which an episode without an answer ends as truncated; walkthroughs have no more either."""
@@ -123,62 +101,6 @@ class EngineSection(Section):
     """The interface the servers listen on. Every route asks for the run's token."""
     start_timeout: Positive = 600
     """Seconds a server may take from its start to its first healthy answer."""
-
-
-class GrpoSection(Section):
-    clip_low: Fraction = 0.2
-    clip_high: NonNegativeCoefficient = 0.2
-    normalize_std: bool = True
-    """Divide by the group's standard deviation; false is Dr. GRPO."""
-
-
-class DapoSection(Section):
-    clip_low: Fraction = 0.2
-    clip_high: NonNegativeCoefficient = 0.28
-    normalize_std: bool = True
-    max_generation_rounds: Positive = 10
-    """Dynamic sampling: rounds of new questions until enough groups with unequal rewards are found."""
-
-
-class EmpgSection(Section):
-    """Constants of arXiv 2509.09265; defaults as on the authors' page."""
-
-    k: NonNegativeCoefficient = 1.0
-    """Strength of gradient scaling, g(H) = exp(-k H_norm) / mean exp(-k H_norm)."""
-    k_f: NonNegativeCoefficient = 1.0
-    """Sharpness of the future-clarity bonus, f(H) = exp(-k_f H_norm)."""
-    zeta: Coefficient = 0.1
-    """Weight of the bonus for a step that leads to a clearer state."""
-    center: bool = True
-    """Subtract the mean over the batch's steps after modulation."""
-
-
-class AlgorithmSection(Section):
-    name: Literal["grpo", "dapo"] = "grpo"
-    """Group advantage, clip and filter. dapo: clip 0.2/0.28, groups of equal rewards dropped and refilled."""
-    modulation: Literal["none", "empg"] = "empg"
-    """What turns one trajectory advantage into step advantages."""
-    grpo: GrpoSection = GrpoSection()
-    dapo: DapoSection = DapoSection()
-    empg: EmpgSection = EmpgSection()
-    updates_per_batch: Positive = 1
-    """Optimizer steps a batch; its sequences are split into so many parts."""
-    loss_mean: Literal["token", "sequence"] = "token"
-    """The loss is the mean over all own tokens, or over episodes of their tokens' means (as in GRPO's paper)."""
-    kl_coefficient: NonNegativeCoefficient = 0.0
-    """Weight of the KL to the initial policy (k3 estimate at the own tokens) in the loss."""
-    entropy_coefficient: Coefficient = 0.0
-    """Weight of the policy's exact entropy in the loss: positive rewards entropy."""
-    kl_to_initial_every: NonNegative = 0
-    """Steps between measurements of the KL to the initial policy, a metric only; 0 is never. With a
-    `kl_coefficient` it is measured in every step."""
-    shuffle_rewards: bool = False
-    """The control experiment: permute the rewards inside a batch. Nothing should be learnt."""
-
-    @property
-    def base(self) -> GrpoSection | DapoSection:
-        """The constants of the chosen algorithm."""
-        return self.grpo if self.name == "grpo" else self.dapo
 
 
 class OptimizerSection(Section):
@@ -237,7 +159,7 @@ class EvaluationSection(Section):
     """Steps between evaluations; 0 evaluates only before and after training."""
     questions: NonNegative = 0
     """Fixed questions of each split; 0 switches evaluation off."""
-    splits: list[Literal["test_id", "test_ood"]] = ["test_id", "test_ood"]
+    splits: list[Literal["test_id", "test_ood"]] = Field(default_factory=lambda: ["test_id", "test_ood"])
     greedy: bool = True
     """Also measure greedy success, beside sampled success."""
     temperature: Temperature = 1.0
@@ -311,7 +233,7 @@ class Recipe(Section):
     environment: EnvironmentSection
     rollout: RolloutSection
     engines: EngineSection = EngineSection()
-    algorithm: AlgorithmSection = AlgorithmSection()
+    algorithm: AlgorithmKey = Grpo()
     actor: ActorSection = ActorSection()
     evaluation: EvaluationSection = EvaluationSection()
     limits: LimitsSection = LimitsSection()
@@ -342,14 +264,14 @@ class Recipe(Section):
             )
         _check_actor(actor)
         _check_batch(self)
+        check_algorithm(self)
         _ = self.waits
         return self
 
     @property
     def waits(self) -> Waits:
         """How long each wait may be."""
-        dapo = self.algorithm.name == "dapo" and self.algorithm.dapo.max_generation_rounds > 1
-        return nested_waits(self.limits, several_rounds=dapo)
+        return nested_waits(self.limits, several_rounds=self.algorithm.generation_rounds > 1)
 
     @property
     def min_groups(self) -> int:
@@ -444,8 +366,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), kind: type[R] = Recip
         raise RecipeError(f"cannot read recipe {path}: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}, not sections of keys")
-    for override in overrides:
-        _apply(raw, override)
+    apply_overrides(raw, overrides, kind)
     return parse_recipe(raw, kind)
 
 
@@ -454,59 +375,9 @@ def parse_recipe(raw: dict[str, Any], kind: type[R] = Recipe) -> R:  # type: ign
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(fault, kind) for fault in error.errors()]
-        raise RecipeError("this recipe cannot be run:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+        raise explained(error, kind) from None
 
 
 def dump_recipe(recipe: Recipe | SftRecipe) -> str:
     """The resolved recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"override {override!r} is not of the form section.key=value")
-    *sections, last = key.split(".")
-    node = raw
-    for name in sections:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise RecipeError(f"override {override!r}: {name} is a value, not a section")
-    try:
-        node[last] = read_yaml(value)
-    except ValueError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from error
-
-
-def _explain(fault: Any, kind: type[BaseModel]) -> str:
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path) or "recipe"
-    if fault["type"] == "extra_forbidden":
-        known = _keys_beside(path, kind)
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{key}: unknown key; {hint}allowed here: {', '.join(known)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; give it a value"
-    if not path:
-        return str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        message = str(fault["msg"]).removeprefix("Value error, ")
-        return message if message.startswith(key) else f"{key}: {message}"
-    return f"{key}: {fault['msg']}; got {_shown(fault['input'])}"
-
-
-def _shown(given: Any) -> str:
-    text = repr(given)
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
-def _keys_beside(path: list[str], kind: type[BaseModel]) -> list[str]:
-    model: Any = kind
-    for name in path[:-1]:
-        field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
-        if field is None:
-            return []
-        model = field.annotation
-    return list(model.model_fields) if hasattr(model, "model_fields") else []

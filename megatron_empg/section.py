@@ -1,6 +1,6 @@
 """What groups of recipe keys are made of: the base of sections, choices among them, and ranges of numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -54,3 +54,12 @@ def section_of(annotation: Any, values: Any) -> type[Section] | None:
         return annotation
     name = values.get("name") if isinstance(values, Mapping) else None
     return choices(annotation).get(str(name))
+
+
+def shared_keys(sections: Iterable[type[Section]]) -> set[str]:
+    """Keys of the nearest class that all of the sections derive from."""
+    first, *others = sections
+    for base in first.__mro__:
+        if issubclass(base, Section) and all(issubclass(other, base) for other in others):
+            return set(base.model_fields)
+    return set()

@@ -1,0 +1,120 @@
+"""What the parts of an algorithm mean together, and with the run around them: what means nothing is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megatron_empg.algorithms.aem import Aem
+from megatron_empg.algorithms.dapo import Dapo
+from megatron_empg.algorithms.empg import Empg
+from megatron_empg.algorithms.gigpo import Gigpo
+from megatron_empg.algorithms.igpo import Igpo
+from megatron_empg.algorithms.kl import KlSection
+from megatron_empg.algorithms.reinforce_pp import ReinforcePP
+from megatron_empg.algorithms.sampo import Sampo
+
+if TYPE_CHECKING:
+    from megatron_empg.recipe import Recipe
+
+ONE_TURN = "with environment.max_turns 1"
+
+
+def check_algorithm(recipe: Recipe) -> None:
+    """Raise ValueError with every choice of `algorithm` that the rest of the recipe makes void."""
+    faults = [*_one_turn(recipe), *_bonus(recipe), *_control(recipe), *_kl(recipe), *_overlong(recipe)]
+    if faults:
+        raise ValueError("\n  - ".join(faults))
+
+
+def _one_turn(recipe: Recipe) -> Iterator[str]:
+    """What compares or chains turns needs several of them."""
+    if recipe.environment.max_turns > 1:
+        return
+    algorithm, modulation = recipe.algorithm, recipe.algorithm.modulation
+    if isinstance(modulation, Empg) and has_bonus(modulation):
+        key, value = _bonus_key(modulation)
+        yield (
+            f"algorithm.modulation.{key} is {value} {ONE_TURN}: the bonus is for a turn that leads to a clearer "
+            "next one; set algorithm.modulation.zeta=0, or algorithm.modulation=none"
+        )
+    if isinstance(modulation, Aem) and modulation.set == "trajectory":
+        yield (
+            f"algorithm.modulation.set is trajectory {ONE_TURN}: a turn alone in its set is scaled by 1; choose "
+            "batch or question, or algorithm.modulation=none"
+        )
+    if isinstance(algorithm, Gigpo | Sampo | Igpo):
+        plain = "gspo" if isinstance(algorithm, Sampo) else "grpo"
+        yield (
+            f"algorithm.name is {algorithm.name} {ONE_TURN}: it tells the turns of an episode apart; choose "
+            f"{plain}"
+        )
+    if isinstance(algorithm, ReinforcePP) and algorithm.gamma < 1:
+        yield f"algorithm.gamma is {algorithm.gamma:g} {ONE_TURN}: there is nothing to discount; leave it out"
+
+
+def has_bonus(modulation: Empg) -> bool:
+    """Whether a turn's successor counts."""
+    return bool(modulation.zeta or modulation.target_bonus_share)
+
+
+def _bonus_key(modulation: Empg) -> tuple[str, float | None]:
+    if modulation.target_bonus_share:
+        return "target_bonus_share", modulation.target_bonus_share
+    return "zeta", modulation.zeta
+
+
+def _bonus(recipe: Recipe) -> Iterator[str]:
+    modulation = recipe.algorithm.modulation
+    if isinstance(modulation, Empg) and not has_bonus(modulation):
+        default = Empg.model_fields["k_f"].default
+        if modulation.k_f != default:
+            yield (
+                f"algorithm.modulation.k_f is {modulation.k_f:g} with algorithm.modulation.zeta 0: there is no "
+                "bonus for it to shape; leave it out"
+            )
+    moved = isinstance(modulation, Empg) and (has_bonus(modulation) or modulation.center)
+    if recipe.algorithm.masks.bonus_only and not moved:
+        yield (
+            f"algorithm.masks.bonus_only is true with algorithm.modulation {modulation.name}, which adds no bonus "
+            "and does not centre: turns without advantage are trained by nothing; leave it out"
+        )
+
+
+def _control(recipe: Recipe) -> Iterator[str]:
+    if recipe.algorithm.shuffle_rewards and isinstance(recipe.algorithm, Igpo):
+        yield (
+            "algorithm.shuffle_rewards is true with algorithm.name igpo, which learns from gold answers beside "
+            "rewards: that is no control experiment; choose another algorithm"
+        )
+
+
+def _kl(recipe: Recipe) -> Iterator[str]:
+    kl = recipe.algorithm.kl
+    if not kl.coefficient and kl.estimator != KlSection.model_fields["estimator"].default:
+        yield (
+            f"algorithm.kl.estimator is {kl.estimator} with algorithm.kl.coefficient 0: there is no KL to "
+            "estimate; give a coefficient or leave it out"
+        )
+
+
+def _overlong(recipe: Recipe) -> Iterator[str]:
+    if not isinstance(recipe.algorithm, Dapo):
+        return
+    overlong, rollout = recipe.algorithm.overlong, recipe.rollout
+    if overlong.max_length is None:
+        return
+    if not overlong.buffer:
+        yield (
+            f"algorithm.overlong.max_length is {overlong.max_length} with algorithm.overlong.buffer 0, which "
+            "switches the penalty off; give a buffer or leave both out"
+        )
+        return
+    longest = min(rollout.max_episode_tokens, recipe.environment.max_turns * rollout.max_turn_tokens)
+    begins = overlong.max_length - overlong.buffer
+    if begins >= longest:
+        yield (
+            f"algorithm.overlong.max_length is {overlong.max_length} with a buffer of {overlong.buffer}: the "
+            f"penalty begins after {begins} own tokens, and no episode has more than {longest} (the smaller of "
+            "rollout.max_episode_tokens and environment.max_turns x rollout.max_turn_tokens); lower max_length"
+        )
