@@ -55,8 +55,8 @@ class Igpo(AlgorithmSection):
         check_episodes(experience.rewards, experience.groups)
         last = is_last_turn(experience.episode_of_turn)
         rewards = experience.rewards.double()[experience.episode_of_turn]
-        if probes:
-            rewards = torch.where(last, rewards, self._gains(experience, probes[0]))
+        if len(last):
+            rewards = torch.where(last, rewards, self._gains(experience, probes))
         groups = experience.groups[experience.episode_of_turn]
         normalized = normalized_in_groups(rewards, groups, normalize_std=self.normalize_std)
         outcomes = torch.zeros(len(experience.rewards), dtype=torch.float64)
@@ -67,9 +67,11 @@ class Igpo(AlgorithmSection):
     def surrogate(self) -> LossTerm:
         return TokenClip(self.clip_low, self.clip_high)
 
-    def _gains(self, experience: Experience, scores: Scores) -> Float[Tensor, "turns"]:
+    def _gains(self, experience: Experience, probes: list[Scores]) -> Float[Tensor, "turns"]:
         """From before to after each turn; that of an episode's last turn means nothing."""
-        before = gold_logprobs(experience, scores)
+        if not probes:
+            raise ValueError("no scores of the gold turns were given; score the probes of the same batch")
+        before = gold_logprobs(experience, probes[0])
         if self.gain == "probability":
             before = before.exp()
         return before.roll(-1) - before
@@ -120,6 +122,6 @@ def _check_gold(experience: Experience) -> None:
     if 0 in known:
         raise ValueError(
             f"{known.count(0)} of {episodes} episodes (first: {known.index(0)}) have no gold turn, and igpo "
-            "rewards turns by how likely they make it: let the environment name for every task the turn that would "
-            "answer right, or choose another algorithm.name"
+            "rewards turns by how likely they make it: let the environment name for every task the turn that "
+            "would answer right, or choose another algorithm.name"
         )

@@ -37,12 +37,13 @@ class Rloo(AlgorithmSection):
 def leave_one_out(
     rewards: Float[Tensor, "episodes"], groups: Int[Tensor, "episodes"]
 ) -> Float[Tensor, "episodes"]:
-    """``n/(n-1)·(R - mean)`` in a group of n: R less the mean of the others; in float64.
+    """``n/(n-1)·(R - mean)`` in a group of n, which is R less the mean of the others; in float64.
 
-    0 in a group of one, which has no others (chosen here; released code gives it R). Raises ValueError for other
-    shapes or non-finite rewards.
+    A group of one has no others and a baseline of 0, as in released code and in `group_advantages`. Raises
+    ValueError for other shapes or non-finite rewards.
     """
     check_episodes(rewards, groups)
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     factor = counts / (counts - 1).clamp(min=1).to(torch.float64)
-    return factor[index] * normalized_in_groups(rewards, groups, normalize_std=False)
+    others = factor[index] * normalized_in_groups(rewards, groups, normalize_std=False)
+    return torch.where(counts[index] > 1, others, rewards.double())

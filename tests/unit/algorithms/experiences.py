@@ -75,6 +75,11 @@ def random_experience(seed: int, *, episodes: int = 24, groups: int = 5, states:
     )
 
 
+def doubles(values: Sequence[float]) -> Tensor:
+    """Numbers worked out by hand, to compare with."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def _flat(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     """What episodes hold, laid end to end."""
     return torch.tensor([value for of_episode in values for value in of_episode], dtype=dtype)

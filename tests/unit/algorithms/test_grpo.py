@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from experiences import doubles, experience
 
-from megatron_empg.algorithms.grpo import group_advantages, in_groups_of_at_least
+from megatron_empg.algorithms.grpo import Grpo, group_advantages, in_groups_of_at_least
+from megatron_empg.algorithms.policy_loss import TokenClip
 
 
 def test_two_groups_by_hand() -> None:
@@ -54,3 +58,43 @@ def test_nothing_gives_nothing() -> None:
 def test_bad_input_is_named(rewards: torch.Tensor, groups: torch.Tensor, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         group_advantages(rewards, groups)
+
+
+def test_equal_rewards_give_exactly_zero_whatever_their_last_bit() -> None:
+    # The mean of three times 0.1 is not 0.1 in float64, and 1e-17 / (1e-17 + 1e-6) is not 0.
+    rewards = torch.full((3,), 0.1, dtype=torch.float64)
+    assert group_advantages(rewards, torch.tensor([0, 0, 0])).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_every_turn_has_its_episodes_advantage_in_float64() -> None:
+    batch = experience(rewards=[[0.0, 1.0], [0.0], [0.0, 0.0, 0.0]], groups=[4, 4, 4])
+    advantages = Grpo(normalize_std=False).advantages(batch, [])
+    torch.testing.assert_close(advantages.episodes, doubles([2 / 3, -1 / 3, -1 / 3]))
+    torch.testing.assert_close(advantages.turns, doubles([2 / 3, 2 / 3, -1 / 3, -1 / 3, -1 / 3, -1 / 3]))
+
+
+def test_the_standard_deviation_divides_by_default_as_in_the_paper() -> None:
+    batch = experience(rewards=[[1.0], [0.0]])
+    expected = 0.5 / (0.5**0.5 + 1e-6)
+    torch.testing.assert_close(Grpo().advantages(batch, []).turns, doubles([expected, -expected]))
+
+
+def test_single_precision_rewards_are_compared_in_double() -> None:
+    batch = replace(experience(rewards=[[0.0], [0.0]]), rewards=torch.tensor([1e8, 1e8 + 8]))
+    assert Grpo(normalize_std=False).advantages(batch, []).turns.tolist() == [-4.0, 4.0]
+
+
+def test_an_empty_batch_has_no_advantages() -> None:
+    advantages = Grpo().advantages(experience(rewards=[]), [])
+    assert advantages.episodes.shape == (0,)
+    assert advantages.turns.shape == (0,)
+
+
+def test_all_groups_train_and_the_clip_is_that_of_the_keys() -> None:
+    section = Grpo(clip_low=0.1, clip_high=0.3)
+    assert section.keeps(torch.tensor([1.0, 1.0]))
+    assert section.generation_rounds == 1
+    assert section.mean == "token"
+    clip = section.surrogate()
+    assert isinstance(clip, TokenClip)
+    assert (clip.clip_low, clip.clip_high, clip.dual_clip) == (0.1, 0.3, None)
