@@ -29,6 +29,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,9 @@ from torch import Tensor
 from megatron_empg.actor import platform
 from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.optimizer import OptimizerSettings
-from megatron_empg.actor.packing import IGNORE, Microbatch, Packer, Sequence
+from megatron_empg.actor.packing import IGNORE, Microbatch, Packer
 from megatron_empg.actor.throughput import Throughput
+from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.weights.flops import flops_by_part, forward_flops
 from megatron_empg.weights.model_config import ModelConfig
 
@@ -84,34 +86,35 @@ def mixed_lengths(count: int, maximum: int) -> list[int]:
     return [max(8, round(lengths[i])) for i in order]
 
 
-def make_sequences(lengths: list[int], vocabulary: int, *, all_own: bool = False) -> list[Sequence]:
+def make_sequences(lengths: list[int], vocabulary: int, *, all_own: bool = False) -> list[Sample]:
     """A prompt, an own turn, an observation, an own turn, a quarter each; or own tokens throughout."""
     generator = torch.Generator().manual_seed(2)
     made = []
     for length in lengths:
         quarters = [[length // 4, length // 2], [3 * length // 4, length]]
         tokens = torch.randint(0, vocabulary, (length,), generator=generator)
-        made.append(Sequence(tokens, torch.tensor([[1, length]] if all_own else quarters)))
+        made.append(Sample(tokens, torch.tensor([[1, length]] if all_own else quarters)))
     return made
 
 
-def with_values(actor: Any, sequences: list[Sequence]) -> list[Sequence]:
-    """The same with old log-probs, the actor's own, and random advantages."""
+def with_streams(actor: Any, sequences: list[Sample]) -> list[Sample]:
+    """The same with old log-probs, the actor's own, and random advantages; nothing is weighed."""
     generator = torch.Generator().manual_seed(3)
-    scores = actor.score(sequences)
-    return [
-        Sequence(
-            s.tokens,
-            s.steps,
-            {"old_logprobs": score.logprobs, "advantages": torch.randn(s.num_own_tokens, generator=generator)},
+    made = []
+    for sequence, score in zip(sequences, actor.score(sequences), strict=True):
+        streams = TokenStreams(
+            old_logprobs=score.logprobs,
+            advantages=torch.randn(sequence.num_own_tokens, generator=generator),
+            loss_weights=torch.ones(sequence.num_own_tokens),
+            mean_weights=torch.ones(sequence.num_own_tokens),
         )
-        for s, score in zip(sequences, scores, strict=True)
-    ]
+        made.append(replace(sequence, streams=streams))
+    return made
 
 
-def padded(sequence: Sequence, length: int) -> Sequence:
+def padded(sequence: Sample, length: int) -> Sample:
     tokens = torch.nn.functional.pad(sequence.tokens, (0, length - len(sequence.tokens)))
-    return Sequence(tokens, sequence.steps, sequence.values)
+    return replace(sequence, tokens=tokens)
 
 
 # Contenders
@@ -166,15 +169,17 @@ def bare_forward(data: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]
 
 def bare_loss(batch: Microbatch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     logprob = output[0, :, 0][batch.targets != IGNORE]
-    advantages = batch.values["advantages"]
-    ratio = (logprob - batch.values["old_logprobs"]).exp()
+    advantages, old_logprobs = batch.streams.advantages, batch.streams.old_logprobs
+    assert advantages is not None
+    assert old_logprobs is not None
+    ratio = (logprob - old_logprobs).exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - CLIP[0], 1 + CLIP[1])).sum()
     tokens = torch.tensor(len(logprob), dtype=torch.int, device=loss.device)
     return loss, tokens, {"sum": torch.stack([loss.detach(), tokens.float()])}
 
 
 def packed_microbatches(
-    sequences: list[Sequence], config: ModelConfig, budget: int, layout: Layout
+    sequences: list[Sample], config: ModelConfig, budget: int, layout: Layout
 ) -> list[Microbatch]:
     """This rank's microbatches as the actor plans them."""
     from megatron_empg.actor.microbatches import plan_microbatches
@@ -186,7 +191,7 @@ def packed_microbatches(
 
 
 def padded_microbatches(
-    sequences: list[Sequence], count: int, maximum: int | None, layout: Layout
+    sequences: list[Sample], count: int, maximum: int | None, layout: Layout
 ) -> list[Microbatch]:
     """This rank's microbatches of `count` sequences, padded to `maximum` or else to the microbatch's longest."""
     from megatron_empg.actor.parallel import data_rank
@@ -199,8 +204,8 @@ def padded_microbatches(
     return laid_out(flat, [[next(numbers) for _ in batch] for batch in rows])
 
 
-def laid_out(sequences: list[Sequence], plan: list[list[int]]) -> list[Microbatch]:
-    packer = Packer(sequences, tuple(sequences[0].values))
+def laid_out(sequences: list[Sample], plan: list[list[int]]) -> list[Microbatch]:
+    packer = Packer(sequences, TokenStreams.concatenated([s.streams for s in sequences]))
     return [packer.pack(indices).to(platform.device()) for indices in plan]
 
 
@@ -212,7 +217,8 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     platform.prepare()
     from megatron_empg.actor.actor import Actor, describe_parts
     from megatron_empg.actor.model import Execution
-    from megatron_empg.trainer.policy_update import PolicyLoss
+    from megatron_empg.algorithms.algorithm import PolicyLoss
+    from megatron_empg.algorithms.policy_loss import TokenClip
 
     layout = Layout(tensor=options.tensor_parallel, data=options.data_parallel)
     if options.device == "cuda":
@@ -232,10 +238,10 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     actor.initialise_weights(0)
     bare = Bare(actor)
     lengths = mixed_lengths(options.sequences, options.maximum)
-    mixed = with_values(actor, make_sequences(lengths, config.vocab_size))
+    mixed = with_streams(actor, make_sequences(lengths, config.vocab_size))
     count = max(1, round(sum(lengths) / options.maximum))
-    full = with_values(actor, make_sequences([options.maximum] * count, config.vocab_size, all_own=True))
-    loss = PolicyLoss(*CLIP)
+    full = with_streams(actor, make_sequences([options.maximum] * count, config.vocab_size, all_own=True))
+    loss = PolicyLoss(TokenClip(*CLIP), [])
     batches = {
         "bare": packed_microbatches(mixed, config, budget, layout),
         LONGEST: padded_microbatches(mixed, options.per_microbatch, None, layout),
@@ -306,13 +312,13 @@ def show(times: dict[str, list[float]], tokens: int) -> None:
         print(f"  {name} / update: {ratio(name, 'update')}")
 
 
-def flops_of(config: ModelConfig, sequences: list[Sequence], layout: Layout) -> dict[str, float]:
+def flops_of(config: ModelConfig, sequences: list[Sample], layout: Layout) -> dict[str, float]:
     """One rank's floating-point operations of an update, by part of the model."""
     parts = [flops_by_part(config, len(s.tokens), s.num_own_tokens) for s in sequences]
     return {name: 3 * sum(part[name] for part in parts) / layout.world_size for name in parts[0]}
 
 
-def full_figures(turns: list[float], config: ModelConfig, sequences: list[Sequence], layout: Layout) -> Throughput:
+def full_figures(turns: list[float], config: ModelConfig, sequences: list[Sample], layout: Layout) -> Throughput:
     flops = sum(flops_of(config, sequences, layout).values())
     return Throughput(sum(len(s.tokens) for s in sequences), min(turns), flops)
 
@@ -340,7 +346,7 @@ def write_json(
 
 
 def show_full(
-    turns: list[float], table: dict[str, float], config: ModelConfig, sequences: list[Sequence], layout: Layout
+    turns: list[float], table: dict[str, float], config: ModelConfig, sequences: list[Sample], layout: Layout
 ) -> None:
     flops = flops_of(config, sequences, layout)
     whole = full_figures(turns, config, sequences, layout)

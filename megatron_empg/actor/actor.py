@@ -3,13 +3,12 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,16 +20,22 @@ from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.microbatches import plan_microbatches
 from megatron_empg.actor.model import DTYPES, Execution, build_model
 from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
-from megatron_empg.actor.packing import IGNORE, Microbatch, Packer, Sequence
-from megatron_empg.actor.parallel import context_rank, data_and_context_group, data_rank, pipeline_group
+from megatron_empg.actor.packing import IGNORE, Microbatch, Packer
+from megatron_empg.actor.parallel import (
+    context_group,
+    context_rank,
+    data_and_context_group,
+    data_rank,
+    pipeline_group,
+)
 from megatron_empg.actor.throughput import Throughput
 from megatron_empg.actor.weights import ActorWeights, initialise, load
+from megatron_empg.algorithms.sample import Sample, Score, TokenStreams
+from megatron_empg.algorithms.segments import Segments
 from megatron_empg.weights.flops import forward_flops
 from megatron_empg.weights.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
-WEIGHT = "loss_weight"
-"""The per-token value under which `update` keeps its own weights."""
 
 
 class LossFunction(Protocol):
@@ -40,18 +45,19 @@ class LossFunction(Protocol):
     """Names of the numbers that come with the loss; their token means are reported."""
 
     def __call__(
-        self, logprob: Tensor, entropy: Tensor, values: dict[str, Tensor], /
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, statistics by name) of each own token, [own tokens] each."""
+        self,
+        logprobs: Float[Tensor, "own_tokens"],
+        entropies: Float[Tensor, "own_tokens"],
+        streams: TokenStreams,
+        segments: Segments,
+        /,
+    ) -> tuple[Float[Tensor, "own_tokens"], dict[str, Tensor]]:
+        """(loss, statistics by name) of each own token, [own tokens] each.
+
+        Called once a microbatch, on every context-parallel rank, whether or not it has own tokens there: what the
+        loss communicates through ``segments`` it communicates always, in the same order.
+        """
         ...
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the actor says of one sequence's own tokens, float32 on the CPU."""
-
-    logprobs: Float[Tensor, "own_tokens"]
-    entropies: Float[Tensor, "own_tokens"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class UpdateReport:
 class Actor:
     """A policy over tensor-, pipeline-, context- and data-parallel ranks, which enter every method together.
 
-    Sequences are given whole to every rank, in the same order; each rank works on its share.
+    Samples are given whole to every rank, in the same order; each rank works on its share.
     """
 
     def __init__(
@@ -133,55 +139,50 @@ class Actor:
             # The gathering is ordered before this stream's next work only, and weights leave on other streams.
             torch.cuda.current_stream().synchronize()
 
-    def score(self, sequences: SequenceOf[Sequence], *, temperature: float = 1.0) -> list[Score]:
+    def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[Score]:
         """Log-prob and exact entropy at every own token, under the current weights, without gradient."""
-        offsets = [0, *itertools.accumulate(s.num_own_tokens for s in sequences)]
+        offsets = [0, *itertools.accumulate(s.num_own_tokens for s in samples)]
         results = torch.zeros(2, offsets[-1], device=layouts.platform.device())
 
         def collect(batch: Microbatch, output: Tensor, non_loss_data: bool = True) -> None:
             results[0, batch.own], results[1, batch.own] = _at_own_tokens(output, batch)
 
         self._set_training(False)
-        with torch.no_grad(), self._measured("score", sequences, passes=1):
-            self._run(self._microbatches(self._packer(sequences)), collect, temperature, forward_only=True)
+        with torch.no_grad(), self._measured("score", samples, passes=1):
+            self._run(self._microbatches(self._packer(samples)), collect, temperature, forward_only=True)
             self._share_results(results)
         logprobs, entropies = results.cpu()
         return [Score(logprobs[start:end], entropies[start:end]) for start, end in itertools.pairwise(offsets)]
 
     def update(
-        self,
-        sequences: SequenceOf[Sequence],
-        loss_function: LossFunction,
-        *,
-        temperature: float = 1.0,
-        mean: Literal["token", "sequence"] = "token",
+        self, samples: Sequence[Sample], loss_function: LossFunction, *, temperature: float = 1.0
     ) -> UpdateReport:
-        """One optimizer step on the mean loss over all own tokens of all ranks, or over all sequences' means."""
-        packer = self._packer(sequences, names=tuple(sequences[0].values) if sequences else ())
-        if mean == "sequence" and sequences:
-            packer.values[WEIGHT] = sequence_mean_weights([s.num_own_tokens for s in sequences])
+        """One optimizer step on the mean loss over all own tokens of all ranks.
+
+        Raises ValueError unless all samples have the same streams.
+        """
+        packer = self._packer(samples, TokenStreams.concatenated([s.streams for s in samples]))
         reported = ("loss", "entropy", *loss_function.statistics)
         sums = torch.zeros(len(reported) + 1, dtype=torch.float64, device=layouts.platform.device())
 
         def loss(batch: Microbatch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            logprob, entropy = _at_own_tokens(output, batch)
-            per_token, statistics = loss_function(logprob, entropy, batch.values)
-            if WEIGHT in batch.values:
-                per_token = per_token * batch.values[WEIGHT]
+            logprobs, entropies = _at_own_tokens(output, batch)
+            segments = replace(batch.segments, reduce=self._sum_over_context())
+            per_token, statistics = loss_function(logprobs, entropies, batch.streams, segments)
             total = per_token.sum()
-            if not len(logprob):  # keeps the graph whole on a rank, or in a microbatch, without own tokens
+            if not len(logprobs):  # keeps the graph whole on a rank, or in a microbatch, without own tokens
                 total = total + 0.0 * output.sum()
-            numbers = {"loss": per_token, "entropy": entropy, **statistics}
+            numbers = {"loss": per_token, "entropy": entropies, **statistics}
             sums[:-1] += torch.stack([numbers[name].detach().double().sum() for name in reported])
-            sums[-1] += len(logprob)
-            tokens = torch.tensor(len(logprob), dtype=torch.int, device=total.device)
+            sums[-1] += len(logprobs)
+            tokens = torch.tensor(len(logprobs), dtype=torch.int, device=total.device)
             return total, tokens, {}
 
         self._set_training(True)
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        with self._measured("update", sequences, passes=3):
+        with self._measured("update", samples, passes=3):
             self._run(self._microbatches(packer), loss, temperature, forward_only=False)
             lr = self.optimizer.param_groups[0]["lr"]
             self._share_results(sums)
@@ -207,8 +208,8 @@ class Actor:
         self.scheduler.step(increment=1)
         return finite, norm
 
-    def _packer(self, sequences: SequenceOf[Sequence], names: SequenceOf[str] = ()) -> Packer:
-        longest = max((len(s.tokens) for s in sequences), default=0)
+    def _packer(self, samples: Sequence[Sample], streams: TokenStreams | None = None) -> Packer:
+        longest = max((len(s.tokens) for s in samples), default=0)
         if longest > self.config.max_position_embeddings:
             raise ValueError(
                 f"a sequence has {longest} tokens, the model's max_position_embeddings is "
@@ -216,13 +217,13 @@ class Actor:
             )
         layout = self.layout
         multiple = layout.tensor if layout.sequence_parallel else 1
-        return Packer(sequences, names, context=layout.context, rank=context_rank(), multiple=multiple)
+        return Packer(samples, streams, context=layout.context, rank=context_rank(), multiple=multiple)
 
     def _microbatches(self, packer: Packer) -> list[Microbatch]:
         """This rank's share; context-parallel ranks hold parts of the same microbatches."""
         layout = self.layout
         plan = plan_microbatches(
-            [packer.padded(len(s.tokens)) for s in packer.sequences],
+            [packer.padded(len(s.tokens)) for s in packer.samples],
             budget=self.budget,
             ranks=layout.data,
             cost=partial(forward_flops, self.config),
@@ -255,6 +256,16 @@ class Actor:
             collect_non_loss_data=forward_only,
         )
 
+    def _sum_over_context(self) -> Callable[[Tensor], None] | None:
+        """Adds a tensor up over the context-parallel ranks, in place; None where a rank holds samples whole."""
+        if self.layout.context == 1:
+            return None
+
+        def add_up(tensor: Tensor) -> None:
+            dist.all_reduce(tensor, group=context_group())
+
+        return add_up
+
     def _share_results(self, results: Tensor) -> None:
         """Each position was filled on one replica's last stage, alike by its tensor-parallel ranks; a sum makes
         it known to all."""
@@ -264,15 +275,15 @@ class Actor:
             dist.all_reduce(results, group=data_and_context_group())
 
     @contextmanager
-    def _measured(self, what: str, sequences: SequenceOf[Sequence], *, passes: int) -> Iterator[None]:
+    def _measured(self, what: str, samples: Sequence[Sample], *, passes: int) -> Iterator[None]:
         """Note the block's throughput; ``passes`` is its work in forward passes."""
         started = time.perf_counter()
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        tokens = sum(len(s.tokens) for s in sequences)
-        flops = passes * sum(forward_flops(self.config, len(s.tokens), s.num_own_tokens) for s in sequences)
+        tokens = sum(len(s.tokens) for s in samples)
+        flops = passes * sum(forward_flops(self.config, len(s.tokens), s.num_own_tokens) for s in samples)
         self.throughput[what] = Throughput(tokens, seconds, flops / self.layout.world_size)
 
     def _set_training(self, training: bool) -> None:
@@ -294,7 +305,7 @@ def _model_inputs(batch: Microbatch) -> dict[str, Any]:
     longest = max(batch.lengths)
     return {
         "input_ids": batch.tokens,
-        "position_ids": None,  # rotary positions follow from the sequences' boundaries
+        "position_ids": None,  # rotary positions follow from the samples' boundaries
         "attention_mask": None,
         "labels": batch.targets[None],
         "packed_seq_params": PackedSequences(
@@ -307,13 +318,6 @@ def _model_inputs(batch: Microbatch) -> dict[str, Any]:
             shard=batch.shard,
         ),
     }
-
-
-def sequence_mean_weights(own_tokens: list[int]) -> Float[Tensor, "own_tokens"]:
-    """Weight of each token, by which a mean over tokens becomes a mean over sequences of their tokens' means."""
-    counts = torch.tensor(own_tokens, dtype=torch.float64)
-    each = counts.sum() / (counts.count_nonzero() * counts)
-    return each.repeat_interleave(counts.long()).float()
 
 
 def describe_parts(actor: Actor) -> str:

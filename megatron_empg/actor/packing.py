@@ -1,69 +1,37 @@
-"""Sequences packed into microbatches: what to predict where, and the per-token values that go with it."""
+"""Samples packed into microbatches: what to predict where, and the per-token streams that go with it."""
 
 import math
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from megatron_empg.actor.context_parallel import ContextShard, zigzag
+from megatron_empg.algorithms.sample import Sample, TokenStreams
+from megatron_empg.algorithms.segments import Segments
 
 IGNORE = -100
-
-
-@dataclass
-class Sequence:
-    """One episode's tokens, and which of them the policy itself wrote.
-
-    ``steps`` are (start, end) offsets of each turn's own tokens; ``values`` hold one number for each of those
-    tokens, in order (advantages, old log-probs ...).
-    """
-
-    tokens: Int[Tensor, "length"]
-    steps: Int[Tensor, "steps 2"]
-    values: dict[str, Float[Tensor, "own_tokens"]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        flat = self.steps.flatten()
-        if (len(flat) and (flat.diff() < 0).any()) or (self.steps[:, 0] >= self.steps[:, 1]).any():
-            raise ValueError(f"step offsets {self.steps.tolist()} are not increasing, disjoint and non-empty")
-        if len(flat) and (flat[0] < 1 or flat[-1] > len(self.tokens)):
-            raise ValueError(
-                f"step offsets {self.steps.tolist()} lie outside tokens 1 to {len(self.tokens)}: the first token "
-                "has nothing before it that could predict it"
-            )
-        for name, value in self.values.items():
-            if len(value) != self.num_own_tokens:
-                raise ValueError(f"{name} has {len(value)} values for {self.num_own_tokens} own tokens")
-
-    @property
-    def num_own_tokens(self) -> int:
-        return int((self.steps[:, 1] - self.steps[:, 0]).sum())
-
-    @property
-    def step_lengths(self) -> list[int]:
-        return (self.steps[:, 1] - self.steps[:, 0]).tolist()
-
-    def predictors(self) -> Int[Tensor, "own_tokens"]:
-        """Positions whose logits predict the policy's own tokens: each token's predecessor."""
-        spans = [torch.arange(start - 1, end - 1) for start, end in self.steps.tolist()]
-        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.long)
+NO_TURNS = torch.empty(0, 2, dtype=torch.long)
 
 
 @dataclass
 class Microbatch:
-    """This rank's tokens of some sequences laid end to end."""
+    """This rank's tokens of some samples laid end to end."""
 
     tokens: Int[Tensor, "1 local_tokens"]
     targets: Int[Tensor, "local_tokens"]
     """The next token where it is the policy's own, else IGNORE."""
     own: Int[Tensor, "own_tokens"]
-    """Which of the caller's own tokens (all sequences laid end to end) these targets are."""
-    values: dict[str, Float[Tensor, "own_tokens"]]
+    """Which of the caller's own tokens (all samples laid end to end) these targets are."""
+    streams: TokenStreams
+    """Of these own tokens, in this order; so are the segments."""
+    segments: Segments
+    """Samples and turns are numbered within the microbatch, alike on all context-parallel ranks; what adds up over
+    these is not there yet."""
     lengths: list[int]
-    """Padded lengths of the sequences, over all context-parallel ranks."""
+    """Padded lengths of the samples, over all context-parallel ranks."""
     cu_seqlens: Int[Tensor, "sequences+1"]
     shard: ContextShard | None = None
     """How attention finds the other context-parallel ranks' tokens."""
@@ -73,7 +41,12 @@ class Microbatch:
             self.tokens.to(device),
             self.targets.to(device),
             self.own.to(device),
-            {name: value.to(device) for name, value in self.values.items()},
+            self.streams.map(lambda values: values.to(device)),
+            replace(
+                self.segments,
+                sample_of_token=self.segments.sample_of_token.to(device),
+                turn_of_token=self.segments.turn_of_token.to(device),
+            ),
             self.lengths,
             self.cu_seqlens.to(device),
             self.shard.to(device) if self.shard else None,
@@ -81,59 +54,87 @@ class Microbatch:
 
 
 class Packer:
-    """Packs chosen ones of the given sequences into a microbatch.
+    """Packs chosen ones of the given samples into a microbatch.
 
-    Under context parallelism (``rank`` of ``context``) each sequence is padded to a multiple of 2·context and cut
-    as `zigzag` says, targets taken first, so that a token predicts its successor on whichever rank that lies. A
-    padding sequence then fills up until each rank's tokens are a ``multiple`` (sequence parallelism splits them).
+    ``streams`` are those of all samples' own tokens laid end to end. Under context parallelism (``rank`` of
+    ``context``) each sample is padded to a multiple of 2·context and cut as `zigzag` says, targets taken first, so
+    that a token predicts its successor on whichever rank that lies. A padding sequence then fills up until each
+    rank's tokens are a ``multiple`` (sequence parallelism splits them).
     """
 
     def __init__(
         self,
-        sequences: SequenceOf[Sequence],
-        names: SequenceOf[str] = (),
+        samples: Sequence[Sample],
+        streams: TokenStreams | None = None,
         *,
         context: int = 1,
         rank: int = 0,
         multiple: int = 1,
     ) -> None:
-        self.sequences, self.context, self.rank = sequences, context, rank
+        self.samples, self.context, self.rank = samples, context, rank
+        self.streams = streams or TokenStreams()
         self.each = 2 * context if context > 1 else 1
         self.whole = math.lcm(self.each, context * multiple)
-        self.first_own = torch.tensor([0, *(s.num_own_tokens for s in sequences)]).cumsum(0).tolist()
-        self.values = {n: torch.cat([s.values[n] for s in sequences]) for n in names} if sequences else {}
+        self.own_tokens = torch.tensor([sample.num_own_tokens for sample in samples], dtype=torch.long)
+        self.first_own = self.own_tokens.cumsum(0) - self.own_tokens
 
     def padded(self, length: int) -> int:
-        """What a sequence takes up in a microbatch, in tokens of all context-parallel ranks."""
+        """What a sample takes up in a microbatch, in tokens of all context-parallel ranks."""
         return -(-length // self.each) * self.each
 
     def pack(self, indices: list[int]) -> Microbatch:
-        """Lay the chosen sequences end to end, this rank's share of each."""
-        lengths = [self.padded(len(self.sequences[i].tokens)) for i in indices]
+        """Lay the chosen samples end to end, this rank's share of each."""
+        lengths = [self.padded(len(self.samples[i].tokens)) for i in indices]
         padding = max(-sum(lengths) % self.whole, 0 if lengths else self.whole)
         lengths += [padding] if padding else []
-        tokens = torch.zeros(sum(lengths), dtype=torch.long)
-        targets, own = torch.full_like(tokens, IGNORE), torch.full_like(tokens, -1)
-        start = 0
-        for index, length in zip(indices, lengths, strict=False):
-            sequence = self.sequences[index]
-            tokens[start : start + len(sequence.tokens)] = sequence.tokens
-            where = sequence.predictors()
-            targets[start + where] = sequence.tokens[where + 1].to(targets.dtype)  # a batch holds int32
-            own[start + where] = self.first_own[index] + torch.arange(len(where))
-            start += length
+        tokens, turns = self._laid_out(indices, lengths)
+        turn_lengths = turns[:, 1] - turns[:, 0]
+        where = _numbers(turns[:, 0], turn_lengths)
+        targets = torch.full_like(tokens, IGNORE)
+        place = torch.full_like(tokens, -1)  # among the microbatch's own tokens, context-parallel ranks together
+        targets[where - 1] = tokens[where]
+        place[where - 1] = torch.arange(len(where))
         shard = None
         if self.context > 1:
             local = zigzag(lengths, self.rank, self.context)
-            tokens, targets, own = tokens[local], targets[local], own[local]
+            tokens, targets, place = tokens[local], targets[local], place[local]
             shard = ContextShard.of(lengths, self.rank, self.context)
-        own = own[own >= 0]
+        place = place[place >= 0]
+        chosen = torch.tensor(indices, dtype=torch.long)
+        own_tokens = self.own_tokens[chosen]
+        own = _numbers(self.first_own[chosen], own_tokens)[place]
         return Microbatch(
             tokens=tokens[None],
             targets=targets,
             own=own,
-            values={name: value[own] for name, value in self.values.items()},
+            streams=self.streams.map(lambda values: values[own]),
+            segments=Segments(
+                _owners(own_tokens)[place], _owners(turn_lengths)[place], samples=len(indices), turns=len(turns)
+            ),
             lengths=lengths,
             cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
             shard=shard,
         )
+
+    def _laid_out(self, indices: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """The chosen samples' tokens in so many places each, 0 behind them; and the offsets of all their turns."""
+        tokens = torch.zeros(sum(lengths), dtype=torch.long)
+        turns, start = [NO_TURNS], 0
+        for index, length in zip(indices, lengths, strict=False):
+            sample = self.samples[index]
+            tokens[start : start + len(sample.tokens)] = sample.tokens
+            turns.append(sample.turns + start)
+            start += length
+        return tokens, torch.cat(turns)
+
+
+def _owners(lengths: Int[Tensor, "spans"]) -> Int[Tensor, "items"]:
+    """Which of the spans, laid end to end, each item lies in."""
+    return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+
+def _numbers(first: Int[Tensor, "spans"], lengths: Int[Tensor, "spans"]) -> Int[Tensor, "items"]:
+    """Each span's numbers from ``first`` on, laid end to end: [5, 9] and lengths [2, 3] give [5, 6, 9, 10, 11]."""
+    ahead = first - (lengths.cumsum(0) - lengths)
+    owners = _owners(lengths)
+    return torch.arange(len(owners)) + ahead[owners]

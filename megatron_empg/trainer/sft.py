@@ -10,8 +10,9 @@ from torch import Tensor
 from megatron_empg.actor.actor import Actor, UpdateReport
 from megatron_empg.actor.checkpoint import Checkpoints
 from megatron_empg.actor.manifest import on_first_rank
-from megatron_empg.actor.packing import Sequence
 from megatron_empg.actor.weights import export_hugging_face
+from megatron_empg.algorithms.sample import Sample, TokenStreams
+from megatron_empg.algorithms.segments import Segments
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import RecipeError, SftRecipe
@@ -27,9 +28,14 @@ class Imitation:
     statistics: tuple[str, ...] = ("correct_surely",)
 
     def __call__(
-        self, logprob: Tensor, entropy: Tensor, values: dict[str, Tensor]
+        self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return -logprob, {"correct_surely": (logprob > -0.105).float()}  # probability above 0.9
+        return -logprobs, {"correct_surely": correct_surely(logprobs)}
+
+
+def correct_surely(logprobs: Tensor) -> Tensor:
+    """1 at each token whose probability is above 0.9, else 0."""
+    return (logprobs > -0.105).float()
 
 
 VALIDATION_BATCHES = 4
@@ -57,8 +63,8 @@ def run_sft(recipe: SftRecipe) -> None:
     for step in range(first, recipe.run.steps):
         started = time.monotonic()
         tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
-        sequences = [walkthroughs.sequence(source, task, seed=step) for task in tasks]
-        report = actor.update(sequences, Imitation())
+        samples = [walkthroughs.sample(source, task, seed=step) for task in tasks]
+        report = actor.update(samples, Imitation())
         done, seconds = step + 1, time.monotonic() - started
         metrics = _metrics(report, seconds)
         if held_out and (done % recipe.sft.validate_every == 0 or done == recipe.run.steps):
@@ -80,17 +86,16 @@ def run_sft(recipe: SftRecipe) -> None:
         writer.close()
 
 
-def validate(actor: Actor, held_out: list[Sequence]) -> dict[str, float]:
+def validate(actor: Actor, held_out: list[Sample]) -> dict[str, float]:
     """Mean loss of held-out walkthroughs' own tokens, and the share of them that is sure; all ranks together."""
     logprobs = torch.cat([score.logprobs for score in actor.score(held_out)])
-    loss, statistics = Imitation()(logprobs, logprobs, {})
     return {
-        "validation/loss": float(loss.double().mean()),
-        "validation/correct_surely": float(statistics["correct_surely"].double().mean()),
+        "validation/loss": float(-logprobs.double().mean()),
+        "validation/correct_surely": float(correct_surely(logprobs).double().mean()),
     }
 
 
-def _held_out(recipe: SftRecipe, source: TaskSource, walkthroughs: "WalkthroughTokens") -> list[Sequence]:
+def _held_out(recipe: SftRecipe, source: TaskSource, walkthroughs: "WalkthroughTokens") -> list[Sample]:
     """The same walkthroughs of test_id at every start; none unless the recipe wants them measured."""
     if not recipe.sft.validate_every:
         return []
@@ -99,7 +104,7 @@ def _held_out(recipe: SftRecipe, source: TaskSource, walkthroughs: "WalkthroughT
             "sft.validate_every wants held-out questions, but the split test_id has none: set it to 0"
         )
     tasks = source.sample("test_id", VALIDATION_BATCHES * recipe.sft.batch_size, seed=0)
-    return [walkthroughs.sequence(source, task, seed=0) for task in tasks]
+    return [walkthroughs.sample(source, task, seed=0) for task in tasks]
 
 
 def _metrics(report: UpdateReport, seconds: float) -> dict[str, float]:
@@ -131,33 +136,33 @@ def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWri
 
 
 class WalkthroughTokens:
-    """Turns scripted walkthroughs into sequences, with the very pieces an episode is made of."""
+    """Turns scripted walkthroughs into samples, with the very pieces an episode is made of."""
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
         """`max_tokens`: a longer walkthrough is cut after the last turn that fits."""
         self._chat = ChatTokens.from_pretrained(folder)
         self._max_tokens = max_tokens
 
-    def sequence(self, source: TaskSource, task: Task, seed: int) -> Sequence:
+    def sample(self, source: TaskSource, task: Task, seed: int) -> Sample:
         """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own.
 
         Raises ValueError for a task whose first turn does not fit.
         """
-        tokens, steps = self._chat.prompt(task.prompt), []
+        tokens, turns = self._chat.prompt(task.prompt), []
         for action, observation in source.walkthrough(task, seed):
             own = self._chat.turn(action)
             if len(tokens) + len(own) > self._max_tokens:
                 break
-            steps.append((len(tokens), len(tokens) + len(own)))
+            turns.append((len(tokens), len(tokens) + len(own)))
             tokens += own
             if observation is not None:
                 tokens += self._chat.between_turns(observation, cut=False)
-        if not steps:
+        if not turns:
             raise ValueError(
                 f"the prompt of task {task.id!r} has {len(tokens)} tokens, which leave no room for a turn in the "
                 f"{self._max_tokens} of a microbatch (actor.max_tokens_per_microbatch x actor.context_parallel): "
                 "raise them, or shorten the task or what environment.settings put before it"
             )
         # An observation that no turn follows teaches nothing, and may be what does not fit.
-        end = steps[-1][1]
-        return Sequence(torch.tensor(tokens[:end]), torch.tensor(steps))
+        end = turns[-1][1]
+        return Sample(torch.tensor(tokens[:end]), torch.tensor(turns))

@@ -1,4 +1,4 @@
-"""Walkthroughs as sequences: never longer than a microbatch, and cut only behind a turn."""
+"""Walkthroughs as samples: never longer than a microbatch, and cut only behind a turn."""
 
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ SOURCE: Any = Scripted()
 
 def test_a_walkthrough_is_cut_behind_the_last_turn_that_fits() -> None:
     chat = ChatTokens.from_pretrained(MODEL)
-    whole = WalkthroughTokens(MODEL, 10_000).sequence(SOURCE, TASK, 0)
-    ends = [end for _, end in whole.steps.tolist()]
+    whole = WalkthroughTokens(MODEL, 10_000).sample(SOURCE, TASK, 0)
+    ends = [end for _, end in whole.turns.tolist()]
     assert len(ends) == 3
     assert ends[-1] == len(whole.tokens)
     assert int((whole.tokens == chat.end_of_turn).sum()) == 1 + 3 + 2, "the question's, the turns', the results'"
@@ -44,11 +44,11 @@ def test_a_walkthrough_is_cut_behind_the_last_turn_that_fits() -> None:
             with pytest.raises(
                 ValueError, match=r"task 'peru\|capital' has .* no room .*max_tokens_per_microbatch"
             ):
-                walkthroughs.sequence(SOURCE, TASK, 0)
+                walkthroughs.sample(SOURCE, TASK, 0)
             continue
-        cut = walkthroughs.sequence(SOURCE, TASK, 0)
+        cut = walkthroughs.sample(SOURCE, TASK, 0)
         assert cut.tokens.tolist() == whole.tokens[: fitting[-1]].tolist()
-        assert cut.steps.tolist() == whole.steps[: len(fitting)].tolist()
+        assert cut.turns.tolist() == whole.turns[: len(fitting)].tolist()
 
 
 @pytest.mark.parametrize(("context", "room", "longest"), [(1, 101, 101), (2, 101, 200), (4, 8192, 32768)])
