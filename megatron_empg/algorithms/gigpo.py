@@ -7,16 +7,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Advantages
-from megatron_empg.algorithms.grpo import group_advantages, normalized_in_groups
+from megatron_empg.algorithms.grpo import Grouping, group_advantages, grouped, normalized_in_groups
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, turn_rewards_in_force
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
-    from torch import Tensor
-
     from megatron_empg.algorithms.base import Experience, LossTerm, Scores
 
 _log = logging.getLogger(__name__)
@@ -43,46 +40,44 @@ class Gigpo(AlgorithmSection):
     """Divide both advantages by their groups' standard deviations. The paper has both; true is chosen here."""
 
     def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
-        warn_without_repeated_states(experience, self.name)
         return with_step_advantages(
-            experience, omega=self.omega, gamma=self.gamma, normalize_std=self.normalize_std
+            experience, self.name, omega=self.omega, gamma=self.gamma, normalize_std=self.normalize_std
         )
 
     def surrogate(self) -> LossTerm:
         return TokenClip(self.clip_low, self.clip_high)
 
 
-def with_step_advantages(experience: Experience, *, omega: float, gamma: float, normalize_std: bool) -> Advantages:
+def with_step_advantages(
+    experience: Experience, algorithm: str, *, omega: float, gamma: float, normalize_std: bool
+) -> Advantages:
     """``A_episode + omega·A_step`` at each turn, in float64; the episodes' own are A_episode.
 
+    It is logged once a process, by the name of the ``algorithm``, when step advantages say nothing in a batch.
     Raises ValueError for rewards that are not finite.
     """
     rewards = turn_rewards_in_force(experience)
     returns = discounted_returns(rewards, experience.episode_of_turn, gamma)
-    of_steps = normalized_in_groups(returns, step_groups(experience), normalize_std=normalize_std)
+    states = step_groups(experience)
+    of_steps = normalized_in_groups(returns, states, normalize_std=normalize_std)
     of_episodes = group_advantages(experience.rewards.double(), experience.groups, normalize_std=normalize_std)
+    if not _some_state_repeats(experience, states):
+        _warn_once(algorithm)
     return Advantages(of_episodes, of_episodes[experience.episode_of_turn] + omega * of_steps)
 
 
-def step_groups(experience: Experience) -> Int[Tensor, "turns"]:
-    """Names the group of each turn: the turns of a question that acted in equal states, over all its episodes."""
-    _, question = experience.groups.unique(return_inverse=True)
-    states, state = experience.anchors.unique(return_inverse=True)
-    return question[experience.episode_of_turn] * len(states) + state
+def step_groups(experience: Experience) -> Grouping:
+    """The turns of a question that acted in equal states, over all its episodes."""
+    questions, states = grouped(experience.groups), grouped(experience.anchors)
+    question_of_turn = questions.index[experience.episode_of_turn]
+    return grouped(question_of_turn * len(states.counts) + states.index)
 
 
-def repeats(groups: Int[Tensor, "turns"]) -> Bool[Tensor, "turns"]:
-    """True for the turns whose group has another one."""
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    return (counts > 1)[index]
-
-
-def warn_without_repeated_states(experience: Experience, algorithm: str) -> None:
-    """Log, once a process, that step advantages say nothing. A question's first state is its prompt: it always
-    repeats, and what follows from it is the whole episode, which has its advantage already."""
+def _some_state_repeats(experience: Experience, states: Grouping) -> bool:
+    """Whether step advantages say something. A question's first state is its prompt: it always repeats, and what
+    follows from it is the whole episode, which has its advantage already."""
     later = experience.place_of_turn > 0
-    if len(later) and not repeats(step_groups(experience))[later].any():
-        _warn_once(algorithm)
+    return not len(later) or bool((states.sizes[later] > 1).any())
 
 
 @cache

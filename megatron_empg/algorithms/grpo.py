@@ -6,7 +6,7 @@ division it is Dr. GRPO (arXiv 2503.20783).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
@@ -61,20 +61,38 @@ def group_advantages(
     drop it beforehand (`in_groups_of_at_least`). Raises ValueError for other shapes or non-finite rewards.
     """
     check_episodes(rewards, groups)
-    values = rewards.double()
-    compared = normalized_in_groups(values, groups, normalize_std=normalize_std, eps=eps)
+    values, grouping = rewards.double(), grouped(groups)
+    compared = normalized_in_groups(values, grouping, normalize_std=normalize_std, eps=eps)
     alone = values / (1 + eps) if normalize_std else values
-    return torch.where(in_groups_of_at_least(groups), compared, alone).to(rewards.dtype)
+    return torch.where(grouping.sizes > 1, compared, alone).to(rewards.dtype)
+
+
+class Grouping(NamedTuple):
+    """Which of so many groups each item belongs to."""
+
+    index: Int[Tensor, "items"]
+    counts: Int[Tensor, "groups"]
+
+    @property
+    def sizes(self) -> Int[Tensor, "items"]:
+        """The members of each item's group."""
+        return self.counts[self.index]
+
+
+def grouped(names: Int[Tensor, "items"]) -> Grouping:
+    """The groups of items with equal names, which may lie anywhere."""
+    _, index, counts = names.unique(return_inverse=True, return_counts=True)
+    return Grouping(index, counts)
 
 
 def normalized_in_groups(
-    values: Float[Tensor, "items"], groups: Int[Tensor, "items"], *, normalize_std: bool, eps: float = STD_EPS
+    values: Float[Tensor, "items"], grouping: Grouping, *, normalize_std: bool, eps: float = STD_EPS
 ) -> Float[Tensor, "items"]:
     """``(value - mean) / (std + eps)`` inside each group in float64, with the unbiased standard deviation.
 
     ``value - mean`` without ``normalize_std``. Exactly 0 in a group of one, and where all values are equal.
     """
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
+    index, counts = grouping
     zeros = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
     # The mean of equal values may differ from them in its last bit; that of the differences, all 0, does not.
     lowest = zeros.scatter_reduce(0, index, values.double(), "amin", include_self=False)
@@ -90,8 +108,7 @@ def normalized_in_groups(
 
 def in_groups_of_at_least(groups: Int[Tensor, "episodes"], size: int = 2) -> Bool[Tensor, "episodes"]:
     """True for the episodes of groups that still have ``size`` members, e.g. after errors were dropped."""
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    return (counts >= size)[index]
+    return grouped(groups).sizes >= size
 
 
 def check_episodes(rewards: Tensor, groups: Tensor) -> None:

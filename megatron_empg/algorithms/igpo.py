@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Advantages, Probe
-from megatron_empg.algorithms.grpo import check_episodes, normalized_in_groups
+from megatron_empg.algorithms.grpo import check_episodes, grouped, normalized_in_groups
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, is_last_turn
@@ -57,8 +57,8 @@ class Igpo(AlgorithmSection):
         rewards = experience.rewards.double()[experience.episode_of_turn]
         if len(last):
             rewards = torch.where(last, rewards, self._gains(experience, probes))
-        groups = experience.groups[experience.episode_of_turn]
-        normalized = normalized_in_groups(rewards, groups, normalize_std=self.normalize_std)
+        questions = grouped(experience.groups[experience.episode_of_turn])
+        normalized = normalized_in_groups(rewards, questions, normalize_std=self.normalize_std)
         outcomes = torch.zeros(len(experience.rewards), dtype=torch.float64)
         outcomes[experience.episode_of_turn[last]] = normalized[last]
         turns = discounted_returns(normalized, experience.episode_of_turn, self.gamma)

@@ -53,9 +53,8 @@ def discounted_returns(
     longest = int(to_come.max()) if len(to_come) else 0
     reach, factor = 1, gamma
     while reach <= longest:
-        beyond = torch.zeros_like(returns)
-        beyond[:-reach] = returns[reach:]
-        returns = returns + factor * beyond.where(to_come >= reach, 0.0)
+        beyond = returns[reach:].where(to_come[:-reach] >= reach, 0.0)
+        returns = torch.cat([returns[:-reach] + factor * beyond, returns[-reach:]])
         reach, factor = 2 * reach, factor * factor
     return returns
 

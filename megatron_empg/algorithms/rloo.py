@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.grpo import check_episodes, normalized_in_groups
+from megatron_empg.algorithms.grpo import check_episodes, grouped, normalized_in_groups
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection, on_turns
@@ -43,7 +43,8 @@ def leave_one_out(
     ValueError for other shapes or non-finite rewards.
     """
     check_episodes(rewards, groups)
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    factor = counts / (counts - 1).clamp(min=1).to(torch.float64)
-    others = factor[index] * normalized_in_groups(rewards, groups, normalize_std=False)
-    return torch.where(counts[index] > 1, others, rewards.double())
+    grouping = grouped(groups)
+    sizes = grouping.sizes.double()
+    factor = sizes / (sizes - 1).clamp(min=1)
+    from_others = factor * normalized_in_groups(rewards, grouping, normalize_std=False)
+    return torch.where(sizes > 1, from_others, rewards.double())

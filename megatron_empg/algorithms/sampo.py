@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.dapo import rewards_differ
-from megatron_empg.algorithms.gigpo import warn_without_repeated_states, with_step_advantages
+from megatron_empg.algorithms.gigpo import with_step_advantages
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.sequence_clip import SequenceClip
 from megatron_empg.section import Fraction, NonNegativeCoefficient, Positive
@@ -49,9 +49,8 @@ class Sampo(AlgorithmSection):
         return rewards_differ(rewards)
 
     def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
-        warn_without_repeated_states(experience, self.name)
         return with_step_advantages(
-            experience, omega=self.omega, gamma=self.gamma, normalize_std=self.normalize_std
+            experience, self.name, omega=self.omega, gamma=self.gamma, normalize_std=self.normalize_std
         )
 
     def surrogate(self) -> LossTerm:
