@@ -67,8 +67,8 @@ class Epo(Section):
     name: Literal["epo"] = "epo"
     preset: Preset = "differentiable"
     """Whose numbers: this project's, the paper's, or those of the released launch files. All have coefficient
-    0.001 and beta 1 as the released code; the rest is in PRESETS of epo.py with its origin. (Default chosen here: the
-    others' penalty has no gradient.)"""
+    0.001 and beta 1 as the released code; the rest is in PRESETS of epo.py with its origin. (Default chosen here:
+    the others' penalty has no gradient.)"""
     coefficient: NonNegativeCoefficient | None = None
     """The loss gets minus so many times the mean entropy, less the penalty (lambda)."""
     beta: NonNegativeCoefficient | None = None

@@ -24,8 +24,8 @@ class KlSection(Section):
     coefficient: NonNegativeCoefficient = 0.0
     """The loss gets so many times the KL; 0 is no term, as DAPO has it (the agent papers use 0.01)."""
     estimator: Estimator = "k3"
-    """By what `policy/kl_to_reference` is estimated, see `kl_estimate`. It changes no gradient. (Default chosen here:
-    k3 is unbiased and never negative.)"""
+    """By what `policy/kl_to_reference` is estimated, see `kl_estimate`. It changes no gradient. (Default chosen
+    here: k3 is unbiased and never negative.)"""
 
     def probes(self, experience: Experience) -> list[Probe]:
         """The batch's samples by the initial policy, where there is a term."""

@@ -1,4 +1,4 @@
-"""Corrections by importance weights, the ratios of actor to engine: truncated at a cap or masked outside bounds."""
+"""Corrections by importance weights, actor over engine: truncated at a cap, or masked outside bounds."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from megatron_empg.algorithms.policy_loss import clipped_policy_loss, kl_estimate
+from megatron_empg.algorithms.policy_loss import TokenClip, clipped_policy_loss, kl_estimate
+from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.algorithms.segments import Segments
 
 
 def loss_of(ratio: float, advantage: float, **kwargs: float) -> tuple[float, float, float]:
@@ -78,12 +80,13 @@ def test_kl_estimators_are_unbiased_for_the_kl_to_the_reference(estimator: str) 
     torch.testing.assert_close((policy.exp() * kl_estimate(policy, reference, estimator)).sum(), kl)
 
 
-def test_k3_is_never_negative_and_k1_is_the_log_ratio() -> None:
+def test_k1_is_the_log_ratio_k2_half_its_square_and_k3_never_negative() -> None:
     policy, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
     assert kl_estimate(policy, reference, "k1").tolist() == [1.0, -1.0]
     assert (kl_estimate(policy, reference, "k3") >= 0).all()
-    with pytest.raises(ValueError, match="estimator is 'k2'"):
-        kl_estimate(policy, reference, "k2")
+    assert kl_estimate(policy, 2 * reference, "k2").tolist() == [4.5, 0.0]
+    with pytest.raises(ValueError, match="estimator is 'k4'"):
+        kl_estimate(policy, reference, "k4")  # type: ignore[arg-type]
 
 
 def test_bad_input_is_named() -> None:
@@ -92,3 +95,15 @@ def test_bad_input_is_named() -> None:
         clipped_policy_loss(ones, ones, torch.ones(3), clip_low=0.2, clip_high=0.2)
     with pytest.raises(ValueError, match=r"dual_clip is 0\.5"):
         clipped_policy_loss(ones, ones, ones, clip_low=0.2, clip_high=0.2, dual_clip=0.5)
+
+
+def test_the_term_is_the_function_on_the_streams() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logprobs, old, advantages = torch.randn(3, 20, generator=generator)
+    one = torch.zeros(20, dtype=torch.long)
+    streams = TokenStreams(old_logprobs=old, advantages=advantages)
+    clip = TokenClip(0.2, 0.28, dual_clip=3.0)
+    loss, statistics = clip(logprobs, logprobs, streams, Segments(one, one, 1, 1))
+    expected, numbers = clipped_policy_loss(logprobs, old, advantages, clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+    assert torch.equal(loss, expected)
+    assert list(statistics) == list(clip.statistics) == list(numbers)
