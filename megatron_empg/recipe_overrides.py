@@ -62,7 +62,7 @@ def _apply(raw: dict[str, Any], override: Override, kind: type[Section]) -> None
         section = section_of(field.annotation, node) if field is not None else None
         if section is None and siblings:  # an unknown name, refused later; what all choices share is known
             section = next(iter(siblings.values()))
-    if last == "name" and section is not None and section is not siblings.get(str(override.value)):
+    if last == "name" and siblings and section is not siblings.get(str(override.value)):
         _keep_shared(node, siblings)
     node[last] = override.value
 

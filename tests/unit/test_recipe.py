@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from megatron_empg.algorithms.dapo import Dapo
+from megatron_empg.algorithms.empg import Empg
+from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe, parse_recipe
+from megatron_empg.section import Section, choices, shared_keys
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -34,24 +38,24 @@ def path(tmp_path: Path) -> Path:
 
 def test_defaults_are_the_papers() -> None:
     recipe = parse_recipe(minimal())
-    assert recipe.algorithm.empg.model_dump() == {"k": 1.0, "k_f": 1.0, "zeta": 0.1, "center": True}
-    dapo, grpo = recipe.algorithm.dapo, recipe.algorithm.grpo
-    assert (dapo.clip_low, dapo.clip_high) == (0.2, 0.28)
+    modulation = recipe.algorithm.modulation
+    assert isinstance(modulation, Empg)
+    assert (modulation.k, modulation.k_f, modulation.zeta, modulation.center) == (1.0, 1.0, 0.1, True)
+    grpo, dapo = recipe.algorithm, Dapo()
+    assert isinstance(grpo, Grpo)
     assert (grpo.clip_low, grpo.clip_high, grpo.normalize_std) == (0.2, 0.2, True)
+    assert (dapo.clip_low, dapo.clip_high) == (0.2, 0.28)
     assert recipe.rollout.temperature == 1.0
-    assert recipe.algorithm.base is grpo
     assert recipe.engines.host == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("algorithm.epmg.k=1", ["algorithm.epmg", "unknown key", "did you mean 'empg'", "modulation"]),
-        ("algorithm.empg.kf=1", ["algorithm.empg.kf", "did you mean 'k_f'", "zeta"]),
+        ("algorithm.modulatoin=none", ["algorithm.modulatoin", "unknown key", "did you mean 'modulation'"]),
+        ("algorithm.modulation.kf=1", ["algorithm.modulation.kf", "did you mean 'k_f'", "zeta"]),
         ("colour=red", ["colour", "unknown key", "rollout"]),
         ("rollout.top_p=0.9", ["rollout.top_p", "unknown key", "temperature"]),
-        ("algorithm.modulation=emgp", ["algorithm.modulation", "'none' or 'empg'", "'emgp'"]),
-        ("algorithm.name=ppo", ["algorithm.name", "'grpo' or 'dapo'", "'ppo'"]),
         ("environment.name=chess", ["environment.name", "deep_search", "'chess'"]),
         ("model.dtype=float16", ["model.dtype", "'float32' or 'bfloat16'", "'float16'"]),
         ("model.initialise=maybe", ["model.initialise", "'maybe'"]),
@@ -62,7 +66,7 @@ def test_defaults_are_the_papers() -> None:
         ("run.steps=true", ["run.steps", "integer", "True"]),
         ("run.steps='3'", ["run.steps", "integer", "'3'"]),
         ("rollout.temperature=true", ["rollout.temperature", "number", "True"]),
-        ("algorithm.empg.center=0", ["algorithm.empg.center", "boolean", "0"]),
+        ("algorithm.modulation.center=0", ["algorithm.modulation.center", "boolean", "0"]),
         ("run.folder=7", ["run.folder", "path", "7"]),
         ("run.steps=0", ["run.steps", "greater than or equal to 1", "0"]),
         ("run.keep_checkpoints=0", ["run.keep_checkpoints", "greater than or equal to 1"]),
@@ -87,8 +91,8 @@ def test_defaults_are_the_papers() -> None:
         ("run.folder=''", ["run.folder", "is empty"]),
         ("run.folder=~nobody_by_this_name/x", ["run.folder", "nobody_by_this_name"]),
         ("run.folder=~", ["run.folder", "path", "None"]),
-        ("algorithm.empg.k=-1", ["algorithm.empg.k", "greater than or equal to 0", "-1"]),
-        ("algorithm.grpo.clip_low=1.5", ["algorithm.grpo.clip_low", "less than or equal to 1"]),
+        ("algorithm.modulation.k=-1", ["algorithm.modulation.k", "greater than or equal to 0", "-1"]),
+        ("algorithm.clip_low=1.5", ["algorithm.clip_low", "less than or equal to 1"]),
         ("algorithm.updates_per_batch=0", ["algorithm.updates_per_batch"]),
         ("actor.optimizer.lr=0", ["actor.optimizer.lr", "greater than 0"]),
         ("actor.optimizer.lr=fast", ["actor.optimizer.lr", "number", "'fast'"]),
@@ -113,7 +117,7 @@ def test_defaults_are_the_papers() -> None:
         ("actor.context_exchange=a2a", ["actor.context_exchange is a2a", "actor.context_parallel 1"]),
         ("actor.expert_parallel=2", ["actor.expert_parallel is 2", "a stage's 1 ranks"]),
         ("actor.data_parallel=9999", ["an optimizer step has", "too few for the layout", "data_parallel 9999"]),
-        ("algorithm.kl_coefficient=-1", ["algorithm.kl_coefficient", "greater than or equal to 0"]),
+        ("algorithm.kl.coefficient=-1", ["algorithm.kl.coefficient", "greater than or equal to 0"]),
         # Overrides themselves
         ("rollout.groups", ["'rollout.groups'", "section.key=value"]),
         ("=3", ["'=3'", "section.key=value"]),
@@ -247,17 +251,39 @@ def test_a_warm_up_is_checked_alike(path: Path) -> None:
         load_recipe(path, kind=SftRecipe)
 
 
-def numbers(section: type[BaseModel], kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key of a recipe that holds a number of this kind, alone or in a tuple (then with its index)."""
+def numbers(section: type[Section], kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a recipe that holds a number of this kind, alone or in a tuple (then with its index).
+
+    Where a section is one of several, ``section:name`` says which; keys that all share come once.
+    """
     for name, field in section.model_fields.items():
-        for found in leaves(field.annotation):
-            if isinstance(found, type) and issubclass(found, BaseModel):
-                yield from numbers(found, kind, (*path, name))
-            elif found is kind:
+        found = choices(field.annotation)
+        if found:
+            yield from numbers_of_choices(found, kind, (*path, name))
+            continue
+        for leaf in leaves(field.annotation):
+            if isinstance(leaf, type) and issubclass(leaf, Section):
+                yield from numbers(leaf, kind, (*path, name))
+            elif leaf is kind:
                 yield (*path, name)
-            elif found == tuple[kind, kind]:  # type: ignore[valid-type]
+            elif leaf == tuple[kind, kind]:  # type: ignore[valid-type]
                 yield (*path, name, "0")
                 yield (*path, name, "1")
+
+
+def numbers_of_choices(
+    found: dict[str, type[Section]], kind: type, path: tuple[str, ...]
+) -> Iterator[tuple[str, ...]]:
+    shared = shared_keys(found.values())
+    for number, (choice, section) in enumerate(found.items()):
+        here = (*path[:-1], f"{path[-1]}:{choice}")
+        for key in numbers(section, kind, here):
+            if number == 0 or key[len(here)].partition(":")[0] not in shared:
+                yield key
+
+
+def dotted(path: tuple[str, ...]) -> str:
+    return ".".join(part.partition(":")[0] for part in path)
 
 
 def leaves(annotation: Any) -> list[Any]:
@@ -273,12 +299,14 @@ INTEGERS = sorted({*numbers(Recipe, int), *numbers(SftRecipe, int)})
 
 
 def test_the_numbers_of_a_recipe_are_all_found() -> None:
-    keys = {".".join(path) for path in FLOATS}
-    assert {"rollout.temperature", "algorithm.empg.zeta", "actor.optimizer.betas.1", "limits.turn_timeout"} <= keys
-    assert len(keys) >= 20
-    assert {"run.seed", "rollout.groups", "limits.sync_timeout", "sft.batch_size"} <= {
-        ".".join(p) for p in INTEGERS
-    }
+    keys = {dotted(path) for path in FLOATS}
+    assert {"rollout.temperature", "actor.optimizer.betas.1", "limits.turn_timeout"} <= keys
+    assert {"algorithm.modulation.zeta", "algorithm.modulation.strength", "algorithm.gamma"} <= keys
+    assert {"algorithm.kl.coefficient", "algorithm.regularizer.band_low", "algorithm.correction.cap"} <= keys
+    assert len(keys) >= 35
+    counts = {dotted(path) for path in INTEGERS}
+    assert {"run.seed", "rollout.groups", "limits.sync_timeout", "sft.batch_size"} <= counts
+    assert {"algorithm.max_generation_rounds", "algorithm.overlong.buffer"} <= counts
 
 
 def refusal(path: tuple[str, ...], value: Any) -> str:
@@ -289,8 +317,9 @@ def refusal(path: tuple[str, ...], value: Any) -> str:
         del raw[section]
     node: Any = raw
     *sections, last = [part for part in path if not part.isdigit()]
-    for name in sections:
-        node = node.setdefault(name, {})
+    for part in sections:
+        name, _, choice = part.partition(":")
+        node = node.setdefault(name, {"name": choice} if choice else {})
     node[last] = value if path[-1] == last else [0.9, value] if path[-1] == "1" else [value, 0.9]
     with pytest.raises(RecipeError) as caught:
         parse_recipe(raw, kind)
@@ -299,7 +328,7 @@ def refusal(path: tuple[str, ...], value: Any) -> str:
 
 @given(st.sampled_from(FLOATS), st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_every_number_is_finite(path: tuple[str, ...], value: float) -> None:
-    assert f"{'.'.join(path)}: Input should be a finite number; got {value}" in refusal(path, value)
+    assert f"{dotted(path)}: Input should be a finite number; got {value}" in refusal(path, value)
 
 
 # As large as one likes: so it is switched off.
@@ -308,9 +337,9 @@ OPEN = [path for path in FLOATS if path[-1].startswith("logprob_gap")]
 
 @given(st.sampled_from([path for path in FLOATS if path not in OPEN]), st.sampled_from([1e300, -1e300]))
 def test_every_number_has_a_range(path: tuple[str, ...], value: float) -> None:
-    assert f"{'.'.join(path)}: Input should be" in refusal(path, value)
+    assert f"{dotted(path)}: Input should be" in refusal(path, value)
 
 
 @given(st.sampled_from(INTEGERS), st.sampled_from([-1, 2**31, 2**64, 10**400]))
 def test_every_count_has_a_range(path: tuple[str, ...], value: int) -> None:
-    assert f"{'.'.join(path)}: Input should be" in refusal(path, value)
+    assert f"{dotted(path)}: Input should be" in refusal(path, value)
