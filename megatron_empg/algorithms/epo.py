@@ -153,9 +153,9 @@ class EpoRegularizer:
         low, high = self._band(part)
         weights = self.settings.coefficient * int(part.turn_lengths.sum()) * episode_mean_weights(part)
         return TokenStreams(
-            entropy_weights=(weights / part.turn_lengths).repeat_interleave(part.turn_lengths).float(),
-            entropy_low=low.repeat_interleave(part.turn_lengths).float(),
-            entropy_high=high.repeat_interleave(part.turn_lengths).float(),
+            entropy_weights=(weights / part.turn_lengths).float().repeat_interleave(part.turn_lengths),
+            entropy_low=low.float().repeat_interleave(part.turn_lengths),
+            entropy_high=high.float().repeat_interleave(part.turn_lengths),
         )
 
     def term(self) -> LossTerm | None:

@@ -51,16 +51,17 @@ def log_ratios(logprobs: Float[Tensor, "own_tokens"], experience: Experience) ->
             f"the actor has {len(logprobs)} log-probs and the engine {len(experience.rollout_logprobs)}: a "
             "correction needs both of every own token"
         )
-    engine, actor = experience.rollout_logprobs.double(), logprobs.double()
-    _require_sound("rollout", engine, engine.isfinite() & (engine > ENGINE_FLOOR), experience)
-    _require_sound("actor", actor, actor.isfinite(), experience)
-    return actor - engine
+    engine, actor = experience.rollout_logprobs, logprobs
+    _refuse("rollout", engine, ~engine.isfinite() | (engine <= ENGINE_FLOOR), experience)
+    _refuse("actor", actor, ~actor.isfinite(), experience)
+    return actor.double() - engine.double()
 
 
-def _require_sound(whose: str, values: Tensor, sound: Bool[Tensor, "own_tokens"], experience: Experience) -> None:
-    unsound = (~sound).nonzero().flatten().tolist()
-    if not unsound:
+def _refuse(whose: str, values: Tensor, found: Bool[Tensor, "own_tokens"], experience: Experience) -> None:
+    """Raises ValueError if anything is ``found``."""
+    if not found.any():
         return
+    unsound = found.nonzero().flatten().tolist()
     first = unsound[0]
     raise ValueError(
         f"the {whose} log-prob of own token {first}, in episode {int(experience.episode_of_token[first])}, is "
@@ -69,12 +70,19 @@ def _require_sound(whose: str, values: Tensor, sound: Bool[Tensor, "own_tokens"]
     )
 
 
+def sample_lengths(experience: Experience) -> Int[Tensor, "samples"]:
+    """Own tokens of each sample."""
+    turns = torch.tensor([len(sample.turns) for sample in experience.samples], dtype=torch.long)
+    sample_of_turn = torch.arange(len(turns)).repeat_interleave(turns)
+    return torch.zeros_like(turns).index_add(0, sample_of_turn, experience.turn_lengths)
+
+
 @without_gradient
 def over_samples(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, measure: Literal["product", "geometric_mean"]
 ) -> Float[Tensor, "own_tokens"]:
     """At each token the log of the product, or of the geometric mean, of its sample's ratios."""
-    lengths = torch.tensor([sample.num_own_tokens for sample in experience.samples], dtype=torch.long)
+    lengths = sample_lengths(experience)
     sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
     totals = torch.zeros(len(lengths), dtype=log_ratio.dtype).index_add(0, sample_of_token, log_ratio)
     if measure == "geometric_mean":
