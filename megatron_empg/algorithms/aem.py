@@ -1,16 +1,94 @@
-"""AEM (arXiv 2605.00425): EMPG's entropy scaling of a whole response, with no bonus and no centring."""
+"""AEM (arXiv 2605.00425): EMPG's entropy scaling of a whole response, with no bonus and no centring.
+
+A response is a turn here: what the policy wrote in one piece.
+"""
+
+from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from megatron_empg.algorithms.base import Modulated, Stateless
 from megatron_empg.algorithms.collectives import Group, reduce_sum
-from megatron_empg.algorithms.empg import RANGE_EPS, normalized_entropy
+from megatron_empg.algorithms.lazy_torch import torch, without_gradient
+from megatron_empg.algorithms.normalization import by_extremes, by_extremes_of_sets, fault_in
+from megatron_empg.section import NonNegativeCoefficient, Section
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience
 
 
-@torch.no_grad()
+class Aem(Section):
+    """Constants of arXiv 2605.00425, whose authors have released no code."""
+
+    name: Literal["aem"] = "aem"
+    strength: NonNegativeCoefficient = 1.0
+    """The paper's lambda. Chosen here: not published."""
+    set: Literal["batch", "question", "trajectory"] = "batch"
+    """Over which turns entropies are normalised and the mean scale is 1: those of the whole batch, of a question's
+    episodes, or of an episode. Chosen here: the paper's text allows all three readings."""
+
+    def make(self) -> AemModulation:
+        return AemModulation(self)
+
+
+class AemModulation(Stateless):
+    """AEM over the batches of a run."""
+
+    def __init__(self, section: Aem) -> None:
+        self.section = section
+
+    @without_gradient
+    def modulate(
+        self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
+    ) -> Modulated:
+        """``A·alpha`` over the whole batch, which every rank holds. Raises ValueError for impossible values."""
+        fault = _fault_in_turns(advantages, entropies, experience)
+        if fault is not None:
+            raise ValueError(fault)
+        strength = self.section.strength
+        if self.section.set == "batch":
+            h_norm = by_extremes(entropies)
+            scale = _scale(h_norm, strength, group=None)
+        else:
+            sets, count = self._sets(experience)
+            h_norm = by_extremes_of_sets(entropies, sets, count)
+            scale = _scale_by_set(h_norm, sets, count, strength)
+        modulated = advantages.double() * scale
+        dtype = advantages.dtype
+        return Modulated(
+            modulated.to(dtype),
+            h_norm=h_norm.to(dtype),
+            scale=scale.to(dtype),
+            bonus=torch.zeros_like(advantages),
+            metrics=scale_metrics(scale),
+        )
+
+    def _sets(self, experience: Experience) -> tuple[Int[Tensor, "turns"], int]:
+        """The number of each turn's set, and how many there are."""
+        if self.section.set == "trajectory":
+            return experience.episode_of_turn, len(experience.rewards)
+        questions, of_episode = experience.groups.unique(return_inverse=True)
+        return of_episode[experience.episode_of_turn], len(questions)
+
+
+def scale_metrics(scale: Float[Tensor, "turns"]) -> dict[str, float]:
+    """``aem/scale_{min,max}``, and the shares of turns with a scale above and below 1; {} without turns."""
+    if not len(scale):
+        return {}
+    low, high = scale.aminmax()
+    return {
+        "aem/scale_min": float(low),
+        "aem/scale_max": float(high),
+        "aem/amplified_turns": float((scale > 1).double().mean()),
+        "aem/damped_turns": float((scale < 1).double().mean()),
+    }
+
+
+@without_gradient
 def response_scale(
     entropies: Float[Tensor, "responses"],
     sets: Int[Tensor, "responses"] | None = None,
@@ -29,21 +107,33 @@ def response_scale(
     if entropies.ndim != 1 or (sets is not None and sets.shape != entropies.shape):
         given = "" if sets is None else f" and sets {tuple(sets.shape)}"
         raise ValueError(f"entropies have shape {tuple(entropies.shape)}{given}; both must be [responses]")
-    if not entropies.isfinite().all():
-        raise ValueError("entropies must be finite")
+    fault = fault_in("entropies", entropies)
+    if fault is not None:
+        raise ValueError(fault)
     if not (math.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength is {strength}; it must be a finite number of at least 0")
     if sets is None:
-        scale = torch.exp(-strength * normalized_entropy(entropies, group))
-        total, count = reduce_sum(torch.stack([scale.sum(), scale.new_tensor(float(len(scale)))]), group)
-        return (scale / (total / count)).to(entropies.dtype)
-    return _scale_by_set(entropies.double(), sets, strength).to(entropies.dtype)
+        return _scale(by_extremes(entropies, group), strength, group).to(entropies.dtype)
+    names, index = sets.unique(return_inverse=True)
+    h_norm = by_extremes_of_sets(entropies, index, len(names))
+    return _scale_by_set(h_norm, index, len(names), strength).to(entropies.dtype)
 
 
-def _scale_by_set(entropies: Tensor, sets: Tensor, strength: float) -> Tensor:
-    _, index, counts = sets.unique(return_inverse=True, return_counts=True)
-    low = entropies.new_full((len(counts),), math.inf).scatter_reduce(0, index, entropies, "amin")
-    high = entropies.new_full((len(counts),), -math.inf).scatter_reduce(0, index, entropies, "amax")
-    scale = torch.exp(-strength * (entropies - low[index]) / (high - low + RANGE_EPS)[index])
-    mean = torch.zeros_like(low).index_add(0, index, scale) / counts
-    return scale / mean[index]
+def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:
+    scale = torch.exp(-strength * h_norm)
+    total, count = reduce_sum(torch.stack([scale.sum(), scale.new_tensor(float(len(scale)))]), group)
+    return scale / (total / count)
+
+
+def _scale_by_set(h_norm: Tensor, sets: Tensor, count: int, strength: float) -> Tensor:
+    scale = torch.exp(-strength * h_norm)
+    mean = h_norm.new_zeros(count).index_add(0, sets, scale) / sets.bincount(minlength=count)
+    return scale / mean[sets]
+
+
+def _fault_in_turns(advantages: Tensor, entropies: Tensor, experience: Experience) -> str | None:
+    """What is wrong with the input, or None."""
+    shapes = [tuple(values.shape) for values in (advantages, entropies, experience.episode_of_turn)]
+    if advantages.ndim != 1 or len(set(shapes)) > 1:
+        return f"advantages have shape {shapes[0]}, entropies {shapes[1]}, turns {shapes[2]}; all must be [turns]"
+    return fault_in("advantages", advantages) or fault_in("entropies", entropies, lowest=0)

@@ -1,10 +1,13 @@
 """The one thing these algorithms ask of torch.distributed: a reduction that is a no-op without a group."""
 
-from typing import Any
+from __future__ import annotations
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
+
+from megatron_empg.algorithms.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Group = Any
 """A torch.distributed process group; None is this process alone."""
@@ -13,14 +16,14 @@ Group = Any
 def reduce_sum(values: Tensor, group: Group | None) -> Tensor:
     """Elementwise sum over the ranks of ``group``. Every rank must call it."""
     if group is not None:
-        dist.all_reduce(values, op=dist.ReduceOp.SUM, group=group)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.SUM, group=group)
     return values
 
 
 def reduce_max(values: Tensor, group: Group | None) -> Tensor:
     """Elementwise maximum over the ranks of ``group``. Every rank must call it."""
     if group is not None:
-        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
     return values
 
 

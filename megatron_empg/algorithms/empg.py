@@ -1,57 +1,96 @@
-"""Entropy-Modulated Policy Gradients (arXiv 2509.09265): one trajectory advantage becomes step advantages.
+"""Entropy-Modulated Policy Gradients (arXiv 2509.09265): one trajectory advantage becomes turn advantages.
 
-A confident step (low entropy) takes more of its trajectory's advantage, right or wrong; an uncertain one less
-(self-calibrating gradient scaling, g). A step that leads to a clearer one earns a bonus (future clarity, f).
+A confident turn (low entropy) takes more of its trajectory's advantage, right or wrong; an uncertain one less
+(self-calibrating gradient scaling, g). A turn that leads to a clearer one earns a bonus (future clarity, f).
+The paper calls a turn a step.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from pydantic import Field
 
-from megatron_empg.algorithms.collectives import Group, raise_together, reduce_max, reduce_sum
+from megatron_empg.algorithms.automatic import Targets
+from megatron_empg.algorithms.base import Modulated
+from megatron_empg.algorithms.collectives import Group, raise_together, reduce_sum
+from megatron_empg.algorithms.lazy_torch import torch, without_gradient
+from megatron_empg.algorithms.normalization import Normalization, fault_in, normalized_entropy, quantiles, spread
+from megatron_empg.section import Coefficient, NonNegativeCoefficient, Section
 
-ROUNDING = 1e-6  # an entropy this far below zero is zero, rounded
-RANGE_EPS = 1e-8  # the paper's epsilon in the min-max normalisation
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from megatron_empg.algorithms.base import Experience
+
+
+class Empg(Section):
+    """Constants of arXiv 2509.09265; the defaults of k, k_f and zeta are those of the authors' page."""
+
+    name: Literal["empg"] = "empg"
+    k: NonNegativeCoefficient = 1.0
+    """Strength of gradient scaling, g(H) = exp(-k H_norm) / mean exp(-k H_norm)."""
+    k_f: NonNegativeCoefficient = 1.0
+    """Sharpness of the future-clarity bonus, f(H) = exp(-k_f H_norm)."""
+    zeta: Coefficient = 0.1
+    """Weight of the bonus for a turn that leads to a clearer state."""
+    center: bool = True
+    """Subtract the mean over the batch's turns after modulation."""
+    normalize: Normalization = "minmax"
+    """H_norm by the batch's extremes (the paper's); by its 5% and 95% quantiles, clamped to [0, 1]; or by rank.
+    The last two are chosen here: one outlier moves neither."""
+    weights: Literal["turn", "token"] = "turn"
+    """Whether the means of exp(-k H_norm) and of the centring count turns equally (the paper's), or by their own
+    tokens as the loss does (chosen here): then g leaves the mean factor of a token 1, and the mean advantage of a
+    token is 0."""
+    target_scale_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """Sets k from the second batch on: the 95% quantile of g is so many times its 5% quantile, by the spread of
+    H_norm in past batches. Chosen here, as the next one."""
+    target_bonus_share: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Sets zeta from the second batch on: the mean |bonus| is this share of the mean |advantage| before modulation, by
+    both in past batches."""
+
+    def make(self) -> EmpgModulation:
+        return EmpgModulation(self)
 
 
 class Modulation(NamedTuple):
-    """What became of each step's advantage, and why: ``advantage = A·g + bonus - (mean over steps)``."""
+    """What became of each turn's advantage, and why: ``advantage = A·g + bonus - (mean over turns)``."""
 
-    h_norm: Float[Tensor, "steps"]
-    """Step entropy, min-max normalised over the batch: 0 is the surest step, 1 the least sure."""
-    g: Float[Tensor, "steps"]
+    h_norm: Float[Tensor, "turns"]
+    """Turn entropy, normalised over the batch: 0 is the surest turn, 1 the least sure."""
+    g: Float[Tensor, "turns"]
     """Scale of the trajectory advantage; its mean over the batch is 1."""
-    bonus: Float[Tensor, "steps"]
-    """zeta·f(H of the next step); 0 at the last step of a trajectory."""
-    advantage: Float[Tensor, "steps"]
-    """The final advantage of the step's tokens."""
+    bonus: Float[Tensor, "turns"]
+    """zeta·f(H of the next turn); 0 at the last turn of a trajectory."""
+    advantage: Float[Tensor, "turns"]
+    """The final advantage of the turn's tokens."""
 
 
 def modulate_advantages(
-    advantages: Float[Tensor, "steps"],
-    entropies: Float[Tensor, "steps"],
-    trajectory_ids: Int[Tensor, "steps"],
+    advantages: Float[Tensor, "turns"],
+    entropies: Float[Tensor, "turns"],
+    trajectory_ids: Int[Tensor, "turns"],
     *,
     k: float = 1.0,
     k_f: float = 1.0,
     zeta: float = 0.1,
     center: bool = True,
     group: Group | None = None,
-) -> Float[Tensor, "steps"]:
-    """The final step advantages of `modulation`, whose arguments and errors these are."""
+) -> Float[Tensor, "turns"]:
+    """The final turn advantages of `modulation`, whose arguments and errors these are."""
     return modulation(
         advantages, entropies, trajectory_ids, k=k, k_f=k_f, zeta=zeta, center=center, group=group
     ).advantage
 
 
-@torch.no_grad()
+@without_gradient
 def modulation(
-    advantages: Float[Tensor, "steps"],
-    entropies: Float[Tensor, "steps"],
-    trajectory_ids: Int[Tensor, "steps"],
+    advantages: Float[Tensor, "turns"],
+    entropies: Float[Tensor, "turns"],
+    trajectory_ids: Int[Tensor, "turns"],
     *,
     k: float = 1.0,
     k_f: float = 1.0,
@@ -59,64 +98,180 @@ def modulation(
     center: bool = True,
     group: Group | None = None,
 ) -> Modulation:
-    """Modulate trajectory advantages by step entropies (the paper's equations 5 to 8).
+    """Modulate trajectory advantages by turn entropies (the paper's equations 5 to 8).
 
-    ``advantages`` holds the trajectory's advantage at each of its steps, ``entropies`` (nats) the mean token
-    entropy of each step; a trajectory's steps are contiguous, in order, and all on one rank. Minimum, maximum
-    and means are over all steps of all ranks of ``group``: every rank must call, with no steps too. Without a
-    spread of entropies (no step, one step, all equal) H_norm is 0. Computed in float64, returned in the dtype
+    ``advantages`` holds the trajectory's advantage at each of its turns, ``entropies`` (nats) the mean token
+    entropy of each turn; a trajectory's turns are contiguous, in order, and all on one rank. Minimum, maximum
+    and means are over all turns of all ranks of ``group``: every rank must call, with no turns too. Without a
+    spread of entropies (no turn, one turn, all equal) H_norm is 0. Computed in float64, returned in the dtype
     of ``advantages``; with k = 0, zeta = 0 and no centring they come back bit for bit.
 
     Raises ValueError, on every rank, for wrong shapes, non-finite values, negative entropies, trajectories
-    whose steps are scattered, or a negative k.
+    whose turns are scattered, or a negative k.
     """
-    fault = _fault(advantages, entropies, trajectory_ids, k, k_f, zeta)
+    fault = _fault_in_constants(k, k_f, zeta) or _fault(advantages, entropies, trajectory_ids)
     raise_together(fault, group, advantages.device)
-    h_norm = normalized_entropy(entropies, group)
-    scale = torch.exp(-k * h_norm)
-    scale_sum, steps = reduce_sum(_sum_and_count(scale), group)
-    g = scale / (scale_sum / steps)
+    h_norm = normalized_entropy(entropies, "minmax", group)
+    clarity = future_clarity(h_norm, trajectory_ids, k_f)
+    parts = _combined(advantages, h_norm, clarity, k=k, zeta=zeta, center=center, group=group)
+    return Modulation(*(part.to(advantages.dtype) for part in parts))
 
-    bonus = torch.zeros_like(h_norm)
-    has_next = has_next_step(trajectory_ids)
-    bonus[has_next] = zeta * torch.exp(-k_f * h_norm.roll(-1)[has_next])
 
-    modulated = advantages.double() * g + bonus
+def _combined(
+    advantages: Tensor,
+    h_norm: Tensor,
+    clarity: Tensor,
+    *,
+    k: float,
+    zeta: float,
+    center: bool,
+    weights: Tensor | None = None,
+    group: Group | None = None,
+) -> Modulation:
+    """The paper's equations after H_norm and f, in float64; ``weights`` are those of both means, None for equal.
+
+    ``clarity`` becomes the bonus.
+    """
+    # In place: for many turns a fresh tensor's memory takes longer than the arithmetic in it.
+    g = (-k * h_norm).exp_()
+    g /= _mean(g, weights, group)
+    bonus = clarity.mul_(zeta)
+    modulated = advantages.double() * g
+    modulated += bonus
     if center:
-        total, steps = reduce_sum(_sum_and_count(modulated), group)
-        modulated = modulated - total / steps
-    return Modulation(*(part.to(advantages.dtype) for part in (h_norm, g, bonus, modulated)))
+        modulated -= _mean(modulated, weights, group)
+    return Modulation(h_norm, g, bonus, modulated)
 
 
-def normalized_entropy(entropies: Float[Tensor, "steps"], group: Group | None) -> Float[Tensor, "steps"]:
-    """``(H - min) / (max - min + 1e-8)`` in float64, over the steps of all ranks of ``group``."""
-    values = entropies.double()
-    # One collective for both: the minimum is the maximum of the negated. A rank without steps gives -inf.
-    extremes = values.new_full((2,), -math.inf)
-    if len(values):
-        extremes = torch.stack([(-values).max(), values.max()])
-    negated_low, high = reduce_max(extremes, group)
-    return (values + negated_low) / (high + negated_low + RANGE_EPS)
+def _mean(values: Tensor, weights: Tensor | None, group: Group | None = None) -> Tensor:
+    """Mean over the turns of all ranks of ``group``."""
+    if weights is None:
+        sums = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
+    else:
+        sums = torch.stack([values.dot(weights), weights.sum()])
+    total, weight = reduce_sum(sums, group)
+    return total / weight
 
 
-def has_next_step(trajectory_ids: Int[Tensor, "steps"]) -> Bool[Tensor, "steps"]:
-    """True where the following step belongs to the same trajectory."""
+def future_clarity(
+    h_norm: Float[Tensor, "turns"], trajectory_ids: Int[Tensor, "turns"], k_f: float
+) -> Float[Tensor, "turns"]:
+    """f: ``exp(-k_f·H_norm)`` of the next turn; 0 at the last turn of a trajectory."""
+    clarity = torch.zeros_like(h_norm)
+    torch.mul(h_norm[1:], -k_f, out=clarity[:-1])
+    return clarity.exp_().mul_(has_next_turn(trajectory_ids))
+
+
+def has_next_turn(trajectory_ids: Int[Tensor, "turns"]) -> Bool[Tensor, "turns"]:
+    """True where the following turn belongs to the same trajectory."""
     following = torch.zeros_like(trajectory_ids, dtype=torch.bool)
     following[:-1] = trajectory_ids[1:] == trajectory_ids[:-1]
     return following
 
 
-def _sum_and_count(values: Tensor) -> Tensor:
-    return torch.stack([values.sum(), values.new_tensor(float(len(values)))])
+class EmpgModulation:
+    """EMPG over the batches of a run: `Empg`'s constants, or those that its targets ask for."""
+
+    def __init__(self, section: Empg) -> None:
+        self.section = section
+        self.targets = Targets(section.target_scale_ratio, section.target_bonus_share)
+
+    @without_gradient
+    def modulate(
+        self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
+    ) -> Modulated:
+        """As `modulation`, over the whole batch, which every rank holds. Raises ValueError for its faults."""
+        section, trajectories, lengths = self.section, experience.episode_of_turn, experience.turn_lengths.double()
+        fault = _fault(advantages, entropies, trajectories) or _fault_in_lengths(lengths, advantages)
+        if fault is not None:
+            raise ValueError(fault)
+        k, zeta = self.targets.k(section.k), self.targets.zeta(section.zeta)
+        weights = lengths if section.weights == "token" else None
+        h_norm = normalized_entropy(entropies, section.normalize)
+        clarity = future_clarity(h_norm, trajectories, section.k_f)
+        if self.targets.present and len(advantages):
+            self._observe(h_norm, advantages, clarity, weights)
+        parts = _combined(advantages, h_norm, clarity, k=k, zeta=zeta, center=section.center, weights=weights)
+        metrics: dict[str, float] = {}
+        if len(advantages):
+            metrics = {"empg/k": k, "empg/zeta": zeta, **batch_metrics(parts)}
+            metrics |= token_metrics(parts, advantages, lengths, section)
+        h_norm, g, bonus, final = (part.to(advantages.dtype) for part in parts)
+        return Modulated(final, h_norm=h_norm, scale=g, bonus=bonus, metrics=metrics)
+
+    def _observe(self, h_norm: Tensor, advantages: Tensor, clarity: Tensor, weights: Tensor | None) -> None:
+        low, high = quantiles(h_norm)
+        self.targets.observe(
+            entropy_spread=high - low,
+            advantage_size=float(_mean(advantages.double().abs(), weights)),
+            clarity=float(_mean(clarity, weights)),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running statistics of the targets, as JSON; nothing without targets."""
+        return self.targets.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.targets.load_state_dict(state)
 
 
-def _fault(
-    advantages: Tensor, entropies: Tensor, trajectory_ids: Tensor, k: float, k_f: float, zeta: float
-) -> str | None:
-    """What is wrong with the input, or None."""
+def batch_metrics(parts: Modulation) -> dict[str, float]:
+    """Of a batch with turns, each counted once: means, extremes and spread of what the modulation did."""
+    lowest, highest = parts.g.aminmax()
+    metrics = {
+        "empg/h_norm_mean": float(parts.h_norm.mean()),
+        "empg/g_min": float(lowest),
+        "empg/g_max": float(highest),
+        "empg/bonus_mean": float(parts.bonus.mean()),
+        "empg/advantage_mean": float(parts.advantage.mean()),
+    }
+    for name, values in (("h_norm", parts.h_norm), ("g", parts.g)):
+        for part, value in spread(values)._asdict().items():
+            metrics[f"empg/{name}_{part}"] = value
+    return metrics
+
+
+def token_metrics(parts: Modulation, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:
+    """What the loss sees of the modulation: it averages over tokens, where the statistics are over turns.
+
+    ``advantages`` are those before the modulation, ``lengths`` each turn's own tokens.
+    """
+    metrics = {
+        "empg/advantage_token_mean": float(_mean(parts.advantage, lengths)),
+        "empg/bonus_only_tokens": float(lengths[advantages == 0].sum() / lengths.sum()),
+    }
+    # What centring takes away in all is the sum of the two parts' means.
+    part = advantages.double() * parts.g
+    from_advantage = _token_size(part.sub_(_center(part, lengths, section)), lengths)
+    torch.sub(parts.bonus, _center(parts.bonus, lengths, section), out=part)
+    from_bonus = _token_size(part, lengths)
+    if from_advantage + from_bonus > 0:
+        metrics["empg/bonus_share"] = from_bonus / (from_advantage + from_bonus)
+    return metrics
+
+
+def _center(part: Tensor, lengths: Tensor, section: Empg) -> Tensor:
+    """What centring takes away from a part of the advantage."""
+    if not section.center:
+        return part.new_zeros(())
+    return _mean(part, lengths if section.weights == "token" else None)
+
+
+def _token_size(part: Tensor, lengths: Tensor) -> float:
+    """A token's mean |part|, in place."""
+    return float(_mean(part.abs_(), lengths))
+
+
+def _fault_in_constants(k: float, k_f: float, zeta: float) -> str | None:
     for name, value, lowest in (("k", k, 0.0), ("k_f", k_f, 0.0), ("zeta", zeta, -math.inf)):
         if not (math.isfinite(value) and value >= lowest):
             return f"{name} is {value}; it must be a finite number" + (" of at least 0" if lowest == 0 else "")
+    return None
+
+
+def _fault(advantages: Tensor, entropies: Tensor, trajectory_ids: Tensor) -> str | None:
+    """What is wrong with the input, or None."""
     shapes = {
         "advantages": tuple(advantages.shape),
         "entropies": tuple(entropies.shape),
@@ -124,26 +279,31 @@ def _fault(
     }
     if advantages.ndim != 1 or len(set(shapes.values())) > 1:
         given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        return f"all three must be one-dimensional over the same steps; got shapes {given}"
+        return f"all three must be one-dimensional over the same turns; got shapes {given}"
     if not advantages.is_floating_point() or not entropies.is_floating_point():
         return f"advantages ({advantages.dtype}) and entropies ({entropies.dtype}) must be floating point"
     if trajectory_ids.is_floating_point():
         return f"trajectory_ids have dtype {trajectory_ids.dtype}; a trajectory is named by an integer"
-    return _fault_in_values(advantages, entropies, trajectory_ids)
+    in_values = fault_in("advantages", advantages) or fault_in("entropies", entropies, lowest=0)
+    return in_values or _fault_in_trajectories(trajectory_ids)
 
 
-def _fault_in_values(advantages: Tensor, entropies: Tensor, trajectory_ids: Tensor) -> str | None:
-    checks = (
-        ("advantages", advantages, advantages.isfinite(), "finite"),
-        ("entropies", entropies, entropies.isfinite() & (entropies >= -ROUNDING), "finite and not negative"),
-    )
-    for name, values, good, wanted in checks:
-        if not good.all():
-            position = int((~good).nonzero()[0])
-            return f"{name}[{position}] is {values[position].item()}; {name} must be {wanted}"
+def _fault_in_trajectories(trajectory_ids: Tensor) -> str | None:
+    if (trajectory_ids[1:] >= trajectory_ids[:-1]).all():
+        return None
     runs = trajectory_ids.unique_consecutive()
     names, counts = runs.unique(return_counts=True)
     if len(names) < len(runs):
         scattered = names[counts > 1][0].item()
-        return f"the steps of trajectory {scattered} are not contiguous in trajectory_ids"
+        return f"the turns of trajectory {scattered} are not contiguous in trajectory_ids"
+    return None
+
+
+def _fault_in_lengths(lengths: Tensor, advantages: Tensor) -> str | None:
+    if lengths.shape != advantages.shape:
+        shapes = f"{tuple(lengths.shape)}, advantages {tuple(advantages.shape)}"
+        return f"turn_lengths have shape {shapes}; both must be [turns]"
+    if len(lengths) and lengths.min() < 1:
+        position = int((lengths < 1).nonzero()[0])
+        return f"turn_lengths[{position}] is {int(lengths[position])}; a turn has at least one own token"
     return None
