@@ -21,7 +21,7 @@ class Section(BaseModel):
     Numbers are finite.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def named(default: str) -> BeforeValidator:
