@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megatron_empg.algorithms.base import Credit, Experience, LossTerm, Probe, Scores
+from megatron_empg.algorithms.rollout_correction import sample_lengths
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.segments import Segments
@@ -44,7 +45,8 @@ class Algorithm:
         shaped = replace(experience, rewards=section.shaped_rewards(experience))
         advantages = section.advantages(shaped, own)
         entropies = experience.turn_means(scores.entropies)
-        turns, modulated, metrics = advantages.turns, None, {}
+        turns, modulated = advantages.turns, None
+        metrics: dict[str, float] = {}
         if self.modulation is not None:
             modulated = self.modulation.modulate(advantages.turns, entropies, experience)
             turns = modulated.advantages
@@ -77,7 +79,7 @@ class Algorithm:
             reference_logprobs=reference[tokens] if reference is not None else None,
         )
         streams = replace(streams, **self.regularizer.streams(part).present())
-        pieces = streams.split([sample.num_own_tokens for sample in part.samples])
+        pieces = streams.split(sample_lengths(part).tolist())
         return [replace(sample, streams=piece) for sample, piece in zip(part.samples, pieces, strict=True)]
 
     def loss(self) -> PolicyLoss:
@@ -105,7 +107,7 @@ def mean_weights(part: Experience, kept: Tensor, mean: str) -> Float[Tensor, "ow
     kept = kept.double()
     if mean == "token":
         return (kept * len(kept) / kept.sum().clamp(min=1)).float()
-    lengths = torch.tensor([sample.num_own_tokens for sample in part.samples], dtype=torch.long)
+    lengths = sample_lengths(part)
     sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
     in_sample = torch.zeros(len(lengths), dtype=torch.float64).index_add(0, sample_of_token, kept)
     samples = in_sample.count_nonzero().clamp(min=1)
