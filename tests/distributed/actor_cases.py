@@ -1,4 +1,4 @@
-"""Actors and sequences for the tests of training, and several cases in one start of the ranks.
+"""Actors and samples for the tests of training, and several cases in one start of the ranks.
 
 Starting ranks costs ten seconds, a case a fraction of one: so a world size starts once, its cases run one after
 the other in the same processes, and each is a test of its own.
@@ -85,45 +85,58 @@ def fresh_actor(
 
 
 def policy_loss() -> Any:
-    from megatron_empg.trainer.policy_update import PolicyLoss
+    from megatron_empg.algorithms.algorithm import PolicyLoss
+    from megatron_empg.algorithms.policy_loss import TokenClip
 
-    return PolicyLoss(0.2, 0.28)
+    return PolicyLoss(TokenClip(0.2, 0.28), [])
 
 
 def sequences(lengths: list[int], seed: int = 5) -> list[Any]:
-    """Each a prompt, an own turn, an observation, an own turn; values as `PolicyLoss` wants them."""
-    from megatron_empg.actor.packing import Sequence
+    """Each a prompt, an own turn, an observation, an own turn; streams as `policy_loss` wants them."""
+    from megatron_empg.algorithms.sample import Sample, TokenStreams
 
     generator = torch.Generator().manual_seed(seed)
     made = []
     for length in lengths:
-        steps = torch.tensor([[length // 4, length // 2], [3 * length // 4, length - length % 2]])
+        turns = torch.tensor([[length // 4, length // 2], [3 * length // 4, length - length % 2]])
         tokens = torch.randint(0, FIRST_OWN_ID, (length,), generator=generator)
-        for start, end in steps.tolist():
+        for start, end in turns.tolist():
             tokens[start:end] = torch.randint(FIRST_OWN_ID, 301, (end - start,), generator=generator)
-        own = int((steps[:, 1] - steps[:, 0]).sum())
-        values = {
-            "old_logprobs": -7.0 + torch.randn(own, generator=generator),
-            "advantages": 0.5 + torch.randn(own, generator=generator),
-        }
-        made.append(Sequence(tokens, steps, values))
+        own = int((turns[:, 1] - turns[:, 0]).sum())
+        streams = TokenStreams(
+            old_logprobs=-7.0 + torch.randn(own, generator=generator),
+            advantages=0.5 + torch.randn(own, generator=generator),
+            loss_weights=torch.ones(own),
+            mean_weights=torch.ones(own),
+        )
+        made.append(Sample(tokens, turns, streams))
     return made
 
 
 @torch.no_grad()
 def with_old_logprobs(model: Any, chosen: list[Any]) -> list[Any]:
     """The same with old log-probs near those of a Hugging Face model: some ratios are clipped, some not."""
-    from megatron_empg.actor.packing import Sequence
-
     generator = torch.Generator().manual_seed(17)
     made = []
-    for sequence in chosen:
-        where = sequence.predictors()
-        logprobs = model(sequence.tokens[None]).logits[0].log_softmax(-1)[where, sequence.tokens[where + 1]]
+    for sample in chosen:
+        where = sample.predictors()
+        logprobs = model(sample.tokens[None]).logits[0].log_softmax(-1)[where, sample.tokens[where + 1]]
         near = logprobs + 0.15 * torch.randn(len(logprobs), generator=generator)
-        values = {"old_logprobs": near, "advantages": sequence.values["advantages"]}
-        made.append(Sequence(sequence.tokens, sequence.steps, values))
+        made.append(with_streams(sample, old_logprobs=near))
     return made
+
+
+def with_streams(sample: Any, **streams: Tensor) -> Any:
+    """The same sample with other streams, or more of them."""
+    return dataclasses.replace(sample, streams=dataclasses.replace(sample.streams, **streams))
+
+
+def turn_entropies(samples: list[Any], scores: list[Any]) -> Tensor:
+    """The mean entropy of every turn, all samples' laid end to end."""
+    means = []
+    for sample, score in zip(samples, scores, strict=True):
+        means += [turn.mean() for turn in score.entropies.split(sample.turn_lengths)]
+    return torch.stack(means)
 
 
 def weights_of(actor: Any) -> dict[str, Tensor]:

@@ -13,9 +13,11 @@ from actor_cases import (
     policy_loss,
     run_cases,
     sequences,
+    turn_entropies,
     weights_of,
     with_old_logprobs,
 )
+from loss_cases import Trained, assert_equal, update_few_own_tokens
 from models import save_random_model
 from ranks import run_ranks
 
@@ -37,8 +39,6 @@ class Case:
         return " ".join([self.model, *words])
 
     def __call__(self, folder: Path) -> dict[str, Any]:
-        from megatron_empg.trainer.advantages import step_entropies
-
         actor = fresh_actor(folder, self.layout, model=self.model, **self.settings)
         batch = torch.load(folder / f"{self.model}.pt", weights_only=False)
         scores = actor.score(batch, temperature=0.9)
@@ -48,11 +48,20 @@ class Case:
         assert all(report.applied for report in reports)
         return {
             "scores": torch.cat([torch.stack([s.logprobs, s.entropies]) for s in scores], dim=1),
-            "step_entropies": step_entropies(batch, scores),
+            "turn_entropies": turn_entropies(batch, scores),
             "loss": [r.loss for r in reports], "grad_norm": [r.grad_norm for r in reports],
             "tokens": [r.tokens for r in reports], "clipped": reports[0].means["clipped"],
             "first": first, "last": weights_of(actor),
         }  # fmt: skip
+
+
+def few_own_tokens(folder: Path) -> Trained:
+    return update_few_own_tokens(folder, {}, samples=2, model="tied")
+
+
+def few_own_tokens_context_and_data_parallel(folder: Path) -> Trained:
+    """Two ranks hold parts of no sample, and take means over it together."""
+    return update_few_own_tokens(folder, {"context": 2, "data": 2}, samples=1, model="tied")
 
 
 SHARDED = {"distributed_optimizer": True}
@@ -103,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> list[dict[str, Any]]:
-    return run_ranks(run_cases, 1, ONE, str(folder))
+    return run_ranks(run_cases, 1, [*ONE, few_own_tokens], str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +122,7 @@ def two(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def four(folder: Path) -> list[dict[str, Any]]:
-    return run_ranks(run_cases, 4, FOUR, str(folder))
+    return run_ranks(run_cases, 4, [*FOUR, few_own_tokens_context_and_data_parallel], str(folder))
 
 
 def assert_trained_alike(results: list[dict[str, Any]], case: Case, one: list[dict[str, Any]]) -> None:
@@ -121,7 +130,7 @@ def assert_trained_alike(results: list[dict[str, Any]], case: Case, one: list[di
     for rank in range(len(results)):  # every rank says the same, which is what one rank says
         actual = answer(results, case, rank)
         torch.testing.assert_close(actual["scores"], expected["scores"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(actual["step_entropies"], expected["step_entropies"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual["turn_entropies"], expected["turn_entropies"], atol=1e-5, rtol=0)
         assert actual["tokens"] == expected["tokens"]
         assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert actual["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
@@ -146,3 +155,10 @@ def test_two_ranks(case: Case, one: list[dict[str, Any]], two: list[dict[str, An
 @pytest.mark.parametrize("case", FOUR, ids=lambda case: case.__name__)
 def test_four_ranks(case: Case, one: list[dict[str, Any]], four: list[dict[str, Any]]) -> None:
     assert_trained_alike(four, case, one)
+
+
+def test_ranks_without_a_sample_take_part_in_the_means(
+    one: list[dict[str, Any]], four: list[dict[str, Any]]
+) -> None:
+    for rank in range(4):
+        assert_equal(answer(four, few_own_tokens_context_and_data_parallel, rank), answer(one, few_own_tokens))

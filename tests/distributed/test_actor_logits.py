@@ -12,7 +12,7 @@ def _scores(folder: str, layout: dict, sequences: list, temperature: float) -> l
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.actor.packing import Sequence
+    from megatron_empg.algorithms.sample import Sample
     from megatron_empg.weights.model_config import ModelConfig
 
     actor = Actor(
@@ -20,7 +20,7 @@ def _scores(folder: str, layout: dict, sequences: list, temperature: float) -> l
         max_tokens_per_microbatch=64,
     )  # fmt: skip
     actor.load_weights(Path(folder))
-    scores = actor.score([Sequence(t, s) for t, s in sequences], temperature=temperature)
+    scores = actor.score([Sample(t, s) for t, s in sequences], temperature=temperature)
     exported = {name: tensor.clone() for name, tensor in actor.weights()}
     return [(s.logprobs, s.entropies) for s in scores], exported
 
@@ -31,8 +31,8 @@ def _sequences(count: int = 9) -> list:
     for _ in range(count):
         length = int(torch.randint(12, 60, (1,), generator=generator))
         middle = length // 2
-        steps = torch.tensor([[3, 7], [middle + 1, length]])
-        made.append((torch.randint(0, 301, (length,), generator=generator), steps))
+        turns = torch.tensor([[3, 7], [middle + 1, length]])
+        made.append((torch.randint(0, 301, (length,), generator=generator), turns))
     return made
 
 
@@ -40,11 +40,11 @@ def _expected(model, sequences: list, temperature: float) -> list:
     """Float64 log-probs and entropies by Hugging Face's model, one sequence at a time."""
     model = model.double()
     answers = []
-    for tokens, steps in sequences:
+    for tokens, turns in sequences:
         with torch.no_grad():
             logits = model(tokens[None]).logits[0] / temperature
         logp = logits.log_softmax(-1)
-        own = torch.cat([torch.arange(a, b) for a, b in steps.tolist()])
+        own = torch.cat([torch.arange(a, b) for a, b in turns.tolist()])
         entropy = -(logp.exp() * logp).sum(-1)
         answers.append((logp[own - 1, tokens[own]], entropy[own - 1]))
     return answers

@@ -16,9 +16,12 @@ from actor_cases import (
     policy_loss,
     run_cases,
     sequences,
+    turn_entropies,
     weights_of,
     with_old_logprobs,
+    with_streams,
 )
+from loss_cases import LOSSES, Trained, assert_equal, prepare, update_few_own_tokens, updates
 from models import save_random_model
 from ranks import run_ranks
 
@@ -113,13 +116,11 @@ def check_altered_logits(folder: Path, layout: dict[str, Any]) -> None:
     plain = score_and_update(folder, layout, where=None)
     assert_same(score_and_update(folder, layout, where="foreign"), plain)
     control = score_and_update(folder, layout, where="own")
-    assert all(not torch.equal(control[name], plain[name]) for name in ("scores", "step_entropies", "report"))
+    assert all(not torch.equal(control[name], plain[name]) for name in ("scores", "turn_entropies", "report"))
 
 
 def score_and_update(folder: Path, layout: dict[str, Any], where: str | None) -> dict[str, torch.Tensor]:
     """Everything the outside sees of a score and an update, the logits altered at some positions."""
-    from megatron_empg.trainer.advantages import step_entropies
-
     actor, batch = fresh_actor(folder, layout), batches(folder)
     generator = torch.Generator().manual_seed(1)
 
@@ -145,7 +146,7 @@ def score_and_update(folder: Path, layout: dict[str, Any], where: str | None) ->
     numbers = [report.loss, report.grad_norm, *report.means.values()]
     return {
         "scores": torch.cat([torch.stack([s.logprobs, s.entropies]) for s in scores], dim=1),
-        "step_entropies": step_entropies(batch, scores),
+        "turn_entropies": turn_entropies(batch, scores),
         "report": torch.tensor(numbers, dtype=torch.float64),
         **weights_of(actor),
     }
@@ -162,13 +163,13 @@ class Poisoned:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def __call__(self, logprob: torch.Tensor, entropy: torch.Tensor, values: dict[str, torch.Tensor]) -> Any:
-        loss, statistics = policy_loss()(logprob, entropy, values)
-        marked = (values["advantages"] == self.mark).float()
+    def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, streams: Any, segments: Any) -> Any:
+        loss, statistics = policy_loss()(logprobs, entropies, streams, segments)
+        marked = (streams.advantages == self.mark).float()
         if self.kind == "loss":
             return loss + torch.where(marked > 0, math.nan, 0.0), statistics
         # The square root's slope at 0 is infinite: a finite loss without a finite gradient.
-        return loss + marked * ((logprob - logprob.detach()) * marked).abs().sqrt(), statistics
+        return loss + marked * ((logprobs - logprobs.detach()) * marked).abs().sqrt(), statistics
 
 
 def poisoned(folder: Path) -> None:
@@ -186,7 +187,7 @@ def check_poisoned(folder: Path, layout: dict[str, Any]) -> None:
     before, state = weights_of(actor), optimizer_tensors(actor)
     for kind in ("loss", "gradient"):
         loss = Poisoned(kind)
-        loss.mark = float(batch[0].values["advantages"][0])
+        loss.mark = float(batch[0].streams.advantages[0])
         report = actor.update(batch, loss)
         assert not report.applied, kind
         # Each is seen by one guard alone.
@@ -200,28 +201,36 @@ def check_poisoned(folder: Path, layout: dict[str, Any]) -> None:
     assert largest_difference(weights_of(actor), before) > 1e-4
 
 
-# The loss's terms and means
+# The losses
 
 
-def losses(folder: Path) -> dict[str, tuple[float, float]]:
-    return losses_in(folder, {})
+def losses(folder: Path) -> dict[str, Trained]:
+    return updates(folder, {})
 
 
-def losses_context_parallel(folder: Path) -> dict[str, tuple[float, float]]:
-    return losses_in(folder, {"context": 2})
+def losses_context_parallel(folder: Path) -> dict[str, Trained]:
+    return updates(folder, {"context": 2})
 
 
-def losses_data_parallel(folder: Path) -> dict[str, tuple[float, float]]:
-    return losses_in(folder, {"data": 2})
+def losses_data_parallel(folder: Path) -> dict[str, Trained]:
+    return updates(folder, {"data": 2})
 
 
-def losses_in(folder: Path, layout: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    answers = {}
-    for mean in ("token", "sequence"):
-        batch = torch.load(folder / "referenced.pt", weights_only=False)
-        report = fresh_actor(folder, layout).update(batch, full_loss(), temperature=0.9, mean=mean)
-        answers[mean] = (report.loss, report.grad_norm)
-    return answers
+def losses_tensor_parallel(folder: Path) -> dict[str, Trained]:
+    return updates(folder, {"tensor": 2})
+
+
+def few_own_tokens(folder: Path) -> Trained:
+    return update_few_own_tokens(folder, {}, samples=2)
+
+
+def few_own_tokens_context_parallel(folder: Path) -> Trained:
+    return update_few_own_tokens(folder, {"context": 2}, samples=2)
+
+
+def few_own_tokens_data_parallel(folder: Path) -> Trained:
+    """The second rank has no sample."""
+    return update_few_own_tokens(folder, {"data": 2}, samples=1)
 
 
 # The schedule
@@ -243,13 +252,14 @@ def schedules(folder: Path) -> dict[str, list[float]]:
     return rates
 
 
+PARALLEL_LOSSES = [losses_context_parallel, losses_data_parallel, losses_tensor_parallel]
 TWO_RANKS = [
     data_parallel_one_sequence, interleaved_one_sequence, altered_logits_tensor_parallel, poisoned_data_parallel,
-    losses_context_parallel, losses_data_parallel,
+    few_own_tokens_context_parallel, few_own_tokens_data_parallel, *PARALLEL_LOSSES,
 ]  # fmt: skip
 ONE_RANK = [
     alone, alone_loose_packing, alone_recompute_full, alone_recompute_block, alone_recompute_selective,
-    alone_one_sequence, attention_calls, altered_logits, poisoned, schedules, losses,
+    alone_one_sequence, attention_calls, altered_logits, poisoned, schedules, losses, few_own_tokens,
 ]  # fmt: skip
 
 
@@ -259,21 +269,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_random_model(made / "model", "qwen2")
     batch = with_old_logprobs(model, sequences(UNEVEN))
     torch.save({len(chosen): chosen for chosen in (batch, batch[:1])}, made / "batches.pt")
-    generator = torch.Generator().manual_seed(3)
-    for sequence in batch:
-        own = sequence.values["old_logprobs"]
-        sequence.values["reference_logprobs"] = own + 0.3 * torch.randn(own.shape, generator=generator)
-    torch.save(batch, made / "referenced.pt")
     return made
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
+def equations(folder: Path) -> dict[str, Trained]:
+    """What the losses' equations give; and what the ranks read to train by each."""
+    from transformers import AutoModelForCausalLM
+
+    generator = torch.Generator().manual_seed(3)
+    batch = []
+    for sample in batches(folder):
+        old_logprobs = sample.streams.old_logprobs
+        noise = 0.3 * torch.randn(old_logprobs.shape, generator=generator)
+        batch.append(with_streams(sample, reference_logprobs=old_logprobs + noise))
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float64)
+    return prepare(folder, model, batch)
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, equations: dict[str, Trained]) -> list[dict[str, Any]]:
     return run_ranks(run_cases, 2, TWO_RANKS, str(folder))
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path) -> list[dict[str, Any]]:
+def one(folder: Path, equations: dict[str, Trained]) -> list[dict[str, Any]]:
     return run_ranks(run_cases, 1, ONE_RANK, str(folder))
 
 
@@ -334,41 +354,28 @@ def test_learning_rate_follows_the_recipe(one: list[dict[str, Any]]) -> None:
     assert lr["idle"] == pytest.approx([*lr["cosine"][:3], lr["cosine"][-1]])
 
 
-def full_loss() -> Any:
-    """Every term there is, each heavy enough to be missed."""
-    from megatron_empg.trainer.policy_update import PolicyLoss
-
-    return PolicyLoss(0.2, 0.28, kl_coefficient=0.3, entropy_coefficient=0.2)
-
-
-def hugging_face_update(folder: Path, mean: str) -> tuple[float, float]:
-    """(loss, norm of its gradient) by Hugging Face's model in float64, a sequence at a time."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float64)
-    per_sequence = []
-    for sequence in torch.load(folder / "referenced.pt", weights_only=False):
-        where = sequence.predictors()
-        logp = (model(sequence.tokens[None]).logits[0] / 0.9).log_softmax(-1)[where]
-        chosen = logp[torch.arange(len(where)), sequence.tokens[where + 1]]
-        values = {name: value.double() for name, value in sequence.values.items()}
-        ratio = (chosen - values["old_logprobs"]).exp()
-        surrogate = torch.minimum(ratio * values["advantages"], ratio.clamp(0.8, 1.28) * values["advantages"])
-        gap = values["reference_logprobs"] - chosen
-        entropy = -(logp.exp() * logp).sum(-1)
-        per_sequence.append(-surrogate + 0.3 * (gap.exp() - gap - 1) - 0.2 * entropy)
-    loss = (
-        torch.cat(per_sequence).mean() if mean == "token" else torch.stack([t.mean() for t in per_sequence]).mean()
-    )
-    loss.backward()
-    squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
-    return loss.item(), squares**0.5
-
-
-@pytest.mark.parametrize("mean", ["token", "sequence"])
-def test_loss_and_gradient_equal_a_float64_reference(
-    mean: str, folder: Path, one: list[dict[str, Any]], two: list[dict[str, Any]]
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_loss_and_gradient_equal_the_equations_in_float64(
+    loss: Any, equations: dict[str, Trained], one: list[dict[str, Any]], two: list[dict[str, Any]]
 ) -> None:
-    expected = hugging_face_update(folder, mean)
-    for results, case in ((one, losses), (two, losses_context_parallel), (two, losses_data_parallel)):
-        assert answer(results, case)[mean] == pytest.approx(expected, rel=1e-5), case.__name__
+    for results, case in ((one, losses), *((two, case) for case in PARALLEL_LOSSES)):
+        for rank in range(len(results)):
+            trained = answer(results, case, rank)[loss.name]
+            assert_equal(trained, equations[loss.name])
+            assert 0.05 < trained.means["clipped"] < 0.95
+
+
+def test_turns_lie_on_both_sides_of_epos_band_and_in_it(folder: Path, one: list[dict[str, Any]]) -> None:
+    means = answer(one, losses)["epo"].means
+    assert 0 < means["epo_outside"] < 1
+    assert means["epo_penalty"] > 0.01
+
+
+@pytest.mark.parametrize("case", [few_own_tokens_context_parallel, few_own_tokens_data_parallel])
+def test_ranks_without_own_tokens_take_part_in_the_means(
+    case: Any, one: list[dict[str, Any]], two: list[dict[str, Any]]
+) -> None:
+    expected = answer(one, few_own_tokens)
+    assert expected.means["epo_outside"] > 0
+    for rank in (0, 1):
+        assert_equal(answer(two, case, rank), expected)

@@ -38,10 +38,10 @@ class Case:
         from megatron.core import dist_checkpointing
 
         from megatron_empg.actor.checkpoint import Checkpoints
-        from megatron_empg.actor.packing import Sequence
+        from megatron_empg.algorithms.sample import Sample
 
         actor = fresh_actor(folder, self.layout, model=f"{self.shape}/hugging_face")
-        whole = [Sequence(tokens, torch.tensor([[1, len(tokens)]])) for tokens in sequences(self.shape)]
+        whole = [Sample(tokens, torch.tensor([[1, len(tokens)]])) for tokens in sequences(self.shape)]
         scores = [score.logprobs for score in actor.score(whole)]
         exported = weights_of(actor)
         if self.saves:

@@ -53,27 +53,28 @@ class ReplayingDriver:
 
 def recorded_batch(step: int, version: int) -> Any:
     """Four questions with two episodes each, other ones at every step; nothing to learn from at step 3."""
-    from megatron_empg.actor.packing import Sequence
+    from megatron_empg.algorithms.sample import Sample
     from megatron_empg.trainer.batch import Batch
+    from megatron_empg.trainer.episode_text import EpisodeText, TurnText
+    from megatron_empg.trainer.experience import experience_of
 
-    if step == 3:
-        none = torch.empty(0)
-        return Batch([], none, none.long(), torch.empty(0, 2, dtype=torch.long), metrics={"train/reward": 0.0})
-
+    numbers = torch.arange(0 if step == 3 else 8)
     generator = torch.Generator().manual_seed(step)
-    lengths = torch.randint(12, 60, (8,), generator=generator).tolist()
-    played = [
-        Sequence(s.tokens, s.steps, {"rollout_logprobs": s.values["old_logprobs"]})
-        for s in sequences(lengths, seed=step)
-    ]
-    turns = [{"text": f"turn {turn} of {step}", "observation": "seen"} for turn in range(2)]
+    lengths = torch.randint(12, 60, (len(numbers),), generator=generator).tolist()
+    drawn = sequences(lengths, seed=step)
+    experience = experience_of(
+        [Sample(sample.tokens, sample.turns) for sample in drawn],
+        numbers,
+        rewards=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0])[numbers],
+        groups=numbers // 2,
+        rollout_logprobs=torch.cat([torch.empty(0), *(sample.streams.old_logprobs for sample in drawn)]),
+    )
+    turns = [TurnText(f"turn {turn} of {step}", "seen") for turn in range(2)]
     return Batch(
-        played,
-        rewards=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]),
-        groups=torch.arange(8) // 2,
-        policy_versions=torch.full((8, 2), version),
-        episodes=[{"task_id": str(i), "question": "?", "outcome": "success", "turns": turns} for i in range(8)],
-        metrics={"train/reward": 0.6},
+        experience,
+        policy_versions=torch.full((len(numbers), 2), version),
+        texts=[EpisodeText(str(i), "?", "success", turns) for i in numbers.tolist()],
+        metrics={"train/reward": 0.6 if drawn else 0.0},
     )
 
 
@@ -152,8 +153,11 @@ def assert_same_run(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def resumed(folder: Path) -> dict[str, Any]:
-    """One run in one go, one ended by a STOP file in its third step, one killed in its fourth."""
-    settings = recipe(folder)
+    """One run in one go, one ended by a STOP file in its third step, one killed in its fourth.
+
+    Every turn's entropy is outside EPO's band, which is its history: a run that lost it would train otherwise.
+    """
+    settings = recipe(folder, regularizer={"name": "epo", "band_low": 1.0, "band_high": 1.0})
     whole = train(settings, folder / "whole")
     halted = train(settings, folder / "stopped", stop_in=2)
     stopped = train(settings, folder / "stopped")
@@ -211,9 +215,9 @@ def message_of(kind: type[Exception], settings: Any, root: Path, publisher: Reco
 
 
 def modulation_switched_off(folder: Path) -> None:
-    off = {"k": 0.0, "zeta": 0.0, "center": False}
+    off = {"name": "empg", "k": 0.0, "zeta": 0.0, "center": False}
     plain = train(recipe(folder, modulation="none"), folder / "plain")
-    switched_off = train(recipe(folder, modulation="empg", empg=off), folder / "off")
+    switched_off = train(recipe(folder, modulation=off), folder / "off")
     switched_on = train(recipe(folder, modulation="empg"), folder / "on")
     assert_same(switched_off["weights"], plain["weights"])
     assert_same(switched_off["optimizer"], plain["optimizer"])
@@ -232,7 +236,7 @@ def fetched(folder: Path) -> dict[str, Any]:
     training.driver = ReplayingDriver(None, publisher, None) if dist.get_rank() == 0 else None
     batch = training._fetch(0)
     loop.CHUNK_BYTES = usual
-    return {"tokens": [s.tokens for s in batch.sequences], "episodes": batch.episodes, "metrics": batch.metrics}
+    return {"tokens": [s.tokens for s in batch.experience.samples], "texts": batch.texts, "metrics": batch.metrics}
 
 
 CASES = [fetched, resumed, stale_weights, wide_gap, modulation_switched_off]
@@ -271,9 +275,9 @@ def test_every_rank_gets_the_numbers_and_the_first_alone_the_texts(results: list
     sent = recorded_batch(0, 0)
     first, second = (answer(results, fetched, rank) for rank in (0, 1))
     for got in (first, second):
-        assert all(torch.equal(a, b.tokens) for a, b in zip(got["tokens"], sent.sequences, strict=True))
+        assert all(torch.equal(a, b.tokens) for a, b in zip(got["tokens"], sent.experience.samples, strict=True))
         assert got["metrics"] == sent.metrics
-    assert (first["episodes"], second["episodes"]) == (sent.episodes, [])
+    assert (first["texts"], second["texts"]) == (sent.texts, [])
 
 
 def test_every_version_is_published_before_it_samples(results: list[dict[str, Any]]) -> None:

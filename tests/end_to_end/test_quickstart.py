@@ -193,7 +193,7 @@ def test_the_runs_token_is_nowhere_on_disk(run: Launches) -> None:
             assert not any(token.encode() in content for token in run.tokens), path
 
 
-def checkpoint_scores(finished: str, sequences: list[Any]) -> torch.Tensor:
+def checkpoint_scores(finished: str, samples: list[Any]) -> torch.Tensor:
     from megatron_empg.actor import checkpoint
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
@@ -204,22 +204,22 @@ def checkpoint_scores(finished: str, sequences: list[Any]) -> torch.Tensor:
     actor = Actor(ModelConfig.from_folder(folder / "policy"), Layout(), OptimizerSettings(lr=1e-3))
     actor.initialise_weights(0)
     checkpoint.load(actor, folder / "checkpoints", STEPS)
-    return torch.cat([score.logprobs for score in actor.score(sequences)])
+    return torch.cat([score.logprobs for score in actor.score(samples)])
 
 
 @torch.no_grad()
 def test_the_exported_policy_is_the_last_checkpoint_in_transformers(run: Launches, finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from megatron_empg.actor.packing import Sequence
+    from megatron_empg.algorithms.sample import Sample
 
     model = AutoModelForCausalLM.from_pretrained(finished / "policy", dtype=torch.float32)
     before = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
     assert AutoTokenizer.from_pretrained(finished / "policy").chat_template
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randint(0, model.config.vocab_size, (n,), generator=generator) for n in (40, 17)]
-    sequences = [Sequence(t, torch.tensor([[1, len(t)]])) for t in tokens]
-    (scores,) = run_ranks(checkpoint_scores, 1, str(finished), sequences)
+    samples = [Sample(t, torch.tensor([[1, len(t)]])) for t in tokens]
+    (scores,) = run_ranks(checkpoint_scores, 1, str(finished), samples)
 
     def logprobs(of_model: Any) -> torch.Tensor:
         parts = [of_model(t[None]).logits[0, :-1].log_softmax(-1).gather(-1, t[1:, None])[:, 0] for t in tokens]

@@ -75,12 +75,12 @@ def _scores(folder: str, tokens: Tensor) -> Tensor:
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.actor.packing import Sequence
+    from megatron_empg.algorithms.sample import Sample
     from megatron_empg.weights.model_config import ModelConfig
 
     actor = Actor(ModelConfig.from_folder(Path(folder)), Layout(tensor=3), OptimizerSettings(lr=0.0))
     actor.load_weights(Path(folder))
-    (score,) = actor.score([Sequence(tokens, torch.tensor([[1, len(tokens)]]))])
+    (score,) = actor.score([Sample(tokens, torch.tensor([[1, len(tokens)]]))])
     return score.logprobs
 
 
