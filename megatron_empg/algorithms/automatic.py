@@ -1,7 +1,8 @@
 """Constants of the modulation that follow from what it should reach, by running statistics of past batches.
 
 The paper's k and zeta act on numbers whose spread and size change with the task and over training. The same k
-scales hardly at all where entropies lie close, the same zeta drowns small advantages. A target says what is wanted.
+scales hardly at all where entropies lie close, the same zeta drowns small advantages. A target says what is
+wanted.
 """
 
 import math

@@ -49,8 +49,8 @@ class Empg(Section):
     """Sets k from the second batch on: the 95% quantile of g is so many times its 5% quantile, by the spread of
     H_norm in past batches. Chosen here, as the next one."""
     target_bonus_share: Annotated[float, Field(ge=0, le=10)] | None = None
-    """Sets zeta from the second batch on: the mean |bonus| is this share of the mean |advantage| before modulation, by
-    both in past batches."""
+    """Sets zeta from the second batch on: the mean |bonus| is this share of the mean |advantage| before
+    modulation, as past batches had it."""
 
     def make(self) -> EmpgModulation:
         return EmpgModulation(self)

@@ -1,13 +1,14 @@
-"""Batch statistics of the modulation over gloo ranks with uneven numbers of steps."""
+"""Batch statistics of the modulation over gloo ranks with uneven numbers of turns."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from megatron_empg.algorithms.aem import response_scale
 from megatron_empg.algorithms.empg import Modulation, modulation
 
-# Trajectories of 5, 2, 1 and 4 steps.
+# Trajectories of 5, 2, 1 and 4 turns.
 TRAJECTORIES = torch.tensor([0] * 5 + [1] * 2 + [2] + [3] * 4)
 
 
@@ -29,7 +30,7 @@ def modulate_slice(boundary: int) -> list[list[float]]:
     return [part.tolist() for part in parts]
 
 
-@pytest.mark.parametrize("boundary", [5, 7, 12], ids=["5+7 steps", "7+5 steps", "12+0 steps"])
+@pytest.mark.parametrize("boundary", [5, 7, 12], ids=["5+7 turns", "7+5 turns", "12+0 turns"])
 def test_two_ranks_give_what_one_gives(boundary: int) -> None:
     first, second = run_ranks(modulate_slice, 2, boundary)
     alone = modulation(*whole_batch())
@@ -38,14 +39,26 @@ def test_two_ranks_give_what_one_gives(boundary: int) -> None:
         assert head + tail == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-7), name
 
 
-def no_steps_anywhere() -> list[tuple[int, ...]]:
+def scale_slice(boundary: int) -> list[float]:
+    join()
+    own = slice(0, boundary) if dist.get_rank() == 0 else slice(boundary, None)
+    return response_scale(whole_batch()[1][own], strength=2.0, group=dist.group.WORLD).tolist()
+
+
+def test_aems_scale_is_that_of_one_rank() -> None:
+    first, second = run_ranks(scale_slice, 2, 7)
+    alone = response_scale(whole_batch()[1], strength=2.0)
+    assert first + second == pytest.approx(alone.tolist(), rel=1e-6)
+
+
+def no_turns_anywhere() -> list[tuple[int, ...]]:
     join()
     parts = modulation(*(values[:0] for values in whole_batch()), group=dist.group.WORLD)
     return [tuple(part.shape) for part in parts]
 
 
-def test_no_steps_on_any_rank() -> None:
-    assert run_ranks(no_steps_anywhere, 2) == [[(0,)] * 4] * 2
+def test_no_turns_on_any_rank() -> None:
+    assert run_ranks(no_turns_anywhere, 2) == [[(0,)] * 4] * 2
 
 
 def bad_on_rank_one() -> str:
