@@ -49,9 +49,9 @@ MUTATIONS = [
     ),
     Mutation(
         "spans shifted by one in the actor",
-        "megatron_empg/algorithms/sample.py",
-        "torch.arange(start - 1, end - 1)",
-        "torch.arange(start - 2, end - 2).clamp(min=0)",
+        "megatron_empg/actor/packing.py",
+        "        targets[where - 1] = tokens[where]\n",
+        "        targets[where - 2] = tokens[where]\n",
         "tests/unit/actor/test_packing.py::test_a_packed_batch_by_hand",
         r"assert",
     ),
