@@ -6,7 +6,8 @@ division it is Dr. GRPO (arXiv 2503.20783).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
@@ -67,7 +68,8 @@ def group_advantages(
     return torch.where(grouping.sizes > 1, compared, alone).to(rewards.dtype)
 
 
-class Grouping(NamedTuple):
+@dataclass(frozen=True)
+class Grouping:
     """Which of so many groups each item belongs to."""
 
     index: Int[Tensor, "items"]
@@ -92,7 +94,7 @@ def normalized_in_groups(
 
     ``value - mean`` without ``normalize_std``. Exactly 0 in a group of one, and where all values are equal.
     """
-    index, counts = grouping
+    index, counts = grouping.index, grouping.counts
     zeros = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
     # The mean of equal values may differ from them in its last bit; that of the differences, all 0, does not.
     lowest = zeros.scatter_reduce(0, index, values.double(), "amin", include_self=False)
