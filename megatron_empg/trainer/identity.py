@@ -11,7 +11,9 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, data_files
-from megatron_empg.recipe import Recipe, RecipeError, Section, SftRecipe, dump_recipe
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
+from megatron_empg.recipe_errors import MOVED_KEYS, MOVED_SECTIONS
+from megatron_empg.section import Section, choices, section_of, shared_keys
 from megatron_empg.trainer.fingerprint import fingerprint_file, fingerprint_model
 from megatron_empg.trainer.jsonl import write_aside
 from megatron_empg.trainer.run_folder import RunFolder, RunFolderError
@@ -111,11 +113,15 @@ def changed_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> dict[str, dic
 
 def differences(recorded: Mapping[str, Any], recipe: Recipe | SftRecipe) -> Iterator[tuple[str, Any, Any]]:
     """(key, recorded, new) of every key of the recipe that is another; a key that was not recorded, since it is
-    newer than the record, had its default."""
+    newer than the record, had its default. Where a choice is another, as `algorithm.modulation.name`, its own keys
+    are not told."""
     kind = type(recipe)
     old, new = flat(recorded, kind), flat(recipe.model_dump(mode="json"), kind)
-    defaults = default_values(kind)
+    defaults, deciding = default_values(recipe), names_that_decide(recipe)
     for key in dict.fromkeys([*new, *(key for key in old if key.startswith("environment.settings."))]):
+        name = deciding.get(key)
+        if name is not None and old.get(name, defaults[name]) != new[name]:
+            continue
         before = old[key] if key in old else defaults.get(key)
         if before != new.get(key):
             yield key, before, new.get(key)
@@ -142,8 +148,8 @@ def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         field = kind.model_fields.get(name)
-        inner = field.annotation if field else None
-        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Section):
+        inner = _section(field.annotation, value) if field else None
+        if isinstance(value, Mapping) and inner is not None:
             found |= {f"{name}.{key}": item for key, item in flat(value, inner).items()}
         elif isinstance(value, Mapping) and name == "settings":
             found |= {f"{name}.{key}": item for key, item in value.items()}
@@ -152,14 +158,41 @@ def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
     return found
 
 
-def default_values(kind: type[Section]) -> dict[str, Any]:
-    """{dotted key: default}, as a dumped recipe would say it; keys without one are left out."""
+def _section(annotation: Any, values: Any) -> type[Section] | None:
+    """The section of a key with these values; under a name that this release does not know, any of the choices, of
+    which the shared keys are found."""
+    return section_of(annotation, values) or next(iter(choices(annotation).values()), None)
+
+
+def default_values(section: Section) -> dict[str, Any]:
+    """{dotted key: default} of a recipe's keys, as a dumped one would say it; keys without one are left out. The
+    default of a choice's `name` is what is chosen where nothing is said."""
     found: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found |= {f"{name}.{key}": value for key, value in default_values(field.annotation).items()}
+    for name, field in type(section).model_fields.items():
+        part = getattr(section, name)
+        if isinstance(part, Section):
+            found |= {f"{name}.{key}": value for key, value in default_values(part).items()}
+            if choices(field.annotation):
+                found[f"{name}.name"] = field.default.name
         elif (default := field.get_default(call_default_factory=True)) is not PydanticUndefined:
             found[name] = json.loads(json.dumps(default, default=str))
+    return found
+
+
+def names_that_decide(section: Section, above: str = "") -> dict[str, str]:
+    """{dotted key: the `name` that decides whether there is such a key}, of keys that not all choices share."""
+    found: dict[str, str] = {}
+    for name, field in type(section).model_fields.items():
+        part = getattr(section, name)
+        if not isinstance(part, Section):
+            continue
+        here = f"{above}{name}."
+        siblings = choices(field.annotation)
+        if siblings:
+            shared = {"name", *shared_keys(siblings.values())}
+            keys = flat(part.model_dump(mode="json"), type(part))
+            found |= {here + key: f"{here}name" for key in keys if key.partition(".")[0] not in shared}
+        found |= names_that_decide(part, here)
     return found
 
 
@@ -169,6 +202,21 @@ def _other_kind(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
     theirs = _identity(folder).get("kind") or ("sft" if recorded and "sft" in recorded else "train")
     if ours != theirs:
         yield f"it is a run of `empg {theirs}`, this is `empg {ours}`"
+        return
+    for written in (recorded, folder.checkpoint_recipe()):
+        if gone := _keys_that_are_gone(written or {}):
+            yield (
+                f"it was begun by an earlier release, whose recipes had {', '.join(gone)}: only that release can "
+                "go on with it"
+            )
+            return
+
+
+def _keys_that_are_gone(recorded: Mapping[str, Any]) -> list[str]:
+    """Those of earlier releases that say what is said otherwise now, so that nothing can be compared."""
+    algorithm = recorded.get("algorithm")
+    known = algorithm if isinstance(algorithm, Mapping) else {}
+    return [key for key in (*MOVED_SECTIONS, *MOVED_KEYS) if key.removeprefix("algorithm.") in known]
 
 
 def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from models import save_random_model
 
-from megatron_empg.recipe import Recipe, RecipeError, Section, SftRecipe, parse_recipe
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, parse_recipe
+from megatron_empg.section import Section, choices, shared_keys
 from megatron_empg.trainer import identity
 from megatron_empg.trainer.identity import (
     BY_CONTENT,
@@ -28,19 +29,25 @@ from megatron_empg.trainer.run_folder import RunFolder
 ROOT = Path(__file__).parents[3]
 
 
-def leaf_keys(kind: type[Section]) -> list[str]:
-    found = []
+def leaf_keys(kind: type[Section], above: str = "") -> list[tuple[str, dict[str, str]]]:
+    """(dotted key, {section: name} of the choices that it takes); keys that all choices share come once."""
+    found: list[tuple[str, dict[str, str]]] = []
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found += [f"{name}.{key}" for key in leaf_keys(field.annotation)]
-        elif name == "settings":
-            found.append(f"{name}.searcher")
-        else:
-            found.append(name)
+        key = above + name
+        siblings = choices(field.annotation)
+        shared = shared_keys(siblings.values()) | {"name"} if siblings else set()
+        for number, (choice, section) in enumerate(siblings.items()):
+            keys = leaf_keys(section, f"{key}.")
+            mine = [k for k in keys if number == 0 or k[0].removeprefix(f"{key}.").partition(".")[0] not in shared]
+            found += [(inner, {key: choice, **names}) for inner, names in mine]
+        if not siblings and isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += leaf_keys(field.annotation, f"{key}.")
+        elif not siblings:
+            found.append((f"{key}.searcher" if name == "settings" else key, {}))
     return found
 
 
-KEYS = [(kind, key) for kind in (Recipe, SftRecipe) for key in leaf_keys(kind)]
+KEYS = [(kind, key, names) for kind in (Recipe, SftRecipe) for key, names in leaf_keys(kind)]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +60,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(kind: type[Section], folder: Path, shared: Path) -> Any:
+def recipe_of(kind: type[Section], folder: Path, shared: Path, names: dict[str, str] | None = None) -> Any:
+    """A recipe with these choices: {section: name}."""
     raw: dict[str, Any] = {
         "run": {"folder": str(folder), "steps": 8},
         "model": {"path": str(shared / "model")},
         "environment": {"name": "deep_search", "settings": {"corpus": str(shared / "corpus.jsonl")}},
     }
     more = {"rollout": {"groups": 2, "group_size": 4}} if kind is Recipe else {"sft": {"batch_size": 2}}
-    return parse_recipe(raw | more, kind)
+    raw |= more
+    for section, name in (names or {}).items():
+        node = raw
+        for part in section.split("."):
+            node = node.setdefault(part, {})
+        node["name"] = name
+    return parse_recipe(raw, kind)
 
 
 def changed(recipe: Any, **keys: Any) -> Any:
@@ -100,14 +114,16 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("kind", "key"), KEYS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("kind", "key", "names"), KEYS, ids=[f"{key}-{'-'.join(names.values())}" for _, key, names in KEYS]
+)
 def test_every_key_is_fixed_or_may_change_and_is_treated_so(
-    kind: type[Section], key: str, tmp_path: Path, shared: Path
+    kind: type[Section], key: str, names: dict[str, str], tmp_path: Path, shared: Path
 ) -> None:
     assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, (
         "classify it in trainer/identity.py"
     )
-    recipe = recipe_of(kind, tmp_path / "run", shared)
+    recipe = recipe_of(kind, tmp_path / "run", shared, names)
     folder = begin(recipe)
     recorded = yaml.safe_load(folder.recipe.read_text())
     node = recorded
@@ -132,7 +148,7 @@ def test_every_key_is_fixed_or_may_change_and_is_treated_so(
 
 @pytest.mark.parametrize("listed", sorted(identity.MAY_CHANGE | identity.FIXED))
 def test_every_listed_key_is_one(listed: str) -> None:
-    keys = {key for _, key in KEYS}
+    keys = {key for _, key, _ in KEYS}
     assert any(key.startswith(listed.removesuffix("*")) if listed.endswith("*") else key == listed for key in keys)
 
 
@@ -150,7 +166,8 @@ def test_all_differences_are_named_at_once(tmp_path: Path, shared: Path) -> None
     with pytest.raises(RecipeError) as refused:
         take_up(other)
     message = str(refused.value)
-    assert 'algorithm.modulation was "empg", is "none"' in message
+    assert 'algorithm.modulation.name was "empg", is "none"' in message
+    assert "algorithm.modulation.k" not in message
     assert "run.seed was 0, is 9" in message
     assert "optimizer" not in message
     take_up(recipe).close()  # the refusal has let the folder go
@@ -242,7 +259,7 @@ def test_the_checkpoint_tells_what_a_rewritten_recipe_does_not(tmp_path: Path, s
     checkpointed(folder, 4, recipe)
     other = changed(recipe, algorithm__modulation="none")
     folder.recipe.write_text(yaml.safe_dump(other.model_dump(mode="json")))
-    with pytest.raises(RecipeError, match=r'algorithm\.modulation was "empg", is "none"'):
+    with pytest.raises(RecipeError, match=r'algorithm\.modulation\.name was "empg", is "none"'):
         take_up(other)
 
 
@@ -333,7 +350,7 @@ def test_a_folder_of_a_release_without_identities_goes_on(tmp_path: Path, shared
     del recorded["algorithm"]["loss_mean"]
     recorded["rollout"]["a_key_of_old"] = 3
     folder.recipe.write_text(yaml.safe_dump(recorded))
-    with pytest.raises(RecipeError, match=r'algorithm\.loss_mean was "token", is "sequence"'):
+    with pytest.raises(RecipeError, match=r'algorithm\.loss_mean was not given, is "sequence"'):
         take_up(changed(recipe, algorithm__loss_mean="sequence"))
     take_up(recipe).close()
     assert folder.identity.exists()
@@ -349,3 +366,69 @@ def test_a_model_that_is_made_later_is_noted_then(tmp_path: Path, shared: Path) 
     require_same_run(recipe, model=False)
     with pytest.raises(RecipeError, match=r"the weights differ"):
         require_same_run(recipe)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("grpo", "gspo", {"algorithm.name was \"grpo\", is \"gspo\""}),
+        ({"name": "dapo", "clip_high": 0.3}, {"name": "dapo"}, {"algorithm.clip_high was 0.3, is 0.28"}),
+        ({"modulation": {"k": 2.0}}, {}, {"algorithm.modulation.k was 2.0, is 1.0"}),
+        ({}, {"modulation": {"name": "aem", "strength": 2.0}}, {'algorithm.modulation.name was "empg", is "aem"'}),
+        ({}, {"correction": "tis"}, {'algorithm.correction.name was "none", is "tis"'}),
+        (
+            {"name": "dapo", "overlong": {"max_length": 64, "buffer": 8}},
+            {"name": "rloo", "masks": {"truncated": True}},
+            {'algorithm.name was "dapo", is "rloo"', "algorithm.masks.truncated was false, is true"},
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_choice_is_told_by_its_name(
+    tmp_path: Path, shared: Path, before: Any, after: Any, told: set[str]
+) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(changed(recipe, algorithm=before))
+    with pytest.raises(RecipeError) as refused:
+        require_same_run(changed(recipe, algorithm=after))
+    assert {line.removeprefix("  - ") for line in str(refused.value).splitlines()[1:-1]} == told
+
+
+def test_a_part_that_is_newer_than_the_folder_was_none(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    recorded = yaml.safe_load(folder.recipe.read_text())
+    del recorded["algorithm"]["regularizer"]
+    folder.recipe.write_text(yaml.safe_dump(recorded))
+    require_same_run(recipe)
+    with pytest.raises(RecipeError, match=r'algorithm\.regularizer\.name was "none", is "epo"'):
+        require_same_run(changed(recipe, algorithm__regularizer="epo"))
+
+
+OF_OLD = {
+    "name": "dapo", "modulation": "empg", "grpo": {"clip_low": 0.2}, "dapo": {"clip_low": 0.2},
+    "empg": {"k": 1.0}, "kl_coefficient": 0.0, "entropy_coefficient": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("in_checkpoint_alone", [False, True])
+def test_a_folder_whose_recipe_has_keys_that_have_moved_is_refused(
+    tmp_path: Path, shared: Path, in_checkpoint_alone: bool
+) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    recorded = {**yaml.safe_load(folder.recipe.read_text()), "algorithm": OF_OLD}
+    if in_checkpoint_alone:
+        checkpointed(folder, 4, recipe)
+        manifest = folder.checkpoints / "step_000004/manifest.json"
+        manifest.write_text(json.dumps({"step": 4, "recipe": recorded}))
+    else:
+        folder.recipe.write_text(yaml.safe_dump(recorded))
+    before = contents(folder)
+    with pytest.raises(RecipeError) as refused:
+        take_up(recipe)
+    assert "it was begun by an earlier release, whose recipes had algorithm.grpo, algorithm.dapo" in str(
+        refused.value
+    )
+    assert "Give another run.folder" in str(refused.value)
+    assert contents(folder) == before
