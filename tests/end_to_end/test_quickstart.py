@@ -55,12 +55,12 @@ class Launches:
     output: str = ""
 
     def command(self, steps: int) -> list[str]:
+        trained = self.model.parent.name == "miniature"
+        algorithm = {"algorithm.max_generation_rounds": 1} if trained else {"algorithm.name": "grpo"}
         overrides = {
             "run.folder": self.folder, "run.steps": steps, "run.checkpoint_every": 2, "model.path": self.model,
-            "algorithm.name": "dapo" if self.model.parent.name == "miniature" else "grpo",
-            "algorithm.dapo.max_generation_rounds": 1, "algorithm.kl_to_initial_every": 2,
-            "rollout.groups": 6, "rollout.group_size": 4, "engines.kv_cache_gib": 0.125,
-            "evaluation.questions": 8, "evaluation.greedy": "false",
+            "algorithm.kl_to_initial_every": 2, "rollout.groups": 6, "rollout.group_size": 4,
+            "engines.kv_cache_gib": 0.125, "evaluation.questions": 8, "evaluation.greedy": "false", **algorithm,
         }  # fmt: skip
         words = [f"{key}={value}" for key, value in overrides.items()]
         return [sys.executable, "-m", "megatron_empg.cli", "train", "recipes/quickstart.yaml", *words]

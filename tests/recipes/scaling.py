@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_empg.algorithms.dapo import Dapo, OverlongSection
 from megatron_empg.recipe import ActorSection, Recipe, SftRecipe
 
 DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
@@ -122,20 +123,38 @@ def _tokens(recipe: Recipe, context: int, size: Size) -> Overrides:
     episode = min(rollout.max_episode_tokens, size.episode_tokens)
     in_microbatch = actor.max_tokens_per_microbatch * actor.context_parallel / rollout.max_episode_tokens
     microbatch = min(actor.max_tokens_per_microbatch, math.ceil(episode * in_microbatch / context))
+    turn = min(rollout.max_turn_tokens, size.turn_tokens, episode - 1)
     return {
         "rollout.max_episode_tokens": episode,
-        "rollout.max_turn_tokens": min(rollout.max_turn_tokens, size.turn_tokens, episode - 1),
+        "rollout.max_turn_tokens": turn,
         "actor.max_tokens_per_microbatch": max(microbatch, math.ceil(episode / context)),
+        **_overlong(recipe, episode, turn),
     }
+
+
+def _overlong(recipe: Recipe, episode: int, turn: int) -> Overrides:
+    """DAPO's penalty begins at the same share of the own tokens that an episode can have."""
+    rollout = recipe.rollout
+    overlong = recipe.algorithm.overlong if isinstance(recipe.algorithm, Dapo) else OverlongSection()
+    if overlong.max_length is None:
+        return {}
+    turns = recipe.environment.max_turns
+    share = min(episode, turns * turn) / min(rollout.max_episode_tokens, turns * rollout.max_turn_tokens)
+    begins = math.floor((overlong.max_length - overlong.buffer) * share)
+    buffer = max(1, math.floor(overlong.buffer * share))
+    return {"algorithm.overlong.buffer": buffer, "algorithm.overlong.max_length": begins + buffer}
 
 
 def _others(recipe: Recipe, size: Size) -> Overrides:
     engines, evaluation, algorithm = recipe.engines, recipe.evaluation, recipe.algorithm
+    rounds = {}
+    if "max_generation_rounds" in type(algorithm).model_fields:
+        rounds = {"algorithm.max_generation_rounds": min(algorithm.generation_rounds, 2)}
     return {
+        **rounds,
         "engines.count": min(engines.count, 2),
         "engines.tensor_parallel": min(engines.tensor_parallel, 2),
         "engines.kv_cache_gib": min(engines.kv_cache_gib or KV_CACHE_GIB, KV_CACHE_GIB),
-        "algorithm.dapo.max_generation_rounds": min(algorithm.dapo.max_generation_rounds, 2),
         "algorithm.kl_to_initial_every": min(algorithm.kl_to_initial_every, 1),
         "evaluation.every": min(evaluation.every, size.steps),
         "evaluation.questions": min(evaluation.questions, size.questions),

@@ -53,6 +53,30 @@ common = {
     ),
     "actor": actors,
 }
+shared_by_algorithms = {
+    "modulation": st.one_of(
+        st.sampled_from(["none", "empg", "aem"]), st.just({"name": "empg", "k": 3.0, "normalize": "rank"})
+    ),
+    "regularizer": st.sampled_from(["none", "entropy", "epo"]),
+    "correction": st.one_of(st.sampled_from(["none", "tis", "icepop"]), st.just({"name": "mis", "low": 0.0})),
+    "kl": sections(coefficient=st.floats(0, 1)),
+    "masks": sections(truncated=booleans, cut_turns=booleans),
+    "updates_per_batch": st.integers(1, 8),
+    "loss_mean": st.sampled_from(["token", "sequence"]),
+    "kl_to_initial_every": st.integers(0, 9),
+}
+filtering = {"max_generation_rounds": st.integers(1, 12), "normalize_std": booleans}
+overlong = st.fixed_dictionaries({"buffer": st.integers(1, 9000), "max_length": st.integers(1, 20_000)})
+algorithms = st.one_of(
+    sections(
+        name=st.sampled_from(["grpo", "rloo", "reinforce_pp", "gspo", "gigpo", "igpo"]), **shared_by_algorithms
+    ),
+    st.fixed_dictionaries(
+        {"name": st.just("dapo")},
+        optional={**shared_by_algorithms, **filtering, "shuffle_rewards": booleans, "overlong": overlong},
+    ),
+    st.fixed_dictionaries({"name": st.just("sampo")}, optional={**shared_by_algorithms, **filtering}),
+)
 training = st.fixed_dictionaries({
     **common,
     "rollout": st.fixed_dictionaries(
@@ -67,16 +91,7 @@ training = st.fixed_dictionaries({
     "engines": sections(
         count=degrees, tensor_parallel=degrees, kv_cache_gib=st.one_of(st.none(), st.floats(0.01, 9.0))
     ),
-    "algorithm": sections(
-        name=st.sampled_from(["grpo", "dapo"]),
-        modulation=st.sampled_from(["none", "empg"]),
-        dapo=sections(max_generation_rounds=st.integers(1, 12), normalize_std=booleans),
-        updates_per_batch=st.integers(1, 8),
-        loss_mean=st.sampled_from(["token", "sequence"]),
-        kl_coefficient=st.floats(0, 1),
-        kl_to_initial_every=st.integers(0, 9),
-        shuffle_rewards=booleans,
-    ),
+    "algorithm": algorithms,
     "evaluation": sections(every=st.integers(0, 50), questions=st.integers(0, 500), greedy=booleans),
     "limits": sections(
         logprob_gap=st.floats(1e-4, 1.0), min_groups=st.integers(1, 8), max_error_share=st.floats(0, 0.9),

@@ -27,7 +27,7 @@ VARIABLES = {
 }  # fmt: skip
 OVERRIDES = {
     "run.steps": 3, "run.checkpoint_every": 1, "rollout.groups": 4, "rollout.group_size": 4,
-    "algorithm.dapo.max_generation_rounds": 1, "algorithm.kl_to_initial_every": 0, "engines.kv_cache_gib": 0.125,
+    "algorithm.max_generation_rounds": 1, "algorithm.kl_to_initial_every": 0, "engines.kv_cache_gib": 0.125,
     "evaluation.questions": 8, "evaluation.every": 0, "evaluation.greedy": "false",
     "evaluation.splits": "[test_id]",
 }  # fmt: skip

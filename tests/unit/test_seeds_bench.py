@@ -22,8 +22,8 @@ def seeds() -> ModuleType:
 def test_other_overrides_are_other_folders(seeds: ModuleType) -> None:
     recipe = Path("recipes/quickstart.yaml")
     given = [
-        [], ["algorithm.modulation=none"], ["algorithm.modulation=empg"], ["algorithm.empg.k=3"],
-        ["algorithm.empg={k: 3}"], ["algorithm.empg={k_ 3}"], ["model.path=a/b"], ["model.path=a_b"],
+        [], ["algorithm.modulation=none"], ["algorithm.modulation=empg"], ["algorithm.modulation.k=3"],
+        ["algorithm.modulation={k: 3}"], ["algorithm.modulation={k_ 3}"], ["model.path=a/b"], ["model.path=a_b"],
         ["limits.sync_timeout=" + "9" * 300], ["limits.sync_timeout=" + "9" * 301],
     ]  # fmt: skip
     names = [seeds.folder_name(recipe, overrides) for overrides in given]
