@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING
 from megatron_empg.algorithms.aem import Aem
 from megatron_empg.algorithms.dapo import Dapo
 from megatron_empg.algorithms.empg import Empg
-from megatron_empg.algorithms.gigpo import Gigpo
-from megatron_empg.algorithms.igpo import Igpo
 from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.reinforce_pp import ReinforcePP
-from megatron_empg.algorithms.sampo import Sampo
 
 if TYPE_CHECKING:
     from megatron_empg.recipe import Recipe
@@ -43,11 +40,10 @@ def _one_turn(recipe: Recipe) -> Iterator[str]:
             f"algorithm.modulation.set is trajectory {ONE_TURN}: a turn alone in its set is scaled by 1; choose "
             "batch or question, or algorithm.modulation=none"
         )
-    if isinstance(algorithm, Gigpo | Sampo | Igpo):
-        plain = "gspo" if isinstance(algorithm, Sampo) else "grpo"
+    if algorithm.tells_turns_apart:
         yield (
-            f"algorithm.name is {algorithm.name} {ONE_TURN}: it tells the turns of an episode apart; choose "
-            f"{plain}"
+            f"algorithm.name is {algorithm.name} {ONE_TURN}: it tells the turns of an episode apart; choose grpo, "
+            "gspo or another"
         )
     if isinstance(algorithm, ReinforcePP) and algorithm.gamma < 1:
         yield f"algorithm.gamma is {algorithm.gamma:g} {ONE_TURN}: there is nothing to discount; leave it out"
@@ -82,10 +78,11 @@ def _bonus(recipe: Recipe) -> Iterator[str]:
 
 
 def _control(recipe: Recipe) -> Iterator[str]:
-    if recipe.algorithm.shuffle_rewards and isinstance(recipe.algorithm, Igpo):
+    algorithm = recipe.algorithm
+    if algorithm.shuffle_rewards and algorithm.needs_gold:
         yield (
-            "algorithm.shuffle_rewards is true with algorithm.name igpo, which learns from gold answers beside "
-            "rewards: that is no control experiment; choose another algorithm"
+            f"algorithm.shuffle_rewards is true with algorithm.name {algorithm.name}, which learns from gold "
+            "answers beside rewards: that is no control experiment; choose another algorithm"
         )
 
 

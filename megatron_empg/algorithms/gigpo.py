@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from megatron_empg.algorithms.base import Advantages
 from megatron_empg.algorithms.grpo import Grouping, group_advantages, grouped, normalized_in_groups
@@ -26,6 +26,8 @@ class Gigpo(AlgorithmSection):
     for each of its turns). A_step compares a turn's discounted return with those of the turns of the same question
     that acted in the same state; it is 0 where a state was met once.
     """
+
+    tells_turns_apart: ClassVar[bool] = True
 
     name: Literal["gigpo"] = "gigpo"
     clip_low: Fraction = 0.2

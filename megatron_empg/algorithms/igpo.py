@@ -8,7 +8,7 @@ statistics, and its standard deviation is the biased one; here every turn counts
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from megatron_empg.algorithms.base import Advantages, Probe
 from megatron_empg.algorithms.grpo import check_episodes, grouped, normalized_in_groups
@@ -32,6 +32,9 @@ class Igpo(AlgorithmSection):
     They are normalised together inside a question's group, all turns of all its episodes, and then summed from
     each turn to its episode's end with a discount. What the environment gave for single turns is not looked at.
     """
+
+    needs_gold: ClassVar[bool] = True
+    tells_turns_apart: ClassVar[bool] = True
 
     name: Literal["igpo"] = "igpo"
     clip_low: Fraction = 0.2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from megatron_empg.algorithms.dapo import rewards_differ
 from megatron_empg.algorithms.gigpo import with_step_advantages
@@ -23,6 +23,8 @@ class Sampo(AlgorithmSection):
     The loss is the mean over sequences of their tokens' means. Its released launch files also use a penalty of 0.1
     for malformed turns, which is the environment's, and `kl.coefficient` 0.01.
     """
+
+    tells_turns_apart: ClassVar[bool] = True
 
     name: Literal["sampo"] = "sampo"
     clip_low: Fraction = 3e-3

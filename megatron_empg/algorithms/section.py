@@ -25,6 +25,10 @@ class AlgorithmSection(Section):
 
     asks_reference: ClassVar[bool] = False
     """Whether `probes` asks for scores by the run's initial policy, which the trainer then keeps a copy of."""
+    needs_gold: ClassVar[bool] = False
+    """Whether every task must name a turn that would answer right."""
+    tells_turns_apart: ClassVar[bool] = False
+    """Whether it is about how the turns of one episode differ, so that it needs several."""
 
     name: str
     """How rewards become advantages, and how the loss is clipped."""

@@ -42,6 +42,7 @@ def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
     tasks = _tasks(recipe, source)
     chat = _chat(recipe, config)
     _check_prompts(recipe, chat, tasks)
+    _check_gold(recipe, chat, tasks[:PROMPTS])
     _check_weights(recipe, config)
     return config
 
@@ -140,6 +141,28 @@ def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Tas
             raise RecipeError(
                 f"{key} is {limit}, and the prompt of task {task.id!r} alone has {length} tokens: no turn would "
                 "fit; raise it"
+            )
+
+
+def _check_gold(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task]) -> None:
+    """What an algorithm needs that scores a task's gold turn in the place of each turn of an episode."""
+    if not isinstance(recipe, Recipe) or not recipe.algorithm.needs_gold:
+        return
+    name, limit, longest = recipe.algorithm.name, recipe.rollout.max_episode_tokens, recipe.actor.longest_sequence
+    for task in tasks:
+        if task.gold is None:
+            raise RecipeError(
+                f"algorithm.name is {name}, which asks how likely the policy finds a right answer, and the "
+                f"environment {recipe.environment.name} names none for task {task.id!r}; choose another algorithm"
+            )
+        tokens = len(chat.turn(task.gold))
+        room = longest - tokens + 1  # it may stand in the place of an episode's last token
+        if limit > room:
+            raise RecipeError(
+                f"rollout.max_episode_tokens is {limit}, and algorithm.name {name} scores the gold turn of task "
+                f"{task.id!r} ({tokens} tokens) at the end of an episode, which a microbatch cannot hold "
+                f"({longest} tokens: actor.max_tokens_per_microbatch x actor.context_parallel); lower the first to "
+                f"{room} or less, or raise the microbatch"
             )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import torch
 from models import write_sparse_weights
 from safetensors.torch import load_file, save_file
 
+from megatron_empg.environments.base import Task
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
-from megatron_empg.trainer.check import _check_weights, check_model, check_recipe
+from megatron_empg.trainer.check import _check_gold, _check_weights, check_model, check_recipe
 
 ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "recipes/miniature/policy"
@@ -270,6 +272,29 @@ def test_a_32b_model_is_looked_at_by_its_headers(folder: Path, files: int) -> No
     last = max(folder.glob("*.safetensors"))
     os.truncate(last, last.stat().st_size - 1)
     assert str(last) in refusal(recipe)
+
+
+def test_an_algorithm_that_scores_gold_turns_needs_room_for_them(folder: Path) -> None:
+    small = "actor.max_tokens_per_microbatch=512"
+    check_recipe(quickstart(folder, small))
+    check_recipe(quickstart(folder, "algorithm.name=igpo"))
+    message = refusal(quickstart(folder, small, "algorithm.name=igpo"))
+    assert message.startswith(
+        "rollout.max_episode_tokens is 512, and algorithm.name igpo scores the gold turn of "
+    )
+    (tokens,) = re.findall(r"\((\d+) tokens\) at the end", message)
+    assert f"lower the first to {512 - int(tokens) + 1} or less" in message
+
+
+def test_an_algorithm_that_scores_gold_turns_needs_one_of_each_task(folder: Path) -> None:
+    recipe = quickstart(folder, "algorithm.name=igpo")
+    chat: Any = None  # it is not asked
+    task = Task("t", [], {}, gold=None)
+    with pytest.raises(
+        RecipeError, match=r"algorithm.name is igpo.* the environment deep_search names none for task 't'"
+    ):
+        _check_gold(recipe, chat, [task])
+    _check_gold(quickstart(folder), chat, [task])
 
 
 def test_nothing_of_megatron_is_imported() -> None:
