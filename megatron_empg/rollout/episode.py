@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass
 class Turn:
-    """One act of the policy. Tokens [start, end) of the episode are its own, with its end token if it sampled that.
+    """One act of the policy. Tokens [start, end) of the episode are its own, its end token too if it sampled it.
 
     `finish`: "stop", or "length" when the turn was cut. `policy_versions`: spans relative to `start`. `anchor`
     names the state in which it acted, as `state_number` does; `reward` is what the environment gave for it.

@@ -127,7 +127,7 @@ class Driver:
         algorithm oversamples."""
         recipe = self.recipe
         seed = derive_seed(recipe.run.seed, step, "questions", number, 0)
-        questions = math.ceil(collection.missing * recipe.algorithm.oversampling)
+        questions = math.ceil(collection.missing * recipe.algorithm.asked_by_wanted)
         tasks = await asyncio.to_thread(self._draw, questions, seed, drawn)
         groups = _groups(tasks, recipe.rollout.group_size, drawn)
         timeout = min(recipe.waits.round, time_left)

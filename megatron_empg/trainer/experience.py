@@ -122,7 +122,8 @@ def experience_from_tensors(tensors: dict[str, Tensor]) -> Experience:
         given = tensors[name]
         if given.dtype != dtype or given.ndim != dimensions:
             raise ValueError(
-                f"{name} is {given.dtype} of shape {tuple(given.shape)}; it must be {dtype} of {dimensions} dimensions"
+                f"{name} is {given.dtype} of shape {tuple(given.shape)}; it must be {dtype} and have {dimensions} "
+                "dimensions"
             )
     tokens = tensors["tokens"].split(tensors["sample_lengths"].tolist())
     turns = tensors["turns"].long().split(tensors["turn_counts"].tolist())

@@ -309,29 +309,29 @@ def test_spans_are_exactly_the_tokens_the_policy_drew(engines, chat, temperature
         rebuilt = list(prompt)
         expected = logprobs_of(engines.model, episode.tokens, temperature)
         own = []
-        for step in episode.steps:
-            drawn = episode.tokens[step.start : step.end]
-            assert len(rebuilt) == step.start
-            assert step.text == chat.text(drawn)
-            own += list(range(step.start - 1, step.end - 1))
+        for turn in episode.turns:
+            drawn = episode.tokens[turn.start : turn.end]
+            assert len(rebuilt) == turn.start
+            assert turn.text == chat.text(drawn)
+            own += list(range(turn.start - 1, turn.end - 1))
             rebuilt += drawn
-            cut = step.finish == "length"
+            cut = turn.finish == "length"
             assert cut == (drawn[-1] != END_OF_TURN)
             assert END_OF_TURN not in drawn[:-1]
-            finishes.add(step.finish)
-            if step.observation is not None:
-                assert step.observation == f"seen {len(step.text)} <|im_end|> malformed"
-                assert step.info == {"malformed": True}
-                between = chat.between_turns(step.observation, cut=cut)
+            finishes.add(turn.finish)
+            if turn.observation is not None:
+                assert turn.observation == f"seen {len(turn.text)} <|im_end|> malformed"
+                assert turn.info == {"malformed": True}
+                between = chat.between_turns(turn.observation, cut=cut)
                 assert (between[0] == END_OF_TURN) == cut  # the template's end token lies outside the span
                 assert between.count(END_OF_TURN) == 1 + cut, "what the observation says of it is text"
                 rebuilt += between
         assert rebuilt == episode.tokens
-        assert episode.steps[-1].observation is None
+        assert episode.turns[-1].observation is None
         difference = torch.tensor(episode.logprobs, dtype=torch.float64) - expected[own]
-        assert len(episode.logprobs) == sum(step.end - step.start for step in episode.steps)
+        assert len(episode.logprobs) == sum(turn.end - turn.start for turn in episode.turns)
         assert difference.abs().max() < 1e-3
-        lengths = sum(len(step.text) for step in episode.steps)
+        lengths = sum(len(turn.text) for turn in episode.turns)
         assert episode.reward == float(lengths % 2 == 0)
         assert (episode.outcome == "success") == (episode.reward == 1.0)
     assert finishes == {"stop", "length"}
@@ -348,14 +348,14 @@ def test_same_seeds_same_episodes_on_any_engine(engines, chat):
 def test_limits_truncate_with_reward_zero(engines, chat):
     groups = [Group(task("long", turns=99), 0, range(4))]
     for episode in play(engines, chat, groups, limits=Limits(3, 8, MAX_MODEL_LEN)):
-        assert (episode.outcome, episode.reward, len(episode.steps)) == ("truncated", 0.0, 3)
-        assert episode.tokens[-1] == episode.tokens[episode.steps[-1].end - 1]
+        assert (episode.outcome, episode.reward, len(episode.turns)) == ("truncated", 0.0, 3)
+        assert episode.tokens[-1] == episode.tokens[episode.turns[-1].end - 1]
     prompt = len(chat.prompt(groups[0].task.prompt))
     for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt + 60)):
         assert (episode.outcome, episode.reward) == ("truncated", 0.0)
-        assert episode.steps[-1].end <= prompt + 60
+        assert episode.turns[-1].end <= prompt + 60
     for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt)):
-        assert (episode.outcome, episode.steps) == ("error", [])
+        assert (episode.outcome, episode.turns) == ("error", [])
         assert "PromptTooLong" in str(episode.error)
 
 

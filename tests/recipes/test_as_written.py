@@ -136,7 +136,7 @@ def test_no_observation_carries_an_episode_past_its_limit(path: Path) -> None:
         episode = asyncio.run(play)
         assert episode.outcome == "truncated", episode.error
         assert len(episode.tokens) <= limit, "an observation carried the episode past its limit"
-        assert episode.steps[-1].end <= limit
+        assert episode.turns[-1].end <= limit
 
 
 @dataclass

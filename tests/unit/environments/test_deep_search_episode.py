@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from megatron_empg.environments import Environment
+from megatron_empg.environments import SPLITS, Environment
 from megatron_empg.environments.deep_search.actions import Call, MalformedCall, format_action, parse_action
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.search_service import QueryRefused
+from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
 from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title, words
 
 
@@ -47,6 +48,15 @@ def test_search_visit_answer(episode):
     assert last.reward == 1.0
     with pytest.raises(RuntimeError, match="done"):
         episode.step(call("search", "spain"))
+
+
+@pytest.mark.parametrize("prompt", ["tags", "none"])
+def test_the_gold_turn_of_every_task_answers_right(miniature, prompt):
+    source = DeepSearchTaskSource(miniature / "corpus.jsonl", prompt=prompt)
+    for split in SPLITS:
+        for task in source.sample(split, 50, seed=1):
+            result = source.make(task).step(task.gold)
+            assert (result.done, result.reward, result.info["malformed"]) == (True, 1.0, False), task.id
 
 
 def test_a_wrong_answer_ends_the_episode_without_reward(episode):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from megatron_empg.environments.base import StepResult, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Generation, Sampling, VersionSpan
-from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode
+from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode, state_number
 from tests.tokenizers_for_tests import make_tokenizer
 
 TASK = Task("t", [{"role": "user", "content": "the capital of Peru"}], {})
@@ -82,10 +82,11 @@ def test_a_cut_turn_gets_its_end_from_the_template(chat: ChatTokens) -> None:
     assert limit >= len(ended), "only the second turn is to be cut"
     episode, policy = play(chat, [ended, rambling, answer], Limits(4, limit, 500))
     cut = rambling[:limit]
-    assert [step.finish for step in episode.steps] == ["stop", "length", "stop"]
-    own = [episode.tokens[step.start : step.end] for step in episode.steps]
+    assert [turn.finish for turn in episode.turns] == ["stop", "length", "stop"]
+    assert [turn.cut for turn in episode.turns] == [False, True, False]
+    own = [episode.tokens[turn.start : turn.end] for turn in episode.turns]
     assert own == [ended, cut, answer]
-    assert episode.tokens[episode.steps[1].end] == chat.end_of_turn, "the template's, right behind the cut turn"
+    assert episode.tokens[episode.turns[1].end] == chat.end_of_turn, "the template's, right behind the cut turn"
     assert episode.logprobs == [-1.0] * len(ended) + [-2.0] * len(cut) + [-3.0] * len(answer)
     conversation = [*TASK.prompt]
     for turn in (ended, cut):
@@ -100,7 +101,7 @@ def test_a_turn_cut_by_the_episodes_length_is_the_last(chat: ChatTokens) -> None
     room = len(rambling) - 2
     limits = Limits(4, 50, len(chat.prompt(TASK.prompt)) + room)
     episode, policy = play(chat, [rambling], limits)
-    assert episode.tokens[episode.steps[0].start : episode.steps[0].end] == rambling[:room]
+    assert episode.tokens[episode.turns[0].start : episode.turns[0].end] == rambling[:room]
     assert len(episode.tokens) == limits.episode_tokens
     assert policy.seen[0][1] == room
     assert (episode.outcome, episode.reward) == ("truncated", 0.0)
@@ -109,8 +110,8 @@ def test_a_turn_cut_by_the_episodes_length_is_the_last(chat: ChatTokens) -> None
 def test_the_last_turn_is_not_followed_by_anything(chat: ChatTokens) -> None:
     turn = [*encode(chat, "search Peru"), chat.end_of_turn]
     episode, policy = play(chat, [turn, turn, turn], Limits(2, 50, 500))
-    assert len(episode.steps) == 2
-    assert episode.steps[-1].end == len(episode.tokens)
+    assert len(episode.turns) == 2
+    assert episode.turns[-1].end == len(episode.tokens)
     assert [seed for _, _, seed in policy.seen] == [100, 101]
     assert episode.outcome == "truncated"
     assert episode.policy_versions == (7, 7)
@@ -161,7 +162,7 @@ def test_an_episode_never_has_more_tokens_than_its_limit(
             assert part in episode.error
         return
     assert episode.outcome in ("success", "failure", "truncated")
-    assert episode.steps[-1].end == len(episode.tokens), "cut after the last own token"
+    assert episode.turns[-1].end == len(episode.tokens), "cut after the last own token"
     if room >= 200 and sum(map(len, pages)) < 60:
         assert episode.outcome != "truncated" or any(len(turn) > turn_tokens for turn in turns)
 
@@ -172,7 +173,7 @@ def test_an_observation_that_does_not_fit_ends_the_episode(chat: ChatTokens) -> 
     assert len(policy.seen) == 1
     assert episode.tokens == chat.prompt(TASK.prompt) + turn
     assert (episode.outcome, episode.reward, episode.error) == ("truncated", 0.0, None)
-    assert episode.steps[0].observation == "long " * 1000
+    assert episode.turns[0].observation == "long " * 1000
 
 
 def test_an_engine_that_samples_more_than_it_may_has_failed(chat: ChatTokens) -> None:
@@ -188,11 +189,70 @@ def test_an_engine_that_samples_more_than_it_may_has_failed(chat: ChatTokens) ->
 @pytest.mark.parametrize(
     ("turns", "outcome", "reward"), [(3, "success", 1.25), (2, "truncated", 1.0)], ids=["ended", "truncated"]
 )
-def test_rewards_are_summed_over_the_steps(chat: ChatTokens, turns: int, outcome: str, reward: float) -> None:
+def test_rewards_are_summed_over_the_turns(chat: ChatTokens, turns: int, outcome: str, reward: float) -> None:
     turn = [*encode(chat, "search"), chat.end_of_turn]
     pages = Pages(["a", "b"], [0.5, 0.5, 0.25])
     episode, _ = play(chat, [turn] * turns, Limits(turns, 50, 500), lambda: pages)
     assert (episode.outcome, episode.reward) == (outcome, reward)
+    assert [turn.reward for turn in episode.turns] == [0.5, 0.5, 0.25][:turns]
+
+
+def test_a_turn_that_the_environment_never_saw_has_no_reward(chat: ChatTokens) -> None:
+    """The episode's limit cut it, so that nothing could follow."""
+    turn, rambling = [*encode(chat, "search"), chat.end_of_turn], encode(chat, "search search search search")
+    room = len(turn) + len(chat.between_turns("a", cut=False)) + 3
+    limits = Limits(4, 50, len(chat.prompt(TASK.prompt)) + room)
+    episode, _ = play(chat, [turn, rambling], limits, lambda: Pages(["a"], [0.5, 9.0]))
+    assert episode.outcome == "truncated"
+    assert [turn.reward for turn in episode.turns] == [0.5, 0.0]
+    assert [turn.cut for turn in episode.turns] == [False, True]
+
+
+class Rooms:
+    """A state is the room the agent stands in, whatever it is told there."""
+
+    def __init__(self, told: list[str], rooms: list[str | None]) -> None:
+        self.said = list(zip(told, rooms, strict=True))
+
+    def step(self, action: str) -> StepResult:
+        if not self.said:
+            return StepResult(None, True, 1.0)
+        observation, room = self.said.pop(0)
+        return StepResult(observation, False, anchor=room)
+
+
+def test_a_turn_is_anchored_in_the_state_it_acted_in(chat: ChatTokens) -> None:
+    turn = [*encode(chat, "search"), chat.end_of_turn]
+
+    def anchors(told: list[str], rooms: list[str | None], task: Task = TASK) -> list[int]:
+        turns = [turn] * (len(told) + 1)
+        episode, _ = play(chat, turns, Limits(9, 50, 900), lambda: Rooms(told, rooms), task=task)
+        assert episode.outcome == "success"
+        return [each.anchor for each in episode.turns]
+
+    named = anchors(["a", "b", "a"], ["hall", "cellar", "hall"])
+    assert named[1] == named[3] == state_number("hall")
+    assert len(set(named)) == 3, "the first turn's is the prompt"
+    assert anchors(["a", "b", "a"], [None] * 3)[1:] == [state_number(text) for text in "aba"]
+    assert anchors(["a"], [None])[0] == named[0], "the same task begins in the same state"
+    other = Task("t", [{"role": "user", "content": "the capital of Chile"}], {})
+    assert anchors(["a"], [None], other)[0] != named[0]
+
+
+def test_the_number_of_a_state_is_the_same_on_every_machine() -> None:
+    assert state_number("") == -5426141060434712860
+    assert state_number("found lima \ud800 東京") != state_number("found lima 東京")
+    assert all(-(2**63) <= state_number(str(number)) < 2**63 for number in range(100))
+    assert {state_number(str(number)) < 0 for number in range(100)} == {True, False}
+
+
+def test_the_gold_turn_is_what_the_policy_would_have_to_write(chat: ChatTokens) -> None:
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    knows = Task("t", TASK.prompt, {}, gold="answer Lima")
+    episode, _ = play(chat, [answer], Limits(2, 50, 500), task=knows)
+    assert episode.gold == chat.turn("answer Lima") == answer
+    episode, _ = play(chat, [answer], Limits(2, 50, 500))
+    assert episode.gold == []
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])

@@ -6,6 +6,7 @@
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from megatron_empg.algorithms.empg import modulation
 from megatron_empg.algorithms.grpo import group_advantages
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
+from megatron_empg.trainer.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.report import write_report
 from megatron_empg.trainer.run_folder import RunFolder
@@ -25,8 +27,8 @@ environment: {{name: deep_search, max_turns: 6}}
 algorithm:
   name: grpo
   modulation: {modulation}
-  empg: {{k: 1.0, k_f: 1.0, zeta: 0.1, center: true}}
 """
+EMPG = "{name: empg, k: 1.0, k_f: 1.0, zeta: 0.1, center: true}"
 TURNS = (
     ("<think>I need the river that flows through the capital.</think>\n<search>capital of Bhutan</search>", 0.62),
     ("<think>Thimphu is named. I open it.</think>\n<visit>Thimphu</visit>", 0.21),
@@ -40,7 +42,7 @@ def write_demo(
     root: Path, *, steps: int = 40, modulated: bool = True, evaluated: bool = True, planned: int | None = None
 ) -> RunFolder:
     """Write metrics, steps and episodes of ``steps`` steps; no report."""
-    recipe = RECIPE.format(steps=planned or steps, modulation="empg" if modulated else "none")
+    recipe = RECIPE.format(steps=planned or steps, modulation=EMPG if modulated else "{name: none}")
     folder = RunFolder(root).open(recipe)
     writer = MetricsWriter(folder)
     chance = random.Random(0)
@@ -136,33 +138,35 @@ def _evaluation(chance: random.Random, progress: float) -> dict[str, float]:
     return metrics
 
 
-def _episode(step: int, success: bool, modulated: bool) -> dict[str, Any]:
+def _episode(step: int, success: bool, modulated: bool) -> EpisodeRecord:
     taken = (
         TURNS if success else (*TURNS[:3], ("<think>It is a </think> guess.</think>\n<answer>Paro</answer>", 1.1))
     )
     advantage = 1.21 if success else -0.8
-    turns: list[dict[str, Any]] = [{"text": text, "entropy": entropy, "tokens": 24} for text, entropy in taken]
     parts = modulation(
         torch.full((len(taken),), advantage),
         torch.tensor([entropy for _, entropy in taken]),
         torch.zeros(len(taken), dtype=torch.long),
         center=False,
     )
-    for place, turn in enumerate(turns):
-        turn["observation"] = "" if place == len(turns) - 1 else PAGE * (1 if place else 8)
-        turn["advantage"] = advantage
+    said, numbers = [], []
+    for place, (text, entropy) in enumerate(taken):
+        seen = "" if place == len(taken) - 1 else PAGE * (1 if place else 8)
+        said.append(TurnText(text, seen))
+        plain = TurnNumbers(entropy=entropy, advantage=advantage, tokens=24)
         if modulated:
-            values = (float(part[place]) for part in parts)
-            turn |= dict(zip(("h_norm", "g", "bonus", "advantage"), values, strict=True))
-    return {
-        "step": step,
-        "task_id": "train-0172",
-        "question": "Which river flows through the capital of Bhutan?",
-        "reward": float(success),
-        "outcome": "success" if success else "failure",
-        "advantage": advantage,
-        "turns": turns,
-    }
+            h_norm, g, bonus, final = (float(part[place]) for part in parts)
+            plain = replace(plain, advantage=final, h_norm=h_norm, g=g, bonus=bonus)
+        numbers.append(plain)
+    outcome = "success" if success else "failure"
+    question = "Which river flows through the capital of Bhutan?"
+    return EpisodeRecord(
+        step=step,
+        text=EpisodeText("train-0172", question, outcome, said),
+        reward=float(success),
+        advantage=advantage,
+        turns=numbers,
+    )
 
 
 if __name__ == "__main__":

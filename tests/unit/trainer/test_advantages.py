@@ -1,22 +1,24 @@
-"""Step entropies, advantages and their tokens, against loops that a reader can follow."""
+"""Turn entropies, advantages and their tokens, against loops that a reader can follow."""
 
 import math
 import statistics
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from batches import batch_of, empty_batch, plain_credit
 
-from megatron_empg.actor.actor import Score
-from megatron_empg.actor.packing import Sequence
-from megatron_empg.recipe import AlgorithmSection
-from megatron_empg.trainer.advantages import (
-    annotated_episodes,
-    assign_advantages,
-    assignment_metrics,
-    step_entropies,
-    training_sequences,
-)
+from megatron_empg.algorithms.algorithm import Algorithm
+from megatron_empg.algorithms.base import Credit, Scores
+from megatron_empg.algorithms.dapo import Dapo
+from megatron_empg.algorithms.empg import Empg
+from megatron_empg.algorithms.grpo import Grpo
+from megatron_empg.algorithms.no_part import NoModulation
+from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.batch import Batch
+from megatron_empg.trainer.episode_text import EpisodeText, TurnText
 
 SPANS = [
     [(2, 5), (8, 9)],
@@ -30,35 +32,34 @@ GROUPS = [0, 0, 7, 7]
 
 @pytest.fixture
 def batch() -> Batch:
-    sequences = []
-    for spans in SPANS:
-        own = sum(end - start for start, end in spans)
-        sequences.append(Sequence(torch.arange(14), torch.tensor(spans), {"rollout_logprobs": torch.zeros(own)}))
-    turns = [
-        [{"text": f"{i}.{t}", "observation": None} for t in range(len(spans))] for i, spans in enumerate(SPANS)
-    ]
-    return Batch(
-        sequences, torch.tensor(REWARDS), torch.tensor(GROUPS), torch.zeros(4, 2).long(),
-        [{"task_id": str(i), "outcome": "success", "question": "?", "turns": t} for i, t in enumerate(turns)],
-    )  # fmt: skip
+    texts = []
+    for episode, spans in enumerate(SPANS):
+        turns = [TurnText(f"{episode}.{turn}") for turn in range(len(spans))]
+        texts.append(EpisodeText(str(episode), "?", "success", turns))
+    return batch_of(SPANS, REWARDS, GROUPS, texts=texts)
 
 
 @pytest.fixture
-def scores(batch: Batch) -> list[Score]:
+def scores(batch: Batch) -> Scores:
     generator = torch.Generator().manual_seed(2)
-    sizes = [s.num_own_tokens for s in batch.sequences]
-    return [Score(-torch.rand(n, generator=generator), 2 * torch.rand(n, generator=generator)) for n in sizes]
+    own = len(batch.experience.rollout_logprobs)
+    return Scores(-torch.rand(own, generator=generator), 2 * torch.rand(own, generator=generator))
 
 
-def entropies_by_hand(scores: list[Score]) -> list[list[float]]:
+def credit_of(batch: Batch, scores: Scores, section: AlgorithmSection | None = None) -> Credit:
+    return Algorithm(section or Grpo()).credit(batch.experience, scores, [])
+
+
+def entropies_by_hand(scores: Scores) -> list[list[float]]:
     by_episode = []
-    for spans, score in zip(SPANS, scores, strict=True):
-        values, means = score.entropies.double().tolist(), []
+    values = scores.entropies.double().tolist()
+    for spans in SPANS:
+        means = []
         for start, end in spans:
             means.append(statistics.fmean(values[: end - start]))
             values = values[end - start :]
-        assert not values
         by_episode.append(means)
+    assert not values
     return by_episode
 
 
@@ -71,7 +72,7 @@ def trajectory_by_hand(normalize_std: bool = True) -> list[float]:
     return advantages
 
 
-def empg_by_hand(scores: list[Score], k: float, k_f: float, zeta: float, center: bool) -> list[list[float]]:
+def empg_by_hand(scores: Scores, k: float, k_f: float, zeta: float, center: bool) -> list[list[float]]:
     entropies = entropies_by_hand(scores)
     flat = [h for row in entropies for h in row]
     low, high = min(flat), max(flat)
@@ -87,55 +88,82 @@ def empg_by_hand(scores: list[Score], k: float, k_f: float, zeta: float, center:
     return [[a - shift for a in row] for row in modulated]
 
 
-def test_step_entropy_is_the_mean_over_the_steps_own_tokens(batch: Batch, scores: list[Score]) -> None:
+def test_a_turns_entropy_is_the_mean_over_its_own_tokens(batch: Batch, scores: Scores) -> None:
     expected = [h for row in entropies_by_hand(scores) for h in row]
-    assert step_entropies(batch.sequences, scores).tolist() == pytest.approx(expected, rel=1e-6)
+    assert credit_of(batch, scores).entropies.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("constants", [(1.0, 1.0, 0.1, True), (0.5, 2.0, 0.3, False), (0.0, 1.0, 0.0, True)])
-def test_step_advantages_are_the_papers(batch: Batch, scores: list[Score], constants: tuple) -> None:
-    names = ("k", "k_f", "zeta", "center")
-    algorithm = AlgorithmSection(name="grpo", modulation="empg", empg=dict(zip(names, constants, strict=True)))
-    assignment = assign_advantages(batch, scores, algorithm)
+def test_turn_advantages_are_the_papers(batch: Batch, scores: Scores, constants: tuple) -> None:
+    modulation = Empg(**dict(zip(("k", "k_f", "zeta", "center"), constants, strict=True)))
+    credit = credit_of(batch, scores, Grpo(modulation=modulation))
     expected = [a for row in empg_by_hand(scores, *constants) for a in row]
-    assert assignment.step_advantages.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert credit.turns.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("name", "normalize"), [("grpo", True), ("dapo", True), ("grpo", False)])
-def test_without_modulation_a_step_has_its_trajectorys(batch: Batch, scores: list[Score], name, normalize) -> None:
-    algorithm = AlgorithmSection(name=name, modulation="none", grpo={"normalize_std": normalize})
-    assignment = assign_advantages(batch, scores, algorithm)
+@pytest.mark.parametrize("section", [Grpo, Dapo])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_without_modulation_a_turn_has_its_trajectorys(
+    batch: Batch, scores: Scores, section: Any, normalize: bool
+) -> None:
+    credit = credit_of(batch, scores, section(modulation=NoModulation(), normalize_std=normalize))
     by_episode = trajectory_by_hand(normalize)
     expected = [a for a, spans in zip(by_episode, SPANS, strict=True) for _ in spans]
-    assert assignment.trajectory.tolist() == pytest.approx(by_episode, rel=1e-5)
-    assert assignment.step_advantages.tolist() == pytest.approx(expected, rel=1e-5)
-    assert assignment.modulation is None
+    assert credit.advantages.episodes.tolist() == pytest.approx(by_episode, rel=1e-5)
+    assert credit.turns.tolist() == pytest.approx(expected, rel=1e-5)
+    assert credit.modulated is None
 
 
-def test_every_own_token_gets_the_advantage_of_its_step(batch: Batch, scores: list[Score]) -> None:
-    assignment = assign_advantages(batch, scores, AlgorithmSection())
-    steps = iter(assignment.step_advantages.tolist())
-    for sequence, score, spans in zip(training_sequences(batch, scores, assignment), scores, SPANS, strict=True):
-        expected = [a for start, end in spans for a in [next(steps)] * (end - start)]
-        assert sequence.values["advantages"].tolist() == expected
-        assert torch.equal(sequence.values["old_logprobs"], score.logprobs)
+def test_every_own_token_gets_the_advantage_of_its_turn(batch: Batch, scores: Scores) -> None:
+    """Whichever episodes an optimizer step takes, in whichever order."""
+    algorithm, order = Algorithm(Grpo()), [2, 0, 3]
+    credit = algorithm.credit(batch.experience, scores, [])
+    advantages, logprobs = iter(credit.turns.float().tolist()), iter(scores.logprobs.tolist())
+    by_episode = []
+    for spans in SPANS:
+        lengths = [end - start for start, end in spans]
+        expected = [a for length in lengths for a in [next(advantages)] * length]
+        by_episode.append((expected, [next(logprobs) for _ in range(sum(lengths))]))
+    samples = algorithm.samples(batch.experience, scores, credit, order)
+    for sample, episode in zip(samples, order, strict=True):
+        assert sample.tokens is batch.experience.samples[episode].tokens
+        assert sample.streams.advantages is not None
+        assert sample.streams.old_logprobs is not None
+        assert sample.streams.advantages.tolist() == by_episode[episode][0]
+        assert sample.streams.old_logprobs.tolist() == by_episode[episode][1]
 
 
-def test_annotations_lie_beside_their_own_turn(batch: Batch, scores: list[Score]) -> None:
-    assignment = assign_advantages(batch, scores, AlgorithmSection())
-    first, second = annotated_episodes(9, batch, assignment, count=4)
+def test_annotations_lie_beside_their_own_turn(batch: Batch, scores: Scores) -> None:
+    credit = credit_of(batch, scores)
+    first, second = (record.to_json() for record in annotated_episodes(9, batch, credit, count=4))
     assert (first["task_id"], second["task_id"]) == ("0", "2"), "one of each question"
     assert (second["step"], second["reward"]) == (9, 1.0)
+    assert second["advantage"] == pytest.approx(trajectory_by_hand()[2], rel=1e-5)
     assert [turn["text"] for turn in second["turns"]] == ["2.0", "2.1", "2.2"]
     assert [turn["tokens"] for turn in second["turns"]] == [1, 4, 1]
     assert [turn["entropy"] for turn in second["turns"]] == pytest.approx(entropies_by_hand(scores)[2], rel=1e-6)
-    assert [turn["advantage"] for turn in second["turns"]] == assignment.step_advantages[3:6].tolist()
+    assert [turn["advantage"] for turn in second["turns"]] == credit.turns[3:6].tolist()
     assert second["turns"][-1]["bonus"] == 0.0
-    assert annotated_episodes(9, batch, assignment, count=0) == []
+    assert list(second) == ["task_id", "question", "outcome", "turns", "step", "reward", "advantage"]
+    keys = ["text", "observation", "entropy", "advantage", "tokens", "h_norm", "g", "bonus"]
+    assert list(second["turns"][0]) == keys
+    assert annotated_episodes(9, batch, credit, count=0) == []
 
 
-def test_metrics_of_an_assignment(batch: Batch, scores: list[Score]) -> None:
-    metrics = assignment_metrics(assign_advantages(batch, scores, AlgorithmSection()))
+def test_without_modulation_an_annotation_has_none(batch: Batch, scores: Scores) -> None:
+    credit = credit_of(batch, scores, Grpo(modulation=NoModulation()))
+    (record,) = annotated_episodes(9, batch, credit, count=1)
+    assert list(record.to_json()["turns"][0]) == ["text", "observation", "entropy", "advantage", "tokens"]
+
+
+def test_an_episode_whose_text_is_not_at_hand_is_left_out(batch: Batch, scores: Scores) -> None:
+    batch.texts[0] = None
+    (record,) = annotated_episodes(9, batch, credit_of(batch, scores), count=4)
+    assert record.text.task_id == "2"
+
+
+def test_metrics_of_a_credit(batch: Batch, scores: Scores) -> None:
+    metrics = credit_metrics(credit_of(batch, scores))
     flat = [h for row in entropies_by_hand(scores) for h in row]
     assert metrics["policy/step_entropy_min"] == pytest.approx(min(flat))
     assert metrics["policy/step_entropy_median"] == pytest.approx(statistics.median(flat))
@@ -144,29 +172,29 @@ def test_metrics_of_an_assignment(batch: Batch, scores: list[Score]) -> None:
 
 
 def test_an_empty_batch_is_no_fault() -> None:
-    empty = Batch([], torch.empty(0), torch.empty(0).long(), torch.empty(0, 2).long())
-    assignment = assign_advantages(empty, [], AlgorithmSection())
-    assert training_sequences(empty, [], assignment) == []
-    assert assignment_metrics(assignment) == {}
-    assert annotated_episodes(1, empty, assignment, count=4) == []
+    empty, algorithm = empty_batch(), Algorithm(Grpo())
+    credit = plain_credit(empty, algorithm)
+    nothing = Scores(torch.empty(0), torch.empty(0))
+    assert algorithm.samples(empty.experience, nothing, credit, []) == []
+    assert credit_metrics(credit) == {}
+    assert annotated_episodes(1, empty, credit, count=4) == []
 
 
-def test_the_loss_sees_the_modulation_weighted_by_tokens(batch: Batch, scores: list[Score]) -> None:
-    assignment = assign_advantages(batch, scores, AlgorithmSection())
-    metrics = assignment_metrics(assignment)
+def test_the_loss_sees_the_modulation_weighted_by_tokens(batch: Batch, scores: Scores) -> None:
+    credit = credit_of(batch, scores)
+    metrics = credit_metrics(credit)
     lengths = [end - start for spans in SPANS for start, end in spans]
-    advantages = assignment.step_advantages.tolist()
-    seen = sum(length * a for length, a in zip(lengths, advantages, strict=True)) / sum(lengths)
+    seen = sum(length * a for length, a in zip(lengths, credit.turns.tolist(), strict=True)) / sum(lengths)
     assert metrics["empg/advantage_token_mean"] == pytest.approx(seen, abs=1e-6)
-    assert abs(seen) > 1e-3  # while the mean over steps is 0
+    assert abs(seen) > 1e-3  # while the mean over turns is 0
     assert metrics["empg/bonus_only_tokens"] == 0.0
 
 
-def test_the_share_of_the_bonus_is_one_where_nothing_else_trains(batch: Batch, scores: list[Score]) -> None:
+def test_the_share_of_the_bonus_is_one_where_nothing_else_trains(batch: Batch, scores: Scores) -> None:
     def share(zeta: float, rewards: list[float] = REWARDS) -> dict[str, float]:
-        batch.rewards = torch.tensor(rewards)
-        settings = AlgorithmSection(empg={"zeta": zeta})  # type: ignore[arg-type]
-        return assignment_metrics(assign_advantages(batch, scores, settings))
+        experience = replace(batch.experience, rewards=torch.tensor(rewards))
+        algorithm = Algorithm(Grpo(modulation=Empg(zeta=zeta)))
+        return credit_metrics(algorithm.credit(experience, scores, []))
 
     assert share(0.0)["empg/bonus_share"] == 0.0
     assert 0.0 < share(0.1)["empg/bonus_share"] < share(0.5)["empg/bonus_share"] < 1.0

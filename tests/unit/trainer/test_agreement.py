@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from batches import batch_of, empty_batch
 
-from megatron_empg.actor.actor import Score
-from megatron_empg.actor.packing import Sequence
+from megatron_empg.algorithms.base import Scores
 from megatron_empg.recipe import Recipe, parse_recipe
 from megatron_empg.trainer.agreement import FEW_TOKENS, check_agreement
 from megatron_empg.trainer.batch import Batch
@@ -26,35 +26,40 @@ def recipe(dtype: str = "bfloat16", **limits: float) -> Recipe:
     })  # fmt: skip
 
 
-def played(noise: float = 0.01, own: int = OWN) -> tuple[Batch, list[Score]]:
+def played(noise: float = 0.01, own: int = OWN) -> tuple[Batch, Scores]:
     """One episode of each engine; the engines' log-probs differ from the actor's by `noise` on average."""
     generator = torch.Generator().manual_seed(3)
-    sequences, scores = [], []
-    for _ in URLS:
-        ours = -torch.rand(own, generator=generator)
-        theirs = ours + noise * torch.randn(own, generator=generator)
-        steps = torch.tensor([[5, 5 + own]])
-        sequences.append(Sequence(torch.zeros(5 + own, dtype=torch.int), steps, {"rollout_logprobs": theirs}))
-        scores.append(Score(ours, torch.full((own,), 0.5)))
     count = len(URLS)
-    batch = Batch(
-        sequences,
-        torch.zeros(count),
-        torch.arange(count) // 2,
-        torch.full((count, 2), 7),
+    ours = -torch.rand(count * own, generator=generator)
+    batch = batch_of(
+        [[(5, 5 + own)]] * count,
+        [0.0] * count,
+        [number // 2 for number in range(count)],
+        length=5 + own,
+        rollout_logprobs=ours + noise * torch.randn(count * own, generator=generator),
+        policy_versions=torch.full((count, 2), 7),
         engines=torch.arange(count),
         engine_urls=URLS,
     )
-    return batch, scores
+    return batch, Scores(ours, torch.full((count * own,), 0.5))
+
+
+def of_engine(batch: Batch, engine: int) -> torch.Tensor:
+    """A view of the log-probs that an engine said."""
+    return batch.experience.rollout_logprobs.view(len(URLS), -1)[engine]
+
+
+def gaps_of(batch: Batch, scores: Scores) -> torch.Tensor:
+    return (batch.experience.rollout_logprobs - scores.logprobs).abs().view(len(URLS), -1)
 
 
 def test_engines_that_agree_pass_and_are_measured() -> None:
     batch, scores = played()
     metrics = check_agreement(batch, scores, 7, recipe())
-    gaps = [abs(s.values["rollout_logprobs"] - a.logprobs) for s, a in zip(batch.sequences, scores, strict=True)]
-    assert metrics["policy/logprob_gap_mean"] == pytest.approx(float(torch.cat(gaps).mean()), rel=1e-5)
-    assert metrics["policy/logprob_gap_max"] == pytest.approx(float(torch.cat(gaps).max()), rel=1e-5)
-    worst = max(float(gap.mean()) for gap in gaps)
+    gaps = gaps_of(batch, scores)
+    assert metrics["policy/logprob_gap_mean"] == pytest.approx(float(gaps.mean()), rel=1e-5)
+    assert metrics["policy/logprob_gap_max"] == pytest.approx(float(gaps.max()), rel=1e-5)
+    worst = float(gaps.mean(1).max())
     assert metrics["policy/logprob_gap_engine"] == pytest.approx(worst, rel=1e-5)
     assert metrics["policy/logprob_gap_episode"] == pytest.approx(worst, rel=1e-5)
     assert metrics["policy/entropy"] == 0.5
@@ -63,16 +68,15 @@ def test_engines_that_agree_pass_and_are_measured() -> None:
 @pytest.mark.parametrize("bad", [-9999.0, math.nan, -math.inf])
 def test_one_token_that_is_not_finite_stops_the_run_and_names_the_engine(bad: float) -> None:
     batch, scores = played()
-    batch.sequences[19].values["rollout_logprobs"][133] = bad
+    of_engine(batch, 19)[133] = bad
     with pytest.raises(TrainingError, match=rf"1 of the engines' log-probs are not finite.*{URLS[19]}:"):
         check_agreement(batch, scores, 7, recipe())
 
 
 def test_one_engine_of_many_that_is_wrong_by_one_nat_stops_the_run() -> None:
     batch, scores = played()
-    batch.sequences[4].values["rollout_logprobs"] -= 1.0
-    gaps = [abs(s.values["rollout_logprobs"] - a.logprobs) for s, a in zip(batch.sequences, scores, strict=True)]
-    assert torch.cat(gaps).mean() < recipe().logprob_gap_limit  # the mean alone would pass
+    of_engine(batch, 4).sub_(1.0)
+    assert gaps_of(batch, scores).mean() < recipe().logprob_gap_limit  # the mean alone would pass
     with pytest.raises(TrainingError, match=rf"log-probs of {URLS[4]} differ .*limits.logprob_gap\)"):
         check_agreement(batch, scores, 7, recipe())
 
@@ -81,7 +85,7 @@ def test_one_engine_of_many_that_is_wrong_by_one_nat_stops_the_run() -> None:
 def test_a_single_token_beyond_the_tail_limit_stops_the_run(dtype: str, noise: float, gap: float) -> None:
     batch, scores = played(noise)
     check_agreement(batch, scores, 7, recipe(dtype))
-    batch.sequences[9].values["rollout_logprobs"][3] = scores[9].logprobs[3] - gap
+    of_engine(batch, 9)[3] = scores.logprobs[9 * OWN + 3] - gap
     with pytest.raises(TrainingError, match=rf"{URLS[9]} .*limits.logprob_gap_max.*episode 9 "):
         check_agreement(batch, scores, 7, recipe(dtype, logprob_gap=0.099))
     assert check_agreement(batch, scores, 7, recipe(dtype, logprob_gap=0.099, logprob_gap_max=30.0))
@@ -89,13 +93,13 @@ def test_a_single_token_beyond_the_tail_limit_stops_the_run(dtype: str, noise: f
 
 def test_few_tokens_do_not_condemn_an_engine() -> None:
     batch, scores = played(own=FEW_TOKENS // 2)
-    batch.sequences[2].values["rollout_logprobs"][0] -= 9.0
+    of_engine(batch, 2)[0] -= 9.0
     assert "policy/logprob_gap_engine" not in check_agreement(batch, scores, 7, recipe())
 
 
 def test_an_actor_that_is_not_finite_is_not_the_engines_fault() -> None:
     batch, scores = played()
-    scores[0].logprobs[0] = math.nan
+    scores.logprobs[0] = math.nan
     with pytest.raises(TrainingError, match="1 of the actor's log-probs"):
         check_agreement(batch, scores, 7, recipe())
 
@@ -108,5 +112,5 @@ def test_stale_weights_are_named_by_engine() -> None:
 
 
 def test_without_tokens_nothing_was_measured() -> None:
-    empty = Batch([], torch.empty(0), torch.empty(0).long(), torch.empty(0, 2).long())
-    assert check_agreement(empty, [], 7, recipe()) == {}
+    nothing = Scores(torch.empty(0), torch.empty(0))
+    assert check_agreement(empty_batch(), nothing, 7, recipe()) == {}

@@ -125,9 +125,9 @@ def collect(chat: ChatTokens, url: str, source: Any, given: Recipe, step: int = 
 def test_refills_end_when_another_round_would_not_fit(chat: ChatTokens) -> None:
     """Every group is dropped, so that only the clock ends the rounds."""
     with StubEngine(saying(chat), delay=0.3) as engine:
-        given = recipe("algorithm.name=dapo", "algorithm.dapo.max_generation_rounds=1000", *limits(3, 1.5))
+        given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=1000", *limits(3, 1.5))
         batch = collect(chat, engine.url, Questions(100_000, ["lose"]), given)
-        assert batch.sequences == []
+        assert batch.experience.samples == []
         assert 1 <= batch.metrics["train/rounds"] <= 9
         assert batch.metrics["train/episodes_error"] == 0, "the last round was over too"
 
@@ -147,7 +147,7 @@ def test_a_round_that_hangs_gives_up_what_is_not_over(chat: ChatTokens) -> None:
 def test_questions_and_samples_of_a_step_are_all_different(chat: ChatTokens) -> None:
     """Six questions for twelve groups, and again in each refill."""
     with StubEngine(saying(chat)) as engine:
-        given = recipe("rollout.groups=12", "algorithm.name=dapo", "algorithm.dapo.max_generation_rounds=4")
+        given = recipe("rollout.groups=12", "algorithm.name=dapo", "algorithm.max_generation_rounds=4")
         collect(chat, engine.url, Questions(6, ["lose"]), given)
         assert len(engine.seeds) == 4 * 12 * 2
         assert len(set(engine.seeds)) == len(engine.seeds)
@@ -155,7 +155,7 @@ def test_questions_and_samples_of_a_step_are_all_different(chat: ChatTokens) -> 
 
 def test_a_refill_asks_other_questions_while_there_are_any(chat: ChatTokens) -> None:
     with StubEngine(saying(chat)) as engine:
-        given = recipe("algorithm.name=dapo", "algorithm.dapo.max_generation_rounds=5")
+        given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=5")
         source = Questions(40, ["lose"])
         asked: list[str] = []
         source.sample = lambda split, count, seed: _noted(Questions.sample(source, split, count, seed), asked)  # type: ignore[method-assign]
@@ -178,6 +178,20 @@ def test_a_refill_asks_other_questions_while_there_are_any(chat: ChatTokens) -> 
         assert len(asked) > 40, "the draws themselves do repeat"
 
 
+@pytest.mark.parametrize(("factor", "asked"), [(1.0, 8), (1.3, 11), (3.0, 24)])
+def test_a_round_asks_for_more_questions_than_are_wanted_where_the_recipe_says_so(
+    chat: ChatTokens, factor: float, asked: int
+) -> None:
+    """What is found beyond the batch is counted and left."""
+    with StubEngine(saying(chat)) as engine:
+        more = ("algorithm.name=dapo", f"algorithm.oversampling={factor}", "algorithm.max_generation_rounds=1")
+        batch = collect(chat, engine.url, Questions(100, ["chance"]), recipe(*more))
+        assert batch.metrics["train/episodes"] == 2 * asked
+        names = ("kept", "dropped_equal", "surplus")
+        assert sum(batch.metrics[f"train/groups_{name}"] for name in names) == asked
+        assert len(batch.experience.groups.unique()) == batch.metrics["train/groups_kept"] <= 8
+
+
 def _noted(tasks: list[Task], into: list[str]) -> list[Task]:
     into += [task.id for task in tasks]
     return tasks
@@ -188,7 +202,7 @@ def test_a_batch_follows_from_seed_and_step(chat: ChatTokens) -> None:
         source, given = Questions(6, ["chance", "lose"]), recipe("algorithm.name=dapo")
         batches = [collect(chat, engine.url, source, given, step) for step in (3, 4, 3)]
         sets = [set(engine.seeds[i * len(engine.seeds) // 3 :][: len(engine.seeds) // 3]) for i in range(3)]
-        tokens = [[s.tokens.tolist() for s in batch.sequences] for batch in batches]
+        tokens = [[s.tokens.tolist() for s in batch.experience.samples] for batch in batches]
         assert tokens[0] == tokens[2]
         assert batches[0].metrics == batches[2].metrics
         assert sets[0] != sets[1]
@@ -213,7 +227,7 @@ def test_too_many_errors_end_the_batch_and_one_is_shown(chat: ChatTokens) -> Non
 def test_what_was_not_measured_is_absent(chat: ChatTokens) -> None:
     from megatron_empg.trainer.collect import Collection
 
-    metrics = Collection(4, False).batch().metrics
+    metrics = Collection(4, lambda rewards: True).batch().metrics
     assert metrics["train/episodes"] == 0
     assert not {"train/reward", "train/success", "train/turns", "train/tokens_per_episode"} & set(metrics)
 
@@ -304,7 +318,7 @@ def test_nothing_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, st
     wait_for(lambda: engine.in_flight == 0)
     assert engine.cancelled == len(engine.bodies) == 16
     engine.delay = 0.0
-    assert len(Batch.from_bytes(DriverClient(url, TOKEN, timeout=30.0).rollout(1)).sequences) == 16
+    assert Batch.from_bytes(DriverClient(url, TOKEN, timeout=30.0).rollout(1)).episodes == 16
 
 
 def test_a_second_request_takes_the_place_of_the_first(served: tuple[StubEngine, str]) -> None:
@@ -325,7 +339,7 @@ def test_a_second_request_takes_the_place_of_the_first(served: tuple[StubEngine,
     ask(2)
     first.join(20)
     assert "later request took the place" in str(answers[1])
-    assert len(Batch.from_bytes(answers[2]).sequences) == 16
+    assert Batch.from_bytes(answers[2]).episodes == 16
     assert engine.cancelled == 16, "the first one's, before the second began"
 
 

@@ -123,11 +123,11 @@ def test_text_never_holds_the_event_loop(groups: int, characters: int) -> None:
         data = asyncio.run(run(engine.url))
         assert gc.get_stats()[2]["collections"] == full, "they hold every thread, by the size of all episodes"
     batch = Batch.from_bytes(data)
-    assert batch.metrics["train/episodes"] == len(batch.sequences) == 8 * groups
-    assert all(len(sequence.tokens) > 2 * len(turn) for sequence in batch.sequences)
+    assert batch.metrics["train/episodes"] == batch.episodes == 8 * groups
+    assert all(len(sample.tokens) > 2 * len(turn) for sample in batch.experience.samples)
     slowest = "\n".join(f"{1000 * seconds:.0f} ms: {name}" for seconds, name in holds[:5])
     print(f"\n{len(holds)} callbacks, the longest:\n{slowest}")
     # Text that holds the loop does so in every episode. One in a hundred is left to the kernel, whose own work for
     # a process of hundreds of threads counts as the thread's time and may come upon any line of code. Full garbage
     # collections, the longest holds of all, are counted above: there are none.
-    assert holds[len(batch.sequences) // 100][0] <= LONGEST_HOLD, slowest
+    assert holds[batch.episodes // 100][0] <= LONGEST_HOLD, slowest

@@ -3,30 +3,28 @@ from pathlib import Path
 import pytest
 
 from megatron_empg.trainer.episode_log import episode_files, read_episodes, write_episodes, write_steps
+from megatron_empg.trainer.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.trainer.jsonl import read_lines
 from megatron_empg.trainer.run_folder import RunFolder
 
-EPISODE = {
-    "step": 12,
-    "task_id": "train-7",
-    "question": "Which river?",
-    "reward": 1.0,
-    "outcome": "success",
-    "advantage": 0.875,
-    "turns": [
-        {
-            "text": "<search>river</search>\n```\nfenced\n```",
-            "observation": "1. Wang Chhu",
-            "entropy": 0.4125,
-            "h_norm": 0.31,
-            "g": 1.12,
-            "bonus": 0.081,
-            "advantage": 0.9125,
-            "tokens": 37,
-        },
-        {"text": "<answer>Wang Chhu</answer>", "observation": "", "entropy": 0.1, "tokens": 9},
+EPISODE = EpisodeRecord(
+    step=12,
+    text=EpisodeText(
+        "train-7",
+        "Which river?",
+        "success",
+        [
+            TurnText("<search>river</search>\n```\nfenced\n```", "1. Wang Chhu"),
+            TurnText("<answer>Wang Chhu</answer>"),
+        ],
+    ),
+    reward=1.0,
+    advantage=0.875,
+    turns=[
+        TurnNumbers(entropy=0.4125, advantage=0.9125, tokens=37, h_norm=0.31, g=1.12, bonus=0.081),
+        TurnNumbers(entropy=0.1, advantage=0.875, tokens=9),
     ],
-}
+)
 
 
 @pytest.fixture
@@ -37,11 +35,39 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_episodes_come_back_and_can_be_read(folder: RunFolder) -> None:
     write_episodes(folder, 12, [EPISODE])
     assert [path.name for path in episode_files(folder)] == ["step_000012.jsonl"]
-    assert read_episodes(folder.episodes / "step_000012.jsonl") == [EPISODE]
+    assert read_episodes(folder.episodes / "step_000012.jsonl") == [
+        {
+            "task_id": "train-7",
+            "question": "Which river?",
+            "outcome": "success",
+            "turns": [
+                {
+                    "text": "<search>river</search>\n```\nfenced\n```",
+                    "observation": "1. Wang Chhu",
+                    "entropy": 0.4125,
+                    "advantage": 0.9125,
+                    "tokens": 37,
+                    "h_norm": 0.31,
+                    "g": 1.12,
+                    "bonus": 0.081,
+                },
+                {
+                    "text": "<answer>Wang Chhu</answer>",
+                    "observation": None,
+                    "entropy": 0.1,
+                    "advantage": 0.875,
+                    "tokens": 9,
+                },
+            ],
+            "step": 12,
+            "reward": 1.0,
+            "advantage": 0.875,
+        }
+    ]
     text = (folder.episodes / "step_000012.md").read_text()
     assert "outcome success, reward +1.000, advantage +0.875" in text
     assert "entropy 0.412 nats, H_norm 0.310, g 1.120, bonus +0.081, final advantage +0.912, 37 tokens" in text
-    assert "entropy 0.100 nats, 9 tokens" in text
+    assert "entropy 0.100 nats, final advantage +0.875, 9 tokens" in text
     assert "1. Wang Chhu" in text
 
 

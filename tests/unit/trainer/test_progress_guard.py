@@ -4,46 +4,56 @@ from typing import Any
 
 import pytest
 import torch
+from batches import batch_of, plain_credit
 
-from megatron_empg.actor.packing import Sequence
+from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.recipe import parse_recipe
 from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.progress_guard import ProgressGuard
 
 
-def guard(algorithm: dict[str, Any] | None = None, **limits: Any) -> ProgressGuard:
-    return ProgressGuard(parse_recipe({
-        "run": {"folder": "runs/x", "steps": 1},
-        "model": {"path": "models/x"},
-        "environment": {"name": "deep_search"},
-        "rollout": {"groups": 16, "group_size": 2},
-        "algorithm": algorithm or {},
-        "limits": limits,
-    }))  # fmt: skip
+class Guarded:
+    """A guard, and batches on their way to it: each gets the algorithm's credit."""
+
+    def __init__(self, algorithm: dict[str, Any] | None = None, **limits: Any) -> None:
+        recipe = parse_recipe({
+            "run": {"folder": "runs/x", "steps": 1},
+            "model": {"path": "models/x"},
+            "environment": {"name": "deep_search"},
+            "rollout": {"groups": 16, "group_size": 2},
+            "algorithm": algorithm or {},
+            "limits": limits,
+        })  # fmt: skip
+        self.algorithm, self.progress = Algorithm(recipe.algorithm), ProgressGuard(recipe)
+
+    def check(self, step: int, batch: Batch) -> bool:
+        return self.progress.check_batch(step, batch, plain_credit(batch, self.algorithm))
 
 
-def batch_of(groups: int, **metrics: float) -> Batch:
-    count = 2 * groups
-    sequence = Sequence(torch.arange(3), torch.tensor([[1, 3]]), {"rollout_logprobs": torch.zeros(2)})
-    example = "  task t7, sample 0, failure\n  turn 1 (stop): 'I give up'"
-    named = {f"train/{name}": value for name, value in metrics.items()}
-    ids = torch.arange(count) // 2
-    return Batch(
-        [sequence] * count, torch.zeros(count), ids, torch.zeros(count, 2), metrics=named, example=example
+def some_groups(count: int, *, rewards: list[float] | None = None, cut: int = 0, **metrics: float) -> Batch:
+    """Groups of two episodes of one turn, one of which earns a reward; the first ``cut`` were cut."""
+    episodes = 2 * count
+    return batch_of(
+        [[(1, 3)]] * episodes,
+        [1.0, 0.0] * count if rewards is None else rewards,
+        [number // 2 for number in range(episodes)],
+        cut=torch.arange(episodes) < cut,
+        metrics={f"train/{name}": value for name, value in metrics.items()},
+        example="  task t7, sample 0, failure\n  turn 1 (stop): 'I give up'",
     )
 
 
 def test_too_few_groups_are_not_trained_on_and_end_the_run_when_it_goes_on() -> None:
-    progress = guard(max_idle_steps=2)
-    assert not progress.check_batch(0, batch_of(2))  # an eighth of 16
+    guarded = Guarded(max_idle_steps=2)
+    assert not guarded.check(0, some_groups(2))  # an eighth of 16
     for step in (1, 2):
-        assert progress.check_batch(step, batch_of(1))
-    assert not progress.check_batch(3, batch_of(5))
+        assert guarded.check(step, some_groups(1))
+    assert not guarded.check(3, some_groups(5))
     for step in (4, 5):
-        assert progress.check_batch(step, batch_of(0))
+        assert guarded.check(step, some_groups(0))
     with pytest.raises(TrainingError) as caught:
-        progress.check_batch(6, batch_of(1, groups_dropped_equal=9, reward=0.0))
+        guarded.check(6, some_groups(1, groups_dropped_equal=9, reward=0.0))
     message = str(caught.value)
     for part in (
         "step 6",
@@ -60,34 +70,48 @@ def test_too_few_groups_are_not_trained_on_and_end_the_run_when_it_goes_on() -> 
 
 def test_equal_rewards_in_every_group_teach_nothing() -> None:
     """Without a bonus all advantages are 0; dynamic sampling would have dropped such groups."""
-    progress = guard({"name": "grpo", "modulation": "none"}, max_idle_steps=1)
-    equal, unequal = batch_of(16, reward=0.0), batch_of(16)
-    unequal.rewards[0] = 1.0
-    assert not progress.check_batch(0, unequal)
-    assert progress.check_batch(1, equal)
-    assert not progress.check_batch(2, unequal)
-    assert progress.check_batch(3, equal)
+    guarded = Guarded({"name": "grpo", "modulation": "none"}, max_idle_steps=1)
+    equal = some_groups(16, rewards=[0.0] * 32, reward=0.0)
+    unequal = some_groups(16, rewards=[1.0, *[0.0] * 31])
+    assert not guarded.check(0, unequal)
+    assert guarded.check(1, equal)
+    assert not guarded.check(2, unequal)
+    assert guarded.check(3, equal)
     with pytest.raises(TrainingError, match=r"0 groups to learn from.*the mean reward was 0"):
-        progress.check_batch(4, equal)
-    no_bonus = guard({"name": "grpo", "modulation": "empg", "empg": {"zeta": 0.0}})
-    assert no_bonus.check_batch(0, equal)
-    assert not guard({"name": "grpo", "modulation": "empg"}).check_batch(0, equal)
+        guarded.check(4, equal)
+    assert Guarded({"name": "grpo", "modulation": {"name": "empg", "zeta": 0.0}}).check(0, equal)
+
+
+def test_a_bonus_for_some_turns_is_something_to_learn() -> None:
+    """Of turns that are followed by another and such that are not: centring leaves all equal ones 0."""
+    spans = [[(1, 3), (5, 6)]] * 32
+    batch = batch_of(spans, [0.0] * 32, [number // 2 for number in range(32)])
+    assert not Guarded({"name": "grpo", "modulation": "empg"}).check(0, batch)
+    assert Guarded({"name": "grpo", "modulation": "none"}).check(0, batch)
+
+
+def test_groups_that_the_masks_leave_out_teach_nothing() -> None:
+    masked = Guarded({"modulation": "none", "masks": {"cut_turns": True}}, max_idle_steps=0)
+    assert not masked.check(0, some_groups(16, cut=28))
+    with pytest.raises(TrainingError, match=r"1 groups to learn from.*algorithm\.masks left out 60 of 64 tokens"):
+        masked.check(1, some_groups(16, cut=30))
+    assert not Guarded({"modulation": "none"}).check(0, some_groups(16, cut=30))
 
 
 def test_zero_idle_steps_allowed_means_none() -> None:
     with pytest.raises(TrainingError, match=r"limits\.max_idle_steps 0"):
-        guard(max_idle_steps=0).check_batch(0, batch_of(1))
+        Guarded(max_idle_steps=0).check(0, some_groups(1))
 
 
 def test_a_policy_that_no_environment_understands_ends_the_run_at_once() -> None:
     with pytest.raises(TrainingError, match=r"none of the batch's 35 turns(.|\n)*I give up"):
-        guard().check_batch(0, batch_of(16, malformed_actions=35, turns=35 / 32, episodes=32))
-    assert not guard().check_batch(0, batch_of(16, malformed_actions=34, turns=35 / 32, episodes=32))
-    assert not guard().check_batch(0, batch_of(16))  # nobody counted
+        Guarded().check(0, some_groups(16, malformed_actions=35, turns=35 / 32, episodes=32))
+    assert not Guarded().check(0, some_groups(16, malformed_actions=34, turns=35 / 32, episodes=32))
+    assert not Guarded().check(0, some_groups(16))  # nobody counted
 
 
 def test_skipped_updates_in_a_row_end_the_run_also_across_steps() -> None:
-    progress = guard(max_skipped_updates=2)
+    progress = Guarded(max_skipped_updates=2).progress
     progress.check_updates(0, [False, False, True, False])
     progress.check_updates(1, [False])
     with pytest.raises(TrainingError, match=r"3 optimizer steps in a row(.|\n)*limits.max_skipped_updates is 2"):

@@ -6,9 +6,10 @@ import pytest
 from demo_run import write_demo
 
 from megatron_empg.trainer.episode_log import write_episodes
+from megatron_empg.trainer.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.trainer.jsonl import append_line
 from megatron_empg.trainer.report import figures, svg, write_learning_curve, write_report
-from megatron_empg.trainer.report.data import RunData, read_run, smooth, thin
+from megatron_empg.trainer.report.data import RunData, part, read_run, smooth, thin
 from megatron_empg.trainer.report.episode import episode_html
 from megatron_empg.trainer.run_folder import RunFolder
 
@@ -111,8 +112,9 @@ def test_a_run_killed_while_writing(tmp_path: Path) -> None:
 def test_text_of_the_agent_is_escaped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).open("")
     text = '<think>a & b</think></pre></div><script>alert("x")</script>'
-    turn = {"text": text, "observation": text * 20, "entropy": 0.5}
-    write_episodes(folder, 1, [{"question": text, "reward": 1, "outcome": text, "turns": [turn]}])
+    played = EpisodeText("task", text, text, [TurnText(text, text * 20)])
+    numbers = TurnNumbers(entropy=0.5, advantage=1.0, tokens=9)
+    write_episodes(folder, 1, [EpisodeRecord(1, played, 1.0, 1.0, [numbers])])
     page = report_of(folder)
     assert page.counts["script"] == 1
     assert text in page.text
@@ -218,10 +220,26 @@ def test_learning_curve_is_an_image_of_its_own(tmp_path: Path) -> None:
         write_learning_curve(tmp_path / "empty", tmp_path / "none.svg")
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ({"modulation": {"name": "empg", "zeta": 0.2}}, {"name": "empg", "zeta": 0.2}),
+        ({"modulation": "none"}, {"name": "none"}),
+        ({"modulation": "empg", "empg": {"zeta": 0.2}}, {"name": "empg", "zeta": 0.2}),
+        ({}, {"name": ""}),
+    ],
+)
+def test_a_part_of_the_algorithm_is_found_in_new_recipes_and_old(
+    algorithm: dict[str, object], expected: dict[str, object]
+) -> None:
+    run = RunData("run", {"algorithm": algorithm}, "", [], [], [], [], [])
+    assert part(run, "modulation") == expected
+
+
 def test_reading_a_run_gives_what_was_logged(tmp_path: Path) -> None:
     run = read_run(write_demo(tmp_path, steps=3))
     assert [step for step, _ in run.series("train/success")] == [1, 2, 3]
-    assert run.setting("algorithm.empg.zeta") == 0.1
+    assert run.setting("algorithm.modulation.zeta") == 0.1
     assert run.setting("algorithm.nothing", "x") == "x"
     assert run.first_episodes[0]["step"] == 1
     assert run.last_episodes[0]["step"] == 3
