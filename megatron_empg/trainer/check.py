@@ -161,8 +161,8 @@ def _check_gold(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task])
             raise RecipeError(
                 f"rollout.max_episode_tokens is {limit}, and algorithm.name {name} scores the gold turn of task "
                 f"{task.id!r} ({tokens} tokens) at the end of an episode, which a microbatch cannot hold "
-                f"({longest} tokens: actor.max_tokens_per_microbatch x actor.context_parallel); lower the first to "
-                f"{room} or less, or raise the microbatch"
+                f"({longest} tokens: actor.max_tokens_per_microbatch x actor.context_parallel); lower the first "
+                f"to {room} or less, or raise the microbatch"
             )
 
 
