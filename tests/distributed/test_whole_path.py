@@ -31,7 +31,7 @@ def recipe(folder: Path, layout: dict[str, Any], steps: int) -> Any:
         "rollout": {"groups": 4, "group_size": 2, "max_turn_tokens": 30, "max_episode_tokens": 64},
         "actor": {"max_tokens_per_microbatch": 128, "distributed_optimizer": True, "overlap": True,
                   "optimizer": {"lr": 1e-3}, **layout},
-        "algorithm": {"updates_per_batch": 2, "kl_coefficient": 0.01},
+        "algorithm": {"updates_per_batch": 2, "kl": {"coefficient": 0.01}},
         "evaluation": {"questions": 4, "every": 1},
         "limits": {"logprob_gap": 100.0},
         "logging": {"tensorboard": False, "episodes_per_step": 1},

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.recipe import Recipe, Section, SftRecipe
+from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.recipe import Recipe, SftRecipe
+from megatron_empg.section import Section, choices
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes/miniature/README.md"]
@@ -21,6 +23,8 @@ def keys(section: type[Section], before: str = "") -> Iterator[str]:
     """Dotted names of sections and keys."""
     for name, field in section.model_fields.items():
         yield before + name
+        for part in choices(field.annotation).values():
+            yield from keys(part, f"{before}{name}.")
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from keys(field.annotation, f"{before}{name}.")
 
@@ -49,6 +53,15 @@ def test_recipe_keys_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(rf"(?<![\w./])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*", page.read_text(encoding="utf-8"))
     known = [name for name in named if name.startswith("environment.settings.")]
     assert [name for name in named if name not in {*KEYS, *NO_KEYS, *known}] == []
+
+
+def test_the_page_of_algorithms_names_every_one_with_its_keys() -> None:
+    page = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")
+    owners = [Recipe.model_fields["algorithm"], *AlgorithmSection.model_fields.values()]
+    chosen = [choice for field in owners for choice in choices(field.annotation).items()]
+    words = {word for name, section in chosen for word in (name, *section.model_fields)}
+    assert len(words) > 40
+    assert [word for word in sorted(words) if f"`{word}`" not in page and f"`algorithm.{word}`" not in page] == []
 
 
 def documented_metrics() -> set[str]:
