@@ -244,7 +244,7 @@ def igpo(
     advantages = [[0.0] * len(episode.turns) for episode in batch]
     for members in by_group(batch).values():
         pool = flat([rewards[number] for number in members])
-        centre = mean(pool) if len(pool) > 1 else 0.0
+        centre = mean(pool)
         spread = unbiased_std(pool) if len(pool) > 1 else 1.0
         for number in members:
             normalised = [reward - centre for reward in rewards[number]]
@@ -276,12 +276,12 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def by_quantiles(values: list[float], low_share: float = 0.05, high_share: float = 0.95) -> list[float]:
+def by_quantiles(values: list[float], eps: float = 1e-8) -> list[float]:
     """Eq. 12 with the 5% and 95% quantiles for the extremes, clamped to [0, 1]; 0 where they coincide."""
-    low, high = quantile(values, low_share), quantile(values, high_share)
+    low, high = quantile(values, 0.05), quantile(values, 0.95)
     if high == low:
         return [0.0] * len(values)
-    return [min(max((value - low) / (high - low), 0.0), 1.0) for value in values]
+    return [min(max((value - low) / (high - low + eps), 0.0), 1.0) for value in values]
 
 
 def by_rank(values: list[float]) -> list[float]:
