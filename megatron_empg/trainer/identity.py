@@ -28,15 +28,7 @@ MAY_CHANGE = frozenset({
     # In force from the first step of the continuation on.
     "actor.optimizer.*",
 })  # fmt: skip
-"""Keys that may be another on a continuation; `section.*` is all of a section."""
-
-FIXED = frozenset({
-    "run.seed", "model.initialise", "model.dtype", "environment.name", "environment.settings.*",
-    "environment.max_turns", "rollout.groups", "rollout.group_size", "rollout.temperature",
-    "rollout.max_turn_tokens", "rollout.max_episode_tokens", "algorithm.*", "actor.distributed_optimizer",
-    "sft.batch_size", "sft.split",
-})  # fmt: skip
-"""Keys that may not, as does every key that stands in no list."""
+"""Keys that may be another on a continuation; `section.*` is all of a section. Every other key is fixed."""
 
 BY_CONTENT = frozenset({"model.path"})
 """Keys whose text may change but not what lies there; so with the environment's files."""
@@ -123,18 +115,9 @@ def differences(recorded: Mapping[str, Any], recipe: Recipe | SftRecipe) -> Iter
 
 def may_change(key: str) -> bool:
     """Whether a continuation may have another value of the key (dotted, as in an override)."""
-    return _named(key, MAY_CHANGE)
-
-
-def is_fixed(key: str) -> bool:
-    """Whether the key is listed as one that may not change."""
-    return _named(key, FIXED) and key not in MAY_CHANGE
-
-
-def _named(key: str, names: frozenset[str]) -> bool:
     sections = key.split(".")
     above = [".".join(sections[:count]) + ".*" for count in range(1, len(sections))]
-    return key in names or any(name in names for name in above)
+    return key in MAY_CHANGE or any(name in MAY_CHANGE for name in above)
 
 
 def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
