@@ -1,7 +1,7 @@
 """Where a run keeps everything: a folder that an interrupted run is continued from.
 
 recipe.yaml        the resolved recipe                    versions.json   what ran, and what changed, at each start
-identity.json      kind of run, its model and data        exported.json   the step that policy/ is of
+identity.json      kind of run, model, data, defaults     exported.json   the step that policy/ is of
 metrics.jsonl      one line a step                        steps.jsonl     entropies and advantages of steps
 episodes/          sampled episodes, annotated            checkpoints/    model, optimizer, RNG, data order
 tensorboard/  logs/                                       report.html
