@@ -97,11 +97,10 @@ class Family:
             _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + grace
         for process in alive:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_group(process, signal.SIGKILL)
-                process.wait()
+            _signal_group(process, signal.SIGKILL)  # one that ended in order may have left a child
+            process.wait()
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,8 @@ RECIPE = Path("recipes/quickstart.yaml")
 Started = list["subprocess.Popen[bytes]"]
 STUBBORN = ["sh", "-c", "trap '' TERM; sleep 600 & wait; wait"]
 """It does not end when it is asked to, nor does what it has started."""
+FORGETFUL = ["sh", "-c", "(trap '' TERM; exec sleep 600) & wait"]
+"""It ends when it is asked to, what it has started does not."""
 
 
 @pytest.fixture
@@ -55,13 +56,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     monkeypatch.setattr(launch, "_start_trainer", start_trainer)
     monkeypatch.setattr(launch.Family.stop, "__defaults__", (0.5,))
     yield found
-    for number in alive(found):
+    for number in alive(found, within=0):
         os.kill(number, signal.SIGKILL)
 
 
-def alive(started: Started) -> list[int]:
-    """Processes of the stand-ins' groups that have not ended."""
-    groups = {process.pid for process in started}
+def alive(started: Started, within: float = 5.0) -> list[int]:
+    """Processes of the stand-ins' groups that have not ended within so many seconds."""
+    deadline = time.monotonic() + within
+    while (found := members({process.pid for process in started})) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a kill takes a moment
+    return found
+
+
+def members(groups: set[int]) -> list[int]:
+    """Living processes of the process groups."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -126,21 +134,25 @@ def test_while_engines_start_an_interrupt_ends_the_run_at_once(
     assert not (tmp_path / "run/STOP").exists()
 
 
+@pytest.mark.parametrize("moment", [before, after])
 def test_an_interrupt_while_processes_end_leaves_none(
-    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: Any, started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Impatient users press Ctrl-C again."""
-    again = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
-
-    def interrupted(*_: object, **__: object) -> None:
-        again.start()
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(launch, "wait_until_healthy", interrupted)
+    """Impatient users press Ctrl-C again, here before or after each signal that ends a process."""
+    monkeypatch.setattr(launch, "_signal_group", moment(launch._signal_group, signal.SIGTERM))
+    monkeypatch.setattr(launch, "wait_until_healthy", before(launch.wait_until_healthy, signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run")
-    again.join()
     assert ended.value.code == 130
+    assert alive(started) == []
+
+
+def test_what_a_process_leaves_behind_ends_too(started: Started, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").open("a: 1")
+    with launch._family(folder) as family:
+        process = family.start("engine_0", FORGETFUL).process
+        while len(members({process.pid})) < 2:
+            time.sleep(0.05)
     assert alive(started) == []
 
 
@@ -181,19 +193,19 @@ def test_an_evaluation_ends_by_an_interrupt_inside_of_the_event_loop(
     assert capsys.readouterr().err == "interrupted: all processes have ended\n"
 
 
-def test_a_failure_is_told_though_interrupts_come_too(started: Started, tmp_path: Path) -> None:
+def test_a_failure_is_told_though_interrupts_come_too(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = RunFolder(tmp_path / "run").open("a: 1")
-    again = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(launch, "_signal_group", before(launch._signal_group, signal.SIGTERM))
 
     def fail() -> None:
         with launch._family(folder) as family:
             family.start("engine_1", STUBBORN)
-            again.start()
             raise launch.LaunchError("engine_0 ended with status 1")
 
     with pytest.raises(launch.LaunchError, match="engine_0 ended"):
         fail()
-    again.join()
     assert alive(started) == []
 
 
