@@ -1,5 +1,12 @@
-"""What all tests share: one thread a process, and small models made on the spot."""
+"""What all tests share: one thread a process, and the same examples of properties at every run."""
 
 import os
 
+from hypothesis import settings
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# HYPOTHESIS_PROFILE=random looks for other examples at every run; what it finds becomes an @example.
+settings.register_profile("random")
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

@@ -22,14 +22,13 @@ from megatron_empg.actor.manifest import (
     CheckpointError,
     check,
     file_records,
-    finished_steps,
     gathered,
     on_first_rank,
-    step_folder,
     sync_folder,
     write_manifest,
 )
 from megatron_empg.actor.parallel import data_and_context_group
+from megatron_empg.checkpoint_folders import finished_steps, step_folder
 
 
 @dataclass(frozen=True)

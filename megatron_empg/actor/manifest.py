@@ -17,17 +17,6 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written or loaded; the message names file or mismatch, and the fix."""
 
 
-def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint taken after `step` training steps lies."""
-    return Path(root) / f"step_{step:06d}"
-
-
-def finished_steps(root: Path) -> list[int]:
-    """Steps whose save was finished, oldest first; what became of their files since then `check` says."""
-    names = [path.name.removeprefix("step_") for path in Path(root).glob("step_*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())  # not those still being written
-
-
 def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """{path below `folder`: {"bytes", "sha256"}}."""
     return {

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_empg.checkpoint_folders import last_step, step_folder
 from megatron_empg.cluster.gpu_watch import EventLog, leave_out, say, watch_node
 
 HUNG = 17
@@ -41,11 +42,11 @@ def reading_seconds(run_folder: Path) -> float:
 
     Ranks read on their own and no collective ends meanwhile; a policy of 32 billion parameters has 460 GB.
     """
-    steps = [path for path in (run_folder / "checkpoints").glob("step_*") if path.name[5:].isdigit()]
-    if not steps:
+    checkpoints, size = run_folder / "checkpoints", 0
+    newest = last_step(checkpoints)
+    if not newest:
         return 0.0
-    newest, size = max(steps, key=lambda path: int(path.name[5:])), 0
-    for path in newest.rglob("*"):
+    for path in step_folder(checkpoints, newest).rglob("*"):
         with suppress(OSError):  # an old one may be taken away meanwhile
             size += path.stat().st_size
     return size / SLOWEST_READ

@@ -37,6 +37,19 @@ def make_task_source(
         raise ValueError(f"environment {name!r} cannot be made from {sorted(settings)}: {error}") from error
 
 
+def default_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the environment `name` does where `settings` say nothing, as JSON has it; empty for an unknown name.
+
+    Files and services, which have tables of their own, are left out.
+    """
+    if name != "deep_search":
+        return {}
+    from megatron_empg.environments.deep_search.source import source_defaults
+
+    elsewhere = (*DATA_SETTINGS[name], *SERVICE_SETTINGS[name])
+    return {key: value for key, value in source_defaults(settings).items() if key not in elsewhere}
+
+
 def data_files(name: str, settings: Mapping[str, Any]) -> dict[str, Path]:
     """{setting: file} of an environment's data, defaults included; empty for an unknown name."""
     from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS

@@ -5,25 +5,11 @@ peak.
 """
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 
 from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
 from megatron_empg.weights.mapping import rows
 from megatron_empg.weights.model_config import ModelConfig
-
-
-def chunk_sizes(config: ModelConfig, dtype_bytes: int, buffer: int = PACKED_BUFFER_BYTES) -> Iterator[int]:
-    """Bytes of each chunk, in the order they are sent: tensors are added until they are more than the buffer."""
-    chunk = 0
-    for row in rows(config):
-        for shape in row.shapes:
-            chunk += math.prod(shape) * dtype_bytes
-            if chunk > buffer:
-                yield chunk
-                chunk = 0
-    if chunk:
-        yield chunk
 
 
 @lru_cache

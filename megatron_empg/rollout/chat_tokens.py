@@ -54,17 +54,23 @@ class ChatTokens:
 
         return cls(AutoTokenizer.from_pretrained(str(folder)))
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation, up to where the assistant begins to speak."""
-        return self._text.encode(self._template.pieces(messages))
+    def prompt(self, messages: Sequence[Message], *, most: int | None = None) -> list[int]:
+        """Ids of a conversation, up to where the assistant begins to speak.
 
-    def between_turns(self, observation: str, *, cut: bool) -> list[int]:
+        Raises TooManyTokens where there are certainly more than `most`, which long texts tell by their length;
+        there may be more without it.
+        """
+        return self._text.encode(self._template.pieces(messages), most=most)
+
+    def between_turns(self, observation: str, *, cut: bool, most: int | None = None) -> list[int]:
         """Ids from the end of one assistant turn to the start of the next.
 
-        `cut`: the turn did not end itself, so its end token comes first; else the policy has sampled it.
+        `cut`: the turn did not end itself, so its end token comes first; else the policy has sampled it. Raises
+        TooManyTokens as `prompt` does.
         """
-        after = self._text.encode(self._template.after_turn(observation))
-        return after if cut else after[1:]
+        left_out = 0 if cut else 1
+        pieces = self._template.after_turn(observation)
+        return self._text.encode(pieces, most=None if most is None else most + left_out)[left_out:]
 
     def turn(self, text: str) -> list[int]:
         """Ids of an assistant turn that somebody else wrote, with its end token."""

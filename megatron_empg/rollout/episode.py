@@ -15,6 +15,7 @@ from megatron_empg.environments.base import Environment, Message, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
 from megatron_empg.rollout.threads import apart
+from megatron_empg.rollout.token_bound import TooManyTokens
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -180,18 +181,25 @@ class _Play:
     async def begin(self) -> None:
         """Raises PromptTooLong."""
         characters = sum(len(message["content"]) for message in self.messages)
-        tokens = await apart(characters > LARGEST_INLINE_CHARACTERS, self.chat.prompt, self.messages)
-        if not self._has_room_after(len(tokens)):
-            raise PromptTooLong(
-                f"the prompt of task {self.episode.task_id!r} has {len(tokens)} tokens, which leave no room for "
-                f"a turn in the {self.limits.episode_tokens} of rollout.max_episode_tokens: raise it, or shorten "
-                "the task or what environment.settings put before it"
-            )
+        large = characters > LARGEST_INLINE_CHARACTERS
+        try:
+            tokens = await apart(large, self.chat.prompt, self.messages, most=self._most_after())
+        except TooManyTokens as error:
+            raise self._prompt_too_long(f"at least {error.fewest}") from None
+        if len(tokens) > self._most_after():
+            raise self._prompt_too_long(str(len(tokens)))
         self.episode.tokens = tokens
         self.episode.prompt_length = len(tokens)
         gold = self.task.gold
         if gold is not None:
             self.episode.gold = await apart(len(gold) > LARGEST_INLINE_CHARACTERS, self.chat.turn, gold)
+
+    def _prompt_too_long(self, tokens: str) -> PromptTooLong:
+        return PromptTooLong(
+            f"the prompt of task {self.episode.task_id!r} has {tokens} tokens, which leave no room for a turn in "
+            f"the {self.limits.episode_tokens} of rollout.max_episode_tokens: raise it, or shorten the task or "
+            "what environment.settings put before it"
+        )
 
     async def turns(self, environment: Environment, seed_of_turn: Callable[[int], int]) -> None:
         """Play until the environment or a limit ends the episode."""
@@ -199,7 +207,7 @@ class _Play:
         for number in range(self.limits.turns):
             turn = await self._sample(seed_of_turn(number), state_number(anchor))
             ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
-            if not ended_itself and not self._has_room_after(0):
+            if not ended_itself and self._most_after() < 0:
                 break
             result = await self.call("gave no answer to a turn", environment.step, turn.text)
             turn.info = result.info
@@ -271,16 +279,20 @@ class _Play:
     async def _observe(self, observation: str, *, cut: bool) -> bool:
         """Append an observation if it, and a token after it, have room. If not, the last turn stays the end."""
         large = len(observation) > LARGEST_INLINE_CHARACTERS
-        tokens = await apart(large, self.chat.between_turns, observation, cut=cut)
-        if not self._has_room_after(len(tokens)):
+        most = self._most_after()
+        try:
+            tokens = await apart(large, self.chat.between_turns, observation, cut=cut, most=most)
+        except TooManyTokens:
+            return False
+        if len(tokens) > most:
             return False
         self.episode.tokens += tokens
         self.messages.append({"role": "user", "content": observation})
         return True
 
-    def _has_room_after(self, more: int) -> bool:
-        """Whether a token could still be sampled if `more` were appended."""
-        return len(self.episode.tokens) + more < self.limits.episode_tokens
+    def _most_after(self) -> int:
+        """Tokens that may be appended so that one could still be sampled; below 0 where none could now."""
+        return self.limits.episode_tokens - len(self.episode.tokens) - 1
 
 
 def _record(episode: Episode, generation: Generation, text: str, anchor: int) -> Turn:

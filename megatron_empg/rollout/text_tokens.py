@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from megatron_empg.rollout.token_bound import TokenBound, TooManyTokens
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -40,13 +42,29 @@ class TextTokens:
         self._ids = frozenset(self.control.values())
         longest_first = sorted(self.control, key=len, reverse=True)
         self._boundary = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-        self._plain, self._opening = _without_control(backend, self._ids)
+        state = _without_control(backend, self._ids)
+        self._plain, self._opening = _plain_and_opening(state)
+        self._bound = TokenBound(self._plain, state)
         for text in self.control:
             self.encode_text(text)
 
-    def encode(self, pieces: Iterable[Piece]) -> list[int]:
-        """Ids of a conversation. What stands between two control tokens is cut as one, wherever it is from."""
+    def encode(self, pieces: Iterable[Piece], *, most: int | None = None) -> list[int]:
+        """Ids of a conversation. What stands between two control tokens is cut as one, wherever it is from.
+
+        Raises TooManyTokens where there are certainly more than `most`, before any text is cut.
+        """
+        runs = list(self._runs(pieces))
+        if most is not None:
+            fewest = sum(self._bound.fewest(run) if isinstance(run, str) else 1 for run in runs)
+            if fewest > most:
+                raise TooManyTokens(fewest, most)
         ids: list[int] = []
+        for run in runs:
+            ids += self.encode_text(run, opening=not ids) if isinstance(run, str) else [run]
+        return ids
+
+    def _runs(self, pieces: Iterable[Piece]) -> Iterator[str | int]:
+        """Texts, and between them the ids of the control tokens."""
         run: list[str] = []
         eats_blanks = False
         for piece in pieces:
@@ -58,13 +76,13 @@ class TextTokens:
                 if place % 2:
                     token = self._tokens[part]
                     text = "".join(run)
-                    ids += self.encode_text(text.rstrip() if token.lstrip else text, opening=not ids)
-                    ids.append(self.control[part])
+                    yield text.rstrip() if token.lstrip else text
+                    yield self.control[part]
                     run, eats_blanks = [], token.rstrip
                 else:
                     run.append(part.lstrip() if eats_blanks and piece.message is None else part)
                     eats_blanks = eats_blanks and not part
-        return ids + self.encode_text("".join(run), opening=not ids)
+        yield "".join(run)
 
     def encode_text(self, text: str, *, opening: bool = False) -> list[int]:
         """Ids of text among which none is a control token. `opening`: nothing stands before it."""
@@ -102,14 +120,19 @@ def _frames(text: str, used: str) -> bool:
     return text in used and any(not letter.isalnum() and not letter.isspace() for letter in text)
 
 
-def _without_control(backend: Tokenizer, control: frozenset[int]) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer with control tokens that are text like any other: behind a token, and at the beginning.
+def _without_control(backend: Tokenizer, control: frozenset[int]) -> dict[str, Any]:
+    """The tokenizer's JSON, with all control tokens marked as special ones."""
+    state: dict[str, Any] = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] or token["id"] in control
+    return state
+
+
+def _plain_and_opening(state: dict[str, Any]) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizer with special tokens that are text like any other: behind a token, and at the beginning.
 
     The two differ where a mark of words (SentencePiece's) is put before the first word of the whole alone.
     """
-    state = json.loads(backend.to_str())
-    for token in state["added_tokens"]:
-        token["special"] = token["special"] or token["id"] in control
     opening = [step for step in _steps(state["pre_tokenizer"]) if step.get("prepend_scheme") == "first"]
     if not opening:
         plain = _from_state(state)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, data_files
+from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, data_files, default_settings
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
 from megatron_empg.recipe_errors import MOVED_KEYS, MOVED_SECTIONS
 from megatron_empg.section import Section, choices, section_of, shared_keys
@@ -30,18 +30,13 @@ MAY_CHANGE = frozenset({
     # In force from the first step of the continuation on.
     "actor.optimizer.*",
 })  # fmt: skip
-"""Keys that may be another on a continuation; `section.*` is all of a section."""
-
-FIXED = frozenset({
-    "run.seed", "model.initialise", "model.dtype", "environment.name", "environment.settings.*",
-    "environment.max_turns", "rollout.groups", "rollout.group_size", "rollout.temperature",
-    "rollout.max_turn_tokens", "rollout.max_episode_tokens", "algorithm.*", "actor.distributed_optimizer",
-    "sft.batch_size", "sft.split",
-})  # fmt: skip
-"""Keys that may not, as does every key that stands in no list."""
+"""Keys that may be another on a continuation; `section.*` is all of a section. Every other key is fixed."""
 
 BY_CONTENT = frozenset({"model.path"})
 """Keys whose text may change but not what lies there; so with the environment's files."""
+
+SETTINGS = "environment.settings."
+"""What the keys of an environment's settings begin with."""
 
 MODEL_PARTS = {"config": "config.json", "tokenizer": "the tokenizer's files", "weights": "the weights"}
 
@@ -85,17 +80,16 @@ def require_same_run(recipe: Recipe | SftRecipe, *, model: bool = True) -> None:
     if not folder.begun():
         return
     faults = [*_other_kind(folder, recipe)]
-    faults = faults or [*_other_keys(folder, recipe), *_other_files(folder, recipe, model)]
+    faults = faults or [
+        *_other_keys(folder, recipe),
+        *_other_files(folder, recipe, model),
+        *_too_few_steps(folder, recipe),
+    ]
     if faults:
         raise RecipeError(
             f"run.folder: {folder.root} holds a run that cannot go on under this recipe:\n"
             + "\n".join(f"  - {fault}" for fault in faults)
             + "\nGive another run.folder, or set these back; docs/runs.md lists what may change"
-        )
-    done = folder.last_checkpoint()
-    if done > recipe.run.steps:
-        raise RecipeError(
-            f"run.steps is {recipe.run.steps}; the run in {folder.root} has {done} steps behind it: raise it"
         )
 
 
@@ -106,45 +100,42 @@ def changed_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> dict[str, dic
         return {}
     return {
         key: {"from": old, "to": new}
-        for key, old, new in differences(recorded, recipe)
+        for key, old, new in differences(recorded, recipe, _recorded_defaults(folder))
         if key not in BY_CONTENT and key != "run.folder"
     }
 
 
-def differences(recorded: Mapping[str, Any], recipe: Recipe | SftRecipe) -> Iterator[tuple[str, Any, Any]]:
-    """(key, recorded, new) of every key of the recipe that is another; a key that was not recorded, since it is
-    newer than the record, had its default. Where a choice is another, as `algorithm.modulation.name`, its own keys
-    are not told."""
+def differences(
+    recorded: Mapping[str, Any], recipe: Recipe | SftRecipe, defaults: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, recorded, new) of every key of the recipe that is another, the environment's settings included.
+
+    `defaults`: those of the environment when the record was made, by dotted key. A key that was not recorded,
+    since it is newer than the record, had today's default. Where a choice is another, as
+    `algorithm.modulation.name`, its own keys are not told.
+    """
     kind = type(recipe)
-    old, new = flat(recorded, kind), flat(recipe.model_dump(mode="json"), kind)
-    defaults, deciding = default_values(recipe), names_that_decide(recipe)
-    for key in dict.fromkeys([*new, *(key for key in old if key.startswith("environment.settings."))]):
+    today, deciding = environment_defaults(recipe), names_that_decide(recipe)
+    then = today | {key: value for key, value in (defaults or {}).items() if key in today}
+    old = default_values(recipe) | then | flat(recorded, kind)
+    new = today | flat(recipe.model_dump(mode="json"), kind)
+    for key in dict.fromkeys([*new, *(key for key in old if key.startswith(SETTINGS))]):
         name = deciding.get(key)
-        if name is not None and old.get(name, defaults[name]) != new[name]:
+        if name is not None and old[name] != new[name]:
             continue
-        before = old[key] if key in old else defaults.get(key)
-        if before != new.get(key):
-            yield key, before, new.get(key)
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
 
 
 def may_change(key: str) -> bool:
     """Whether a continuation may have another value of the key (dotted, as in an override)."""
-    return _named(key, MAY_CHANGE)
-
-
-def is_fixed(key: str) -> bool:
-    """Whether the key is listed as one that may not change."""
-    return _named(key, FIXED) and key not in MAY_CHANGE
-
-
-def _named(key: str, names: frozenset[str]) -> bool:
     sections = key.split(".")
     above = [".".join(sections[:count]) + ".*" for count in range(1, len(sections))]
-    return key in names or any(name in names for name in above)
+    return key in MAY_CHANGE or any(name in MAY_CHANGE for name in above)
 
 
 def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
-    """{dotted key: value} of nested values; an environment's settings are keys too."""
+    """{dotted key: value} of nested values; an environment's settings are keys too, those that are given."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         field = kind.model_fields.get(name)
@@ -152,7 +143,7 @@ def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
         if isinstance(value, Mapping) and inner is not None:
             found |= {f"{name}.{key}": item for key, item in flat(value, inner).items()}
         elif isinstance(value, Mapping) and name == "settings":
-            found |= {f"{name}.{key}": item for key, item in value.items()}
+            found |= _flat_settings(value, "settings.")
         else:
             found[name] = value
     return found
@@ -162,6 +153,23 @@ def _section(annotation: Any, values: Any) -> type[Section] | None:
     """The section of a key with these values; under a name that this release does not know, any of the choices, of
     which the shared keys are found."""
     return section_of(annotation, values) or next(iter(choices(annotation).values()), None)
+
+
+def _flat_settings(values: Mapping[str, Any], before: str) -> dict[str, Any]:
+    """{dotted key: value} of free settings; one that is null is not given."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat_settings(value, f"{before}{name}.")
+        elif value is not None:
+            found[before + name] = value
+    return found
+
+
+def environment_defaults(recipe: Recipe | SftRecipe) -> dict[str, Any]:
+    """{dotted key: value} of what the recipe's environment does where the recipe says nothing."""
+    acting = recipe.environment
+    return _flat_settings(default_settings(acting.name, acting.settings), SETTINGS)
 
 
 def default_values(section: Section) -> dict[str, Any]:
@@ -222,16 +230,18 @@ def _keys_that_are_gone(recorded: Mapping[str, Any]) -> list[str]:
 def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
     """By recipe.yaml, and by the newest checkpoint, whose manifest says what it was trained with."""
     name = recipe.environment.name
-    places = {f"environment.settings.{key}" for table in (DATA_SETTINGS, SERVICE_SETTINGS) for key in table[name]}
+    places = {SETTINGS + key for table in (DATA_SETTINGS, SERVICE_SETTINGS) for key in table[name]}
+    given = flat(recipe.model_dump(mode="json"), type(recipe))
     named: set[str] = set()
     for recorded in (_recorded_recipe(folder), folder.checkpoint_recipe()):
         if recorded is None:
             continue
-        for key, old, new in differences(recorded, recipe):
+        for key, old, new in differences(recorded, recipe, _recorded_defaults(folder)):
             if may_change(key) or key in BY_CONTENT | places | named:
                 continue
             named.add(key)
-            yield f"{key} was {_said(old)}, is {_said(new)}"
+            by_default = ", the default of this release: give it as it was" if key not in given else ""
+            yield f"{key} was {_said(old)}, is {_said(new)}{by_default}"
 
 
 def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> Iterator[str]:
@@ -248,13 +258,19 @@ def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> 
         now = ours["data"].get(name)
         if now and before["sha256"] != now["sha256"]:
             yield (
-                f"environment.settings.{name}: the run began with {before['path']}; the content of {now['path']} "
-                "is another"
+                f"{SETTINGS}{name}: the run began with {before['path']}; the content of {now['path']} is another"
             )
 
 
+def _too_few_steps(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
+    done = folder.last_checkpoint()
+    if done > recipe.run.steps:
+        yield f"run.steps is {recipe.run.steps}; the run in {folder.root} has {done} steps behind it: raise it"
+
+
 def describe(recipe: Recipe | SftRecipe) -> dict[str, Any]:
-    """Kind of run, and fingerprints of its model and data; without what is not at its place."""
+    """Kind of run, fingerprints of its model and data (without what is not at its place), and the defaults of its
+    environment, which another release may have changed."""
     files = data_files(recipe.environment.name, recipe.environment.settings)
     data = {name: {"path": str(path), "sha256": fingerprint_file(path)} for name, path in files.items()}
     return {
@@ -262,6 +278,7 @@ def describe(recipe: Recipe | SftRecipe) -> dict[str, Any]:
         "model_path": str(recipe.model.path),
         "model": fingerprint_model(recipe.model.path, recipe.model.initialise),
         "data": {name: entry for name, entry in data.items() if entry["sha256"]},
+        "defaults": environment_defaults(recipe),
     }
 
 
@@ -284,6 +301,11 @@ def _identity(folder: RunFolder) -> dict[str, Any]:
         found = json.loads(folder.identity.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _recorded_defaults(folder: RunFolder) -> dict[str, Any]:
+    found = _identity(folder).get("defaults")
     return found if isinstance(found, dict) else {}
 
 

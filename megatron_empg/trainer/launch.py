@@ -6,6 +6,7 @@ here one parent starts them. What they print goes to ``logs/``; the parent shows
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from megatron_empg.trainer.driver_client import wait_until_healthy
 from megatron_empg.trainer.environment_variables import trainer_environment
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.identity import take_up
+from megatron_empg.trainer.interrupts import Interrupted, Interrupts
 from megatron_empg.trainer.metrics import read_metrics
 from megatron_empg.trainer.progress import Progress
 from megatron_empg.trainer.run_folder import RunFolder
@@ -57,11 +59,13 @@ class Family:
     folder: RunFolder
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     children: list[Child] = field(default_factory=list)
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Child:
         """Start a process with its output in ``logs/NAME.log``, and more `environment` than this process has."""
         log = self.folder.logs / f"{name}.log"
-        with log.open("wb") as output:
+        # An interrupt in between would leave a process that nobody ends.
+        with log.open("wb") as output, self.interrupts.held_back():
             # Its own session: a Ctrl-C in the terminal reaches the parent alone, which ends things in order.
             process = subprocess.Popen(
                 command,
@@ -71,7 +75,7 @@ class Family:
                 env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1", **(environment or {})},
                 start_new_session=True,
             )
-        return self.adopt(name, process, log)
+            return self.adopt(name, process, log)
 
     def adopt(self, name: str, process: "subprocess.Popen[bytes]", log: Path) -> Child:
         """Watch over a process that was started elsewhere."""
@@ -86,22 +90,44 @@ class Family:
                 raise LaunchError(f"{child.name} ended with status {status}; end of {child.log}:\n{child.tail()}")
 
     def stop(self, grace: float = 10.0) -> None:
-        """End every process and its own children: asked first, then killed."""
+        """End every process and its own children: asked first, then killed. No interrupt cuts it short."""
+        self.interrupts.ignore()
         alive = [child.process for child in self.children if child.process.poll() is None]
         for process in alive:
             _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + grace
         for process in alive:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_group(process, signal.SIGKILL)
-                process.wait()
+            _signal_group(process, signal.SIGKILL)  # one that ended in order may have left a child
+            process.wait()
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+@contextlib.contextmanager
+def _family(folder: RunFolder, *, goes_on: bool = True) -> Iterator[Family]:
+    """The processes of a run that has taken up `folder`; they end, and give it free, with the block.
+
+    An interrupt that ends the run ends this process too: with one line and the exit code of its signal. `goes_on`:
+    the same command would continue the run.
+    """
+    family = Family(folder)
+    try:
+        with family.interrupts.handled():
+            try:
+                yield family
+            finally:
+                family.stop()
+    except Interrupted as interrupted:
+        further = f"; the same command goes on after step {folder.last_checkpoint()}" if goes_on else ""
+        print(f"interrupted: all processes have ended{further}", file=sys.stderr)
+        raise SystemExit(interrupted.code) from None
+    finally:
+        folder.close()
 
 
 def launch_training(path: Path, overrides: list[str]) -> Path:
@@ -115,18 +141,18 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     folder = take_up(recipe)
     if _told_finished(folder, recipe.run.steps):
         return _report(folder)
-    family = Family(folder)
-    try:
-        urls = _start_engines(recipe, family)
-        driver = _start_driver(recipe, family, urls)
-        engines = [word for url in urls for word in ("--engine", url)]
-        trainer = _start_trainer(recipe, family, ["train", str(folder.recipe), "--driver", driver, *engines])
-        _watch(family, trainer, recipe.run.steps)
-    finally:
-        family.stop()
-        report = _report(folder)
-        folder.close()
-    return report
+    with _family(folder) as family:
+        try:
+            urls = _start_engines(recipe, family)
+            driver = _start_driver(recipe, family, urls)
+            engines = [word for url in urls for word in ("--engine", url)]
+            trainer = _start_trainer(recipe, family, ["train", str(folder.recipe), "--driver", driver, *engines])
+            _watch(family, trainer, recipe.run.steps, urls)
+        finally:
+            family.stop()
+            if family.interrupts.training:
+                _report(folder)
+    return folder.report
 
 
 def launch_sft(path: Path, overrides: list[str]) -> Path:
@@ -136,13 +162,9 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
     _check_machine(recipe)
     folder = take_up(recipe)
     if not _told_finished(folder, recipe.run.steps):
-        family = Family(folder)
-        try:
+        with _family(folder) as family:
             trainer = _start_trainer(recipe, family, ["sft", str(folder.recipe)])
             _watch(family, trainer, recipe.run.steps)
-        finally:
-            family.stop()
-            folder.close()
     print(f"policy: {folder.policy}")
     return folder.policy
 
@@ -156,14 +178,10 @@ def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> l
     _check_machine(recipe, trains=False)
     with tempfile.TemporaryDirectory(prefix="empg_evaluate_") as scratch:
         folder = RunFolder(scratch).open(dump_recipe(recipe))
-        family = Family(folder)
-        try:
+        with _family(folder, goes_on=False) as family:
             urls = _start_engines(recipe, family, trains=False)
             wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
             return asyncio.run(_evaluate(recipe, urls, family.token))
-        finally:
-            family.stop()
-            folder.close()
 
 
 async def _evaluate(recipe: Recipe, urls: list[str], token: str) -> list[Evaluation]:
@@ -212,20 +230,21 @@ def _start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> li
     urls = []
     for index in range(settings.count):
         name = f"engine_{index}"
-        engine = start_engine(
-            recipe.model.path,
-            port=free_port(settings.host),
-            token=family.token,
-            log_path=family.folder.logs / f"{name}.log",
-            max_model_len=recipe.rollout.max_episode_tokens,
-            dtype=recipe.model.dtype,
-            host=settings.host,
-            kv_cache_bytes=kv_cache,
-            max_num_seqs=min(1024, recipe.rollout.concurrency),
-            tensor_parallel=settings.tensor_parallel,
-            device_index=None if first_gpu is None else first_gpu + index * settings.tensor_parallel,
-        )
-        family.adopt(name, engine.process, engine.log_path)
+        with family.interrupts.held_back():
+            engine = start_engine(
+                recipe.model.path,
+                port=free_port(settings.host),
+                token=family.token,
+                log_path=family.folder.logs / f"{name}.log",
+                max_model_len=recipe.rollout.max_episode_tokens,
+                dtype=recipe.model.dtype,
+                host=settings.host,
+                kv_cache_bytes=kv_cache,
+                max_num_seqs=min(1024, recipe.rollout.concurrency),
+                tensor_parallel=settings.tensor_parallel,
+                device_index=None if first_gpu is None else first_gpu + index * settings.tensor_parallel,
+            )
+            family.adopt(name, engine.process, engine.log_path)
         urls.append(engine.url)
     return urls
 
@@ -276,14 +295,20 @@ def _trainer_environment(recipe: Recipe | SftRecipe) -> dict[str, str]:
     return added
 
 
-def _watch(family: Family, trainer: Child, total_steps: int) -> None:
-    """Show steps as they are logged, until the trainer ends. The first interrupt asks it to end in order."""
+def _watch(family: Family, trainer: Child, total_steps: int, engines: Sequence[str] = ()) -> None:
+    """Show steps as they are logged, until the trainer ends. `engines`: the URLs of those that it needs.
+
+    Once they are there, the first interrupt asks the trainer to end in order.
+    """
     records, size = read_metrics(family.folder), 0
     shown = max((record["step"] for record in records), default=-1)
-    with Progress(total_steps, done=max(shown, 0)) as progress, _interrupts(family.folder, progress):
+    with Progress(total_steps, done=max(shown, 0)) as progress:
         progress.note(f"run folder {family.folder.root}; logs in {family.folder.logs}")
         if shown > 0:
             progress.note(f"continuing a run that has logged {shown} steps")
+        # The trainer waits for them too, and says when it has been too long.
+        wait_until_healthy(list(engines), family.token, timeout=math.inf, check=family.check)
+        family.interrupts.train(family.folder.stop, progress.note)
         while True:
             ended = trainer.process.poll() is not None
             size, before = family.folder.metrics.stat().st_size if family.folder.metrics.exists() else 0, size
@@ -302,27 +327,6 @@ def _watch(family: Family, trainer: Child, total_steps: int) -> None:
                     )
                 return
             time.sleep(POLL_SECONDS)
-
-
-@contextlib.contextmanager
-def _interrupts(folder: RunFolder, progress: Progress) -> Iterator[None]:
-    """SIGINT or SIGTERM: end after the running step, with a checkpoint; a second one: end now.
-
-    Set in any case, since a shell starts background jobs with SIGINT ignored.
-    """
-
-    def handle(*_: object) -> None:
-        if folder.stop.exists():
-            raise KeyboardInterrupt
-        folder.stop.touch()
-        progress.note("ending after this step, with a checkpoint; interrupt again to end now")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _report(folder: RunFolder) -> Path:

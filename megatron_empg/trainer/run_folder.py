@@ -1,7 +1,7 @@
 """Where a run keeps everything: a folder that an interrupted run is continued from.
 
 recipe.yaml        the resolved recipe                    versions.json   what ran, and what changed, at each start
-identity.json      kind of run, its model and data        exported.json   the step that policy/ is of
+identity.json      kind of run, model, data, defaults     exported.json   the step that policy/ is of
 metrics.jsonl      one line a step                        steps.jsonl     entropies and advantages of steps
 episodes/          sampled episodes, annotated            checkpoints/    model, optimizer, RNG, data order
 tensorboard/  logs/                                       report.html
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from megatron_empg.checkpoint_folders import last_step, step_folder
 from megatron_empg.trainer.jsonl import keep_lines, read_lines, write_aside
 
 SUBFOLDERS = ("checkpoints", "episodes", "tensorboard", "logs")
@@ -82,13 +83,11 @@ class RunFolder:
 
     def last_checkpoint(self) -> int:
         """The step of the newest checkpoint; 0 without one."""
-        # As actor.manifest.finished_steps, without the seconds that torch's import takes.
-        names = [path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*") if path.is_dir()]
-        return max((int(name) for name in names if name.isdigit()), default=0)
+        return last_step(self.checkpoints)
 
     def checkpoint_recipe(self) -> dict[str, Any] | None:
         """The recipe that the newest checkpoint was trained with, by its manifest; None where it says none."""
-        manifest = self.checkpoints / f"step_{self.last_checkpoint():06d}" / "manifest.json"
+        manifest = step_folder(self.checkpoints, self.last_checkpoint()) / "manifest.json"
         try:
             recipe = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
         except (OSError, ValueError, KeyError, TypeError):

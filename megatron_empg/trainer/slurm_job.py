@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from megatron_empg.options import finite
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.trainer.environment_variables import trainer_environment
+from megatron_empg.trainer.run_folder import RunFolder
 from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
 if TYPE_CHECKING:
@@ -154,15 +155,12 @@ def facts(recipe: Recipe, shape: Shape) -> dict[str, object]:
     """What the scripts need to know of the recipe."""
     from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
 
-    run = recipe.run
-    # As actor.manifest.finished_steps, without the seconds that torch's import takes.
-    names = [path.name.removeprefix("step_") for path in (run.folder / "checkpoints").glob("step_*")]
-    done = max((int(name) for name in names if name.isdigit()), default=0)
+    folder = RunFolder(recipe.run.folder)
     return {
-        "run_folder": run.folder.absolute(),
+        "run_folder": folder.root.absolute(),
         "engines_per_node": shape.engines_on_node(recipe),
-        "checkpoint": done,
-        "finished": int(done >= run.steps and (run.folder / "policy").exists()),
+        "checkpoint": folder.last_checkpoint(),
+        "finished": int(folder.finished(recipe.run.steps)),
         "corpus": recipe.environment.settings.get("corpus", DEFAULT_CORPUS),
         "search_url": recipe.environment.settings.get("search_url", ""),
     }

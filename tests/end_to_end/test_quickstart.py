@@ -168,7 +168,9 @@ def test_every_step_is_logged_in_full(finished: Path) -> None:
     assert lines[1]["policy/kl_to_initial"] == pytest.approx(0, abs=1e-6)
     assert lines[3]["policy/kl_to_initial"] > 0, "the policy has moved, across the restart too"
     for line in (lines[0], lines[STEPS]):
-        assert line["eval/test_id/questions"] == line["eval/test_ood/questions"] == 8
+        for split in ("test_id", "test_ood"):
+            assert line[f"eval/{split}/sampled_questions"] == 8, (line["step"], split)
+            assert line[f"eval/{split}/sampled_errors"] == 0, (line["step"], split)
 
 
 def test_the_run_folder_is_whole(finished: Path) -> None:

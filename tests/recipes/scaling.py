@@ -118,16 +118,22 @@ def _batch(recipe: Recipe, degrees: dict[str, int], size: Size) -> Overrides:
 
 
 def _tokens(recipe: Recipe, context: int, size: Size) -> Overrides:
-    """Shorter episodes; a microbatch holds as many of them as before, if not just one."""
+    """Shorter episodes; a microbatch holds as many of them as before, if not just one.
+
+    An episode that took many context ranks must fit a microbatch of few.
+    """
     rollout, actor = recipe.rollout, recipe.actor
-    episode = min(rollout.max_episode_tokens, size.episode_tokens)
-    in_microbatch = actor.max_tokens_per_microbatch * actor.context_parallel / rollout.max_episode_tokens
-    microbatch = min(actor.max_tokens_per_microbatch, math.ceil(episode * in_microbatch / context))
+    budget, multiple = actor.max_tokens_per_microbatch, 2 * context if context > 1 else 1
+    longest = budget * context - budget * context % multiple
+    episode = min(rollout.max_episode_tokens, size.episode_tokens, longest)
+    in_microbatch = budget * actor.context_parallel / rollout.max_episode_tokens
+    microbatch = min(budget, math.ceil(episode * in_microbatch / context))
+    padded = math.ceil(episode / multiple) * multiple
     turn = min(rollout.max_turn_tokens, size.turn_tokens, episode - 1)
     return {
         "rollout.max_episode_tokens": episode,
         "rollout.max_turn_tokens": turn,
-        "actor.max_tokens_per_microbatch": max(microbatch, math.ceil(episode / context)),
+        "actor.max_tokens_per_microbatch": max(microbatch, padded // context),
         **_overlong(recipe, episode, turn),
     }
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from recipe_files import RECIPES, read
 from scaling import DEGREE_KEYS, DEGREES, Overrides, scaled, words
@@ -169,7 +169,20 @@ def with_overrides(recipe: Any, overrides: Overrides) -> Any:
     return parse_recipe(raw, type(recipe))
 
 
+def episode_of_many_ranks(tokens: int) -> dict[str, Any]:
+    """A recipe whose microbatch holds an episode only since eight context ranks share it."""
+    return {
+        "run": {"folder": "runs/x", "steps": 1},
+        "model": {"path": "some/model"},
+        "environment": {"name": "deep_search"},
+        "actor": {"max_tokens_per_microbatch": 18, "context_parallel": 8},
+        "rollout": {"groups": 1, "group_size": 2, "max_turn_tokens": 1, "max_episode_tokens": tokens},
+    }
+
+
 @settings(max_examples=300, deadline=None)
+@example(episode_of_many_ranks(65))
+@example(episode_of_many_ranks(131))
 @given(training)
 def test_a_training_recipe_keeps_all_but_its_numbers(raw: dict[str, Any]) -> None:
     recipe: Recipe = possible(raw, Recipe)

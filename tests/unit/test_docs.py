@@ -17,6 +17,10 @@ STAND_FOR_ANY = ("NAME",)
 """In a file's name: it stands for one of the reader's own."""
 NO_KEYS = ("actor.score", "actor.update", "actor.py", "model.safetensors")
 """Words that look like a recipe's keys and are files or calls."""
+NO_METRICS = {"policy/model.safetensors"}
+"""Strings that look like names of metrics and are files."""
+SPLIT = "{test_id,test_ood}"
+"""What SPLIT in a metric's name stands for."""
 
 
 def keys(section: type[Section], before: str = "") -> Iterator[str]:
@@ -65,12 +69,12 @@ def test_the_page_of_algorithms_names_every_one_with_its_keys() -> None:
 
 
 def documented_metrics() -> set[str]:
-    """Names of the table's first column, braces written out."""
+    """Names of the table's first column, braces and splits written out."""
     found: set[str] = set()
     for line in (ROOT / "docs/metrics.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| `"):
             for name in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
-                found |= set(written_out(name))
+                found |= set(written_out(name.replace("SPLIT", SPLIT)))
     return found
 
 
@@ -84,10 +88,34 @@ def written_out(name: str) -> Iterator[str]:
         yield from written_out(name[: braces.start()] + word + name[braces.end() :])
 
 
-def test_metrics_of_the_source_are_documented() -> None:
-    named: set[str] = set()
-    for path in (ROOT / "megatron_empg/trainer").glob("*.py"):
-        groups = "train|rollout|policy|empg|validation|time"
-        named |= set(re.findall(rf'"((?:{groups})/[a-z_]+)"', path.read_text(encoding="utf-8")))
-    assert len(named) > 40
-    assert named - documented_metrics() == set()
+def named_metrics(path: Path) -> set[str]:
+    """Strings of a Python file that are names of metrics; parts that are filled in stand in braces."""
+    groups = "train|rollout|policy|empg|eval|validation|time"
+    quoted = re.compile(rf'"((?:{groups})/[\w/{{}}.\[\]]*[\w}}])"')
+    return set(quoted.findall(path.read_text(encoding="utf-8"))) - NO_METRICS
+
+
+def is_documented(name: str, documented: set[str]) -> bool:
+    """Whether a documented metric is called so, whatever stands for the parts in braces."""
+    parts = re.split(r"\{[^}]+\}", name)
+    pattern = re.compile(".+".join(map(re.escape, parts)))
+    return any(pattern.fullmatch(other) for other in documented)
+
+
+def test_metrics_that_anything_writes_reads_or_asserts_are_documented() -> None:
+    """Also those that only slow tests ask for: a renamed metric must not live on there."""
+    documented = documented_metrics()
+    files = [path for folder in ("megatron_empg", "tests", "bench") for path in (ROOT / folder).rglob("*.py")]
+    named = {(name, path) for path in files for name in named_metrics(path)}
+    assert len({name for name, _ in named}) > 60
+    unknown = {(name, str(path.relative_to(ROOT))) for name, path in named if not is_documented(name, documented)}
+    assert unknown == set()
+
+
+def test_a_metric_of_an_older_release_is_not_documented() -> None:
+    documented = documented_metrics()
+    assert is_documented("eval/test_id/sampled_questions", documented)
+    assert is_documented("eval/{split}/{how}_errors", documented)
+    # In two parts, so that the test above does not take them for metrics that are asked for.
+    assert not is_documented("eval/test_id/" + "questions", documented)
+    assert not is_documented("time/{phase}/" + "seconds", documented)

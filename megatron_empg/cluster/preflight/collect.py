@@ -12,6 +12,7 @@ from typing import Any
 from megatron_empg.cluster.preflight import arithmetic, gpu, host
 from megatron_empg.cluster.preflight.facts import Folder, Gpus, Node
 
+NO_GPU = "not checked: --no-gpu was given"
 _TORCH_LIMIT = 90.0  # importing torch from a shared file system, on all nodes at once
 _PRODUCT_LIMIT = 40.0  # of that, for GPUs to start and multiply
 
@@ -36,7 +37,7 @@ class Questions:
 def collect_node(name: str, asked: Questions) -> Node:
     """Read everything at once; what has not answered in time stands in ``unanswered``."""
     parts: dict[str, Callable[[], Any]] = {
-        "gpus": lambda: Gpus(absent="not asked for") if asked.use_gpus is False else gpu.read_gpus(),
+        "gpus": lambda: Gpus(absent=NO_GPU) if asked.use_gpus is False else gpu.read_gpus(),
         "versions": lambda: host.read_versions(asked.packages),
         "infiniband": host.read_infiniband,
         "shared_memory": host.read_shared_memory,

@@ -101,16 +101,17 @@ class _Paths:
 
 def _of_recipe(recipe: Path, overrides: list[str], gpus: int | None) -> _Paths:
     """What a recipe reads and writes, and the main memory it takes."""
+    from megatron_empg.environments.registry import data_files
     from megatron_empg.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    settings = loaded.environment.settings
+    files = data_files(loaded.environment.name, loaded.environment.settings)
     return _Paths(
         host_memory=_host_memory(loaded, gpus),
         run_folder=loaded.run.folder,
         model=loaded.model.path,
         weights=loaded.model.initialise == "checkpoint",
-        data=tuple(Path(settings[key]) for key in ("corpus", "data") if isinstance(settings.get(key), str)),
+        data=tuple(files.values()),  # also where the recipe leaves them to their defaults
     )
 
 

@@ -37,7 +37,7 @@ class Gpus(Facts):
     cuda_driver: str | None = None
     gpus: list[Gpu] = []
     absent: str | None = None
-    """Why there are none to look at: no package, no driver, or not asked for."""
+    """Why there are none to look at: no package, no driver, or --no-gpu."""
     device_files: bool = False
     """/dev/nvidiactl is there, so there should be GPUs."""
     on_bus: int | None = None
@@ -114,7 +114,7 @@ class Clock(Facts):
 
 
 class Node(Facts):
-    """Everything of one node. A part is None when it was not asked for or did not answer (see ``unanswered``)."""
+    """Everything of one node. A part is None when it was not looked at or did not answer (see ``unanswered``)."""
 
     name: str
     gpus: Gpus | None = None

@@ -50,6 +50,14 @@ class Requirements:
     """Wanted version by package."""
 
 
+NOT_GIVEN = {
+    "disk": "not checked: neither a recipe nor --run-folder was given",
+    "model": "not checked: neither a recipe nor --model was given",
+    "data": "not checked: neither a recipe nor --data was given",
+    "busy_ports": "not checked: no --ports were given",
+}
+"""Why a part was not looked at, by the part."""
+
 Check = Callable[[Sequence[Node], Requirements], Iterator[Finding]]
 
 
@@ -59,13 +67,13 @@ def judge(nodes: Sequence[Node], wanted: Requirements, checks: Sequence[Check]) 
 
 
 def part_of(nodes: Sequence[Node], part: str, check: str) -> Iterator[tuple[Node, Any, Finding | None]]:
-    """(node, part, None), or (node, None, finding) where the part did not answer or was not asked for."""
+    """(node, part, None), or (node, None, finding) where the part did not answer or was not looked at."""
     for node in nodes:
         if part in node.unanswered:
             fix = "see whether the file system or driver behind it hangs on that node"
             yield node, None, Finding(node.name, check, "FAIL", node.unanswered[part], fix)
         elif getattr(node, part) is None:
-            yield node, None, Finding(node.name, check, "SKIP", "not asked for")
+            yield node, None, Finding(node.name, check, "SKIP", NOT_GIVEN.get(part, "not looked at"))
         else:
             yield node, getattr(node, part), None
 

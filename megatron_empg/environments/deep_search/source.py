@@ -1,8 +1,10 @@
 """Deep Search tasks: drawn in balance, the same for the same seed."""
 
+import inspect
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -19,6 +21,7 @@ from megatron_empg.environments.deep_search.searcher import LAST_THOUGHTS, SEARC
 
 DEFAULT_CORPUS = "recipes/miniature/corpus.jsonl"
 KIND_WEIGHTS = {"seen": 1.0, "held_out_path": 0.5, "held_out_relation": 0.3, "longer": 0.2}
+_OF_THE_EPISODE = ("max_turns", "step_timeout")  # keys of the recipe's own give them
 _REPEAT_DRAWS = 50  # draws of questions already drawn before one is taken again
 
 
@@ -169,3 +172,19 @@ class DeepSearchTaskSource:
             seen.add(question.id)
             drawn.append(_make_task(kind, question, self._instructions))
         return drawn
+
+
+def source_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's settings where `settings` say nothing, as JSON has them, without the episode's limits.
+
+    The chances of erring are those of the searcher that `settings` name; the rules of splits are those before they
+    are fitted to a corpus.
+    """
+    parameters = inspect.signature(DeepSearchTaskSource).parameters
+    found = {name: parameter.default for name, parameter in parameters.items() if name not in _OF_THE_EPISODE}
+    found["splits"] = asdict(SplitRules())
+    searcher = SEARCHERS.get(str(settings.get("searcher", found["searcher"])))
+    if searcher is not None:  # an unknown one is refused elsewhere
+        found["searcher_settings"] = asdict(searcher)
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain

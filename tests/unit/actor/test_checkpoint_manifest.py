@@ -7,7 +7,6 @@ import pytest
 from megatron_empg.actor.manifest import (
     CheckpointError,
     file_records,
-    finished_steps,
     first_fault,
     read_manifest,
     write_manifest,
@@ -58,12 +57,3 @@ def test_a_manifest_that_cannot_be_read_is_named(folder: Path, content: str | No
         (folder / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"step_000002 has no readable manifest\.json"):
         read_manifest(folder)
-
-
-def test_finished_steps_are_folders_with_their_final_name(folder: Path) -> None:
-    root = folder.parent
-    for name in ("step_000010", "step_000003.writing", "step_x", "other"):
-        (root / name).mkdir()
-    (root / "step_000011").write_text("a file")
-    assert finished_steps(root) == [2, 10]
-    assert finished_steps(root / "none") == []

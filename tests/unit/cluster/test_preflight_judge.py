@@ -332,13 +332,15 @@ def test_a_gpu_machine_without_the_package_fails() -> None:
     assert [(f.check, f.detail) for f in found] == [("GPUs", "the package nvidia-ml-py is not installed")]
 
 
-def test_a_part_that_does_not_answer_fails_its_checks_and_one_not_asked_for_is_skipped() -> None:
+def test_a_part_that_does_not_answer_fails_its_checks_and_one_not_looked_at_says_why() -> None:
     node = good_node(0)
     node.disk, node.unanswered = None, {"disk": "no answer within 20 s"}
-    node.model = None
+    node.model = node.data = node.busy_ports = None
     found = {f.check: (f.status, f.detail) for f in not_passed([node])}
     assert found["disk"] == ("FAIL", "no answer within 20 s")
-    assert found["model"] == ("SKIP", "not asked for")
+    assert found["model"] == ("SKIP", "not checked: neither a recipe nor --model was given")
+    assert found["data"] == ("SKIP", "not checked: neither a recipe nor --data was given")
+    assert found["ports"] == ("SKIP", "not checked: no --ports were given")
 
 
 def test_facts_survive_the_way_to_the_first_node() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_empg.checkpoint_folders import step_folder
 from megatron_empg.cluster.watchdog import (
     HUNG,
     SLOWEST_READ,
@@ -87,7 +88,7 @@ with Heartbeat(Path(sys.argv[1]), int(sys.argv[2])):
 def test_the_limit_of_a_start_grows_with_the_newest_checkpoint(tmp_path):
     assert reading_seconds(tmp_path) == 0
     for step, size in ((9, 3_000_000), (12, 1_000_000)):
-        shards = tmp_path / f"checkpoints/step_{step}/shards"
+        shards = step_folder(tmp_path / "checkpoints", step) / "shards"
         shards.mkdir(parents=True)
         (shards / "0.distcp").write_bytes(b"0" * size)
     assert 1_000_000 / SLOWEST_READ <= reading_seconds(tmp_path) < 1_100_000 / SLOWEST_READ

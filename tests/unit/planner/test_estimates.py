@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from vllm.distributed.weight_transfer import packed_tensor
 
+from megatron_empg.planner import transfer
 from megatron_empg.planner.activations import Microbatch, layer_activations
 from megatron_empg.planner.assumptions import GPUS, PACKED_BUFFER_BYTES, PACKED_BUFFERS
 from megatron_empg.planner.engines import engine_memory
@@ -16,7 +18,7 @@ from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import chunks_in_flight, optimizer_bytes, rank_memory
 from megatron_empg.planner.shards import Parameters, model_parameters, stage_parameters
 from megatron_empg.planner.timing import bubble_share, step_time
-from megatron_empg.planner.transfer import chunk_sizes, transfer_bytes
+from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import ActorSection, Recipe, load_recipe
 from megatron_empg.weights.mapping import rows
 from megatron_empg.weights.model_config import ModelConfig
@@ -95,20 +97,51 @@ def test_adam_in_mixed_precision_takes_18_bytes_a_parameter() -> None:
 MODELS = ["smollm2-135m", "qwen2.5-7b", "qwen2.5-32b", "qwen3-30b-a3b"]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_chunks_are_those_that_vllm_packs(name: str) -> None:
-    """With vLLM's own packing of tensors without storage."""
-    model = config(name)
+@dataclass
+class Packing:
+    """What vLLM's packing of a model's tensors in bfloat16 holds, in bytes: `chunks` as they are sent, and
+    `waiting` (by Megatron parameter) in the chunk that is not full yet when the parameter is gathered."""
+
+    chunks: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+
+
+def packed_by_vllm(model: ModelConfig, buffer: int) -> Packing:
+    """By its own function, with tensors that have no storage."""
+    found, given = Packing(), 0
 
     def tensors() -> Any:
+        nonlocal given
         for row in rows(model):
+            found.waiting.append(given - sum(found.chunks))
             for hf, shape in zip(row.hf, row.shapes, strict=True):
+                given += 2 * math.prod(shape)
                 yield hf, torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
-    stream, packed = tensors(), []
-    while chunk := packed_tensor.pack_tensors(stream, lambda item: item[1], PACKED_BUFFER_BYTES):
-        packed.append(chunk.packed_tensor.numel())
-    assert list(chunk_sizes(model, 2)) == packed
+    stream = tensors()
+    while chunk := packed_tensor.pack_tensors(stream, lambda item: item[1], buffer):
+        found.chunks.append(chunk.packed_tensor.numel())
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Tensor .* which exceeds buffer_size_bytes")
+@pytest.mark.parametrize("buffer", [PACKED_BUFFER_BYTES, 2**26])
+@pytest.mark.parametrize("name", MODELS)
+def test_rank_0_holds_what_vllms_packing_makes_it_hold(
+    name: str, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk and its packed copy, or what waits and a parameter twice; a smaller buffer cuts elsewhere."""
+    model = config(name)
+    packing = packed_by_vllm(model, buffer)
+    fullest = 2 * max(packing.chunks)
+    for row, waiting in zip(rows(model), packing.waiting, strict=True):
+        first = model.padded_vocab_size(8) if row.kind == "vocabulary" else row.full_shape[0]
+        fullest = max(fullest, waiting + 2 * 2 * first * math.prod(row.full_shape[1:]))
+    monkeypatch.setattr(transfer, "PACKED_BUFFER_BYTES", buffer)
+    assert transfer_bytes.__wrapped__(model, 2, 8) == PACKED_BUFFERS * fullest
+
+
+def test_buffers_are_as_many_and_as_large_as_vllms() -> None:
     assert PACKED_BUFFER_BYTES == packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES
     assert PACKED_BUFFERS == packed_tensor.DEFAULT_PACKED_NUM_BUFFERS
 
@@ -117,7 +150,7 @@ def test_chunks_are_those_that_vllm_packs(name: str) -> None:
 def test_rank_0_holds_two_chunks_twice_and_the_largest_parameter(name: str) -> None:
     model = config(name)
     largest = max(math.prod(row.full_shape) * 2 for row in rows(model))
-    chunk = max(chunk_sizes(model, 2))
+    chunk = max(packed_by_vllm(model, PACKED_BUFFER_BYTES).chunks)
     held = transfer_bytes(model, 2, 8)
     assert held >= 2 * 2 * max(chunk, largest)
     assert held <= 2 * (2 * chunk + 2.02 * largest), "the padded vocabulary"

@@ -16,6 +16,8 @@ from megatron_empg.environments.base import StepResult, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Generation, Sampling, VersionSpan
 from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode, state_number
+from megatron_empg.rollout.text_tokens import TextTokens
+from megatron_empg.rollout.token_bound import TokenBound
 from tests.tokenizers_for_tests import make_tokenizer
 
 TASK = Task("t", [{"role": "user", "content": "the capital of Peru"}], {})
@@ -174,6 +176,58 @@ def test_an_observation_that_does_not_fit_ends_the_episode(chat: ChatTokens) -> 
     assert episode.tokens == chat.prompt(TASK.prompt) + turn
     assert (episode.outcome, episode.reward, episode.error) == ("truncated", 0.0, None)
     assert episode.turns[0].observation == "long " * 1000
+
+
+@pytest.fixture
+def longest_cut(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Characters of the texts that were cut into tokens."""
+    seen: list[int] = []
+    encode_text = TextTokens.encode_text
+
+    def noted(self: TextTokens, text: str, **settings: bool) -> list[int]:
+        seen.append(len(text))
+        return encode_text(self, text, **settings)
+
+    monkeypatch.setattr(TextTokens, "encode_text", noted)
+    return seen
+
+
+@pytest.mark.parametrize("page", ["long " * 20_000_000, "東" * 10_000_000, " " * 10_000_000 + "x"], ids=len)
+def test_a_huge_observation_ends_the_episode_without_being_cut_into_tokens(
+    chat: ChatTokens, longest_cut: list[int], page: str
+) -> None:
+    turn = [*encode(chat, "search Peru"), chat.end_of_turn]
+    episode, policy = play(chat, [turn, turn], Limits(4, 50, 16384), lambda: Pages([page]))
+    assert (len(policy.seen), episode.tokens) == (1, chat.prompt(TASK.prompt) + turn)
+    assert (episode.outcome, episode.reward, episode.error) == ("truncated", 0.0, None)
+    assert max(longest_cut) < 1000
+
+
+def test_a_huge_prompt_is_an_error_without_being_cut_into_tokens(chat: ChatTokens, longest_cut: list[int]) -> None:
+    task = Task("t", [{"role": "user", "content": "long " * 2_000_000}], {})
+    episode, policy = play(chat, [], Limits(4, 50, 16384), task=task)
+    assert (policy.seen, episode.outcome, episode.tokens) == ([], "error", [])
+    assert episode.error is not None
+    assert "the prompt of task 't' has at least " in episode.error
+    assert max(longest_cut, default=0) < 1000
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_episodes_are_those_that_cutting_everything_gives(
+    chat: ChatTokens, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every length of a page up to where it no longer has room, and far beyond."""
+    turn = encode(chat, "search Peru") if cut else [*encode(chat, "search Peru"), chat.end_of_turn]
+    limits = Limits(3, len(turn), 120)
+
+    def episodes() -> list[Episode]:
+        pages = [piece * length for piece in ("long ", "é") for length in (*range(60), 500)]
+        return [play(chat, [turn] * 3, limits, lambda page=page: Pages([page, page]))[0] for page in pages]
+
+    found = episodes()
+    monkeypatch.setattr(TokenBound, "fewest", lambda self, text: 0)
+    assert found == episodes()
+    assert {len(episode.turns) for episode in found} == {1, 2, 3}
 
 
 def test_an_engine_that_samples_more_than_it_may_has_failed(chat: ChatTokens) -> None:

@@ -1,9 +1,12 @@
 """A run folder goes on under the same recipe, model and data, or not at all."""
 
+import inspect
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import pytest
 import yaml
 from models import save_random_model
 
+from megatron_empg.environments.deep_search.searcher import SEARCHERS
+from megatron_empg.environments.deep_search.source import DeepSearchTaskSource, source_defaults
+from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, default_settings
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, parse_recipe
 from megatron_empg.section import Section, choices, shared_keys
 from megatron_empg.trainer import identity
@@ -18,7 +24,6 @@ from megatron_empg.trainer.identity import (
     BY_CONTENT,
     changed_keys,
     differences,
-    is_fixed,
     may_change,
     require_same_run,
     take_up,
@@ -45,6 +50,20 @@ def leaf_keys(kind: type[Section], above: str = "") -> list[tuple[str, dict[str,
         elif not siblings:
             found.append((f"{key}.searcher" if name == "settings" else key, {}))
     return found
+
+
+FIXED = {
+    "run.seed", "model.initialise", "model.dtype", "environment.name", "environment.settings.*",
+    "environment.max_turns", "rollout.groups", "rollout.group_size", "rollout.temperature",
+    "rollout.max_turn_tokens", "rollout.max_episode_tokens", "algorithm.*", "actor.distributed_optimizer",
+    "sft.batch_size", "sft.split",
+}  # fmt: skip
+"""Keys that no continuation may change, as the documents list them."""
+
+
+def is_fixed(key: str) -> bool:
+    sections = [listed.removesuffix("*") for listed in FIXED if listed.endswith("*")]
+    return (key in FIXED or key.startswith(tuple(sections))) and key not in identity.MAY_CHANGE
 
 
 KEYS = [(kind, key, names) for kind in (Recipe, SftRecipe) for key, names in leaf_keys(kind)]
@@ -121,7 +140,7 @@ def test_every_key_is_fixed_or_may_change_and_is_treated_so(
     kind: type[Section], key: str, names: dict[str, str], tmp_path: Path, shared: Path
 ) -> None:
     assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, (
-        "classify it in trainer/identity.py"
+        "classify it: in MAY_CHANGE of trainer/identity.py, or in FIXED here and in docs/runs.md"
     )
     recipe = recipe_of(kind, tmp_path / "run", shared, names)
     folder = begin(recipe)
@@ -146,7 +165,7 @@ def test_every_key_is_fixed_or_may_change_and_is_treated_so(
         assert (key in changed_keys(folder, recipe)) is False, "the folder has the new value now"
 
 
-@pytest.mark.parametrize("listed", sorted(identity.MAY_CHANGE | identity.FIXED))
+@pytest.mark.parametrize("listed", sorted(identity.MAY_CHANGE | FIXED))
 def test_every_listed_key_is_one(listed: str) -> None:
     keys = {key for _, key, _ in KEYS}
     assert any(key.startswith(listed.removesuffix("*")) if listed.endswith("*") else key == listed for key in keys)
@@ -154,9 +173,7 @@ def test_every_listed_key_is_one(listed: str) -> None:
 
 def test_the_docs_list_what_may_change() -> None:
     page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
-    assert [
-        key for key in sorted(identity.MAY_CHANGE | identity.FIXED | BY_CONTENT) if f"`{key}`" not in page
-    ] == []
+    assert [key for key in sorted(identity.MAY_CHANGE | FIXED | BY_CONTENT) if f"`{key}`" not in page] == []
 
 
 def test_all_differences_are_named_at_once(tmp_path: Path, shared: Path) -> None:
@@ -171,6 +188,98 @@ def test_all_differences_are_named_at_once(tmp_path: Path, shared: Path) -> None
     assert "run.seed was 0, is 9" in message
     assert "optimizer" not in message
     take_up(recipe).close()  # the refusal has let the folder go
+
+
+def test_steps_that_are_too_few_are_named_among_the_others(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    checkpointed(begin(recipe, steps=6), 6, recipe)
+    with pytest.raises(RecipeError) as refused:
+        take_up(changed(recipe, run__seed=9, run__steps=5))
+    assert "run.seed was 0, is 9" in str(refused.value)
+    assert "run.steps is 5; the run in" in str(refused.value)
+    assert "has 6 steps behind it: raise it" in str(refused.value)
+
+
+def with_settings(recipe: Any, **settings: Any) -> Any:
+    return changed(recipe, environment__settings={**recipe.environment.settings, **settings})
+
+
+@pytest.fixture
+def newer_release(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """To be called in the middle of a test: from then on Deep Search's defaults are others."""
+
+    def begin_release() -> None:
+        make = DeepSearchTaskSource.__init__
+        old = tuple(make.__defaults__ or ())
+        monkeypatch.setattr(make, "__defaults__", tuple("none" if value == "tags" else value for value in old))
+        monkeypatch.setitem(SEARCHERS, "fallible", replace(SEARCHERS["fallible"], vague_query=0.5))
+        assert source_defaults({})["prompt"] == "none"
+
+    return begin_release
+
+
+@pytest.mark.parametrize("kind", [Recipe, SftRecipe])
+def test_a_default_of_the_environment_that_a_release_changed_changes_no_run(
+    kind: type[Section], tmp_path: Path, shared: Path, newer_release: Callable[[], None]
+) -> None:
+    recipe = recipe_of(kind, tmp_path / "run", shared)
+    checkpointed(begin(recipe), 4, recipe)
+    newer_release()
+    with pytest.raises(RecipeError) as refused:
+        take_up(recipe)
+    named = [line for line in str(refused.value).splitlines() if line.startswith("  - ")]
+    given = "the default of this release: give it as it was"
+    assert sorted(named) == [
+        f'  - environment.settings.prompt was "tags", is "none", {given}',
+        f"  - environment.settings.searcher_settings.vague_query was 0.12, is 0.5, {given}",
+    ]
+    as_it_was = with_settings(recipe, prompt="tags", searcher_settings={"vague_query": 0.12})
+    for _ in range(2):  # the recipe that the first of them wrote is accepted too
+        take_up(as_it_was).close()
+    with pytest.raises(RecipeError, match=r'environment\.settings\.prompt was "tags", is "none"'):
+        take_up(recipe)
+    starts = json.loads((tmp_path / "run/versions.json").read_text())["starts"]
+    assert [start for start in starts if "changed" in start] == []
+
+
+def test_a_folder_without_recorded_defaults_goes_on_and_has_them_then(
+    tmp_path: Path, shared: Path, newer_release: Callable[[], None]
+) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    known = json.loads(folder.identity.read_text())
+    folder.identity.write_text(json.dumps({key: value for key, value in known.items() if key != "defaults"}))
+    newer_release()
+    take_up(recipe).close()
+    assert json.loads(folder.identity.read_text())["defaults"]["environment.settings.prompt"] == "none"
+    with pytest.raises(RecipeError, match=r'environment\.settings\.prompt was "none", is "tags"'):
+        take_up(with_settings(recipe, prompt="tags"))
+
+
+def test_a_setting_that_is_given_as_it_is_by_default_is_no_difference(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(recipe)
+    settings = {"prompt": "tags", "splits": {"train_hops": 3}, "searcher_settings": None, "searcher": "fallible"}
+    take_up(with_settings(recipe, **settings)).close()
+    take_up(recipe).close()
+    with pytest.raises(RecipeError, match=r"environment\.settings\.splits\.train_hops was 3, is 2\n"):
+        take_up(with_settings(recipe, splits={"train_hops": 2}))
+
+
+def test_a_recorded_default_of_a_setting_that_is_gone_is_not_asked_for(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    folder = begin(recipe)
+    known = json.loads(folder.identity.read_text())
+    known["defaults"]["environment.settings.a_setting_of_old"] = 3
+    folder.identity.write_text(json.dumps(known))
+    take_up(recipe).close()
+
+
+def test_every_setting_of_the_environment_has_a_recorded_default_or_is_known_otherwise() -> None:
+    parameters = set(inspect.signature(DeepSearchTaskSource).parameters)
+    elsewhere = {*DATA_SETTINGS["deep_search"], *SERVICE_SETTINGS["deep_search"], "max_turns", "step_timeout"}
+    assert set(default_settings("deep_search", {})) == parameters - elsewhere
+    assert default_settings("another", {}) == {}
 
 
 def test_a_folder_of_the_other_command_is_refused(tmp_path: Path, shared: Path) -> None:

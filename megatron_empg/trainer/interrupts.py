@@ -1,0 +1,80 @@
+"""What SIGINT and SIGTERM do to a run whose processes this one has started."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run is to end now. `code`: the exit code that says so, 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.strsignal(number))
+        self.code = 128 + number
+
+
+class Interrupts:
+    """Before the run trains, an interrupt ends it. Once it does, the first one asks it to end after the running
+    step, with a checkpoint, and the next one ends it.
+
+    One that ends the run is raised as Interrupted, in the main thread, and none follows it.
+    """
+
+    def __init__(self) -> None:
+        self._stop: Path | None = None
+        self._note: Callable[[str], None] = print
+        self._held = False
+        self._held_back: int | None = None
+        self._over = False
+
+    @property
+    def training(self) -> bool:
+        """Whether an interrupt waits for the running step."""
+        return self._stop is not None
+
+    def train(self, stop: Path, note: Callable[[str], None]) -> None:
+        """From now on the first interrupt makes the file `stop`, which training looks for after each step, and
+        says so by `note`."""
+        self._stop, self._note = stop, note
+
+    def ignore(self) -> None:
+        """From now on nothing is interrupted: the run is ending already."""
+        self._over = True
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """In here both signals are handled, also where a shell started this process with SIGINT ignored."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """An interrupt that would end the run in here does so at the end of it."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._held_back is not None:
+            self._end(self._held_back)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self._over:
+            return
+        if self._stop is not None and not self._stop.exists():
+            self._stop.touch()
+            self._note("ending after this step, with a checkpoint; interrupt again to end now")
+        elif self._held:
+            self._held_back = number
+        else:
+            self._end(number)
+
+    def _end(self, number: int) -> NoReturn:
+        self._over = True
+        raise Interrupted(number)
