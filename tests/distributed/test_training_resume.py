@@ -68,6 +68,7 @@ def recorded_batch(step: int, version: int) -> Any:
         rewards=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0])[numbers],
         groups=numbers // 2,
         rollout_logprobs=torch.cat([torch.empty(0), *(sample.streams.old_logprobs for sample in drawn)]),
+        gold=[torch.tensor([201 + number, 202]) for number in numbers.tolist()],
     )
     turns = [TurnText(f"turn {turn} of {step}", "seen") for turn in range(2)]
     return Batch(
@@ -175,6 +176,20 @@ def resumed(folder: Path) -> dict[str, Any]:
     return {name: {key: part[key] for key in ("asked", "published", "log")} for name, part in parts.items()}
 
 
+def probed(folder: Path) -> list[dict[str, Any]]:
+    """Gold turns are scored by the policy of the step, and all turns by the initial one, across a restart too."""
+    settings = recipe(folder, name="igpo", modulation="none", kl={"coefficient": 0.5}, kl_to_initial_every=0)
+    whole = train(settings, folder / "probed")
+    train(settings, folder / "probed_killed", kill_in=2)
+    assert_same_run(train(settings, folder / "probed_killed"), whole)
+    free = train(recipe(folder, name="igpo", modulation="none"), folder / "free")
+    metrics: list[dict[str, Any]] = whole["log"].get("metrics", [])
+    if metrics:
+        last = "policy/kl_to_initial"
+        assert metrics[-1][last] < free["log"]["metrics"][-1][last], "the term holds the policy back"
+    return metrics
+
+
 def stale_weights(folder: Path) -> str:
     from megatron_empg.trainer.errors import TrainingError
 
@@ -239,7 +254,7 @@ def fetched(folder: Path) -> dict[str, Any]:
     return {"tokens": [s.tokens for s in batch.experience.samples], "texts": batch.texts, "metrics": batch.metrics}
 
 
-CASES = [fetched, resumed, stale_weights, wide_gap, modulation_switched_off]
+CASES = [fetched, resumed, probed, stale_weights, wide_gap, modulation_switched_off]
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +306,14 @@ def test_a_step_with_nothing_to_learn_moves_the_schedule_on(results: list[dict[s
     lines = answer(results, resumed)["whole"]["log"]["metrics"]
     assert [line["train/idle"] for line in lines[1:]] == [0.0, 0.0, 0.0, 1.0, 0.0]
     assert lines[-1]["policy/lr"] == pytest.approx(3e-5), "a cosine ends at a tenth in the run's last update"
+
+
+def test_probes_are_scored_by_the_policy_they_name(results: list[dict[str, Any]]) -> None:
+    trained = [line for line in answer(results, probed)[1:] if not line["train/idle"]]
+    distances = [line["policy/kl_to_initial"] for line in trained]
+    assert distances[0] == 0.0
+    assert all(distance > 0 for distance in distances[1:]), "measured in every step, and the policy has moved"
+    assert all("policy/kl_to_reference" in line for line in trained)
 
 
 def test_stale_weights_stop_the_run(results: list[dict[str, Any]]) -> None:
