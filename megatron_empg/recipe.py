@@ -32,6 +32,8 @@ PathText = Annotated[Path, Field(strict=False), BeforeValidator(not_empty), Afte
 # At 1 a moving average would never move.
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+HeldOut = Literal["test_id", "test_ood"]
+HELD_OUT: tuple[HeldOut, ...] = ("test_id", "test_ood")
 
 
 class RunSection(Section):
@@ -159,7 +161,7 @@ class EvaluationSection(Section):
     """Steps between evaluations; 0 evaluates only before and after training."""
     questions: NonNegative = 0
     """Fixed questions of each split; 0 switches evaluation off."""
-    splits: list[Literal["test_id", "test_ood"]] = Field(default_factory=lambda: ["test_id", "test_ood"])
+    splits: list[HeldOut] = Field(default_factory=lambda: list(HELD_OUT))
     greedy: bool = True
     """Also measure greedy success, beside sampled success."""
     temperature: Temperature = 1.0
