@@ -239,7 +239,7 @@ def token_metrics(parts: Modulation, advantages: Tensor, lengths: Tensor, sectio
     """
     metrics = {
         "empg/advantage_token_mean": float(_mean(parts.advantage, lengths)),
-        "empg/bonus_only_tokens": float(lengths[advantages == 0].sum() / lengths.sum()),
+        "empg/bonus_only_tokens": float(_mean((advantages == 0).double(), lengths)),
     }
     # What centring takes away in all is the sum of the two parts' means.
     part = advantages.double() * parts.g

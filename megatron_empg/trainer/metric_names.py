@@ -1,0 +1,397 @@
+"""Every metric that a run writes: its name, its unit, what it is and what to look for.
+
+`tools/metrics_page.py` makes the tables of docs/metrics.md of it. A metric that is not here fails a test.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["", "share", "nats", "seconds", "tokens", "turns", "episodes", "groups", "steps", "tokens/s", "TFLOP/s"]
+"""Empty for plain numbers. A share lies in [0, 1]."""
+
+STANDS_FOR = {"SPLIT": "[a-z_]+", "KIND": "[^/]+", "BIN": "[0-9]+"}
+"""Words in names that stand for any text of this form."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, or several that are told in one breath. Example: ``policy/logprob_gap_{mean,max}`` are two."""
+
+    name: str
+    """Braces hold alternatives; the words of `STANDS_FOR` are filled in when it is written."""
+    unit: Unit
+    meaning: str
+    look_for: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The name with its braces written out."""
+        pieces = re.split(r"\{([^}]+)\}", self.name)
+        # Every other piece is what stood in braces.
+        choices = [piece.split(",") if place % 2 else [piece] for place, piece in enumerate(pieces)]
+        return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+    def covers(self, name: str) -> bool:
+        """Whether a metric with this name is meant."""
+        return any(_pattern(own).fullmatch(name) for own in self.names)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Metrics that belong together: a table of the page."""
+
+    title: str
+    about: str
+    metrics: tuple[Metric, ...]
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    words = re.split(f"({'|'.join(STANDS_FOR)})", name)
+    return re.compile("".join(STANDS_FOR.get(word, re.escape(word)) for word in words))
+
+
+def find(name: str) -> Metric | None:
+    """The entry of a metric's name; None for a name that no run writes."""
+    for family in FAMILIES:
+        for metric in family.metrics:
+            if metric.covers(name):
+                return metric
+    return None
+
+
+ROLLOUT = Family(
+    "Step, episodes and groups",
+    "Of the batch as it was played, dropped groups included.",
+    (
+        Metric("step", "steps", "the step, counted from 1; 0 is the evaluation before training"),
+        Metric(
+            "policy_version",
+            "steps",
+            "version of the weights that sampled the batch; step n samples with version n - 1",
+        ),
+        Metric("train/reward", "", "mean reward of the usable episodes", "rising"),
+        Metric("train/success", "share", "usable episodes that ended in success", "rising"),
+        Metric("train/turns", "turns", "mean length of an episode"),
+        Metric("train/tokens_per_episode", "tokens", "the same, with prompt and observations"),
+        Metric("train/episodes", "episodes", "usable episodes"),
+        Metric("train/episodes_error", "episodes", "ended in an error; they never train", "0"),
+        Metric(
+            "train/episodes_truncated",
+            "episodes",
+            "ended by the turn or token limit, with the rewards earned until then (for an answer: 0)",
+            "falling",
+        ),
+        Metric("train/malformed_actions", "turns", "turns whose tool call could not be read", "falling"),
+        Metric(
+            "train/token_drift",
+            "tokens",
+            "tokens from the first one on that the tokenizer would have cut otherwise; ids are never changed; an "
+            "episode that the template would not render counts 0",
+            "the policy spells words in other pieces",
+        ),
+        Metric("train/groups_kept", "groups", "groups trained on", "`rollout.groups`"),
+        Metric("train/groups_dropped_equal", "groups", "dropped since all rewards were equal (dapo, sampo)"),
+        Metric("train/groups_dropped_errors", "groups", "dropped since errors left fewer than two episodes", "0"),
+        Metric("train/groups_surplus", "groups", "found beyond the batch, and thrown away", "few"),
+        Metric(
+            "train/rounds",
+            "",
+            "rounds of questions played until there were enough groups (dapo, sampo)",
+            "below `algorithm.max_generation_rounds`",
+        ),
+        Metric(
+            "train/idle",
+            "",
+            "1 where the step trained on nothing: the batch had fewer groups than `limits.min_groups` that the loss "
+            "sees, or no turn with an advantage",
+            "0; after more than `limits.max_idle_steps` in a row training stops",
+        ),
+        Metric("rollout/engines_healthy", "", "engines that may generate, at the end of the batch", "all"),
+        Metric(
+            "rollout/environment_calls_hanging",
+            "",
+            "calls of environments that were given up and go on in their threads",
+            "0",
+        ),
+    ),
+)
+
+AGREEMENT = Family(
+    "Engines and actor",
+    "Both compute the log-prob of the same sampled token, by different kernels.",
+    (
+        Metric(
+            "policy/logprob_gap_mean",
+            "nats",
+            "mean difference of the two log-probs",
+            "above `limits.logprob_gap` training stops",
+        ),
+        Metric(
+            "policy/logprob_gap_max",
+            "nats",
+            "the largest difference at one token",
+            "above `limits.logprob_gap_max` training stops",
+        ),
+        Metric(
+            "policy/logprob_gap_engine",
+            "nats",
+            "the largest of the engines' means (of those with 256 tokens or more)",
+            "above `limits.logprob_gap` training stops, and the message names the engine",
+        ),
+        Metric("policy/logprob_gap_episode", "nats", "the largest of the episodes' means", "steady"),
+        Metric(
+            "correction/mean_weight",
+            "",
+            "`algorithm.correction`: mean factor of a token's loss",
+            "near 1; well below it the batch counts for less than it seems to",
+        ),
+        Metric(
+            "correction/truncated_share",
+            "share",
+            "tis: own tokens whose ratio was held at the cap",
+            "near 0; growth is drift between engine and actor",
+        ),
+        Metric(
+            "correction/rejected_tokens",
+            "share",
+            "mis, icepop, sequence_rejection: own tokens whose loss is multiplied by 0",
+            "near 0",
+        ),
+        Metric(
+            "correction/rejected_episodes", "share", "the same: episodes of which no token is left", "near 0"
+        ),
+    ),
+)
+
+POLICY = Family(
+    "The policy and its update",
+    "Those of the update are means over the batch's optimizer steps, weighted by own tokens.",
+    (
+        Metric(
+            "policy/entropy", "nats", "mean over own tokens, by the actor, before the update", "no collapse to 0"
+        ),
+        Metric("policy/step_entropy_{min,q05,median,q95,max}", "nats", "of the turns' mean token entropies"),
+        Metric("policy/update_entropy", "nats", "mean entropy at the update's tokens"),
+        Metric("policy/loss", "", "the loss, with its KL and its term over entropies"),
+        Metric("policy/lr", "", "the learning rate of the last optimizer step"),
+        Metric(
+            "policy/{grad_norm,grad_norm_max}",
+            "",
+            "mean and largest over the batch's optimizer steps, before clipping",
+            "no jumps",
+        ),
+        Metric(
+            "policy/ratio",
+            "",
+            "mean ratio of the new to the old probability; with a sequence clip (gspo, sampo) of the sequences'",
+            "near 1",
+        ),
+        Metric(
+            "policy/clip_fraction",
+            "share",
+            "own tokens whose loss the clip cut off; with a sequence clip those of clipped sequences",
+            "below about 0.2; sequence clips are narrow and cut more",
+        ),
+        Metric(
+            "policy/approx_kl",
+            "nats",
+            "k3 estimate of KL(old to new) at the update's tokens; the first optimizer step's is 0 by construction",
+            "below about 0.02",
+        ),
+        Metric(
+            "policy/kl_to_initial",
+            "nats",
+            "k3 estimate of the KL to the policy the run began with, at the batch's own tokens "
+            "(`algorithm.kl_to_initial_every`, or every step with `algorithm.kl.coefficient` above 0)",
+            "slow growth",
+        ),
+        Metric(
+            "policy/kl_to_reference",
+            "nats",
+            "the same KL as the loss has it, by `algorithm.kl.estimator` (`algorithm.kl.coefficient` above 0)",
+            "slow growth",
+        ),
+        Metric(
+            "skipped_updates",
+            "",
+            "optimizer steps skipped since loss or gradient was not finite; they count in no mean",
+            "0; after more than `limits.max_skipped_updates` in a row training stops",
+        ),
+        Metric(
+            "masked_updates",
+            "",
+            "optimizer steps left out since `algorithm.masks` left them no token; absent where there are none",
+            "absent",
+        ),
+        Metric(
+            "algorithm/masked_tokens",
+            "share",
+            "own tokens that `algorithm.masks` leave out of the loss; absent with all masks off",
+            "small: the batch shrinks by it",
+        ),
+    ),
+)
+
+EMPG = Family(
+    "EMPG",
+    "`algorithm.modulation=empg`. Over the batch's turns, each counted once, unless tokens are named.",
+    (
+        Metric("empg/k", "", "k in force; it moves with `algorithm.modulation.target_scale_ratio` alone"),
+        Metric("empg/zeta", "", "zeta in force; it moves with `algorithm.modulation.target_bonus_share` alone"),
+        Metric("empg/h_norm_mean", "", "mean normalised entropy: 0 is the surest turn", "not near 0 or 1"),
+        Metric(
+            "empg/h_norm_{std,q05,q95}", "", "its spread", "q95 - q05 near 0: one outlier squeezes all others"
+        ),
+        Metric("empg/g_{min,max}", "", "the extremes of the scale g, whose mean is 1"),
+        Metric("empg/g_{std,q05,q95}", "", "the spread of g", "q95 / q05 near 1: EMPG scales nothing"),
+        Metric("empg/bonus_mean", "", "mean future-clarity bonus, zeta·f"),
+        Metric("empg/advantage_mean", "", "mean final advantage of a turn", "0 when centred"),
+        Metric(
+            "empg/advantage_token_mean",
+            "",
+            "mean final advantage of a token, as the loss sees it",
+            "near 0; see below",
+        ),
+        Metric(
+            "empg/bonus_share",
+            "share",
+            "of the advantages' size (by tokens, after centring), what comes from the bonus",
+            "well below 0.5",
+        ),
+        Metric(
+            "empg/bonus_only_tokens",
+            "share",
+            "tokens whose turn has no advantage before modulation (as where its group's rewards are equal), so that "
+            "bonus and centring alone train them",
+            "0 with dapo",
+        ),
+    ),
+)
+
+AEM = Family(
+    "AEM",
+    "`algorithm.modulation=aem`.",
+    (
+        Metric("aem/scale_{min,max}", "", "the extremes of the scale alpha, whose mean over each set is 1"),
+        Metric("aem/{amplified,damped}_turns", "share", "turns with a scale above and below 1"),
+    ),
+)
+
+EPO = Family(
+    "EPO",
+    "`algorithm.regularizer=epo`.",
+    (
+        Metric("epo/history", "nats", "mean entropy of past batches, the middle of the band; absent in the first"),
+        Metric(
+            "epo/outside_share",
+            "share",
+            "turns whose entropy, before the update, is outside the band; absent in the first batch",
+            "falling to 0 where the smoothing works",
+        ),
+        Metric("epo/phase_weight", "", "factor of the penalty by the run's progress; 1 without phase weights"),
+        Metric("policy/epo_outside", "share", "the same as `epo/outside_share`, of tokens during the update"),
+        Metric("policy/epo_penalty", "", "mean penalty P of the update's tokens, with the phase weight"),
+    ),
+)
+
+DIAGNOSTICS = Family(
+    "What the papers measure",
+    "By `megatron_empg/algorithms/diagnostics.py`. A bin holds the turns between two quantiles of their first "
+    "entropy; there are ten, numbered from 0.",
+    (
+        Metric(
+            "diagnostics/entropy_change",
+            "nats",
+            "how the same turns' mean entropies changed by an update",
+            "no steady fall",
+        ),
+        Metric("diagnostics/entropy_change_bin_BIN", "nats", "the same, of the turns in a bin"),
+        Metric("diagnostics/gradient_norm", "", "mean norm of the gradient that each turn alone gives"),
+        Metric(
+            "diagnostics/gradient_norm_bin_BIN",
+            "",
+            "the same, of the turns in a bin",
+            "growing with the bin: what EMPG's g is to even out",
+        ),
+        Metric(
+            "diagnostics/advantage_times_relative_surprisal",
+            "nats",
+            "mean of A·(-log p - H) over the own tokens that the loss sees",
+            "above 0 the batch pushes entropy up, below 0 down",
+        ),
+        Metric(
+            "diagnostics/advantage_{turn,token}_mean", "", "mean final advantage of a turn, and of a token", "near 0"
+        ),
+        Metric("diagnostics/h_norm_{std,q05,q95}", "", "spread of the turns' normalised entropies"),
+        Metric("diagnostics/scale_{std,q05,q95}", "", "spread of the scale (EMPG's g, AEM's alpha)"),
+        Metric("diagnostics/bonus_share", "", "a turn's mean |bonus| by its mean |advantage| before modulation"),
+        Metric(
+            "diagnostics/{amplified,damped}_turns_{right,wrong}",
+            "share",
+            "turns with a scale above and below 1, of episodes with a reward above 0 and of the others",
+        ),
+    ),
+)
+
+EVALUATION = Family(
+    "Evaluation",
+    "On the fixed questions of each split; KIND is the environment's kind of question.",
+    (
+        Metric(
+            "eval/SPLIT/{sampled,greedy}",
+            "share",
+            "success; an episode that ended in an error is no success",
+            "rising",
+        ),
+        Metric("eval/SPLIT/{sampled,greedy}/KIND", "share", "success among the questions of a kind", "rising"),
+        Metric("eval/SPLIT/{sampled,greedy}_questions", "", "questions asked"),
+        Metric("eval/SPLIT/{sampled,greedy}_errors", "episodes", "those whose episode ended in an error", "0"),
+    ),
+)
+
+WARM_UP = Family(
+    "Supervised warm-up",
+    "`empg sft` alone.",
+    (
+        Metric(
+            "policy/correct_surely", "share", "the batch's own tokens with a probability above 0.9", "rising"
+        ),
+        Metric(
+            "validation/loss",
+            "nats",
+            "mean loss of held-out walkthroughs' own tokens (`sft.validate_every`)",
+            "falling to a floor above 0: the scripted searcher errs on purpose",
+        ),
+        Metric("validation/correct_surely", "share", "of them, those with a probability above 0.9", "rising"),
+    ),
+)
+
+TIME = Family(
+    "Time and speed",
+    "The step is the sum of its four phases and `time/other`; evaluations and checkpoints stand beside it.",
+    (
+        Metric("time/{rollout,score,update,sync}", "seconds", "the four phases"),
+        Metric("time/{evaluate,checkpoint}", "seconds", "that training stood still for one"),
+        Metric("time/other", "seconds", "of the step, what is in none of the four phases", "below 5% of the step"),
+        Metric("time/step", "seconds", "the whole step"),
+        Metric("tokens_per_second", "tokens/s", "own tokens trained on, by the step's time"),
+        Metric("actor/{score,update}_tokens_per_second", "tokens/s", "tokens of all ranks by the phase's time"),
+        Metric(
+            "actor/{score,update}_tflops_per_rank",
+            "TFLOP/s",
+            "model FLOPs of a rank (LM head and causal attention counted, recomputation not)",
+            "steady",
+        ),
+        Metric(
+            "actor/{score,update}_mfu",
+            "share",
+            "of the GPU's bfloat16 peak; absent on devices whose peak is not known",
+            "steady",
+        ),
+    ),
+)
+
+FAMILIES = (ROLLOUT, AGREEMENT, POLICY, EMPG, AEM, EPO, DIAGNOSTICS, EVALUATION, WARM_UP, TIME)
+"""In the page's order."""
