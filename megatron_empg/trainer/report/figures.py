@@ -181,7 +181,8 @@ def _last_steps(run: RunData) -> list[tuple[float, float, float]]:
 
 
 def scaling(run: RunData) -> Figure | None:
-    low, high = thin(run.series("empg/g_min")), thin(run.series("empg/g_max"))
+    low = thin(run.series("empg/g_min") or run.series("aem/scale_min"))
+    high = thin(run.series("empg/g_max") or run.series("aem/scale_max"))
     if not low or len(low) != len(high):
         return None
     ranges = [(x, below, above) for (x, below), (_, above) in zip(low, high, strict=True)]
