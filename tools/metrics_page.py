@@ -1,7 +1,7 @@
-"""Write the tables of docs/metrics.md anew from megatron_empg/trainer/metric_names.py: python tools/metrics_page.py
+"""Write the tables of docs/metrics.md anew, from megatron_empg/trainer/metric_names.py.
 
-With --check nothing is written, and the exit code is 1 if the page is out of date. What stands before and after the
-tables is written by hand.
+python tools/metrics_page.py [--check]. With --check nothing is written, and the exit code is 1 if the page is out
+of date. What stands before and after the tables is written by hand.
 """
 
 import argparse
@@ -42,7 +42,9 @@ def renewed(page: str) -> str:
     """The page with its tables made anew. Raises ValueError for a page without the two marks."""
     for mark in (BEGIN, END):
         if page.count(mark) != 1:
-            raise ValueError(f"{PAGE} holds {page.count(mark)} lines {mark!r}; the tables stand between two such marks")
+            raise ValueError(
+                f"{PAGE} holds {page.count(mark)} lines {mark!r}; the tables stand between two such marks"
+            )
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
@@ -50,7 +52,9 @@ def renewed(page: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if the page is out of date"
+    )
     check = parser.parse_args().check
     page = PAGE.read_text(encoding="utf-8")
     made = renewed(page)

@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["", "share", "nats", "seconds", "tokens", "turns", "episodes", "groups", "steps", "tokens/s", "TFLOP/s"]
+Unit = Literal[
+    "", "share", "nats", "seconds", "tokens", "turns", "episodes", "groups", "steps", "tokens/s", "TFLOP/s"
+]
 """Empty for plain numbers. A share lies in [0, 1]."""
 
 STANDS_FOR = {"SPLIT": "[a-z_]+", "KIND": "[^/]+", "BIN": "[0-9]+"}
@@ -104,8 +106,8 @@ ROLLOUT = Family(
         Metric(
             "train/idle",
             "",
-            "1 where the step trained on nothing: the batch had fewer groups than `limits.min_groups` that the loss "
-            "sees, or no turn with an advantage",
+            "1 where the step trained on nothing: the loss would have seen fewer groups than `limits.min_groups`, "
+            "or no turn with an advantage",
             "0; after more than `limits.max_idle_steps` in a row training stops",
         ),
         Metric("rollout/engines_healthy", "", "engines that may generate, at the end of the batch", "all"),
@@ -159,9 +161,7 @@ AGREEMENT = Family(
             "mis, icepop, sequence_rejection: own tokens whose loss is multiplied by 0",
             "near 0",
         ),
-        Metric(
-            "correction/rejected_episodes", "share", "the same: episodes of which no token is left", "near 0"
-        ),
+        Metric("correction/rejected_episodes", "share", "the same: episodes of which no token is left", "near 0"),
     ),
 )
 
@@ -197,7 +197,7 @@ POLICY = Family(
         Metric(
             "policy/approx_kl",
             "nats",
-            "k3 estimate of KL(old to new) at the update's tokens; the first optimizer step's is 0 by construction",
+            "k3 estimate of KL(old to new) at the update's tokens; that of the first optimizer step is 0",
             "below about 0.02",
         ),
         Metric(
@@ -241,9 +241,7 @@ EMPG = Family(
         Metric("empg/k", "", "k in force; it moves with `algorithm.modulation.target_scale_ratio` alone"),
         Metric("empg/zeta", "", "zeta in force; it moves with `algorithm.modulation.target_bonus_share` alone"),
         Metric("empg/h_norm_mean", "", "mean normalised entropy: 0 is the surest turn", "not near 0 or 1"),
-        Metric(
-            "empg/h_norm_{std,q05,q95}", "", "its spread", "q95 - q05 near 0: one outlier squeezes all others"
-        ),
+        Metric("empg/h_norm_{std,q05,q95}", "", "its spread", "q95 - q05 near 0: one outlier squeezes all others"),
         Metric("empg/g_{min,max}", "", "the extremes of the scale g, whose mean is 1"),
         Metric("empg/g_{std,q05,q95}", "", "the spread of g", "q95 / q05 near 1: EMPG scales nothing"),
         Metric("empg/bonus_mean", "", "mean future-clarity bonus, zeta·f"),
@@ -263,8 +261,8 @@ EMPG = Family(
         Metric(
             "empg/bonus_only_tokens",
             "share",
-            "tokens whose turn has no advantage before modulation (as where its group's rewards are equal), so that "
-            "bonus and centring alone train them",
+            "tokens whose turn has no advantage before modulation (as where its group's rewards are equal): bonus "
+            "and centring alone train them",
             "0 with dapo",
         ),
     ),
@@ -322,7 +320,10 @@ DIAGNOSTICS = Family(
             "above 0 the batch pushes entropy up, below 0 down",
         ),
         Metric(
-            "diagnostics/advantage_{turn,token}_mean", "", "mean final advantage of a turn, and of a token", "near 0"
+            "diagnostics/advantage_{turn,token}_mean",
+            "",
+            "mean final advantage of a turn, and of a token",
+            "near 0",
         ),
         Metric("diagnostics/h_norm_{std,q05,q95}", "", "spread of the turns' normalised entropies"),
         Metric("diagnostics/scale_{std,q05,q95}", "", "spread of the scale (EMPG's g, AEM's alpha)"),
@@ -355,9 +356,7 @@ WARM_UP = Family(
     "Supervised warm-up",
     "`empg sft` alone.",
     (
-        Metric(
-            "policy/correct_surely", "share", "the batch's own tokens with a probability above 0.9", "rising"
-        ),
+        Metric("policy/correct_surely", "share", "the batch's own tokens with a probability above 0.9", "rising"),
         Metric(
             "validation/loss",
             "nats",
