@@ -225,6 +225,12 @@ class SftLoggingSection(Section):
 class LoggingSection(SftLoggingSection):
     episodes_per_step: NonNegative = 4
     """Annotated episodes kept in the run folder at each step."""
+    diagnostics_every: NonNegative = 0
+    """Steps between measurements of what the papers look at: how an update changes the turns' entropies, and
+    the gradient of single turns by entropy. Each costs a score pass, and an update's work for each turn; 0 is
+    never."""
+    diagnostics_turns: Positive = 16
+    """Turns whose gradient is measured then, spread evenly over the batch."""
 
 
 class Recipe(Section):

@@ -161,6 +161,26 @@ class Actor:
 
         Raises ValueError unless all samples have the same streams.
         """
+        with self._measured("update", samples, passes=3):
+            means, tokens = self._accumulate(samples, loss_function, temperature)
+            lr = self.optimizer.param_groups[0]["lr"]
+            applied, grad_norm = self._step(means["loss"])
+        return UpdateReport(means.pop("loss"), grad_norm, lr, tokens, applied, means)
+
+    def gradient_norm(
+        self, samples: Sequence[Sample], loss_function: LossFunction, *, temperature: float = 1.0
+    ) -> float:
+        """Norm of the gradient that `update` would take a step by, before clipping. No weight moves."""
+        from megatron_empg.actor.optimizer import gradient_norm
+
+        self._accumulate(samples, loss_function, temperature)
+        return gradient_norm(self.optimizer)
+
+    def _accumulate(
+        self, samples: Sequence[Sample], loss_function: LossFunction, temperature: float
+    ) -> tuple[dict[str, float], int]:
+        """Gradients of the mean loss, for the optimizer to read. Returns means over own tokens by name, and their
+        number."""
         packer = self._packer(samples, TokenStreams.concatenated([s.streams for s in samples]))
         reported = ("loss", "entropy", *loss_function.statistics)
         sums = torch.zeros(len(reported) + 1, dtype=torch.float64, device=layouts.platform.device())
@@ -182,14 +202,11 @@ class Actor:
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        with self._measured("update", samples, passes=3):
-            self._run(self._microbatches(packer), loss, temperature, forward_only=False)
-            lr = self.optimizer.param_groups[0]["lr"]
-            self._share_results(sums)
-            *totals, tokens = sums.tolist()
-            means = {name: total / max(tokens, 1) for name, total in zip(reported, totals, strict=True)}
-            applied, grad_norm = self._step(means["loss"])
-        return UpdateReport(means.pop("loss"), grad_norm, lr, int(tokens), applied, means)
+        self._run(self._microbatches(packer), loss, temperature, forward_only=False)
+        self._share_results(sums)
+        *totals, tokens = sums.tolist()
+        means = {name: total / max(tokens, 1) for name, total in zip(reported, totals, strict=True)}
+        return means, int(tokens)
 
     def skip_updates(self, count: int) -> None:
         """Let the schedule pass ``count`` updates that a step made none of, so that it ends with the run."""

@@ -17,7 +17,10 @@ from megatron_empg.algorithms.segments import Segments
 
 
 class Algorithm:
-    """Says which groups train, what each turn is trained on, and by which loss. Every rank holds the whole batch."""
+    """Says which groups train, what each turn is trained on, and by which loss.
+
+    Every rank holds the whole batch.
+    """
 
     def __init__(self, section: AlgorithmSection) -> None:
         self.section = section
@@ -128,7 +131,8 @@ class PolicyLoss:
     def __call__(
         self, logprobs: Tensor, entropies: Tensor, streams: TokenStreams, segments: Segments
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert streams.loss_weights is not None and streams.mean_weights is not None
+        assert streams.loss_weights is not None
+        assert streams.mean_weights is not None
         loss, statistics = self.surrogate(logprobs, entropies, streams, segments)
         loss = loss * streams.loss_weights * streams.mean_weights
         for term in self.terms:

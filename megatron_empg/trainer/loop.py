@@ -22,12 +22,14 @@ from megatron_empg.actor.reference import FrozenReference
 from megatron_empg.actor.weights import ActorWeights, export_hugging_face
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Credit, Experience, Probe, Scores
+from megatron_empg.algorithms.diagnostics import batch_diagnostics
 from megatron_empg.algorithms.policy_loss import kl_estimate
 from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement
 from megatron_empg.trainer.batch import Batch, without_texts
+from megatron_empg.trainer.diagnostics import entropy_changes, turn_gradients
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsWriter
@@ -136,14 +138,16 @@ class Training:
             metrics |= actor.throughput["score"].metrics("actor/score")
         probes = self._score_probes(self.algorithm.probes(experience))
         credit = self.algorithm.credit(experience, scores, probes)
-        metrics |= credit_metrics(credit)
+        metrics |= credit_metrics(credit) | batch_diagnostics(experience, scores, credit)
         idle = self.progress.check_batch(step, batch, credit)
         metrics["train/idle"] = float(idle)
         if idle:
             actor.skip_updates(recipe.algorithm.updates_per_batch)
         else:
             metrics |= self._kl_to_initial(step, experience, scores, credit)
+            metrics |= self._turn_gradients(step, experience, scores)
             metrics |= self._update(step, experience, scores, credit)
+            metrics |= self._entropy_changes(step, experience, scores)
         with self._clock("sync"):
             self._publish(step + 1)
         if self.writer:
@@ -187,6 +191,23 @@ class Training:
             (by_initial,) = self._score_probes([Probe(experience.samples, "reference")])
             initial = by_initial.logprobs
         return {"policy/kl_to_initial": float(kl_estimate(scores.logprobs, initial).mean())}
+
+    def _turn_gradients(self, step: int, experience: Experience, scores: Scores) -> dict[str, float]:
+        if not self._diagnoses(step):
+            return {}
+        turns, temperature = self.recipe.logging.diagnostics_turns, self.recipe.rollout.temperature
+        with self._clock("update"):
+            return turn_gradients(self.actor, experience, scores, turns, temperature)
+
+    def _entropy_changes(self, step: int, experience: Experience, scores: Scores) -> dict[str, float]:
+        if not self._diagnoses(step):
+            return {}
+        with self._clock("score"):
+            return entropy_changes(self.actor, experience, scores, self.recipe.rollout.temperature)
+
+    def _diagnoses(self, step: int) -> bool:
+        every = self.recipe.logging.diagnostics_every
+        return bool(every and step % every == 0)
 
     def _write_episodes(self, step: int, batch: Batch, credit: Credit) -> None:
         """Some episodes as readers see them, and the numbers of the batch's turns."""

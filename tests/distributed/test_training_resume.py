@@ -190,6 +190,24 @@ def probed(folder: Path) -> list[dict[str, Any]]:
     return metrics
 
 
+def measured(folder: Path) -> list[dict[str, Any]]:
+    """Measuring what the papers look at changes nothing of the run."""
+    plain = train(recipe(folder), folder / "unmeasured")
+    settings = recipe(folder)
+    logging = settings.logging.model_copy(update={"diagnostics_every": 2, "diagnostics_turns": 3})
+    watched = train(settings.model_copy(update={"logging": logging}), folder / "measured")
+    metrics: list[dict[str, Any]] = watched["log"].get("metrics", [])
+    watched["log"]["metrics"] = [without_measurements(line) for line in metrics]
+    plain["log"]["metrics"] = plain["log"].get("metrics", [])
+    assert_same_run(watched, plain)
+    return metrics
+
+
+def without_measurements(line: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("diagnostics/entropy_change", "diagnostics/gradient_norm")
+    return {name: value for name, value in line.items() if not name.startswith(wanted)}
+
+
 def stale_weights(folder: Path) -> str:
     from megatron_empg.trainer.errors import TrainingError
 
@@ -254,7 +272,7 @@ def fetched(folder: Path) -> dict[str, Any]:
     return {"tokens": [s.tokens for s in batch.experience.samples], "texts": batch.texts, "metrics": batch.metrics}
 
 
-CASES = [fetched, resumed, probed, stale_weights, wide_gap, modulation_switched_off]
+CASES = [fetched, resumed, probed, measured, stale_weights, wide_gap, modulation_switched_off]
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +332,18 @@ def test_probes_are_scored_by_the_policy_they_name(results: list[dict[str, Any]]
     assert distances[0] == 0.0
     assert all(distance > 0 for distance in distances[1:]), "measured in every step, and the policy has moved"
     assert all("policy/kl_to_reference" in line for line in trained)
+
+
+def test_gradients_of_turns_and_changes_of_entropy_are_measured_beside_training(
+    results: list[dict[str, Any]],
+) -> None:
+    for line in answer(results, measured)[1:]:
+        due = (line["step"] - 1) % 2 == 0 and not line["train/idle"]
+        assert ("diagnostics/entropy_change" in line) == due
+        assert ("diagnostics/gradient_norm" in line) == due
+        if due:
+            assert line["diagnostics/gradient_norm"] > 0
+            assert line["diagnostics/entropy_change"] != 0
 
 
 def test_stale_weights_stop_the_run(results: list[dict[str, Any]]) -> None:
