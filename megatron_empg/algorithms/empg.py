@@ -16,11 +16,18 @@ from megatron_empg.algorithms.automatic import Targets
 from megatron_empg.algorithms.base import Modulated
 from megatron_empg.algorithms.collectives import Group, raise_together, reduce_sum
 from megatron_empg.algorithms.lazy_torch import torch, without_gradient
-from megatron_empg.algorithms.normalization import Normalization, fault_in, normalized_entropy, quantiles, spread
+from megatron_empg.algorithms.normalization import (
+    Normalization,
+    Quantile,
+    deviation,
+    fault_in,
+    normalized_entropy,
+    quantiles,
+)
 from megatron_empg.section import Coefficient, NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from megatron_empg.algorithms.base import Experience
@@ -159,14 +166,13 @@ def future_clarity(
     """f: ``exp(-k_f·H_norm)`` of the next turn; 0 at the last turn of a trajectory."""
     clarity = torch.zeros_like(h_norm)
     torch.mul(h_norm[1:], -k_f, out=clarity[:-1])
-    return clarity.exp_().mul_(has_next_turn(trajectory_ids))
+    return clarity.exp_().index_fill_(0, last_turns(trajectory_ids), 0.0)
 
 
-def has_next_turn(trajectory_ids: Int[Tensor, "turns"]) -> Bool[Tensor, "turns"]:
-    """True where the following turn belongs to the same trajectory."""
-    following = torch.zeros_like(trajectory_ids, dtype=torch.bool)
-    following[:-1] = trajectory_ids[1:] == trajectory_ids[:-1]
-    return following
+def last_turns(trajectory_ids: Int[Tensor, "turns"]) -> Int[Tensor, "trajectories"]:
+    """Where the trajectories end."""
+    _, turns = trajectory_ids.unique_consecutive(return_counts=True)
+    return turns.cumsum(0) - 1
 
 
 class EmpgModulation:
@@ -185,27 +191,24 @@ class EmpgModulation:
         fault = _fault(advantages, entropies, trajectories) or _fault_in_lengths(lengths, advantages)
         if fault is not None:
             raise ValueError(fault)
+        if not len(advantages):
+            return Modulated(advantages, h_norm=advantages, scale=advantages, bonus=advantages)
         k, zeta = self.targets.k(section.k), self.targets.zeta(section.zeta)
         weights = lengths if section.weights == "token" else None
         h_norm = normalized_entropy(entropies, section.normalize)
         clarity = future_clarity(h_norm, trajectories, section.k_f)
-        if self.targets.present and len(advantages):
-            self._observe(h_norm, advantages, clarity, weights)
+        low, high = quantiles(h_norm)
+        if self.targets.present:
+            self.targets.observe(
+                entropy_spread=high.value - low.value,
+                advantage_size=float(_mean(advantages.double().abs(), weights)),
+                clarity=float(_mean(clarity, weights)),
+            )
         parts = _combined(advantages, h_norm, clarity, k=k, zeta=zeta, center=section.center, weights=weights)
-        metrics: dict[str, float] = {}
-        if len(advantages):
-            metrics = {"empg/k": k, "empg/zeta": zeta, **batch_metrics(parts)}
-            metrics |= token_metrics(parts, advantages, lengths, section)
+        metrics = {"empg/k": k, "empg/zeta": zeta}
+        metrics |= turn_metrics(parts, low, high, k) | token_metrics(parts, advantages, lengths, section)
         h_norm, g, bonus, final = (part.to(advantages.dtype) for part in parts)
         return Modulated(final, h_norm=h_norm, scale=g, bonus=bonus, metrics=metrics)
-
-    def _observe(self, h_norm: Tensor, advantages: Tensor, clarity: Tensor, weights: Tensor | None) -> None:
-        low, high = quantiles(h_norm)
-        self.targets.observe(
-            entropy_spread=high - low,
-            advantage_size=float(_mean(advantages.double().abs(), weights)),
-            clarity=float(_mean(clarity, weights)),
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """The running statistics of the targets, as JSON; nothing without targets."""
@@ -216,20 +219,28 @@ class EmpgModulation:
         self.targets.load_state_dict(state)
 
 
-def batch_metrics(parts: Modulation) -> dict[str, float]:
-    """Of a batch with turns, each counted once: means, extremes and spread of what the modulation did."""
+def turn_metrics(parts: Modulation, low: Quantile, high: Quantile, k: float) -> dict[str, float]:
+    """Means, extremes and spread over turns, each counted once; ``low`` and ``high`` are quantiles of H_norm."""
     lowest, highest = parts.g.aminmax()
-    metrics = {
+    one_h, one_g = float(parts.h_norm[0]), float(parts.g[0])
+
+    def g(h_norm: float) -> float:
+        """What g is at any H_norm of the batch, by what it is at one."""
+        return one_g * math.exp(k * (one_h - h_norm))
+
+    return {
         "empg/h_norm_mean": float(parts.h_norm.mean()),
+        "empg/h_norm_std": deviation(parts.h_norm),
+        "empg/h_norm_q05": low.value,
+        "empg/h_norm_q95": high.value,
         "empg/g_min": float(lowest),
         "empg/g_max": float(highest),
+        "empg/g_std": deviation(parts.g),
+        "empg/g_q05": high.map(g),  # g falls where H_norm rises
+        "empg/g_q95": low.map(g),
         "empg/bonus_mean": float(parts.bonus.mean()),
         "empg/advantage_mean": float(parts.advantage.mean()),
     }
-    for name, values in (("h_norm", parts.h_norm), ("g", parts.g)):
-        for part, value in spread(values)._asdict().items():
-            metrics[f"empg/{name}_{part}"] = value
-    return metrics
 
 
 def token_metrics(parts: Modulation, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:

@@ -8,6 +8,8 @@ throughout where there is no spread: no turn, one turn, all entropies equal.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from megatron_empg.algorithms.collectives import Group, reduce_max
@@ -57,7 +59,7 @@ def by_quantiles(entropies: Float[Tensor, "turns"]) -> Float[Tensor, "turns"]:
     values = entropies.double()
     if not len(values):
         return values
-    low, high = quantiles(values)
+    low, high = (quantile.value for quantile in quantiles(values))
     if low == high:
         return torch.zeros_like(values)
     return ((values - low) / (high - low + RANGE_EPS)).clamp_(0, 1)
@@ -89,13 +91,31 @@ def by_extremes_of_sets(
     return (values - low[sets]) / (high - low + RANGE_EPS)[sets]
 
 
-def quantiles(values: Float[Tensor, "turns"]) -> tuple[float, float]:
-    """The 5% and 95% quantiles, interpolated linearly between neighbours in order. There must be a turn."""
+@dataclass(frozen=True)
+class Quantile:
+    """A quantile as the two values around it in order, between which it is interpolated linearly."""
+
+    below: float
+    above: float
+    way: float
+    """How far it is from the first to the second, in [0, 1)."""
+
+    @property
+    def value(self) -> float:
+        return self.below + (self.above - self.below) * self.way
+
+    def map(self, function: Callable[[float], float]) -> float:
+        """The same turns' quantile of a number that rises or falls with this one throughout."""
+        return replace(self, below=function(self.below), above=function(self.above)).value
+
+
+def quantiles(values: Float[Tensor, "turns"]) -> tuple[Quantile, Quantile]:
+    """The 5% and 95% quantiles. There must be a turn."""
     scratch = values.double().clone().numpy()
     return _quantile(scratch, LOW), _quantile(scratch, HIGH)
 
 
-def _quantile(values: np.ndarray, share: float) -> float:
+def _quantile(values: np.ndarray, share: float) -> Quantile:
     """Changes the order of ``values``."""
     place = share * (len(values) - 1)
     below = math.floor(place)
@@ -103,7 +123,7 @@ def _quantile(values: np.ndarray, share: float) -> float:
     values.partition(below)
     first = values[below]
     following = values[below + 1 :].min() if below + 1 < len(values) else first
-    return float(first + (following - first) * (place - below))
+    return Quantile(float(first), float(following), place - below)
 
 
 class Spread(NamedTuple):
@@ -118,7 +138,12 @@ class Spread(NamedTuple):
 def spread(values: Float[Tensor, "turns"]) -> Spread:
     """The spread of one number per turn, of which there must be one at least."""
     low, high = quantiles(values)
-    return Spread(float(values.double().std(correction=0)), low, high)
+    return Spread(deviation(values), low.value, high.value)
+
+
+def deviation(values: Float[Tensor, "turns"]) -> float:
+    """The standard deviation around the mean, without Bessel's correction: 0 for one turn."""
+    return float(values.double().std(correction=0))
 
 
 def fault_in(name: str, values: Float[Tensor, "turns"], lowest: float = -math.inf) -> str | None:

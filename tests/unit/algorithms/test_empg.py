@@ -268,6 +268,8 @@ def test_metrics_are_those_of_loops(weights: str, center: bool) -> None:
     spreads = {f"empg/{part}_{how}" for part in ("h_norm", "g") for how in ("std", "q05", "q95")}
     assert set(modulated.metrics) == set(expected) | spreads
     assert modulated.metrics["empg/g_std"] == pytest.approx(statistics.pstdev(g))
+    assert modulated.metrics["empg/g_q05"] == pytest.approx(torch.tensor(g).quantile(0.05).item())
+    assert modulated.metrics["empg/g_q95"] == pytest.approx(torch.tensor(g).quantile(0.95).item())
     assert modulated.metrics["empg/h_norm_q05"] == pytest.approx(0.1 / 1.8 / 4, abs=1e-6)
 
 
