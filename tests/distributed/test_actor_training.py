@@ -36,10 +36,12 @@ def five_updates(folder: Path, layout: dict[str, Any], lengths: list[int], **set
     """Losses and gradient norms of five updates, and the policy after the first and after the last."""
     actor = fresh_actor(folder, layout, **settings)
     batch = torch.load(folder / "batches.pt", weights_only=False)[len(lengths)]
+    measured = actor.gradient_norm(batch, policy_loss(), temperature=0.9)
     reports, first = [], None
     for _ in range(STEPS):
         reports.append(actor.update(batch, policy_loss(), temperature=0.9))
         first = first or weights_of(actor)
+    assert measured == reports[0].grad_norm, "a gradient is measured as an update takes it, and moves nothing"
     assert all(report.applied for report in reports)
     return {
         "loss": [r.loss for r in reports], "grad_norm": [r.grad_norm for r in reports],
