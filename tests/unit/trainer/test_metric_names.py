@@ -18,6 +18,7 @@ from megatron_empg.algorithms.base import Scores
 from megatron_empg.algorithms.diagnostics import batch_diagnostics, entropy_change, gradient_norms_by_entropy
 from megatron_empg.algorithms.registry import AlgorithmKey
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.recipe import Recipe
 from megatron_empg.section import choices
 from megatron_empg.trainer.advantages import credit_metrics
 from megatron_empg.trainer.evaluation import Evaluation
@@ -32,13 +33,18 @@ PARTS = [
     for name in choices(AlgorithmSection.model_fields[part].annotation)
 ]
 CHOICES: list[dict[str, Any]] = [
-    *({"name": name} for name in choices(AlgorithmKey)),
+    *({"name": name} for name in choices(Recipe.model_fields["algorithm"].annotation)),
     *PARTS,
     {"kl": {"coefficient": 0.1}},
     {"masks": {"truncated": True}},
 ]
 
 THROUGHPUT = ("tokens_per_second", "tflops_per_rank", "mfu")
+
+
+def test_all_choices_are_looked_at() -> None:
+    assert len(CHOICES) == 8 + len(PARTS) + 2
+    assert len(PARTS) == 3 + 3 + 5
 
 
 def unknown(names: Any) -> list[str]:
