@@ -128,7 +128,6 @@ def batches() -> list[Played]:
 
 
 BATCHES = batches()
-SOME_BATCHES = BATCHES[: len(SEEDS) : 10] + BATCHES[len(SEEDS) :]
 
 
 def assert_equal(found: Tensor, expected: list, *, rtol: float = 1e-9, atol: float = 1e-10) -> None:

@@ -13,11 +13,15 @@ from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Credit, Scores
 from megatron_empg.algorithms.entropy_bonus import EntropyBonus
 from megatron_empg.algorithms.epo import PRESETS, Epo
+from megatron_empg.algorithms.grpo import Grpo
+from megatron_empg.algorithms.gspo import Gspo
 from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.no_part import NoRegularizer
+from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.algorithms.segments import Segments
 from tests.unit.algorithms import oracles
 from tests.unit.algorithms.oracles import Batch, ByTurn, episodes_of, flat
 from tests.unit.algorithms.played import CARRIED, Played, answers, assert_equal, float64, random_batch, segments_of
@@ -297,7 +301,12 @@ def logit_gradient(row: list[float], drawn: int, by_logprob: float, by_entropy: 
     return gradient
 
 
-SURROGATES = {name: ALGORITHMS[name] for name in ("grpo", "dapo", "gspo", "sampo", "reinforce_pp_turns", "igpo")}
+SURROGATES = {
+    name: ALGORITHMS[name] for name in ("grpo", "dapo", "gspo", "sampo", "reinforce_pp_turns", "igpo")
+} | {
+    "grpo by sequences": (Grpo(loss_mean="sequence", clip_low=0.1, clip_high=1.0), ALGORITHMS["grpo"][1]),
+    "gspo by tokens": (Gspo(loss_mean="token", clip_low=0.1), ALGORITHMS["gspo"][1]),
+}
 KLS = {
     "none": KlSection(),
     "k1": KlSection(coefficient=0.1, estimator="k1"),
@@ -328,7 +337,7 @@ def test_loss_and_gradient_equal_the_loop(name: str, kl: str, regularizer: str) 
             "masks": MasksSection(cut_turns=True),
         }
     )
-    for seed in range(6):
+    for seed in range(3):
         chance = random.Random(seed)
         algorithm, past = Algorithm(section), []
         for batch_seed in (seed, seed + 100):
@@ -401,6 +410,31 @@ def loss_by_autograd(algorithm: Algorithm, step: Step, credit: Credit, *, exact:
     loss = algorithm.loss()
     tokens, statistics = loss(logprobs, entropies, streams, segments_of(samples))
     assert sorted(statistics) == sorted(loss.statistics)
+    # However samples are spread over microbatches, a token's loss is the same.
+    lengths = [sample.num_own_tokens for sample in samples]
+    pieces = zip(samples, logprobs.split(lengths), entropies.split(lengths), streams.split(lengths), strict=True)
+    apart = [loss(of_logprobs, h, piece, segments_of([sample]))[0] for sample, of_logprobs, h, piece in pieces]
+    torch.testing.assert_close(torch.cat(apart), tokens, rtol=1e-12, atol=1e-15)
     tokens.mean().backward()
     assert logits.grad is not None
     return tokens.mean().detach(), logits.grad
+
+
+def test_a_dual_clip_equals_the_loop() -> None:
+    term = TokenClip(0.2, 0.28, dual_clip=3.0)
+    for seed in range(50):
+        chance = random.Random(seed)
+        old = [-3 * chance.random() for _ in range(20)]
+        new = [value + chance.gauss(0, 1.5) for value in old]
+        advantages = [chance.gauss(0, 1) for _ in range(20)]
+        logprobs = float64(new).requires_grad_()
+        streams = TokenStreams(old_logprobs=float64(old), advantages=float64(advantages))
+        one = torch.zeros(20, dtype=torch.long)
+        tokens, _ = term(logprobs, torch.zeros(20), streams, Segments(one, one, 1, 1))
+        tokens.sum().backward()
+        expected = []
+        for now, was, advantage in zip(new, old, advantages, strict=True):
+            expected.append(oracles.clipped(math.exp(now - was), advantage, low=0.2, high=0.28, dual=3.0))
+        assert_equal(tokens.detach(), [slopes.value for slopes in expected])
+        assert logprobs.grad is not None
+        assert_equal(logprobs.grad, [slopes.by_logprob for slopes in expected])
