@@ -296,17 +296,22 @@ EPO = Family(
 
 DIAGNOSTICS = Family(
     "What the papers measure",
-    "By `megatron_empg/algorithms/diagnostics.py`. A bin holds the turns between two quantiles of their first "
-    "entropy; there are ten, numbered from 0.",
+    "The first four every `logging.diagnostics_every` steps, the others in every step. A bin holds a tenth of the "
+    "turns, in the order of their entropies before the update, numbered from 0.",
     (
         Metric(
             "diagnostics/entropy_change",
             "nats",
-            "how the same turns' mean entropies changed by an update",
+            "how the mean entropies of the batch's turns changed by its update",
             "no steady fall",
         ),
         Metric("diagnostics/entropy_change_bin_BIN", "nats", "the same, of the turns in a bin"),
-        Metric("diagnostics/gradient_norm", "", "mean norm of the gradient that each turn alone gives"),
+        Metric(
+            "diagnostics/gradient_norm",
+            "",
+            "norm of the gradient of one turn's mean log-prob, without its advantage: the mean over "
+            "`logging.diagnostics_turns` turns",
+        ),
         Metric(
             "diagnostics/gradient_norm_bin_BIN",
             "",

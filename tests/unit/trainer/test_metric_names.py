@@ -124,17 +124,23 @@ def test_braces_are_written_out() -> None:
     assert Metric("step", "", "").names == ["step"]
 
 
+DICTIONARIES = ("metrics", "phases")
+"""What the program calls its dictionaries of metrics."""
+
+
 def keys_of_metrics(tree: ast.AST) -> set[str]:
-    """Constant keys that are put into anything called ``metrics`` or ``phases``."""
+    """Constant keys that are put into them, by ``metrics = {…}``, ``metrics |= {…}`` or ``metrics[…] = …``."""
     found: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if getattr(target, "id", "") in ("metrics", "phases") and isinstance(node.value, ast.Dict):
-                found |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
-            target_of_key = getattr(target, "value", None)
-            if isinstance(target, ast.Subscript) and getattr(target_of_key, "id", "") in ("metrics", "phases"):
-                found |= {target.slice.value} if isinstance(target.slice, ast.Constant) else set()
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        keys: list[ast.AST | None] = []
+        if getattr(target, "id", "") in DICTIONARIES and isinstance(node.value, ast.Dict):
+            keys = [*node.value.keys]
+        if isinstance(target, ast.Subscript) and getattr(target.value, "id", "") in DICTIONARIES:
+            keys = [target.slice]
+        found |= {key.value for key in keys if isinstance(key, ast.Constant)}
     return found
 
 
