@@ -15,7 +15,7 @@ class ProgressGuard:
         self.skipped_updates = 0
 
     def check_batch(self, step: int, batch: Batch, credit: Credit) -> bool:
-        """Whether the step must train on nothing: the batch has fewer groups that the loss sees than
+        """Whether the step must train on nothing: the batch has fewer groups that masks and correction leave than
         `recipe.min_groups`, or no turn with an advantage among them.
 
         Raises TrainingError when that came too often in a row, or when no turn of the batch could be read.
@@ -59,10 +59,10 @@ class ProgressGuard:
 
 
 def _groups_to_learn_from(batch: Batch, credit: Credit) -> int:
-    """The groups of which the loss sees a token; none when every advantage that it sees is 0, as where GRPO meets
-    equal rewards alone."""
+    """The groups of which the policy loss weighs a token above 0; none when every advantage that it sees is 0, as
+    where GRPO meets equal rewards alone."""
     experience = batch.experience
-    turns = experience.turn_of_token[credit.kept].unique()
+    turns = experience.turn_of_token[credit.kept & (credit.loss_weights > 0)].unique()
     if not credit.turns[turns].any():
         return 0
     return len(experience.groups[experience.episode_of_turn[turns]].unique())
@@ -84,6 +84,9 @@ def _why(batch: Batch, credit: Credit) -> str:
     masked = int((~credit.kept).sum())
     if masked:
         said.append(f"algorithm.masks left out {masked} of {len(credit.kept)} tokens")
+    rejected = int((credit.kept & (credit.loss_weights == 0)).sum())
+    if rejected:
+        said.append(f"algorithm.correction rejected {rejected} of {len(credit.kept)} tokens")
     reward = batch.metrics.get("train/reward")
     mean = f"the mean reward was {reward:g}" if reward is not None else "no episode got a reward"
     return ", ".join([*said, mean])

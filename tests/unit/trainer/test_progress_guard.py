@@ -1,5 +1,6 @@
 """A run that learns nothing ends, and shows an episode."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,6 +97,18 @@ def test_groups_that_the_masks_leave_out_teach_nothing() -> None:
     with pytest.raises(TrainingError, match=r"1 groups to learn from.*algorithm\.masks left out 60 of 64 tokens"):
         masked.check(1, some_groups(16, cut=30))
     assert not Guarded({"modulation": "none"}).check(0, some_groups(16, cut=30))
+
+
+def test_groups_whose_tokens_the_correction_rejects_teach_nothing() -> None:
+    """The actor's log-probs are 0 here: ratios of e where the engine's are -1."""
+    logprobs = torch.zeros(64)
+    logprobs[:60] = -1.0
+    batch = some_groups(16)
+    batch.experience = replace(batch.experience, rollout_logprobs=logprobs)
+    rejecting = Guarded({"modulation": "none", "correction": "sequence_rejection"}, max_idle_steps=0)
+    with pytest.raises(TrainingError, match=r"1 groups to learn from.*correction rejected 60 of 64 tokens"):
+        rejecting.check(0, batch)
+    assert not Guarded({"modulation": "none", "correction": "tis"}).check(0, batch)
 
 
 def test_zero_idle_steps_allowed_means_none() -> None:
