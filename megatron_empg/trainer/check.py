@@ -42,7 +42,7 @@ def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
     tasks = _tasks(recipe, source)
     chat = _chat(recipe, config)
     _check_prompts(recipe, chat, tasks)
-    _check_gold(recipe, chat, tasks[:PROMPTS])
+    _check_gold(recipe, config, chat, tasks[:PROMPTS])
     _check_weights(recipe, config)
     return config
 
@@ -144,11 +144,12 @@ def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Tas
             )
 
 
-def _check_gold(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task]) -> None:
+def _check_gold(recipe: Recipe | SftRecipe, config: ModelConfig, chat: ChatTokens, tasks: list[Task]) -> None:
     """What an algorithm needs that scores a task's gold turn in the place of each turn of an episode."""
     if not isinstance(recipe, Recipe) or not recipe.algorithm.needs_gold:
         return
-    name, limit, longest = recipe.algorithm.name, recipe.rollout.max_episode_tokens, recipe.actor.longest_sequence
+    name, limit = recipe.algorithm.name, recipe.rollout.max_episode_tokens
+    longest = min(recipe.actor.longest_sequence, config.max_position_embeddings)
     for task in tasks:
         if task.gold is None:
             raise RecipeError(
@@ -160,9 +161,9 @@ def _check_gold(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task])
         if limit > room:
             raise RecipeError(
                 f"rollout.max_episode_tokens is {limit}, and algorithm.name {name} scores the gold turn of task "
-                f"{task.id!r} ({tokens} tokens) at the end of an episode, which a microbatch cannot hold "
-                f"({longest} tokens: actor.max_tokens_per_microbatch x actor.context_parallel); lower the first "
-                f"to {room} or less, or raise the microbatch"
+                f"{task.id!r} ({tokens} tokens) at the end of an episode: the actor takes no more than {longest} "
+                "(the smaller of actor.max_tokens_per_microbatch x actor.context_parallel and the model's "
+                f"max_position_embeddings); lower the first to {room} or less, or raise the microbatch"
             )
 
 

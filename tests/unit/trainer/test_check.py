@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from megatron_empg.environments.base import Task
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.trainer.check import _check_gold, _check_weights, check_model, check_recipe
+from megatron_empg.weights.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "recipes/miniature/policy"
@@ -286,15 +287,25 @@ def test_an_algorithm_that_scores_gold_turns_needs_room_for_them(folder: Path) -
     assert f"lower the first to {512 - int(tokens) + 1} or less" in message
 
 
+def test_gold_turns_need_room_in_the_model_s_positions_too(folder: Path) -> None:
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    whole = f"rollout.max_episode_tokens={positions}"
+    check_recipe(quickstart(folder, whole))
+    message = refusal(quickstart(folder, whole, "algorithm.name=igpo"))
+    (tokens,) = re.findall(r"\((\d+) tokens\) at the end", message)
+    assert f"lower the first to {positions - int(tokens) + 1} or less" in message
+
+
 def test_an_algorithm_that_scores_gold_turns_needs_one_of_each_task(folder: Path) -> None:
     recipe = quickstart(folder, "algorithm.name=igpo")
+    config = ModelConfig.from_folder(folder)
     chat: Any = None  # it is not asked
     task = Task("t", [], {}, gold=None)
     with pytest.raises(
         RecipeError, match=r"algorithm.name is igpo.* the environment deep_search names none for task 't'"
     ):
-        _check_gold(recipe, chat, [task])
-    _check_gold(quickstart(folder), chat, [task])
+        _check_gold(recipe, config, chat, [task])
+    _check_gold(quickstart(folder), config, chat, [task])
 
 
 def test_nothing_of_megatron_is_imported() -> None:
