@@ -17,7 +17,7 @@ from megatron_empg.algorithms.segments import Segments
 
 
 class Algorithm:
-    """Says which groups train, what each turn is trained on, and by which loss.
+    """Says what each turn is trained on, and by which loss. Which groups train, the driver asks the section.
 
     Every rank holds the whole batch.
     """
@@ -26,10 +26,6 @@ class Algorithm:
         self.section = section
         self.modulation = section.modulation.make()
         self.regularizer = section.regularizer.make()
-
-    def keeps(self, rewards: Float[Tensor, "group_size"]) -> bool:
-        """Whether a question's episodes, with these rewards, are trained on."""
-        return self.section.keeps(rewards)
 
     @property
     def asks_reference(self) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from megatron_empg.algorithms.base import Advantages
 from megatron_empg.algorithms.empg import Empg
 from megatron_empg.algorithms.kl import KlSection
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.no_part import NoCorrection, NoRegularizer
 from megatron_empg.algorithms.parts import CorrectionKey, ModulationKey, RegularizerKey
@@ -93,7 +92,3 @@ class AlgorithmSection(Section):
 def on_turns(advantages: Float[Tensor, "episodes"], experience: Experience) -> Advantages:
     """An episode's advantage at each of its turns."""
     return Advantages(advantages, advantages[experience.episode_of_turn])
-
-
-def empty_turns(experience: Experience) -> Float[Tensor, "turns"]:
-    return torch.zeros(len(experience.turn_lengths), dtype=torch.float64)

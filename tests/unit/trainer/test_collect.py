@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.dapo import Dapo
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.environments.base import Task
@@ -14,7 +13,7 @@ from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.collect import Collection
 from megatron_empg.trainer.episode_text import EpisodeText, TurnText
 
-EVERY, UNEQUAL = Algorithm(Grpo()).keeps, Algorithm(Dapo()).keeps
+EVERY, UNEQUAL = Grpo().keeps, Dapo().keeps
 
 
 def tasks(count: int) -> list[Task]:
