@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megatron_empg.algorithms.base import Credit, Experience, LossTerm, Probe, Scores
+from megatron_empg.algorithms.base import (
+    Correction,
+    Credit,
+    Experience,
+    LossTerm,
+    Modulation,
+    Probe,
+    Regularizer,
+    Scores,
+)
 from megatron_empg.algorithms.rollout_correction import sample_lengths
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
@@ -24,8 +33,9 @@ class Algorithm:
 
     def __init__(self, section: AlgorithmSection) -> None:
         self.section = section
-        self.modulation = section.modulation.make()
-        self.regularizer = section.regularizer.make()
+        self.modulation: Modulation | None = section.modulation.make()
+        self.regularizer: Regularizer = section.regularizer.make()
+        self.correction: Correction = section.correction
 
     @property
     def asks_reference(self) -> bool:
@@ -50,7 +60,7 @@ class Algorithm:
             modulated = self.modulation.modulate(advantages.turns, entropies, experience)
             turns = modulated.advantages
             metrics |= modulated.metrics
-        weighted = section.correction.weigh(scores.logprobs, experience)
+        weighted = self.correction.weigh(scores.logprobs, experience)
         kept = section.masks.kept(experience, advantages)
         metrics |= weighted.metrics | section.masks.metrics(kept) | self.regularizer.begin(experience, entropies)
         return Credit(
@@ -116,8 +126,7 @@ def mean_weights(part: Experience, kept: Tensor, mean: str) -> Float[Tensor, "ow
 class PolicyLoss:
     """The surrogate and the terms beside it, each own token's share of the mean that the actor takes over tokens.
 
-    The regularizer's term carries its own weights of the mean, and so do masked tokens (``mean_weights`` 0): where
-    a term says so (`own_mean`) it is added as it is.
+    A term is multiplied by ``mean_weights``, which are 0 at masked tokens, unless it is `weighted` already.
     """
 
     def __init__(self, surrogate: LossTerm, terms: list[LossTerm]) -> None:
@@ -133,6 +142,6 @@ class PolicyLoss:
         loss = loss * streams.loss_weights * streams.mean_weights
         for term in self.terms:
             values, numbers = term(logprobs, entropies, streams, segments)
-            loss = loss + (values if getattr(term, "own_mean", False) else values * streams.mean_weights)
+            loss = loss + (values if term.weighted else values * streams.mean_weights)
             statistics |= numbers
         return loss, statistics

@@ -196,6 +196,8 @@ class LossTerm(Protocol):
 
     statistics: tuple[str, ...]
     """Names of the numbers that come with it."""
+    weighted: bool
+    """Whether its values carry their weights in the mean already, so that ``mean_weights`` are not for them."""
 
     def __call__(
         self,

@@ -47,6 +47,8 @@ class Bonus(Stateless):
 class BonusTerm:
     """``-coefficient`` times each token's entropy."""
 
+    weighted: bool = False
+
     def __init__(self, coefficient: float) -> None:
         self.coefficient = coefficient
         self.statistics: tuple[str, ...] = ()

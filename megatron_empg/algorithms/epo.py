@@ -224,7 +224,7 @@ class EpoTerm:
     its tokens carries its share of the distance. Masked tokens carry nothing.
     """
 
-    own_mean = True  # entropy_weights make the mean, and PolicyLoss must not weigh again
+    weighted: bool = True  # by ``entropy_weights``
 
     def __init__(self, alpha: float, beta: float, form: Form) -> None:
         self.alpha, self.beta, self.form = alpha, beta, form

@@ -43,6 +43,8 @@ class KlTerm:
     ``p / p_old``, which makes a mean over the old policy's tokens one over p's.
     """
 
+    weighted: bool = False
+
     def __init__(self, coefficient: float, estimator: Estimator) -> None:
         self.coefficient, self.estimator = coefficient, estimator
         self.statistics: tuple[str, ...] = ("kl_to_reference",)

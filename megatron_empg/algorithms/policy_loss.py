@@ -63,6 +63,8 @@ def clipped_policy_loss(
 class TokenClip:
     """`clipped_policy_loss`: each token's own ratio is clipped."""
 
+    weighted: bool = False
+
     def __init__(self, clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
         self.statistics: tuple[str, ...] = ("ratio", "clipped", "approx_kl")

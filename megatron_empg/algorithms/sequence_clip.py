@@ -22,6 +22,8 @@ class SequenceClip:
     ``ratio`` and ``clipped`` are of s; ``approx_kl`` is of the tokens, as in `clipped_policy_loss`.
     """
 
+    weighted: bool = False
+
     def __init__(self, clip_low: float, clip_high: float) -> None:
         self.clip_low, self.clip_high = clip_low, clip_high
         self.statistics: tuple[str, ...] = ("ratio", "clipped", "approx_kl")
