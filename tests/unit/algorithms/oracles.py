@@ -132,7 +132,7 @@ def on_turns(batch: Batch, advantages: list[float]) -> ByTurn:
 
 
 def grpo(batch: Batch, *, divide_by_std: bool = True, eps: float = 1e-6) -> list[float]:
-    """GRPO, section 4.1.2: Â_i = (R_i - mean(R)) / std(R). Dr. GRPO, section 3.2: without the division.
+    """GRPO, section 4.1.2: Â_i = (R_i - mean(R)) / std(R). Dr. GRPO: without the division.
 
     Released code of verl: a lone episode has mean 0 and std 1, hence Â = R / (1 + eps).
     """
@@ -162,7 +162,7 @@ def overlong_shaping(length: int, *, longest: int, buffer: int, penalty: float) 
 
 
 def rloo(batch: Batch) -> list[float]:
-    """RLOO, eq. 8: R_i - 1/(n-1) · sum of the others' R. A lone episode has no others: released code gives R."""
+    """RLOO: R_i - 1/(n-1) · sum of the others' R. A lone episode has no others: released code gives R."""
     advantages = [0.0] * len(batch)
     for members in by_group(batch).values():
         for number in members:
@@ -181,7 +181,7 @@ def discounted_returns(rewards: list[float], gamma: float) -> list[float]:
 
 
 def reinforce_pp(batch: Batch, *, gamma: float, eps: float = 1e-8, weigh_by_tokens: bool = True) -> ByTurn:
-    """REINFORCE++, section 3: discounted returns, A_norm = (A - mean over the batch) / std over the batch.
+    """REINFORCE++: discounted returns, A_norm = (A - mean over the batch) / std over the batch.
 
     Released code of verl whitens over tokens: mean and unbiased variance over all own tokens, /sqrt(var + eps).
     """
@@ -369,7 +369,7 @@ def aem(batch: Batch, advantages: ByTurn, *, strength: float, over: str, eps: fl
 
 
 def trajectory_mean(by_turn: ByTurn) -> float:
-    """EPO, section 3.1: over the turns of a trajectory, then over the batch's trajectories."""
+    """EPO: over the turns of a trajectory, then over the batch's trajectories."""
     return mean([mean(turns) for turns in by_turn])
 
 
