@@ -21,8 +21,8 @@ class EntropyBonus(Section):
 
     name: Literal["entropy"] = "entropy"
     coefficient: Coefficient = 0.001
-    """The loss gets minus so many times the mean entropy over tokens, in nats; below 0 entropy costs. (The default
-    is that of EPO's released code.)"""
+    """The loss gets minus so many times the mean entropy in nats, a mean as `algorithm.loss_mean` says; below 0
+    entropy costs. (The default is that of EPO's released code.)"""
 
     def make(self) -> Bonus:
         return Bonus(self.coefficient)

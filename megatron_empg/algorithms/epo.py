@@ -126,7 +126,7 @@ class EpoRegularizer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.histories: list[EntropyHistory] = []
-        """The batches' one, or one per turn index; empty before the first batch."""
+        """One of whole batches, or one for each place of a turn in its episode; empty before the first batch."""
         self._means = torch.zeros(0, dtype=torch.float64)
         self._phase_weight = 1.0
 

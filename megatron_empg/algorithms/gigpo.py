@@ -55,7 +55,7 @@ def with_step_advantages(
 ) -> Advantages:
     """``A_episode + omega·A_step`` at each turn, in float64; the episodes' own are A_episode.
 
-    It is logged once a process, by the name of the ``algorithm``, when step advantages say nothing in a batch.
+    It is logged once a process, by the name of the ``algorithm``, when step advantages say nothing new in a batch.
     Raises ValueError for rewards that are not finite.
     """
     rewards = turn_rewards_in_force(experience)
@@ -76,8 +76,8 @@ def step_groups(experience: Experience) -> Grouping:
 
 
 def _some_state_repeats(experience: Experience, states: Grouping) -> bool:
-    """Whether step advantages say something. A question's first state is its prompt: it always repeats, and what
-    follows from it is the whole episode, which has its advantage already."""
+    """Whether step advantages say something new. A question's first state is its prompt: it always repeats, and
+    what follows from it is the whole episode, which has its advantage already."""
     later = experience.place_of_turn > 0
     return not len(later) or bool((states.sizes[later] > 1).any())
 
@@ -85,8 +85,8 @@ def _some_state_repeats(experience: Experience, states: Grouping) -> bool:
 @cache
 def _warn_once(algorithm: str) -> None:
     _log.warning(
-        "%s: no state beyond the first one of each question was met twice in a batch, so that step advantages "
-        "are 0; they need an environment that names its states (anchors) and comes back to them. Elsewhere "
-        "choose another algorithm.name, as grpo or gspo",
+        "%s: no state beyond the first one of each question was met twice in a batch: step advantages are 0 but "
+        "at first turns, where they judge the episode a second time; they need an environment that names its "
+        "states (anchors) and comes back to them. Elsewhere choose another algorithm.name, as grpo or gspo",
         algorithm,
     )

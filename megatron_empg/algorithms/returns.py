@@ -46,7 +46,7 @@ def discounted_returns(
     """``r_t + gamma·r_{t+1} + gamma²·r_{t+2} + …`` to the end of the turn's episode, in float64.
 
     An episode's turns are adjacent and in order. Each round doubles the number of turns that a sum reaches over,
-    so that a thousand turns take ten rounds; turns with equal rewards before them have equal sums, bit for bit.
+    so that a thousand turns take ten rounds; turns with equal rewards from theirs on have equal sums, bit for bit.
     """
     returns = rewards.double()
     to_come = _turns_to_come(episode_of_turn)

@@ -28,7 +28,7 @@ class Batch:
     """What a reader wants to see of each episode. On its way a batch keeps that of the episodes somebody will
     read; on the ranks but the first there is none."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """``train/…`` numbers of the whole rollout, dropped episodes included."""
+    """``train/…`` and ``rollout/…`` numbers of the whole rollout, dropped episodes included."""
     engines: Int[Tensor, "episodes"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
     engine_urls: list[str] = field(default_factory=list)
