@@ -2,8 +2,8 @@
 
 An algorithm has six parts, each chosen by a recipe key and each a file of this package: the advantages
 (`algorithm.name`), their modulation, the loss's regularizer, the correction of the engines' log-probs, the KL and
-the masks. Here are the carriers between them, and the interfaces of modulation, regularizer and correction; that of
-the advantages is in section.py beside the keys which all algorithms share.
+the masks. Here are the carriers between them, and the interfaces of modulation, regularizer and correction; that
+of the advantages is in section.py beside the keys which all algorithms share.
 """
 
 from __future__ import annotations
