@@ -5,9 +5,12 @@
 
 A fault counts as noticed when the named test fails by an assertion whose message says what it should: a mutated
 program that merely no longer imports or crashes elsewhere proves nothing. Every named test must also pass on the
-unchanged copy. The working tree is never touched. Exit status 1 when a fault survives.
+unchanged copy. The working tree is never touched. Exit status 1 when a fault survives, or when the list of faults
+(tools/mutations.py) no longer fits the code.
 """
 
+import gc
+import multiprocessing
 import os
 import re
 import shutil
@@ -15,215 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from mutations import MUTATIONS, Mutation
+
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("megatron_empg", "tests", "recipes", "pyproject.toml")
 PARALLEL = 2
 TIMEOUT_SECONDS = 500
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """``old`` in ``file`` becomes ``new``; ``test`` must then fail with a message that matches ``told``."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    test: str
-    told: str
-
-
-MUTATIONS = [
-    Mutation(
-        "weight sync skipped after an update",
-        "megatron_empg/trainer/loop.py",
-        "            self._publish(step + 1)\n",
-        "            pass\n",
-        "tests/distributed/test_training_resume.py::test_every_version_is_published_before_it_samples",
-        r"weights in the engines are stale",
-    ),
-    Mutation(
-        "spans shifted by one in the actor",
-        "megatron_empg/actor/packing.py",
-        "        targets[where - 1] = tokens[where]\n",
-        "        targets[where - 2] = tokens[where]\n",
-        "tests/unit/actor/test_packing.py::test_a_packed_batch_by_hand",
-        r"assert",
-    ),
-    Mutation(
-        "spans shifted by one in the rollout",
-        "megatron_empg/rollout/episode.py",
-        "    start = len(episode.tokens)\n",
-        "    start = len(episode.tokens) - 1\n",
-        "tests/unit/rollout/test_episode.py::test_a_cut_turn_gets_its_end_from_the_template",
-        r"assert",
-    ),
-    Mutation(
-        "end token of a cut turn counted as the policy's own",
-        "megatron_empg/rollout/episode.py",
-        "        self.episode.tokens += tokens\n",
-        "        self.episode.tokens += tokens\n        self.episode.turns[-1].end += cut\n",
-        "tests/unit/rollout/test_episode.py::test_a_cut_turn_gets_its_end_from_the_template",
-        r"assert",
-    ),
-    Mutation(
-        "control tokens found in foreign text",
-        "megatron_empg/rollout/text_tokens.py",
-        "            if piece.message is not None:\n                parts = [piece.text]\n",
-        "",
-        "tests/unit/rollout/test_hostile_text.py::test_what_once_forged_a_turn_is_text",
-        r"assert",
-    ),
-    Mutation(
-        "entropy without the cross-rank reduction",
-        "megatron_empg/vocab_parallel/statistics.py",
-        "(weight * (c + delta * s)).sum(0)",
-        "(weight * (c + delta * s))[0]",
-        "tests/distributed/test_actor_logits.py::test_score_and_export_equal_hugging_face[qwen2-{'tensor': 2}]",
-        r"Tensor-likes are not close",
-    ),
-    Mutation(
-        "temperature not applied by the actor",
-        "megatron_empg/actor/actor.py",
-        "temperature=temperature), partial(last, batch)",
-        "temperature=1.0), partial(last, batch)",
-        "tests/distributed/test_actor_logits.py::test_score_and_export_equal_hugging_face[qwen2-{}]",
-        r"Tensor-likes are not close",
-    ),
-    Mutation(
-        "a bonus across trajectories",
-        "megatron_empg/algorithms/empg.py",
-        "    following[:-1] = trajectory_ids[1:] == trajectory_ids[:-1]\n",
-        "    following[:-1] = True\n",
-        "tests/unit/algorithms/test_empg.py::test_last_steps_have_no_bonus_and_none_crosses_trajectories",
-        r"assert",
-    ),
-    Mutation(
-        "turn entropies paired with the wrong turns",
-        "megatron_empg/algorithms/base.py",
-        "return sums.index_add(0, self.turn_of_token, values.double()) / self.turn_lengths",
-        "return sums.index_add(0, self.turn_of_token.flip(0), values.double()) / self.turn_lengths",
-        "tests/unit/trainer/test_advantages.py::test_a_turns_entropy_is_the_mean_over_its_own_tokens",
-        r"assert",
-    ),
-    Mutation(
-        "episodes that ended in an error trained as reward 0",
-        "megatron_empg/trainer/collect.py",
-        '        usable = [e for e in episodes if e.outcome != "error" and e.turns]\n        rewarded',
-        "        usable = [e for e in episodes if e.turns]\n        rewarded",
-        "tests/unit/trainer/test_collect.py::test_errors_never_train_and_leave_the_rest_of_their_group",
-        r"assert",
-    ),
-    Mutation(
-        "a mean per microbatch instead of the global token mean",
-        "megatron_empg/actor/model.py",
-        "calculate_per_token_loss=True",
-        "calculate_per_token_loss=False",
-        "tests/distributed/test_actor_training.py::test_packing_does_not_matter",
-        r"loss|grad_norm",
-    ),
-    Mutation(
-        "an algorithm's history starts anew on resuming",
-        "megatron_empg/actor/checkpoint.py",
-        '                self.algorithm.load_state_dict(manifest["algorithm"])\n',
-        "                pass\n",
-        "tests/distributed/test_training_resume.py::test_an_interrupted_run_ends_as_an_uninterrupted_one",
-        r"assert",
-    ),
-    Mutation(
-        "episodes shuffled by another seed",
-        "megatron_empg/trainer/policy_update.py",
-        "split_episodes(len(experience.rewards), wanted, seed)",
-        "split_episodes(len(experience.rewards), wanted, seed + 1)",
-        "tests/unit/trainer/test_policy_update.py::test_an_episodes_samples_stay_together",
-        r"assert",
-    ),
-    Mutation(
-        "learning-rate schedule starts anew on resuming",
-        "megatron_empg/actor/sharded_state.py",
-        "    actor.scheduler.step(increment=schedule_steps)\n",
-        "",
-        "tests/distributed/test_training_resume.py::test_an_interrupted_run_ends_as_an_uninterrupted_one",
-        r"assert_same",
-    ),
-    Mutation(
-        "one step tensor for all parameters after loading",
-        "megatron_empg/actor/optimizer_repairs.py",
-        'state["step"].clone()',
-        'state["step"]',
-        "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_distributed_optimizer]",
-        r"assert_same",
-    ),
-    Mutation(
-        "step missing in the reshardable format",
-        "megatron_empg/actor/optimizer_repairs.py",
-        '{**tensors, "step": self.optimizer.state[parameter]["step"]}',
-        "tensors",
-        "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_distributed_optimizer]",
-        r"KeyError: 'step'",
-    ),
-    Mutation(
-        "no state saved of an optimizer that has not stepped",
-        "megatron_empg/actor/sharded_state.py",
-        "    complete_state(actor.optimizer)\n",
-        "",
-        "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_before_any_update]",
-        r"Traceback",
-    ),
-    Mutation(
-        "the next update leaks into a checkpoint being written",
-        "megatron_empg/actor/background_write.py",
-        'copy = device().type == "cpu"',
-        "copy = False",
-        "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_torch_optimizer]",
-        r"assert_same",
-    ),
-    Mutation(
-        "settle under a rank condition",
-        "megatron_empg/actor/weights.py",
-        "    actor.settle()\n    if actor.sends_weights:\n",
-        "    if actor.sends_weights:\n        actor.settle()\n",
-        "tests/recipes/test_rehearsal.py::test_a_warm_up_in_a_clusters_layout_exports[deepsearch_7b]",
-        r"settle",
-    ),
-    Mutation(
-        "a flag that a layout cannot bear",
-        "recipes/deepsearch_7b.yaml",
-        "  context_parallel: 2\n",
-        "  context_parallel: 2\n  context_exchange: a2a\n",
-        "tests/recipes/test_as_written.py::test_model_and_layout_fit_each_other[deepsearch_7b]",
-        r"actor\.context_exchange is a2a",
-    ),
-    Mutation(
-        "a recipe without an action format",
-        "recipes/deepsearch_7b.yaml",
-        "    prompt: tags ",
-        "    prompt: none ",
-        "tests/recipes/test_as_written.py::test_the_policy_is_told_how_to_act_unless_it_was_taught[deepsearch_7b]",
-        r"does not tell its model how to search, visit, answer",
-    ),
-    Mutation(
-        "an evaluation longer than its limit",
-        "megatron_empg/trainer/loop.py",
-        "(split, greedy).metrics()\n                dist.barrier()\n",
-        "(split, greedy).metrics()\n        dist.barrier()\n",
-        "tests/recipes/test_as_written.py::test_an_evaluation_may_take_what_all_of_its_passes_take[deepsearch_7b]",
-        r"an evaluation longer than its limit",
-    ),
-    Mutation(
-        "an observation past the limit",
-        "megatron_empg/rollout/episode.py",
-        "        if len(tokens) > most:\n            return False\n",
-        "",
-        "tests/recipes/test_as_written.py::test_no_observation_carries_an_episode_past_its_limit[quickstart]",
-        r"carried the episode past its limit",
-    ),
-]
+FORKED = "tests/unit/"
+"""Tests that take less time than importing what they need: forked from a process that has imported it."""
+PRELOADED = ["torch", "torch.distributed.tensor", "numpy", "pydantic", "jaxtyping", "hypothesis", "pytest"]
+"""Nothing of the project itself, which each fork imports from its own copy."""
 
 
 @dataclass(frozen=True)
@@ -235,32 +45,28 @@ class Outcome:
     seconds: float
 
 
-def copy_tree(destination: Path) -> Path:
+Runner = Callable[[Path, list[str]], Outcome]
+"""Runs tests, up to the first that fails, with the tree in the place of the installed package."""
+
+
+def copy_tree(source: Path, destination: Path) -> Path:
     """The project's own files, without what runs leave behind."""
     for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / name).is_dir():
+            shutil.copytree(source / name, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy2(source, destination / name)
+            shutil.copy2(source / name, destination / name)
     return destination
 
 
-def run_tests(tree: Path, *tests: str) -> Outcome:
-    """Run tests, up to the first that fails, with ``tree`` in the place of the installed package."""
-    report = tree / "report.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-        *tests,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+def arguments(tree: Path, tests: list[str]) -> list[str]:
+    return ["-q", "-x", "-p", "no:cacheprovider", f"--junitxml={tree / 'report.xml'}", *tests]
+
+
+def run_tests(tree: Path, tests: list[str]) -> Outcome:
+    """In a process of their own, which may start others."""
+    command = [sys.executable, "-m", "pytest", *arguments(tree, tests)]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     started = time.monotonic()
     process = subprocess.Popen(
         command, cwd=tree, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -272,9 +78,35 @@ def run_tests(tree: Path, *tests: str) -> Outcome:
         os.killpg(process.pid, 9)
         process.communicate()
         return Outcome("broken", f"no end after {TIMEOUT_SECONDS} s", time.monotonic() - started)
-    seconds = time.monotonic() - started
-    if process.returncode == 0:
+    return outcome(tree, process.returncode, output, time.monotonic() - started)
+
+
+def run_in_fork(tree: Path, tests: list[str]) -> Outcome:
+    """In this process, a fresh fork, which is used up by it."""
+    import pytest
+
+    started = time.monotonic()
+    sys.dont_write_bytecode = True
+    gc.freeze()  # pytest collects garbage again and again, and what was imported before is none
+    os.environ |= {"PYTHONPATH": str(tree), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    sys.path.insert(0, str(tree))
+    os.chdir(tree)
+    with (tree / "output.txt").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    code = pytest.main(arguments(tree, tests))
+    sys.stdout.flush()
+    imported = sys.modules.get("megatron_empg")
+    if imported is not None and not Path(str(imported.__file__)).is_relative_to(tree):
+        return Outcome("broken", f"{imported.__file__} was imported instead of the copy", 0)
+    return outcome(tree, code, (tree / "output.txt").read_text(), time.monotonic() - started)
+
+
+def outcome(tree: Path, code: int, output: str, seconds: float) -> Outcome:
+    """What pytest's exit status and report say."""
+    if code == 0:
         return Outcome("passed", "", seconds)
+    report = tree / "report.xml"
     failures = list(ElementTree.parse(report).iter("failure")) if report.exists() else []
     if not failures:
         return Outcome("broken", output[-2000:], seconds)
@@ -291,16 +123,24 @@ def uses_the_copy(tree: Path) -> bool:
     return Path(answer.stdout.strip()).is_relative_to(tree)
 
 
-def apply(mutation: Mutation, tree: Path) -> None:
-    """Raises ValueError when the text to change is not there exactly once: the code has moved on."""
+def misfits(tree: Path) -> list[str]:
+    """Faults of the list that the code has moved away from: no such text, or no such test."""
+    found = []
+    for mutation in MUTATIONS:
+        places = (tree / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+        if places != 1:
+            found.append(f"{mutation.name}: {mutation.file} has {places} places with {mutation.old!r}, not one")
+        file, _, test = mutation.test.partition("[")[0].partition("::")
+        path = tree / file
+        if not path.exists() or f"def {test}(" not in path.read_text(encoding="utf-8"):
+            found.append(f"{mutation.name}: there is no test {mutation.test}")
+    return found
+
+
+def mutate(mutation: Mutation, tree: Path) -> None:
     path = tree / mutation.file
-    text = path.read_text(encoding="utf-8")
-    if text.count(mutation.old) != 1:
-        raise ValueError(
-            f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} places with {mutation.old!r}, not "
-            "one; bring this list in line with the code"
-        )
-    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace(mutation.old, mutation.new)
+    path.write_text(text, encoding="utf-8")
 
 
 def judge(mutation: Mutation, outcome: Outcome) -> str:
@@ -312,39 +152,77 @@ def judge(mutation: Mutation, outcome: Outcome) -> str:
     return "caught" if re.search(mutation.told, outcome.message) else "CAUGHT BY ACCIDENT (another message)"
 
 
+class Runs:
+    """Runs tests on copies of ``plain``, with a fault or without, two at a time."""
+
+    def __init__(self, plain: Path, forked: Runner) -> None:
+        self.plain, self.forked = plain, forked
+        self.pool = ThreadPoolExecutor(PARALLEL)
+
+    def all(self, chosen: list[Mutation]) -> tuple[dict[str, Outcome], dict[Mutation, Outcome]]:
+        """Of the unchanged copy by kind of test, and of each fault."""
+        tests = sorted({mutation.test for mutation in chosen})
+        kinds = {
+            "none, forked tests": [test for test in tests if test.startswith(FORKED)],
+            "none, other tests": [test for test in tests if not test.startswith(FORKED)],
+        }
+        with self.pool:
+            sound = {kind: self.pool.submit(self._run, None, tests) for kind, tests in kinds.items() if tests}
+            mutated = {mutation: self.pool.submit(self._run, mutation, [mutation.test]) for mutation in chosen}
+        return (
+            {kind: job.result() for kind, job in sound.items()},
+            {mutation: job.result() for mutation, job in mutated.items()},
+        )
+
+    def _run(self, mutation: Mutation | None, tests: list[str]) -> Outcome:
+        with tempfile.TemporaryDirectory(dir=self.plain.parent) as folder:
+            tree = copy_tree(self.plain, Path(folder))
+            if mutation:
+                mutate(mutation, tree)
+            run = self.forked if tests[0].startswith(FORKED) else run_tests
+            return run(tree, tests)
+
+
 def main() -> int:
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     chosen = [mutation for mutation in MUTATIONS if word in mutation.name]
-    with tempfile.TemporaryDirectory(prefix="mutations_") as scratch, ThreadPoolExecutor(PARALLEL) as pool:
-        home = Path(scratch).resolve()
-        first = copy_tree(home / "probe")
-        if not uses_the_copy(first):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with tempfile.TemporaryDirectory(prefix="mutations_") as scratch:
+        plain = copy_tree(ROOT, Path(scratch).resolve() / "plain")
+        if faults := misfits(plain):
+            print("\n".join(faults), "\nbring tools/mutations.py in line with the code", sep="")
+            return 1
+        if not uses_the_copy(plain):
             print("the installed megatron_empg is imported instead of the copy; nothing would be tested")
             return 1
-        trees = {}
-        for index, mutation in enumerate(chosen):
-            trees[mutation] = copy_tree(home / str(index))
-            apply(mutation, trees[mutation])
-        tests = sorted({mutation.test for mutation in chosen})
-        sound = pool.submit(run_tests, first, *tests)
-        mutated = {mutation: pool.submit(run_tests, trees[mutation], mutation.test) for mutation in chosen}
-        return report(sound.result(), {mutation: job.result() for mutation, job in mutated.items()})
+        with context.Pool(PARALLEL, maxtasksperchild=1) as forks:
+
+            def forked(tree: Path, tests: list[str]) -> Outcome:
+                try:
+                    return forks.apply_async(run_in_fork, (tree, tests)).get(TIMEOUT_SECONDS)
+                except multiprocessing.TimeoutError:
+                    return Outcome("broken", f"no end after {TIMEOUT_SECONDS} s", TIMEOUT_SECONDS)
+
+            return report(*Runs(plain, forked).all(chosen))
 
 
-def report(sound: Outcome, mutated: dict[Mutation, Outcome]) -> int:
+def report(sound: dict[str, Outcome], mutated: dict[Mutation, Outcome]) -> int:
     """Print the table and what went wrong; the exit status."""
     bad = 0
     print(f"{'fault':56}{'verdict':12}{'seconds':>8}  test")
     for mutation, outcome in mutated.items():
         verdict = judge(mutation, outcome)
-        print(f"{mutation.name:56}{verdict:12}{outcome.seconds:8.0f}  {mutation.test}")
+        print(f"{mutation.name:56}{verdict:12}{outcome.seconds:8.1f}  {mutation.test}")
         if verdict != "caught":
             bad += 1
             print(f"    wanted: {mutation.told}\n    got: {outcome.message[-1500:] or 'the test passed'}")
-    print(f"{'none':56}{sound.verdict:12}{sound.seconds:8.0f}  all of these tests")
-    if sound.verdict != "passed":
-        bad += 1
-        print(sound.message[-3000:])
+    for kind, outcome in sound.items():
+        print(f"{kind:56}{outcome.verdict:12}{outcome.seconds:8.1f}  all that are named")
+        if outcome.verdict != "passed":
+            bad += 1
+            print(outcome.message[-3000:])
     print(f"{bad} problems" if bad else f"all {len(mutated)} faults were caught")
     return int(bool(bad))
 
