@@ -239,7 +239,7 @@ class EpoTerm:
         assert weights is not None
         if streams.mean_weights is not None:
             weights = weights * (streams.mean_weights != 0)
-        means = segments.turn_means(entropies)
+        means = segments.turn_means(entropies, weights != 0)
         above, below = means > high, means < low
         outside = (above | below).to(entropies.dtype)
         side = above.to(entropies.dtype) - below.to(entropies.dtype)

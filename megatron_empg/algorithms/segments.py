@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from megatron_empg.algorithms.lazy_torch import torch, without_gradient
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -28,19 +28,26 @@ class Segments:
     reduce: Callable[[Tensor], None] | None = None
 
     @without_gradient
-    def sample_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
-        """At each token the mean of ``values`` over its sample's own tokens; without gradient."""
-        return self._means(values, self.sample_of_token, self.samples)
+    def sample_means(
+        self, values: Float[Tensor, "own_tokens"], counted: Bool[Tensor, "own_tokens"]
+    ) -> Float[Tensor, "own_tokens"]:
+        """At each token the mean of ``values`` over its sample's ``counted`` own tokens; without gradient.
+
+        0 in a sample of which no token counts.
+        """
+        return self._means(values, counted, self.sample_of_token, self.samples)
 
     @without_gradient
-    def turn_means(self, values: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
-        """At each token the mean of ``values`` over its turn's own tokens; without gradient."""
-        return self._means(values, self.turn_of_token, self.turns)
+    def turn_means(
+        self, values: Float[Tensor, "own_tokens"], counted: Bool[Tensor, "own_tokens"]
+    ) -> Float[Tensor, "own_tokens"]:
+        """The same over the tokens of its turn."""
+        return self._means(values, counted, self.turn_of_token, self.turns)
 
-    def _means(self, values: Tensor, index: Tensor, count: int) -> Tensor:
+    def _means(self, values: Tensor, counted: Tensor, index: Tensor, count: int) -> Tensor:
         sums = torch.zeros(2, count, dtype=torch.float64, device=values.device)
-        sums[0].index_add_(0, index, values.detach().double())
-        sums[1].index_add_(0, index, torch.ones_like(values, dtype=torch.float64))
+        sums[0].index_add_(0, index, values.detach().double().where(counted, 0.0))
+        sums[1].index_add_(0, index, counted.double())
         if self.reduce is not None:
             self.reduce(sums)
         means = sums[0] / sums[1].clamp(min=1)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class SequenceClip:
     """``max(-A·s, -A·clip(s, 1 - clip_low, 1 + clip_high))`` with s the geometric mean of a sample's token ratios.
 
-    ``s = exp(mean over the sample's own tokens of logprobs - old_logprobs)`` (GSPO, arXiv 2507.18071). A is the
-    token's own, so that turns may differ: that is GSPO-token, and for equal advantages GSPO itself. The statistics
-    ``ratio`` and ``clipped`` are of s; ``approx_kl`` is of the tokens, as in `clipped_policy_loss`.
+    ``s = exp(mean over the sample's own tokens of logprobs - old_logprobs)`` (GSPO, arXiv 2507.18071), of which
+    masked tokens are none: what the loss does not see decides on no clip. A is the token's own, so that turns may
+    differ: that is GSPO-token, and for equal advantages GSPO itself. The statistics ``ratio`` and ``clipped`` are
+    of s; ``approx_kl`` is of the tokens, as in `clipped_policy_loss`.
     """
 
     weighted: bool = False
@@ -33,10 +34,12 @@ class SequenceClip:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert streams.old_logprobs is not None
         assert streams.advantages is not None
+        assert streams.mean_weights is not None
         log_ratio = (logprobs - streams.old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         # A sample's tokens may lie on several ranks, so its mean has no gradient. A zero that has the gradient of
         # the token's log-prob gives every token s·∇log p; the sample's mean of these is the gradient of s.
-        ratio = (segments.sample_means(log_ratio) + (logprobs - logprobs.detach())).exp()
+        of_sample = segments.sample_means(log_ratio, streams.mean_weights != 0)
+        ratio = (of_sample + (logprobs - logprobs.detach())).exp()
         free = -streams.advantages * ratio
         bounded = -streams.advantages * ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         statistics = {

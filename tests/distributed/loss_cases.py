@@ -77,18 +77,20 @@ def all_terms(of: Dense) -> Tensor:
 
 
 def one_ratio(of: Dense) -> Tensor:
-    """GSPO: the geometric mean of the ratios is clipped as one."""
+    """GSPO: the geometric mean of the kept tokens' ratios is clipped as one."""
     low, high = SEQUENCE_CLIP
-    ratio, advantages = (of.logprobs - of.stream("old_logprobs")).mean().exp(), of.stream("advantages")
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    ratio, advantages = (of.logprobs - of.stream("old_logprobs"))[of.kept].mean().exp(), of.stream("advantages")
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return -surrogate * of.stream("loss_weights")
 
 
 def ratio_of_each_token(of: Dense) -> Tensor:
     """GSPO-token: the sample's ratio in value, the token's own in gradient, for advantages that differ by turn."""
     low, high = SEQUENCE_CLIP
-    whole, advantages = (of.logprobs - of.stream("old_logprobs")).mean().exp(), of.stream("advantages")
+    whole, advantages = (of.logprobs - of.stream("old_logprobs"))[of.kept].mean().exp(), of.stream("advantages")
     ratio = whole.detach() * of.logprobs.exp() / of.logprobs.exp().detach()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return -surrogate * of.stream("loss_weights")
 
 
 def token_mean(per_token: Callable[[Dense], Tensor]) -> Callable[[list[Dense]], Tensor]:
@@ -210,6 +212,11 @@ def one_advantage_by_turn(samples: list[Any]) -> list[Any]:
     return made
 
 
+def masked_advantage_by_turn(samples: list[Any]) -> list[Any]:
+    """With ratios beyond both clips in turns that are masked, too."""
+    return one_advantage_by_turn(masked(samples))
+
+
 def banded(samples: list[Any], turn_entropies: Tensor) -> list[Any]:
     """What EPO's regularizer gives with a band that a third of the turns is below, and a third above."""
     from megatron_empg.algorithms.epo import Epo
@@ -240,6 +247,7 @@ LOSSES = [
     Loss("sequence mean, masked", clip_kl_and_bonus, masked_by_sample, sequence_mean(all_terms)),
     Loss("sequence clip", clip_by_sequence, one_advantage, sequence_mean(one_ratio)),
     Loss("sequence clip by turn", clip_by_sequence, one_advantage_by_turn, sequence_mean(ratio_of_each_token)),
+    Loss("sequence clip, masked", clip_by_sequence, masked_advantage_by_turn, sequence_mean(ratio_of_each_token)),
     Loss("epo", clip_and_epo, as_they_are, with_epo),
 ]
 

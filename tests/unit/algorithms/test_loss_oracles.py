@@ -213,14 +213,15 @@ class Step:
 
     @property
     def ratios(self) -> list[float]:
-        """PPO's at each own token, or its sequence's (GSPO, eq. 7)."""
+        """PPO's at each own token, or that of its sequence's kept tokens (GSPO, eq. 7)."""
         new, old = self.drawn(self.new_rows), flat([t.logprobs for e in self.part for t in e.turns])
         if not by_sequence(self.section):
             return [math.exp(now - was) for now, was in zip(new, old, strict=True)]
         found, place = [], 0
         for length in self.sequence_lengths:
-            own = slice(place, place + length)
-            found.extend([oracles.sequence_ratio(new[own], old[own])] * length)
+            kept = [token for token in range(place, place + length) if self.kept[self.own[token]]]
+            ratio = oracles.sequence_ratio([new[t] for t in kept], [old[t] for t in kept]) if kept else 1.0
+            found.extend([ratio] * length)
             place += length
         return found
 
