@@ -80,14 +80,15 @@ class Algorithm:
         tokens = experience.tokens_of(episodes)
         turns = credit.turns[experience.turns_of(episodes)]
         reference = credit.reference_logprobs
+        kept = credit.kept[tokens]
         streams = TokenStreams(
             old_logprobs=scores.logprobs[tokens],
             advantages=turns.repeat_interleave(part.turn_lengths).float(),
             loss_weights=credit.loss_weights[tokens].float(),
-            mean_weights=mean_weights(part, credit.kept[tokens], self.section.mean),
+            mean_weights=mean_weights(part, kept, self.section.mean),
             reference_logprobs=reference[tokens] if reference is not None else None,
         )
-        streams = replace(streams, **self.regularizer.streams(part).present())
+        streams = replace(streams, **self.regularizer.streams(part, kept).present())
         pieces = streams.split(sample_lengths(part).tolist())
         return [replace(sample, streams=piece) for sample, piece in zip(part.samples, pieces, strict=True)]
 

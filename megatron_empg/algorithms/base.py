@@ -228,15 +228,18 @@ class Regularizer(Protocol):
     """A term of the loss over the policy's entropies. May keep a history."""
 
     def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
-        """Take up a batch before its first optimizer step; metrics."""
+        """Take up a batch, once, before its first optimizer step; metrics. `streams` and `term` are of it."""
         ...
 
-    def streams(self, part: Experience) -> TokenStreams:
-        """What the term reads of each own token of an optimizer step's episodes: ``entropy_…``."""
+    def streams(self, part: Experience, kept: Bool[Tensor, "own_tokens"]) -> TokenStreams:
+        """What the term reads of each own token of an optimizer step's episodes: ``entropy_…``.
+
+        ``kept`` is False for tokens that the loss does not see. The episodes are of the batch begun last.
+        """
         ...
 
     def term(self) -> LossTerm | None:
-        """The term itself; None when it is nothing."""
+        """The term itself, for the batch begun last; None when it is nothing."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """EPO (arXiv 2509.22576): an entropy bonus, smoothed by a band around the entropy's own history.
 
 Added to the policy loss: ``-coefficient·(mean H - beta·mean P)``, with the mean over the turns of a trajectory,
-then over the batch. The gradient flows through the entropies, so they must be differentiable.
+then over the batch; what the masks leave out is in none of these means. The gradient flows through the entropies, so they must be differentiable.
 
 What the authors released differs from what a reader of the equations expects: P is a constant, so that it has no
 gradient and only the plain entropy bonus trains. That form is `constant`; `distance` is this project's deviation.
@@ -20,7 +20,7 @@ from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from megatron_empg.algorithms.base import Experience, LossTerm
@@ -146,14 +146,17 @@ class EpoRegularizer:
         self._take_up(experience, entropies)
         return metrics
 
-    def streams(self, part: Experience) -> TokenStreams:
-        """The band of each token's turn, and the token's weight in a mean over turns, then episodes."""
+    def streams(self, part: Experience, kept: Bool[Tensor, "own_tokens"]) -> TokenStreams:
+        """The band of each token's turn, and the token's weight in a mean over kept tokens, turns, then episodes.
+
+        ``part`` is of the batch that was begun last, whose band it is.
+        """
         if not self.settings.coefficient:
             return TokenStreams()
         low, high = self._band(part)
-        weights = self.settings.coefficient * int(part.turn_lengths.sum()) * episode_mean_weights(part)
+        weights = self.settings.coefficient * len(kept) * kept_mean_weights(part, kept)
         return TokenStreams(
-            entropy_weights=(weights / part.turn_lengths).float().repeat_interleave(part.turn_lengths),
+            entropy_weights=weights.float(),
             entropy_low=low.float().repeat_interleave(part.turn_lengths),
             entropy_high=high.float().repeat_interleave(part.turn_lengths),
         )
@@ -217,11 +220,24 @@ def episode_mean_weights(experience: Experience) -> Float[Tensor, "turns"]:
     return 1 / (turns[experience.episode_of_turn].double() * max(episodes, 1))
 
 
+def kept_mean_weights(experience: Experience, kept: Bool[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
+    """The weight of each own token in the mean over a turn's kept tokens, then over the turns of an episode that
+    have some, then over the episodes that have some. 0 where a token is not kept.
+    """
+    turn, episode = experience.turn_of_token, experience.episode_of_turn
+    tokens = torch.zeros(len(episode), dtype=torch.float64).index_add(0, turn, kept.double())
+    some = (tokens > 0).double()
+    turns = torch.zeros(len(experience.rewards), dtype=torch.float64).index_add(0, episode, some)
+    episodes = turns.count_nonzero().clamp(min=1)
+    of_turn = some / (tokens * turns[episode] * episodes).clamp(min=1)
+    return kept * of_turn[turn]
+
+
 class EpoTerm:
     """``-weight·(H - beta·P)`` at each own token; its mean over tokens is EPO's term.
 
-    The *current* policy's mean entropy of a whole turn decides on which side of the band the turn is, and each of
-    its tokens carries its share of the distance. Masked tokens carry nothing.
+    The *current* policy's mean entropy of a turn's kept tokens decides on which side of the band the turn is, and
+    each of them carries its share of the distance. Masked tokens weigh 0 and carry nothing.
     """
 
     weighted: bool = True  # by ``entropy_weights``
@@ -237,10 +253,9 @@ class EpoTerm:
         assert low is not None
         assert high is not None
         assert weights is not None
-        if streams.mean_weights is not None:
-            weights = weights * (streams.mean_weights != 0)
-        means = segments.turn_means(entropies, weights != 0)
-        above, below = means > high, means < low
+        kept = weights != 0
+        means = segments.turn_means(entropies, kept)
+        above, below = (means > high) & kept, (means < low) & kept
         outside = (above | below).to(entropies.dtype)
         side = above.to(entropies.dtype) - below.to(entropies.dtype)
         # Where a turn is inside the band, an end may be infinite; 0 stands for it, and side is 0.

@@ -10,7 +10,7 @@ from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.section import Section
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from megatron_empg.algorithms.base import Experience, LossTerm
@@ -38,7 +38,7 @@ class NothingAdded(Stateless):
     def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
         return {}
 
-    def streams(self, part: Experience) -> TokenStreams:
+    def streams(self, part: Experience, kept: Bool[Tensor, "own_tokens"]) -> TokenStreams:
         return TokenStreams()
 
     def term(self) -> LossTerm | None:

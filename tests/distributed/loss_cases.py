@@ -108,20 +108,23 @@ def sequence_mean(per_token: Callable[[Dense], Tensor]) -> Callable[[list[Dense]
 
 
 def with_epo(batch: list[Dense]) -> Tensor:
-    """The surrogate's token mean, and EPO's term: the mean over an episode's turns, then over episodes."""
+    """The surrogate's token mean, and EPO's term: the mean over an episode's kept turns, then over episodes."""
     episodes = []
     for of in batch:
         turns = []
-        for entropies, low, high in zip(
+        for entropies, low, high, kept in zip(
             of.turns(of.entropies),
             of.turns(of.stream("entropy_low")),
             of.turns(of.stream("entropy_high")),
+            of.turns(of.kept),
             strict=True,
         ):
             mean = entropies.mean()
             distance = (low[0] - mean).clamp(min=0) + (mean - high[0]).clamp(min=0)
-            turns.append(mean - EPO["beta"] * EPO["alpha"] * distance)
-        episodes.append(torch.stack(turns).mean())
+            if kept.all():
+                turns.append(mean - EPO["beta"] * EPO["alpha"] * distance)
+        if turns:
+            episodes.append(torch.stack(turns).mean())
     return token_mean(token_clip)(batch) - EPO["coefficient"] * torch.stack(episodes).mean()
 
 
@@ -236,7 +239,8 @@ def banded(samples: list[Any], turn_entropies: Tensor) -> list[Any]:
     regularizer = Epo(**EPO, band_low=low / history, band_high=high / history).make()
     for _ in range(2):  # the history is that of the batches before
         regularizer.begin(experience, torch.full_like(turn_entropies, history))
-    pieces = regularizer.streams(experience).split([sample.num_own_tokens for sample in samples])
+    kept = torch.cat([sample.streams.mean_weights != 0 for sample in samples])
+    pieces = regularizer.streams(experience, kept).split([sample.num_own_tokens for sample in samples])
     return [with_streams(sample, **piece.present()) for sample, piece in zip(samples, pieces, strict=True)]
 
 
@@ -249,6 +253,7 @@ LOSSES = [
     Loss("sequence clip by turn", clip_by_sequence, one_advantage_by_turn, sequence_mean(ratio_of_each_token)),
     Loss("sequence clip, masked", clip_by_sequence, masked_advantage_by_turn, sequence_mean(ratio_of_each_token)),
     Loss("epo", clip_and_epo, as_they_are, with_epo),
+    Loss("epo, masked", clip_and_epo, masked, with_epo),
 ]
 
 
@@ -346,7 +351,7 @@ def prepare(folder: Path, model: Any, samples: list[Any]) -> dict[str, Trained]:
     batches, expected = {}, {}
     for loss in LOSSES:
         batch = loss.prepare(samples)
-        batch = banded(batch, turn_entropies) if loss.name == "epo" else batch
+        batch = banded(batch, turn_entropies) if loss.equation is with_epo else batch
         value = loss.equation(
             [dataclasses.replace(of, sample=sample) for of, sample in zip(said, batch, strict=True)]
         )

@@ -47,7 +47,7 @@ def test_a_microbatch_without_sequences_can_be_run() -> None:
     assert batch.tokens.shape == (1, 2)
     assert (batch.targets == IGNORE).all()
     assert advantages(batch).shape == (0,)
-    assert batch.segments.turn_means(torch.empty(0)).shape == (0,)
+    assert batch.segments.turn_means(torch.empty(0), torch.empty(0) > 0).shape == (0,)
     assert (batch.segments.samples, batch.segments.turns) == (0, 0)
 
 

@@ -24,6 +24,6 @@ def test_every_token_is_paid_for_its_entropy() -> None:
 def test_it_keeps_nothing_and_reads_no_stream() -> None:
     bonus, batch = EntropyBonus().make(), random_experience(0)
     assert bonus.begin(batch, torch.zeros(len(batch.turn_lengths))) == {}
-    assert bonus.streams(batch).present() == {}
+    assert bonus.streams(batch, torch.ones(int(batch.turn_lengths.sum()), dtype=torch.bool)).present() == {}
     assert bonus.state_dict() == {}
     assert EntropyBonus(coefficient=0.0).make().term() is None

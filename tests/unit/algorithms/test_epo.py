@@ -110,11 +110,16 @@ def begun(batch: Experience, past: list[float], **keys: object) -> EpoRegularize
     return regularizer
 
 
+def streams_of(regularizer: EpoRegularizer, part: Experience) -> TokenStreams:
+    """With no token masked."""
+    return regularizer.streams(part, torch.ones(int(part.turn_lengths.sum()), dtype=torch.bool))
+
+
 def loss_of(regularizer: EpoRegularizer, part: Experience, entropies: Tensor) -> Tensor:
     """The mean over own tokens, as the actor takes it."""
     term = regularizer.term()
     assert term is not None
-    loss, _ = term(entropies, entropies, regularizer.streams(part), segments_of(part))
+    loss, _ = term(entropies, entropies, streams_of(regularizer, part), segments_of(part))
     return loss.mean()
 
 
@@ -159,7 +164,7 @@ def test_the_current_policy_decides_on_the_side_of_the_band() -> None:
     entropies = torch.tensor([1.0, 2.0, 0.2, 1.0, 1.1], requires_grad=True)
     term = regularizer.term()
     assert term is not None
-    loss, statistics = term(entropies, entropies, regularizer.streams(batch), segments_of(batch))
+    loss, statistics = term(entropies, entropies, streams_of(regularizer, batch), segments_of(batch))
     (gradient,) = torch.autograd.grad(loss.mean(), entropies)
     # By the mean over tokens of turns' means: a third, shared by the turn's tokens. H falls above, 1 - 3; below it
     # rises, 1 + 3.
@@ -195,7 +200,7 @@ def test_a_turn_split_over_ranks_is_judged_as_a_whole() -> None:
     batch = random_experience(2)
     entropies = random_entropies(batch, 3)
     regularizer = begun(batch, [1.0])
-    term, streams, whole = regularizer.term(), regularizer.streams(batch), segments_of(batch)
+    term, streams, whole = regularizer.term(), streams_of(regularizer, batch), segments_of(batch)
     assert term is not None
     expected, _ = term(entropies, entropies, streams, whole)
     for rank in (0, 1):
@@ -212,16 +217,38 @@ def test_a_turn_split_over_ranks_is_judged_as_a_whole() -> None:
         torch.testing.assert_close(ours, expected[mine])
 
 
-def test_masked_tokens_carry_nothing() -> None:
-    batch = experience([[0, 1]], lengths=[[2, 1]])
+def test_masked_tokens_carry_nothing_and_count_in_no_mean() -> None:
+    """What is left weighs as if it were all."""
+    batch = experience([[0, 1, 0], [1], [1, 1]], lengths=[[2, 1, 3], [2], [1, 1]])
+    kept = torch.tensor([False, False, True, True, True, True, False, False, True, False])
+    left = experience([[1, 0], [1]], lengths=[[1, 3], [1]])
     regularizer = begun(batch, [1.0])
-    term, streams = regularizer.term(), regularizer.streams(batch)
+    term = regularizer.term()
     assert term is not None
-    entropies = torch.tensor([1.0, 2.0, 3.0])
-    everything, _ = term(entropies, entropies, streams, segments_of(batch))
-    streams = replace(streams, mean_weights=torch.tensor([0.0, 0.0, 3.0]))
-    masked, _ = term(entropies, entropies, streams, segments_of(batch))
-    assert masked.tolist() == [0.0, 0.0, everything[2].item()]
+    entropies = random_entropies(batch, 4).requires_grad_()
+    tokens, statistics = term(entropies, entropies, regularizer.streams(batch, kept), segments_of(batch))
+    alone = entropies.detach()[kept].requires_grad_()
+    expected = loss_of(regularizer, left, alone)
+    (gradient,) = torch.autograd.grad(tokens.mean(), entropies)
+    torch.testing.assert_close(tokens.mean(), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient[kept], torch.autograd.grad(expected, alone)[0], rtol=1e-6, atol=1e-9)
+    for values in (gradient, *statistics.values()):
+        assert (values[~kept] == 0).all()
+
+
+def test_the_entropy_s_weight_does_not_shrink_with_the_mask() -> None:
+    """Neither does that of the plain bonus."""
+    batch = random_experience(6)
+    for share in (0.1, 0.5, 1.0):
+        mask = torch.rand(len(batch.turn_lengths), generator=torch.Generator().manual_seed(1)) <= share
+        kept = mask.repeat_interleave(batch.turn_lengths)
+        regularizer = begun(batch, [1.0], coefficient=1.0, beta=0.0)
+        weights = regularizer.streams(batch, kept).entropy_weights
+        assert weights is not None
+        assert weights.mean().item() == pytest.approx(1.0)
+    nothing = regularizer.streams(batch, torch.zeros_like(kept)).entropy_weights
+    assert nothing is not None
+    assert (nothing == 0).all()
 
 
 def test_a_batch_is_held_to_the_batches_before_it_and_then_joins_them() -> None:
@@ -229,14 +256,14 @@ def test_a_batch_is_held_to_the_batches_before_it_and_then_joins_them() -> None:
     regularizer = Epo.model_validate(EXPLICIT | {"history": "batch"}).make()
     metrics = regularizer.begin(batch, torch.tensor([1.0, 3.0, 5.0]))
     assert metrics == {"epo/phase_weight": 1.0}
-    assert regularizer.streams(batch).entropy_low.tolist() == [-math.inf] * 4
+    assert streams_of(regularizer, batch).entropy_low.tolist() == [-math.inf] * 4
     # The mean over turns, then over episodes: (2 + 5) / 2.
     metrics = regularizer.begin(batch, torch.tensor([3.0, 1.0, 9.0]))
     assert metrics == pytest.approx({"epo/phase_weight": 1.0, "epo/history": 3.5, "epo/outside_share": 2 / 3})
-    assert regularizer.streams(batch).entropy_low.tolist() == pytest.approx([0.8 * 3.5] * 4)
-    assert regularizer.streams(batch).entropy_high.tolist() == pytest.approx([1.2 * 3.5] * 4)
+    assert streams_of(regularizer, batch).entropy_low.tolist() == pytest.approx([0.8 * 3.5] * 4)
+    assert streams_of(regularizer, batch).entropy_high.tolist() == pytest.approx([1.2 * 3.5] * 4)
     regularizer.begin(batch, torch.zeros(3))
-    assert regularizer.streams(batch).entropy_low.tolist() == pytest.approx([0.8 * (3.5 + 5.5) / 2] * 4)
+    assert streams_of(regularizer, batch).entropy_low.tolist() == pytest.approx([0.8 * (3.5 + 5.5) / 2] * 4)
 
 
 def test_a_history_by_turn_is_kept_for_each_place() -> None:
@@ -245,7 +272,7 @@ def test_a_history_by_turn_is_kept_for_each_place() -> None:
     regularizer.begin(batch, torch.tensor([1.0, 3.0, 5.0]))
     longer = experience([[0, 0, 0]])
     regularizer.begin(longer, torch.tensor([5.0, 1.0, 7.0]))
-    assert regularizer.streams(longer).entropy_low.tolist() == pytest.approx([0.8 * 3, 0.8 * 3, -math.inf])
+    assert streams_of(regularizer, longer).entropy_low.tolist() == pytest.approx([0.8 * 3, 0.8 * 3, -math.inf])
     assert [history.mean for history in regularizer.histories] == [4.0, 2.0, 7.0]
 
 
@@ -282,10 +309,10 @@ def test_empty_batches_and_a_coefficient_of_0_are_no_fault() -> None:
     before = regularizer.state_dict()
     assert regularizer.begin(empty, torch.zeros(0, dtype=torch.float64)) == {"epo/phase_weight": 1.0}
     assert regularizer.state_dict() == before
-    assert all(len(values) == 0 for values in regularizer.streams(empty).present().values())
+    assert all(len(values) == 0 for values in streams_of(regularizer, empty).present().values())
     nothing = Epo(coefficient=0.0).make()
     assert nothing.term() is None
-    assert nothing.streams(experience([[1]])).present() == TokenStreams().present()
+    assert streams_of(nothing, experience([[1]])).present() == TokenStreams().present()
 
 
 def test_keys_override_the_preset_s_numbers_one_by_one() -> None:

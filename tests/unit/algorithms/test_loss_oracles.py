@@ -40,20 +40,27 @@ EPO = {preset: Epo(preset=preset) for preset in PRESETS} | {
 def epo_loop(
     section: Epo, part: Batch, past: list[Batch], progress: float, left_out: list[bool]
 ) -> tuple[float, list[float]]:
-    """EPO's term over a part of a batch, and its slope at each own token's entropy; masked ones carry nothing."""
+    """EPO's term over the kept turns of a part of a batch, and its slope at each own token's entropy."""
     given = section.settings
     bands = oracles.bands(part, past, low=given.band_low, high=given.band_high, by_place=given.history == "turn")
     beta = given.beta * (oracles.phase_weight(progress) if given.phase_weights else 1.0)
     form = {"alpha": given.alpha, "distance": given.form == "distance"}
+    kept, place = [], 0
+    for episode in part:
+        of_turns = []
+        for turn in episode.turns:
+            of_turns.append(not left_out[place])
+            place += turn.tokens
+        kept.append(of_turns)
+    episodes = sum(any(of_turns) for of_turns in kept)
     value, slopes = 0.0, []
-    for episode, of_turns in zip(part, bands, strict=True):
-        for turn, band in zip(episode.turns, of_turns, strict=True):
-            share = given.coefficient / (len(part) * len(episode.turns))
-            out = left_out[len(slopes)]
-            if not out:
+    for episode, of_turns, kept_turns in zip(part, bands, kept, strict=True):
+        for turn, band, keep in zip(episode.turns, of_turns, kept_turns, strict=True):
+            share = given.coefficient / (episodes * sum(kept_turns)) if keep else 0.0
+            if keep:
                 value -= share * (turn.entropy - beta * oracles.penalty(turn.entropy, band, **form))
             slope = -share * (1 - beta * oracles.penalty_slope(turn.entropy, band, **form)) / turn.tokens
-            slopes.extend([0.0 if out else slope] * turn.tokens)
+            slopes.extend([slope] * turn.tokens)
     return value, slopes
 
 
@@ -74,7 +81,7 @@ def test_epo_equals_the_loop_over_the_batches_of_a_run(name: str) -> None:
             value, slopes = epo_loop(section, now, past, part.progress, masked.tolist())
 
             entropies = float64(moved).requires_grad_()
-            streams = replace(regularizer.streams(part), mean_weights=(~masked).double())
+            streams = regularizer.streams(part, ~masked)
             term = regularizer.term()
             assert term is not None
             tokens, statistics = term(torch.zeros(len(moved)), entropies, streams, segments_of(part.samples))
