@@ -139,7 +139,7 @@ class Training:
         probes = self._score_probes(self.algorithm.probes(experience))
         credit = self.algorithm.credit(experience, scores, probes)
         metrics |= credit_metrics(credit) | batch_diagnostics(experience, scores, credit)
-        idle = self.progress.check_batch(step, batch, credit)
+        idle = self.progress.check_batch(step, batch, credit, self._agree)
         metrics["train/idle"] = float(idle)
         if idle:
             actor.skip_updates(recipe.algorithm.updates_per_batch)

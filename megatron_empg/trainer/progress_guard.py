@@ -1,5 +1,7 @@
 """A run that learns nothing must not go on unseen: batches too poor to train on, updates skipped, turns unread."""
 
+from collections.abc import Callable
+
 from megatron_empg.algorithms.base import Credit
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.batch import Batch
@@ -14,15 +16,18 @@ class ProgressGuard:
         self.idle_steps = 0
         self.skipped_updates = 0
 
-    def check_batch(self, step: int, batch: Batch, credit: Credit) -> bool:
+    def check_batch(
+        self, step: int, batch: Batch, credit: Credit, agree: Callable[[bool], bool] = lambda flag: flag
+    ) -> bool:
         """Whether the step must train on nothing: the batch has fewer groups that masks and correction leave than
         `recipe.min_groups`, or no turn with an advantage among them.
 
+        ``agree`` makes one answer of all ranks', which rounding might tell apart: collectives follow from it.
         Raises TrainingError when that came too often in a row, or when no turn of the batch could be read.
         """
         self._check_turns(step, batch)
         groups, limits = _groups_to_learn_from(batch, credit), self._recipe.limits
-        if groups >= self._recipe.min_groups:
+        if agree(groups >= self._recipe.min_groups):
             self.idle_steps = 0
             return False
         self.idle_steps += 1

@@ -69,6 +69,22 @@ def test_too_few_groups_are_not_trained_on_and_end_the_run_when_it_goes_on() -> 
     assert "I give up" in message
 
 
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_rank_that_counts_otherwise_does_and_counts_what_the_first_one_says(enough: bool) -> None:
+    guarded = Guarded(max_idle_steps=1)
+    batch = some_groups(1 if enough else 16)
+    credit = plain_credit(batch, guarded.algorithm)
+    asked = []
+
+    def first_rank(own: bool) -> bool:
+        asked.append(own)
+        return enough
+
+    assert guarded.progress.check_batch(0, batch, credit, first_rank) is not enough
+    assert asked == [not enough]
+    assert guarded.progress.idle_steps == (0 if enough else 1)
+
+
 def test_equal_rewards_in_every_group_teach_nothing() -> None:
     """Without a bonus all advantages are 0; dynamic sampling would have dropped such groups."""
     guarded = Guarded({"name": "grpo", "modulation": "none"}, max_idle_steps=1)
