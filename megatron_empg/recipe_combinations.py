@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from megatron_empg.algorithms.aem import Aem
 from megatron_empg.algorithms.dapo import Dapo
 from megatron_empg.algorithms.empg import Empg
+from megatron_empg.algorithms.gigpo import Gigpo
 from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.reinforce_pp import ReinforcePP
+from megatron_empg.algorithms.sampo import Sampo
 
 if TYPE_CHECKING:
+    from megatron_empg.algorithms.section import AlgorithmSection
     from megatron_empg.recipe import Recipe
 
 ONE_TURN = "with environment.max_turns 1"
@@ -78,12 +81,33 @@ def _bonus(recipe: Recipe) -> Iterator[str]:
 
 
 def _control(recipe: Recipe) -> Iterator[str]:
+    """With permuted rewards nothing may be learnt: neither of gold answers nor of an episode's length."""
     algorithm = recipe.algorithm
-    if algorithm.shuffle_rewards and algorithm.needs_gold:
+    if not algorithm.shuffle_rewards:
+        return
+    if algorithm.needs_gold:
         yield (
             f"algorithm.shuffle_rewards is true with algorithm.name {algorithm.name}, which learns from gold "
             "answers beside rewards: that is no control experiment; choose another algorithm"
         )
+    if isinstance(algorithm, Dapo) and algorithm.overlong.buffer:
+        yield (
+            f"algorithm.shuffle_rewards is true with algorithm.overlong.buffer {algorithm.overlong.buffer}: the "
+            "penalty teaches episodes to be short, whatever their rewards; set algorithm.overlong.buffer=0 and "
+            "leave overlong.max_length out"
+        )
+    if _discounts(algorithm):
+        yield (
+            f"algorithm.shuffle_rewards is true with algorithm.gamma {algorithm.gamma:g}: turns far from their "
+            "episode's end earn less, so that lengths teach whatever the rewards; set algorithm.gamma=1"
+        )
+
+
+def _discounts(algorithm: AlgorithmSection) -> TypeGuard[Gigpo | Sampo | ReinforcePP]:
+    """Whether a turn's advantage depends on how far its episode's end is."""
+    if isinstance(algorithm, Gigpo | Sampo):
+        return algorithm.gamma < 1 and algorithm.omega > 0
+    return isinstance(algorithm, ReinforcePP) and algorithm.gamma < 1
 
 
 def _kl(recipe: Recipe) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """EPO (arXiv 2509.22576): an entropy bonus, smoothed by a band around the entropy's own history.
 
 Added to the policy loss: ``-coefficient·(mean H - beta·mean P)``, with the mean over the turns of a trajectory,
-then over the batch; what the masks leave out is in none of these means. The gradient flows through the entropies, so they must be differentiable.
+then over the batch; what the masks leave out is in none of these means. The gradient flows through the entropies,
+so they must be differentiable.
 
 What the authors released differs from what a reader of the equations expects: P is a constant, so that it has no
 gradient and only the plain entropy bonus trains. That form is `constant`; `distance` is this project's deviation.

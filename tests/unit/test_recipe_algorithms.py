@@ -136,6 +136,22 @@ def test_with_one_turn_a_combination_is_refused_by_what_compares_turns(choice: t
             ["algorithm.shuffle_rewards is true with algorithm.name igpo"],
         ),
         (
+            ["algorithm.shuffle_rewards=true", "algorithm.overlong={buffer: 64, max_length: 128}"],
+            ["algorithm.shuffle_rewards is true with algorithm.overlong.buffer 64", "episodes to be short"],
+        ),
+        (
+            ["algorithm.shuffle_rewards=true", "algorithm.name=gigpo"],
+            ["algorithm.shuffle_rewards is true with algorithm.gamma 0.95", "set algorithm.gamma=1"],
+        ),
+        (
+            ["algorithm.shuffle_rewards=true", "algorithm={name: sampo, gamma: 0.5}"],
+            ["algorithm.shuffle_rewards is true with algorithm.gamma 0.5"],
+        ),
+        (
+            ["algorithm.shuffle_rewards=true", "algorithm={name: reinforce_pp, gamma: 0.9}"],
+            ["algorithm.shuffle_rewards is true with algorithm.gamma 0.9"],
+        ),
+        (
             ["algorithm.kl={estimator: k1}"],
             ["algorithm.kl.estimator is k1 with algorithm.kl.coefficient 0", "give a coefficient"],
         ),
@@ -172,6 +188,10 @@ def test_what_means_nothing_is_refused_by_name(path: Path, overrides: list[str],
         ["environment.max_turns=1", "algorithm.modulation=aem"],
         ["algorithm.masks.bonus_only=true"],
         ["algorithm.masks.bonus_only=true", "algorithm.modulation.zeta=0"],  # centring moves them
+        ["algorithm.shuffle_rewards=true"],
+        ["algorithm.shuffle_rewards=true", "algorithm={name: gigpo, gamma: 1}"],
+        ["algorithm.shuffle_rewards=true", "algorithm={name: sampo, omega: 0}"],
+        ["algorithm.shuffle_rewards=true", "algorithm.name=reinforce_pp"],
         ["algorithm.kl={estimator: k1, coefficient: 0.1}"],
         ["algorithm.overlong={buffer: 97, max_length: 4192}"],
         ["algorithm.name=gspo", "algorithm.loss_mean=token"],  # not the paper's, but well defined
