@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeGuard
 from megatron_empg.algorithms.aem import Aem
 from megatron_empg.algorithms.dapo import Dapo
 from megatron_empg.algorithms.empg import Empg
+from megatron_empg.algorithms.entropy_bonus import EntropyBonus
+from megatron_empg.algorithms.epo import Epo
 from megatron_empg.algorithms.gigpo import Gigpo
 from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.reinforce_pp import ReinforcePP
@@ -73,11 +75,22 @@ def _bonus(recipe: Recipe) -> Iterator[str]:
                 "bonus for it to shape; leave it out"
             )
     moved = isinstance(modulation, Empg) and (has_bonus(modulation) or modulation.center)
-    if recipe.algorithm.masks.bonus_only and not moved:
+    if recipe.algorithm.masks.bonus_only and not moved and not _has_other_terms(recipe.algorithm):
         yield (
             f"algorithm.masks.bonus_only is true with algorithm.modulation {modulation.name}, which adds no bonus "
-            "and does not centre: turns without advantage are trained by nothing; leave it out"
+            "and does not centre, and with neither a KL nor a regularizer: turns without advantage have no "
+            "gradient that a mask could take away; leave it out"
         )
+
+
+def _has_other_terms(algorithm: AlgorithmSection) -> bool:
+    """Whether the loss trains turns without advantage, too."""
+    regularizer, coefficient = algorithm.regularizer, algorithm.kl.coefficient
+    if isinstance(regularizer, EntropyBonus):
+        coefficient = coefficient or regularizer.coefficient
+    if isinstance(regularizer, Epo):
+        coefficient = coefficient or regularizer.settings.coefficient
+    return coefficient != 0
 
 
 def _control(recipe: Recipe) -> Iterator[str]:

@@ -21,7 +21,8 @@ class MasksSection(Section):
     cut_turns: bool = False
     """Leave out turns that `rollout.max_turn_tokens` cut."""
     bonus_only: bool = False
-    """Leave out turns whose advantage is 0 before modulation, which a bonus and centring alone would train."""
+    """Leave out turns whose advantage is 0 before modulation, which a bonus and centring, a KL and a regularizer
+    alone would train."""
 
     def kept(self, experience: Experience, advantages: Advantages) -> Bool[Tensor, "own_tokens"]:
         """True for the own tokens that the loss sees."""

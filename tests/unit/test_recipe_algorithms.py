@@ -30,6 +30,8 @@ TUNED = {
 }
 """Keys of DAPO alone, keys that all algorithms share, and a part with a key of its own."""
 
+BONUS_ONLY = ["algorithm.masks.bonus_only=true", "algorithm.modulation=none", "algorithm.kl.coefficient=0"]
+
 ALGORITHMS = choices(Recipe.model_fields["algorithm"].annotation)
 MODULATIONS, REGULARIZERS, CORRECTIONS = (
     choices(AlgorithmSection.model_fields[part].annotation) for part in ("modulation", "regularizer", "correction")
@@ -120,15 +122,22 @@ def test_with_one_turn_a_combination_is_refused_by_what_compares_turns(choice: t
             ["algorithm.modulation.k_f is 2 with algorithm.modulation.zeta 0"],
         ),
         (
-            ["algorithm.masks.bonus_only=true", "algorithm.modulation=none"],
+            BONUS_ONLY,
+            [
+                "algorithm.masks.bonus_only is true with algorithm.modulation none",
+                "neither a KL nor a regularizer",
+            ],
+        ),
+        (
+            [*BONUS_ONLY, "algorithm.regularizer={name: entropy, coefficient: 0}"],
             ["algorithm.masks.bonus_only is true with algorithm.modulation none"],
         ),
         (
-            ["algorithm.masks.bonus_only=true", "algorithm.modulation=aem"],
+            [*BONUS_ONLY, "algorithm.modulation=aem"],
             ["algorithm.masks.bonus_only is true with algorithm.modulation aem"],
         ),
         (
-            ["algorithm.masks.bonus_only=true", "algorithm.modulation={name: empg, zeta: 0, center: false}"],
+            [*BONUS_ONLY, "algorithm.modulation={name: empg, zeta: 0, center: false}"],
             ["algorithm.masks.bonus_only is true with algorithm.modulation empg"],
         ),
         (
@@ -188,6 +197,9 @@ def test_what_means_nothing_is_refused_by_name(path: Path, overrides: list[str],
         ["environment.max_turns=1", "algorithm.modulation=aem"],
         ["algorithm.masks.bonus_only=true"],
         ["algorithm.masks.bonus_only=true", "algorithm.modulation.zeta=0"],  # centring moves them
+        ["algorithm.masks.bonus_only=true", "algorithm.modulation=none", "algorithm.kl.coefficient=0.1"],
+        [*BONUS_ONLY, "algorithm.regularizer=entropy"],
+        [*BONUS_ONLY, "algorithm.regularizer=epo"],
         ["algorithm.shuffle_rewards=true"],
         ["algorithm.shuffle_rewards=true", "algorithm={name: gigpo, gamma: 1}"],
         ["algorithm.shuffle_rewards=true", "algorithm={name: sampo, omega: 0}"],
