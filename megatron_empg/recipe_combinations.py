@@ -56,12 +56,12 @@ def _one_turn(recipe: Recipe) -> Iterator[str]:
 
 def has_bonus(modulation: Empg) -> bool:
     """Whether a turn's successor counts."""
-    return bool(modulation.zeta or modulation.target_bonus_share)
+    return bool(modulation.zeta or modulation.target_bonus_ratio)
 
 
 def _bonus_key(modulation: Empg) -> tuple[str, float | None]:
-    if modulation.target_bonus_share:
-        return "target_bonus_share", modulation.target_bonus_share
+    if modulation.target_bonus_ratio:
+        return "target_bonus_ratio", modulation.target_bonus_ratio
     return "zeta", modulation.zeta
 
 

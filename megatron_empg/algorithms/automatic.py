@@ -37,7 +37,7 @@ class Targets:
 
     scale_ratio: float | None = None
     """The 95% quantile of g over its 5% quantile: k is its logarithm over the spread of H_norm."""
-    bonus_share: float | None = None
+    bonus_ratio: float | None = None
     """Mean |bonus| over mean |advantage| before modulation: zeta is it times mean |advantage| over mean f."""
     entropy_spread: RunningMean = field(default_factory=RunningMean)
     """The 95% quantile of H_norm less its 5% quantile."""
@@ -49,7 +49,7 @@ class Targets:
     @property
     def present(self) -> bool:
         """Whether there is a target at all."""
-        return self.scale_ratio is not None or self.bonus_share is not None
+        return self.scale_ratio is not None or self.bonus_ratio is not None
 
     def k(self, given: float) -> float:
         """The k that past batches ask for; the ``given`` one without a target or before a batch with a spread."""
@@ -61,15 +61,15 @@ class Targets:
     def zeta(self, given: float) -> float:
         """The zeta that past batches ask for; the ``given`` one without a target or before a turn was followed."""
         size, clarity = self.advantage_size.mean, self.clarity.mean
-        if self.bonus_share is None or size is None or not clarity:
+        if self.bonus_ratio is None or size is None or not clarity:
             return given
-        return min(self.bonus_share * size / clarity, LARGEST)
+        return min(self.bonus_ratio * size / clarity, LARGEST)
 
     def observe(self, *, entropy_spread: float, advantage_size: float, clarity: float) -> None:
         """Take up the statistics of a batch that has turns. One without spread says nothing of k."""
         if self.scale_ratio is not None and entropy_spread > 0:
             self.entropy_spread.add(entropy_spread)
-        if self.bonus_share is not None:
+        if self.bonus_ratio is not None:
             self.advantage_size.add(advantage_size)
             self.clarity.add(clarity)
 
@@ -95,7 +95,7 @@ class Targets:
         means = {}
         if self.scale_ratio is not None:
             means["entropy_spread"] = self.entropy_spread
-        if self.bonus_share is not None:
+        if self.bonus_ratio is not None:
             means["advantage_size"] = self.advantage_size
             means["clarity"] = self.clarity
         return means

@@ -38,12 +38,16 @@ class Bin:
 
 
 def batch_diagnostics(experience: Experience, scores: Scores, credit: Credit) -> dict[str, float]:
-    """All metrics of this file that one batch and its scores give."""
-    metrics = token_weighted_advantage(experience, credit)
-    metrics |= advantage_times_relative_surprisal(experience, scores, credit)
+    """All metrics of this file that one batch and its scores give, but those that EMPG gives by other names."""
+    metrics = advantage_times_relative_surprisal(experience, scores, credit)
+    # EMPG's own metrics have the spread and the mean advantages already.
+    told = any(name.startswith("empg/") for name in credit.metrics)
+    if not told:
+        metrics |= token_weighted_advantage(experience, credit)
     if credit.modulated is not None:
-        metrics |= modulation_spread(credit.modulated)
-        metrics |= bonus_share(credit, credit.modulated)
+        if not told:
+            metrics |= modulation_spread(credit.modulated)
+        metrics |= bonus_ratio(credit, credit.modulated)
         metrics |= amplified_and_damped(experience, credit.modulated)
     return metrics
 
@@ -87,7 +91,7 @@ def advantage_times_relative_surprisal(experience: Experience, scores: Scores, c
 
 
 def token_weighted_advantage(experience: Experience, credit: Credit) -> dict[str, float]:
-    """The mean final advantage of a turn, and of a token, which is what the loss pushes by."""
+    """The mean final advantage of a turn, and of an own token, masked ones included."""
     lengths, advantages = experience.turn_lengths.double(), credit.turns.double()
     if not len(lengths):
         return {}
@@ -98,7 +102,7 @@ def token_weighted_advantage(experience: Experience, credit: Credit) -> dict[str
 
 
 def modulation_spread(modulated: Modulated) -> dict[str, float]:
-    """Standard deviation, 5% and 95% quantile over turns of H_norm and of the scale (EMPG's g, AEM's alpha)."""
+    """Standard deviation, 5% and 95% quantile over turns of H_norm and of the scale, as AEM's alpha."""
     if not len(modulated.scale):
         return {}
     metrics = {}
@@ -108,12 +112,12 @@ def modulation_spread(modulated: Modulated) -> dict[str, float]:
     return metrics
 
 
-def bonus_share(credit: Credit, modulated: Modulated) -> dict[str, float]:
+def bonus_ratio(credit: Credit, modulated: Modulated) -> dict[str, float]:
     """Mean |bonus| of a turn by its mean |advantage| before modulation; left out where all advantages are 0."""
     size = credit.advantages.turns.double().abs().sum()
     if size == 0:
         return {}
-    return {"diagnostics/bonus_share": float(modulated.bonus.double().abs().sum() / size)}
+    return {"diagnostics/bonus_ratio": float(modulated.bonus.double().abs().sum() / size)}
 
 
 def amplified_and_damped(

@@ -50,13 +50,14 @@ class Empg(Section):
     The last two are chosen here: one outlier moves neither."""
     weights: Literal["turn", "token"] = "turn"
     """Whether the means of exp(-k H_norm) and of the centring count turns equally (the paper's), or by their own
-    tokens as the loss does (chosen here): then g leaves the mean factor of a token 1, and the mean advantage of a
-    token is 0."""
+    tokens (chosen here), as a loss that is a mean over tokens does: then g leaves the mean factor of a token 1,
+    and the mean advantage of a token is 0. With `algorithm.loss_mean` sequence, which gspo and sampo have, a token
+    of a short episode weighs more in the loss than here."""
     target_scale_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Sets k from the second batch on: the 95% quantile of g is so many times its 5% quantile, by the spread of
     H_norm in past batches. Chosen here, as the next one."""
-    target_bonus_share: Annotated[float, Field(ge=0, le=10)] | None = None
-    """Sets zeta from the second batch on: the mean |bonus| is this share of the mean |advantage| before
+    target_bonus_ratio: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Sets zeta from the second batch on: the mean |bonus| is so many times the mean |advantage| before
     modulation, as past batches had it."""
 
     def make(self) -> EmpgModulation:
@@ -180,7 +181,7 @@ class EmpgModulation:
 
     def __init__(self, section: Empg) -> None:
         self.section = section
-        self.targets = Targets(section.target_scale_ratio, section.target_bonus_share)
+        self.targets = Targets(section.target_scale_ratio, section.target_bonus_ratio)
 
     @without_gradient
     def modulate(
@@ -244,9 +245,10 @@ def turn_metrics(parts: Modulation, low: Quantile, high: Quantile, k: float) -> 
 
 
 def token_metrics(parts: Modulation, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:
-    """What the loss sees of the modulation: it averages over tokens, where the statistics are over turns.
+    """The modulation by tokens, over which many losses average, where the statistics are over turns.
 
-    ``advantages`` are those before the modulation, ``lengths`` each turn's own tokens.
+    Every own token of the batch counts, masked ones too. ``advantages`` are those before the modulation,
+    ``lengths`` each turn's own tokens.
     """
     metrics = {
         "empg/advantage_token_mean": float(_mean(parts.advantage, lengths)),

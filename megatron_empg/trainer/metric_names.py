@@ -239,7 +239,7 @@ EMPG = Family(
     "`algorithm.modulation=empg`. Over the batch's turns, each counted once, unless tokens are named.",
     (
         Metric("empg/k", "", "k in force; it moves with `algorithm.modulation.target_scale_ratio` alone"),
-        Metric("empg/zeta", "", "zeta in force; it moves with `algorithm.modulation.target_bonus_share` alone"),
+        Metric("empg/zeta", "", "zeta in force; it moves with `algorithm.modulation.target_bonus_ratio` alone"),
         Metric("empg/h_norm_mean", "", "mean normalised entropy: 0 is the surest turn", "not near 0 or 1"),
         Metric("empg/h_norm_{std,q05,q95}", "", "its spread", "q95 - q05 near 0: one outlier squeezes all others"),
         Metric("empg/g_{min,max}", "", "the extremes of the scale g, whose mean is 1"),
@@ -249,20 +249,21 @@ EMPG = Family(
         Metric(
             "empg/advantage_token_mean",
             "",
-            "mean final advantage of a token, as the loss sees it",
+            "mean final advantage of an own token, masked ones included",
             "near 0; see below",
         ),
         Metric(
             "empg/bonus_share",
             "share",
-            "of the advantages' size (by tokens, after centring), what comes from the bonus",
+            "of the advantages' size (by own tokens, masked ones included, after centring), what comes from the "
+            "bonus",
             "well below 0.5",
         ),
         Metric(
             "empg/bonus_only_tokens",
             "share",
-            "tokens whose turn has no advantage before modulation (as where its group's rewards are equal): bonus "
-            "and centring alone train them",
+            "own tokens whose turn has no advantage before modulation (as where its group's rewards are equal): "
+            "bonus and centring alone train them",
             "0 with dapo",
         ),
     ),
@@ -327,12 +328,18 @@ DIAGNOSTICS = Family(
         Metric(
             "diagnostics/advantage_{turn,token}_mean",
             "",
-            "mean final advantage of a turn, and of a token",
+            "mean final advantage of a turn, and of an own token, masked ones included; absent with empg, which has "
+            "them as `empg/advantage_{mean,token_mean}`",
             "near 0",
         ),
-        Metric("diagnostics/h_norm_{std,q05,q95}", "", "spread of the turns' normalised entropies"),
-        Metric("diagnostics/scale_{std,q05,q95}", "", "spread of the scale (EMPG's g, AEM's alpha)"),
-        Metric("diagnostics/bonus_share", "", "a turn's mean |bonus| by its mean |advantage| before modulation"),
+        Metric("diagnostics/h_norm_{std,q05,q95}", "", "aem: spread of the turns' normalised entropies"),
+        Metric("diagnostics/scale_{std,q05,q95}", "", "aem: spread of the scale alpha"),
+        Metric(
+            "diagnostics/bonus_ratio",
+            "",
+            "a turn's mean |bonus| by its mean |advantage| before modulation",
+            "`algorithm.modulation.target_bonus_ratio`, where it is given",
+        ),
         Metric(
             "diagnostics/{amplified,damped}_turns_{right,wrong}",
             "share",

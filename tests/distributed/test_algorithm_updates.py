@@ -41,7 +41,7 @@ MODULATIONS: tuple[dict[str, Any], ...] = (
     {"name": "none"},
     {"name": "empg"},
     {"name": "empg", "normalize": "quantile", "weights": "token"},
-    {"name": "empg", "normalize": "rank", "target_scale_ratio": 3.0, "target_bonus_share": 0.2},
+    {"name": "empg", "normalize": "rank", "target_scale_ratio": 3.0, "target_bonus_ratio": 0.2},
     {"name": "aem", "set": "trajectory"},
 )
 BAND = {"coefficient": 0.1, "band_low": 0.99, "band_high": 1.01}

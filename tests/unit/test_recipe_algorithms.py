@@ -106,8 +106,8 @@ def test_with_one_turn_a_combination_is_refused_by_what_compares_turns(choice: t
     ("overrides", "named"),
     [
         (
-            ["environment.max_turns=1", "algorithm.modulation={name: empg, zeta: 0, target_bonus_share: 0.1}"],
-            ["algorithm.modulation.target_bonus_share is 0.1 with environment.max_turns 1"],
+            ["environment.max_turns=1", "algorithm.modulation={name: empg, zeta: 0, target_bonus_ratio: 0.1}"],
+            ["algorithm.modulation.target_bonus_ratio is 0.1 with environment.max_turns 1"],
         ),
         (
             ["environment.max_turns=1", "algorithm.modulation={name: aem, set: trajectory}"],

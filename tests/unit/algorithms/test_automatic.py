@@ -56,8 +56,8 @@ def test_g_reaches_the_ratio_from_the_second_batch_on(normalize: str, ratio: flo
 
 @pytest.mark.parametrize("weights", ["turn", "token"])
 @pytest.mark.parametrize("size", [0.01, 1.0])
-def test_the_bonus_reaches_its_share_however_large_advantages_are(weights: str, size: float) -> None:
-    modulation = Empg.model_validate({"weights": weights, "target_bonus_share": 0.25}).make()
+def test_the_bonus_reaches_its_ratio_however_large_advantages_are(weights: str, size: float) -> None:
+    modulation = Empg.model_validate({"weights": weights, "target_bonus_ratio": 0.25}).make()
     weight = batch_of().turn_lengths.double() if weights == "token" else torch.ones(EPISODES * TURNS)
     drawn = batches(4, advantage=size)
     for (advantages, _), modulated in list(zip(drawn, play(modulation, drawn), strict=True))[1:]:
@@ -66,7 +66,7 @@ def test_the_bonus_reaches_its_share_however_large_advantages_are(weights: str, 
 
 
 def test_k_and_zeta_are_those_of_the_formulas() -> None:
-    modulation = Empg(target_scale_ratio=3.0, target_bonus_share=0.25, k_f=2.0).make()
+    modulation = Empg(target_scale_ratio=3.0, target_bonus_ratio=0.25, k_f=2.0).make()
     drawn = batches(2)
     first, second = play(modulation, drawn)
     low, high = first.metrics["empg/h_norm_q05"], first.metrics["empg/h_norm_q95"]
@@ -78,7 +78,7 @@ def test_k_and_zeta_are_those_of_the_formulas() -> None:
 
 
 def test_the_first_batch_has_the_given_constants() -> None:
-    modulation = Empg(k=2.5, zeta=0.05, target_scale_ratio=3.0, target_bonus_share=0.2).make()
+    modulation = Empg(k=2.5, zeta=0.05, target_scale_ratio=3.0, target_bonus_ratio=0.2).make()
     (first,) = play(modulation, batches(1))
     assert (first.metrics["empg/k"], first.metrics["empg/zeta"]) == (2.5, 0.05)
 
@@ -91,7 +91,7 @@ def test_off_by_default_nothing_is_kept() -> None:
 
 
 def test_a_resumed_run_has_the_constants_of_one_that_went_on() -> None:
-    section = Empg(target_scale_ratio=4.0, target_bonus_share=0.1)
+    section = Empg(target_scale_ratio=4.0, target_bonus_ratio=0.1)
     drawn = batches(6)
     whole = play(section.make(), drawn)
     before = section.make()
@@ -112,7 +112,7 @@ def test_an_empty_state_is_a_fresh_start() -> None:
 
 
 def test_batches_that_say_nothing_change_nothing() -> None:
-    modulation = Empg(target_scale_ratio=4.0, target_bonus_share=0.1).make()
+    modulation = Empg(target_scale_ratio=4.0, target_bonus_ratio=0.1).make()
     none = torch.empty(0, dtype=torch.float64)
     modulation.modulate(none, none, batch_of(0))
     assert modulation.state_dict() == {}
@@ -131,7 +131,7 @@ def test_bad_input_is_not_counted() -> None:
 
 
 def test_constants_stay_in_a_recipes_range() -> None:
-    targets = Targets(scale_ratio=1000.0, bonus_share=10.0)
+    targets = Targets(scale_ratio=1000.0, bonus_ratio=10.0)
     targets.observe(entropy_spread=1e-9, advantage_size=100.0, clarity=1e-9)
     assert (targets.k(1.0), targets.zeta(0.1)) == (100.0, 100.0)
 
@@ -150,7 +150,7 @@ def test_a_state_that_does_not_fit_is_named(state: dict[str, list[float]], named
 
 
 @pytest.mark.parametrize(
-    "keys", [{"target_scale_ratio": 0.5}, {"target_bonus_share": -0.1}, {"target_bonus_share": 11.0}]
+    "keys", [{"target_scale_ratio": 0.5}, {"target_bonus_ratio": -0.1}, {"target_bonus_ratio": 11.0}]
 )
 def test_targets_that_cannot_be_are_refused(keys: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

@@ -37,7 +37,7 @@ SEEDS = (5, 33)
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"modulation": {"name": "empg", "normalize": "quantile", "weights": "token"}},
-    {"modulation": {"name": "empg", "normalize": "rank", "target_scale_ratio": 3.0, "target_bonus_share": 0.2}},
+    {"modulation": {"name": "empg", "normalize": "rank", "target_scale_ratio": 3.0, "target_bonus_ratio": 0.2}},
     {"modulation": {"name": "aem", "set": "trajectory"}},
     {"modulation": {"name": "aem", "set": "question"}, "loss_mean": "sequence"},
     {"regularizer": {"name": "epo", "preset": "released_alfworld"}, "loss_mean": "token"},

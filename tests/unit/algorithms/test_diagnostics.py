@@ -1,6 +1,7 @@
 """The papers' diagnostics against loops over turns and tokens."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from megatron_empg.algorithms.diagnostics import (
     advantage_times_relative_surprisal,
     amplified_and_damped,
     batch_diagnostics,
-    bonus_share,
+    bonus_ratio,
     entropy_change,
     gradient_norms_by_entropy,
     modulation_spread,
@@ -106,7 +107,7 @@ def test_the_spread_of_the_modulation_is_that_over_turns() -> None:
 
 
 def test_the_bonus_is_measured_by_the_advantages_before_modulation() -> None:
-    assert bonus_share(credit_of(), MODULATED) == {"diagnostics/bonus_share": pytest.approx(0.15 / 3.9)}
+    assert bonus_ratio(credit_of(), MODULATED) == {"diagnostics/bonus_ratio": pytest.approx(0.15 / 3.9)}
 
 
 def test_the_mean_advantage_of_a_token_counts_turns_by_their_length() -> None:
@@ -133,11 +134,27 @@ def test_a_batch_has_all_metrics_together() -> None:
         token_weighted_advantage(PLAYED, credit),
         advantage_times_relative_surprisal(PLAYED, scores(), credit),
         modulation_spread(MODULATED),
-        bonus_share(credit, MODULATED),
+        bonus_ratio(credit, MODULATED),
         amplified_and_damped(PLAYED, MODULATED),
     ]
     assert measured == {name: value for part in parts for name, value in part.items()}
     assert len(measured) == 3 + 6 + 1 + 4
+
+
+def test_what_empg_s_own_metrics_say_is_not_said_twice() -> None:
+    given = scores()
+    entropies = PLAYED.turn_means(given.entropies)
+    modulated = Empg().make().modulate(double(1.0, 1.0, -0.4, -0.9, -0.9), entropies, PLAYED)
+    credit = replace(credit_of(modulated), metrics=modulated.metrics)
+    names = set(batch_diagnostics(PLAYED, given, credit))
+    assert names == {
+        "diagnostics/advantage_times_relative_surprisal",
+        "diagnostics/bonus_ratio",
+        "diagnostics/amplified_turns_right",
+        "diagnostics/damped_turns_right",
+        "diagnostics/amplified_turns_wrong",
+        "diagnostics/damped_turns_wrong",
+    }
 
 
 def test_an_empty_batch_says_nothing() -> None:
@@ -149,10 +166,10 @@ def test_an_empty_batch_says_nothing() -> None:
     assert entropy_change(none, none) == ([], {})
 
 
-def test_no_share_of_the_bonus_where_all_advantages_are_zero() -> None:
+def test_no_ratio_of_the_bonus_where_all_advantages_are_zero() -> None:
     none = double(0, 0, 0, 0, 0)
     credit = Credit(Advantages(none[:3], none), none, none, MODULATED, torch.ones(11), torch.ones(11) > 0)
-    assert bonus_share(credit, MODULATED) == {}
+    assert bonus_ratio(credit, MODULATED) == {}
 
 
 def test_changes_of_entropy_are_binned_by_the_first_entropy() -> None:
