@@ -105,7 +105,11 @@ class Algorithm:
         return {name: part for name, part in state.items() if part}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. Raises ValueError for a state that is broken, or of other parts."""
+        if not isinstance(state, dict):
+            raise ValueError(
+                f"the checkpoint's algorithm is {state!r}; it must be a dict: take another checkpoint"
+            )
         self.regularizer.load_state_dict(state.get("regularizer", {}))
         if self.modulation is not None:
             self.modulation.load_state_dict(state.get("modulation", {}))

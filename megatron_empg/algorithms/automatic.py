@@ -81,14 +81,20 @@ class Targets:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`. Raises ValueError for statistics without a target, or broken ones."""
         means = self._running_means()
+        if not isinstance(state, dict):
+            raise ValueError(
+                f"the checkpoint's running statistics are {state!r}; they must be a dict of [total, weight]: take "
+                "another checkpoint"
+            )
         surplus = sorted(set(state) - set(means))
         if surplus:
             raise ValueError(
                 f"the checkpoint holds running statistics {surplus}, but the modulation has a use for "
                 f"{sorted(means)} only; give it the targets that the run began with"
             )
+        stored = {name: _checked(name, state.get(name, [0.0, 0.0])) for name in means}
         for name, mean in means.items():
-            mean.total, mean.weight = _checked(name, state.get(name, [0.0, 0.0]))
+            mean.total, mean.weight = stored[name]
 
     def _running_means(self) -> dict[str, RunningMean]:
         """Those that a target reads, by name."""
@@ -103,9 +109,10 @@ class Targets:
 
 def _checked(name: str, stored: Any) -> tuple[float, float]:
     """A running mean's total and weight as a checkpoint gave them."""
-    numbers = [value for value in stored if isinstance(value, int | float) and math.isfinite(value)]
-    if len(stored) != 2 or len(numbers) != 2:
+    given = stored if isinstance(stored, list) else []
+    numbers = [value for value in given if isinstance(value, int | float) and math.isfinite(value)]
+    if len(given) != 2 or len(numbers) != 2:
         raise ValueError(
-            f"the checkpoint's running mean {name} is {stored}; it must be [total, weight], both finite"
+            f"the checkpoint's running mean {name} is {stored!r}; it must be [total, weight], both finite"
         )
     return float(numbers[0]), float(numbers[1])

@@ -176,16 +176,8 @@ class EpoRegularizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for a history of the other kind. An empty state is that of a new run."""
-        if not state:
-            return
-        if state["history"] != self.settings.history:
-            raise ValueError(
-                f"the checkpoint's entropy history is by {state['history']}, the regularizer's by "
-                f"{self.settings.history}: set algorithm.regularizer.history={state['history']}"
-            )
-        pairs = zip(state["totals"], state["batches"], strict=True)
-        self.histories = [EntropyHistory(total, batches) for total, batches in pairs]
+        """An empty state is that of a new run. Raises ValueError for a broken history, or one of the other kind."""
+        self.histories = _stored_histories(state, self.settings.history) if state else []
 
     def _band(self, experience: Experience) -> tuple[Float[Tensor, "turns"], Float[Tensor, "turns"]]:
         """Both ends of each turn's band; infinite for a turn that has no history."""
@@ -212,6 +204,34 @@ class EpoRegularizer:
             self.histories.append(EntropyHistory())
         for history, mean in zip(self.histories, means, strict=False):
             history.add(mean)
+
+
+def _stored_histories(state: dict[str, Any], kind: History) -> list[EntropyHistory]:
+    """The histories of a checkpoint; raises ValueError unless they are whole and of this kind."""
+    if not isinstance(state, dict) or set(state) != {"history", "totals", "batches"}:
+        raise ValueError(
+            f"the checkpoint's entropy history is {state!r}; it must be a dict of history, totals and batches: "
+            "take another checkpoint"
+        )
+    if state["history"] != kind:
+        raise ValueError(
+            f"the checkpoint's entropy history is by {state['history']}, the regularizer's by {kind}: set "
+            f"algorithm.regularizer.history={state['history']}"
+        )
+    totals, batches = state["totals"], state["batches"]
+    if not isinstance(totals, list) or not isinstance(batches, list) or len(totals) != len(batches):
+        raise ValueError(
+            f"the checkpoint's entropy history has totals {totals!r} and batches {batches!r}; both must be lists "
+            "of one length: take another checkpoint"
+        )
+    for total, count in zip(totals, batches, strict=True):
+        sound = isinstance(total, int | float) and math.isfinite(total) and isinstance(count, int) and count > 0
+        if not sound:
+            raise ValueError(
+                f"the checkpoint's entropy history has a total of {total!r} over {count!r} batches; the first "
+                "must be a finite number, the second a count above 0: take another checkpoint"
+            )
+    return [EntropyHistory(float(total), count) for total, count in zip(totals, batches, strict=True)]
 
 
 def episode_mean_weights(experience: Experience) -> Float[Tensor, "turns"]:

@@ -328,8 +328,8 @@ DIAGNOSTICS = Family(
         Metric(
             "diagnostics/advantage_{turn,token}_mean",
             "",
-            "mean final advantage of a turn, and of an own token, masked ones included; absent with empg, which has "
-            "them as `empg/advantage_{mean,token_mean}`",
+            "mean final advantage of a turn, and of an own token, masked ones included; absent with empg, which "
+            "has them as `empg/advantage_{mean,token_mean}`",
             "near 0",
         ),
         Metric("diagnostics/h_norm_{std,q05,q95}", "", "aem: spread of the turns' normalised entropies"),

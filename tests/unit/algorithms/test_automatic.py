@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -141,10 +142,13 @@ def test_constants_stay_in_a_recipes_range() -> None:
     [
         ({"clarity": [1.0, 0.1]}, r"running statistics \['clarity'\]"),
         ({"entropy_spread": [1.0]}, r"entropy_spread is \[1.0\]"),
+        ({"entropy_spread": None}, r"entropy_spread is None"),
+        ({"entropy_spread": "12"}, r"entropy_spread is '12'"),
+        ([1.0, 2.0], r"running statistics are \[1.0, 2.0\]; they must be a dict"),
         ({"entropy_spread": [math.nan, 0.1]}, "both finite"),
     ],
 )
-def test_a_state_that_does_not_fit_is_named(state: dict[str, list[float]], named: str) -> None:
+def test_a_state_that_does_not_fit_is_named(state: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Empg(target_scale_ratio=4.0).make().load_state_dict(state)
 

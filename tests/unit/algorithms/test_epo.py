@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -289,6 +290,28 @@ def test_the_history_goes_through_a_checkpoint_as_json() -> None:
         assert first.state_dict() == second.state_dict()
     with pytest.raises(ValueError, match="by turn, the regularizer's by batch"):
         Epo(history="batch").make().load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        ({"totals": [1.0], "batches": [1]}, "must be a dict of history, totals and batches"),
+        ({"history": "batch"}, "must be a dict of history, totals and batches"),
+        (["batch"], r"entropy history is \['batch'\]"),
+        ({"history": "batch", "totals": [1.0], "batches": []}, "both must be lists of one length"),
+        ({"history": "batch", "totals": 1.0, "batches": [1]}, r"totals 1\.0"),
+        ({"history": "batch", "totals": ["1"], "batches": [1]}, "total of '1' over 1 batches"),
+        ({"history": "batch", "totals": [math.nan], "batches": [1]}, "total of nan"),
+        ({"history": "batch", "totals": [1.0], "batches": [0]}, "over 0 batches"),
+        ({"history": "batch", "totals": [1.0], "batches": [None]}, "over None batches"),
+    ],
+)
+def test_a_broken_history_is_refused_by_name_and_changes_nothing(state: Any, named: str) -> None:
+    regularizer = Epo(history="batch").make()
+    regularizer.histories = [EntropyHistory(2.0, 1)]
+    with pytest.raises(ValueError, match=named):
+        regularizer.load_state_dict(state)
+    assert regularizer.histories == [EntropyHistory(2.0, 1)]
 
 
 def test_the_phase_weight_of_the_run_s_progress_multiplies_the_penalty() -> None:
