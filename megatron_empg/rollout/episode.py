@@ -67,7 +67,7 @@ class Turn:
     observation: str | None = None
     info: dict[str, float | str | bool] = field(default_factory=dict)
     reward: float = 0.0
-    anchor: int = 0
+    anchor: int = field(kw_only=True)
 
     @property
     def cut(self) -> bool:

@@ -178,7 +178,7 @@ def test_an_episode_is_at_hand_for_a_message_and_rather_one_that_did_not_fail() 
 
 def test_of_a_long_episode_a_message_shows_the_beginning() -> None:
     long = episode(0, 0, 0.0)
-    long.turns = [Turn(3, 5, "x" * 100_000, "length", [], "page" * 100_000)] * 50
+    long.turns = [Turn(3, 5, "x" * 100_000, "length", [], "page" * 100_000, anchor=0)] * 50
     collection = Collection(4, EVERY)
     collection.add(tasks(1), [long], None)
     example = collection.batch().example
