@@ -19,7 +19,6 @@ from megatron_empg.algorithms.base import (
     Regularizer,
     Scores,
 )
-from megatron_empg.algorithms.rollout_correction import sample_lengths
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.segments import Segments
@@ -28,7 +27,8 @@ from megatron_empg.algorithms.segments import Segments
 class Algorithm:
     """Says what each turn is trained on, and by which loss. Which groups train, the driver asks the section.
 
-    Every rank holds the whole batch.
+    Every rank holds the whole batch. A batch has one `credit`, which takes it up into what the parts keep between
+    batches (EPO's history, EMPG's running statistics), and then any number of `samples` and `loss`, which are its.
     """
 
     def __init__(self, section: AlgorithmSection) -> None:
@@ -36,6 +36,7 @@ class Algorithm:
         self.modulation: Modulation | None = section.modulation.make()
         self.regularizer: Regularizer = section.regularizer.make()
         self.correction: Correction = section.correction
+        self._last: Credit | None = None
 
     @property
     def asks_reference(self) -> bool:
@@ -47,7 +48,10 @@ class Algorithm:
         return [*self.section.probes(experience), *self.section.kl.probes(experience)]
 
     def credit(self, experience: Experience, scores: Scores, probes: list[Scores]) -> Credit:
-        """What each turn and token is trained on; ``probes`` are the scores of `probes`, in its order."""
+        """What each turn and token is trained on; ``probes`` are the scores of `probes`, in its order.
+
+        Call it once a batch: it goes on with the histories and running statistics of `state_dict`.
+        """
         section = self.section
         references = section.kl.probes(experience)
         own, reference = probes[: len(probes) - len(references)], probes[len(probes) - len(references) :]
@@ -63,7 +67,7 @@ class Algorithm:
         weighted = self.correction.weigh(scores.logprobs, experience)
         kept = section.masks.kept(experience, advantages)
         metrics |= weighted.metrics | section.masks.metrics(kept) | self.regularizer.begin(experience, entropies)
-        return Credit(
+        self._last = Credit(
             advantages=advantages,
             turns=turns,
             entropies=entropies,
@@ -73,9 +77,17 @@ class Algorithm:
             reference_logprobs=reference[0].logprobs if reference else None,
             metrics=metrics,
         )
+        return self._last
 
     def samples(self, experience: Experience, scores: Scores, credit: Credit, episodes: list[int]) -> list[Sample]:
-        """The chosen episodes' samples with everything that the loss reads, for one optimizer step on them."""
+        """The chosen episodes' samples with everything that the loss reads, for one optimizer step on them.
+
+        Raises ValueError unless ``credit`` is the last one given: the regularizer has gone on from others.
+        """
+        if credit is not self._last:
+            raise ValueError(
+                "samples were asked for by a credit that is not the last batch's; credit the batch first"
+            )
         part = experience.select(episodes)
         tokens = experience.tokens_of(episodes)
         turns = credit.turns[experience.turns_of(episodes)]
@@ -88,12 +100,12 @@ class Algorithm:
             mean_weights=mean_weights(part, kept, self.section.mean),
             reference_logprobs=reference[tokens] if reference is not None else None,
         )
-        streams = replace(streams, **self.regularizer.streams(part, kept).present())
-        pieces = streams.split(sample_lengths(part).tolist())
+        streams = streams.joined(self.regularizer.streams(part, kept))
+        pieces = streams.split(part.sample_lengths.tolist())
         return [replace(sample, streams=piece) for sample, piece in zip(part.samples, pieces, strict=True)]
 
     def loss(self) -> PolicyLoss:
-        """The loss of an optimizer step."""
+        """The loss of an optimizer step on the batch that was credited last."""
         terms = [self.section.kl.term(), self.regularizer.term()]
         return PolicyLoss(self.section.surrogate(), [term for term in terms if term is not None])
 
@@ -121,7 +133,7 @@ def mean_weights(part: Experience, kept: Tensor, mean: str) -> Float[Tensor, "ow
     kept = kept.double()
     if mean == "token":
         return (kept * len(kept) / kept.sum().clamp(min=1)).float()
-    lengths = sample_lengths(part)
+    lengths = part.sample_lengths
     sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
     in_sample = torch.zeros(len(lengths), dtype=torch.float64).index_add(0, sample_of_token, kept)
     samples = in_sample.count_nonzero().clamp(min=1)

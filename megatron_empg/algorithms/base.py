@@ -69,6 +69,13 @@ class Experience:
         return empty.index_add(0, self.episode_of_turn, self.turn_lengths)
 
     @property
+    def sample_lengths(self) -> Int[Tensor, "samples"]:
+        """Own tokens of each sample."""
+        turns = torch.tensor([len(sample.turns) for sample in self.samples], dtype=torch.long)
+        sample_of_turn = torch.arange(len(turns)).repeat_interleave(turns)
+        return torch.zeros_like(turns).index_add(0, sample_of_turn, self.turn_lengths)
+
+    @property
     def place_of_turn(self) -> Int[Tensor, "turns"]:
         """The number of each turn in its episode, from 0."""
         turns = torch.zeros(len(self.rewards), dtype=torch.long)

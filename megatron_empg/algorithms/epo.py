@@ -176,7 +176,7 @@ class EpoRegularizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """An empty state is that of a new run. Raises ValueError for a broken history, or one of the other kind."""
+        """An empty state is a new run's. Raises ValueError for a broken history, or one of the other kind."""
         self.histories = _stored_histories(state, self.settings.history) if state else []
 
     def _band(self, experience: Experience) -> tuple[Float[Tensor, "turns"], Float[Tensor, "turns"]]:

@@ -70,19 +70,12 @@ def _refuse(whose: str, values: Tensor, found: Bool[Tensor, "own_tokens"], exper
     )
 
 
-def sample_lengths(experience: Experience) -> Int[Tensor, "samples"]:
-    """Own tokens of each sample."""
-    turns = torch.tensor([len(sample.turns) for sample in experience.samples], dtype=torch.long)
-    sample_of_turn = torch.arange(len(turns)).repeat_interleave(turns)
-    return torch.zeros_like(turns).index_add(0, sample_of_turn, experience.turn_lengths)
-
-
 @without_gradient
 def over_samples(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, measure: Literal["product", "geometric_mean"]
 ) -> Float[Tensor, "own_tokens"]:
     """At each token the log of the product, or of the geometric mean, of its sample's ratios."""
-    lengths = sample_lengths(experience)
+    lengths = experience.sample_lengths
     sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
     totals = torch.zeros(len(lengths), dtype=log_ratio.dtype).index_add(0, sample_of_token, log_ratio)
     if measure == "geometric_mean":

@@ -42,6 +42,14 @@ class TokenStreams:
         given = {stream.name: getattr(self, stream.name) for stream in fields(self)}
         return {name: values for name, values in given.items() if values is not None}
 
+    def joined(self, others: TokenStreams) -> TokenStreams:
+        """These streams and others. Raises ValueError where both have one: neither may hide the other."""
+        mine, theirs = self.present(), others.present()
+        double = [name for name in theirs if name in mine]
+        if double:
+            raise ValueError(f"the streams {double} are given twice; a part may add streams, and replace none")
+        return TokenStreams(**mine, **theirs)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStreams:
         """The same streams, each changed."""
         return TokenStreams(**{name: change(values) for name, values in self.present().items()})

@@ -132,3 +132,30 @@ def largest_gradient(algorithm: Algorithm, samples: list[Sample], now: Scores) -
             assert gradient.isfinite().all()
             largest = max(largest, gradient.abs().max().item())
     return largest
+
+
+def test_one_credit_takes_a_batch_up_and_samples_and_losses_are_of_it() -> None:
+    """A second credit of a batch is a second batch to the parts that keep a history."""
+    keys = {"name": "grpo", "modulation": {"name": "empg", "target_scale_ratio": 3.0}, "regularizer": "epo"}
+    algorithm, played = Algorithm(KEYS.validate_python(keys)), BATCHES[SEEDS[0]]
+    first = algorithm.credit(played.experience, played.scores, [])
+    once = algorithm.state_dict()
+    for _ in range(2):  # any number of optimizer steps
+        algorithm.samples(played.experience, played.scores, first, [0, 1])
+        algorithm.loss()
+    assert algorithm.state_dict() == once
+    second = algorithm.credit(played.experience, played.scores, [])
+    assert algorithm.state_dict()["regularizer"]["batches"] == [2]
+    with pytest.raises(ValueError, match="not the last batch's"):
+        algorithm.samples(played.experience, played.scores, first, [0])
+    assert len(algorithm.samples(played.experience, played.scores, second, [0])) > 0
+
+
+def test_a_stream_that_two_parts_give_is_an_error() -> None:
+    streams = TokenStreams(advantages=torch.ones(2))
+    assert set(streams.joined(TokenStreams(entropy_weights=torch.ones(2))).present()) == {
+        "advantages",
+        "entropy_weights",
+    }
+    with pytest.raises(ValueError, match=r"\['advantages'\] are given twice"):
+        streams.joined(TokenStreams(advantages=torch.zeros(2)))

@@ -7,14 +7,13 @@ import torch
 
 from megatron_empg.algorithms.algorithm import mean_weights
 from megatron_empg.algorithms.base import Experience
-from megatron_empg.algorithms.rollout_correction import sample_lengths
 from tests.unit.algorithms.played import BATCHES, CARRIED
 
 
 def kept_values(batch: Experience, values: list[float], kept: list[bool]) -> list[list[float]]:
     """Of each sample, what its kept tokens have."""
     found, place = [], 0
-    for length in sample_lengths(batch).tolist():
+    for length in batch.sample_lengths.tolist():
         own = range(place, place + length)
         found.append([values[token] for token in own if kept[token]])
         place += length
