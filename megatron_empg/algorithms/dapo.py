@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from megatron_empg.algorithms.grpo import check_episodes, group_relative
 from megatron_empg.algorithms.lazy_torch import torch
-from megatron_empg.algorithms.policy_loss import TokenClip
+from megatron_empg.algorithms.policy_loss import DualClip, TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.section import Fraction, NonNegative, NonNegativeCoefficient, Positive, Section
 
@@ -60,6 +60,9 @@ class Dapo(AlgorithmSection):
     """A ratio is clipped below 1 minus this. Default of the paper."""
     clip_high: NonNegativeCoefficient = 0.28
     """A ratio is clipped above 1 plus this (clip-higher). Default of the paper."""
+    dual_clip: DualClip | None = None
+    """Where the advantage is below 0 the loss is at most so many times its size (arXiv 1912.09729); null: no such
+    bound, as in the paper. The released launch files have 10."""
     normalize_std: bool = True
     """Divide by the group's standard deviation, as the paper does."""
     max_generation_rounds: Positive = 10
@@ -92,13 +95,13 @@ class Dapo(AlgorithmSection):
             buffer=overlong.buffer,
             penalty=overlong.penalty,
         )
-        return experience.rewards.double() + penalties.double()
+        return experience.rewards.double() + penalties
 
     def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
         return group_relative(experience, normalize_std=self.normalize_std)
 
     def surrogate(self) -> LossTerm:
-        return TokenClip(self.clip_low, self.clip_high)
+        return TokenClip(self.clip_low, self.clip_high, self.dual_clip)
 
 
 def rewards_differ(rewards: Float[Tensor, "group_size"]) -> bool:
@@ -125,10 +128,10 @@ def informative_groups(
 def overlong_penalty(
     lengths: Int[Tensor, "episodes"], *, max_length: int, buffer: int, penalty: float = 1.0
 ) -> Float[Tensor, "episodes"]:
-    """Added to the reward: 0 up to ``max_length - buffer`` tokens, then linear down to ``-penalty`` at
+    """Added to the reward, in float64: 0 up to ``max_length - buffer`` tokens, then linear down to ``-penalty`` at
     ``max_length`` and beyond. Raises ValueError unless 0 < buffer <= max_length.
     """
     if not 0 < buffer <= max_length:
         raise ValueError(f"buffer is {buffer} tokens; it must be above 0 and at most max_length ({max_length})")
-    excess = (lengths - (max_length - buffer)).float() / buffer
+    excess = (lengths - (max_length - buffer)).double() / buffer
     return -penalty * excess.clamp(0.0, 1.0)

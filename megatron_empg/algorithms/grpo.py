@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.lazy_torch import torch
-from megatron_empg.algorithms.policy_loss import TokenClip
+from megatron_empg.algorithms.policy_loss import DualClip, TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection, on_turns
 from megatron_empg.section import Fraction, NonNegativeCoefficient
 
@@ -32,6 +32,9 @@ class Grpo(AlgorithmSection):
     """A ratio is clipped below 1 minus this. 0.2 is PPO's (arXiv 1707.06347), which implementations keep."""
     clip_high: NonNegativeCoefficient = 0.2
     """A ratio is clipped above 1 plus this. Default as for `clip_low`."""
+    dual_clip: DualClip | None = None
+    """Where the advantage is below 0 the loss is at most so many times its size (arXiv 1912.09729); null: no such
+    bound, as in the paper. Released code: 3 in verl."""
     normalize_std: bool = True
     """Divide by the group's standard deviation, as GRPO's paper does; false is Dr. GRPO (arXiv 2503.20783)."""
 
@@ -39,7 +42,7 @@ class Grpo(AlgorithmSection):
         return group_relative(experience, normalize_std=self.normalize_std)
 
     def surrogate(self) -> LossTerm:
-        return TokenClip(self.clip_low, self.clip_high)
+        return TokenClip(self.clip_low, self.clip_high, self.dual_clip)
 
 
 def group_relative(experience: Experience, *, normalize_std: bool) -> Advantages:

@@ -4,7 +4,9 @@ tokens of all ranks and microbatches is the actor's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from megatron_empg.algorithms.lazy_torch import torch
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
     from megatron_empg.algorithms.sample import TokenStreams
     from megatron_empg.algorithms.segments import Segments
+
+DualClip = Annotated[float, Field(gt=1, le=1e6)]
+"""By how many times its size a negative advantage may count at most."""
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip and still finite in float32
 

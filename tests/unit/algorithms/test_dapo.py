@@ -25,7 +25,18 @@ def test_episodes_of_a_group_may_lie_apart() -> None:
 def test_overlong_penalty_by_hand() -> None:
     lengths = torch.tensor([0, 60, 70, 100, 150])
     penalties = overlong_penalty(lengths, max_length=100, buffer=40, penalty=2.0)
-    torch.testing.assert_close(penalties, torch.tensor([0.0, 0.0, -0.5, -2.0, -2.0]))
+    torch.testing.assert_close(penalties, doubles([0.0, 0.0, -0.5, -2.0, -2.0]))
+
+
+@pytest.mark.parametrize("section", [Grpo, Dapo])
+def test_a_dual_clip_is_off_unless_given_and_above_1(section: type[Grpo] | type[Dapo]) -> None:
+    for bound in (None, 3.0):
+        clip = section(dual_clip=bound).surrogate()
+        assert isinstance(clip, TokenClip)
+        assert clip.dual_clip == bound
+    assert section().dual_clip is None
+    with pytest.raises(ValidationError, match="dual_clip"):
+        section(dual_clip=1.0)
 
 
 def test_a_buffer_longer_than_the_episode_is_refused() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Credit, Scores
+from megatron_empg.algorithms.dapo import Dapo
 from megatron_empg.algorithms.entropy_bonus import EntropyBonus
 from megatron_empg.algorithms.epo import PRESETS, Epo
 from megatron_empg.algorithms.grpo import Grpo
@@ -18,7 +19,6 @@ from megatron_empg.algorithms.gspo import Gspo
 from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.no_part import NoRegularizer
-from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.segments import Segments
@@ -429,7 +429,7 @@ def loss_by_autograd(algorithm: Algorithm, step: Step, credit: Credit, *, exact:
 
 
 def test_a_dual_clip_equals_the_loop() -> None:
-    term = TokenClip(0.2, 0.28, dual_clip=3.0)
+    term = Dapo(dual_clip=3.0).surrogate()
     for seed in range(50):
         chance = random.Random(seed)
         old = [-3 * chance.random() for _ in range(20)]
