@@ -49,14 +49,9 @@ class AemModulation(Stateless):
         fault = _fault_in_turns(advantages, entropies, experience)
         if fault is not None:
             raise ValueError(fault)
-        strength = self.section.strength
-        if self.section.set == "batch":
-            h_norm = by_extremes(entropies)
-            scale = _scale(h_norm, strength, group=None)
-        else:
-            sets, count = self._sets(experience)
-            h_norm = by_extremes_of_sets(entropies, sets, count)
-            scale = _scale_by_set(h_norm, sets, count, strength)
+        sets = self._sets(experience)
+        h_norm = _normalized(entropies, sets)
+        scale = response_scale(entropies.double(), sets, strength=self.section.strength)
         modulated = advantages.double() * scale
         dtype = advantages.dtype
         return Modulated(
@@ -67,12 +62,13 @@ class AemModulation(Stateless):
             metrics=scale_metrics(scale),
         )
 
-    def _sets(self, experience: Experience) -> tuple[Int[Tensor, "turns"], int]:
-        """The number of each turn's set, and how many there are."""
+    def _sets(self, experience: Experience) -> Int[Tensor, "turns"] | None:
+        """The set of each turn by its number; None where all turns are one."""
+        if self.section.set == "batch":
+            return None
         if self.section.set == "trajectory":
-            return experience.episode_of_turn, len(experience.rewards)
-        questions, of_episode = experience.groups.unique(return_inverse=True)
-        return of_episode[experience.episode_of_turn], len(questions)
+            return experience.episode_of_turn
+        return experience.groups[experience.episode_of_turn]
 
 
 def scale_metrics(scale: Float[Tensor, "turns"]) -> dict[str, float]:
@@ -112,11 +108,17 @@ def response_scale(
         raise ValueError(fault)
     if not (math.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength is {strength}; it must be a finite number of at least 0")
+    h_norm = _normalized(entropies, sets, group)
+    scale = _scale(h_norm, strength, group) if sets is None else _scale_by_set(h_norm, sets, strength)
+    return scale.to(entropies.dtype)
+
+
+def _normalized(entropies: Tensor, sets: Tensor | None, group: Group | None = None) -> Tensor:
+    """H over all turns of all ranks of ``group``, or over those of each set."""
     if sets is None:
-        return _scale(by_extremes(entropies, group), strength, group).to(entropies.dtype)
+        return by_extremes(entropies, group)
     names, index = sets.unique(return_inverse=True)
-    h_norm = by_extremes_of_sets(entropies, index, len(names))
-    return _scale_by_set(h_norm, index, len(names), strength).to(entropies.dtype)
+    return by_extremes_of_sets(entropies, index, len(names))
 
 
 def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:
@@ -125,10 +127,11 @@ def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:
     return scale / (total / count)
 
 
-def _scale_by_set(h_norm: Tensor, sets: Tensor, count: int, strength: float) -> Tensor:
+def _scale_by_set(h_norm: Tensor, sets: Tensor, strength: float) -> Tensor:
     scale = torch.exp(-strength * h_norm)
-    mean = h_norm.new_zeros(count).index_add(0, sets, scale) / sets.bincount(minlength=count)
-    return scale / mean[sets]
+    _, index, counts = sets.unique(return_inverse=True, return_counts=True)
+    mean = h_norm.new_zeros(len(counts)).index_add(0, index, scale) / counts
+    return scale / mean[index]
 
 
 def _fault_in_turns(advantages: Tensor, entropies: Tensor, experience: Experience) -> str | None:

@@ -21,7 +21,7 @@ from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from megatron_empg.algorithms.base import Experience, LossTerm
@@ -308,58 +308,6 @@ class EntropyHistory:
             raise ValueError(f"a batch's mean entropy is {entropy}; it must be finite")
         self.total += entropy
         self.batches += 1
-
-
-def smoothing_penalty(
-    entropies: Float[Tensor, "turns"],
-    history_mean: float | None,
-    *,
-    low: float = 0.8,
-    high: float = 1.2,
-    alpha: float = 0.1,
-    form: Form = "distance",
-) -> Float[Tensor, "turns"]:
-    """P of each turn: 0 inside ``[low·history, high·history]`` and without a history.
-
-    Outside, ``constant`` is alpha, as published: it has no gradient, so its smoothing does nothing.
-    ``distance``, this project's deviation, is alpha times the distance to the band, and pulls back into it.
-    Raises ValueError unless 0 <= low <= high, or for another form.
-    """
-    if not 0 <= low <= high:
-        raise ValueError(f"the band is [{low}, {high}] times the history; it needs 0 <= low <= high")
-    if form not in ("distance", "constant"):
-        raise ValueError(f"form is {form!r}; it must be 'distance' or 'constant'")
-    if history_mean is None:
-        return torch.zeros_like(entropies)
-    below = (low * history_mean - entropies).clamp(min=0)
-    above = (entropies - high * history_mean).clamp(min=0)
-    outside = below + above
-    return alpha * (outside if form == "distance" else (outside > 0).to(entropies.dtype))
-
-
-def entropy_regularizer(
-    entropies: Float[Tensor, "turns"],
-    penalties: Float[Tensor, "turns"],
-    trajectory_ids: Int[Tensor, "turns"],
-    *,
-    strength: float = 0.001,
-    beta: float = 1.0,
-) -> Float[Tensor, ""]:
-    """The term to add to the policy loss; ``beta`` may carry `phase_weight`. 0 without turns.
-
-    Raises ValueError unless all three are 1-D over the same turns.
-    """
-    if entropies.ndim != 1 or not entropies.shape == penalties.shape == trajectory_ids.shape:
-        raise ValueError(
-            f"entropies {tuple(entropies.shape)}, penalties {tuple(penalties.shape)} and trajectory_ids "
-            f"{tuple(trajectory_ids.shape)} must all be [turns]"
-        )
-    if not len(entropies):
-        return entropies.sum()
-    _, index, counts = trajectory_ids.unique(return_inverse=True, return_counts=True)
-    # A mean of trajectory means: every turn weighs 1 / (its trajectory's turns x trajectories).
-    weights = 1.0 / (counts[index] * len(counts)).to(entropies.dtype)
-    return -strength * (weights * (entropies - beta * penalties)).sum()
 
 
 def phase_weight(progress: float) -> float:

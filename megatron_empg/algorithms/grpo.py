@@ -15,7 +15,7 @@ from megatron_empg.algorithms.section import AlgorithmSection, on_turns
 from megatron_empg.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from megatron_empg.algorithms.base import Advantages, Experience, LossTerm, Scores
@@ -61,8 +61,8 @@ def group_advantages(
     """``(R - mean) / (std + eps)`` inside each group; ``R - mean`` without ``normalize_std``.
 
     ``groups`` names each episode's question by any integer; the episodes of a group may lie anywhere. A group
-    of one has mean 0 and std 1 by definition of the formula's authors: there is nothing to compare with, so
-    drop it beforehand (`in_groups_of_at_least`). Raises ValueError for other shapes or non-finite rewards.
+    of one has mean 0 and std 1 by definition of the formula's authors: there is nothing to compare with, and the
+    rollout drops it. Raises ValueError for other shapes or non-finite rewards.
     """
     check_episodes(rewards, groups)
     values, grouping = rewards.double(), grouped(groups)
@@ -109,11 +109,6 @@ def normalized_in_groups(
     squares = zeros.index_add(0, index, deviations.square())
     std = (squares / (counts - 1).clamp(min=1)).sqrt()
     return deviations / (std + eps)[index]
-
-
-def in_groups_of_at_least(groups: Int[Tensor, "episodes"], size: int = 2) -> Bool[Tensor, "episodes"]:
-    """True for the episodes of groups that still have ``size`` members, e.g. after errors were dropped."""
-    return grouped(groups).sizes >= size
 
 
 def check_episodes(rewards: Tensor, groups: Tensor) -> None:

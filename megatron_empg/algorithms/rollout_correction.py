@@ -16,23 +16,6 @@ if TYPE_CHECKING:
     from megatron_empg.algorithms.base import Experience
 
 
-def truncated_importance_weights(
-    actor_logprobs: Float[Tensor, "*tokens"],
-    rollout_logprobs: Float[Tensor, "*tokens"],
-    *,
-    cap: float = 2.0,
-) -> Float[Tensor, "*tokens"]:
-    """``min(exp(actor - rollout), cap)`` per token, detached: a factor of the token's loss.
-
-    ``actor_logprobs`` are those of the scored (old) policy, ``rollout_logprobs`` those the engine sampled with.
-    Source: truncated importance sampling (Yao et al., 2025). Raises ValueError unless cap > 0.
-    """
-    if not cap > 0:
-        raise ValueError(f"cap is {cap}; it must be above 0, commonly 2")
-    log_ratio = (actor_logprobs - rollout_logprobs).detach()
-    return log_ratio.clamp(max=math.log(cap)).exp()
-
-
 ENGINE_FLOOR = -9999.0
 """What vLLM reports for a log-probability that is not finite."""
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.icepop import IcePop
-from megatron_empg.algorithms.rollout_correction import truncated_importance_weights
 from megatron_empg.algorithms.sample import Sample
 from megatron_empg.algorithms.sequence_rejection import SequenceRejection
 from megatron_empg.algorithms.truncated_sampling import Mis, Tis
@@ -107,9 +106,6 @@ def test_truncation_by_hand() -> None:
     )
     assert by_sequence.weights.tolist() == pytest.approx([3, 3, 2, 2, 2])
     assert by_sequence.metrics["correction/truncated_share"] == pytest.approx(0.4)
-    torch.testing.assert_close(
-        by_token.weights, truncated_importance_weights(logprobs, batch.rollout_logprobs.double())
-    )
 
 
 def test_masks_by_hand() -> None:

@@ -13,46 +13,11 @@ from megatron_empg.algorithms.epo import (
     EntropyHistory,
     Epo,
     EpoRegularizer,
-    entropy_regularizer,
     phase_weight,
-    smoothing_penalty,
 )
 from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.algorithms.segments import Segments
 from tests.unit.algorithms.experiences import experience, random_experience
-
-ENTROPIES = [0.5, 0.9, 1.0, 1.5]  # with history 1 and the band [0.8, 1.2]: below, inside, inside, above
-
-
-def test_penalties_by_hand() -> None:
-    entropies = torch.tensor(ENTROPIES)
-    constant = smoothing_penalty(entropies, 1.0, alpha=0.1, form="constant")
-    assert constant.tolist() == pytest.approx([0.1, 0, 0, 0.1])
-    distance = smoothing_penalty(entropies, 1.0, alpha=0.1)
-    assert distance.tolist() == pytest.approx([0.03, 0, 0, 0.03])
-    assert smoothing_penalty(entropies, None).tolist() == [0.0] * 4
-
-
-def test_only_the_distance_form_pulls_back_into_the_band() -> None:
-    entropies = torch.tensor(ENTROPIES, requires_grad=True)
-    smoothing_penalty(entropies, 1.0, alpha=0.1).sum().backward()
-    assert entropies.grad is not None
-    assert entropies.grad.tolist() == pytest.approx([-0.1, 0, 0, 0.1])
-    assert not smoothing_penalty(entropies, 1.0, form="constant").requires_grad
-
-
-def test_regularizer_is_a_mean_of_trajectory_means() -> None:
-    entropies = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64, requires_grad=True)
-    penalties = torch.tensor([0.2, 0.0, 0.4], dtype=torch.float64)
-    term = entropy_regularizer(entropies, penalties, torch.tensor([4, 4, 2]), strength=0.01, beta=0.5)
-    # Mean entropies 2 and 5, penalties 0.1 and 0.4: -0.01 * (3.5 - 0.5 * 0.25).
-    assert term.item() == pytest.approx(-0.01 * (3.5 - 0.125))
-    (gradient,) = torch.autograd.grad(term, entropies)
-    assert gradient.tolist() == pytest.approx([-0.0025, -0.0025, -0.005])
-
-
-def test_no_turns_give_zero() -> None:
-    assert entropy_regularizer(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long)).item() == 0.0
 
 
 def test_history_is_the_mean_of_all_batches() -> None:
@@ -73,13 +38,7 @@ def test_phase_weights_by_hand() -> None:
     assert phase_weight(1.0) == pytest.approx(0.8 * math.exp(-3))
 
 
-def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match=r"band is \[1.2, 0.8\]"):
-        smoothing_penalty(torch.zeros(1), 1.0, low=1.2, high=0.8)
-    with pytest.raises(ValueError, match="form is 'square'"):
-        smoothing_penalty(torch.zeros(1), 1.0, form="square")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"penalties \(2,\)"):
-        entropy_regularizer(torch.zeros(3), torch.zeros(2), torch.zeros(3, dtype=torch.long))
+def test_progress_outside_the_run_is_named() -> None:
     with pytest.raises(ValueError, match=r"progress is 1\.5"):
         phase_weight(1.5)
 
@@ -145,17 +104,23 @@ def test_value_and_gradient_are_those_of_the_paper_s_equation_for_every_form_and
 def by_equation(part: Experience, entropies: Tensor, past: list[float], form: str) -> Tensor:
     """The term from differentiable means of turns, each with the penalty of its own place in the episode."""
     turns = torch.stack([turn.mean() for turn in entropies.split(part.turn_lengths.tolist())])
-    penalties = []
+    penalized = []
     for turn, place in zip(turns, part.place_of_turn.tolist(), strict=True):
         mean = past[0] if len(past) == 1 else (past[place] if place < len(past) else None)
-        penalties.append(smoothing_penalty(turn[None], mean, alpha=EXPLICIT["alpha"], form=form))  # type: ignore[arg-type]
-    return entropy_regularizer(
-        turns,
-        torch.cat(penalties),
-        part.episode_of_turn,
-        strength=EXPLICIT["coefficient"],
-        beta=EXPLICIT["beta"],
-    )
+        penalized.append(turn - EXPLICIT["beta"] * penalty(turn, mean, form))
+    episodes = []
+    for episode in part.episode_of_turn.unique():
+        episodes.append(torch.stack(penalized)[part.episode_of_turn == episode].mean())
+    return -EXPLICIT["coefficient"] * torch.stack(episodes).mean()
+
+
+def penalty(turn: Tensor, history: float | None, form: str) -> Tensor:
+    """P: 0 inside the band and without a history; outside alpha, or alpha times the distance."""
+    if history is None:
+        return torch.zeros_like(turn)
+    below, above = EXPLICIT["band_low"] * history - turn, turn - EXPLICIT["band_high"] * history
+    distance = torch.maximum(below, above).clamp(min=0)
+    return EXPLICIT["alpha"] * (distance if form == "distance" else (distance > 0).double())
 
 
 def test_the_current_policy_decides_on_the_side_of_the_band() -> None:

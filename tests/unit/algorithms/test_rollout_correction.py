@@ -6,23 +6,7 @@ import torch
 from megatron_empg.algorithms.rollout_correction import (
     engine_gaps,
     episode_gaps,
-    truncated_importance_weights,
 )
-
-
-def test_weights_are_ratios_up_to_the_cap_and_carry_no_gradient() -> None:
-    actor = torch.tensor([-1.0, -1.0, -9.0, 600.0], requires_grad=True)
-    rollout = torch.tensor([-1.0, -1.5, -1.0, 0.0])
-    weights = truncated_importance_weights(actor, rollout, cap=1.5)
-    assert weights.tolist() == pytest.approx([1.0, 1.5, math.exp(-8), 1.5])
-    assert not weights.requires_grad
-    with pytest.raises(ValueError, match="cap is 0"):
-        truncated_importance_weights(actor, rollout, cap=0)
-
-
-def test_equal_policies_weigh_exactly_one() -> None:
-    logprobs = -torch.rand(100, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(truncated_importance_weights(logprobs, logprobs.clone()), torch.ones(100))
 
 
 def test_gaps_by_hand() -> None:
