@@ -383,7 +383,12 @@ TIME = Family(
     "Time and speed",
     "The step is the sum of its four phases and `time/other`; evaluations and checkpoints stand beside it.",
     (
-        Metric("time/{rollout,score,update,sync}", "seconds", "the four phases"),
+        Metric(
+            "time/{rollout,score,update,sync}",
+            "seconds",
+            "the four phases; every `logging.diagnostics_every` steps update has the gradients of single turns in "
+            "it, and score the batch's second scoring",
+        ),
         Metric("time/{evaluate,checkpoint}", "seconds", "that training stood still for one"),
         Metric("time/other", "seconds", "of the step, what is in none of the four phases", "below 5% of the step"),
         Metric("time/step", "seconds", "the whole step"),
