@@ -91,7 +91,7 @@ def run_in_fork(tree: Path, tests: list[str]) -> Outcome:
     os.environ |= {"PYTHONPATH": str(tree), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.path.insert(0, str(tree))
     os.chdir(tree)
-    with (tree / "output.txt").open("w") as output:
+    with (tree / "output.txt").open("w", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     code = pytest.main(arguments(tree, tests))
@@ -99,7 +99,7 @@ def run_in_fork(tree: Path, tests: list[str]) -> Outcome:
     imported = sys.modules.get("megatron_empg")
     if imported is not None and not Path(str(imported.__file__)).is_relative_to(tree):
         return Outcome("broken", f"{imported.__file__} was imported instead of the copy", 0)
-    return outcome(tree, code, (tree / "output.txt").read_text(), time.monotonic() - started)
+    return outcome(tree, code, (tree / "output.txt").read_text(encoding="utf-8"), time.monotonic() - started)
 
 
 def outcome(tree: Path, code: int, output: str, seconds: float) -> Outcome:

@@ -29,7 +29,7 @@ from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement
 from megatron_empg.trainer.batch import Batch, without_texts
-from megatron_empg.trainer.diagnostics import entropy_changes, turn_gradients
+from megatron_empg.trainer.turn_measurements import entropy_changes, turn_gradients
 from megatron_empg.trainer.episode_log import write_episodes, write_steps
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.metrics import MetricsWriter

@@ -1,4 +1,7 @@
-"""`empg train` as a user types it: killed, continued to its end, and interrupted, on real engines and ranks."""
+"""`empg train` as a user types it: killed, continued to its end, and interrupted, on real engines and ranks.
+
+Slow, since the rehearsal of recipes (tests/recipes) goes the same way; here a run's files are read one by one.
+"""
 
 import json
 import os
@@ -18,6 +21,8 @@ from ranks import run_ranks
 
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.trainer.jsonl import read_lines
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4

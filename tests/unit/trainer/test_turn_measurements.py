@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_empg.algorithms.sample import Sample
-from megatron_empg.trainer.diagnostics import evenly_spread, turn_alone
+from megatron_empg.trainer.turn_measurements import evenly_spread, turn_alone
 
 
 def test_a_turn_alone_is_the_sample_up_to_its_end() -> None:
