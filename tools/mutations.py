@@ -267,8 +267,8 @@ ADVANTAGES = [
     in_advantages(
         "a reward for overlong episodes",
         "dapo.py",
-        "experience.rewards.double() + penalties.double()",
-        "experience.rewards.double() - penalties.double()",
+        "experience.rewards.double() + penalties",
+        "experience.rewards.double() - penalties",
         "dapo_overlong",
     ),
     in_advantages(
@@ -500,8 +500,8 @@ REGULARIZERS = [
     ),
     in_epo(
         "EPO's mean over all turns alike",
-        "    return 1 / (turns[experience.episode_of_turn].double() * max(episodes, 1))\n",
-        "    return torch.full((int(turns.sum()),), 1 / max(int(turns.sum()), 1), dtype=torch.float64)\n",
+        "(tokens * turns[episode] * episodes)",
+        "(tokens * some.sum())",
         "differentiable",
     ),
     in_epo(
@@ -518,8 +518,8 @@ REGULARIZERS = [
     ),
     in_epo(
         "EPO trains masked tokens",
-        "weights = weights * (streams.mean_weights != 0)",
-        "weights = weights * 1",
+        "return kept * of_turn[turn]",
+        "return of_turn[turn]",
         "differentiable",
     ),
     in_loss(
@@ -601,22 +601,29 @@ LOSS = [
     in_loss(
         "DAPO without clip-higher",
         "dapo.py",
-        "TokenClip(self.clip_low, self.clip_high)",
-        "TokenClip(self.clip_low, self.clip_low)",
+        "TokenClip(self.clip_low, self.clip_high,",
+        "TokenClip(self.clip_low, self.clip_low,",
         "dapo-none-none",
     ),
     in_loss(
         "GSPO's mean over a turn",
         "sequence_clip.py",
-        "segments.sample_means(log_ratio)",
-        "segments.turn_means(log_ratio)",
+        "segments.sample_means(",
+        "segments.turn_means(",
         "gspo-none-none",
     ),
     in_loss(
         "GSPO's ratio without gradient",
         "sequence_clip.py",
-        "(segments.sample_means(log_ratio) + (logprobs - logprobs.detach()))",
-        "(segments.sample_means(log_ratio) + 0 * logprobs)",
+        "(logprobs - logprobs.detach())",
+        "0 * logprobs",
+        "gspo-none-none",
+    ),
+    in_loss(
+        "masked tokens decide on GSPO's clip",
+        "sequence_clip.py",
+        "streams.mean_weights != 0",
+        "streams.mean_weights >= 0",
         "gspo-none-none",
     ),
     in_loss(
