@@ -517,9 +517,9 @@ REGULARIZERS = [
         "distance by place, with phases",
     ),
     in_epo(
-        "EPO trains masked tokens",
-        "return kept * of_turn[turn]",
-        "return of_turn[turn]",
+        "EPO counts masked turns in its means",
+        "some = (tokens > 0).double()",
+        "some = torch.ones_like(tokens)",
         "differentiable",
     ),
     in_loss(
@@ -619,12 +619,13 @@ LOSS = [
         "0 * logprobs",
         "gspo-none-none",
     ),
-    in_loss(
+    Mutation(
         "masked tokens decide on GSPO's clip",
-        "sequence_clip.py",
+        f"{ALGORITHMS}sequence_clip.py",
         "streams.mean_weights != 0",
         "streams.mean_weights >= 0",
-        "gspo-none-none",
+        "tests/unit/algorithms/test_sequence_clip.py::test_what_the_loss_does_not_see_decides_on_no_clip",
+        "Tensor-likes are not close",
     ),
     in_loss(
         "the KL's estimator differentiated",

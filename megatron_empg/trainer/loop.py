@@ -173,6 +173,7 @@ class Training:
                 credit,
                 temperature=recipe.rollout.temperature,
                 seed=recipe.run.seed * 1_000_003 + step,
+                agree=self._agree,
             )
         self.progress.check_updates(step, update.applied)
         return update.metrics | actor.throughput["update"].metrics("actor/update")

@@ -1,7 +1,7 @@
 """One batch's optimizer steps with the algorithm's loss."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from megatron_empg.actor.actor import Actor, UpdateReport
@@ -27,17 +27,20 @@ def update_policy(
     *,
     temperature: float,
     seed: int,
+    agree: Callable[[bool], bool] = lambda flag: flag,
 ) -> PolicyUpdate:
     """`updates_per_batch` optimizer steps, each on its part of the shuffled episodes; metrics ``policy/…``.
 
     With fewer episodes than that there are fewer steps, and none on a part of which the loss sees no token. The
-    schedule goes on by `updates_per_batch` all the same.
+    schedule goes on by `updates_per_batch` all the same. ``agree`` makes one answer of all ranks', which rounding
+    might tell apart: collectives follow from it.
     """
     wanted = algorithm.section.updates_per_batch
     loss = algorithm.loss()
     reports, masked = [], 0
     for episodes in split_episodes(len(experience.rewards), wanted, seed):
-        if not credit.kept[experience.tokens_of(episodes)].any():
+        seen = credit.kept[experience.tokens_of(episodes)]
+        if not agree(bool(seen.any())):
             masked += 1
             continue
         samples = algorithm.samples(experience, scores, credit, episodes)
