@@ -97,7 +97,8 @@ class Experience:
         return _members(self.episode_of_token, episodes)
 
     def select(self, episodes: list[int]) -> Experience:
-        """The chosen episodes alone, in the order of the choice."""
+        """The chosen episodes alone, in the order of the choice. Raises ValueError unless each is there, once."""
+        _check_choice(episodes, len(self.rewards))
         turns, tokens = self.turns_of(episodes), self.tokens_of(episodes)
         samples = _members(self.episode_of_sample, episodes)
         chosen = torch.tensor(episodes, dtype=torch.long)
@@ -118,6 +119,12 @@ class Experience:
             episode_of_sample=number[self.episode_of_sample[samples]],
             gold=[self.gold[i] for i in episodes] if self.gold else [],
         )
+
+
+def _check_choice(episodes: list[int], count: int) -> None:
+    if len(set(episodes)) < len(episodes) or not all(0 <= episode < count for episode in episodes):
+        wrong = [episode for episode in episodes if not 0 <= episode < count or episodes.count(episode) > 1]
+        raise ValueError(f"episode {wrong[0]} was chosen of {count}: choose numbers below {count}, each once")
 
 
 def _members(owner: Int[Tensor, "items"], chosen: list[int]) -> Int[Tensor, "chosen_items"]:
@@ -271,5 +278,8 @@ class Stateless:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(f"{type(self).__name__} keeps no state, the checkpoint holds {sorted(state)}")
+        if state != {}:
+            raise ValueError(
+                f"{type(self).__name__} keeps no state, the checkpoint holds {state!r}: go on with the parts that "
+                "the run began with"
+            )

@@ -102,3 +102,12 @@ def test_the_order_of_episodes_does_not_matter(name: str) -> None:
     there = section.advantages(batch, probed(section, batch)).turns
     back = section.advantages(turned, probed(section, turned)).turns
     torch.testing.assert_close(back, there[batch.turns_of(order)], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("chosen", "named"), [([1, 0, 1], "1"), ([0, 3], "3"), ([-1], "-1"), ([0] * 4, "0")])
+def test_an_episode_is_chosen_once_and_must_be_there(chosen: list[int], named: str) -> None:
+    batch = experience(rewards=[[0.1], [0.2, 0.3], [0.4]])
+    with pytest.raises(ValueError, match=rf"episode {named} was chosen of 3: .* each once"):
+        batch.select(chosen)
+    assert batch.select([2, 1]).rewards.tolist() == [0.4, 0.5]
+    assert batch.select([]).rewards.tolist() == []
