@@ -122,6 +122,12 @@ class Algorithm:
             raise ValueError(
                 f"the checkpoint's algorithm is {state!r}; it must be a dict: take another checkpoint"
             )
+        known = {"regularizer"} if self.modulation is None else {"regularizer", "modulation"}
+        if surplus := [name for name in state if name not in known]:
+            raise ValueError(
+                f"the checkpoint's algorithm holds a state of {surplus}, this one of {sorted(known)} alone: "
+                "go on with the parts that the run began with"
+            )
         self.regularizer.load_state_dict(state.get("regularizer", {}))
         if self.modulation is not None:
             self.modulation.load_state_dict(state.get("modulation", {}))

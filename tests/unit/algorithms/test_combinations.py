@@ -159,3 +159,20 @@ def test_a_stream_that_two_parts_give_is_an_error() -> None:
     }
     with pytest.raises(ValueError, match=r"\['advantages'\] are given twice"):
         streams.joined(TokenStreams(advantages=torch.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        ([], "must be a dict"),
+        ({"modulation": {"clarity": [1.0, 1.0]}}, r"holds a state of \['modulation'\]"),
+        ({"history": {}}, r"holds a state of \['history'\]"),
+        ({"regularizer": 3}, "keeps no state, the checkpoint holds 3"),
+    ],
+)
+def test_the_state_of_parts_that_are_not_there_is_refused(state: Any, named: str) -> None:
+    algorithm = Algorithm(KEYS.validate_python({"name": "grpo", "modulation": "none"}))
+    with pytest.raises(ValueError, match=named):
+        algorithm.load_state_dict(state)
+    algorithm.load_state_dict({})
+    assert algorithm.state_dict() == {}
