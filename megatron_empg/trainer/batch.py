@@ -108,9 +108,16 @@ class Batch:
         return batch
 
     def _check(self, engines: int) -> None:
-        """Raises ValueError unless everything is of the same episodes."""
+        """Raises ValueError unless everything is of the same episodes and of its type."""
         if self.policy_versions.shape != (self.episodes, 2) or engines != self.episodes:
             raise ValueError(f"policy versions or engines are not of {self.episodes} episodes")
+        if {self.policy_versions.dtype, self.engines.dtype} != {torch.int64}:
+            raise ValueError("policy versions or engines are not int64")
+        metrics, urls = self.metrics, self.engine_urls
+        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+            raise ValueError("metrics are not numbers by name")
+        if not isinstance(urls, list) or not all(isinstance(text, str) for text in [*urls, self.example]):
+            raise ValueError("engine_urls or example are not text")
         if len(self.texts) not in (0, self.episodes):
             raise ValueError(f"there are {len(self.texts)} texts for {self.episodes} episodes")
 

@@ -98,11 +98,21 @@ def other_tensors() -> bytes:
         bytes(without_texts(some_batch().to_bytes())) + b"[1, 2]",
         bytes(without_texts(some_batch().to_bytes())) + b'{"episodes": [{}, null, null]}',
         bytes(without_texts(some_batch().to_bytes())) + b'{"episodes": [null]}',
+        bytes(without_texts(some_batch().to_bytes())) + b'{"example": 3}',
     ],
 )
 def test_anything_else_is_refused(broken: bytes) -> None:
     with pytest.raises(ValueError, match="are not a batch"):
         Batch.from_bytes(broken)
+
+
+@pytest.mark.parametrize("name", ["metrics", "engine_urls"])
+@pytest.mark.parametrize("text", ["null", "3", '"a"', "[1]", '{"a": null}', '{"a": "b"}', "[", "[" * 100_000])
+def test_a_header_of_other_types_is_refused(name: str, text: str) -> None:
+    numbers = bytes(without_texts(some_batch().to_bytes()))[8:]
+    changed = save(load(numbers), {"metrics": "{}", "engine_urls": "[]", name: text})
+    with pytest.raises(ValueError, match="are not a batch"):
+        Batch.from_bytes(len(changed).to_bytes(8, "little") + changed)
 
 
 def with_tensor(name: str, value: torch.Tensor) -> bytes:
@@ -126,6 +136,7 @@ def with_tensor(name: str, value: torch.Tensor) -> bytes:
         ("rollout_logprobs", torch.zeros(6), "rollout_logprobs has 6 values"),
         ("policy_versions", torch.zeros(3, dtype=torch.long), "policy versions or engines are not of 3 episodes"),
         ("engines", torch.zeros(2, dtype=torch.long), "policy versions or engines are not of 3 episodes"),
+        ("engines", torch.zeros(3), "policy versions or engines are not int64"),
         ("gold_lengths", torch.tensor([2, 1]), "gold has 2 values"),
     ],
 )
