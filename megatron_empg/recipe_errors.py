@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_empg.section import Section, choices
+from megatron_empg.section import Section, choices, section_of
 
 
 class RecipeError(ValueError):
@@ -89,6 +89,8 @@ def _line(fault: Any, kind: type[Section]) -> str:
             return _unknown_name(key, fault)
         case "model_attributes_type" | "union_tag_not_found":
             return _no_section(place, fault["input"], kind)
+        case "model_type":
+            return _no_keys(place, fault["input"], kind)
         case "value_error":
             message = str(fault["msg"]).removeprefix("Value error, ")
             return message if not place.key or message.startswith(place.key) else f"{key}: {message}"
@@ -118,7 +120,7 @@ def _moved(section: str, given: Any) -> str:
 
 def _unknown_name(key: str, fault: Any) -> str:
     given, allowed = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
-    return f"{key}.name: {given!r} is unknown; {closest(given, allowed)}allowed: {', '.join(allowed)}"
+    return f"{key}.name: {_shown(given)} is unknown; {closest(given, allowed)}allowed: {', '.join(allowed)}"
 
 
 def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
@@ -126,6 +128,15 @@ def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
     field = section.model_fields.get(place.key.rpartition(".")[2])
     names = choices(field.annotation) if field is not None else {}
     return f"{place.key}: {_shown(given)} is neither a name nor keys; names: {', '.join(names)}"
+
+
+def _no_keys(place: Place, given: Any, kind: type[Section]) -> str:
+    field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
+    section = section_of(field.annotation, given) if field is not None else None
+    if section is None:
+        return f"{place.key or 'recipe'}: {_shown(given)} is no group of keys"
+    keys = list(section.model_fields)
+    return f"{place.key}: {_shown(given)} is no group of keys; give {place.key}.{keys[0]}; keys: {', '.join(keys)}"
 
 
 def _shown(given: Any) -> str:

@@ -296,6 +296,10 @@ def test_of_two_overrides_of_one_key_the_last_holds(path: Path) -> None:
         ),
         ("algorithm.regularizer=0.1", ["algorithm.regularizer: 0.1 is neither a name", "none, entropy, epo"]),
         ("algorithm=[dapo]", ["algorithm: ['dapo'] is neither a name nor keys; names: grpo, dapo"]),
+        ("algorithm.kl=0.01", ["algorithm.kl: 0.01 is no group of keys; give algorithm.kl.coefficient; keys: "]),
+        ("algorithm.masks=[cut_turns]", ["algorithm.masks: ['cut_turns'] is no group", "truncated, cut_turns"]),
+        ("run=~", ["run: None is no group of keys; give run.folder; keys: folder, steps"]),
+        ("algorithm.name=" + "x" * 9999, ["algorithm.name: 'xxx", "xx… is unknown; allowed: grpo"]),
         ("algorithm.modulation.zetta=1", ["algorithm.modulation.zetta", "did you mean 'zeta'?", "with name empg"]),
         ("algorithm.modulation.strength=1", ["algorithm.modulation.strength", "it is a key of aem", "name empg"]),
         ("algorithm.regularizer.coefficient=1", ["algorithm.regularizer.coefficient", "a key of entropy, epo"]),
@@ -315,7 +319,7 @@ def test_of_two_overrides_of_one_key_the_last_holds(path: Path) -> None:
         ("algorithm.kl_coefficient=0.1", ["algorithm.kl_coefficient", "it is algorithm.kl.coefficient now"]),
         ("algorithm.entropy_coefficient=0.1", ["algorithm.regularizer, as {name: entropy, coefficient: ...}"]),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
 def test_a_fault_in_a_choice_is_refused_by_name(path: Path, override: str, named: list[str]) -> None:
     with pytest.raises(RecipeError) as refused:
