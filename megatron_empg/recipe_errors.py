@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
 
 def closest(given: object, known: Iterable[str]) -> str:
     """``did you mean 'empg'? ``, or nothing where no known word is like the given one."""
-    close = difflib.get_close_matches(str(given), list(known), n=1)
+    close = difflib.get_close_matches(str(given).lower(), list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
 
 
@@ -107,8 +107,18 @@ def _unknown_key(place: Place, given: Any) -> str:
     chosen = next((choice for choice, section in place.siblings.items() if section is place.section), "")
     owners = [choice for choice, section in place.siblings.items() if name in section.model_fields]
     hint = f"it is a key of {', '.join(owners)}; " if owners else closest(name, known)
+    if not owners and (below := list(_below(place, name))):
+        hint = f"there is {' and '.join(below)}; "
     of = f" with name {chosen}" if chosen else ""
     return f"{hint}allowed here{of}: {', '.join(known)}"
+
+
+def _below(place: Place, name: str) -> Iterator[str]:
+    """Dotted, the keys of this name in the sections right below the place's."""
+    for key, field in (place.section.model_fields if place.section is not None else {}).items():
+        sections = [*choices(field.annotation).values(), section_of(field.annotation, {})]
+        if any(section is not None and name in section.model_fields for section in sections):
+            yield f"{place.key.removesuffix(name)}{key}.{name}"
 
 
 def _moved(section: str, given: Any) -> str:
