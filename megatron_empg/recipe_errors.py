@@ -86,7 +86,7 @@ def _line(fault: Any, kind: type[Section]) -> str:
         case "missing":
             return f"{key}: missing; give it a value"
         case "union_tag_invalid":
-            return _unknown_name(key, fault)
+            return _unknown_name(place, fault, kind)
         case "model_attributes_type" | "union_tag_not_found":
             return _no_section(place, fault["input"], kind)
         case "model_type":
@@ -128,9 +128,14 @@ def _moved(section: str, given: Any) -> str:
     return ", ".join(f"{section}.{key} is {now}.{key} now" for key in given)
 
 
-def _unknown_name(key: str, fault: Any) -> str:
+def _unknown_name(place: Place, fault: Any, kind: type[Section]) -> str:
     given, allowed = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
-    return f"{key}.name: {_shown(given)} is unknown; {closest(given, allowed)}allowed: {', '.join(allowed)}"
+    field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
+    chosen = next(iter(choices(field.annotation).values()), None) if field is not None else None
+    parts = chosen.model_fields if chosen is not None else {}
+    owner = next((part for part in parts if given in choices(parts[part].annotation)), None)
+    hint = f"it is one of {place.key}.{owner}; " if owner else closest(given, allowed)
+    return f"{place.key}.name: {_shown(given)} is unknown; {hint}allowed: {', '.join(allowed)}"
 
 
 def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
