@@ -94,7 +94,7 @@ def _line(fault: Any, kind: type[Section]) -> str:
         case "value_error":
             message = str(fault["msg"]).removeprefix("Value error, ")
             return message if not place.key or message.startswith(place.key) else f"{key}: {message}"
-    return f"{key}: {fault['msg']}; got {_shown(fault['input'])}"
+    return f"{key}: {fault['msg']}; got {shown(fault['input'])}"
 
 
 def _unknown_key(place: Place, given: Any) -> str:
@@ -135,25 +135,26 @@ def _unknown_name(place: Place, fault: Any, kind: type[Section]) -> str:
     parts = chosen.model_fields if chosen is not None else {}
     owner = next((part for part in parts if given in choices(parts[part].annotation)), None)
     hint = f"it is one of {place.key}.{owner}; " if owner else closest(given, allowed)
-    return f"{place.key}.name: {_shown(given)} is unknown; {hint}allowed: {', '.join(allowed)}"
+    return f"{place.key}.name: {shown(given)} is unknown; {hint}allowed: {', '.join(allowed)}"
 
 
 def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
     section = place.section or kind
     field = section.model_fields.get(place.key.rpartition(".")[2])
     names = choices(field.annotation) if field is not None else {}
-    return f"{place.key}: {_shown(given)} is neither a name nor keys; names: {', '.join(names)}"
+    return f"{place.key}: {shown(given)} is neither a name nor keys; names: {', '.join(names)}"
 
 
 def _no_keys(place: Place, given: Any, kind: type[Section]) -> str:
     field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
     section = section_of(field.annotation, given) if field is not None else None
     if section is None:
-        return f"{place.key or 'recipe'}: {_shown(given)} is no group of keys"
+        return f"{place.key or 'recipe'}: {shown(given)} is no group of keys"
     keys = list(section.model_fields)
-    return f"{place.key}: {_shown(given)} is no group of keys; give {place.key}.{keys[0]}; keys: {', '.join(keys)}"
+    return f"{place.key}: {shown(given)} is no group of keys; give {place.key}.{keys[0]}; keys: {', '.join(keys)}"
 
 
-def _shown(given: Any) -> str:
+def shown(given: Any) -> str:
+    """The value as Python writes it, cut where it is long."""
     text = repr(given)
     return text if len(text) <= 200 else text[:200] + "…"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_empg.recipe_errors import RecipeError
+from megatron_empg.recipe_errors import RecipeError, shown
 from megatron_empg.recipe_yaml import read_yaml
 from megatron_empg.section import Section, choices, section_of, shared_keys
 
@@ -73,7 +73,10 @@ def _below(node: dict[str, Any], name: str, override: Override, *, named: bool) 
     if named and isinstance(below, str):
         below = node[name] = {"name": below}
     if not isinstance(below, dict):
-        raise RecipeError(f"override {override.text!r}: {name} is a value, not a section")
+        raise RecipeError(
+            f"override {override.text!r}: {name} is {shown(below)}, a value, not a section: correct the "
+            "override, or give the recipe keys there"
+        )
     return below
 
 

@@ -121,7 +121,7 @@ def test_defaults_are_the_papers() -> None:
         # Overrides themselves
         ("rollout.groups", ["'rollout.groups'", "section.key=value"]),
         ("=3", ["'=3'", "section.key=value"]),
-        ("run.steps.more=3", ["run.steps.more", "steps is a value, not a section"]),
+        ("run.steps.more=3", ["run.steps.more", "steps is 3, a value, not a section: correct"]),
         ("run.steps=[3", ["run.steps", "not YAML"]),
         ("run.seed=010", ["run.seed", "010 is an octal number"]),
         ("engines.start_timeout=10:00", ["engines.start_timeout", "10:00 is a number to the base of 60"]),

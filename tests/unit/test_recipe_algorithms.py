@@ -301,6 +301,7 @@ def test_of_two_overrides_of_one_key_the_last_holds(path: Path) -> None:
         ("run=~", ["run: None is no group of keys; give run.folder; keys: folder, steps"]),
         ("algorithm.name=" + "x" * 9999, ["algorithm.name: 'xxx", "xx… is unknown; allowed: grpo"]),
         ("algorithm.name=GRPO", ["'GRPO' is unknown; did you mean 'grpo'?"]),
+        ("algorithm.name.k=1", ["name is 'dapo', a value, not a section: correct the override"]),
         ("algorithm.name=empg", ["'empg' is unknown; it is one of algorithm.modulation; allowed: grpo, dapo"]),
         ("algorithm=tis", ["algorithm.name: 'tis' is unknown; it is one of algorithm.correction; allowed"]),
         ("algorithm.k=3", ["algorithm.k: unknown key; there is algorithm.modulation.k; allowed"]),
