@@ -6,6 +6,7 @@ wanted.
 """
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,9 +111,10 @@ class Targets:
 def _checked(name: str, stored: Any) -> tuple[float, float]:
     """A running mean's total and weight as a checkpoint gave them."""
     given = stored if isinstance(stored, list) else []
-    numbers = [value for value in given if isinstance(value, int | float) and math.isfinite(value)]
+    numbers = [value for value in given if isinstance(value, int | float) and 0 <= value <= sys.float_info.max]
     if len(given) != 2 or len(numbers) != 2:
         raise ValueError(
-            f"the checkpoint's running mean {name} is {stored!r}; it must be [total, weight], both finite"
+            f"the checkpoint's running mean {name} is {stored!r}; it must be [total, weight], both finite "
+            "and not negative"
         )
     return float(numbers[0]), float(numbers[1])

@@ -11,6 +11,7 @@ gradient and only the plain entropy bonus trains. That form is `constant`; `dist
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -225,7 +226,8 @@ def _stored_histories(state: dict[str, Any], kind: History) -> list[EntropyHisto
             "of one length: take another checkpoint"
         )
     for total, count in zip(totals, batches, strict=True):
-        sound = isinstance(total, int | float) and math.isfinite(total) and isinstance(count, int) and count > 0
+        finite = isinstance(total, int | float) and abs(total) <= sys.float_info.max
+        sound = finite and isinstance(count, int) and 0 < count <= sys.float_info.max
         if not sound:
             raise ValueError(
                 f"the checkpoint's entropy history has a total of {total!r} over {count!r} batches; the first "

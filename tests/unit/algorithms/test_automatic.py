@@ -146,6 +146,8 @@ def test_constants_stay_in_a_recipes_range() -> None:
         ({"entropy_spread": "12"}, r"entropy_spread is '12'"),
         ([1.0, 2.0], r"running statistics are \[1.0, 2.0\]; they must be a dict"),
         ({"entropy_spread": [math.nan, 0.1]}, "both finite"),
+        ({"entropy_spread": [10**400, 0.1]}, "both finite and not negative"),
+        ({"entropy_spread": [-1.0, 0.1]}, "both finite and not negative"),
     ],
 )
 def test_a_state_that_does_not_fit_is_named(state: Any, named: str) -> None:

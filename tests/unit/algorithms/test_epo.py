@@ -267,6 +267,8 @@ def test_the_history_goes_through_a_checkpoint_as_json() -> None:
         ({"history": "batch", "totals": 1.0, "batches": [1]}, r"totals 1\.0"),
         ({"history": "batch", "totals": ["1"], "batches": [1]}, "total of '1' over 1 batches"),
         ({"history": "batch", "totals": [math.nan], "batches": [1]}, "total of nan"),
+        ({"history": "batch", "totals": [10**400], "batches": [1]}, "total of 1000"),
+        ({"history": "batch", "totals": [1.0], "batches": [10**400]}, "total of 1.0 over 1000"),
         ({"history": "batch", "totals": [1.0], "batches": [0]}, "over 0 batches"),
         ({"history": "batch", "totals": [1.0], "batches": [None]}, "over None batches"),
     ],
