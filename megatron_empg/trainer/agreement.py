@@ -23,7 +23,9 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
     if not len(ours):
         return {}
     gaps = episode_gaps(ours, experience.rollout_logprobs, experience.episode_lengths.tolist())
-    _check_finite(batch, gaps, ours, step)
+    _check_finite(batch, gaps, step)
+    for name, values in (("log-probs", ours), ("entropies", scores.entropies)):
+        _check_own(name, values, step)
     mean, largest = float(gaps.total.sum() / gaps.tokens.sum()), float(gaps.max.max())
     by_engine = engine_gaps(gaps, batch.engines)
     judged = [gap for gap in by_engine if gap.tokens >= FEW_TOKENS]
@@ -51,7 +53,7 @@ def _check_versions(batch: Batch, step: int) -> None:
         )
 
 
-def _check_finite(batch: Batch, gaps: EpisodeGaps, ours: torch.Tensor, step: int) -> None:
+def _check_finite(batch: Batch, gaps: EpisodeGaps, step: int) -> None:
     wrong = gaps.not_finite.nonzero().flatten().tolist()
     if wrong:
         raise TrainingError(
@@ -59,10 +61,13 @@ def _check_finite(batch: Batch, gaps: EpisodeGaps, ours: torch.Tensor, step: int
             f"for them), in {len(wrong)} episodes of {_named(batch, wrong)}: it computes NaN or infinity, for "
             "its memory or its weights are broken; leave its machine out, or start it anew"
         )
-    if not ours.isfinite().all():
-        count = int((~ours.isfinite()).sum())
+
+
+def _check_own(name: str, values: torch.Tensor, step: int) -> None:
+    if not values.isfinite().all():
+        count = int((~values.isfinite()).sum())
         raise TrainingError(
-            f"step {step}: {count} of the actor's log-probs of the sampled tokens are not finite: its weights are "
+            f"step {step}: {count} of the actor's {name} of the sampled tokens are not finite: its weights are "
             "broken, as by an update that diverged; go on from an earlier checkpoint with a lower "
             "actor.optimizer.lr"
         )

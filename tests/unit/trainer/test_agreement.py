@@ -97,10 +97,12 @@ def test_few_tokens_do_not_condemn_an_engine() -> None:
     assert "policy/logprob_gap_engine" not in check_agreement(batch, scores, 7, recipe())
 
 
-def test_an_actor_that_is_not_finite_is_not_the_engines_fault() -> None:
+@pytest.mark.parametrize("name", ["log-probs", "entropies"])
+def test_an_actor_that_is_not_finite_is_not_the_engines_fault(name: str) -> None:
     batch, scores = played()
-    scores.logprobs[0] = math.nan
-    with pytest.raises(TrainingError, match="1 of the actor's log-probs"):
+    broken = {"log-probs": scores.logprobs, "entropies": scores.entropies}[name]
+    broken[0] = math.nan
+    with pytest.raises(TrainingError, match=f"1 of the actor's {name}"):
         check_agreement(batch, scores, 7, recipe())
 
 
