@@ -31,7 +31,7 @@ test-recipes: setup  ## every recipe, small, from its own kind of start: ten min
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/recipes
 
 test-recipes-all: setup  ## each of them killed, resumed, exported and evaluated: half an hour
-	RECIPES_ALL=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/recipes
+	RECIPES_ALL=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not gpu" tests/recipes
 
 test-nccl: setup  ## collectives and preflight over processes and network namespaces, with planted faults: 5 minutes
 	$(BIN)/python -m pytest -m slow tests/nccl

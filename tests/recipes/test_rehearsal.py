@@ -185,8 +185,12 @@ def test_a_warm_up_in_a_clusters_layout_exports(path: Path, tmp_path: Path) -> N
     folder.close()
 
 
+@pytest.mark.slow
 def test_the_first_command_with_every_flag_of_data_parallelism(tmp_path: Path) -> None:
-    """Overlap and the distributed optimizer over two data-parallel ranks: killed, resumed, exported."""
+    """Overlap and the distributed optimizer over two data-parallel ranks: killed, resumed, exported.
+
+    In `make test-recipes-all`: the recipes for clusters have the same flags, and one of them goes the whole way.
+    """
     folder = tmp_path / "run"
     overrides = [
         *("actor.tensor_parallel=1", "actor.data_parallel=2", "actor.overlap=true"),
