@@ -33,7 +33,7 @@ class Size:
     checkpoint_every: int = 1
     groups: int = 4
     group_size: int = 4
-    questions: int = 4
+    questions: int = 2
     episode_tokens: int = 1024
     turn_tokens: int = 64
     concurrency: int = 32
