@@ -4,10 +4,10 @@
     python tools/test_mutations.py bonus      those whose name contains the word
 
 A fault counts as noticed when the named test fails by an assertion whose message says what it should: a mutated
-program that merely no longer imports or crashes elsewhere proves nothing. The named unit tests must also pass on the
-unchanged copy; the others take minutes, and `make test` and `make test-recipes` run them. The working tree is never
-touched. Exit status 1 when a fault survives, or when the list of faults
-(tools/mutations.py) no longer fits the code.
+program that merely no longer imports or crashes elsewhere proves nothing. The named unit tests must also pass on
+the unchanged copy; the others take minutes, and `make test` and `make test-recipes` run them. The working tree is
+never touched. Exit status 1 when a fault survives, or when the list of faults (tools/mutations.py) no longer fits
+the code.
 """
 
 import gc
