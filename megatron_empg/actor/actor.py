@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,34 +30,12 @@ from megatron_empg.actor.parallel import (
 )
 from megatron_empg.actor.throughput import Throughput
 from megatron_empg.actor.weights import ActorWeights, initialise, load
+from megatron_empg.algorithms.base import LossFunction
 from megatron_empg.algorithms.sample import Sample, Score, TokenStreams
-from megatron_empg.algorithms.segments import Segments
 from megatron_empg.weights.flops import forward_flops
 from megatron_empg.weights.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
-
-
-class LossFunction(Protocol):
-    """What `update` minimises, token by token; the actor takes the global mean over own tokens."""
-
-    statistics: tuple[str, ...]
-    """Names of the numbers that come with the loss; their token means are reported."""
-
-    def __call__(
-        self,
-        logprobs: Float[Tensor, "own_tokens"],
-        entropies: Float[Tensor, "own_tokens"],
-        streams: TokenStreams,
-        segments: Segments,
-        /,
-    ) -> tuple[Float[Tensor, "own_tokens"], dict[str, Tensor]]:
-        """(loss, statistics by name) of each own token, [own tokens] each.
-
-        Called once a microbatch, on every context-parallel rank, whether or not it has own tokens there: what the
-        loss communicates through ``segments`` it communicates always, in the same order.
-        """
-        ...
 
 
 @dataclass(frozen=True)

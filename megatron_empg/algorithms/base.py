@@ -205,13 +205,11 @@ class Credit:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class LossTerm(Protocol):
-    """A part of the loss, token by token: the surrogate, the KL, the regularizer."""
+class LossFunction(Protocol):
+    """What `Actor.update` minimises, token by token; the actor takes the global mean over own tokens."""
 
     statistics: tuple[str, ...]
-    """Names of the numbers that come with it."""
-    weighted: bool
-    """Whether its values carry their weights in the mean already, so that ``mean_weights`` are not for them."""
+    """Names of the numbers that come with the loss; their token means are reported."""
 
     def __call__(
         self,
@@ -219,9 +217,21 @@ class LossTerm(Protocol):
         entropies: Float[Tensor, "own_tokens"],
         streams: TokenStreams,
         segments: Segments,
+        /,
     ) -> tuple[Float[Tensor, "own_tokens"], dict[str, Tensor]]:
-        """The term at each own token, with gradient, and detached statistics by name, per token too."""
+        """The loss at each own token, with gradient, and detached statistics by name, per token too.
+
+        Called once a microbatch, on every context-parallel rank, whether or not it has own tokens there: what the
+        loss communicates through ``segments`` it communicates always, in the same order.
+        """
         ...
+
+
+class LossTerm(LossFunction, Protocol):
+    """A part of the loss: the surrogate, the KL, the regularizer."""
+
+    weighted: bool
+    """Whether its values carry their weights in the mean already, so that ``mean_weights`` are not for them."""
 
 
 class Modulation(Protocol):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from megatron_empg.algorithms.rollout_correction import (
+    RatioBound,
     bounded_ratio,
     inside,
     log_ratios,
@@ -29,9 +30,9 @@ class IcePop(Section):
     """
 
     name: Literal["icepop"] = "icepop"
-    low: Annotated[float, Field(ge=0, le=1e6)] = 0.5
+    low: RatioBound = 0.5
     """A smaller ratio weighs 0. (Default: authors' page.)"""
-    high: Annotated[float, Field(ge=0, le=1e6)] = 5.0
+    high: RatioBound = 5.0
     """A greater ratio weighs 0. (Default: authors' page; some released code has 2.)"""
 
     @model_validator(mode="after")

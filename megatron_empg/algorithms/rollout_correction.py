@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field
 
 from megatron_empg.algorithms.base import Weighted
 from megatron_empg.algorithms.lazy_torch import torch, without_gradient
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 ENGINE_FLOOR = -9999.0
 """What vLLM reports for a log-probability that is not finite."""
 
+RatioBound = Annotated[float, Field(ge=0, le=1e6)]
+"""An end of the interval in which a ratio is kept."""
 Level = Literal["token", "sequence"]
 """Whether each token has its own ratio, or a sample's tokens all have the product of theirs."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.rollout_correction import (
+    RatioBound,
     inside,
     log_ratios,
     over_samples,
@@ -34,9 +35,9 @@ class SequenceRejection(Section):
     measure: Measure = "geometric_mean"
     """geometric_mean: of the sample's token ratios, whatever its length; product: of them all, the ratio of the
     whole sample. (Default chosen here: the product of thousands of tokens is seldom in bounds.)"""
-    low: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    low: RatioBound | None = None
     """A sample of smaller measure is rejected; null: 0.99 for geometric_mean, 0.5 for product. (Released code.)"""
-    high: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    high: RatioBound | None = None
     """A sample of greater measure is rejected; null: 1.01 for geometric_mean, 2 for product. (Released code.)"""
 
     @property

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from megatron_empg.algorithms.rollout_correction import (
     Level,
+    RatioBound,
     at_level,
     bounded_ratio,
     inside,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from megatron_empg.algorithms.base import Experience, Weighted
 
 Cap = Annotated[float, Field(ge=1, le=1e6)]
-RatioBound = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Tis(Section):
