@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_empg.planner.assumptions import GPUS
 from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, plan
+from megatron_empg.planner.shape import Shape, shape_of
 from megatron_empg.recipe import ActorSection, RecipeError, load_recipe
-from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,27 +38,28 @@ def print_plan(
     if gpu is None:
         raise RecipeError(f"--gpu is {gpu_name}; allowed: {', '.join(GPUS)}")
     recipe = load_recipe(path, overrides)
-    try:
-        config = ModelConfig.from_folder(recipe.model.path)
-    except ModelConfigError as error:
-        raise RecipeError(f"model.path: {error}") from None
+    shape = shape_of(recipe.model.path)
+    config = shape.config
     memory = (gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib) * GIB
     found = plan(recipe, config, gpus=gpus, gpu_memory=memory, gpu=gpu, trainer_gpus=trainer_gpus)
     if as_json:
-        print(to_json(found))
+        print(to_json(found, shape))
     else:
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
+        if shape.note:
+            console.print(shape.note, highlight=False)
         for part in [*tables(found), verdict(found)]:
             console.print(part, highlight=False)
     return not found.own_faults
 
 
-def to_json(plan: Plan) -> str:
+def to_json(plan: Plan, shape: Shape) -> str:
     """Memory in GiB, time in seconds."""
     return json.dumps(
         {
+            "model": {"shape": shape.origin, "note": shape.note},
             "gpus": plan.gpus,
             "trainer_gpus": plan.trainer_gpus,
             "gpu": plan.gpu.name,

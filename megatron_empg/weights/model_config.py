@@ -8,6 +8,7 @@ from typing import Any
 from megatron_empg.weights.config_keys import key_fault
 from megatron_empg.weights.families import FAMILIES, family_of
 from megatron_empg.weights.json_files import JsonFileError, read_object
+from megatron_empg.weights.known_models import how_to_get
 from megatron_empg.weights.rope_config import RopeConfigError, RopeScaling, rope_scaling, rope_theta
 
 __all__ = ["Experts", "ModelConfig", "ModelConfigError", "RopeScaling"]
@@ -58,7 +59,7 @@ class ModelConfig:
         try:
             raw = read_object(path)
         except JsonFileError as error:
-            fix = "" if path.exists() else f"; {_how_to_get(Path(folder))}"
+            fix = "" if path.exists() else f"; {how_to_get(Path(folder))}"
             raise ModelConfigError(f"{error}{fix}") from error
         try:
             return cls.from_dict(raw)
@@ -153,14 +154,6 @@ class ModelConfig:
                 f"max_position_embeddings ({self.max_position_embeddings})"
             )
         return faults
-
-
-def _how_to_get(folder: Path) -> str:
-    """What to do about a model that is not there."""
-    return (
-        "give a Hugging Face model folder: one that is there, or one downloaded as by "
-        f"`hf download OWNER/NAME --local-dir {folder}` (`empg plan` needs its config.json alone)"
-    )
 
 
 def _family(raw: dict[str, Any]) -> str:
