@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.registry import AlgorithmKey
+from megatron_empg.environments.registry import is_known, unknown
 from megatron_empg.recipe_combinations import check_algorithm
 from megatron_empg.recipe_errors import RecipeError, explained
 from megatron_empg.recipe_overrides import apply_overrides
@@ -60,12 +61,19 @@ class ModelSection(Section):
 
 
 class EnvironmentSection(Section):
-    name: Literal["deep_search"]
-    """Which environment the agent acts in."""
+    name: str
+    """Which environment the agent acts in: one that `empg environments` lists, or ``module:Class``."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """The environment's own settings, checked by it (for deep_search: corpus, prompt, searcher, splits ...)."""
+    """The environment's own settings; `empg environments NAME` lists them."""
     max_turns: Positive = 8
     """Turns after which an episode without an answer ends as truncated; walkthroughs have no more either."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not is_known(name):
+            raise ValueError(unknown(name))
+        return name
 
     @field_validator("settings")
     @classmethod

@@ -1,12 +1,33 @@
-"""Environments: what the agent acts in. One protocol (`base`), one factory (`registry`)."""
+"""Environments: what the agent acts in. One protocol (`base`), one way to find them (`registry`)."""
 
-from megatron_empg.environments.base import SPLITS, Environment, Message, Split, StepResult, Task, TaskSource
+from megatron_empg.environments.base import (
+    SPLITS,
+    Demonstrations,
+    Environment,
+    EpisodeLimits,
+    Message,
+    Opening,
+    SideService,
+    Split,
+    StepResult,
+    Task,
+    TaskSource,
+)
 from megatron_empg.environments.registry import make_task_source
+from megatron_empg.environments.settings import DataFile, DataFolder, EnvironmentSettings, ServiceAddress
 
 __all__ = [
     "SPLITS",
+    "DataFile",
+    "DataFolder",
+    "Demonstrations",
     "Environment",
+    "EnvironmentSettings",
+    "EpisodeLimits",
     "Message",
+    "Opening",
+    "ServiceAddress",
+    "SideService",
     "Split",
     "StepResult",
     "Task",

@@ -1,8 +1,17 @@
-"""What an environment is: tasks to draw, and one running episode to step through."""
+"""What an environment is: a source of tasks, and running episodes to step through.
 
-from collections.abc import Sequence
+An environment is a plug-in: a class derived from `TaskSource`. docs/environments.md shows a small one.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
+
+from megatron_empg.environments.settings import EnvironmentSettings
 
 Split = Literal["train", "test_id", "test_ood"]
 SPLITS: tuple[Split, ...] = ("train", "test_id", "test_ood")
@@ -11,68 +20,185 @@ SPLITS: tuple[Split, ...] = ("train", "test_id", "test_ood")
 class Message(TypedDict):
     """One chat message, as a chat template reads it."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
 @dataclass(frozen=True)
+class EpisodeLimits:
+    """What every episode is held to: turns of the policy, and the seconds of one step (no limit when None)."""
+
+    max_turns: int = 8
+    step_timeout: float | None = None
+
+
+@dataclass(frozen=True)
 class Task:
-    """One thing to do. `payload` is the environment's own (JSON-able); the policy sees `prompt` alone.
+    """One thing to do. The policy sees `prompt` alone; `payload` is the environment's own (JSON-able).
 
     `gold` is the text of the turn that would answer right, in the syntax that the environment reads; None where it
-    knows none. Only an algorithm sees it, which may ask how likely the policy finds it.
+    knows none. Only an algorithm sees it, which may ask how likely the policy finds it. `kind` is what an
+    evaluation tells apart. `tools` are given to the chat template, as JSON schemas of functions, and
+    `observation_role` is the role of the messages that answer the policy's turns.
     """
 
     id: str
     prompt: list[Message]
     payload: dict[str, Any]
     gold: str | None = None
+    kind: str = "all"
+    tools: tuple[dict[str, Any], ...] = ()
+    observation_role: Literal["user", "tool"] = "user"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How an episode begins: what the policy is told after the task's prompt, and the name of the first state.
+
+    Where `anchor` is None the prompt is the name. For instance, a text world that shows its first room:
+    ``Opening([{"role": "user", "content": "You are in the kitchen ..."}])``.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    anchor: str | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an action brought about. `observation` is None exactly when `done`.
+    """What a turn brought about. `observation` is None exactly when `done`.
 
-    An episode's reward is the sum over its steps. `info["success"]` of the last step says whether it succeeded;
-    without it a positive reward of that step does. `anchor` names the state in which the next turn acts: turns of
-    equal anchors are compared with each other by some algorithms. Where it is None the observation is the name.
+    An episode's reward is the sum over its steps. `success` counts when `done`: None means that a positive reward
+    of the last step is a success. `malformed` says whether the turn could not be read; None where the environment
+    does not judge. `anchor` names the state in which the next turn acts: turns of equal anchors are compared with
+    each other by some algorithms. Where it is None the observation is the name. `info` holds what else is worth
+    logging.
     """
 
     observation: str | None
     done: bool
     reward: float = 0.0
-    info: dict[str, float | str | bool] = field(default_factory=dict)
+    success: bool | None = None
+    malformed: bool | None = None
     anchor: str | None = None
+    info: dict[str, float | str | bool] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """One running episode. The caller enforces the turn limit; observations may hold any text."""
+    """One running episode. The caller enforces the turn limit; observations may hold any text.
 
-    def step(self, action: str) -> StepResult:
+    The methods run on the event loop of all episodes, so they must not block: `blocking.in_thread` is for calls
+    that do. A source whose `isolation` is "process" may block as it likes.
+    """
+
+    async def reset(self) -> Opening:
+        """Begin. Called once, before anything else."""
+        ...
+
+    async def step(self, action: str) -> StepResult:
         """Carry out the text of one assistant turn. Raises RuntimeError once the episode is done."""
         ...
 
+    async def close(self) -> None:
+        """Let go of everything. Always called, after errors and a cancelled step too, and perhaps twice."""
+        ...
 
-@runtime_checkable
-class TaskSource(Protocol):
-    """Tasks by split, environments for them, and scripted walkthroughs for supervised warm-up."""
 
+@dataclass(frozen=True)
+class SideService:
+    """A server that episodes need, started beside the run: ``python ARGUMENTS --host HOST --port PORT``.
+
+    `setting` is the key of the environment's settings that gets its URL, `token_variable` the variable of the
+    process environment that holds its token.
+    """
+
+    name: str
+    setting: str
+    arguments: tuple[str, ...]
+    token_variable: str
+
+
+class TaskSource(ABC):
+    """A plug-in: tasks by split, and an episode for each."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
+    """What `environment.settings` of a recipe may say."""
+    isolation: ClassVar[Literal["coroutine", "process"]] = "coroutine"
+    """Where episodes run: on the event loop, or each in a worker process of its own."""
+    worker_memory_gib: ClassVar[float] = 0.5
+    """GiB that a worker process may take, where `isolation` is "process"."""
+
+    def __init__(self, settings: EnvironmentSettings, limits: EpisodeLimits) -> None:
+        """Raises ValueError for settings that cannot be, OSError for data that cannot be read."""
+        self.settings = settings
+        self.limits = limits
+        self._by_kind: dict[Split, list[list[int]]] = {}
+
+    @abstractmethod
     def tasks(self, split: Split) -> Sequence[Task]:
         """All tasks of a split, in a fixed order."""
-        ...
+
+    @abstractmethod
+    def make(self, task: Task) -> Environment:
+        """An episode of `task` that has not begun. Costs nothing: what takes time belongs into `reset`."""
 
     def sample(self, split: Split, count: int, seed: int) -> list[Task]:
-        """`count` tasks, the same for the same seed, balanced over the split's kinds of task."""
-        ...
+        """`count` tasks, the same for the same seed, balanced over kinds, different as long as there are more."""
+        return self._draw(split, count, random.Random(f"{split} {seed}"))
 
     def fixed(self, split: Split, count: int) -> list[Task]:
-        """A fixed evaluation set of `count` different tasks; a shorter one is a prefix of a longer one."""
-        ...
+        """A fixed evaluation set of `count` different tasks; a shorter one is a prefix of a longer one.
 
-    def make(self, task: Task) -> Environment:
-        """A fresh episode of `task`."""
-        ...
+        Raises ValueError if the split has fewer.
+        """
+        there = len(self.tasks(split))
+        if count > there:
+            raise ValueError(f"fixed: {count} {split} tasks were asked for; there are {there}")
+        return self._draw(split, count, random.Random(f"{split} fixed"))
+
+    def rehearse(self, task: Task) -> list[str]:
+        """Texts of turns that try the tools of an episode, for a check without a policy; empty where none are
+        known."""
+        return []
+
+    @classmethod
+    def services(cls, settings: EnvironmentSettings) -> tuple[SideService, ...]:
+        """The servers that episodes of these settings need beside the run."""
+        return ()
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings where the recipe says nothing, as JSON has them. `given`: what it says."""
+        return cls.Settings.json_defaults()
+
+    def _draw(self, split: Split, count: int, rng: random.Random) -> list[Task]:
+        tasks = self.tasks(split)
+        if count and not len(tasks):
+            raise ValueError(f"{count} {split} tasks were asked for; there are none")
+        kinds = self._indices_by_kind(split, tasks)
+        left: list[list[int]] = [[] for _ in kinds]
+        drawn: list[Task] = []
+        while len(drawn) < count:
+            fresh = [kind for kind in left if kind]
+            if not fresh:
+                # All are drawn (or none yet): another pass over every task, in another order.
+                left = [rng.sample(kind, len(kind)) for kind in kinds]
+                continue
+            drawn.append(tasks[rng.choice(fresh).pop()])
+        return drawn
+
+    def _indices_by_kind(self, split: Split, tasks: Sequence[Task]) -> list[list[int]]:
+        if split not in self._by_kind:
+            found: dict[str, list[int]] = {}
+            for index, task in enumerate(tasks):
+                found.setdefault(task.kind, []).append(index)
+            self._by_kind[split] = list(found.values())
+        return self._by_kind[split]
+
+
+@runtime_checkable
+class Demonstrations(Protocol):
+    """What a task source also offers where a policy can be warmed up on it."""
 
     def walkthrough(self, task: Task, seed: int) -> list[tuple[str, str | None]]:
         """(action, observation) turns of a scripted agent; the last observation is None if it finished."""

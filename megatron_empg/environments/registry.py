@@ -1,24 +1,59 @@
-"""Task sources by the name a recipe gives them."""
+"""Environments by the name a recipe gives them: built in, installed as an entry point, or a class of a module.
 
-from collections.abc import Callable, Mapping
+A package offers an environment by the entry point group `megatron_empg.environments`; ``module:Class`` names one
+that is merely importable.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.environments.base import TaskSource
+from megatron_empg.environments.base import EpisodeLimits, TaskSource
+from megatron_empg.environments.settings import data_paths, keys_of_places, read_settings
+
+GROUP = "megatron_empg.environments"
+# Named here too, as an image may hold this package without having it installed.
+BUILT_IN = {"deep_search": "megatron_empg.environments.deep_search.source:DeepSearch"}
 
 
-def _deep_search(**settings: Any) -> TaskSource:
-    from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+def installed() -> dict[str, str]:
+    """{name: "module:Class"} of all environments that have a name. A built-in name cannot be taken."""
+    found = {point.name: point.value for point in sorted(entry_points(group=GROUP))}
+    return found | BUILT_IN
 
-    return DeepSearchTaskSource(**settings)
+
+def is_known(name: str) -> bool:
+    """Whether `name` is an installed environment's, or has the form of a class's; nothing is imported."""
+    return ":" in name or name in installed()
 
 
-DATA_SETTINGS = {"deep_search": ("corpus",)}
-"""Settings that name a file of an environment's data: a run is that of the file's content, wherever it lies."""
-SERVICE_SETTINGS = {"deep_search": ("search_url",)}
-"""Settings that say where a service is reached, which may be elsewhere at each start of a run."""
+def unknown(name: str) -> str:
+    """What to say of a name that is not known."""
+    return (
+        f"environment name {name!r} is unknown; allowed: {', '.join(sorted(installed()))}, or module:Class of a "
+        "task source"
+    )
 
-TASK_SOURCES: dict[str, Callable[..., TaskSource]] = {"deep_search": _deep_search}
+
+def plugin(name: str) -> type[TaskSource]:
+    """The task source called `name`. Raises ValueError for one that is unknown, absent or something else."""
+    where = name if ":" in name else installed().get(name)
+    if where is None:
+        raise ValueError(unknown(name))
+    module, _, attribute = where.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"environment {name!r} ({where}) cannot be imported: {error}") from error
+    if not isinstance(found, type) or not issubclass(found, TaskSource):
+        raise ValueError(f"environment {name!r} ({where}) is no subclass of megatron_empg.environments.TaskSource")
+    return found
 
 
 def make_task_source(
@@ -28,31 +63,33 @@ def make_task_source(
 
     Raises ValueError for an unknown name or an impossible setting.
     """
-    if name not in TASK_SOURCES:
-        allowed = ", ".join(sorted(TASK_SOURCES))
-        raise ValueError(f"environment name {name!r} is unknown; allowed: {allowed}")
-    try:
-        return TASK_SOURCES[name](max_turns=max_turns, step_timeout=step_timeout, **settings)
-    except TypeError as error:
-        raise ValueError(f"environment {name!r} cannot be made from {sorted(settings)}: {error}") from error
+    kind = plugin(name)
+    read = read_settings(kind.Settings, settings, name)
+    return kind(read, EpisodeLimits(max_turns, step_timeout))
 
 
 def default_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the environment `name` does where `settings` say nothing, as JSON has it; empty for an unknown name.
 
-    Files and services, which have tables of their own, are left out.
+    Data and services, which are at places of their own, are left out.
     """
-    if name != "deep_search":
+    try:
+        return plugin(name).defaults(settings)
+    except ValueError:
         return {}
-    from megatron_empg.environments.deep_search.source import source_defaults
 
-    elsewhere = (*DATA_SETTINGS[name], *SERVICE_SETTINGS[name])
-    return {key: value for key, value in source_defaults(settings).items() if key not in elsewhere}
+
+def place_settings(name: str) -> set[str]:
+    """Settings that name data or a service: what they name counts, not where it lies. Empty if unknown."""
+    try:
+        return keys_of_places(plugin(name).Settings)
+    except ValueError:
+        return set()
 
 
 def data_files(name: str, settings: Mapping[str, Any]) -> dict[str, Path]:
-    """{setting: file} of an environment's data, defaults included; empty for an unknown name."""
-    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
-
-    defaults = {"deep_search": {"corpus": DEFAULT_CORPUS}}.get(name, {})
-    return {key: Path(str(settings.get(key, defaults[key]))) for key in DATA_SETTINGS.get(name, ())}
+    """{setting: file} of an environment's data, defaults included; empty for what is refused elsewhere."""
+    try:
+        return data_paths(read_settings(plugin(name).Settings, settings, name))
+    except ValueError:
+        return {}

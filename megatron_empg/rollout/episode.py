@@ -6,24 +6,24 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar
 
-from megatron_empg.environments.base import Environment, Message, Task
+from megatron_empg.environments.base import Environment, Message, Opening, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
 from megatron_empg.rollout.threads import apart
 from megatron_empg.rollout.token_bound import TooManyTokens
 
-P = ParamSpec("P")
 R = TypeVar("R")
 Outcome = Literal["success", "failure", "truncated", "error"]
 
 # Cutting so much text into tokens takes a millisecond or two; what is longer is cut in a thread.
 LARGEST_INLINE_CHARACTERS = 4096
 LARGEST_INLINE_TOKENS = 1024
+SECONDS_TO_CLOSE = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Turn:
     """One act of the policy. Tokens [start, end) of the episode are its own, its end token too if it sampled it.
 
     `finish`: "stop", or "length" when the turn was cut. `policy_versions`: spans relative to `start`. `anchor`
-    names the state in which it acted, as `state_number` does; `reward` is what the environment gave for it.
+    names the state in which it acted, as `state_number` does; `reward` is what the environment gave for it, and
+    `malformed` whether it could read it (None where it does not judge).
     """
 
     start: int
@@ -65,6 +66,7 @@ class Turn:
     finish: str
     policy_versions: list[VersionSpan]
     observation: str | None = None
+    malformed: bool | None = None
     info: dict[str, float | str | bool] = field(default_factory=dict)
     reward: float = 0.0
     anchor: int = field(kw_only=True)
@@ -139,22 +141,24 @@ async def run_episode(
     *,
     group: int = 0,
     sample: int = 0,
-    executor: Executor | None = None,
 ) -> Episode:
     """Play `task` to its end. Its tokens are never more than `limits.episode_tokens`, at no moment.
 
     Reaching a limit gives "truncated", with the rewards earned until then; a failing environment, "error".
-    The chat template's end of turn is always a stop token. `executor`: where the environment is made and steps;
-    on the event loop when None, where no time limit can reach it. Raises EngineFailed (so that the caller can try
-    another engine), nothing else.
+    The chat template's end of turn is always a stop token. Raises EngineFailed (so that the caller can try another
+    engine), nothing else.
     """
     episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
-    play = _Play(episode, task, list(task.prompt), client, chat, sampling, limits, executor)
+    play = _Play(episode, task, list(task.prompt), client, chat, sampling, limits)
     try:
-        await play.begin()
-        environment = await play.call("was not made", make_environment)
-        await play.turns(environment, seed_of_turn)
+        environment = make_environment()
+        try:
+            opening = await play.call("did not begin", environment.reset())
+            await play.begin(opening)
+            await play.turns(environment, seed_of_turn)
+        finally:
+            await _close(environment)
     except EngineError as error:
         _fail(episode, error)
         raise EngineFailed(episode) from error
@@ -176,10 +180,12 @@ class _Play:
     chat: ChatTokens
     sampling: Sampling
     limits: Limits
-    executor: Executor | None
+    anchor: str = ""
 
-    async def begin(self) -> None:
+    async def begin(self, opening: Opening) -> None:
         """Raises PromptTooLong."""
+        self.messages += opening.messages
+        self.anchor = json.dumps(self.messages) if opening.anchor is None else opening.anchor
         characters = sum(len(message["content"]) for message in self.messages)
         large = characters > LARGEST_INLINE_CHARACTERS
         try:
@@ -203,14 +209,15 @@ class _Play:
 
     async def turns(self, environment: Environment, seed_of_turn: Callable[[int], int]) -> None:
         """Play until the environment or a limit ends the episode."""
-        anchor = json.dumps(self.task.prompt)
+        anchor = self.anchor
         for number in range(self.limits.turns):
             turn = await self._sample(seed_of_turn(number), state_number(anchor))
             ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
             if not ended_itself and self._most_after() < 0:
                 break
-            result = await self.call("gave no answer to a turn", environment.step, turn.text)
+            result = await self.call("gave no answer to a turn", environment.step(turn.text))
             turn.info = result.info
+            turn.malformed = result.malformed
             if not math.isfinite(result.reward):
                 raise ValueError(
                     f"the environment's reward of turn {number + 1} is {result.reward}, not a finite number"
@@ -218,7 +225,7 @@ class _Play:
             turn.reward = float(result.reward)
             self.episode.reward += turn.reward
             if result.done:
-                success = result.info.get("success", result.reward > 0)
+                success = result.reward > 0 if result.success is None else result.success
                 self.episode.outcome = "success" if success else "failure"
                 return
             assert result.observation is not None, "an environment that goes on must give an observation"
@@ -229,22 +236,23 @@ class _Play:
                 break
         self.episode.outcome = "truncated"
 
-    async def call(self, failure: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """A call of the environment, where it belongs. Raises EnvironmentTimeout."""
-        if self.executor is None:
-            return function(*args, **kwargs)
-        loop, seconds = asyncio.get_running_loop(), self.limits.environment_timeout
-        future = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
+    async def call(self, failure: str, step: Coroutine[Any, Any, R]) -> R:
+        """What the environment answers, within its time. Raises EnvironmentTimeout."""
+        seconds = self.limits.environment_timeout
+        answer = asyncio.ensure_future(step)
         try:
             # asyncio.wait, unlike wait_for, leaves a TimeoutError of the environment's own what it is.
-            await asyncio.wait([future], timeout=seconds)
+            await asyncio.wait([answer], timeout=seconds)
         finally:
-            over = future.done()
-            future.cancel()
+            over = answer.done()
+            if not over:
+                # What it still does or raises concerns nobody.
+                answer.add_done_callback(lambda left: left.cancelled() or left.exception())
+                answer.cancel()
         if not over:
             limit = f"{seconds} s (limits.environment_timeout)"
             raise EnvironmentTimeout(f"the environment {failure} within {limit}")
-        return future.result()
+        return answer.result()
 
     async def drift(self) -> int | None:
         """Tokens off the template's rendering. A measurement: whatever it meets, the episode stays what it is."""
@@ -293,6 +301,13 @@ class _Play:
     def _most_after(self) -> int:
         """Tokens that may be appended so that one could still be sampled; below 0 where none could now."""
         return self.limits.episode_tokens - len(self.episode.tokens) - 1
+
+
+async def _close(environment: Environment) -> None:
+    """Whatever it meets, the episode stays what it is."""
+    with suppress(Exception):
+        async with asyncio.timeout(SECONDS_TO_CLOSE):
+            await environment.close()
 
 
 def _record(episode: Episode, generation: Generation, text: str, anchor: int) -> Turn:

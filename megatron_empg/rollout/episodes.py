@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -50,10 +49,7 @@ class RolloutSettings:
 
 
 class Rollout:
-    """Open connections to a fleet. Use as `async with Rollout(...) as rollout`.
-
-    `executor`: where environments are made and step; on the event loop when None.
-    """
+    """Open connections to a fleet. Use as `async with Rollout(...) as rollout`."""
 
     def __init__(
         self,
@@ -62,13 +58,11 @@ class Rollout:
         chat: ChatTokens,
         make_environment: Callable[[Task], Environment],
         settings: RolloutSettings,
-        executor: Executor | None = None,
     ) -> None:
         self.fleet = fleet
         self._chat = chat
         self._make_environment = make_environment
         self._settings = settings
-        self._executor = executor
         # A request must not spend its time waiting for a connection.
         self._clients = {
             url: EngineClient(url, token, timeout=settings.request_timeout, max_connections=settings.concurrency)
@@ -180,7 +174,6 @@ class Rollout:
             partial(derive_seed, self._settings.run_seed, step, task.id, sample),
             group=group.index,
             sample=sample,
-            executor=self._executor,
         )
 
 

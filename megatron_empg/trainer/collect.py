@@ -115,7 +115,7 @@ class Collection:
             "train/episodes_error": len(self.played) - len(usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
             "train/token_drift": sum(e.token_drift or 0 for e in usable),
-            "train/malformed_actions": sum(bool(turn.info.get("malformed")) for turn in turns),
+            "train/malformed_actions": sum(bool(turn.malformed) for turn in turns),
             "train/groups_kept": len(self.groups),
             "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
             "train/groups_dropped_errors": self.counts["groups_dropped_errors"],

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from megatron_empg.environments.base import Split, Task, TaskSource
+from megatron_empg.environments.blocking import CALLS
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.processes import die_with_parent
 from megatron_empg.recipe import Recipe, load_recipe
@@ -24,7 +25,6 @@ from megatron_empg.rollout.episode import Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
-from megatron_empg.rollout.threads import PatientThreads
 from megatron_empg.trainer.collect import Collection
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.failures import refuse_errors, refuse_malformed
@@ -47,12 +47,9 @@ class Driver:
         source: TaskSource,
         rollout: Rollout,
         end_of_turn: int,
-        threads: PatientThreads | None = None,
     ) -> None:
-        """`threads`: those the environments run in, where they do."""
         self.recipe, self.source, self.rollout = recipe, source, rollout
         self._stop = (end_of_turn,)
-        self._threads = threads
 
     async def collect(self, step: int) -> bytes:
         """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
@@ -72,7 +69,7 @@ class Driver:
             if not collection.missing or ends - time.monotonic() < took:
                 break
         collection.engines = len(self.rollout.fleet.healthy())
-        collection.hanging = self._threads.running if self._threads else None
+        collection.hanging = CALLS.running
         texts = recipe.logging.episodes_per_step
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
@@ -92,7 +89,7 @@ class Driver:
         refuse_errors(episodes, self.recipe.limits.max_error_share, f"evaluation of {split}")
         by_kind: dict[str, list[bool]] = {}
         for task, episode in zip(tasks, episodes, strict=True):
-            by_kind.setdefault(str(task.payload.get("kind", "all")), []).append(episode.outcome == "success")
+            by_kind.setdefault(task.kind, []).append(episode.outcome == "success")
         return Evaluation(
             split,
             greedy,
@@ -176,10 +173,8 @@ async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> Asy
         request_timeout=waits.request,
         episode_timeout=waits.episode,
     )
-    # An environment that waits, computes or hangs must not hold up the other episodes.
-    threads = PatientThreads(most=16 * rollout.concurrency)
-    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings, threads) as connected:
-        yield Driver(recipe, source, connected, chat.end_of_turn, threads)
+    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings) as connected:
+        yield Driver(recipe, source, connected, chat.end_of_turn)
 
 
 def main() -> None:

@@ -28,10 +28,11 @@ def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
 
 def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:
     """Raises DriverError if the environment could read none of the turns."""
-    judged = [bool(turn.info["malformed"]) for e in episodes for turn in e.turns if "malformed" in turn.info]
+    turns = [turn for episode in episodes for turn in episode.turns]
+    judged = [turn.malformed for turn in turns if turn.malformed is not None]
     if not judged or not all(judged):
         return
-    example = next(e for e in episodes if any(turn.info.get("malformed") for turn in e.turns))
+    example = next(e for e in episodes if any(turn.malformed for turn in e.turns))
     raise DriverError(
         f"{when}: the environment could read none of the policy's {len(judged)} turns, so there is nothing to "
         "learn from. Does the policy know how to act here (a prompt that says so, or a supervised warm-up), and "

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, data_files, default_settings
+from megatron_empg.environments.registry import data_files, default_settings, place_settings
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
 from megatron_empg.recipe_errors import MOVED_KEYS, MOVED_SECTIONS
 from megatron_empg.section import Section, choices, section_of, shared_keys
@@ -230,7 +230,7 @@ def _keys_that_are_gone(recorded: Mapping[str, Any]) -> list[str]:
 def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
     """By recipe.yaml, and by the newest checkpoint, whose manifest says what it was trained with."""
     name = recipe.environment.name
-    places = {SETTINGS + key for table in (DATA_SETTINGS, SERVICE_SETTINGS) for key in table[name]}
+    places = {SETTINGS + key for key in place_settings(name)}
     given = flat(recipe.model_dump(mode="json"), type(recipe))
     named: set[str] = set()
     for recorded in (_recorded_recipe(folder), folder.checkpoint_recipe()):

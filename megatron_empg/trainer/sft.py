@@ -13,7 +13,7 @@ from megatron_empg.actor.manifest import on_first_rank
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
-from megatron_empg.environments.base import Task, TaskSource
+from megatron_empg.environments.base import Demonstrations, Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
@@ -148,6 +148,7 @@ class WalkthroughTokens:
 
         Raises ValueError for a task whose first turn does not fit.
         """
+        assert isinstance(source, Demonstrations), "checked before any process started"
         tokens, turns = self._chat.prompt(task.prompt), []
         for action, observation in source.walkthrough(task, seed):
             own = self._chat.turn(action)

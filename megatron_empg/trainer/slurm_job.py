@@ -89,7 +89,7 @@ def shape_faults(recipe: Recipe, shape: Shape) -> list[str]:
 
 def check(recipe: Recipe, shape: Shape) -> list[str]:
     """Everything that can be known before a process starts; returns notes. Raises RecipeError."""
-    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+    from megatron_empg.environments.deep_search.settings import DEFAULT_CORPUS
     from megatron_empg.trainer.check import check_recipe
     from megatron_empg.trainer.identity import require_same_run
 
@@ -153,7 +153,7 @@ def prepare(recipe: Recipe, shape: Shape, trainer_address: str, search_url: str 
 
 def facts(recipe: Recipe, shape: Shape) -> dict[str, object]:
     """What the scripts need to know of the recipe."""
-    from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+    from megatron_empg.environments.deep_search.settings import DEFAULT_CORPUS
 
     folder = RunFolder(recipe.run.folder)
     return {

@@ -13,11 +13,12 @@ import hmac
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from megatron_empg.environments.deep_search.corpus import Corpus, load_corpus
 from megatron_empg.environments.deep_search.retrieval import Retriever
 from megatron_empg.environments.deep_search.text import normalise_title
+from megatron_empg.environments.deep_search.tools import BlockingTools, QueryRefused, SearchServiceError
 from megatron_empg.processes import die_with_parent
 
 if TYPE_CHECKING:
@@ -30,22 +31,6 @@ TOKEN_VARIABLE = "EMPG_SEARCH_TOKEN"
 ATTEMPTS = 3
 REFUSALS = (400, 413, 414, 422)
 """Statuses that say that the query itself is at fault. Others of 400 to 499 speak of token, address or load."""
-
-
-class SearchServiceError(RuntimeError):
-    """The service did not answer; the episode that asked ends as an error."""
-
-
-class QueryRefused(ValueError):
-    """The service will not take this query. Its text is the observation: what a policy asks is its own doing."""
-
-
-class Tools(Protocol):
-    """What an agent can look things up with. Both may raise QueryRefused."""
-
-    def search(self, query: str) -> str: ...
-
-    def visit(self, title: str) -> str: ...
 
 
 class LocalTools:
@@ -111,7 +96,7 @@ class RemoteTools:
         raise SearchServiceError(f"the search service at {self.url}/{tool} failed {ATTEMPTS} times: {failure}")
 
 
-def application(tools: Tools, token: str) -> Starlette:
+def application(tools: BlockingTools, token: str) -> Starlette:
     """The service as an ASGI application."""
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse

@@ -1,9 +1,11 @@
 """The scripted searcher whose walkthroughs warm a policy up, and the ways in which it errs."""
 
 import random
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 from megatron_empg.environments.base import StepResult
+from megatron_empg.environments.blocking import run_at_once
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.corpus import Corpus, Document
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
@@ -41,6 +43,15 @@ FLAWLESS = SearcherSettings(0.0, 0.0, 0.0, 0.0, 0.0)
 SEARCHERS = {"fallible": FALLIBLE, "habit": HABIT, "flawless": FLAWLESS}
 
 
+def searcher_chances(name: str, changed: Mapping[str, float]) -> SearcherSettings:
+    """Those of the searcher called `name`, some `changed`. Raises ValueError."""
+    known = [setting.name for setting in fields(SearcherSettings)]
+    for key in changed:
+        if key not in known:
+            raise ValueError(f"searcher_settings: {key!r} is no chance of erring; allowed: {', '.join(known)}")
+    return replace(SEARCHERS[name], **changed)
+
+
 class ScriptedSearcher:
     """Follows a question's relations through a real episode, knowing the facts, erring as its settings say."""
 
@@ -53,13 +64,13 @@ class ScriptedSearcher:
     def walk(
         self, question: Question, environment: DeepSearchEnvironment, seed: int
     ) -> list[tuple[str, str | None]]:
-        """(action, observation) turns; the last one answers."""
+        """(action, observation) turns; the last one answers. The environment's tools must not wait."""
         rng = random.Random(f"{seed} {question.id}")
         turns: list[tuple[str, str | None]] = []
 
         def act(thought: str, call: Call) -> StepResult:
             action = format_action(thought, call)
-            result = environment.step(action)
+            result = run_at_once(environment.step(action))
             turns.append((action, result.observation))
             return result
 

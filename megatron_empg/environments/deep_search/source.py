@@ -1,27 +1,32 @@
 """Deep Search tasks: drawn in balance, the same for the same seed."""
 
-import inspect
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import Any, overload
 
-from megatron_empg.environments.base import SPLITS, Message, Split, Task
+from megatron_empg.environments.base import SPLITS, EpisodeLimits, Message, SideService, Split, Task, TaskSource
+from megatron_empg.environments.deep_search import search_service
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
-from megatron_empg.environments.deep_search.prompt import PROMPT_STYLES, REMINDER, PromptStyle, system_message
+from megatron_empg.environments.deep_search.prompt import REMINDER, system_message
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.retrieval import Retriever
-from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools, Tools
-from megatron_empg.environments.deep_search.searcher import LAST_THOUGHTS, SEARCHERS, ScriptedSearcher
+from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools
+from megatron_empg.environments.deep_search.searcher import (
+    LAST_THOUGHTS,
+    SEARCHERS,
+    ScriptedSearcher,
+    searcher_chances,
+)
+from megatron_empg.environments.deep_search.settings import DeepSearchSettings
+from megatron_empg.environments.deep_search.tools import AtOnce, InThreads
+from megatron_empg.environments.settings import EnvironmentSettings
 
-DEFAULT_CORPUS = "recipes/miniature/corpus.jsonl"
 KIND_WEIGHTS = {"seen": 1.0, "held_out_path": 0.5, "held_out_relation": 0.3, "longer": 0.2}
-_OF_THE_EPISODE = ("max_turns", "step_timeout")  # keys of the recipe's own give them
 _REPEAT_DRAWS = 50  # draws of questions already drawn before one is taken again
 
 
@@ -56,7 +61,8 @@ def _make_task(kind: str, question: Question, instructions: Sequence[Message]) -
         "kind": kind,
     }
     gold = format_action(LAST_THOUGHTS[0], Call("answer", question.answer))
-    return Task(question.id, [*instructions, Message(role="user", content=question.text)], payload, gold)
+    prompt = [*instructions, Message(role="user", content=question.text)]
+    return Task(question.id, prompt, payload, gold, kind)
 
 
 class _Balanced:
@@ -78,46 +84,30 @@ class _Balanced:
         return kind, rng.choice(rng.choice(rng.choice(self._kinds[kind])))
 
 
-class DeepSearchTaskSource:
+class DeepSearch(TaskSource):
     """Tasks, episodes and walkthroughs over one corpus; `TaskSource` says what the methods do.
 
-    `searcher`: "fallible" (errs at random), "habit" (a systematic wrong habit) or "flawless";
-    `searcher_settings` changes its chances; it answers within `max_turns`. `splits` changes what is held out. With
-    a `search_url` (see `search_service`) episodes look things up there, within `step_timeout` seconds a step.
-    `prompt`: "tags" tells the policy in a system message how to act, within `max_turns`, and reminds it after a
-    malformed turn; "none" is for a policy that was warmed up on the bare questions. Raises ValueError.
+    With a `search_url` (see `search_service`) episodes look things up there, within the time of a step.
     """
 
-    def __init__(
-        self,
-        corpus: str | Path = DEFAULT_CORPUS,
-        searcher: str = "fallible",
-        searcher_settings: Mapping[str, float] | None = None,
-        splits: Mapping[str, Any] | None = None,
-        search_url: str | None = None,
-        prompt: PromptStyle = "tags",
-        max_turns: int = 8,
-        step_timeout: float | None = None,
-    ):
-        if prompt not in PROMPT_STYLES:
-            allowed = ", ".join(PROMPT_STYLES)
-            raise ValueError(f"deep_search prompt {prompt!r} is unknown; allowed: {allowed}")
-        if searcher not in SEARCHERS:
-            allowed = ", ".join(SEARCHERS)
-            raise ValueError(f"deep_search searcher {searcher!r} is unknown; allowed: {allowed}")
-        self.corpus = load_corpus(corpus)
+    Settings = DeepSearchSettings
+
+    def __init__(self, settings: DeepSearchSettings, limits: EpisodeLimits) -> None:
+        super().__init__(settings, limits)
+        self.corpus = load_corpus(settings.corpus)
         self.retriever = Retriever(self.corpus)
         self._local = LocalTools(self.corpus, self.retriever)
-        self._tools: Tools = RemoteTools(search_url, within=step_timeout) if search_url else self._local
-        settings = replace(SEARCHERS[searcher], **(searcher_settings or {}))
-        self._searcher = ScriptedSearcher(self.corpus, self.retriever, settings, max_turns)
-        rules = SplitRules.fitted(self.corpus, splits or {})
+        url, step_timeout = settings.search_url, limits.step_timeout
+        self._tools = InThreads(RemoteTools(url, within=step_timeout) if url else self._local)
+        chances = searcher_chances(settings.searcher, settings.searcher_settings)
+        self._searcher = ScriptedSearcher(self.corpus, self.retriever, chances, limits.max_turns)
+        rules = SplitRules.fitted(self.corpus, settings.splits)
         self._questions = split_questions(self.corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}
         self._instructions: list[Message] = []
         self._reminder = ""
-        if prompt == "tags":
-            self._instructions = [Message(role="system", content=system_message(max_turns))]
+        if settings.prompt == "tags":
+            self._instructions = [Message(role="system", content=system_message(limits.max_turns))]
             self._reminder = REMINDER
 
     def tasks(self, split: Split) -> Sequence[Task]:
@@ -150,7 +140,38 @@ class DeepSearchTaskSource:
         question = Question(
             payload["entity"], payload["entity_type"], tuple(payload["relations"]), payload["answer"]
         )
-        return self._searcher.walk(question, DeepSearchEnvironment(self._local, payload["answer"]), seed)
+        environment = DeepSearchEnvironment(AtOnce(self._local), payload["answer"])
+        return self._searcher.walk(question, environment, seed)
+
+    def rehearse(self, task: Task) -> list[str]:
+        """A search for the task's entity, a visit to its page, and the answer."""
+        calls = (
+            Call("search", task.payload["entity"]),
+            Call("visit", task.payload["entity"]),
+            Call("answer", task.payload["answer"]),
+        )
+        return [format_action("a rehearsal", call) for call in calls]
+
+    @classmethod
+    def services(cls, settings: EnvironmentSettings) -> tuple[SideService, ...]:
+        """The tools as a service, so that the corpus lies in one place; none where settings name one."""
+        assert isinstance(settings, DeepSearchSettings)
+        if settings.search_url is not None:
+            return ()
+        arguments = ("-m", search_service.__name__, str(settings.corpus))
+        return (SideService("search", "search_url", arguments, search_service.TOKEN_VARIABLE),)
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """With the chances of erring of the searcher that is `given`. The rules of splits are those before they
+        are fitted to a corpus."""
+        found = super().defaults(given)
+        found["splits"] = asdict(SplitRules())
+        searcher = SEARCHERS.get(str(given.get("searcher", found["searcher"])))
+        if searcher is not None:  # an unknown one is refused elsewhere
+            found["searcher_settings"] = asdict(searcher)
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
 
     def _split(self, split: Split) -> dict[str, list[Question]]:
         if split not in self._questions:
@@ -172,19 +193,3 @@ class DeepSearchTaskSource:
             seen.add(question.id)
             drawn.append(_make_task(kind, question, self._instructions))
         return drawn
-
-
-def source_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's settings where `settings` say nothing, as JSON has them, without the episode's limits.
-
-    The chances of erring are those of the searcher that `settings` name; the rules of splits are those before they
-    are fitted to a corpus.
-    """
-    parameters = inspect.signature(DeepSearchTaskSource).parameters
-    found = {name: parameter.default for name, parameter in parameters.items() if name not in _OF_THE_EPISODE}
-    found["splits"] = asdict(SplitRules())
-    searcher = SEARCHERS.get(str(settings.get("searcher", found["searcher"])))
-    if searcher is not None:  # an unknown one is refused elsewhere
-        found["searcher_settings"] = asdict(searcher)
-    plain: dict[str, Any] = json.loads(json.dumps(found))
-    return plain

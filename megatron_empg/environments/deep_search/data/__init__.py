@@ -1,0 +1,1 @@
+"""Published question sets: their files read, checked and drawn from."""

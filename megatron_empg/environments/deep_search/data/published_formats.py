@@ -1,0 +1,228 @@
+"""The published forms of each dataset, told apart by their fields.
+
+| dataset | fields of a record |
+|---|---|
+| hotpotqa | JSON array: _id, question, answer, type, level, supporting_facts, context |
+| 2wikimultihopqa | the same, and evidences, answer_id; aliases are in a file of their own (id_aliases.json) |
+| musique | JSON lines: id ("2hop__…"), question, answer, answer_aliases, answerable, paragraphs, … |
+| bamboogle | CSV or JSON: Question, Answer, and "Answer 2" in the authors' sheet |
+| webwalkerqa | JSON lines: question, answer, root_url, info {type or hop, domain, lang, difficulty_level, …} |
+| nq | JSON lines: question, answer (a list) |
+| triviaqa | {"Data": [{Question, QuestionId, Answer: {Value, Aliases, NormalizedAliases, …}}]} |
+| jsonl | this project's own: id, question, answers, and kind and hops where they are known |
+
+Every dataset may also come as JSON lines of the form that retrieval toolkits share: id, question, golden_answers,
+and metadata with some of the dataset's own fields.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion
+from megatron_empg.environments.deep_search.data.record_files import Record, read_records
+from megatron_empg.environments.deep_search.text import normalise_answer
+
+Dataset = Literal["hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "webwalkerqa", "nq", "triviaqa", "jsonl"]
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
+Aliases = Mapping[str, tuple[str, ...]]
+"""Other names by Wikidata id ("Q42")."""
+MAX_HOPS = 20
+_TWO_FACTS = 2  # HotpotQA and Bamboogle ask for two facts by construction
+_WIKI_HOPS = {"comparison": 2, "inference": 2, "compositional": 2, "bridge_comparison": 4}
+_MUSIQUE_KIND = re.compile(r"(([2-9])hop[0-9]?)__")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a reader takes from a record; an `id` of None asks for the record's number."""
+
+    id: str | None
+    text: str
+    answers: list[str]
+    kind: str = "all"
+    hops: int | None = None
+
+
+@dataclass
+class Skipped:
+    """Records that are sound and yet no questions to ask, by reason."""
+
+    unanswerable: int = 0
+    wordless: int = 0
+    """Those whose every answer is punctuation alone, so that no answer could be compared with it."""
+    repeated: int = 0
+    """Those that are the same as one before, id and all."""
+
+
+def read_questions(
+    dataset: Dataset, path: Path, skipped: Skipped, aliases: Aliases | None = None, name: str = ""
+) -> Iterator[PublishedQuestion]:
+    """The questions of a file; counts in `skipped` what it leaves out.
+
+    `name` (the dataset's where it is empty) is what the questions' `dataset` says and begins their ids.
+
+    Raises QuestionDataError for a file that is broken or without answers (a hidden test set), OSError.
+    """
+    named = name or dataset
+    for record in read_records(path):
+        if record.fields.get("answerable") is False:
+            skipped.unanswerable += 1
+            continue
+        parts = _parts(dataset, record, aliases or {})
+        answers = _distinct(parts.answers)
+        if not answers:
+            skipped.wordless += 1
+            continue
+        own_id = parts.id or str(record.number)
+        yield PublishedQuestion(f"{named}/{own_id}", parts.text, answers, parts.kind, parts.hops, named)
+
+
+def read_aliases(path: Path) -> dict[str, tuple[str, ...]]:
+    """2WikiMultiHopQA's id_aliases.json (JSON lines: Q_id, aliases, demonyms). Raises QuestionDataError."""
+    found = {}
+    for record in read_records(path):
+        names = record.texts("aliases")
+        if "demonyms" in record:
+            names += record.texts("demonyms")
+        found[record.text("Q_id")] = tuple(names)
+    return found
+
+
+def _parts(dataset: Dataset, record: Record, aliases: Aliases) -> _Parts:
+    if "golden_answers" in record:
+        return _shared_form(dataset, record)
+    if dataset == "2wikimultihopqa":
+        return _wiki(record, aliases)
+    return _OWN_FORMS[dataset](record)
+
+
+def _hotpotqa(record: Record) -> _Parts:
+    kind = _kind(record, "type")
+    return _Parts(record.text("_id"), record.text("question"), [record.text("answer")], kind, _TWO_FACTS)
+
+
+def _wiki(record: Record, aliases: Aliases) -> _Parts:
+    kind = _kind(record, "type")
+    answers = [record.text("answer")]
+    entity = record.fields.get("answer_id")
+    if entity is not None and not isinstance(entity, str):
+        raise record.fault("answer_id", "a text or absent")
+    answers += aliases.get(entity or "", ())
+    return _Parts(record.text("_id"), record.text("question"), answers, kind, _WIKI_HOPS.get(kind))
+
+
+def _musique(record: Record) -> _Parts:
+    name = record.text("id")
+    shape = _MUSIQUE_KIND.match(name)
+    if shape is None:
+        raise record.fault("id", 'an id of the form "2hop__…" or "3hop1__…"')
+    answers = [record.text("answer")]
+    if "answer_aliases" in record:
+        answers += record.texts("answer_aliases")
+    return _Parts(name, record.text("question"), answers, shape[1], int(shape[2]))
+
+
+def _bamboogle(record: Record) -> _Parts:
+    answers = [record.text("Answer", "answer")]
+    if record.fields.get("Answer 2"):
+        answers.append(record.text("Answer 2"))
+    return _Parts(None, record.text("Question", "question"), answers, hops=_TWO_FACTS)
+
+
+def _webwalkerqa(record: Record) -> _Parts:
+    """The dataset's page writes keys and values with capitals, its files without."""
+    lower = _lower_keys(record)
+    kind = "all"
+    if "info" in lower:
+        info = _lower_keys(lower.child("info"))
+        words = [_kind(info, name) for name in ("type", "hop", "difficulty_level") if name in info]
+        kind = "_".join(words) or "all"
+    return _Parts(None, lower.text("question"), [lower.text("answer")], kind)
+
+
+def _nq(record: Record) -> _Parts:
+    return _Parts(None, record.text("question"), _some(record, "answer"), hops=1)
+
+
+def _triviaqa(record: Record) -> _Parts:
+    answer = record.child("Answer")
+    answers = [answer.text("Value")]
+    for name in ("Aliases", "NormalizedAliases"):
+        if name in answer:
+            answers += answer.texts(name)
+    return _Parts(record.text("QuestionId"), record.text("Question"), answers, hops=1)
+
+
+def _jsonl(record: Record) -> _Parts:
+    kind = record.text("kind") if "kind" in record else "all"
+    hops = _hops(record)
+    return _Parts(record.text("id"), record.text("question"), _some(record, "answers"), kind, hops)
+
+
+_OWN_FORMS: dict[str, Callable[[Record], _Parts]] = {
+    "hotpotqa": _hotpotqa,
+    "musique": _musique,
+    "bamboogle": _bamboogle,
+    "webwalkerqa": _webwalkerqa,
+    "nq": _nq,
+    "triviaqa": _triviaqa,
+    "jsonl": _jsonl,
+}
+
+
+def _shared_form(dataset: Dataset, record: Record) -> _Parts:
+    """id, question, golden_answers, metadata: kinds and hops are read from the metadata as far as it has them."""
+    kind, hops = "all", None
+    metadata: dict[str, Any] = record.fields.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise record.fault("metadata", "an object or absent")
+    inside = Record(record.path, f"{record.place}, inside metadata", record.number, metadata)
+    if "type" in inside:
+        kind = _kind(inside, "type")
+    if dataset == "musique":
+        steps = metadata.get("question_decomposition")
+        if isinstance(steps, list) and steps:
+            kind, hops = f"{len(steps)}hop", len(steps)
+    elif dataset == "2wikimultihopqa":
+        hops = _WIKI_HOPS.get(kind)
+    elif dataset in ("hotpotqa", "bamboogle"):
+        hops = _TWO_FACTS
+    elif dataset in ("nq", "triviaqa"):
+        hops = 1
+    return _Parts(record.text("id"), record.text("question"), _some(record, "golden_answers"), kind, hops)
+
+
+def _kind(record: Record, name: str) -> str:
+    """A type of question in one spelling: "Bridge-Comparison" is "bridge_comparison"."""
+    return "_".join(re.split(r"[\s_-]+", record.text(name).lower()))
+
+
+def _hops(record: Record) -> int | None:
+    value = record.fields.get("hops")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_HOPS:
+        raise record.fault("hops", f"a whole number from 1 to {MAX_HOPS}, null or absent")
+    return value
+
+
+def _some(record: Record, name: str) -> list[str]:
+    """A list of texts with at least one that is not blank."""
+    found = record.texts(name)
+    if not found:
+        raise record.fault(name, "a list with at least one text that is not blank")
+    return found
+
+
+def _lower_keys(record: Record) -> Record:
+    fields = {key.lower().replace(" ", "_"): value for key, value in record.fields.items()}
+    return Record(record.path, record.place, record.number, fields)
+
+
+def _distinct(answers: list[str]) -> tuple[str, ...]:
+    """Each answer once, in order, without those of which nothing is left to compare."""
+    worded = filter(normalise_answer, answers)
+    return tuple(dict.fromkeys(worded))

@@ -1,0 +1,29 @@
+"""A question as its publishers give it, and what is wrong with a file that cannot be read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PublishedQuestion:
+    """A question and every answer that counts as right.
+
+    `kind` is the dataset's own word for the type of question ("bridge", "3hop1"), "all" where it has none. `hops`
+    is how many facts are chained, None where the dataset does not say. For instance
+    ``PublishedQuestion("musique/2hop__17_4", "Who …?", ("Ada Lind",), "2hop", 2, "musique")``.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    kind: str
+    hops: int | None
+    dataset: str
+
+
+class QuestionDataError(ValueError):
+    """A file of questions is broken. The message names the file, the place, what is there and what should be."""
+
+    def __init__(self, path: Path, place: str, fault: str):
+        where = f"{path}, {place}" if place else str(path)
+        super().__init__(f"{where}: {fault}")

@@ -1,0 +1,203 @@
+"""Records of a file: JSON lines, a JSON array, an object around one, or CSV; compressed by gzip or not.
+
+Which of them it is follows from the name's ending (.csv) and the first letters, since the same data goes around in
+several forms. One record at a time is held in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_empg.environments.deep_search.data.published_question import QuestionDataError
+
+MAX_LINE = 64 * 2**20
+"""Bytes that a line of JSON may have."""
+MAX_TEXT = 20_000
+"""Characters that a question or an answer may have."""
+_BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_AROUND = re.compile(rb'\s*\{\s*"(?:Data|Domain|VerifiedEval|Version)"\s*:')
+"""How TriviaQA's own files begin, whose records are the items of "Data"."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHOWN = 60  # letters of a wrong value that a message shows
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record and where it stands. The readers raise QuestionDataError, naming the field."""
+
+    path: Path
+    place: str
+    number: int
+    fields: dict[str, Any]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def fault(self, field: str, expected: str) -> QuestionDataError:
+        """The error to raise when `field` is not what is `expected`."""
+        found = _described(self.fields[field]) if field in self.fields else "nothing"
+        return QuestionDataError(self.path, self.place, f'field "{field}" must be {expected}; found {found}')
+
+    def text(self, *names: str) -> str:
+        """The first of the fields that is there: a text with something in it."""
+        name = self._present(names)
+        value = self.fields.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise self.fault(name, "a text that is not blank")
+        self._check(name, value)
+        return value.strip()
+
+    def texts(self, *names: str) -> list[str]:
+        """The first of the fields that is there: a list of texts. Blank ones are left out."""
+        name = self._present(names)
+        value = self.fields.get(name)
+        if not isinstance(value, list):
+            raise self.fault(name, "a list of texts")
+        found = []
+        for item in value:
+            if not isinstance(item, str):
+                raise self.fault(name, "a list of texts and nothing else")
+            self._check(name, item)
+            if item.strip():
+                found.append(item.strip())
+        return found
+
+    def child(self, name: str) -> Record:
+        """The record inside of a field."""
+        value = self.fields.get(name)
+        if not isinstance(value, dict):
+            raise self.fault(name, "an object")
+        return Record(self.path, f"{self.place}, inside {name}", self.number, value)
+
+    def _present(self, names: Sequence[str]) -> str:
+        for name in names:
+            if name in self.fields:
+                return name
+        return names[0]
+
+    def _check(self, name: str, value: str) -> None:
+        if len(value) > MAX_TEXT:
+            raise self.fault(name, f"at most {MAX_TEXT} characters long; it has {len(value)}")
+        if _SURROGATE.search(value):
+            raise self.fault(name, "Unicode without lone surrogates")
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Every record of a file, in order. Raises QuestionDataError; OSError where the file cannot be opened."""
+    with _opened(path) as stream:
+        head = stream.peek(256)
+        if not head.strip():
+            raise QuestionDataError(path, "", "there is nothing in it")
+        if path.name.removesuffix(".gz").lower().endswith(".csv"):
+            yield from _csv_rows(path, stream)
+        elif head.lstrip().startswith(b"["):
+            yield from _items(path, stream, "item")
+        elif _AROUND.match(head):
+            yield from _items(path, stream, "Data.item")
+        else:
+            yield from _lines(path, stream)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes behind compression and byte-order mark. What goes wrong while they are read names the file."""
+    with path.open("rb") as raw:
+        compressed = raw.read(2) == _GZIP
+        raw.seek(0)
+        plain: Any = raw
+        if compressed:
+            plain = gzip.GzipFile(fileobj=raw)
+        stream = io.BufferedReader(plain, 2**16)
+        try:
+            if stream.peek(3).startswith(_BOM):
+                stream.read(3)
+            yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise QuestionDataError(path, "", f"it is compressed and cut off or damaged ({error})") from None
+
+
+def _lines(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    number = 0
+    while line := stream.readline(MAX_LINE):
+        number += 1
+        place = f"line {number}"
+        if len(line) == MAX_LINE:
+            raise QuestionDataError(path, place, f"it has over {MAX_LINE} bytes; a line holds one question")
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise QuestionDataError(path, place, f"it is not UTF-8 (byte {error.start + 1})") from None
+        except (ValueError, RecursionError) as error:
+            raise QuestionDataError(path, place, f"it is not JSON ({error})") from None
+        yield _record(path, place, number, value)
+
+
+def _items(path: Path, stream: BinaryIO, prefix: str) -> Iterator[Record]:
+    """The items of an array, parsed as the file is read: HotpotQA's has half a gigabyte."""
+    import ijson
+
+    number = 0
+    try:
+        for value in ijson.items(stream, prefix, use_float=True):
+            number += 1
+            yield _record(path, f"record {number}", number, value)
+    except (ijson.JSONError, UnicodeDecodeError, OverflowError, RecursionError) as error:
+        reason = str(error).splitlines()[0].strip()
+        raise QuestionDataError(path, f"after record {number}", f"it is not JSON ({reason})") from None
+
+
+def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    """Rows under a header. A cell may go over lines; the place is the row's last line."""
+    table = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
+    number = 0
+    try:
+        header = next(table)
+        for row in table:
+            number += 1
+            place = f"line {table.line_num}"
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) > len(header):
+                fault = f"it has {len(row)} cells; the header has {len(header)}"
+                raise QuestionDataError(path, place, fault)
+            fields = {name: cell for name, cell in zip(header, row, strict=False) if name.strip()}
+            yield _record(path, place, number, fields)
+    except UnicodeDecodeError:
+        raise QuestionDataError(
+            path, f"after line {table.line_num}", "it is not UTF-8; save it as UTF-8"
+        ) from None
+    except (csv.Error, StopIteration) as error:
+        raise QuestionDataError(path, f"line {table.line_num}", f"it is not CSV ({error})") from None
+
+
+def _record(path: Path, place: str, number: int, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise QuestionDataError(path, place, f"a question is an object; found {_described(value)}")
+    return Record(path, place, number, value)
+
+
+def _described(value: Any) -> str:
+    """A wrong value in few words that any terminal can print."""
+    names = {type(None): "null", bool: "a truth value", str: "a text", list: "a list", dict: "an object"}
+    name = names.get(type(value), "a number")
+    if value is None:
+        return name
+    if isinstance(value, list | dict):
+        return f"{name} of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_SHOWN:
+        return f"{name} of over {_SHOWN} digits"
+    shown = ascii(value[:_SHOWN] if isinstance(value, str) else value)
+    return f"{name} ({shown})"

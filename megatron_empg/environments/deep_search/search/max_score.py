@@ -1,0 +1,200 @@
+"""The best documents, exactly, without looking at most of them. Compiled by numba; `top_k` imports it when needed.
+
+MaxScore over windows of document numbers (Turtle and Flood 1995; by windows as in Lucene's MaxScoreBulkScorer).
+A query's words are ordered by the largest score that they give. In each window, the words of the least scores
+whose largest sum cannot lift a document among the best so far are set aside: documents are found by the other
+words alone, and only those that may still get there are looked up in the lists set aside. Every word's list has
+the largest score of each block of postings, which bounds what it adds in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from megatron_empg.environments.deep_search.search.top_k import BLOCK
+
+WINDOW = 4096
+"""Document numbers that are scored together: their sums fit the first cache of a core."""
+SEEDS = 256
+"""Postings of a word that are scored in full beforehand, to know early what the best must reach."""
+SEED_WORDS = 3
+"""Words for which that is done: those that give the most."""
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As machine code that lets other threads run; kept on disk where there is a place for it."""
+    try:
+        kept: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        kept = numba.njit(nogil=True)(function)
+    return kept
+
+
+@compiled
+def lower_bound(values: np.ndarray, low: int, high: int, wanted: int) -> int:
+    """The first place from `low` to `high` whose value is not below `wanted`."""
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def look_up(documents: np.ndarray, scores: np.ndarray, low: int, high: int, number: int) -> float:
+    """A word's score of one document; 0 where that does not hold the word."""
+    place = lower_bound(documents, low, high, number)
+    if place < high and documents[place] == number:
+        return float(scores[place])
+    return 0.0
+
+
+@compiled
+def insert(best: np.ndarray, numbers: np.ndarray, filled: int, score: float, number: int) -> int:
+    """Put a document among the best, in order, if it belongs there. Returns how many there are."""
+    place = filled
+    if filled == len(best):
+        place = filled - 1
+        if score < best[place] or (score == best[place] and number > numbers[place]):
+            return filled
+    while place > 0 and (score > best[place - 1] or (score == best[place - 1] and number < numbers[place - 1])):
+        best[place] = best[place - 1]
+        numbers[place] = numbers[place - 1]
+        place -= 1
+    best[place] = score
+    numbers[place] = number
+    return min(filled + 1, len(best))
+
+
+@compiled
+def seeded(
+    documents: np.ndarray,
+    scores: np.ndarray,
+    starts: np.ndarray,
+    words: np.ndarray,
+    counts: np.ndarray,
+    seed: int,
+    top_k: int,
+) -> float:
+    """What the best `top_k` of some documents that hold the word `seed` reach; 0 where there are fewer."""
+    begin = starts[words[seed]]
+    end = min(starts[words[seed] + 1], begin + SEEDS)
+    if end - begin < top_k:
+        return 0.0
+    best = np.zeros(top_k)
+    numbers = np.zeros(top_k, np.int64)
+    filled = 0
+    for place in range(begin, end):
+        number = np.int64(documents[place])
+        score = counts[seed] * scores[place]
+        for other in range(len(words)):
+            if other != seed:
+                low, high = starts[words[other]], starts[words[other] + 1]
+                score += counts[other] * look_up(documents, scores, low, high, number)
+        filled = insert(best, numbers, filled, score, number)
+    return float(best[top_k - 1])
+
+
+@compiled
+def largest(block_best: np.ndarray, block_starts: np.ndarray, words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The most that each word gives to any document."""
+    most = np.zeros(len(words))
+    for i in range(len(words)):
+        for block in range(block_starts[words[i]], block_starts[words[i] + 1]):
+            most[i] = max(most[i], counts[i] * block_best[block])
+    return most
+
+
+@compiled
+def search(
+    documents: np.ndarray,
+    scores: np.ndarray,
+    starts: np.ndarray,
+    block_starts: np.ndarray,
+    block_last: np.ndarray,
+    block_best: np.ndarray,
+    words: np.ndarray,
+    counts: np.ndarray,
+    document_count: int,
+    top_k: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`top_k.best_documents`, which says what the arguments are."""
+    order = np.argsort(largest(block_best, block_starts, words, counts))
+    words = words[order]
+    counts = counts[order]
+    width = len(words)
+    needed = 0.0  # what a document must reach to be among the best: so many real ones do
+    for i in range(max(0, width - SEED_WORDS), width):
+        needed = max(needed, seeded(documents, scores, starts, words, counts, i, top_k))
+
+    best = np.zeros(top_k)
+    numbers = np.zeros(top_k, np.int64)
+    filled = 0
+    block = block_starts[words]  # each word's first block that may reach into the window
+    position = starts[words]  # no posting of the word before it lies in the window
+    low = np.zeros(width, np.int64)  # from here
+    high = np.zeros(width, np.int64)  # to here lie those that may
+    most = np.zeros(width)  # the most that the word gives in the window
+    sums = np.zeros(WINDOW)
+    for base in range(0, document_count, WINDOW):
+        limit = min(base + WINDOW, document_count)
+        for i in range(width):
+            first_block, end_block = block_starts[words[i]], block_starts[words[i] + 1]
+            while block[i] < end_block and block_last[block[i]] < base:
+                block[i] += 1
+            most[i] = 0.0
+            last = block[i]
+            while last < end_block:
+                most[i] = max(most[i], counts[i] * block_best[last])
+                last += 1
+                if block_last[last - 1] >= limit - 1:
+                    break
+            begin = starts[words[i]]
+            position[i] = max(position[i], begin + (block[i] - first_block) * BLOCK)
+            low[i] = position[i]
+            high[i] = min(begin + (last - first_block) * BLOCK, starts[words[i] + 1])
+
+        aside = 0  # the first so many words cannot lift a document among the best
+        aside_most = 0.0
+        while aside < width and aside_most + most[aside] < needed:
+            aside_most += most[aside]
+            aside += 1
+        found = 0
+        for i in range(aside, width):
+            place = lower_bound(documents, position[i], high[i], base)
+            low[i] = place
+            while place < high[i] and documents[place] < limit:
+                sums[documents[place] - base] += counts[i] * scores[place]
+                place += 1
+            high[i] = place
+            position[i] = place
+            found += place - low[i]
+        if found == 0:
+            continue
+
+        # Each document found is taken once: by way of the lists where they are short, else of the window.
+        by_lists = found < limit - base
+        for i in range(aside, width if by_lists else aside + 1):
+            for place in range(low[i] if by_lists else base, high[i] if by_lists else limit):
+                number = np.int64(documents[place]) if by_lists else np.int64(place)
+                score = sums[number - base]
+                sums[number - base] = 0.0
+                rest = aside_most
+                if score == 0.0 or score + rest < needed:
+                    continue
+                for j in range(aside - 1, -1, -1):
+                    score += counts[j] * look_up(documents, scores, low[j], high[j], number)
+                    rest -= most[j]
+                    if score + rest < needed:
+                        break
+                if score >= needed:
+                    filled = insert(best, numbers, filled, score, number)
+                    if filled == top_k:
+                        needed = max(needed, best[top_k - 1])
+    return numbers[:filled], best[:filled]

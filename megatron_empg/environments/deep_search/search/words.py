@@ -1,0 +1,64 @@
+"""How text becomes words, the same for documents and for queries."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+StopWords = Literal["none", "english"]
+STOP_WORDS: tuple[StopWords, ...] = get_args(StopWords)
+
+LONGEST_WORD = 64
+"""Characters of a word that count. A longer one is a key, a URL or noise, and is known by its beginning."""
+
+# Scripts that put no blanks between words: each of their characters is a word of its own.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_ACCENTS = re.compile("[\u0300-\u036f]+")
+
+
+@dataclass(frozen=True)
+class WordRules:
+    """The settings of `Words`; an index keeps those that it was built with."""
+
+    stop_words: StopWords = "none"
+
+    def __post_init__(self) -> None:
+        if self.stop_words not in STOP_WORDS:
+            raise ValueError(f"stop_words is {self.stop_words!r}; allowed: {', '.join(STOP_WORDS)}")
+
+
+class Words:
+    """Splits text into words: lower case, Unicode's compatible forms made one, without accents.
+
+    >>> Words(WordRules())("Café № 5, 東京!")
+    ['cafe', 'no', '5', '東', '京']
+    """
+
+    def __init__(self, rules: WordRules) -> None:
+        self._dropped = _english() if rules.stop_words == "english" else frozenset()
+
+    def __call__(self, text: str) -> list[str]:
+        """The words in their order, repeated as often as they stand there."""
+        found = _WORD.findall(fold(text))
+        if len(text) > LONGEST_WORD:
+            found = [word[:LONGEST_WORD] for word in found]
+        if not self._dropped:
+            return found
+        return [word for word in found if word not in self._dropped]
+
+
+def fold(text: str) -> str:
+    """What two spellings of a word share."""
+    if text.isascii():
+        return text.lower()
+    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.casefold()))
+    return unicodedata.normalize("NFKC", plain.casefold())
+
+
+def _english() -> frozenset[str]:
+    from bm25s.stopwords import STOPWORDS_EN
+
+    return frozenset(STOPWORDS_EN)

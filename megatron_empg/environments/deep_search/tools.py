@@ -1,0 +1,65 @@
+"""What an agent looks things up with, and where the look-up runs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from megatron_empg.environments.blocking import in_thread
+
+
+class QueryRefused(ValueError):
+    """A query that will not be answered. Its text is the observation: what a policy asks is its own doing."""
+
+
+class SearchServiceError(RuntimeError):
+    """The service did not answer; the episode that asked ends as an error."""
+
+
+class BlockingTools(Protocol):
+    """Look-ups that take their time. Both may raise QueryRefused."""
+
+    def search(self, query: str) -> str:
+        """What is found for some words."""
+        ...
+
+    def visit(self, title: str) -> str:
+        """The page of a title."""
+        ...
+
+
+class Tools(Protocol):
+    """The same on an event loop, which they do not hold up."""
+
+    async def search(self, query: str) -> str:
+        """What is found for some words."""
+        ...
+
+    async def visit(self, title: str) -> str:
+        """The page of a title."""
+        ...
+
+
+class InThreads:
+    """Blocking tools, each look-up in a thread."""
+
+    def __init__(self, tools: BlockingTools) -> None:
+        self._tools = tools
+
+    async def search(self, query: str) -> str:
+        return await in_thread(self._tools.search, query)
+
+    async def visit(self, title: str) -> str:
+        return await in_thread(self._tools.visit, title)
+
+
+class AtOnce:
+    """Blocking tools for an episode that has the process to itself."""
+
+    def __init__(self, tools: BlockingTools) -> None:
+        self._tools = tools
+
+    async def search(self, query: str) -> str:
+        return self._tools.search(query)
+
+    async def visit(self, title: str) -> str:
+        return self._tools.visit(title)

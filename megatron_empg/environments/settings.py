@@ -1,0 +1,119 @@
+"""Settings of an environment: a pydantic model whose fields say which of them are data and which are addresses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from megatron_empg.recipe_values import expanded, not_empty
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """What a setting means to whoever starts or continues a run."""
+
+    role: str
+
+
+def _web_address(given: str) -> str:
+    if not given.startswith(("http://", "https://")):
+        raise ValueError("starts with http:// or https://")
+    return given
+
+
+_PATH = (Field(strict=False), BeforeValidator(not_empty), AfterValidator(expanded))
+PlainPath = Annotated[Path, *_PATH]
+"""A path that says nothing of what a run is trained on."""
+DataFile = Annotated[Path, *_PATH, _Marked("data")]
+"""A file of data: a run is that of the file's content, wherever it lies."""
+DataFolder = Annotated[Path, *_PATH, _Marked("data folder")]
+"""A folder of data, known by its manifest.json."""
+ServiceAddress = Annotated[str, AfterValidator(_web_address), _Marked("service")]
+"""Where a service is reached, which may be elsewhere at each start of a run."""
+
+
+class EnvironmentSettings(BaseModel):
+    """The base of every environment's settings. Unknown keys are errors; numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @classmethod
+    def json_defaults(cls) -> dict[str, Any]:
+        """{key: default} as JSON has it, of the keys that have one and are not at a place of their own."""
+        found: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            if field.is_required() or _role(field.annotation, field):
+                continue
+            default = field.get_default(call_default_factory=True)
+            found[name] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return plain
+
+
+def read_settings(
+    kind: type[EnvironmentSettings], given: Mapping[str, Any], environment: str
+) -> EnvironmentSettings:
+    """The settings, checked. Raises ValueError naming each key, what is wrong, and what is allowed."""
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        faults = [_explained(fault, kind) for fault in error.errors(include_url=False)]
+        raise ValueError(f"{environment} " + f"; {environment} ".join(faults)) from None
+
+
+def _explained(fault: Any, kind: type[EnvironmentSettings]) -> str:
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: there is no such setting; allowed: {', '.join(sorted(kind.model_fields))}"
+    if fault["type"] == "missing":
+        return f"{key}: must be given"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:
+        return str(message)
+    return f"{key} is {fault['input']!r}: {message}"
+
+
+def data_paths(settings: BaseModel) -> dict[str, Path]:
+    """{dotted key: path} of the data that settings name, defaults included."""
+    return {key: value for key, value, role in _with_roles(settings, "") if role.startswith("data")}
+
+
+def keys_of_places(kind: type[BaseModel]) -> set[str]:
+    """The keys (their first part, where they are nested) that name data or a service, not what is done with it."""
+    return {name for name, field in kind.model_fields.items() if _role(field.annotation, field)}
+
+
+def _with_roles(settings: BaseModel, before: str) -> Iterator[tuple[str, Any, str]]:
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        role = _role(field.annotation, field)
+        if role and value is not None:
+            yield before + name, value, role
+        yield from _nested(value, f"{before}{name}.")
+
+
+def _nested(value: Any, before: str) -> Iterator[tuple[str, Any, str]]:
+    """What models inside of a value have, which may be lists or mappings of them."""
+    if isinstance(value, BaseModel):
+        yield from _with_roles(value, before)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _nested(item, f"{before}{index}.")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _nested(item, f"{before}{key}.")
+
+
+def _role(annotation: Any, field: FieldInfo | None = None) -> str:
+    """The role of a field, which may be marked itself or be one of a union's kinds; empty when there is none."""
+    metadata = list(field.metadata) if field is not None else []
+    metadata += getattr(annotation, "__metadata__", ())
+    for part in get_args(annotation):
+        metadata += getattr(part, "__metadata__", ())
+    return next((mark.role for mark in metadata if isinstance(mark, _Marked)), "")

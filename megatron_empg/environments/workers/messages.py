@@ -1,0 +1,161 @@
+"""What is asked of a worker and what it answers. A worker's answers are checked: its environment may do anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task
+from megatron_empg.environments.workers import wire
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Build the task source. `settings` are JSON; `limits` those of its episodes."""
+
+    environment: str
+    settings: str
+    limits: EpisodeLimits
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Make an environment and reset it."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step the environment."""
+
+    action: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """Close the environment."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Carried out; there is nothing to tell."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a reset gave."""
+
+    opening: Opening
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step gave."""
+
+    result: StepResult
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The environment raised: the exception in one line, and the end of its traceback."""
+
+    error: str
+    traceback: str
+
+
+Request = Begin | Reset | Step | Close
+Answer = Done | Opened | Stepped | Raised
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The message as it goes over the wire. Raises TypeError or ValueError when a part is no JSON."""
+    return wire.to_bytes({"kind": type(message).__name__, **asdict(message)})
+
+
+def read_request(body: bytes) -> Request:
+    """What the parent asks, which is taken at its word."""
+    fields = wire.from_bytes(body)
+    kind = fields.pop("kind")
+    if kind == "Begin":
+        return Begin(fields["environment"], fields["settings"], EpisodeLimits(**fields["limits"]))
+    if kind == "Reset":
+        task = fields["task"]
+        task["tools"] = tuple(task["tools"])
+        return Reset(Task(**task))
+    if kind == "Step":
+        return Step(fields["action"])
+    return Close()
+
+
+def read_answer(body: bytes) -> Answer:
+    """What a worker answers. Raises ValueError saying what is wrong with it."""
+    fields = wire.from_bytes(body)
+    kind = fields.pop("kind", None) if isinstance(fields, dict) else None
+    if kind == "Done":
+        return Done()
+    if kind == "Opened":
+        return Opened(_opening(_fields(fields, "opening")))
+    if kind == "Stepped":
+        return Stepped(_step_result(_fields(fields, "result")))
+    if kind == "Raised":
+        return Raised(_one_of(fields, "error", str), _one_of(fields, "traceback", str))
+    raise ValueError("it is no answer")
+
+
+def _opening(fields: dict[str, Any]) -> Opening:
+    messages = _one_of(fields, "messages", list)
+    for message in messages:
+        _check_message(message)
+    return Opening(messages, _one_of(fields, "anchor", str, type(None)))
+
+
+def _check_message(message: Any) -> None:
+    if not isinstance(message, dict) or set(message) != {"role", "content"}:
+        raise ValueError("a message of the opening is no {role, content}")
+    if message["role"] not in ("system", "user", "assistant", "tool"):
+        raise ValueError(f"a message of the opening has the role {message['role']!r:.40}")
+    _one_of(message, "content", str)
+
+
+def _step_result(fields: dict[str, Any]) -> StepResult:
+    info = _fields(fields, "info")
+    for key in info:
+        _one_of(info, key, int, float, str, bool)
+    return StepResult(
+        observation=_one_of(fields, "observation", str, type(None)),
+        done=_one_of(fields, "done", bool),
+        reward=_number(fields, "reward"),
+        success=_one_of(fields, "success", bool, type(None)),
+        malformed=_one_of(fields, "malformed", bool, type(None)),
+        anchor=_one_of(fields, "anchor", str, type(None)),
+        info=info,
+    )
+
+
+def _fields(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = _one_of(fields, name, dict)
+    return found
+
+
+def _number(fields: dict[str, Any], name: str) -> float:
+    value = _one_of(fields, name, int, float)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}: must be finite")
+    return number
+
+
+def _one_of(fields: dict[str, Any], name: str, *kinds: Callable[..., Any]) -> Any:
+    """The field, of exactly one of these types: True is no number."""
+    if name not in fields:
+        raise ValueError(f"{name:.40} is missing")
+    value = fields[name]
+    if type(value) not in kinds:
+        raise ValueError(f"{name:.40} is of type {type(value).__name__}")
+    return value

@@ -1,0 +1,214 @@
+"""One worker process, seen from its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from megatron_empg.environments.base import EpisodeLimits
+from megatron_empg.environments.workers import wire
+from megatron_empg.environments.workers.errors import (
+    EnvironmentRaised,
+    EnvironmentWorkerError,
+    WorkerAnswerMalformed,
+    WorkerAnswerTooLarge,
+    WorkerDied,
+    WorkerTimeout,
+)
+from megatron_empg.environments.workers.log_tail import LogTail
+from megatron_empg.environments.workers.memory import descendants
+from megatron_empg.environments.workers.messages import Answer, Begin, Raised, encode, read_answer
+from megatron_empg.environments.workers.options import WorkerOptions
+
+logger = logging.getLogger(__name__)
+
+# The worker imports from where its parent does, whatever the parent's path was made of.
+_MAIN = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[3])
+from megatron_empg.environments.workers.worker import main
+main()
+"""
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_SECONDS_TO_DIE = 30.0
+_SECONDS_FOR_STATUS = 2.0
+
+
+class WorkerProcess:
+    """A worker, started by the thread of the event loop that uses it: it dies with that thread."""
+
+    def __init__(self, environment: str, options: WorkerOptions) -> None:
+        """Start the process. Raises OSError when the system has no room for it."""
+        self.episodes = 0
+        self._environment = environment
+        self._options = options
+        self._verdict: EnvironmentWorkerError | None = None
+        self._calling = False
+        self._ended = False
+        self._connection, theirs = socket.socketpair()
+        self._connection.setblocking(False)
+        log, written = os.pipe()
+        try:
+            self._process = _spawn(theirs.fileno(), written)
+        except BaseException:
+            self._connection.close()
+            os.close(log)
+            raise
+        finally:
+            theirs.close()
+            os.close(written)
+        self._log = LogTail(log, options.log_bytes)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def begin(self, settings: str, limits: EpisodeLimits) -> None:
+        """Have it build its task source. Raises EnvironmentWorkerError."""
+        request = Begin(self._environment, settings, limits)
+        await self.call(encode(request), self._options.start_timeout, "its start")
+
+    async def call(self, request: bytes, seconds: float | None, doing: str) -> Answer:
+        """The answer to a request. Raises EnvironmentWorkerError; then the worker is of no use any more.
+
+        The same holds for a worker whose call is cancelled.
+        """
+        self._calling = True
+        try:
+            return await self._call(request, seconds, doing)
+        finally:
+            self._calling = False
+            if self._ended:
+                self._connection.close()
+
+    def kill(self, verdict: EnvironmentWorkerError | None = None) -> None:
+        """End the process and all that it started, at once. `verdict`: what the call under way raises, or the
+        next one."""
+        if self._verdict is None:
+            self._verdict = verdict
+        if self._process.returncode is not None:
+            return  # its number may be another's by now
+        below = descendants(self.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for pid in below:
+            # One of them may have left the group.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def alive(self) -> bool:
+        return self._verdict is None and not self._has_exited()
+
+    async def end(self, patience: float) -> None:
+        """End the process: it may do so by itself within `patience` seconds. It is gone afterwards."""
+        if patience:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            await self._exits_within(patience)
+        self.kill()
+        if await self._exits_within(_SECONDS_TO_DIE):
+            self._process.wait()
+        else:
+            logger.error("worker %d of environment %r cannot be killed", self.pid, self._environment)
+        self._log.close()
+        self._ended = True
+        if not self._calling:
+            # Otherwise the call closes it: nothing would wake a call that waits for a closed socket.
+            self._connection.close()
+
+    def explained(self, what: str) -> str:
+        """What happened, with the end of what the worker wrote."""
+        message = f"worker {self.pid} of environment {self._environment!r} {what}"
+        written = self._log.text()
+        return f"{message}; it wrote last:\n{written}" if written else message
+
+    async def _call(self, request: bytes, seconds: float | None, doing: str) -> Answer:
+        limit = self._options.answer_bytes
+        try:
+            async with asyncio.timeout(seconds):
+                await wire.send(self._connection, request)
+                body = await wire.receive(self._connection, limit)
+        except TimeoutError:
+            self.kill()
+            raise WorkerTimeout(self.explained(f"was killed: {doing} took more than {seconds:g} s")) from None
+        except wire.TooLong as error:
+            self.kill()
+            what = f"was killed: its answer to {doing} has {error.size} bytes; the limit is {limit}"
+            raise WorkerAnswerTooLarge(self.explained(what)) from None
+        except (EOFError, OSError):
+            raise await self._cause_of_death(doing) from None
+        return self._read(body, doing)
+
+    def _read(self, body: bytes, doing: str) -> Answer:
+        try:
+            answer = read_answer(body)
+        except ValueError as error:
+            self.kill()
+            what = f"was killed: its answer to {doing} cannot be read: {error}"
+            raise WorkerAnswerMalformed(self.explained(what)) from None
+        if isinstance(answer, Raised):
+            raise EnvironmentRaised(self.explained(f"raised in {doing}: {answer.error}\n{answer.traceback}"))
+        return answer
+
+    async def _cause_of_death(self, doing: str) -> EnvironmentWorkerError:
+        await self._exits_within(_SECONDS_FOR_STATUS)
+        if self._verdict is not None:
+            return self._verdict
+        status = self._status()
+        self.kill()
+        return WorkerDied(self.explained(f"{status} in {doing}"))
+
+    def _status(self) -> str:
+        found = _exit_of(self.pid)
+        if found is None:
+            return "closed its connection"
+        if found.si_code == os.CLD_EXITED:
+            return f"ended with exit status {found.si_status}"
+        return f"was killed by {signal.Signals(found.si_status).name}"
+
+    def _has_exited(self) -> bool:
+        if self._process.returncode is not None:
+            return True
+        try:
+            return _exit_of(self.pid) is not None
+        except ChildProcessError:
+            return True
+
+    async def _exits_within(self, seconds: float) -> bool:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        pause = 0.002
+        while not self._has_exited():
+            if loop.time() > until:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        return True
+
+
+def _exit_of(pid: int) -> os.waitid_result | None:
+    """How a child ended; None while it lives. It stays a zombie, so that its number is not given to another."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+def _spawn(connection: int, log: int) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-u", "-X", "faulthandler", "-c", _MAIN]
+    arguments = [str(os.getpid()), str(connection), json.dumps(sys.path)]
+    # Hundreds of workers with a thread for each core of the node would be in each other's way.
+    variables = dict.fromkeys(_ONE_THREAD, "1") | dict(os.environ)
+    return subprocess.Popen(
+        program + arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=(connection,),
+        env=variables,
+        start_new_session=True,
+    )

@@ -1,0 +1,121 @@
+"""The main of a worker process: it builds a task source and runs one environment after another.
+
+It is started by `process.WorkerProcess` with the parent's process id and the descriptor of its socket. What the
+engine prints goes elsewhere. It ends when the socket does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import sys
+import traceback
+
+from megatron_empg.environments.base import Environment, Opening, StepResult, TaskSource
+from megatron_empg.environments.registry import plugin
+from megatron_empg.environments.workers import wire
+from megatron_empg.environments.workers.guard import (
+    be_first_when_memory_runs_out,
+    end_process_group_with_this_process,
+)
+from megatron_empg.environments.workers.messages import (
+    Answer,
+    Begin,
+    Done,
+    Opened,
+    Raised,
+    Request,
+    Reset,
+    Step,
+    Stepped,
+    encode,
+    read_request,
+)
+from megatron_empg.processes import die_with_parent
+
+_ERROR_CHARACTERS = 1000
+_TRACEBACK_CHARACTERS = 4000
+
+
+def main() -> None:
+    parent, descriptor = map(int, sys.argv[1:3])
+    die_with_parent(parent)
+    be_first_when_memory_runs_out()
+    end_process_group_with_this_process(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        # An engine that prints what it was told must not fail of a lone surrogate in it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    connection = socket.socket(fileno=descriptor)
+    connection.set_inheritable(False)
+    connection.setblocking(False)
+    asyncio.run(_serve(connection))
+
+
+async def _serve(connection: socket.socket) -> None:
+    episodes = _Episodes()
+    try:
+        while True:
+            request = read_request(await wire.receive(connection, wire.LARGEST))
+            await wire.send(connection, await episodes.encoded_answer(request))
+    except (EOFError, ConnectionError):
+        return
+    finally:
+        await episodes.close()
+
+
+class _Episodes:
+    """The task source and the episode that runs."""
+
+    def __init__(self) -> None:
+        self._source: TaskSource | None = None
+        self._environment: Environment | None = None
+
+    async def encoded_answer(self, request: Request) -> bytes:
+        try:
+            return encode(await self._answer(request))
+        except Exception as error:
+            return encode(_raised(error))
+
+    async def close(self) -> None:
+        """Close the environment, if one is open."""
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            await environment.close()
+
+    async def _answer(self, request: Request) -> Answer:
+        if isinstance(request, Begin):
+            self._source = _build(request)
+            return Done()
+        if isinstance(request, Reset):
+            assert self._source is not None
+            self._environment = self._source.make(request.task)
+            opening = await self._environment.reset()
+            if not isinstance(opening, Opening):
+                raise TypeError(f"reset returned a {type(opening).__name__}; it must return an Opening")
+            return Opened(opening)
+        if isinstance(request, Step):
+            assert self._environment is not None
+            result = await self._environment.step(request.action)
+            if not isinstance(result, StepResult):
+                raise TypeError(f"step returned a {type(result).__name__}; it must return a StepResult")
+            return Stepped(result)
+        await self.close()
+        return Done()
+
+
+def _build(request: Begin) -> TaskSource:
+    kind = plugin(request.environment)
+    settings = kind.Settings.model_validate_json(request.settings)
+    return kind(settings, request.limits)
+
+
+def _raised(error: Exception) -> Raised:
+    line = "".join(traceback.format_exception_only(error)).strip()
+    whole = "".join(traceback.format_exception(error))
+    return Raised(line[:_ERROR_CHARACTERS], whole[-_TRACEBACK_CHARACTERS:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Two policies on the same questions: paired, since a question that is hard for one is hard for the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_empg.evaluate.figures import ALL_SPLITS, samples_by_question
+from megatron_empg.evaluate.intervals import (
+    Interval,
+    difference_interval,
+    mcnemar,
+    resolvable,
+    resolvable_at,
+    unseen,
+    wilson,
+)
+from megatron_empg.evaluate.questions import Decoding, Outcome
+
+ASSUMED_DISCORDANT = 0.3
+"""Share of questions on which two policies are taken to differ before anything is known of a second one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`second` against `first` in one split and decoding: what `second` gains, as a share of success.
+
+    `p_value` is McNemar's, exact, where each question was asked once; None where it was asked several times.
+    `resolvable`: the difference that so many questions find with a power of 80%, None where the policies agree.
+    """
+
+    first: str
+    second: str
+    split: str
+    decoding: Decoding
+    questions: int
+    samples: int
+    difference: float
+    interval: Interval
+    p_value: float | None
+    first_better: int
+    second_better: int
+    resolvable: float | None
+
+
+def compare(
+    first: str, second: str, outcomes: dict[str, Sequence[Outcome]], seed: int
+) -> list[Comparison]:
+    """The two in every split and decoding, and over all splits. `outcomes`: by policy.
+
+    Raises ValueError unless both were asked the same questions equally often.
+    """
+    ours, theirs = outcomes[first], outcomes[second]
+    found: list[Comparison] = []
+    for decoding in dict.fromkeys(outcome.decoding for outcome in ours):
+        splits = list(dict.fromkeys(outcome.split for outcome in ours if outcome.decoding == decoding))
+        for split in [*splits, ALL_SPLITS] if len(splits) > 1 else splits:
+            before = _chosen(ours, split, decoding)
+            after = _chosen(theirs, split, decoding)
+            found.append(_paired((first, second), (split, decoding), before, after, seed))
+    return found
+
+
+def _chosen(outcomes: Sequence[Outcome], split: str, decoding: Decoding) -> list[Outcome]:
+    ours = [outcome for outcome in outcomes if outcome.decoding == decoding]
+    return ours if split == ALL_SPLITS else [outcome for outcome in ours if outcome.split == split]
+
+
+def _paired(
+    names: tuple[str, str], what: tuple[str, Decoding], ours: list[Outcome], theirs: list[Outcome], seed: int
+) -> Comparison:
+    before, after = _wins(ours), _wins(theirs)
+    if before.keys() != after.keys() or len(ours) != len(theirs):
+        raise ValueError(f"{names[0]} and {names[1]} were not asked the same questions of {what[0]}")
+    samples = len(ours) // len(before)
+    gained = [after[question] - before[question] for question in before]
+    first_better = sum(gain < 0 for gain in gained)
+    second_better = sum(gain > 0 for gain in gained)
+    shares = [gain / samples for gain in gained]
+    return Comparison(
+        *names,
+        *what,
+        questions=len(before),
+        samples=samples,
+        difference=sum(gained) / (samples * len(before)),
+        interval=difference_interval(shares, seed),
+        p_value=mcnemar(first_better, second_better) if samples == 1 else None,
+        first_better=first_better,
+        second_better=second_better,
+        resolvable=resolvable(shares),
+    )
+
+
+def _wins(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], int]:
+    questions = samples_by_question(outcomes).items()
+    return {question: sum(answer.success for answer in answers) for question, answers in questions}
+
+
+def what_it_resolves(compared: Comparison) -> str:
+    """A sentence for a reader who asks whether the difference could be luck."""
+    number = f"{compared.questions} questions"
+    if compared.resolvable is None:
+        share = unseen(compared.questions)
+        return f"{number} without a difference allow that policies differ on {share:.1%} of all questions."
+    return (
+        f"{number} find a difference of {points(compared.resolvable)} points with a power of 80%; a smaller one "
+        "may be there unseen."
+    )
+
+
+def what_questions_resolve(questions: int) -> str:
+    """The same where there is one policy alone, for single samples."""
+    half = wilson(questions // 2, questions).half_width
+    apart = resolvable_at(questions, ASSUMED_DISCORDANT)
+    told = f"a difference of {points(apart)} points" if apart < ASSUMED_DISCORDANT else "no difference"
+    return (
+        f"{questions} questions, one sample each, say a success of 50% to within {points(half)} points; of two "
+        f"policies that differ on {ASSUMED_DISCORDANT:.0%} of the questions they find {told} with a power of 80%."
+    )
+
+
+def points(share: float) -> str:
+    """A share in percentage points."""
+    return f"{100 * share:.1f}"

@@ -1,0 +1,90 @@
+"""What is asked: the fixed questions of each split, in each decoding, and what a question's outcome was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_empg.environments.base import Split, Task, TaskSource
+from megatron_empg.evaluate.errors import EvaluationError
+
+Decoding = Literal["sampled", "greedy"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one sample of one question ended. An error is no success, whatever it came from.
+
+    `turns` and `tokens` are the policy's own. `hops` is None where the task does not say. `question` is the
+    fingerprint of what was asked, by `fingerprint_task`.
+    """
+
+    id: str
+    split: str
+    decoding: Decoding
+    kind: str
+    hops: int | None
+    sample: int
+    success: bool
+    end: Literal["success", "failure", "truncated", "error"]
+    reward: float
+    turns: int
+    tokens: int
+    error: str | None
+    question: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One split in one decoding: the tasks, each in `samples` samples."""
+
+    split: Split
+    decoding: Decoding
+    tasks: Sequence[Task]
+    samples: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split} {self.decoding}"
+
+    @property
+    def episodes(self) -> int:
+        return len(self.tasks) * self.samples
+
+
+def passes(source: TaskSource, splits: Sequence[Split], questions: int, samples: int, greedy: bool) -> list[Pass]:
+    """Every pass of an evaluation. Greedy decoding gives the same answer each time, so it is asked for once.
+
+    Raises EvaluationError where two questions of a split have one name.
+    """
+    found: list[Pass] = []
+    for split in splits:
+        tasks = source.fixed(split, questions)
+        names = {task.id for task in tasks}
+        if len(names) < len(tasks):
+            raise EvaluationError(
+                f"{split}: {len(tasks)} questions have {len(names)} names between them; the environment must give "
+                "each task an id of its own"
+            )
+        found.append(Pass(split, "sampled", tasks, samples))
+        if greedy:
+            found.append(Pass(split, "greedy", tasks, 1))
+    return found
+
+
+def fingerprint_task(task: Task) -> str:
+    """16 hexadecimal digits that stand for all that a task says: its prompt, its answer, its tools."""
+    said = [task.id, task.prompt, task.payload, task.gold, task.kind, task.tools]
+    text = json.dumps(said, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def hops_of(task: Task) -> int | None:
+    """How many facts the answer takes, where the task says so."""
+    hops: Any = task.payload.get("hops")
+    return hops if isinstance(hops, int) and not isinstance(hops, bool) else None
+
+
