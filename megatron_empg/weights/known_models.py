@@ -129,7 +129,8 @@ def how_to_get(folder: Path) -> str:
             "give a Hugging Face model folder: one that is there, or one downloaded as by "
             f"`hf download OWNER/NAME --local-dir {folder}` (`empg plan` needs its config.json alone)"
         )
+    prepare = f"{PREPARE} --model {model.hub_id}"
     return (
-        f"fetch it by `hf download {model.hub_id} --local-dir {folder}`, or by "
-        f"`{PREPARE} --model {model.hub_id}`, which fetches the questions and the corpus too and tells the jobs of slurm/ where all of it lies"
+        f"fetch it by `hf download {model.hub_id} --local-dir {folder}`, or by `{prepare}`, which fetches the "
+        "questions and the corpus too and tells the jobs of slurm/ where all of it lies"
     )
