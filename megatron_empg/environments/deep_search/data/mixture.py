@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from math import ceil
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from math import ceil
 
 
 def allot(weights: Sequence[float], count: int, rng: random.Random) -> list[int]:

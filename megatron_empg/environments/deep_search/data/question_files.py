@@ -24,8 +24,8 @@ PAPER_SPLIT: dict[Split, tuple[Dataset, ...]] = {
     "test_id": ("webwalkerqa", "hotpotqa", "2wikimultihopqa"),
     "test_ood": ("musique", "bamboogle"),
 }
-"""What EMPG's Deep Search (arXiv 2509.09265) is evaluated on, according to summaries of the paper, which do not say
-what it trains on."""
+"""What EMPG's Deep Search (arXiv 2509.09265) is evaluated on, according to summaries of the paper, which do not
+say what it trains on."""
 MAX_KINDS = 1000
 """Kinds of question that one file may tell apart; more are no kinds."""
 
@@ -33,10 +33,10 @@ MAX_KINDS = 1000
 class QuestionSource(EnvironmentSettings):
     """A file of questions.
 
-    `dataset` says how to read it, `name` what reports call it (the dataset's name where none is given). `aliases` is
-    2WikiMultiHopQA's id_aliases.json. `weight` is the file's share of a mixture, relative to the split's other files;
-    without one, files count by their questions in training and alike in evaluation. `limit` keeps so many questions,
-    drawn evenly from the whole file and always the same.
+    `dataset` says how to read it, `name` what reports call it (the dataset's name where none is given). `aliases`
+    is 2WikiMultiHopQA's id_aliases.json. `weight` is the file's share of a mixture, relative to the split's other
+    files; without one, files count by their questions in training and alike in evaluation. `limit` keeps so many
+    questions, drawn evenly from the whole file and always the same.
     """
 
     dataset: Dataset
@@ -112,7 +112,7 @@ def load_source(source: QuestionSource, name: str = "") -> LoadedSource:
 
 
 def load_split(sources: Sequence[QuestionSource]) -> list[LoadedSource]:
-    """Read every file of a split; the second file of one name is numbered ("nq.2"). Raises as `load_source` does."""
+    """Read every file of a split; a second file of one name is numbered ("nq.2"). Raises as `load_source` does."""
     times: dict[str, int] = {}
     loaded = []
     for source in sources:
