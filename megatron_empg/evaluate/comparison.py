@@ -43,9 +43,7 @@ class Comparison:
     resolvable: float | None
 
 
-def compare(
-    first: str, second: str, outcomes: dict[str, Sequence[Outcome]], seed: int
-) -> list[Comparison]:
+def compare(first: str, second: str, outcomes: dict[str, Sequence[Outcome]], seed: int) -> list[Comparison]:
     """The two in every split and decoding, and over all splits. `outcomes`: by policy.
 
     Raises ValueError unless both were asked the same questions equally often.
@@ -112,7 +110,7 @@ def what_questions_resolve(questions: int) -> str:
     """The same where there is one policy alone, for single samples."""
     half = wilson(questions // 2, questions).half_width
     apart = resolvable_at(questions, ASSUMED_DISCORDANT)
-    told = f"a difference of {points(apart)} points" if apart < ASSUMED_DISCORDANT else "no difference"
+    told = f"a difference of {points(apart)} points" if apart <= ASSUMED_DISCORDANT else "no difference"
     return (
         f"{questions} questions, one sample each, say a success of 50% to within {points(half)} points; of two "
         f"policies that differ on {ASSUMED_DISCORDANT:.0%} of the questions they find {told} with a power of 80%."

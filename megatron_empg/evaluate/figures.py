@@ -25,8 +25,8 @@ class Estimate:
 class Figures:
     """Of some questions in one decoding, each asked `samples` times. An error counts as a failure.
 
-    `mean` is mean@K, K being `samples`; `pass_at` has pass@k for k of 2, 4, 8 … and K. Turns and tokens are means over
-    episodes that did not end in an error, None where all did.
+    `mean` is mean@K, K being `samples`; `pass_at` has pass@k for k of 2, 4, 8 … and K. Turns and tokens are means
+    over episodes that did not end in an error, None where all did.
     """
 
     questions: int
@@ -76,7 +76,9 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
         raise ValueError("some questions have more samples than others: the evaluation has not come to its end")
     wins = [sum(answer.success for answer in answers) for answers in questions.values()]
     played = [outcome for outcome in outcomes if outcome.end != "error"]
-    errors = Counter((outcome.error or "error").partition(":")[0] for outcome in outcomes if outcome.end == "error")
+    errors = Counter(
+        (outcome.error or "error").partition(":")[0] for outcome in outcomes if outcome.end == "error"
+    )
     return Figures(
         questions=len(questions),
         samples=samples,

@@ -84,7 +84,7 @@ def share_interval(shares: Sequence[float], samples: int, seed: int) -> Interval
     bootstrap sees no spread, Wilson's for as many questions of one sample, which is wider than the truth.
     """
     values = _checked(shares) if len(shares) else np.zeros(0)
-    whole = int(round(float(values.sum())))
+    whole = round(float(values.sum()))
     if samples == 1 or not len(values) or np.all(values == 0) or np.all(values == 1):
         return wilson(whole, len(values))
     return bootstrap_mean(values.tolist(), seed)
@@ -93,8 +93,8 @@ def share_interval(shares: Sequence[float], samples: int, seed: int) -> Interval
 def difference_interval(differences: Sequence[float], seed: int) -> Interval:
     """Of the mean of questions' differences between two policies: a bootstrap over the questions, so paired.
 
-    Where all differences are equal a bootstrap sees no spread. The share of questions that are otherwise is then at
-    most `unseen`, and each of them may move the mean by 2 at most, by 1 where the differences are 0.
+    Where all differences are equal a bootstrap sees no spread. The share of questions that are otherwise is then
+    at most `unseen`, and each of these differs by anything from -1 to 1.
     """
     values = _checked(differences)
     if np.any(values != values[0]):
@@ -113,7 +113,7 @@ def mcnemar(first_alone: int, second_alone: int) -> float:
     """The exact two-sided p-value of McNemar's test, for one sample per question.
 
     Of the questions that only one of two policies answered right, so many were the first's and so many the
-    second's; were the policies alike, each would be either's by the toss of a coin. Raises ValueError for negatives.
+    second's; were the policies alike, each would be either's by the toss of a coin. Raises ValueError.
     """
     if first_alone < 0 or second_alone < 0:
         raise ValueError(f"{first_alone} and {second_alone} questions: there cannot be fewer than none")

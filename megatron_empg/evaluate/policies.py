@@ -60,13 +60,15 @@ def policies_of(folders: Sequence[Path]) -> list[Policy]:
         before = found.setdefault(policy.key, policy)
         if before is not policy:
             raise EvaluationError(
-                f"{before.given} and {policy.given} are the same policy (config, tokenizer and weights); name each once"
+                f"{before.given} and {policy.given} are the same policy (config, tokenizer and weights); "
+                "name each once"
             )
     return list(found.values())
 
 
 def source_of(folder: Path) -> Path:
-    """Where the policy of a folder lies: the folder itself, or for a run what it exported or its newest checkpoint.
+    """Where the policy of a folder lies: the folder itself, or for a run what it exported or its newest
+    checkpoint.
 
     Raises EvaluationError for a run that has neither.
     """

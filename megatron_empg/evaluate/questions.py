@@ -86,5 +86,3 @@ def hops_of(task: Task) -> int | None:
     """How many facts the answer takes, where the task says so."""
     hops: Any = task.payload.get("hops")
     return hops if isinstance(hops, int) and not isinstance(hops, bool) else None
-
-

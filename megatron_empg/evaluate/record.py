@@ -1,7 +1,7 @@
 """Every outcome as soon as there is one: lines of JSON that an interrupted evaluation goes on from.
 
-The first line is the identity: all that decides how one episode goes, but for the policy. A policy has a line of its
-own, and each outcome names its policy. How many questions, samples and policies are asked may grow.
+The first line is the identity: all that decides how one episode goes, but for the policy. A policy has a line of
+its own, and each outcome names its policy. How many questions, samples and policies are asked may grow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.questions import Decoding, Outcome, Pass, fingerprint_task
@@ -23,7 +23,7 @@ from megatron_empg.trainer.jsonl import read_lines
 FORMAT, VERSION = "megatron_empg outcomes", 1
 TRIES = 2
 """An episode that ended in an error is played once more by the next start, with the same seeds."""
-_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome, config=ConfigDict(extra="forbid", strict=True))
+_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 Key = tuple[str, str, Decoding, str, int]
 """Policy, split, decoding, question, sample."""
@@ -71,8 +71,8 @@ class Record:
         before = self._policies.get(folder)
         if before is not None and before != key:
             raise EvaluationError(
-                f"{self.path} has outcomes of another policy in {folder} (fingerprint {before}, now {key}): it was "
-                "trained further or replaced. Give another --json, or the folder as it was"
+                f"{self.path} has outcomes of another policy in {folder} (fingerprint {before}, now {key}): it "
+                "was trained further or replaced. Give another --json, or the folder as it was"
             )
         if before is None:
             self._policies[folder] = key
@@ -105,8 +105,8 @@ class Record:
                     continue
                 if outcome.question != question:
                     raise EvaluationError(
-                        f"{self.path}: question {task.id!r} of {asked.split} reads otherwise than when it was asked "
-                        "(prompt, answer or tools); give another --json"
+                        f"{self.path}: question {task.id!r} of {asked.split} reads otherwise than when it was "
+                        "asked (prompt, answer or tools); give another --json"
                     )
                 found.append(outcome)
         return found
@@ -120,7 +120,9 @@ class Record:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EvaluationError(f"another evaluation writes {self.path}; wait for it, or give another --json") from None
+            raise EvaluationError(
+                f"another evaluation writes {self.path}; wait for it, or give another --json"
+            ) from None
         except OSError:
             pass  # some cluster file systems have no locks; the file is then the user's to keep single
 
@@ -140,8 +142,8 @@ class Record:
     def _check_first(self, line: Mapping[str, Any]) -> None:
         if line.get("format") != FORMAT or line.get("version") != VERSION:
             raise EvaluationError(
-                f"{self.path} is no file of outcomes of this release ({FORMAT!r}, version {VERSION}); give another "
-                "--json"
+                f"{self.path} is no file of outcomes of this release ({FORMAT!r}, version {VERSION}); give "
+                "another --json"
             )
         faults = list(differences(line.get("identity"), self.identity))
         if faults:
@@ -160,7 +162,7 @@ class Record:
             self._policies[str(line["folder"])] = policy
             return
         try:
-            self._keep(policy, _OUTCOME.validate_python(line))
+            self._keep(policy, _OUTCOME.validate_python(line, strict=True))
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             where = ".".join(map(str, fault["loc"]))

@@ -4,6 +4,8 @@ Engines (vLLM servers), the driver and the trainer ranks (torchrun) are processe
 here one parent starts them. What they print goes to ``logs/``; the parent shows the steps as they are logged.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import math
@@ -12,25 +14,30 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.rollout.launch import free_port, start_engine
 from megatron_empg.trainer.check import check_recipe
 from megatron_empg.trainer.driver_client import wait_until_healthy
 from megatron_empg.trainer.environment_variables import trainer_environment
-from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.identity import take_up
 from megatron_empg.trainer.interrupts import Interrupted, Interrupts
 from megatron_empg.trainer.metrics import read_metrics
 from megatron_empg.trainer.progress import Progress
 from megatron_empg.trainer.run_folder import RunFolder
 from megatron_empg.visible_gpus import VARIABLE, visible_gpus
+
+if TYPE_CHECKING:
+    from megatron_empg.evaluate.document import Document
+    from megatron_empg.evaluate.policies import Policy
+    from megatron_empg.evaluate.run import EvaluationRun
 
 POLL_SECONDS = 0.2
 
@@ -44,7 +51,7 @@ class Child:
     """One started process and where it writes."""
 
     name: str
-    process: "subprocess.Popen[bytes]"
+    process: subprocess.Popen[bytes]
     log: Path
 
     def tail(self, lines: int = 25) -> str:
@@ -77,7 +84,7 @@ class Family:
             )
             return self.adopt(name, process, log)
 
-    def adopt(self, name: str, process: "subprocess.Popen[bytes]", log: Path) -> Child:
+    def adopt(self, name: str, process: subprocess.Popen[bytes], log: Path) -> Child:
         """Watch over a process that was started elsewhere."""
         self.children.append(Child(name, process, log))
         return self.children[-1]
@@ -103,7 +110,7 @@ class Family:
             process.wait()
 
 
-def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -169,36 +176,34 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
     return folder.policy
 
 
-def launch_evaluation(path: Path, overrides: list[str], model: Path | None) -> list[Evaluation]:
-    """Success of a policy on the recipe's fixed questions, every split, sampled and greedy; prints as it goes."""
-    recipe = load_recipe(path, [*overrides, *([f"model.path={model}"] if model else [])])
-    check_recipe(recipe)
-    if not recipe.evaluation.questions:
-        raise RecipeError("evaluation.questions is 0; say how many fixed questions of each split to ask")
-    _check_machine(recipe, trains=False)
-    with tempfile.TemporaryDirectory(prefix="empg_evaluate_") as scratch:
-        folder = RunFolder(scratch).open(dump_recipe(recipe))
-        with _family(folder, goes_on=False) as family:
-            urls = _start_engines(recipe, family, trains=False)
-            wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
-            return asyncio.run(_evaluate(recipe, urls, family.token))
+def launch_evaluation(path: Path, overrides: list[str], options: EvaluationOptions | None = None) -> Document:
+    """Policies on the recipe's fixed questions, every split, sampled and greedy; prints as it goes.
+
+    Raises RecipeError and EvaluationError before anything starts, LaunchError when a process fails.
+    """
+    from megatron_empg.evaluate.run import EvaluationRun
+
+    with EvaluationRun(path, overrides, options or EvaluationOptions()) as evaluation:
+        unanswered = evaluation.unanswered()
+        if unanswered:
+            _check_machine(evaluation.recipe, trains=False)
+        for policy in unanswered:
+            recipe = evaluation.recipe_of(policy)
+            folder = RunFolder(evaluation.scratch / policy.key).open(dump_recipe(recipe))
+            with _family(folder, goes_on=False) as family:
+                urls = _start_engines(recipe, family, trains=False)
+                wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
+                asyncio.run(_evaluate(recipe, urls, family.token, evaluation, policy))
+        return evaluation.finish()
 
 
-async def _evaluate(recipe: Recipe, urls: list[str], token: str) -> list[Evaluation]:
+async def _evaluate(
+    recipe: Recipe, urls: list[str], token: str, evaluation: EvaluationRun, policy: Policy
+) -> None:
     from megatron_empg.trainer.driver import open_driver
 
-    results = []
     async with open_driver(recipe, urls, token) as driver:
-        for split in recipe.evaluation.splits:
-            for greedy in (False, True) if recipe.evaluation.greedy else (False,):
-                result = await driver.evaluate(split, greedy)
-                kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in result.by_kind.items())
-                how = "greedy" if greedy else "sampled"
-                print(
-                    f"{split} {how}: {result.success:.1%} of {result.questions} ({kinds}), {result.seconds:.0f} s"
-                )
-                results.append(result)
-    return results
+        await evaluation.ask(driver, policy)
 
 
 def _told_finished(folder: RunFolder, steps: int) -> bool:

@@ -1,0 +1,106 @@
+"""Asking: what has no outcome yet is played, and recorded episode by episode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from megatron_empg.evaluate.errors import EvaluationError
+from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task, hops_of
+from megatron_empg.evaluate.record import Record
+from megatron_empg.rollout.client import Sampling
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episodes import Group
+from megatron_empg.trainer.driver import EVALUATION_STEP, Driver
+from megatron_empg.trainer.failures import shown
+
+TOLD_SHARE = 0.1
+"""Share of a pass after which it says how far it is."""
+FEW_EPISODES = 50
+"""A pass of fewer says nothing until it is over."""
+
+
+async def play(
+    driver: Driver, asked: Pass, policy: str, record: Record, note: Callable[[str], None]
+) -> list[Outcome]:
+    """The outcomes of a pass, in the order asked; what the record lacks is played. Raises EvaluationError when
+    more than `limits.max_error_share` of them are errors.
+
+    Seeds follow from the recipe's seed, the question and the sample, as in training's own evaluations: policies
+    meet the same questions with the same random numbers. A pass has no time limit, each of its episodes has one.
+    """
+    missing = record.missing(policy, asked)
+    groups = [
+        Group(task, index, samples)
+        for index, (task, samples) in enumerate(zip(asked.tasks, missing, strict=True))
+        if samples
+    ]
+    if groups:
+        progress = _Progress(asked, sum(map(len, missing)), note)
+        failed: list[str] = []
+
+        def ended(episode: Episode) -> None:
+            record.add(policy, outcome_of(episode, asked))
+            progress.count()
+            if episode.outcome == "error" and not failed:
+                failed.append(shown(episode))
+            # An evaluation has many episodes, whose tokens nobody asks for any more.
+            episode.tokens, episode.logprobs, episode.turns = [], [], []
+
+        greedy = asked.decoding == "greedy"
+        sampling = Sampling(temperature=0.0 if greedy else driver.recipe.evaluation.temperature)
+        await driver.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling, on_episode=ended)
+        found = record.outcomes(policy, asked)
+        refuse_errors(found, driver.recipe.limits.max_error_share, asked.name, failed)
+    return record.outcomes(policy, asked)
+
+
+def outcome_of(episode: Episode, asked: Pass) -> Outcome:
+    """What an evaluation keeps of an episode; `group` is the task's place in the pass."""
+    task = asked.tasks[episode.group]
+    return Outcome(
+        id=task.id,
+        split=asked.split,
+        decoding=asked.decoding,
+        kind=task.kind,
+        hops=hops_of(task),
+        sample=episode.sample,
+        success=episode.outcome == "success",
+        end=episode.outcome,
+        reward=float(episode.reward),
+        turns=len(episode.turns),
+        tokens=sum(turn.end - turn.start for turn in episode.turns),
+        error=episode.error,
+        question=fingerprint_task(task),
+    )
+
+
+def refuse_errors(outcomes: Sequence[Outcome], most: float, name: str, failed: Sequence[str]) -> None:
+    """Raise EvaluationError if more than the share `most` ended in an error, or all did; `failed` shows one."""
+    errors = sum(outcome.end == "error" for outcome in outcomes)
+    if not errors or (errors <= most * len(outcomes) and errors < len(outcomes)):
+        return
+    example = f" One of them:\n{failed[0]}" if failed else ""
+    raise EvaluationError(
+        f"{name}: {errors} of {len(outcomes)} episodes ended in an error, more than limits.max_error_share "
+        f"({most:g}) allows: that is no measurement. With --json the same command plays them once more.{example}"
+    )
+
+
+class _Progress:
+    """A line after every tenth of a pass."""
+
+    def __init__(self, asked: Pass, episodes: int, note: Callable[[str], None]) -> None:
+        self._asked, self._episodes, self._note = asked, episodes, note
+        self._played = 0
+        self._told = 0
+        self._began = time.monotonic()
+
+    def count(self) -> None:
+        self._played += 1
+        tenths = int(self._played / (TOLD_SHARE * self._episodes))
+        if self._episodes < FEW_EPISODES or tenths <= self._told:
+            return
+        self._told = tenths
+        seconds = time.monotonic() - self._began
+        self._note(f"  {self._asked.name}: {self._played}/{self._episodes} episodes in {seconds:.0f} s")

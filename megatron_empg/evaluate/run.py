@@ -1,0 +1,130 @@
+"""An evaluation from its command to its document; whoever runs it starts engines for each policy in turn."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+from megatron_empg.environments.registry import make_task_source
+from megatron_empg.evaluate.document import Document, document
+from megatron_empg.evaluate.figures import summarise
+from megatron_empg.evaluate.options import EvaluationOptions, model_override
+from megatron_empg.evaluate.play import play
+from megatron_empg.evaluate.policies import Policy, converted, identity_of, policies_of, source_of
+from megatron_empg.evaluate.questions import Outcome, Pass, passes
+from megatron_empg.evaluate.record import Record
+from megatron_empg.evaluate.table import result_line
+from megatron_empg.recipe import Recipe, RecipeError, load_recipe
+from megatron_empg.trainer.check import check_recipe
+from megatron_empg.trainer.driver import Driver
+from megatron_empg.trainer.jsonl import write_aside
+from megatron_empg.trainer.run_folder import versions
+from megatron_empg.weights.megatron_layout import is_megatron
+
+
+class EvaluationRun:
+    """What is asked of whom, checked before anything starts. Use as a context manager, then `ask` and `finish`.
+
+    Raises RecipeError for a recipe or a model that cannot be, EvaluationError for policies or a file of outcomes.
+    """
+
+    def __init__(self, path: Path, overrides: list[str], options: EvaluationOptions) -> None:
+        self._path, self._words, self._options = path, [*overrides, *options.overrides()], options
+        self.recipe = load_recipe(path, self._words)
+        if not self.recipe.evaluation.questions:
+            raise RecipeError("evaluation.questions is 0; say how many fixed questions of each split to ask")
+        folders = options.models or (self.recipe.model.path,)
+        for folder in folders:
+            source = source_of(folder)
+            if not is_megatron(source):
+                check_recipe(self._with_model(source))
+        self.policies = policies_of(folders)
+        self.passes = _passes(self.recipe, options.samples)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            self.scratch = Path(opened.enter_context(TemporaryDirectory(prefix="empg_evaluate_")))
+            outcomes = self._options.outcomes_path or self.scratch / "outcomes.jsonl"
+            self.record = opened.enter_context(Record(outcomes, identity_of(self.recipe)))
+            for policy in self.policies:
+                self.record.note_policy(str(policy.given), policy.key)
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._options.json_path is not None and len(self.record):
+            print(
+                f"{len(self.record)} outcomes are in {self.record.path}; the same command goes on from them",
+                file=sys.stderr,
+            )
+        self._open.close()
+
+    def unanswered(self) -> list[Policy]:
+        """Those of whom an outcome is missing."""
+        return [policy for policy in self.policies if self._lacks(policy)]
+
+    def recipe_of(self, policy: Policy) -> Recipe:
+        """The recipe that its engines start by, checked. A Megatron checkpoint is converted aside first.
+
+        Raises RecipeError and CheckpointError.
+        """
+        if not policy.megatron:
+            return self._with_model(policy.source)
+        kept = self._options.json_path
+        place = self.scratch / "models" if kept is None else kept.with_suffix(".models")
+        if not (place / policy.key).exists():
+            print(f"{policy.label} is a Megatron checkpoint: converting it to {place / policy.key}", flush=True)
+        recipe = self._with_model(converted(policy, place, like=self.recipe.model.path))
+        check_recipe(recipe)
+        return recipe
+
+    async def ask(self, driver: Driver, policy: Policy) -> None:
+        """Play what is missing of a policy, pass by pass, and print how each came out."""
+        self.record.note_start(versions())
+        label = policy.label if len(self.policies) > 1 else ""
+        for asked in self.passes:
+            started = time.monotonic()
+            outcomes = await play(driver, asked, policy.key, self.record, _say)
+            (figures,) = summarise(outcomes, self.recipe.run.seed)
+            _say(result_line(label, figures, time.monotonic() - started))
+
+    def finish(self) -> Document:
+        """The document of all outcomes: written, its tables printed."""
+        answered = [(policy, self._outcomes(policy)) for policy in self.policies]
+        made = document(self.recipe, self._options.samples, self.record.starts, answered)
+        path = self._options.json_path
+        if path is not None:
+            write_aside(path, json.dumps(made.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+        _say("\n" + made.text(markdown=self._options.markdown))
+        if path is not None:
+            _say(f"\nevery outcome: {path}")
+        return made
+
+    def _with_model(self, folder: Path) -> Recipe:
+        return load_recipe(self._path, [*self._words, model_override(folder)])
+
+    def _lacks(self, policy: Policy) -> bool:
+        return any(samples for asked in self.passes for samples in self.record.missing(policy.key, asked))
+
+    def _outcomes(self, policy: Policy) -> list[Outcome]:
+        return [outcome for asked in self.passes for outcome in self.record.outcomes(policy.key, asked)]
+
+
+def _passes(recipe: Recipe, samples: int) -> list[Pass]:
+    """Raises RecipeError for questions that the environment does not have."""
+    acting, evaluation = recipe.environment, recipe.evaluation
+    try:
+        source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
+        return passes(source, evaluation.splits, evaluation.questions, samples, evaluation.greedy)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"evaluation.questions is {evaluation.questions}: {error}") from None
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
