@@ -216,6 +216,9 @@ class LimitsSection(Section):
     """Seconds one request to an engine may take, nine tenths of a turn's."""
     environment_timeout: Seconds = None
     """Seconds one step of the environment may take, a third of an episode's."""
+    environment_memory: Annotated[float, Field(gt=0, le=LARGEST)] | None = None
+    """GiB that an environment's worker processes may take together, so that no more live than fit; episodes beyond
+    them wait. Half of what the rollout service's machine has free unless given."""
     sync_timeout: Positive = 600
     """Seconds one weight synchronisation may take."""
     phase_timeout: Seconds = None

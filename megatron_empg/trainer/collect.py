@@ -56,6 +56,8 @@ class Collection:
     """Engines that may generate, at the end."""
     hanging: int | None = None
     """Calls of environments that go on though nobody waits for them."""
+    source_metrics: dict[str, float] = field(default_factory=dict)
+    """What the environment's processes say of themselves, at the end."""
 
     @property
     def missing(self) -> int:
@@ -133,7 +135,7 @@ class Collection:
             metrics["rollout/engines_healthy"] = self.engines
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
-        return metrics
+        return metrics | self.source_metrics
 
 
 def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:

@@ -9,13 +9,12 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.environments.blocking import CALLS
-from megatron_empg.environments.registry import make_task_source
 from megatron_empg.processes import die_with_parent
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.access import token_from_environment
@@ -26,6 +25,7 @@ from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.trainer.collect import Collection
+from megatron_empg.trainer.episode_source import open_episode_source
 from megatron_empg.trainer.evaluation import Evaluation
 from megatron_empg.trainer.failures import refuse_errors, refuse_malformed
 
@@ -47,9 +47,11 @@ class Driver:
         source: TaskSource,
         rollout: Rollout,
         end_of_turn: int,
+        source_metrics: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.recipe, self.source, self.rollout = recipe, source, rollout
         self._stop = (end_of_turn,)
+        self._source_metrics = source_metrics
 
     async def collect(self, step: int) -> bytes:
         """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
@@ -70,6 +72,7 @@ class Driver:
                 break
         collection.engines = len(self.rollout.fleet.healthy())
         collection.hanging = CALLS.running
+        collection.source_metrics = self._source_metrics()
         texts = recipe.logging.episodes_per_step
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
@@ -154,27 +157,24 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
     """A driver connected to the engines."""
     chat = ChatTokens.from_pretrained(recipe.model.path)
-    acting = recipe.environment
     rollout, waits = recipe.rollout, recipe.waits
-    source = make_task_source(
-        acting.name, max_turns=acting.max_turns, step_timeout=waits.environment, **acting.settings
-    )
-    settings = RolloutSettings(
-        sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
-        limits=Limits(
-            recipe.environment.max_turns,
-            rollout.max_turn_tokens,
-            rollout.max_episode_tokens,
-            turn_timeout=waits.turn,
-            environment_timeout=waits.environment,
-        ),
-        run_seed=recipe.run.seed,
-        concurrency=rollout.concurrency,
-        request_timeout=waits.request,
-        episode_timeout=waits.episode,
-    )
-    async with Rollout(Fleet(engine_urls), token, chat, source.make, settings) as connected:
-        yield Driver(recipe, source, connected, chat.end_of_turn)
+    async with open_episode_source(recipe) as episodes:
+        settings = RolloutSettings(
+            sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
+            limits=Limits(
+                recipe.environment.max_turns,
+                rollout.max_turn_tokens,
+                rollout.max_episode_tokens,
+                turn_timeout=waits.turn,
+                environment_timeout=waits.environment,
+            ),
+            run_seed=recipe.run.seed,
+            concurrency=episodes.at_once(rollout.concurrency),
+            request_timeout=waits.request,
+            episode_timeout=waits.episode,
+        )
+        async with Rollout(Fleet(engine_urls), token, chat, episodes.make, settings) as connected:
+            yield Driver(recipe, episodes.tasks, connected, chat.end_of_turn, episodes.metrics)
 
 
 def main() -> None:

@@ -117,6 +117,13 @@ ROLLOUT = Family(
             "calls of environments that were given up and go on in their threads",
             "0",
         ),
+        Metric("rollout/environment_workers", "", "worker processes of the environment at the end of the batch"),
+        Metric(
+            "rollout/environment_workers_died",
+            "",
+            "worker processes that crashed, hung or outgrew their memory since the rollout service started",
+            "0; each cost an episode",
+        ),
     ),
 )
 

@@ -1,0 +1,68 @@
+"""Where a run's tasks come from and its episodes run: on the event loop, or in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from megatron_empg.environments.base import Environment, Task, TaskSource
+from megatron_empg.environments.registry import make_task_source
+from megatron_empg.environments.workers.pool import WorkerPool
+from megatron_empg.recipe import Recipe
+
+GIB = 1 << 30
+FREE_SHARE = 0.5
+"""Share of this machine's free memory that workers take where the recipe gives no number."""
+
+
+@dataclass(frozen=True)
+class EpisodeSource:
+    """Tasks, and how an episode of one is made. `pool`: the worker processes, where there are any."""
+
+    tasks: TaskSource
+    make: Callable[[Task], Environment]
+    pool: WorkerPool | None = None
+
+    def at_once(self, wanted: int) -> int:
+        """Of `wanted` episodes in flight, how many there may be: none begins that a worker is not free for."""
+        return wanted if self.pool is None else min(wanted, self.pool.workers)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the worker processes."""
+        if self.pool is None:
+            return {}
+        return {
+            "rollout/environment_workers": self.pool.live,
+            "rollout/environment_workers_died": self.pool.died,
+        }
+
+
+@asynccontextmanager
+async def open_episode_source(recipe: Recipe) -> AsyncIterator[EpisodeSource]:
+    """The source of the recipe's environment, and its workers until the end. Raises ValueError."""
+    acting = recipe.environment
+    source = make_task_source(
+        acting.name, max_turns=acting.max_turns, step_timeout=recipe.waits.environment, **acting.settings
+    )
+    if source.isolation == "coroutine":
+        yield EpisodeSource(source, source.make)
+        return
+    pool = WorkerPool(
+        acting.name,
+        source.settings,
+        source.limits,
+        memory_gib=recipe.limits.environment_memory or free_memory_gib() * FREE_SHARE,
+        worker_memory_gib=source.worker_memory_gib,
+    )
+    try:
+        yield EpisodeSource(source, pool.make, pool)
+    finally:
+        await pool.close()
+
+
+def free_memory_gib() -> float:
+    """GiB that this machine could give away now."""
+    import psutil
+
+    return float(psutil.virtual_memory().available) / GIB
