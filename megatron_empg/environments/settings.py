@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -32,6 +32,7 @@ PlainPath = Annotated[Path, *_PATH]
 """A path that says nothing of what a run is trained on."""
 DataFile = Annotated[Path, *_PATH, _Marked("data")]
 """A file of data: a run is that of the file's content, wherever it lies."""
+MANIFEST = "manifest.json"
 DataFolder = Annotated[Path, *_PATH, _Marked("data folder")]
 """A folder of data, known by its manifest.json."""
 ServiceAddress = Annotated[str, AfterValidator(_web_address), _Marked("service")]
@@ -80,13 +81,38 @@ def _explained(fault: Any, kind: type[EnvironmentSettings]) -> str:
 
 
 def data_paths(settings: BaseModel) -> dict[str, Path]:
-    """{dotted key: path} of the data that settings name, defaults included."""
-    return {key: value for key, value, role in _with_roles(settings, "") if role.startswith("data")}
+    """{dotted key: file} of the data that settings name, defaults included; of a folder its manifest."""
+    found: dict[str, Path] = {}
+    for key, value, role in _with_roles(settings, ""):
+        if role == "data":
+            found[key] = value
+        elif role == "data folder":
+            found[key] = value / MANIFEST
+    return found
 
 
 def keys_of_places(kind: type[BaseModel]) -> set[str]:
-    """The keys (their first part, where they are nested) that name data or a service, not what is done with it."""
-    return {name for name, field in kind.model_fields.items() if _role(field.annotation, field)}
+    """The dotted keys that name data or a service, not what is done with it; ``*`` stands for a place in a list.
+
+    For instance ``{"search_url", "questions.train.*.path"}``.
+    """
+    found: set[str] = set()
+    for name, field in kind.model_fields.items():
+        if _role(field.annotation, field):
+            found.add(name)
+        for inner, listed in _models_within(field.annotation):
+            before = f"{name}.*." if listed else f"{name}."
+            found |= {before + key for key in keys_of_places(inner)}
+    return found
+
+
+def _models_within(annotation: Any, listed: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The models that a field of this type may hold, and whether in a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, listed
+    within = listed or get_origin(annotation) in (list, tuple, dict)
+    for part in get_args(annotation):
+        yield from _models_within(part, within)
 
 
 def _with_roles(settings: BaseModel, before: str) -> Iterator[tuple[str, Any, str]]:

@@ -4,7 +4,8 @@ Every key of a recipe is either fixed or may change on a continuation; docs/runs
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
@@ -156,11 +157,13 @@ def _section(annotation: Any, values: Any) -> type[Section] | None:
 
 
 def _flat_settings(values: Mapping[str, Any], before: str) -> dict[str, Any]:
-    """{dotted key: value} of free settings; one that is null is not given."""
+    """{dotted key: value} of free settings, those in lists of mappings too; one that is null is not given."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= _flat_settings(value, f"{before}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            found |= _flat_settings({str(place): item for place, item in enumerate(value)}, f"{before}{name}.")
         elif value is not None:
             found[before + name] = value
     return found
@@ -230,18 +233,23 @@ def _keys_that_are_gone(recorded: Mapping[str, Any]) -> list[str]:
 def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
     """By recipe.yaml, and by the newest checkpoint, whose manifest says what it was trained with."""
     name = recipe.environment.name
-    places = {SETTINGS + key for key in place_settings(name)}
+    places = [SETTINGS + key for key in sorted(place_settings(name))]
     given = flat(recipe.model_dump(mode="json"), type(recipe))
     named: set[str] = set()
     for recorded in (_recorded_recipe(folder), folder.checkpoint_recipe()):
         if recorded is None:
             continue
         for key, old, new in differences(recorded, recipe, _recorded_defaults(folder)):
-            if may_change(key) or key in BY_CONTENT | places | named:
+            if may_change(key) or key in BY_CONTENT | named or _names_a_place(key, places):
                 continue
             named.add(key)
             by_default = ", the default of this release: give it as it was" if key not in given else ""
             yield f"{key} was {_said(old)}, is {_said(new)}{by_default}"
+
+
+def _names_a_place(key: str, places: Sequence[str]) -> bool:
+    """Whether the key is one of data or services, whose ``*`` stands for a place in a list."""
+    return any(fnmatchcase(key, place) for place in places)
 
 
 def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> Iterator[str]:
