@@ -1,0 +1,253 @@
+"""Deep Search, prepared: model, published questions, the corpus, and the index that is searched."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from megatron_empg import __version__
+from megatron_empg.prepare.costs import Bandwidth, Cost, require_room, table
+from megatron_empg.prepare.disk import named_disk_faults
+from megatron_empg.prepare.download import Download
+from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.fetching import DOWNLOADS, Fetching
+from megatron_empg.prepare.hub import Hub
+from megatron_empg.prepare.manifest import (
+    Prepared,
+    PreparedFile,
+    PreparedIndex,
+    PreparedModel,
+    PreparedQuestions,
+    read_prepared,
+    write_prepared,
+)
+from megatron_empg.prepare.model import ModelFolder, expected_bytes, fetch_model, name_of
+from megatron_empg.prepare.progress import Progress
+from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.sources import Alternative, Questions, Sources
+from megatron_empg.prepare.web import TOKEN_VARIABLE, new_client
+
+PARTS = ("model", "data", "corpus", "index")
+INDEX = "index"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for. `only`: the parts to prepare, all of them unless given."""
+
+    folder: Path
+    model: str | None = None
+    only: tuple[str, ...] = ()
+    connections: int = 8
+    bandwidth: float | None = None
+    dry_run: bool = False
+
+    def wants(self, part: str) -> bool:
+        return not self.only or part in self.only
+
+
+def prepare(sources: Sources, wishes: Wishes, say: Callable[[str], None]) -> Prepared:
+    """Fetch what is wanted and not here yet, build the index, and write prepared.json. Raises PrepareError."""
+    before = read_prepared(wishes.folder) or Prepared()
+    records = Records(wishes.folder)
+    costs = expected_costs(sources, wishes, before, records)
+    bandwidth = Bandwidth.of(wishes.bandwidth, records.bytes_per_second)
+    say(table(costs, bandwidth, wishes.folder))
+    require_room(costs, wishes.folder)
+    if wishes.dry_run:
+        say("nothing was fetched (--dry-run)")
+        return before
+    with _alone(wishes.folder):
+        progress = Progress(sum(cost.fetch for cost in costs), say)
+        with new_client(wishes.connections) as client, progress:
+            download = Download(client, received=progress.add, say=say)
+            hub = Hub(client, download.stop.wait)
+            fetching = Fetching(wishes.folder, download, hub, records, say, wishes.connections)
+            prepared = _Preparation(sources, wishes, fetching, before).fetch()
+        if progress.bytes_per_second:
+            records.put_speed(progress.bytes_per_second)
+        if wishes.wants("index"):
+            prepared = _with_index(prepared, wishes, say)
+        shutil.rmtree(wishes.folder / DOWNLOADS, ignore_errors=True)
+    return prepared
+
+
+def expected_costs(sources: Sources, wishes: Wishes, before: Prepared, records: Records) -> list[Cost]:
+    """By part, what is not here yet; nothing is asked of any server."""
+    costs = []
+    model = wishes.model or sources.model
+    if wishes.wants("model"):
+        whole = expected_bytes(model)
+        there = _bytes_below(wishes.folder / "model" / name_of(model))
+        left = max(0, whole - there)
+        costs.append(Cost("model", left, left, unknown=not whole and not there))
+    if wishes.wants("data"):
+        left = sum(_left(wishes.folder, item, records) for item in _question_places(sources))
+        costs.append(Cost("data", left, left))
+    if wishes.wants("corpus"):
+        left = _left(wishes.folder, ("corpus", sources.corpus.places), records)
+        costs.append(Cost("corpus", left, left))
+    if wishes.wants("index") and before.index is None:
+        costs.append(Cost("index", 0, sources.index.about_bytes, sources.index.hours))
+    return costs
+
+
+class _Preparation:
+    """One run: what is prepared so far is written after every part."""
+
+    def __init__(self, sources: Sources, wishes: Wishes, fetching: Fetching, before: Prepared) -> None:
+        self._sources = sources
+        self._wishes = wishes
+        self._fetching = fetching
+        self._prepared = before
+
+    def fetch(self) -> Prepared:
+        """Small things first: what is wrong with a place shows before the hours that a model takes."""
+        if self._wishes.wants("data"):
+            self._keep(questions=self._questions())
+        if self._wishes.wants("corpus"):
+            name = self._fetching.any_of("corpus", self._sources.corpus.places)
+            self._keep(corpus=self._file(name))
+        if self._wishes.wants("model"):
+            self._keep(models={**self._prepared.models, **self._model()})
+        return self._prepared
+
+    def _keep(self, **parts: object) -> None:
+        stamp = {"version": __version__, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._prepared = self._prepared.model_copy(update={**parts, **stamp})
+        write_prepared(self._wishes.folder, self._prepared)
+
+    def _questions(self) -> dict[str, list[PreparedQuestions]]:
+        wanted = self._sources.questions
+        files = self._fetching.each([partial(self._question_file, questions) for questions in wanted])
+        aliases = self._fetching.each([partial(self._aliases, questions) for questions in wanted])
+        found: dict[str, list[PreparedQuestions]] = {}
+        for questions, file, other_names in zip(wanted, files, aliases, strict=True):
+            entry = PreparedQuestions(
+                dataset=questions.dataset, file=file, weight=questions.weight, limit=questions.limit,
+                aliases=other_names,
+            )  # fmt: skip
+            found.setdefault(questions.split, []).append(entry)
+        return found
+
+    def _question_file(self, questions: Questions) -> PreparedFile:
+        return self._file(self._fetching.any_of(_folder(questions), questions.places))
+
+    def _aliases(self, questions: Questions) -> PreparedFile | None:
+        if not questions.aliases:
+            return None
+        try:
+            return self._file(self._fetching.any_of(f"{_folder(questions)}", questions.aliases))
+        except NotThere as error:
+            self._fetching.say(f"going on without other names of {questions.dataset}'s answers: {error}")
+            return None
+
+    def _model(self) -> dict[str, PreparedModel]:
+        wanted = self._wishes.model or self._sources.model
+        name = name_of(wanted)
+        earlier = self._prepared.models.get(name)
+        before = None
+        if earlier is not None:
+            files = tuple(file.path for file in earlier.files)
+            before = ModelFolder(name, earlier.path, earlier.origin, files)
+        found = fetch_model(wanted, self._fetching, before)
+        kept = [self._file(file) for file in found.files]
+        return {name: PreparedModel(path=found.path, origin=found.origin, files=kept)}
+
+    def _file(self, name: str) -> PreparedFile:
+        record = self._fetching.records.file(name)
+        assert record is not None, f"{name} was fetched without a record"
+        return PreparedFile(
+            path=name, size=record.size, sha256=record.sha256, origin=record.origin, checked=record.checked
+        )
+
+
+def _with_index(prepared: Prepared, wishes: Wishes, say: Callable[[str], None]) -> Prepared:
+    """Build the index of the corpus, unless there is one of this very corpus."""
+    corpus, index = prepared.corpus, prepared.index
+    if corpus is None:
+        raise PrepareError("there is no corpus to build an index of; prepare it first (--only corpus)")
+    place = wishes.folder / INDEX
+    if index is not None and index.of_sha256 == corpus.sha256 and _bytes_below(place) == index.size:
+        say("the index is there")
+        return prepared
+    aside = wishes.folder / f"{INDEX}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    command = index_command(wishes.folder / corpus.path, aside)
+    say(f"building the index: {' '.join(command[1:])}")
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise PrepareError(
+            f"`empg index` ended with status {done.returncode}: see its lines above. What was fetched is kept; "
+            "the same command goes on with the index"
+        )
+    with named_disk_faults(place):
+        shutil.rmtree(place, ignore_errors=True)
+        aside.replace(place)
+    built = PreparedIndex(path=INDEX, size=_bytes_below(place), of_sha256=corpus.sha256)
+    prepared = prepared.model_copy(update={"index": built})
+    write_prepared(wishes.folder, prepared)
+    return prepared
+
+
+def index_command(corpus: Path, out: Path) -> list[str]:
+    """What builds the index of a corpus into a folder that is not there yet."""
+    return [sys.executable, "-m", "megatron_empg.cli", "index", str(corpus), str(out)]
+
+
+def _folder(questions: Questions) -> str:
+    return f"questions/{questions.dataset}"
+
+
+def _question_places(sources: Sources) -> Iterator[tuple[str, list[Alternative]]]:
+    """(folder, places) of every file of questions and of other names, each once."""
+    seen = set()
+    for questions in sources.questions:
+        for places in (questions.places, questions.aliases):
+            key = (_folder(questions), *(alternative.key for alternative in places))
+            if places and key not in seen:
+                seen.add(key)
+                yield _folder(questions), places
+
+
+def _left(root: Path, item: tuple[str, list[Alternative]], records: Records) -> int:
+    """Bytes to fetch for a file by its first place; 0 where any place's is here."""
+    folder, places = item
+    for alternative in places:
+        name = f"{folder}/{alternative.called()}"
+        if records.file(name) is not None and (root / name).exists():
+            return 0
+    first = root / folder / f"{places[0].called()}.part"
+    there = first.stat().st_size if first.exists() else 0
+    return max(0, places[0].estimate - there)
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two preparations of one folder would write into each other's parts."""
+    with named_disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".prepare.lock").open("a", encoding="utf-8")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(f"another preparation of {folder} is running; wait for it") from None
+        except OSError as error:
+            raise PrepareError(f"{folder} cannot be locked: {error.strerror}") from None
+        yield

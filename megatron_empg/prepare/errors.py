@@ -1,0 +1,9 @@
+"""Why a preparation stopped; what was fetched stays, and the same command goes on."""
+
+
+class PrepareError(RuntimeError):
+    """A fault that the user can mend; the message says what, where and how."""
+
+
+class NotThere(PrepareError):
+    """A place that does not have the file, or does not answer: another place may."""

@@ -1,0 +1,197 @@
+"""Fetches sets of files, each from the first of its places that has it; what is here already is only checked."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_empg.prepare.archives import take_out
+from megatron_empg.prepare.checksums import Checksum, digest_of
+from megatron_empg.prepare.download import Download, Wanted
+from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.hub import Hub, HubFile
+from megatron_empg.prepare.places import HubPlace, Kind, UrlPlace
+from megatron_empg.prepare.records import Checked, Record, Records
+from megatron_empg.prepare.sources import Alternative
+from megatron_empg.prepare.web import hub_headers
+
+DOWNLOADS = "downloads"
+"""Folder of archives, until the end of the preparation."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What to fetch, `place` as the sources have it, and what a record says of where it came from."""
+
+    wanted: Wanted
+    place: str
+    origin: str
+    checked: Checked
+
+
+class Fetching:
+    """Into one folder, with so many connections at once."""
+
+    def __init__(
+        self,
+        root: Path,
+        download: Download,
+        hub: Hub,
+        records: Records,
+        say: Callable[[str], None],
+        connections: int,
+    ) -> None:
+        self.root = root
+        self.records = records
+        self.say = say
+        self._download = download
+        self._hub = hub
+        self._connections = connections
+        self._listings: dict[tuple[str, str], list[HubFile]] = {}
+        self._asking = threading.Lock()
+        self._one_at_a_time: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def each(self, work: Sequence[Callable[[], Result]]) -> list[Result]:
+        """The results of all, in order. The first fault ends the others, whose parts stay."""
+        with ThreadPoolExecutor(self._connections) as pool:
+            running = [pool.submit(task) for task in work]
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:
+                self._download.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            return [done.result() for done in running]
+
+    def any_of(self, folder: str, places: Sequence[Alternative]) -> str:
+        """The name, below the root, of the file that one of these places has. Raises PrepareError."""
+        with self._one_at_a_time[f"{folder}/{places[0].called()}"]:
+            return self._any_of(folder, places)
+
+    def _any_of(self, folder: str, places: Sequence[Alternative]) -> str:
+        for alternative in places:
+            name = f"{folder}/{alternative.called()}"
+            if self.is_sound(name, alternative.key):
+                return name
+        faults = []
+        for alternative in places:
+            name = f"{folder}/{alternative.called()}"
+            try:
+                self._bring(name, alternative)
+            except NotThere as error:
+                self.say(f"not to be had: {error}")
+                faults.append(str(error))
+            else:
+                return name
+        raise NotThere(f"no place has {folder}/{places[0].called()}: " + "; ".join(faults))
+
+    def is_sound(self, name: str, place: str) -> bool:
+        """Whether the file is here, from this place, and still what it was when it was fetched."""
+        record, path = self.records.file(name), self.root / name
+        if record is None or record.place != place or not path.is_file():
+            return False
+        if path.stat().st_size == record.size and digest_of(path).sha256 == record.sha256:
+            return True
+        self.say(f"{name} is not what it was when it was fetched: fetching it again")
+        return False
+
+    def bring(self, name: str, origin: Origin) -> None:
+        """Fetch one file, unless it is here. Raises PrepareError."""
+        if self.is_sound(name, origin.place):
+            return
+        sha256 = self._left_by_a_kill(origin.wanted) or self._download.fetch(origin.wanted)
+        size = origin.wanted.path.stat().st_size
+        self.records.put(name, Record(origin.place, origin.origin, size, sha256, origin.checked))
+        self.say(f"fetched {name}, {size / 1e9:.3f} GB, sha256 {sha256[:12]}… ({_by_what(origin.checked)})")
+
+    def listing(self, place: HubPlace, kind: Kind) -> tuple[str, list[HubFile]]:
+        """The commit of a repository that this folder holds to, and its files. Raises PrepareError."""
+        key = f"{kind}:{place.repository}@{place.revision}"
+        with self._asking:
+            commit = self.records.commit(key)
+            if commit is None:
+                commit = self._hub.commit(place, kind)
+                self.records.put_commit(key, commit)
+            if (key, commit) not in self._listings:
+                self._listings[key, commit] = self._hub.files(place, kind, commit)
+            return commit, self._listings[key, commit]
+
+    def _bring(self, name: str, alternative: Alternative) -> None:
+        if alternative.member is None:
+            self.bring(name, self._ask(name, alternative))
+            return
+        with self._one_at_a_time[alternative.place]:
+            inside = f"{DOWNLOADS}/{_archive_name(alternative)}"
+            origin = self._ask(inside, alternative)
+            self.bring(inside, origin)
+            path = self.root / name
+            take_out(self.root / inside, alternative.member, path)
+        record = Record(
+            alternative.key, origin.origin, path.stat().st_size, digest_of(path).sha256, origin.checked
+        )
+        self.records.put(name, record)
+
+    def _ask(self, name: str, alternative: Alternative) -> Origin:
+        """What there is to fetch at a place."""
+        place, path = alternative.where(), self.root / name
+        if isinstance(place, HubPlace):
+            return self._ask_hub(place, path, alternative)
+        assert isinstance(place, UrlPlace)
+        checksum, checked = alternative.checksum, _published(alternative)
+        before = self.records.file(name)
+        if checksum is None and before is not None and before.place == str(place):
+            checksum = Checksum("sha256", before.sha256)
+        return Origin(Wanted(place.url, path, alternative.bytes, checksum), str(place), str(place), checked)
+
+    def _ask_hub(self, place: HubPlace, path: Path, alternative: Alternative) -> Origin:
+        commit, files = self.listing(place, "dataset")
+        found = [file for file in files if file.name == place.file]
+        if not found:
+            raise NotThere(f"{place.repository} has no file {place.file} at commit {commit}")
+        file = found[0]
+        if (
+            alternative.checksum is not None
+            and file.checksum.kind == "sha256"
+            and file.checksum != alternative.checksum
+        ):
+            raise PrepareError(
+                f"{place}: the hub has a file of {file.checksum}, the sources want {alternative.checksum}"
+            )
+        at = HubPlace(place.repository, commit, file.name)
+        return Origin(of_hub(file, path), str(place), str(at), "hub")
+
+    def _left_by_a_kill(self, wanted: Wanted) -> str | None:
+        """The sha256 of a file that is whole, but was not noted any more; None where there is none."""
+        if wanted.checksum is None or not wanted.path.is_file():
+            return None
+        digest = digest_of(wanted.path, wanted.git_size)
+        return digest.sha256 if digest.of_kind(wanted.checksum.kind) == wanted.checksum.value else None
+
+
+def of_hub(file: HubFile, path: Path) -> Wanted:
+    """How a file of the hub is fetched."""
+    return Wanted(file.url, path, file.size, file.checksum, hub_headers())
+
+
+def _published(alternative: Alternative) -> Checked:
+    return "published" if alternative.sha256 else "first fetch"
+
+
+def _by_what(checked: Checked) -> str:
+    words = {
+        "hub": "checked by the hub's checksum",
+        "published": "checked by a published checksum",
+        "first fetch": "no checksum is published: later runs check that it stays the same",
+    }
+    return words[checked]
+
+
+def _archive_name(alternative: Alternative) -> str:
+    return Alternative(place=alternative.place, name=alternative.name).called()

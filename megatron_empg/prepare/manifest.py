@@ -1,0 +1,92 @@
+"""DIR/prepared.json: what a preparation brought and where it lies, for whoever starts a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_empg.prepare.disk import write_aside
+from megatron_empg.prepare.errors import PrepareError
+from megatron_empg.prepare.records import Checked
+
+NAME = "prepared.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class PreparedFile(_Part):
+    """One file, by its name below the folder."""
+
+    path: str
+    size: int
+    sha256: str
+    origin: str
+    checked: Checked
+
+
+class PreparedModel(_Part):
+    """`path` is below the folder unless it is absolute; `files` are empty for a folder that was there before."""
+
+    path: str
+    origin: str
+    files: list[PreparedFile] = Field(default_factory=list)
+
+
+class PreparedQuestions(_Part):
+    """A file of questions and its share."""
+
+    dataset: str
+    file: PreparedFile
+    weight: float | None = None
+    limit: int | None = None
+    aliases: PreparedFile | None = None
+
+
+class PreparedIndex(_Part):
+    """`of_sha256`: the corpus that it was built over."""
+
+    path: str
+    size: int
+    of_sha256: str
+
+
+class Prepared(_Part):
+    """The whole of it; a part that is missing was not prepared yet."""
+
+    format: int = 1
+    preparation: str = "deepsearch"
+    version: str = ""
+    at: str = ""
+    models: dict[str, PreparedModel] = Field(default_factory=dict)
+    questions: dict[str, list[PreparedQuestions]] = Field(default_factory=dict)
+    corpus: PreparedFile | None = None
+    index: PreparedIndex | None = None
+
+    def missing(self) -> list[str]:
+        """The parts that are not there yet, as --only calls them."""
+        parts = {"model": self.models, "data": self.questions, "corpus": self.corpus, "index": self.index}
+        return [name for name, part in parts.items() if not part]
+
+
+def read_prepared(folder: Path) -> Prepared | None:
+    """What was prepared in a folder; None where nothing was. Raises PrepareError for a file that is broken."""
+    path = folder / NAME
+    try:
+        return Prepared.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PrepareError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        faults = error.error_count()
+        raise PrepareError(
+            f"{path} is broken ({faults} faults): run slurm/prepare.sh for {folder} again"
+        ) from None
+
+
+def write_prepared(folder: Path, prepared: Prepared) -> None:
+    """Replace DIR/prepared.json as a whole."""
+    write_aside(folder / NAME, prepared.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,83 @@
+"""Where a file is published: a URL, or ``hub:OWNER/NAME[@REVISION][:FILE]`` on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from megatron_empg.prepare.errors import PrepareError
+
+Kind = Literal["model", "dataset"]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HUB = re.compile(rf"hub:(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[\w./-]{{1,200}}))?(?::(?P<file>.+))?")
+_SHORT = re.compile(rf"{_NAME}/{_NAME}")
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A repository on the hub, and perhaps one of its files."""
+
+    repository: str
+    revision: str = "main"
+    file: str | None = None
+
+    def __str__(self) -> str:
+        file = f":{self.file}" if self.file else ""
+        return f"hub:{self.repository}@{self.revision}{file}"
+
+
+@dataclass(frozen=True)
+class UrlPlace:
+    """Anything that answers HTTP."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+
+Place = HubPlace | UrlPlace
+
+
+def read_place(text: str) -> Place:
+    """The place that `text` names; a bare OWNER/NAME is one of the hub. Raises PrepareError."""
+    found = _HUB.fullmatch(text)
+    if found is not None:
+        file = found["file"]
+        return HubPlace(found["repository"], found["revision"] or "main", file and safe_name(file))
+    if text.startswith(("https://", "http://")):
+        if not urlsplit(text).hostname:
+            raise PrepareError(f"{text!r} names no host; give http(s)://HOST/PATH")
+        return UrlPlace(text)
+    if _SHORT.fullmatch(text):
+        return HubPlace(text)
+    raise PrepareError(f"{text!r} is no place to fetch from; give a URL, or hub:OWNER/NAME[@REVISION][:FILE]")
+
+
+def safe_name(name: str) -> str:
+    """A file's path inside a repository, which must stay inside a folder here. Raises PrepareError."""
+    parts = PurePosixPath(name).parts
+    outside = name.startswith(("/", "~")) or ".." in parts or not parts
+    if outside or "\\" in name or ":" in name or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise PrepareError(f"the file name {name!r} is refused: it would lie outside of the folder it belongs to")
+    return str(PurePosixPath(name))
+
+
+def file_name(place: Place) -> str:
+    """What a file of this place is called here. Raises PrepareError for a place that names no file."""
+    path = place.file or "" if isinstance(place, HubPlace) else unquote(urlsplit(place.url).path)
+    name = path.rpartition("/")[2]
+    if not name:
+        raise PrepareError(f"{place} names no file; add its name")
+    return safe_name(name)
+
+
+def shown(url: str) -> str:
+    """A URL as logs may have it: without user, password and query, where secrets live."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"

@@ -1,0 +1,109 @@
+"""The sources file of a preparation: what is fetched, from where, and by what it is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_empg.prepare.checksums import Checksum
+from megatron_empg.prepare.errors import PrepareError
+from megatron_empg.prepare.places import Place, file_name, read_place, safe_name
+
+SHIPPED = Path(__file__).resolve().parents[2] / "slurm/deepsearch_sources.yaml"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Alternative(_Part):
+    """One place of a file. `name`: what it is called here, where its place does not say it."""
+
+    place: str
+    bytes: Annotated[int, Field(ge=0)] | None = None
+    about_bytes: Annotated[int, Field(ge=0)] | None = None
+    sha256: Sha256 | None = None
+    member: str | None = None
+    name: str | None = None
+
+    def where(self) -> Place:
+        return read_place(self.place)
+
+    def called(self) -> str:
+        """The name of the file here."""
+        if self.member is not None:
+            return safe_name(self.member.rpartition("/")[2])
+        return safe_name(self.name) if self.name else file_name(self.where())
+
+    @property
+    def key(self) -> str:
+        """By what a later run knows that it is the same place."""
+        where = str(self.where())
+        return f"{where}#{self.member}" if self.member else where
+
+    @property
+    def checksum(self) -> Checksum | None:
+        return Checksum("sha256", self.sha256) if self.sha256 else None
+
+    @property
+    def estimate(self) -> int:
+        """Bytes to fetch, as far as they are known."""
+        return self.bytes or self.about_bytes or 0
+
+
+class Questions(_Part):
+    """A file of questions, and where in a mixture it stands."""
+
+    dataset: str
+    split: Literal["train", "test_id", "test_ood"]
+    weight: Annotated[float, Field(gt=0)] | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    places: list[Alternative] = Field(alias="from", min_length=1)
+    aliases: list[Alternative] = Field(default_factory=list)
+
+
+class Corpus(_Part):
+    """The documents that are searched."""
+
+    places: list[Alternative] = Field(alias="from", min_length=1)
+
+
+class IndexCost(_Part):
+    """What the index of the corpus takes: assumptions for the estimate."""
+
+    about_bytes: Annotated[int, Field(ge=0)] = 0
+    hours: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Sources(_Part):
+    """All that a preparation fetches."""
+
+    model: str
+    questions: list[Questions]
+    corpus: Corpus
+    index: IndexCost = IndexCost()
+
+
+def read_sources(path: Path) -> Sources:
+    """The sources file at `path`. Raises PrepareError naming what is wrong in it."""
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PrepareError(f"cannot read the sources {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise PrepareError(f"{path} is not YAML: {error}") from None
+    try:
+        sources = Sources.model_validate(raw)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise PrepareError(f"{path}: " + "; ".join(faults)) from None
+    for questions in sources.questions:
+        for alternative in (*questions.places, *questions.aliases):
+            alternative.called()
+    for alternative in sources.corpus.places:
+        alternative.called()
+    return sources

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What a cluster run needs, fetched and checked on a login node before the first job: model, questions, corpus, index.
+#
+#   bash slurm/prepare.sh deepsearch data/deepsearch --dry-run        what it costs in GB and hours
+#   bash slurm/prepare.sh deepsearch data/deepsearch                  all of it; the same command goes on after a kill
+#   bash slurm/prepare.sh deepsearch data/deepsearch --model Qwen/Qwen2.5-7B-Instruct --only model
+#
+# docs/slurm.md has every option.
+EMPG_HOME=${EMPG_HOME:-$(dirname "$(realpath "$0")")/..}
+EMPG_HOME=$(cd "$EMPG_HOME" && pwd) || exit 10
+if [ -z "${EMPG_PYTHON:-}" ]; then
+  EMPG_PYTHON=python3
+  [ ! -x "$EMPG_HOME/.venv/bin/python" ] || EMPG_PYTHON=$EMPG_HOME/.venv/bin/python
+fi
+export PYTHONPATH=$EMPG_HOME${PYTHONPATH:+:$PYTHONPATH}
+if ! "$EMPG_PYTHON" -c 'import httpx, pydantic, yaml'; then
+  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which lacks packages that megatron_empg needs: install them there (README.md, 'On a cluster'), or set EMPG_PYTHON to a Python that has them" >&2
+  exit 10
+fi
+exec "$EMPG_PYTHON" -m megatron_empg.prepare "$@"
