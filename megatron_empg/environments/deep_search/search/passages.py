@@ -28,6 +28,7 @@ class PassageWriter:
         self._folder = folder
         self._title_hashes: list[np.ndarray] = []
         self._pending: list[int] = []
+        self._ends: list[int] = []
         self._end = 0
         self._last_title = ""
         self.count = 0
@@ -48,7 +49,7 @@ class PassageWriter:
         self._documents.write(stored)
         self._end += len(stored)
         self.count += 1
-        self._offsets.append(np.array([self._end]))
+        self._ends.append(self._end)
         title = normalise_title(passage.title)
         self.continued += title == self._last_title and self.count > 1
         self._last_title = title
@@ -59,10 +60,11 @@ class PassageWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._settle()
         self._documents.close()
         self._offsets.__exit__(kind, error, trace)
         if kind is None:
-            self._settle()
             hashes = np.concatenate([np.zeros(0, np.uint64), *self._title_hashes])
             self.repeated = self.count - self.continued - len(np.unique(hashes))
             HashTable.write(self._folder, TITLES, hashes)
@@ -70,6 +72,8 @@ class PassageWriter:
     def _settle(self) -> None:
         self._title_hashes.append(np.array(self._pending, np.uint64))
         self._pending.clear()
+        self._offsets.append(np.array(self._ends, np.int64))
+        self._ends.clear()
 
 
 class Passages:

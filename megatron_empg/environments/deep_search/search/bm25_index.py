@@ -1,0 +1,141 @@
+"""The search of an index folder: memory-mapped, opened at once, by any number of threads and processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_empg.environments.deep_search.search.arrays import open_array
+from megatron_empg.environments.deep_search.search.corpus_lines import Passage
+from megatron_empg.environments.deep_search.search.errors import IndexFolderError
+from megatron_empg.environments.deep_search.search.manifest import Manifest
+from megatron_empg.environments.deep_search.search.passages import Passages
+from megatron_empg.environments.deep_search.search.postings_build import (
+    WORD_OFFSETS,
+    WORD_TABLE,
+    WORDS,
+    open_postings,
+)
+from megatron_empg.environments.deep_search.search.string_table import HashTable
+from megatron_empg.environments.deep_search.search.top_k import Postings, best_documents
+from megatron_empg.environments.deep_search.search.words import WordRules, Words
+
+LONGEST_QUERY = 4_000
+"""Characters. What is longer is no query, and could have every word of the index looked up."""
+MOST_RESULTS = 100
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One document found."""
+
+    title: str
+    text: str
+    score: float
+    id: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What stands under one title: the texts of its passages, one behind the other."""
+
+    title: str
+    text: str
+
+
+class SearchIndex:
+    """BM25 over an index that `build_index` made. Any thread may search.
+
+    Example::
+
+        index = SearchIndex.open(Path("wiki"))
+        best = index.search("who wrote the hobbit", top_k=3)
+        page = index.page(best[0].title)
+    """
+
+    def __init__(self, manifest: Manifest, passages: Passages, postings: Postings, vocabulary: Vocabulary) -> None:
+        self.manifest = manifest
+        self.passages = passages
+        self.postings = postings
+        self.vocabulary = vocabulary
+        self._words = Words(WordRules(manifest.stop_words))  # type: ignore[arg-type]
+
+    @classmethod
+    def open(cls, folder: Path) -> SearchIndex:
+        """Map the folder's files. Raises IndexFolderError for one that is not there or not whole."""
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        index = cls(
+            manifest,
+            Passages(folder, manifest.documents),
+            open_postings(folder, manifest.words, manifest.postings),
+            Vocabulary(folder, manifest.words),
+        )
+        index.best(np.zeros(0, np.int64), np.zeros(0), 1)  # has the machine code loaded, or made
+        return index
+
+    def __len__(self) -> int:
+        return self.manifest.documents
+
+    def search(self, query: str, top_k: int = 3) -> list[Hit]:
+        """The best documents, best first; of equal ones the first of the corpus first. Fewer than `top_k`, or
+        none, where fewer hold a word of the query. Raises ValueError for a query over `LONGEST_QUERY`."""
+        if not 1 <= top_k <= MOST_RESULTS:
+            raise ValueError(f"top_k is {top_k}; it lies between 1 and {MOST_RESULTS}")
+        numbers, scores = self.best(*self.query_words(query), top_k)
+        hits = []
+        for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
+            passage = self.passages[number]
+            hits.append(Hit(passage.title, passage.text, score, passage.id))
+        return hits
+
+    def query_words(self, query: str) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers of the words that the index knows, how often the query says each)."""
+        if len(query) > LONGEST_QUERY:
+            raise ValueError(f"the query has {len(query)} characters , more than {LONGEST_QUERY}")
+        counts: Counter[int] = Counter()
+        for word in self._words(query):
+            number = self.vocabulary.number(word)
+            if number is not None:
+                counts[number] += 1
+        return np.array(list(counts), np.int64), np.array(list(counts.values()), np.float64)
+
+    def best(self, words: np.ndarray, counts: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(document numbers, scores), best first."""
+        return best_documents(self.postings, words, counts, len(self), top_k)
+
+    def by_title(self, title: str) -> Passage | None:
+        """The first document of a title; case, blanks and Unicode's compatible forms do not matter."""
+        numbers = self.passages.numbers_of(title)
+        return self.passages[numbers[0]] if numbers else None
+
+    def page(self, title: str) -> Page | None:
+        """The page of a title: its first document, and those right behind that are of the same title."""
+        found = [self.passages[number] for number in self.passages.numbers_of(title)]
+        if not found:
+            return None
+        return Page(found[0].title, "\n".join(passage.text for passage in found))
+
+
+class Vocabulary:
+    """Numbers of the words of an index, on disk."""
+
+    def __init__(self, folder: Path, words: int) -> None:
+        """Raises IndexFolderError."""
+        self._offsets = open_array(folder / WORD_OFFSETS, "<i8", words + 1)
+        self._table = HashTable.open(folder, WORD_TABLE, words)
+        path = folder / WORDS
+        if not path.is_file() or path.stat().st_size != self._offsets[-1]:
+            raise IndexFolderError(f"{path} does not hold {self._offsets[-1]} bytes; build the index again")
+        self._text = np.memmap(path, np.uint8, "r") if words else np.zeros(0, np.uint8)
+
+    def number(self, word: str) -> int | None:
+        """None for a word that no document holds."""
+        for number in self._table.candidates(word):
+            begin, end = self._offsets[number : number + 2]
+            if self._text[begin:end].tobytes() == word.encode("utf-8", "surrogatepass"):
+                return number
+        return None
