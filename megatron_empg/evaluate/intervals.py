@@ -119,7 +119,10 @@ def mcnemar(first_alone: int, second_alone: int) -> float:
         raise ValueError(f"{first_alone} and {second_alone} questions: there cannot be fewer than none")
     tossed = first_alone + second_alone
     fewer = min(first_alone, second_alone)
-    tail = sum(math.comb(tossed, heads) for heads in range(fewer + 1))
+    tail, ways = 0, 1
+    for heads in range(fewer + 1):
+        tail += ways
+        ways = ways * (tossed - heads) // (heads + 1)
     return min(1.0, float(Fraction(2 * tail, 2**tossed)))
 
 

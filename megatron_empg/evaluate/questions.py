@@ -12,6 +12,7 @@ from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.evaluate.errors import EvaluationError
 
 Decoding = Literal["sampled", "greedy"]
+End = Literal["success", "failure", "truncated", "error"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Outcome:
     hops: int | None
     sample: int
     success: bool
-    end: Literal["success", "failure", "truncated", "error"]
+    end: End
     reward: float
     turns: int
     tokens: int
