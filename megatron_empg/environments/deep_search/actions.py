@@ -1,55 +1,51 @@
-"""The text of a turn: one thought, then one call. How it is written and read."""
+"""The calls of Deep Search, in whatever syntax a policy writes them; in tags unless another is given."""
 
-import re
-from typing import Literal, NamedTuple
+from __future__ import annotations
 
-Tool = Literal["search", "visit", "answer"]
+from typing import NamedTuple, cast
+
+from megatron_empg.environments.calls import base
+from megatron_empg.environments.calls.base import CallSyntax, MalformedCall
+from megatron_empg.environments.calls.tags import Tags
+from megatron_empg.environments.deep_search.agent_tools import ARGUMENT, TOOLS, ToolName
+
+__all__ = ["TAGS", "Call", "MalformedCall", "Tool", "format_action", "gold_action", "parse_action"]
+
+Tool = ToolName
 TAGS = tuple(f"<{slash}{name}>" for name in ("think", "search", "visit", "answer") for slash in ("", "/"))
-
-# What a policy writes may be long and senseless: reading it takes time in proportion, whatever it is.
-_CALL = re.compile(r"<(search|visit|answer)>([^<>]*)</\1>")
-_ENDS_OF_TURN = ("<|im_end|>", "<|endoftext|>")
+_UNTOLD = Tags(TOOLS, base.Example("", ()), told=False)
 
 
 class Call(NamedTuple):
-    """One tool call."""
+    """One tool call. Each tool takes one text."""
 
     tool: Tool
     argument: str
 
-
-class MalformedCall(ValueError):
-    """A turn that is no call; its text is the observation to give."""
-
-
-def format_action(thought: str, call: Call) -> str:
-    """A turn as the policy writes it. Blanks stand before words and never before a tag, as in the prompt:
-    a byte-level tokenizer then spells a name the same wherever it is copied to."""
-    return f"<think> {thought}</think><{call.tool}> {call.argument}</{call.tool}>"
+    @property
+    def general(self) -> base.Call:
+        """The same with its argument's name."""
+        return base.Call(self.tool, {ARGUMENT[self.tool]: self.argument})
 
 
-def parse_action(action: str) -> Call:
-    """Read a turn: a thought in its tags, then exactly one call. Raises MalformedCall."""
-    begins, _, rest = _without_end(action).lstrip().partition("<think>")
-    _, closes, call = rest.partition("</think>")
-    match = None if begins or not closes else _CALL.fullmatch(call.strip())
-    if match is None:
-        raise MalformedCall("malformed call : think , then one search , visit or answer")
-    argument = " ".join(match[2].split())
-    if not argument:
-        raise MalformedCall(f"malformed call : the {match[1]} is empty")
-    return Call(match[1], argument)  # type: ignore[arg-type]
+def format_action(thought: str, call: Call, syntax: CallSyntax = _UNTOLD) -> str:
+    """A turn as the policy writes it."""
+    return syntax.write(thought, call.general)
 
 
-def _without_end(action: str) -> str:
-    """Without the blanks and the texts of end tokens at its end, in any number."""
-    end = len(action)
-    while True:
-        before = end
-        while end and action[end - 1].isspace():
-            end -= 1
-        for mark in _ENDS_OF_TURN:
-            if action.endswith(mark, 0, end):
-                end -= len(mark)
-        if end == before:
-            return action[:end]
+def parse_action(action: str, syntax: CallSyntax = _UNTOLD) -> Call:
+    """Read a turn. Raises MalformedCall."""
+    call = syntax.parse(action)
+    name = cast(ToolName, call.tool)
+    return Call(name, call.arguments[ARGUMENT[name]])
+
+
+def gold_action(thought: str, answer: str, syntax: CallSyntax = _UNTOLD) -> str | None:
+    """The turn that gives `answer`; None where the syntax cannot say it, as tags cannot hold < or >."""
+    call = Call("answer", answer)
+    action = format_action(thought, call, syntax)
+    try:
+        read = parse_action(action, syntax)
+    except MalformedCall:
+        return None
+    return action if read.argument.split() == answer.split() else None

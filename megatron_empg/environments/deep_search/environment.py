@@ -1,19 +1,34 @@
 """One Deep Search episode."""
 
 from megatron_empg.environments.base import Opening, StepResult
-from megatron_empg.environments.deep_search.actions import MalformedCall, parse_action
-from megatron_empg.environments.deep_search.text import normalise_answer
+from megatron_empg.environments.calls.base import CallSyntax, MalformedCall
+from megatron_empg.environments.deep_search.actions import parse_action
+from megatron_empg.environments.deep_search.scoring import AnswerScore
 from megatron_empg.environments.deep_search.tools import QueryRefused, Tools
+
+LONGEST_OBSERVATION = 100_000
+"""Characters of what a look-up shows; the rest is cut."""
+_CUT = " ... ( the rest is cut )"
 
 
 class DeepSearchEnvironment:
-    """`search` and `visit` show what the tools give, `answer` ends the episode: reward 1 for a normalised exact
-    match, else 0. `reminder` ends what a malformed turn is told."""
+    """`search` and `visit` show what the tools give, and `answer` ends the episode with what `score` gives for it.
 
-    def __init__(self, tools: Tools, answer: str, reminder: str = ""):
+    `syntax` reads the turns. An observation has at most `longest_observation` characters of a page.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        score: AnswerScore,
+        syntax: CallSyntax,
+        *,
+        longest_observation: int = LONGEST_OBSERVATION,
+    ) -> None:
+        self.syntax = syntax
         self._tools = tools
-        self._reminder = reminder
-        self._answer = normalise_answer(answer)
+        self._score = score
+        self._longest = longest_observation
         self._done = False
 
     async def reset(self) -> Opening:
@@ -25,20 +40,29 @@ class DeepSearchEnvironment:
         if self._done:
             raise RuntimeError("the episode is done; make a new environment for another")
         try:
-            call = parse_action(action)
+            call = parse_action(action, self.syntax)
         except MalformedCall as error:
-            return StepResult(f"{error}{self._reminder}", done=False, malformed=True)
+            return StepResult(f"{error}{self.syntax.reminder}", done=False, malformed=True)
         info: dict[str, float | str | bool] = {"tool": call.tool}
         if call.tool == "answer":
             self._done = True
-            right = normalise_answer(call.argument) == self._answer
-            return StepResult(None, done=True, reward=float(right), success=right, malformed=False, info=info)
+            return await self._answered(call.argument, info)
         look_up = self._tools.search if call.tool == "search" else self._tools.visit
         try:
             observation = await look_up(call.argument)
         except QueryRefused as error:
             return StepResult(str(error), done=False, malformed=False, info=info | {"refused": True})
-        return StepResult(observation, done=False, malformed=False, info=info)
+        return StepResult(self._bounded(observation), done=False, malformed=False, info=info)
 
     async def close(self) -> None:
         """The tools belong to all episodes."""
+
+    async def _answered(self, answer: str, info: dict[str, float | str | bool]) -> StepResult:
+        found = await self._score.verdict(answer)
+        info |= {"exact": found.score.exact, "f1": found.score.f1}
+        return StepResult(None, done=True, reward=found.reward, success=found.success, malformed=False, info=info)
+
+    def _bounded(self, observation: str) -> str:
+        if len(observation) <= self._longest:
+            return observation
+        return observation[: self._longest] + _CUT

@@ -1,69 +1,91 @@
-"""The system message: what the tools are, how a turn is written, and one worked example.
+"""What the policy is told, and in which syntax it calls: `syntax_for` makes both of the setting `prompt`.
 
 A policy that was warmed up on this environment's walkthroughs knows all of it and does without
 (`prompt: none`). Any other would never write a call that can be read, and so never be rewarded.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.calls.base import CallSyntax, Example, ExampleTurn, Tool
+from megatron_empg.environments.calls.prompt_file import PromptFile
+from megatron_empg.environments.calls.tags import Tags
+from megatron_empg.environments.calls.template_calls import TemplateCalls
+from megatron_empg.environments.deep_search.actions import Call
+from megatron_empg.environments.deep_search.agent_tools import TOOLS
 
-PromptStyle = Literal["tags", "none"]
+PromptStyle = Literal["tags", "none", "tools", "tools_llama3"]
 PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
-REMINDER = (
-    " ; write <think> thought</think> and then <search> words</search> or <visit> title</visit> or "
-    "<answer> answer</answer> , and nothing after it"
-)
-"""Ends the observation that a malformed turn gets."""
-
 EXAMPLE_QUESTION = "what is the birthplace of the author of the hobbit ?"
-EXAMPLE: tuple[tuple[str, Call, str | None], ...] = (
+EXAMPLE = Example(
+    EXAMPLE_QUESTION,
     (
-        "need the author",
-        Call("search", "author the hobbit"),
-        "found the hobbit : a novel of 1937 . also bilbo baggins",
+        ExampleTurn(
+            "need the author",
+            Call("search", "author the hobbit").general,
+            "found the hobbit : a novel of 1937 . also bilbo baggins",
+        ),
+        ExampleTurn(
+            "the page should name the author",
+            Call("visit", "the hobbit").general,
+            "page : the author of the hobbit is j. r. r. tolkien .",
+        ),
+        ExampleTurn(
+            "now the birthplace",
+            Call("search", "birthplace j. r. r. tolkien").general,
+            "found j. r. r. tolkien : he was born in bloemfontein .",
+        ),
+        ExampleTurn("answer found", Call("answer", "bloemfontein").general, None),
     ),
-    (
-        "the page should name the author",
-        Call("visit", "the hobbit"),
-        "page : the author of the hobbit is j. r. r. tolkien .",
-    ),
-    (
-        "now the birthplace",
-        Call("search", "birthplace j. r. r. tolkien"),
-        "found j. r. r. tolkien : he was born in bloemfontein .",
-    ),
-    ("answer found", Call("answer", "bloemfontein"), None),
 )
-"""(thought, call, observation) turns; the last one answers."""
-
-_RULES = """\
-Answer the question by looking things up. Write one turn at a time and wait for its result. A turn is one short \
-thought and then one call, in tags, with nothing after it:
-{search}
-{visit}
-{answer}
-search shows the first sentence of the best page for your words, and the title of another page. visit shows the \
-whole page of that title. answer ends the task; give the name or number alone. You have {turns}, the \
-answer's included.
-
-Example. Question: {question}
-{example}"""
+"""The last turn answers. Where there is no visit, the search itself shows what the page says."""
 
 
-def system_message(max_turns: int) -> str:
-    """What the policy is told before the question, when it has `max_turns` turns for it."""
-    example: list[str] = []
-    for thought, call, observation in EXAMPLE:
-        example.append(format_action(thought, call))
-        if observation is not None:
-            example.append(f"Result: {observation}")
-    return _RULES.format(
-        search=format_action("what to find out next", Call("search", "words to look for")),
-        visit=format_action("which page should tell it", Call("visit", "title of a page")),
-        answer=format_action("why this is the answer", Call("answer", "the answer")),
-        turns="1 turn" if max_turns == 1 else f"at most {max_turns} turns",
-        question=EXAMPLE_QUESTION,
-        example="\n".join(example),
-    )
+def syntax_for(
+    prompt: PromptStyle | Path, *, tools: Sequence[Tool] = TOOLS, example: Example | None = None
+) -> CallSyntax:
+    """The syntax of a style, or of a prompt file where `prompt` is a path. Make it once for a task source.
+
+    A task then is ``Task(prompt=syntax.messages(question, limits.max_turns), tools=syntax.template_tools,
+    observation_role=syntax.observation_role, gold=gold_action(thought, answer, syntax), ...)``, its episode
+    ``DeepSearchEnvironment(tools, score, syntax)``, and a scripted turn ``format_action(thought, call, syntax)``.
+
+    `tools`: those that the search engine offers, as the policy is told of them; without VISIT for a service that
+    has no such route. `example`: one with another engine's observations. Raises OSError or ValueError for a file
+    that cannot be used, ValueError for an unknown style.
+    """
+    shown = _without_missing_tools(EXAMPLE if example is None else example, tools)
+    if isinstance(prompt, Path):
+        return PromptFile(prompt, lambda name: _named(name, _FILE_SYNTAXES, tools, shown))
+    return _named(prompt, PROMPT_STYLES, tools, shown)
+
+
+_FILE_SYNTAXES: tuple[PromptStyle, ...] = ("tags", "tools", "tools_llama3")
+
+
+def _named(name: str, allowed: Sequence[str], tools: Sequence[Tool], example: Example) -> CallSyntax:
+    if name not in allowed:
+        raise ValueError(f"the syntax {name!r} is unknown; allowed: {', '.join(allowed)}")
+    if name in ("tags", "none"):
+        return Tags(tools, example, told=name == "tags")
+    return TemplateCalls(tools, example, form="llama3" if name == "tools_llama3" else "hermes")
+
+
+def _without_missing_tools(example: Example, tools: Sequence[Tool]) -> Example:
+    """The example as it goes with these tools alone: the result of a call that is not there comes from the call
+    before."""
+    names = {tool.name for tool in tools}
+    turns: list[ExampleTurn] = []
+    for turn in example.turns:
+        if turn.call.tool in names:
+            turns.append(turn)
+        elif turns and turn.observation is not None:
+            before = turns.pop()
+            turns.append(
+                ExampleTurn(before.thought, before.call, turn.observation.replace("page :", "found :", 1))
+            )
+    return Example(example.question, tuple(turns))

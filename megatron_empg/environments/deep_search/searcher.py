@@ -69,7 +69,7 @@ class ScriptedSearcher:
         turns: list[tuple[str, str | None]] = []
 
         def act(thought: str, call: Call) -> StepResult:
-            action = format_action(thought, call)
+            action = format_action(thought, call, environment.syntax)
             result = run_at_once(environment.step(action))
             turns.append((action, result.observation))
             return result

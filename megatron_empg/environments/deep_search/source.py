@@ -7,14 +7,16 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any, overload
 
-from megatron_empg.environments.base import SPLITS, EpisodeLimits, Message, SideService, Split, Task, TaskSource
+from megatron_empg.environments.base import SPLITS, EpisodeLimits, SideService, Split, Task, TaskSource
+from megatron_empg.environments.calls.base import CallSyntax
 from megatron_empg.environments.deep_search import search_service
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.actions import Call, format_action, gold_action
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
-from megatron_empg.environments.deep_search.prompt import REMINDER, system_message
+from megatron_empg.environments.deep_search.prompt import syntax_for
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.retrieval import Retriever
+from megatron_empg.environments.deep_search.scoring import Compared
 from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools
 from megatron_empg.environments.deep_search.searcher import (
     LAST_THOUGHTS,
@@ -33,9 +35,10 @@ _REPEAT_DRAWS = 50  # draws of questions already drawn before one is taken again
 class _Tasks(Sequence[Task]):
     """Tasks made when asked for: a split has tens of thousands."""
 
-    def __init__(self, questions: Sequence[tuple[str, Question]], instructions: Sequence[Message]):
+    def __init__(self, questions: Sequence[tuple[str, Question]], syntax: CallSyntax, max_turns: int):
         self._questions = questions
-        self._instructions = instructions
+        self._syntax = syntax
+        self._max_turns = max_turns
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -46,11 +49,11 @@ class _Tasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> "_Tasks": ...
     def __getitem__(self, index: int | slice) -> "Task | _Tasks":
         if isinstance(index, slice):
-            return _Tasks(self._questions[index], self._instructions)
-        return _make_task(*self._questions[index], self._instructions)
+            return _Tasks(self._questions[index], self._syntax, self._max_turns)
+        return _make_task(*self._questions[index], self._syntax, self._max_turns)
 
 
-def _make_task(kind: str, question: Question, instructions: Sequence[Message]) -> Task:
+def _make_task(kind: str, question: Question, syntax: CallSyntax, max_turns: int) -> Task:
     payload: dict[str, Any] = {
         "question": question.text,
         "entity": question.entity,
@@ -60,9 +63,9 @@ def _make_task(kind: str, question: Question, instructions: Sequence[Message]) -
         "answer": question.answer,
         "kind": kind,
     }
-    gold = format_action(LAST_THOUGHTS[0], Call("answer", question.answer))
-    prompt = [*instructions, Message(role="user", content=question.text)]
-    return Task(question.id, prompt, payload, gold, kind)
+    prompt = syntax.messages(question.text, max_turns)
+    gold = gold_action(LAST_THOUGHTS[0], question.answer, syntax)
+    return Task(question.id, prompt, payload, gold, kind, syntax.template_tools, syntax.observation_role)
 
 
 class _Balanced:
@@ -104,17 +107,13 @@ class DeepSearch(TaskSource):
         rules = SplitRules.fitted(self.corpus, settings.splits)
         self._questions = split_questions(self.corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}
-        self._instructions: list[Message] = []
-        self._reminder = ""
-        if settings.prompt == "tags":
-            self._instructions = [Message(role="system", content=system_message(limits.max_turns))]
-            self._reminder = REMINDER
+        self._syntax = syntax_for(settings.prompt)
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """All tasks of a split, in a fixed order. Raises ValueError for an unknown split."""
         kinds = self._split(split)
         questions = list(chain.from_iterable([(kind, q) for q in found] for kind, found in kinds.items()))
-        return _Tasks(questions, self._instructions)
+        return _Tasks(questions, self._syntax, self.limits.max_turns)
 
     def sample(self, split: Split, count: int, seed: int) -> list[Task]:
         """Tasks in balance over kinds, hops and paths, all different unless paths run out of questions."""
@@ -132,7 +131,7 @@ class DeepSearch(TaskSource):
 
     def make(self, task: Task) -> DeepSearchEnvironment:
         """A fresh episode."""
-        return DeepSearchEnvironment(self._tools, task.payload["answer"], self._reminder)
+        return DeepSearchEnvironment(self._tools, Compared((task.payload["answer"],)), self._syntax)
 
     def walkthrough(self, task: Task, seed: int) -> list[tuple[str, str | None]]:
         """The scripted searcher's turns on a task, through a real episode on the corpus at hand."""
@@ -140,7 +139,7 @@ class DeepSearch(TaskSource):
         question = Question(
             payload["entity"], payload["entity_type"], tuple(payload["relations"]), payload["answer"]
         )
-        environment = DeepSearchEnvironment(AtOnce(self._local), payload["answer"])
+        environment = DeepSearchEnvironment(AtOnce(self._local), Compared((payload["answer"],)), self._syntax)
         return self._searcher.walk(question, environment, seed)
 
     def rehearse(self, task: Task) -> list[str]:
@@ -150,7 +149,7 @@ class DeepSearch(TaskSource):
             Call("visit", task.payload["entity"]),
             Call("answer", task.payload["answer"]),
         )
-        return [format_action("a rehearsal", call) for call in calls]
+        return [format_action("a rehearsal", call, self._syntax) for call in calls]
 
     @classmethod
     def services(cls, settings: EnvironmentSettings) -> tuple[SideService, ...]:
@@ -191,5 +190,5 @@ class DeepSearch(TaskSource):
                 if question.id not in seen:
                     break
             seen.add(question.id)
-            drawn.append(_make_task(kind, question, self._instructions))
+            drawn.append(_make_task(kind, question, self._syntax, self.limits.max_turns))
         return drawn
