@@ -22,7 +22,7 @@ class Checksum:
 
 
 class Digest:
-    """The sha256 of what is written, as it is written; git's too where `git_size`, bytes of the whole, is given."""
+    """The sha256 of what is written, as it is written; git's too where the `git_size` of the whole is given."""
 
     def __init__(self, git_size: int | None = None) -> None:
         self._sha256 = hashlib.sha256()

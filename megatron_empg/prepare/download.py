@@ -25,20 +25,23 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 8
 """In a row that brought nothing; one that brought bytes begins the count anew."""
-BLOCK = 1 << 20
 LONGEST_WAIT = 60.0
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch. `size` and `checksum` are what it must have, where that is known before."""
+    """A file to fetch. `size` and `checksum` are what it must have, where that is known before.
+
+    `if_changed`: what an error says of a wrong checksum besides.
+    """
 
     url: str
     path: Path
     size: int | None = None
     checksum: Checksum | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    if_changed: str = ""
 
     @property
     def git_size(self) -> int | None:
@@ -97,19 +100,28 @@ class Download:
         with named_disk_faults(wanted.path):
             wanted.path.parent.mkdir(parents=True, exist_ok=True)
             for fresh in (False, True):
-                digest = self._fetch_part(wanted)
+                digest = self._received_whole(wanted)
                 fault = _fault(wanted, digest)
                 if not fault:
                     break
                 # Damaged on the way, or the part was of something else: once more from the beginning.
                 _discard(wanted)
                 if fresh:
-                    raise PrepareError(f"{shown(wanted.url)}: {fault}; what came was deleted")
+                    raise PrepareError(f"{shown(wanted.url)}: {fault}; what came was deleted{wanted.if_changed}")
                 self._say(f"{wanted.path.name}: {fault}; fetching it again from the beginning")
             _to_disk(wanted.part)
             wanted.part.replace(wanted.path)
             wanted.note.unlink(missing_ok=True)
         return digest.sha256
+
+    def _received_whole(self, wanted: Wanted) -> Digest:
+        """The same as `_fetch_part`; where nothing came, nothing is left."""
+        try:
+            return self._fetch_part(wanted)
+        except BaseException:
+            if wanted.part.exists() and not wanted.part.stat().st_size:
+                _discard(wanted)
+            raise
 
     def _fetch_part(self, wanted: Wanted) -> Digest:
         """Bring the part to its full size."""
@@ -157,7 +169,7 @@ class Download:
             part.version, part.total = version, total
             _write_note(wanted, part)
             with wanted.part.open("ab") as file:
-                for block in answer.iter_raw(BLOCK):
+                for block in answer.iter_raw():  # as they come: what is gathered first would be lost by a cut
                     self._keep(block, file, part)
         return part.whole or total is None
 

@@ -104,8 +104,10 @@ class Fetching:
 
     def bring(self, name: str, origin: Origin) -> None:
         """Fetch one file, unless it is here. Raises PrepareError."""
-        if self.is_sound(name, origin.place):
-            return
+        if not self.is_sound(name, origin.place):
+            self._fetch(name, origin)
+
+    def _fetch(self, name: str, origin: Origin) -> None:
         sha256 = self._left_by_a_kill(origin.wanted) or self._download.fetch(origin.wanted)
         size = origin.wanted.path.stat().st_size
         self.records.put(name, Record(origin.place, origin.origin, size, sha256, origin.checked))
@@ -125,7 +127,7 @@ class Fetching:
 
     def _bring(self, name: str, alternative: Alternative) -> None:
         if alternative.member is None:
-            self.bring(name, self._ask(name, alternative))
+            self._fetch(name, self._ask(name, alternative))
             return
         with self._one_at_a_time[alternative.place]:
             inside = f"{DOWNLOADS}/{_archive_name(alternative)}"
@@ -146,9 +148,15 @@ class Fetching:
         assert isinstance(place, UrlPlace)
         checksum, checked = alternative.checksum, _published(alternative)
         before = self.records.file(name)
+        if_changed = ""
         if checksum is None and before is not None and before.place == str(place):
             checksum = Checksum("sha256", before.sha256)
-        return Origin(Wanted(place.url, path, alternative.bytes, checksum), str(place), str(place), checked)
+            if_changed = (
+                f". It was another file when it was first fetched; to accept the new one, take {name} out of "
+                f"{self.root / '.fetched.json'}"
+            )
+        wanted = Wanted(place.url, path, alternative.bytes, checksum, if_changed=if_changed)
+        return Origin(wanted, str(place), str(place), checked)
 
     def _ask_hub(self, place: HubPlace, path: Path, alternative: Alternative) -> Origin:
         commit, files = self.listing(place, "dataset")

@@ -50,7 +50,7 @@ def read_place(text: str) -> Place:
         return HubPlace(found["repository"], found["revision"] or "main", file and safe_name(file))
     if text.startswith(("https://", "http://")):
         if not urlsplit(text).hostname:
-            raise PrepareError(f"{text!r} names no host; give http(s)://HOST/PATH")
+            raise PrepareError(f"{text!r} is no place to fetch from: it names no host; give http(s)://HOST/PATH")
         return UrlPlace(text)
     if _SHORT.fullmatch(text):
         return HubPlace(text)
