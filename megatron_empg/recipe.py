@@ -34,6 +34,7 @@ PathText = Annotated[Path, Field(strict=False), BeforeValidator(not_empty), Afte
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 HeldOut = Literal["test_id", "test_ood"]
+History = Literal["keep", "strip"]
 HELD_OUT: tuple[HeldOut, ...] = ("test_id", "test_ood")
 
 
@@ -95,7 +96,12 @@ class RolloutSection(Section):
     max_turn_tokens: Positive = 512
     """A turn longer than this is cut; the end-of-turn token then comes from the template."""
     max_episode_tokens: Positive = 16384
-    """Prompt, turns and observations together; an episode that would be longer ends as truncated."""
+    """Prompt, turns and observations together; an episode that would be longer ends as truncated. With `history`
+    strip: what a turn reads, and the turn."""
+    history: History = "keep"
+    """What the policy reads of its earlier turns: `keep` is all of them, and an episode is one sequence; `strip`
+    leaves out their thoughts (up to ``</think>``), as the templates of thinking models do, and every turn is a
+    sequence of its own, with everything before it for a prompt."""
     concurrency: Positive = 256
     """Episodes in flight at once, over all engines."""
 
@@ -318,6 +324,8 @@ class SftSection(Section):
     split: Literal["train"] = "train"
     validate_every: NonNegative = 0
     """Steps between measurements of the loss on held-out walkthroughs; 0 is never."""
+    history: History = "keep"
+    """As `rollout.history` of the runs that follow."""
 
 
 class SftRecipe(Section):

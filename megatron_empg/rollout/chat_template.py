@@ -6,11 +6,14 @@ no page can move a seam, whatever it holds, nor can a template be made to take i
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from megatron_empg.rollout.chat_use import PLAIN, ChatUse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
     from megatron_empg.environments.base import Message
 
 TODAY = datetime(2024, 7, 26)
-"""The day that every template is told. A prompt that followed the clock would change at midnight, inside a run."""
+"""The day that every template is told, in every run and evaluation. A prompt that followed the clock would change
+at midnight, inside a run, and a policy would be asked on another day than it was trained on."""
+_QUESTION: Message = {"role": "user", "content": "question"}
+_TOLD = 'a "b" \\ c\'s <d> & é 東\n\te'
+"""A content that every way of writing it down changes in another way."""
+_Written = Callable[[str], str]
 
 
 class Piece(NamedTuple):
@@ -39,25 +47,29 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template: add chat_template.jinja to its folder")
         self._tokenizer = tokenizer
+        self._tool_results: _Written | None = None
 
-    def pieces(self, messages: Sequence[Message], *, as_is: Collection[str] = ()) -> list[Piece]:
+    def pieces(
+        self, messages: Sequence[Message], use: ChatUse = PLAIN, *, as_is: Collection[str] = ()
+    ) -> list[Piece]:
         """A conversation, up to where the assistant begins to speak unless it has the last word.
 
         The template sees the contents of messages of the roles `as_is` themselves, and they count as its own text.
-        Raises ValueError for a message that the template leaves out.
+        Raises ValueError for a message that the template leaves out, and for one that says more than its content.
         """
         nonce = secrets.token_hex(16)
         shown: list[str] = []
         contents: dict[int, str] = {}
         for index, message in enumerate(messages):
+            _check_keys(message)
             content = message["content"]
             text = content.strip()
             if text and message["role"] not in as_is:
-                contents[index] = text
+                contents[index] = self._written(message["role"])(text)
                 # Blanks at the ends stay in sight, as a template may take them away.
                 content = content.replace(text, f"{nonce}x{index}x", 1)
             shown.append(content)
-        rendered = self.render([message["role"] for message in messages], shown)
+        rendered = self.render([message["role"] for message in messages], shown, use)
         # Every other part is the index of a message.
         parts = re.split(f"{nonce}x([0-9]+)x", rendered)
         pieces = [
@@ -65,33 +77,78 @@ class ChatTemplate:
         ]
         missing = contents.keys() - {piece.message for piece in pieces}
         if missing:
-            role = messages[min(missing)]["role"]
-            raise ValueError(
-                f"the chat template leaves out or rewrites what a message of the role {role!r} says. Use a "
-                "template that shows every message as it is"
-            )
+            raise _rewrites(messages[min(missing)]["role"])
         return [piece for piece in pieces if piece.text]
 
-    def after_turn(self, observation: str) -> list[Piece]:
+    def after_turn(self, observation: str, use: ChatUse = PLAIN) -> list[Piece]:
         """From the end of an assistant turn, through an observation, to where the next turn begins."""
         conversation: list[Message] = [
-            {"role": "user", "content": "question"},
+            _QUESTION,
             {"role": "assistant", "content": "turn"},
-            {"role": "user", "content": observation},
+            {"role": use.role, "content": observation},
         ]
-        pieces = self.pieces(conversation)
+        pieces = self.pieces(conversation, use)
         turn = [piece.message for piece in pieces].index(1)
         return pieces[turn + 1 :]
 
-    def render(self, roles: Sequence[str], contents: Sequence[str]) -> str:
+    def render(self, roles: Sequence[str], contents: Sequence[str], use: ChatUse = PLAIN) -> str:
         """What the template makes of a conversation, on whatever day."""
         conversation = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         day: dict[str, Any] = {
             "strftime_now": TODAY.strftime,
             "date_string": TODAY.strftime("%d %b %Y"),
         }
+        if use.tools:
+            day["tools"] = list(use.tools)
         text = self._tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=roles[-1] != "assistant", **day
         )
         assert isinstance(text, str)
         return text
+
+    def _written(self, role: str) -> _Written:
+        """How the template writes what messages of a role say. Results of tools may be written as JSON."""
+        if role != "tool":
+            return _as_it_is
+        if self._tool_results is None:
+            self._tool_results = self._way_of_writing(role)
+        return self._tool_results
+
+    def _way_of_writing(self, role: str) -> _Written:
+        nonce = secrets.token_hex(16)
+        roles = ["user", "assistant", role]
+        rendered = self.render(roles, ["question", "turn", f"{nonce}{_TOLD}{nonce}"])
+        found = rendered.split(nonce)[1:-1]
+        for way in (_as_it_is, _as_json, _as_ascii_json):
+            if found == [way(_TOLD)]:
+                return way
+        raise _rewrites(role)
+
+
+def _check_keys(message: Message) -> None:
+    """A template would show more than we give it, such as `tool_calls`, and nobody would miss it."""
+    surplus = sorted(set(message) - {"role", "content"})
+    if surplus:
+        raise ValueError(
+            f"a message of the role {message['role']!r} has {', '.join(surplus)}, which would be dropped: say it "
+            "in its content, as the template would write it"
+        )
+
+
+def _rewrites(role: str) -> ValueError:
+    return ValueError(
+        f"the chat template leaves out or rewrites what a message of the role {role!r} says. Use a template that "
+        "shows every message as it is"
+    )
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _as_ascii_json(text: str) -> str:
+    return json.dumps(text)[1:-1]

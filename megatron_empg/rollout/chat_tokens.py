@@ -7,12 +7,15 @@ nothing of it is lost, as what reads like a control token becomes the ids of ord
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_empg.rollout.chat_fit import ChatFit, check_seams, fitted, unfit_pieces
 from megatron_empg.rollout.chat_template import ChatTemplate, Piece
+from megatron_empg.rollout.chat_use import PLAIN, ChatUse, HistoryKind
 from megatron_empg.rollout.text_tokens import TextTokens
 
 if TYPE_CHECKING:
@@ -27,50 +30,82 @@ _EMPTY_PROBES = (("first", ""), ("", "seen"), ("", ""))
 
 
 class ChatTokens:
-    """`end_of_turn`: the id with which an assistant turn ends (the policy's stop token).
+    """`end_of_turn`: the id with which an assistant turn ends (the policy's stop token). `history`: whether the
+    policy reads the thoughts of its earlier turns again.
 
     Many threads may use it at once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, history: HistoryKind = "keep") -> None:
         """Raises ValueError for a template that cannot be appended to turn by turn."""
         self._tokenizer = tokenizer
+        self.history = history
+        self._fits: dict[str, ChatFit] = {}
+        self._fitting = threading.Lock()
         self._template = ChatTemplate(tokenizer)
         whole = self._conversation()
         # What begins the turn that is to come may be more than a mark of its beginning: it says nothing of turns.
         self._text = TextTokens(tokenizer, _frames(whole[:-1]))
         self.end_of_turn = self._end_of_turn()
         self._check_appending()
-        self._check_seams(_frames(whole[1:]))
+        check_seams(_frames(whole[1:]), self._text)
         self._check_pieces()
         # A turn goes on where the template's last words end.
         self._lead_in = self._words_at_end(whole[-1].text)
         self._known = frozenset(tokenizer.get_vocab().values())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> ChatTokens:
+    def from_pretrained(cls, folder: str | Path, *, history: HistoryKind = "keep") -> ChatTokens:
         """From a folder with tokenizer.json and a chat template."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(folder)))
+        return cls(AutoTokenizer.from_pretrained(str(folder)), history=history)
 
-    def prompt(self, messages: Sequence[Message], *, most: int | None = None) -> list[int]:
+    def fit(self, use: ChatUse) -> ChatFit:
+        """How the template fits a use. Raises ValueError where it does not: it ignores tools or lacks their
+        role, or does something else with earlier thoughts than `history` says.
+
+        The first call for a use takes a second or two with a large vocabulary, later ones nothing.
+        """
+        with self._fitting:
+            key = use.key
+            if key not in self._fits:
+                self._fits[key] = fitted(self._template, self._tokenizer, self._text, use, self.history)
+            return self._fits[key]
+
+    def prompt(self, messages: Sequence[Message], use: ChatUse = PLAIN, *, most: int | None = None) -> list[int]:
         """Ids of a conversation, up to where the assistant begins to speak.
 
         Raises TooManyTokens where there are certainly more than `most`, which long texts tell by their length;
         there may be more without it.
         """
-        return self._text.encode(self._template.pieces(messages), most=most)
+        return self._text_of(use).encode(self._template.pieces(messages, use), most=most)
 
-    def between_turns(self, observation: str, *, cut: bool, most: int | None = None) -> list[int]:
+    def between_turns(
+        self, observation: str, use: ChatUse = PLAIN, *, cut: bool, most: int | None = None
+    ) -> list[int]:
         """Ids from the end of one assistant turn to the start of the next.
 
         `cut`: the turn did not end itself, so its end token comes first; else the policy has sampled it. Raises
         TooManyTokens as `prompt` does.
         """
         left_out = 0 if cut else 1
-        pieces = self._template.after_turn(observation)
-        return self._text.encode(pieces, most=None if most is None else most + left_out)[left_out:]
+        pieces = self._template.after_turn(observation, use)
+        return self._text_of(use).encode(pieces, most=None if most is None else most + left_out)[left_out:]
+
+    def as_history(self, token_ids: list[int], use: ChatUse = PLAIN) -> list[int]:
+        """Ids that end where a turn is to begin, as they read once the turn is an earlier one.
+
+        A template may open the thought of the turn that is to come, and not of earlier ones.
+        """
+        return self.fit(use).as_history(token_ids)
+
+    def without_thought(self, token_ids: list[int], use: ChatUse = PLAIN) -> list[int]:
+        """Ids of a turn as the policy reads it later under `history` strip; an end token stays."""
+        fit = self.fit(use)
+        end = [self.end_of_turn] if token_ids[-1:] == [self.end_of_turn] else []
+        own = token_ids[: len(token_ids) - len(end)]
+        return [*fit.rule.cut_ids(own, self._spell, opened=fit.opens_thought), *end]
 
     def turn(self, text: str) -> list[int]:
         """Ids of an assistant turn that somebody else wrote, with its end token."""
@@ -95,17 +130,46 @@ class ChatTokens:
                 start = place + 1
         return "".join([*said, self._decode(token_ids[start:])])
 
-    def drift(self, token_ids: list[int], messages: Sequence[Message]) -> int:
+    def drift(self, token_ids: list[int], messages: Sequence[Message], use: ChatUse = PLAIN) -> int:
         """Tokens from the first one on that differs from the template's own rendering of the conversation.
 
         0 when all agree. `messages` end before an assistant turn, or with one that `token_ids` end with too.
         A policy that spells a word in pieces the tokenizer would have joined drifts; the ids stay its own.
         """
-        rendered = self._text.encode(self._template.pieces(messages, as_is=("assistant",)))
-        for index, (own, other) in enumerate(zip(token_ids, rendered, strict=False)):
-            if own != other:
-                return len(token_ids) - index
-        return max(0, len(token_ids) - len(rendered))
+        pieces = self._template.pieces(messages, use, as_is=("assistant",))
+        return _off(token_ids, self._text_of(use).encode(pieces))
+
+    def drift_of_turns(
+        self, sequences: Sequence[list[int]], messages: Sequence[Message], use: ChatUse = PLAIN
+    ) -> int:
+        """The same, summed over the sequences of an episode under `history` strip, one for each assistant turn.
+
+        A sequence ends with its turn, and the messages that end a conversation after the last turn do not count.
+        Of earlier turns the template is given everything, and cuts their thoughts itself; one that would keep them
+        is given turns without.
+        """
+        fit = self.fit(use)
+        known: dict[str, list[int]] = {}
+        turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = turns[len(turns) - len(sequences) :]
+        told = list(messages)
+        drift = 0
+        for sequence, place in zip(sequences, turns, strict=True):
+            pieces = self._template.pieces(told[:place], use, as_is=("assistant",))
+            said = messages[place]["content"]
+            drift += _off(sequence, fit.text.encode(pieces, known=known) + self.turn(said))
+            if not fit.strips:
+                told[place] = {"role": "assistant", "content": fit.rule.cut(said, opened=fit.opens_thought)}
+        return drift
+
+    def _text_of(self, use: ChatUse) -> TextTokens:
+        return self._text if use == PLAIN else self.fit(use).text
+
+    def _spell(self, token_ids: Sequence[int]) -> str:
+        """What ids say, control tokens too."""
+        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
     def _decode(self, token_ids: list[int]) -> str:
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
@@ -164,25 +228,20 @@ class ChatTokens:
         roles = [message["role"] for message in conversation]
         return appended != self._template.render(roles, [message["content"] for message in conversation])
 
-    def _check_seams(self, seams: Sequence[str]) -> None:
-        """Between two messages there must be a control token, which no text can be."""
-        for seam in seams:
-            if not any(text in seam for text in self._text.control):
-                raise ValueError(
-                    f"the chat template sets one message off from the next by ordinary text ({seam!r}), which any "
-                    "page could hold too. Use a template that sets every message off by a special token."
-                )
-
     def _check_pieces(self) -> None:
         """Pieces must be cut into tokens as the whole is."""
         roles = [message["role"] for message in _PLAIN]
         whole = self._template.render(roles, [message["content"] for message in _PLAIN])
         if self.prompt(_PLAIN) != self._tokenizer(whole, add_special_tokens=False)["input_ids"]:
-            raise ValueError(
-                "the tokenizer cuts the text between two special tokens differently where it stands alone, so "
-                "that an episode cannot be built from pieces. Use a tokenizer whose special tokens are matched as "
-                "written (normalized: false)."
-            )
+            raise unfit_pieces()
+
+
+def _off(own: Sequence[int], rendered: Sequence[int]) -> int:
+    """How many of the own ids follow the first that is another than the rendered one, with it."""
+    for index, (mine, other) in enumerate(zip(own, rendered, strict=False)):
+        if mine != other:
+            return len(own) - index
+    return max(0, len(own) - len(rendered))
 
 
 def _frames(pieces: Sequence[Piece]) -> list[str]:

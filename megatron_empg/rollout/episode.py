@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from megatron_empg.environments.base import Environment, Message, Opening, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
+from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.rollout.threads import apart
 from megatron_empg.rollout.token_bound import TooManyTokens
 
@@ -28,7 +30,8 @@ SECONDS_TO_CLOSE = 5.0
 
 @dataclass(frozen=True)
 class Limits:
-    """`turns` of an episode, `turn_tokens` sampled in one, `episode_tokens` of the prompt and all that follows.
+    """`turns` of an episode, `turn_tokens` sampled in one, `episode_tokens` of the prompt and all that follows;
+    where thoughts are stripped, of all that a turn reads and the turn.
 
     `turn_timeout` and `environment_timeout` are seconds that one turn's sampling and one call of the environment
     may take; there is no limit when None.
@@ -55,9 +58,10 @@ class Limits:
 class Turn:
     """One act of the policy. Tokens [start, end) of the episode are its own, its end token too if it sampled it.
 
-    `finish`: "stop", or "length" when the turn was cut. `policy_versions`: spans relative to `start`. `anchor`
-    names the state in which it acted, as `state_number` does; `reward` is what the environment gave for it, and
-    `malformed` whether it could read it (None where it does not judge).
+    `sequence`: which of the episode's sequences they are tokens of. `finish`: "stop", or "length" when it was cut.
+    `policy_versions`: spans relative to `start`. `anchor` names the state in which it acted, as `state_number`
+    does; `reward` is what the environment gave for it, and `malformed` whether it could read it (None where it
+    does not judge).
     """
 
     start: int
@@ -70,6 +74,7 @@ class Turn:
     info: dict[str, float | str | bool] = field(default_factory=dict)
     reward: float = 0.0
     anchor: int = field(kw_only=True)
+    sequence: int = field(default=0, kw_only=True)
 
     @property
     def cut(self) -> bool:
@@ -81,9 +86,12 @@ class Turn:
 class Episode:
     """`logprobs` follow the tokens of the turns, one after the other: sum of (end - start) of them.
 
-    `reward` is the sum over the turns. `engine`: the URL of the one that played it. `token_drift`: None when the
-    template would not render the conversation. `gold`: the turn that would answer right, in tokens; empty where
-    the environment knows none. An episode that ended in `error` says nothing about the policy and must not train.
+    `tokens` are the last of its `sequences`, of which there is one for each turn where the policy does not read
+    its earlier thoughts again (`earlier` are those before), and one alone where it does. `prompt_length` is the
+    first's. `reward` is the sum over the turns. `engine`: the URL of the one that played it. `token_drift`: None
+    when the template would not render the conversation. `gold`: the turn that would answer right, in tokens; empty
+    where the environment knows none. An episode that ended in `error` says nothing about the policy and must not
+    train.
     """
 
     task_id: str
@@ -99,6 +107,12 @@ class Episode:
     token_drift: int | None = 0
     engine: str = ""
     gold: list[int] = field(default_factory=list)
+    earlier: list[list[int]] = field(default_factory=list)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """What the policy read and wrote, in one piece or in one for each turn."""
+        return [*self.earlier, self.tokens]
 
     @property
     def policy_versions(self) -> tuple[int, int] | None:
@@ -150,7 +164,7 @@ async def run_episode(
     """
     episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
-    play = _Play(episode, task, list(task.prompt), client, chat, sampling, limits)
+    play = _Play(episode, task, ChatUse.of(task), list(task.prompt), client, chat, sampling, limits)
     try:
         environment = make_environment()
         try:
@@ -175,27 +189,32 @@ class _Play:
 
     episode: Episode
     task: Task
+    use: ChatUse
     messages: list[Message]
     client: EngineClient
     chat: ChatTokens
     sampling: Sampling
     limits: Limits
     anchor: str = ""
+    stripped: StrippedHistory | None = None
 
     async def begin(self, opening: Opening) -> None:
-        """Raises PromptTooLong."""
+        """Raises PromptTooLong, and ValueError where the chat template does not fit the task."""
+        await asyncio.to_thread(self.chat.fit, self.use)
         self.messages += opening.messages
         self.anchor = json.dumps(self.messages) if opening.anchor is None else opening.anchor
         characters = sum(len(message["content"]) for message in self.messages)
         large = characters > LARGEST_INLINE_CHARACTERS
         try:
-            tokens = await apart(large, self.chat.prompt, self.messages, most=self._most_after())
+            tokens = await apart(large, self.chat.prompt, self.messages, self.use, most=self._most_after())
         except TooManyTokens as error:
             raise self._prompt_too_long(f"at least {error.fewest}") from None
         if len(tokens) > self._most_after():
             raise self._prompt_too_long(str(len(tokens)))
         self.episode.tokens = tokens
         self.episode.prompt_length = len(tokens)
+        if self.chat.history == "strip":
+            self.stripped = StrippedHistory(self.chat, self.use, tokens)
         gold = self.task.gold
         if gold is not None:
             self.episode.gold = await apart(len(gold) > LARGEST_INLINE_CHARACTERS, self.chat.turn, gold)
@@ -258,7 +277,10 @@ class _Play:
         """Tokens off the template's rendering. A measurement: whatever it meets, the episode stays what it is."""
         many = len(self.episode.tokens) > LARGEST_INLINE_TOKENS
         try:
-            return await apart(many, self.chat.drift, self.episode.tokens, self.messages)
+            if self.stripped is not None:
+                sequences = self.episode.sequences
+                return await asyncio.to_thread(self.chat.drift_of_turns, sequences, self.messages, self.use)
+            return await apart(many, self.chat.drift, self.episode.tokens, self.messages, self.use)
         except Exception:
             return None
 
@@ -287,15 +309,24 @@ class _Play:
     async def _observe(self, observation: str, *, cut: bool) -> bool:
         """Append an observation if it, and a token after it, have room. If not, the last turn stays the end."""
         large = len(observation) > LARGEST_INLINE_CHARACTERS
-        most = self._most_after()
+        read = self.episode.tokens
+        if self.stripped is not None:
+            last = self.episode.turns[-1]
+            own = self.episode.tokens[last.start : last.end]
+            read = await apart(len(own) > LARGEST_INLINE_TOKENS, self.stripped.with_turn, own)
+        most = self.limits.episode_tokens - len(read) - 1
         try:
-            tokens = await apart(large, self.chat.between_turns, observation, cut=cut, most=most)
+            tokens = await apart(large, self.chat.between_turns, observation, self.use, cut=cut, most=most)
         except TooManyTokens:
             return False
         if len(tokens) > most:
             return False
+        self.messages.append({"role": self.use.role, "content": observation})
+        if self.stripped is not None:
+            self.episode.earlier.append(self.episode.tokens)
+            self.episode.tokens = self.stripped.take(read, tokens)
+            return True
         self.episode.tokens += tokens
-        self.messages.append({"role": "user", "content": observation})
         return True
 
     def _most_after(self) -> int:
@@ -321,6 +352,7 @@ def _record(episode: Episode, generation: Generation, text: str, anchor: int) ->
         finish=generation.finish_reason,
         policy_versions=generation.policy_versions,
         anchor=anchor,
+        sequence=len(episode.earlier),
     )
     episode.turns.append(turn)
     return turn

@@ -30,10 +30,11 @@ class TextTokens:
                 f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json: save it as a fast tokenizer, "
                 "`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
             )
+        self._tokenizer, self._frames = tokenizer, tuple(frames)
         added = tokenizer.added_tokens_decoder
         found = {token.content: (number, token) for number, token in added.items()}
-        used = "\n".join(frames)
-        chosen = {text: pair for text, pair in found.items() if pair[1].special or _frames(text, used)}
+        used = "\n".join(self._frames)
+        chosen = {text: pair for text, pair in found.items() if pair[1].special or _marks(text, used)}
         unknown = str(tokenizer.unk_token)
         if unknown not in used:  # stands for what cannot be spelled, in any text
             chosen.pop(unknown, None)
@@ -48,10 +49,22 @@ class TextTokens:
         for text in self.control:
             self.encode_text(text)
 
-    def encode(self, pieces: Iterable[Piece], *, most: int | None = None) -> list[int]:
+    def with_frames(self, frames: Iterable[str]) -> TextTokens:
+        """The same where the template also writes these around messages. Raises ValueError as the first one."""
+        more = TextTokens(self._tokenizer, [*self._frames, *frames])
+        return self if more.control == self.control else more
+
+    def control_in(self, text: str) -> list[str]:
+        """The control tokens that the template's own text holds, in order."""
+        return [] if self._boundary is None else self._boundary.findall(text)
+
+    def encode(
+        self, pieces: Iterable[Piece], *, most: int | None = None, known: dict[str, list[int]] | None = None
+    ) -> list[int]:
         """Ids of a conversation. What stands between two control tokens is cut as one, wherever it is from.
 
-        Raises TooManyTokens where there are certainly more than `most`, before any text is cut.
+        Raises TooManyTokens where there are certainly more than `most`, before any text is cut. `known`: ids of
+        texts that were cut before, to which those of this conversation are added.
         """
         runs = list(self._runs(pieces))
         if most is not None:
@@ -60,7 +73,14 @@ class TextTokens:
                 raise TooManyTokens(fewest, most)
         ids: list[int] = []
         for run in runs:
-            ids += self.encode_text(run, opening=not ids) if isinstance(run, str) else [run]
+            if not isinstance(run, str):
+                ids.append(run)
+            elif known is None or not ids:
+                ids += self.encode_text(run, opening=not ids)
+            else:
+                if run not in known:
+                    known[run] = self.encode_text(run)
+                ids += known[run]
         return ids
 
     def _runs(self, pieces: Iterable[Piece]) -> Iterator[str | int]:
@@ -115,7 +135,7 @@ class TextTokens:
         return ids
 
 
-def _frames(text: str, used: str) -> bool:
+def _marks(text: str, used: str) -> bool:
     """Whether an added token that is not special marks messages all the same: a sign, not a word or blanks."""
     return text in used and any(not letter.isalnum() and not letter.isspace() for letter in text)
 

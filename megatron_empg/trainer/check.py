@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
     source = _task_source(recipe)
     tasks = _tasks(recipe, source)
     chat = _chat(recipe, config)
+    _check_uses(recipe, chat, tasks)
     _check_prompts(recipe, chat, tasks)
     _check_gold(recipe, config, chat, tasks[:PROMPTS])
     _check_weights(recipe, config)
@@ -107,7 +108,8 @@ def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:
     folder = recipe.model.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        chat = ChatTokens(tokenizer)
+        history = recipe.rollout.history if isinstance(recipe, Recipe) else recipe.sft.history
+        chat = ChatTokens(tokenizer, history=history)
     except Exception as error:  # tokenizers and templates fail in as many ways as there are libraries beneath
         what = str(error).strip() or type(error).__name__
         raise RecipeError(f"model.path: the tokenizer of {folder} cannot be used: {what}") from error
@@ -125,9 +127,25 @@ def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:
     return chat
 
 
+def _check_uses(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task]) -> None:
+    """The chat template must know the tasks' tools and roles, and do with thoughts what the recipe says."""
+    from megatron_empg.rollout.chat_use import ChatUse
+
+    for task in tasks:
+        try:
+            chat.fit(ChatUse.of(task))
+        except (ValueError, TypeError) as error:
+            raise RecipeError(
+                f"model.path: the chat template of {recipe.model.path} does not fit task {task.id!r} of "
+                f"environment.name {recipe.environment.name}: {error}"
+            ) from error
+
+
 def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Task]) -> None:
     """Prompts must be what the chat template can write, and leave room for a turn."""
     from jinja2 import TemplateError
+
+    from megatron_empg.rollout.chat_use import ChatUse
 
     if isinstance(recipe, Recipe):
         key, limit = "rollout.max_episode_tokens", recipe.rollout.max_episode_tokens
@@ -135,7 +153,7 @@ def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Tas
         key, limit = "actor.max_tokens_per_microbatch x actor.context_parallel", recipe.actor.longest_sequence
     for task in tasks:
         try:
-            length = len(chat.prompt(task.prompt))
+            length = len(chat.prompt(task.prompt, ChatUse.of(task)))
         except (TemplateError, ValueError) as error:
             roles = ", ".join(message["role"] for message in task.prompt)
             raise RecipeError(

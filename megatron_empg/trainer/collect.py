@@ -129,7 +129,7 @@ class Collection:
                 "train/reward": sum(e.reward for e in usable) / len(usable),
                 "train/success": sum(e.outcome == "success" for e in usable) / len(usable),
                 "train/turns": len(turns) / len(usable),
-                "train/tokens_per_episode": sum(len(e.tokens) for e in usable) / len(usable),
+                "train/tokens_per_episode": sum(map(_tokens, usable)) / len(usable),
             }
         if self.engines is not None:
             metrics["rollout/engines_healthy"] = self.engines
@@ -150,14 +150,16 @@ def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
 
 
 def _experience(groups: Sequence[int], played: Sequence[Rewarded]) -> Experience:
-    """What the algorithm is told of the kept episodes, each of which is one sample."""
+    """What the algorithm is told of the kept episodes, each of which is one sample or several."""
     episodes = [each.episode for each in played]
+    samples = [samples_of(episode) for episode in episodes]
+    counts = torch.tensor([len(of_episode) for of_episode in samples], dtype=torch.long)
     turns = [turn for episode in episodes for turn in episode.turns]
     # One tensor an episode: a list of all tokens would be read in one go, while which no other thread runs.
     logprobs = [torch.empty(0), *(torch.tensor(episode.logprobs) for episode in episodes)]
     return experience_of(
-        [sample_of(episode) for episode in episodes],
-        torch.arange(len(episodes)),
+        [sample for of_episode in samples for sample in of_episode],
+        torch.arange(len(episodes)).repeat_interleave(counts),
         rewards=torch.tensor([each.reward for each in played]),
         groups=torch.tensor(groups, dtype=torch.long),
         rollout_logprobs=torch.cat(logprobs),
@@ -169,10 +171,18 @@ def _experience(groups: Sequence[int], played: Sequence[Rewarded]) -> Experience
     )
 
 
-def sample_of(episode: Episode) -> Sample:
-    """The episode as the actor reads it."""
-    spans = [(turn.start, turn.end) for turn in episode.turns]
-    return Sample(torch.tensor(episode.tokens), torch.tensor(spans))
+def samples_of(episode: Episode) -> list[Sample]:
+    """The episode as the actor reads it: a sample for each of its sequences, whose turns are its own."""
+    spans: list[list[tuple[int, int]]] = [[] for _ in episode.sequences]
+    for turn in episode.turns:
+        spans[turn.sequence].append((turn.start, turn.end))
+    # A sequence in which the policy had no time to speak teaches nothing.
+    spoken = [(tokens, own) for tokens, own in zip(episode.sequences, spans, strict=True) if own]
+    return [Sample(torch.tensor(tokens), torch.tensor(own)) for tokens, own in spoken]
+
+
+def _tokens(episode: Episode) -> int:
+    return sum(map(len, episode.sequences))
 
 
 def _readable(task: Task, episode: Episode) -> EpisodeText:

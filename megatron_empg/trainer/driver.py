@@ -156,7 +156,7 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 @asynccontextmanager
 async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
     """A driver connected to the engines."""
-    chat = ChatTokens.from_pretrained(recipe.model.path)
+    chat = ChatTokens.from_pretrained(recipe.model.path, history=recipe.rollout.history)
     rollout, waits = recipe.rollout, recipe.waits
     async with open_episode_source(recipe) as episodes:
         settings = RolloutSettings(

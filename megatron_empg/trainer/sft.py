@@ -1,6 +1,7 @@
 """Supervised warm-up: the policy learns to imitate the environment's scripted walkthroughs."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from megatron_empg.environments.base import Demonstrations, Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
+from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.run_folder import RunFolder
@@ -48,7 +51,7 @@ def run_sft(recipe: SftRecipe) -> None:
     actor = build_actor(recipe)
     acting = recipe.environment
     source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
-    walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence)
+    walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence, history=recipe.sft.history)
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)
     checkpoints = Checkpoints(
@@ -63,7 +66,7 @@ def run_sft(recipe: SftRecipe) -> None:
     for step in range(first, recipe.run.steps):
         started = time.monotonic()
         tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
-        samples = [walkthroughs.sample(source, task, seed=step) for task in tasks]
+        samples = walkthroughs.samples(source, tasks, seed=step)
         report = actor.update(samples, Imitation())
         done, seconds = step + 1, time.monotonic() - started
         metrics = _metrics(report, seconds)
@@ -104,7 +107,7 @@ def _held_out(recipe: SftRecipe, source: TaskSource, walkthroughs: "WalkthroughT
             "sft.validate_every wants held-out questions, but the split test_id has none: set it to 0"
         )
     tasks = source.sample("test_id", VALIDATION_BATCHES * recipe.sft.batch_size, seed=0)
-    return [walkthroughs.sample(source, task, seed=0) for task in tasks]
+    return walkthroughs.samples(source, tasks, seed=0)
 
 
 def _metrics(report: UpdateReport, seconds: float) -> dict[str, float]:
@@ -138,32 +141,53 @@ def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWri
 class WalkthroughTokens:
     """Turns scripted walkthroughs into samples, with the very pieces an episode is made of."""
 
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        """`max_tokens`: a longer walkthrough is cut after the last turn that fits."""
-        self._chat = ChatTokens.from_pretrained(folder)
+    def __init__(self, folder: Path, max_tokens: int, *, history: HistoryKind = "keep") -> None:
+        """`max_tokens`: a longer walkthrough is cut after the last turn that fits. With `history` strip each turn
+        is a sample."""
+        self._chat = ChatTokens.from_pretrained(folder, history=history)
         self._max_tokens = max_tokens
 
-    def sample(self, source: TaskSource, task: Task, seed: int) -> Sample:
-        """A walkthrough in tokens; the actions (with their end-of-turn token) are the policy's own.
+    def samples(self, source: TaskSource, tasks: Sequence[Task], seed: int) -> list[Sample]:
+        """Walkthroughs in tokens; the actions (with their end-of-turn token) are the policy's own.
 
-        Raises ValueError for a task whose first turn does not fit.
+        Raises ValueError for a task whose first turn does not fit, or that the chat template does not.
         """
+        return [sample for task in tasks for sample in self.walkthrough(source, task, seed)]
+
+    def walkthrough(self, source: TaskSource, task: Task, seed: int) -> list[Sample]:
+        """One walkthrough. Raises ValueError as `samples` does."""
         assert isinstance(source, Demonstrations), "checked before any process started"
-        tokens, turns = self._chat.prompt(task.prompt), []
+        chat, use = self._chat, ChatUse.of(task)
+        chat.fit(use)
+        tokens = chat.prompt(task.prompt, use)
+        stripped = StrippedHistory(chat, use, tokens) if chat.history == "strip" else None
+        ended: list[Sample] = []
+        turns: list[tuple[int, int]] = []
         for action, observation in source.walkthrough(task, seed):
-            own = self._chat.turn(action)
+            own = chat.turn(action)
             if len(tokens) + len(own) > self._max_tokens:
                 break
             turns.append((len(tokens), len(tokens) + len(own)))
-            tokens += own
-            if observation is not None:
-                tokens += self._chat.between_turns(observation, cut=False)
-        if not turns:
+            tokens = tokens + own
+            if observation is None:
+                continue
+            between = chat.between_turns(observation, use, cut=False)
+            if stripped is None:
+                tokens = tokens + between
+                continue
+            ended.append(_sample(tokens, turns))
+            tokens, turns = stripped.take(stripped.with_turn(own), between), []
+        if turns:
+            ended.append(_sample(tokens, turns))
+        if not ended:
             raise ValueError(
                 f"the prompt of task {task.id!r} has {len(tokens)} tokens, which leave no room for a turn in the "
                 f"{self._max_tokens} of a microbatch (actor.max_tokens_per_microbatch x actor.context_parallel): "
                 "raise them, or shorten the task or what environment.settings put before it"
             )
-        # An observation that no turn follows teaches nothing, and may be what does not fit.
-        end = turns[-1][1]
-        return Sample(torch.tensor(tokens[:end]), torch.tensor(turns))
+        return ended
+
+
+def _sample(tokens: list[int], turns: list[tuple[int, int]]) -> Sample:
+    """Up to the last turn's end: an observation that no turn follows teaches nothing, and may not fit."""
+    return Sample(torch.tensor(tokens[: turns[-1][1]]), torch.tensor(turns))

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_empg.environments.base import SPLITS
 from megatron_empg.environments.deep_search.searcher import SEARCHERS, ScriptedSearcher
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.registry import make_task_source
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from tests.tokenizers_for_tests import CHATML, make_tokenizer
 
@@ -145,7 +145,7 @@ def test_the_ids_of_the_miniatures_episodes_are_those_that_its_policies_were_tra
 
     tokenizer = AutoTokenizer.from_pretrained(str(MINIATURE / "tokenizer"))
     chat = ChatTokens(tokenizer)
-    source = DeepSearchTaskSource(MINIATURE / "corpus.jsonl", prompt="none")
+    source = make_task_source("deep_search", corpus=str(MINIATURE / "corpus.jsonl"), prompt="none")
     for searcher, expected in MINIATURE_IDS.items():
         # Another source would read and index the corpus again.
         source._searcher = ScriptedSearcher(source.corpus, source.retriever, SEARCHERS[searcher])

@@ -31,7 +31,7 @@ SOURCE: Any = Scripted()
 
 def test_a_walkthrough_is_cut_behind_the_last_turn_that_fits() -> None:
     chat = ChatTokens.from_pretrained(MODEL)
-    whole = WalkthroughTokens(MODEL, 10_000).sample(SOURCE, TASK, 0)
+    (whole,) = WalkthroughTokens(MODEL, 10_000).samples(SOURCE, [TASK], 0)
     ends = [end for _, end in whole.turns.tolist()]
     assert len(ends) == 3
     assert ends[-1] == len(whole.tokens)
@@ -44,9 +44,9 @@ def test_a_walkthrough_is_cut_behind_the_last_turn_that_fits() -> None:
             with pytest.raises(
                 ValueError, match=r"task 'peru\|capital' has .* no room .*max_tokens_per_microbatch"
             ):
-                walkthroughs.sample(SOURCE, TASK, 0)
+                walkthroughs.samples(SOURCE, [TASK], 0)
             continue
-        cut = walkthroughs.sample(SOURCE, TASK, 0)
+        (cut,) = walkthroughs.samples(SOURCE, [TASK], 0)
         assert cut.tokens.tolist() == whole.tokens[: fitting[-1]].tolist()
         assert cut.turns.tolist() == whole.turns[: len(fitting)].tolist()
 
