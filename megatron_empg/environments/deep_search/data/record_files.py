@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_empg.environments.deep_search.data.json_stream import JsonFault, JsonStream
 from megatron_empg.environments.deep_search.data.published_question import QuestionDataError
 
 MAX_LINE = 64 * 2**20
@@ -102,9 +103,9 @@ def read_records(path: Path) -> Iterator[Record]:
         if path.name.removesuffix(".gz").lower().endswith(".csv"):
             yield from _csv_rows(path, stream)
         elif head.lstrip().startswith(b"["):
-            yield from _items(path, stream, "item")
+            yield from _items(path, stream, "")
         elif _AROUND.match(head):
-            yield from _items(path, stream, "Data.item")
+            yield from _items(path, stream, "Data")
         else:
             yield from _lines(path, stream)
 
@@ -145,18 +146,20 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[Record]:
         yield _record(path, place, number, value)
 
 
-def _items(path: Path, stream: BinaryIO, prefix: str) -> Iterator[Record]:
-    """The items of an array, parsed as the file is read: HotpotQA's has half a gigabyte."""
-    import ijson
-
+def _items(path: Path, stream: BinaryIO, key: str) -> Iterator[Record]:
+    """The items of an array, which is the value of `key` in an object where a key is given."""
+    parsed = JsonStream(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
     number = 0
     try:
-        for value in ijson.items(stream, prefix, use_float=True):
+        for value in parsed.items_under(key) if key else parsed.items():
             number += 1
-            yield _record(path, f"record {number}", number, value)
-    except (ijson.JSONError, UnicodeDecodeError, OverflowError, RecursionError) as error:
-        reason = str(error).splitlines()[0].strip()
-        raise QuestionDataError(path, f"after record {number}", f"it is not JSON ({reason})") from None
+            yield _record(path, f"record {number} (to line {parsed.line})", number, value)
+        parsed.end()
+    except JsonFault as fault:
+        place = f"line {parsed.line}, after record {number}"
+        raise QuestionDataError(path, place, f"it is not JSON ({fault})") from None
+    except UnicodeDecodeError:
+        raise QuestionDataError(path, f"after record {number}", "it is not UTF-8; save it as UTF-8") from None
 
 
 def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[Record]:

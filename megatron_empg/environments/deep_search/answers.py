@@ -1,0 +1,111 @@
+"""When an answer is right: exact match and token F1 against several gold answers, and the reward that follows.
+
+Two forms of a text are compared. "project" is `text.normalise_answer`, made for any script. "published" is what
+the official scripts of SQuAD, HotpotQA, 2WikiMultiHopQA and MuSiQue compare, for figures that stand beside theirs.
+They differ: the published form joins what punctuation parts ("U.S." is "us", "3.5" is "35"), drops the sign of a
+number, and keeps accents and every punctuation mark beyond ASCII; the project's form does the opposite.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_empg.environments.deep_search.text import normalise_answer
+
+RewardMode = Literal["exact", "f1", "judge"]
+"""What an answer earns: 1 for an exact match, its F1, or 1 where a judge calls it right."""
+NormalForm = Literal["project", "published"]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_DECISIVE = frozenset({"yes", "no", "noanswer"})
+"""Answers of which a part counts for nothing: "no" is not half of "no one"."""
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana and Han."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How an answer compares with the gold answers: the best of them counts."""
+
+    exact: bool
+    f1: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer earns, and whether the episode succeeded.
+
+    Under `f1` an answer may earn something and be wrong: only an exact match succeeds.
+    """
+
+    reward: float
+    success: bool
+    score: Score
+
+
+def published_form(text: str) -> str:
+    """Lower case without ASCII punctuation, English articles and doubled blanks, as the official scripts do."""
+    plain = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLE.sub(" ", plain).split())
+
+
+def exact(answer: str, golds: Sequence[str], form: NormalForm = "project") -> bool:
+    """Whether the answer equals one of the gold answers. What has no word in it equals nothing.
+
+    Raises ValueError without gold answers.
+    """
+    return score(answer, golds, form).exact
+
+
+def f1(answer: str, golds: Sequence[str], form: NormalForm = "project") -> float:
+    """The best harmonic mean of precision and recall over words. Raises ValueError without gold answers.
+
+    "yes", "no" and "noanswer" match whole or not at all, as in HotpotQA's script. In the project's form a letter
+    of a script without blanks is a word.
+    """
+    return score(answer, golds, form).f1
+
+
+def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Score:
+    """Exact match and F1. Raises ValueError without gold answers."""
+    if not golds:
+        raise ValueError("an answer is compared with at least one gold answer; there is none")
+    given = _normal(answer, form)
+    matches, best = False, 0.0
+    for gold in golds:
+        wanted = _normal(gold, form)
+        matches = matches or (given == wanted and given != "")
+        best = max(best, _overlap(given, wanted, form))
+    return Score(matches, best)
+
+
+def verdict(found: Score, mode: Literal["exact", "f1"]) -> Verdict:
+    """What an answer of this score earns without a judge."""
+    reward = found.f1 if mode == "f1" else float(found.exact)
+    return Verdict(reward, found.exact, found)
+
+
+def _normal(text: str, form: NormalForm) -> str:
+    return normalise_answer(text) if form == "project" else published_form(text)
+
+
+def _overlap(given: str, wanted: str, form: NormalForm) -> float:
+    if given != wanted and not _DECISIVE.isdisjoint({given, wanted}):
+        return 0.0
+    ours, theirs = _tokens(given, form), _tokens(wanted, form)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    if not shared:
+        return 0.0
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def _tokens(normal: str, form: NormalForm) -> list[str]:
+    if form == "project" and not normal.isascii():
+        normal = _UNSPACED.sub(r" \g<0> ", normal)
+    return normal.split()
