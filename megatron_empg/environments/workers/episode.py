@@ -7,9 +7,9 @@ from typing import Protocol
 
 from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task
 from megatron_empg.environments.workers.errors import EnvironmentWorkerError, PoolClosed
-from megatron_empg.environments.workers.messages import Answer, Close, Done, Opened, Reset, Step, Stepped, encode
+from megatron_empg.environments.workers.messages import Close, Done, Opened, Reset, Step, Stepped, encode
 from megatron_empg.environments.workers.options import WorkerOptions
-from megatron_empg.environments.workers.process import WorkerProcess
+from megatron_empg.environments.workers.process import A, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,12 @@ class WorkerEpisode:
             raise ValueError(f"task {self._task.id!r} is no JSON, as a worker needs it: {error}") from error
         self._worker = await self._pool.acquire()
         answer = await self._ask(request, self._pool.limits.step_timeout, "reset", Opened)
-        assert isinstance(answer, Opened)
         return answer.opening
 
     async def step(self, action: str) -> StepResult:
         """Carry out a turn. Raises EnvironmentWorkerError, and RuntimeError before `reset` and after an error."""
         request = encode(Step(action))
         answer = await self._ask(request, self._pool.limits.step_timeout, "step", Stepped)
-        assert isinstance(answer, Stepped)
         return answer.result
 
     async def close(self) -> None:
@@ -77,7 +75,7 @@ class WorkerEpisode:
         worker, self._worker = self._worker, None
         self._pool.give_back(worker)
 
-    async def _ask(self, request: bytes, seconds: float | None, doing: str, kind: type[Answer]) -> Answer:
+    async def _ask(self, request: bytes, seconds: float | None, doing: str, kind: type[A]) -> A:
         if self._worker is None:
             raise RuntimeError(f"task {self._task.id!r}: {doing} comes before reset, after the end, or in a call")
         worker, self._worker = self._worker, None

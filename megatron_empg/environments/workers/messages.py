@@ -1,4 +1,4 @@
-"""What is asked of a worker and what it answers. A worker's answers are checked: its environment may do anything."""
+"""What is asked of a worker and what it answers. Answers are checked: an environment may do anything."""
 
 from __future__ import annotations
 

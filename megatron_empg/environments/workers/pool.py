@@ -82,35 +82,166 @@ class WorkerPool:
         if self._watch is not None:
             self._watch.cancel()
         self._broken = lambda: PoolClosed(f"the workers of environment {self.name!r} were closed")
-        # The first one that waits wakes the next when it finds the pool closed.
-        self._places.release()
-        for worker in list(self._live):
-            if worker not in self._idle:
-                worker.kill(PoolClosed(worker.explained("was killed: its pool was closed")))
-            self._end(worker, self.options.close_timeout if worker in self._idle else 0.0)
+        for _ in range(self.waiting):
+            self._places.release()  # each of those that wait then finds the pool closed
+        for worker in self._idle:
+            self._end(worker, self.options.close_timeout)
         self._idle.clear()
+        for worker in self._live.difference(self._endings):
+            worker.kill(PoolClosed(worker.explained("was killed: its pool was closed")))
+            self._end(worker, 0.0)
         await asyncio.gather(*self._endings.values())
 
     async def acquire(self) -> WorkerProcess:
         """A worker for one episode, as soon as there is one. Raises EnvironmentWorkerError."""
-        self._begin_on_this_loop()
+        self._keep_to_one_loop()
         self.waiting += 1
         try:
             await self._places.acquire()
         finally:
             self.waiting -= 1
         try:
-            return self._free_worker() or await self._start()
+            return await self._free_worker() or await self._start()
         except BaseException:
-            # Only when nothing is left of a worker whose start was given up.
-            self._after(set(self._endings.values()), self._places.release)
+            # Perhaps a worker was given up whose start is not over: its place is free when it is gone.
+            self._release_place_after(*self._endings.values())
             raise
 
     def give_back(self, worker: WorkerProcess) -> None:
         """Take a worker back whose episode was closed."""
         worker.episodes += 1
-        if worker.episodes >= self.options.episodes_per_worker or worker not in self._live:
-            self._end(worker, self.options.close_timeout, self._places.release)
+        if worker.episodes < self.options.episodes_per_worker and worker.alive():
+            self._idle.append(worker)
+            self._places.release()
+        else:
+            self._release_place_after(self._end(worker, self.options.close_timeout))
+
+    def give_up(self, worker: WorkerProcess, error: BaseException) -> None:
+        """Take a worker back whose episode failed: it is ended, as nobody knows what it still does."""
+        raised = isinstance(error, EnvironmentRaised)
+        if isinstance(error, EnvironmentWorkerError) and not isinstance(error, EnvironmentRaised | PoolClosed):
+            self.died += 1
+        # One whose environment raised can close the environment.
+        self._release_place_after(self._end(worker, self.options.close_timeout if raised else 0.0))
+
+    async def _free_worker(self) -> WorkerProcess | None:
+        """One that waits for an episode, if there is one."""
+        self._check_usable()
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.alive():
+                return worker
+            self.died += 1
+            await asyncio.shield(self._end(worker, 0.0))
+        return None
+
+    async def _start(self) -> WorkerProcess:
+        """A new worker, or one that has become free meanwhile."""
+        async with self._starting:
+            while True:
+                try:
+                    return await self._free_worker() or await self._new_worker()
+                except (WorkerStartError, PoolClosed):
+                    raise
+                except (EnvironmentWorkerError, OSError) as error:
+                    self._count_failed_start(error)
+
+    async def _new_worker(self) -> WorkerProcess:
+        worker = WorkerProcess(self.name, self.options)
+        self._live.add(worker)
+        try:
+            await worker.begin(self._settings, self.limits)
+        except EnvironmentWorkerError:
+            await asyncio.shield(self._end(worker, 0.0))
+            raise
+        except BaseException:
+            self._end(worker, 0.0)
+            raise
+        self._failed_starts = 0
+        return worker
+
+    def _count_failed_start(self, error: Exception) -> None:
+        self.died += 1
+        self._failed_starts += 1
+        if self._failed_starts < _STARTS_IN_A_ROW:
+            logger.warning("a worker of environment %r did not start, so another is tried: %s", self.name, error)
             return
-        self._idle.append(worker)
-        self._places.release()
+        text = (
+            f"environment {self.name!r} cannot run: {self._failed_starts} workers in a row did not start. "
+            f"Mend what the last one failed of, then continue the run. {error}"
+        )
+        self._broken = lambda: WorkerStartError(text)
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise self._broken()
+
+    def _keep_to_one_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._watch = loop.create_task(self._watch_memory())
+        if self._loop is not loop:
+            raise RuntimeError(f"the workers of environment {self.name!r} belong to another event loop")
+
+    def _end(self, worker: WorkerProcess, patience: float) -> asyncio.Task[None]:
+        """End a worker in the background."""
+        if worker not in self._endings:
+            self._endings[worker] = asyncio.create_task(self._gone(worker, patience))
+        return self._endings[worker]
+
+    async def _gone(self, worker: WorkerProcess, patience: float) -> None:
+        try:
+            await worker.end(patience)
+        finally:
+            self._live.discard(worker)
+            del self._endings[worker]
+
+    def _release_place_after(self, *endings: asyncio.Task[None]) -> None:
+        left = len(endings)
+
+        def one_less(ending: asyncio.Task[None]) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._places.release()
+
+        for ending in endings:
+            ending.add_done_callback(one_less)
+        if not endings:
+            self._places.release()
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.memory_interval)
+            try:
+                await self._kill_too_large()
+            except Exception:
+                logger.exception("the memory of the workers of environment %r was not looked at", self.name)
+
+    async def _kill_too_large(self) -> None:
+        workers = list(self._live)
+        if not workers:
+            return
+        pids = [worker.pid for worker in workers]
+        for worker, taken in zip(workers, await in_thread(memory_taken, pids, self._worker_bytes), strict=True):
+            if taken > self._worker_bytes:
+                what = (
+                    f"was killed: with its children it takes {taken / _GIB:.2f} GiB; "
+                    f"a worker may take {self._worker_bytes / _GIB:g}"
+                )
+                worker.kill(WorkerMemory(worker.explained(what)))
+
+
+def _workers(name: str, memory_gib: float, worker_memory_gib: float) -> int:
+    for what, value in (("memory_gib", memory_gib), ("worker_memory_gib", worker_memory_gib)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"environment {name!r}: {what} is {value}: must be above 0")
+    # 0.3 / 0.1 is a little less than 3.
+    workers = math.floor(memory_gib / worker_memory_gib + 1e-9)
+    if workers < 1:
+        raise ValueError(
+            f"environment {name!r}: one worker process may take {worker_memory_gib:g} GiB, and all together "
+            f"{memory_gib:g} GiB, in which none fits; give environments at least {worker_memory_gib:g} GiB"
+        )
+    return workers

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import TypeVar
 
 from megatron_empg.environments.base import EpisodeLimits
 from megatron_empg.environments.workers import wire
@@ -24,17 +25,23 @@ from megatron_empg.environments.workers.errors import (
 )
 from megatron_empg.environments.workers.log_tail import LogTail
 from megatron_empg.environments.workers.memory import descendants
-from megatron_empg.environments.workers.messages import Answer, Begin, Raised, encode, read_answer
+from megatron_empg.environments.workers.messages import Answer, Begin, Done, Raised, encode, read_answer
 from megatron_empg.environments.workers.options import WorkerOptions
 
 logger = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Answer)
 
 # The worker imports from where its parent does, whatever the parent's path was made of.
 _MAIN = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[3])
+from megatron_empg.processes import die_with_parent, end_process_group_with_this_process
+parent, connection = map(int, sys.argv[1:3])
+die_with_parent(parent)
+end_process_group_with_this_process(connection)
 from megatron_empg.environments.workers.worker import main
-main()
+main(connection)
 """
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _SECONDS_TO_DIE = 30.0
@@ -73,16 +80,18 @@ class WorkerProcess:
     async def begin(self, settings: str, limits: EpisodeLimits) -> None:
         """Have it build its task source. Raises EnvironmentWorkerError."""
         request = Begin(self._environment, settings, limits)
-        await self.call(encode(request), self._options.start_timeout, "its start")
+        await self.call(encode(request), self._options.start_timeout, "start", Done)
 
-    async def call(self, request: bytes, seconds: float | None, doing: str) -> Answer:
-        """The answer to a request. Raises EnvironmentWorkerError; then the worker is of no use any more.
+    async def call(self, request: bytes, seconds: float | None, doing: str, kind: type[A]) -> A:
+        """The answer to a request, of the kind it must have. `doing` names the request in errors.
+
+        Raises EnvironmentWorkerError; then the worker is of no use any more.
 
         The same holds for a worker whose call is cancelled.
         """
         self._calling = True
         try:
-            return await self._call(request, seconds, doing)
+            return await self._call(request, seconds, doing, kind)
         finally:
             self._calling = False
             if self._ended:
@@ -129,7 +138,7 @@ class WorkerProcess:
         written = self._log.text()
         return f"{message}; it wrote last:\n{written}" if written else message
 
-    async def _call(self, request: bytes, seconds: float | None, doing: str) -> Answer:
+    async def _call(self, request: bytes, seconds: float | None, doing: str, kind: type[A]) -> A:
         limit = self._options.answer_bytes
         try:
             async with asyncio.timeout(seconds):
@@ -144,11 +153,13 @@ class WorkerProcess:
             raise WorkerAnswerTooLarge(self.explained(what)) from None
         except (EOFError, OSError):
             raise await self._cause_of_death(doing) from None
-        return self._read(body, doing)
+        return self._read(body, doing, kind)
 
-    def _read(self, body: bytes, doing: str) -> Answer:
+    def _read(self, body: bytes, doing: str, kind: type[A]) -> A:
         try:
             answer = read_answer(body)
+            if not isinstance(answer, kind | Raised):
+                raise ValueError(f"it is one of another kind, {type(answer).__name__}")
         except ValueError as error:
             self.kill()
             what = f"was killed: its answer to {doing} cannot be read: {error}"

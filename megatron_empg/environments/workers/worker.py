@@ -1,12 +1,13 @@
 """The main of a worker process: it builds a task source and runs one environment after another.
 
-It is started by `process.WorkerProcess` with the parent's process id and the descriptor of its socket. What the
-engine prints goes elsewhere. It ends when the socket does.
+`process.WorkerProcess` starts it with the descriptor of its socket. What the engine prints goes elsewhere. It ends
+when the socket does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import socket
 import sys
@@ -15,10 +16,6 @@ import traceback
 from megatron_empg.environments.base import Environment, Opening, StepResult, TaskSource
 from megatron_empg.environments.registry import plugin
 from megatron_empg.environments.workers import wire
-from megatron_empg.environments.workers.guard import (
-    be_first_when_memory_runs_out,
-    end_process_group_with_this_process,
-)
 from megatron_empg.environments.workers.messages import (
     Answer,
     Begin,
@@ -32,17 +29,14 @@ from megatron_empg.environments.workers.messages import (
     encode,
     read_request,
 )
-from megatron_empg.processes import die_with_parent
 
 _ERROR_CHARACTERS = 1000
 _TRACEBACK_CHARACTERS = 4000
 
 
-def main() -> None:
-    parent, descriptor = map(int, sys.argv[1:3])
-    die_with_parent(parent)
-    be_first_when_memory_runs_out()
-    end_process_group_with_this_process(descriptor)
+def main(descriptor: int) -> None:
+    """Serve the socket of this descriptor until it ends."""
+    _be_first_when_memory_runs_out()
     for stream in (sys.stdout, sys.stderr):
         # An engine that prints what it was told must not fail of a lone surrogate in it.
         if isinstance(stream, io.TextIOWrapper):
@@ -51,6 +45,12 @@ def main() -> None:
     connection.set_inheritable(False)
     connection.setblocking(False)
     asyncio.run(_serve(connection))
+
+
+def _be_first_when_memory_runs_out() -> None:
+    """Have the kernel end this process before others when memory runs out, where it may be asked to (proc(5))."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
 
 
 async def _serve(connection: socket.socket) -> None:
@@ -115,7 +115,3 @@ def _raised(error: Exception) -> Raised:
     line = "".join(traceback.format_exception_only(error)).strip()
     whole = "".join(traceback.format_exception(error))
     return Raised(line[:_ERROR_CHARACTERS], whole[-_TRACEBACK_CHARACTERS:])
-
-
-if __name__ == "__main__":
-    main()
