@@ -156,6 +156,10 @@ class TaskSource(ABC):
             raise ValueError(f"fixed: {count} {split} tasks were asked for; there are {there}")
         return self._draw(split, count, random.Random(f"{split} fixed"))
 
+    def demonstrations(self) -> Demonstrations | None:
+        """Scripted walkthroughs to learn from; None where there are none."""
+        return self if isinstance(self, Demonstrations) else None
+
     def rehearse(self, task: Task) -> list[str]:
         """Texts of turns that try the tools of an episode, for a check without a policy; empty where none are
         known."""

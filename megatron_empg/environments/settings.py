@@ -74,10 +74,14 @@ def _explained(fault: Any, kind: type[EnvironmentSettings]) -> str:
         return f"{key}: there is no such setting; allowed: {', '.join(sorted(kind.model_fields))}"
     if fault["type"] == "missing":
         return f"{key}: must be given"
+    given = f"{fault['input']!r:.200}"
+    if fault["type"] == "literal_error":
+        allowed = fault["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+        return f"{key} {given} is unknown; allowed: {allowed}"
     message = fault["msg"].removeprefix("Value error, ")
     if not key:
         return str(message)
-    return f"{key} is {fault['input']!r}: {message}"
+    return f"{key} is {given}: {message}"
 
 
 def data_paths(settings: BaseModel) -> dict[str, Path]:

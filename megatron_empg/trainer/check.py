@@ -69,11 +69,9 @@ def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
 
 def _tasks(recipe: Recipe | SftRecipe, source: TaskSource) -> list[Task]:
     """Some tasks of every split that the recipe draws from, after checking that there are enough."""
-    from megatron_empg.environments.base import Demonstrations
-
     if not len(source.tasks("train")):
         raise RecipeError("environment.settings: there is no task to train on: the train split is empty")
-    if isinstance(recipe, SftRecipe) and not isinstance(source, Demonstrations):
+    if isinstance(recipe, SftRecipe) and source.demonstrations() is None:
         raise RecipeError(
             f"environment.name is {recipe.environment.name}, which has no demonstrations to learn from: warm a "
             "policy up on another environment, or train without"

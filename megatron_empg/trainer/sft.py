@@ -14,7 +14,7 @@ from megatron_empg.actor.manifest import on_first_rank
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
-from megatron_empg.environments.base import Demonstrations, Task, TaskSource
+from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
@@ -156,14 +156,15 @@ class WalkthroughTokens:
 
     def walkthrough(self, source: TaskSource, task: Task, seed: int) -> list[Sample]:
         """One walkthrough. Raises ValueError as `samples` does."""
-        assert isinstance(source, Demonstrations), "checked before any process started"
+        demonstrations = source.demonstrations()
+        assert demonstrations is not None, "checked before any process started"
         chat, use = self._chat, ChatUse.of(task)
         chat.fit(use)
         tokens = chat.prompt(task.prompt, use)
         stripped = StrippedHistory(chat, use, tokens) if chat.history == "strip" else None
         ended: list[Sample] = []
         turns: list[tuple[int, int]] = []
-        for action, observation in source.walkthrough(task, seed):
+        for action, observation in demonstrations.walkthrough(task, seed):
             own = chat.turn(action)
             if len(tokens) + len(own) > self._max_tokens:
                 break

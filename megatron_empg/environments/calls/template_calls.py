@@ -33,8 +33,8 @@ _ENDS_OF_TURN = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|e
 _OPEN, _CLOSE, _PYTHON = "<tool_call>", "</tool_call>", "<|python_tag|>"
 _RULES = """\
 Answer the question by looking things up with the tools. Write one turn at a time: a short thought and then \
-exactly one call, with nothing after it, and wait for its result. {ending}A turn without a call does nothing. You have \
-{turns}, the answer's included."""
+exactly one call, with nothing after it, and wait for its result. {ending}A turn without a call does nothing. \
+You have {turns}, the answer's included."""
 
 
 class TemplateCalls:

@@ -12,7 +12,7 @@ from megatron_empg.environments.deep_search.search.arrays import open_array
 from megatron_empg.environments.deep_search.search.corpus_lines import Passage
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 from megatron_empg.environments.deep_search.search.manifest import Manifest
-from megatron_empg.environments.deep_search.search.passages import Passages
+from megatron_empg.environments.deep_search.search.passages import Page, Passages
 from megatron_empg.environments.deep_search.search.postings_build import (
     WORD_OFFSETS,
     WORD_TABLE,
@@ -36,14 +36,6 @@ class Hit:
     text: str
     score: float
     id: str
-
-
-@dataclass(frozen=True)
-class Page:
-    """What stands under one title: the texts of its passages, one behind the other."""
-
-    title: str
-    text: str
 
 
 class SearchIndex:
@@ -109,15 +101,11 @@ class SearchIndex:
 
     def by_title(self, title: str) -> Passage | None:
         """The first document of a title; case, blanks and Unicode's compatible forms do not matter."""
-        numbers = self.passages.numbers_of(title)
-        return self.passages[numbers[0]] if numbers else None
+        return self.passages.by_title(title)
 
     def page(self, title: str) -> Page | None:
         """The page of a title: its first document, and those right behind that are of the same title."""
-        found = [self.passages[number] for number in self.passages.numbers_of(title)]
-        if not found:
-            return None
-        return Page(found[0].title, "\n".join(passage.text for passage in found))
+        return self.passages.page(title)
 
 
 class Vocabulary:

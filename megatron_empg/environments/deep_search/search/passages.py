@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,14 @@ DOCUMENTS = "documents.txt"
 OFFSETS = "documents.offsets.npy"
 TITLES = "titles"
 MOST_PASSAGES_OF_A_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Page:
+    """What stands under one title: the texts of its passages, one behind the other."""
+
+    title: str
+    text: str
 
 
 class PassageWriter:
@@ -102,6 +111,18 @@ class Passages:
     def __iter__(self) -> Iterator[Passage]:
         for number in range(len(self)):
             yield self[number]
+
+    def by_title(self, title: str) -> Passage | None:
+        """The first passage of a title; case, blanks and Unicode's compatible forms do not matter."""
+        numbers = self.numbers_of(title)
+        return self[numbers[0]] if numbers else None
+
+    def page(self, title: str) -> Page | None:
+        """The page of a title: its first passage, and those right behind that are of the same title."""
+        found = [self[number] for number in self.numbers_of(title)]
+        if not found:
+            return None
+        return Page(found[0].title, "\n".join(passage.text for passage in found))
 
     def numbers_of(self, title: str) -> range:
         """The passages of the page of a title: the first that has it and those right behind that have it too."""

@@ -1,0 +1,41 @@
+"""A corpus of facts as a world to search: its questions, its own search, and a scripted searcher in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_empg.environments.calls.base import CallSyntax
+from megatron_empg.environments.deep_search.asked import Asked
+from megatron_empg.environments.deep_search.corpus import load_corpus
+from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
+from megatron_empg.environments.deep_search.fact_questions import FactQuestions, question_of
+from megatron_empg.environments.deep_search.questions import SplitRules
+from megatron_empg.environments.deep_search.retrieval import Retriever
+from megatron_empg.environments.deep_search.scoring import Compared
+from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools
+from megatron_empg.environments.deep_search.searcher import ScriptedSearcher, searcher_chances
+from megatron_empg.environments.deep_search.settings import DeepSearchSettings
+from megatron_empg.environments.deep_search.tools import AtOnce, InThreads, Tools
+
+
+class FactWorld:
+    """Everything that follows from one corpus. Raises ValueError, or OSError where it cannot be read."""
+
+    def __init__(self, corpus: Path, settings: DeepSearchSettings, max_turns: int) -> None:
+        self.corpus = load_corpus(corpus)
+        self.retriever = Retriever(self.corpus)
+        self.questions = FactQuestions(self.corpus, SplitRules.fitted(self.corpus, settings.splits))
+        self._local = LocalTools(self.corpus, self.retriever)
+        chances = searcher_chances(settings.searcher, settings.searcher_settings)
+        self._searcher = ScriptedSearcher(self.corpus, self.retriever, chances, max_turns)
+
+    def tools(self, service: str | None, within: float | None) -> Tools:
+        """Over the corpus, or by the service at a URL, each look-up within so many seconds."""
+        if service is None:
+            return InThreads(self._local)
+        return InThreads(RemoteTools(service, within=within))
+
+    def walkthrough(self, question: Asked, seed: int, syntax: CallSyntax) -> list[tuple[str, str | None]]:
+        """The scripted searcher's turns on a question, through a real episode on the corpus at hand."""
+        environment = DeepSearchEnvironment(AtOnce(self._local), Compared(question.answers), syntax)
+        return self._searcher.walk(question_of(question.facts), environment, seed)

@@ -1,0 +1,176 @@
+"""Dense search: the nearest documents by the vectors of a sentence encoder. An extra, beside an index of words.
+
+The vectors lie in the index folder, whose documents are searched. faiss looks them up; without it numpy compares a
+query with every vector, which is as exact as faiss's "Flat" and slower.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from megatron_empg.environments.blocking import in_thread
+from megatron_empg.environments.deep_search.search import observations
+from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array
+from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, MOST_RESULTS, Hit
+from megatron_empg.environments.deep_search.search.encoder import Encoder
+from megatron_empg.environments.deep_search.search.errors import IndexFolderError, MissingPackageError
+from megatron_empg.environments.deep_search.search.index_tools import refuse_long
+from megatron_empg.environments.deep_search.search.manifest import Manifest
+from megatron_empg.environments.deep_search.search.observations import Shown
+from megatron_empg.environments.deep_search.search.passages import Passages
+
+Engine = Literal["faiss", "numpy"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+VECTORS, SETTINGS = "dense.vectors.npy", "dense.json"
+BATCH = 64
+COMPARED = 1 << 16
+"""Vectors that are compared with a query, or added to faiss, at once."""
+
+
+def build_dense(folder: Path, encoder: Encoder, progress: Callable[[str], None] = print) -> None:
+    """Write the vectors of all documents into an index folder; 4 bytes per document and dimension.
+
+    Those of the same encoder that are there already are left as they are. The settings are written last: vectors
+    without them are taken for unfinished. Raises IndexFolderError.
+    """
+    folder = Path(folder)
+    if (folder / SETTINGS).exists() and _read_settings(folder, encoder):
+        progress(f"{folder}: the vectors are there already")
+        return
+    (folder / SETTINGS).unlink(missing_ok=True)
+    passages = Passages(folder, Manifest.read(folder).documents)
+    dimension = 0
+    with ArrayWriter(folder / VECTORS, "<f4") as writer:
+        for first in range(0, len(passages), BATCH):
+            batch = [passages[number] for number in range(first, min(first + BATCH, len(passages)))]
+            vectors = encoder.passages([f"{passage.title}\n{passage.text}" for passage in batch])
+            _check(vectors, len(batch), dimension)
+            dimension = vectors.shape[1]
+            writer.append(vectors.reshape(-1))
+            if first // BATCH % 100 == 0:
+                progress(f"{first + len(batch):,} of {len(passages):,} documents encoded")
+    settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages)}
+    (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class _Nearest(Protocol):
+    """Finds vectors."""
+
+    def __call__(self, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers, inner products) of the nearest, nearest first."""
+        ...
+
+
+class DenseIndex:
+    """Nearest documents of an index folder that `build_dense` completed. Any thread may search."""
+
+    def __init__(self, folder: Path, encoder: Encoder, engine: Engine = "faiss") -> None:
+        """`faiss` takes the vectors into memory. Raises IndexFolderError, MissingPackageError or ValueError."""
+        if engine not in ENGINES:
+            raise ValueError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}")
+        folder = Path(folder)
+        dimension = _read_settings(folder, encoder)
+        self.passages = Passages(folder, Manifest.read(folder).documents)
+        vectors = open_array(folder / VECTORS, "<f4", len(self.passages) * dimension).reshape(-1, dimension)
+        self._encoder = encoder
+        self._nearest: _Nearest = _Faiss(vectors) if engine == "faiss" else _Compared(vectors)
+
+    def search(self, query: str, top_k: int = 3) -> list[Hit]:
+        """The nearest documents, nearest first. Raises ValueError for a query over `LONGEST_QUERY`."""
+        if not 1 <= top_k <= MOST_RESULTS:
+            raise ValueError(f"top_k is {top_k}; it lies between 1 and {MOST_RESULTS}")
+        if len(query) > LONGEST_QUERY:
+            raise ValueError(f"the query has {len(query)} characters , more than {LONGEST_QUERY}")
+        vector = self._encoder.queries([query])[0]
+        numbers, products = self._nearest(vector, min(top_k, len(self.passages)))
+        hits = []
+        for number, product in zip(numbers.tolist(), products.tolist(), strict=True):
+            passage = self.passages[number]
+            hits.append(Hit(passage.title, passage.text, product, passage.id))
+        return hits
+
+
+class DenseTools:
+    """`Tools` over a `DenseIndex`."""
+
+    def __init__(self, index: DenseIndex, shown: Shown | None = None) -> None:
+        self._index = index
+        self._shown = shown or Shown()
+
+    async def search(self, query: str) -> str:
+        refuse_long("search", query)
+        hits = await in_thread(self._index.search, query, self._shown.top_k)
+        return observations.results(hits, query, self._shown)
+
+    async def visit(self, title: str) -> str:
+        refuse_long("visit", title)
+        return observations.page(await in_thread(self._index.passages.page, title), self._shown)
+
+
+class _Compared:
+    """Every vector with the query, by numpy; of equally near ones the first comes first."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self._vectors = vectors
+
+    def __call__(self, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        products = np.concatenate([block @ query for block in _blocks(self._vectors)])
+        best = np.lexsort((np.arange(len(products)), -products))[:top_k]
+        return best, products[best]
+
+
+class _Faiss:
+    """faiss's exact index of inner products."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        try:
+            import faiss
+        except ImportError:
+            raise MissingPackageError(
+                'dense search with engine "faiss" needs the package faiss-cpu: pip install faiss-cpu (or take the '
+                'engine "numpy", which is exact too and slower)'
+            ) from None
+        self._index: Any = faiss.IndexFlatIP(vectors.shape[1])
+        for block in _blocks(vectors):
+            self._index.add(np.ascontiguousarray(block))
+
+    def __call__(self, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        products, numbers = self._index.search(query[None].astype(np.float32), top_k)
+        return numbers[0], products[0]
+
+
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(vectors), COMPARED):
+        yield vectors[first : first + COMPARED]
+
+
+def _check(vectors: np.ndarray, count: int, dimension: int) -> None:
+    """Raises ValueError for what an encoder must not give."""
+    if vectors.ndim != 2 or len(vectors) != count or (dimension and vectors.shape[1] != dimension):
+        raise ValueError(f"the encoder gave {vectors.shape} for {count} texts of dimension {dimension or 'any'}")
+    if not np.isfinite(vectors).all():
+        raise ValueError("the encoder gave a vector that is not finite")
+
+
+def _read_settings(folder: Path, encoder: Encoder) -> int:
+    """The vectors' dimension. Raises IndexFolderError."""
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        name, dimension = settings["encoder"], settings["dimension"]
+    except FileNotFoundError:
+        raise IndexFolderError(f"{folder} has no vectors; make them: empg index … --encoder FOLDER") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IndexFolderError(f"{path} cannot be read ({error!r}); make the vectors again") from error
+    if name != encoder.name:
+        raise IndexFolderError(
+            f"{folder} has vectors of {name!r}, not of {encoder.name!r}; remove {SETTINGS} there first"
+        )
+    if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+        raise IndexFolderError(f"{path}: the dimension is {dimension!r}; make the vectors again")
+    return dimension
