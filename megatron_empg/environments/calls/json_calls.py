@@ -118,11 +118,12 @@ def _no_number(constant: str) -> NoReturn:
 
 def _cut(text: str) -> str:
     """A short quotation; half a surrogate pair is spelled out."""
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+    shown = repr(text[:40])
+    return shown if len(shown) <= 42 and len(text) <= 40 else shown[:40] + "..."
 
 
 def _excerpt(text: str, start: int) -> str:
-    return _cut(text[start : start + 38]) if start < len(text) else "the end"
+    return _cut(text[start : start + 41]) if start < len(text) else "the end"
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_constant=_no_number)

@@ -13,7 +13,8 @@ may stand before the call, as plain text or between <think> and </think>; nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from contextlib import suppress
+from typing import Any, Literal, get_args
 
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.calls.base import (
@@ -73,17 +74,7 @@ class TemplateCalls:
     def parse(self, text: str) -> Call:
         """Read a turn. Raises MalformedCall."""
         body = _after_thought(without_end(text, _ENDS_OF_TURN).lstrip())
-        bare = body.lstrip().removeprefix(_PYTHON).lstrip().startswith("{")
-        opened = -1 if bare else body.find(_OPEN)
-        begin = body.find("{") if opened < 0 else opened + len(_OPEN)
-        if begin < 0:
-            raise MalformedCall("malformed call : there is no call")
-        fields, end = read_object(body, begin)
-        rest = body[end:].strip()
-        if opened >= 0:
-            if not rest.startswith(_CLOSE):
-                raise MalformedCall(f"malformed call : {_CLOSE} must follow the JSON object")
-            rest = rest.removeprefix(_CLOSE).strip()
+        fields, rest = _only_object(body)
         if rest:
             several = _OPEN in rest or rest.startswith(("{", ";", ",", _PYTHON))
             fault = "more than one call" if several else "something stands after the call"
@@ -114,6 +105,29 @@ class TemplateCalls:
         if self._form == "llama3":
             return write_call(call, "parameters")
         return f"{_OPEN}\n{write_call(call, 'arguments')}\n{_CLOSE}"
+
+
+def _only_object(body: str) -> tuple[dict[str, Any], str]:
+    """The first call's object, and what follows the call. Raises MalformedCall."""
+    opened, brace = body.find(_OPEN), body.find("{")
+    if opened < 0 and brace < 0:
+        raise MalformedCall("malformed call : there is no call")
+    if opened < 0:
+        return _bare_object(body, brace)
+    if 0 <= brace < opened:
+        # Either an argument that holds a tag, or a thought with a brace before a call in tags.
+        with suppress(MalformedCall):
+            return _bare_object(body, brace)
+    fields, end = read_object(body, opened + len(_OPEN))
+    rest = body[end:].lstrip()
+    if not rest.startswith(_CLOSE):
+        raise MalformedCall(f"malformed call : {_CLOSE} must follow the JSON object")
+    return fields, rest.removeprefix(_CLOSE).strip()
+
+
+def _bare_object(body: str, brace: int) -> tuple[dict[str, Any], str]:
+    fields, end = read_object(body, brace)
+    return fields, body[end:].strip()
 
 
 def _after_thought(text: str) -> str:

@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from acting import begun, step
 
-from megatron_empg.environments.deep_search.actions import TAGS, parse_action
-from megatron_empg.environments.deep_search.prompt import EXAMPLE, EXAMPLE_QUESTION, system_message
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.deep_search.actions import TAGS, Call, gold_action, parse_action
+from megatron_empg.environments.deep_search.agent_tools import ANSWER, SEARCH
+from megatron_empg.environments.deep_search.prompt import EXAMPLE, EXAMPLE_QUESTION, syntax_for
 from megatron_empg.environments.registry import make_task_source
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def system_message(max_turns):
+    return syntax_for("tags").messages("q", max_turns)[0]["content"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +27,7 @@ def test_every_turn_that_it_shows_can_be_read():
     lines = [line for line in system_message(24).splitlines() if line.startswith("<think>")]
     calls = [parse_action(line) for line in lines]
     assert [call.tool for call in calls[:3]] == ["search", "visit", "answer"], "one line for each tool"
-    assert calls[3:] == [call for _, call, _ in EXAMPLE]
+    assert [call.general for call in calls[3:]] == [turn.call for turn in EXAMPLE.turns]
     assert calls[-1].tool == "answer"
 
 
@@ -46,16 +51,46 @@ def test_it_stands_before_the_question_unless_switched_off(told, source):
 
 def test_a_malformed_turn_is_reminded_of_the_format_where_there_is_a_prompt(told, source):
     task = source.sample("train", 1, seed=3)[0]
-    bare = source.make(task).step("lima").observation
+    bare = step(begun(source.make(task)), "lima").observation
     assert bare == "malformed call : think , then one search , visit or answer"
-    reminded = told.make(task).step("lima").observation
+    reminded = step(begun(told.make(task)), "lima").observation
     assert reminded.startswith(bare)
     assert "<search> words</search>" in reminded
 
 
 def test_an_unknown_prompt_is_refused(miniature):
-    with pytest.raises(ValueError, match="prompt 'json' is unknown; allowed: tags, none"):
-        DeepSearchTaskSource(miniature / "corpus.jsonl", prompt="json")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prompt 'json' is unknown; allowed: tags, none, tools"):
+        make_task_source("deep_search", corpus=miniature / "corpus.jsonl", prompt="json")
+
+
+def test_tools_that_are_not_there_are_not_told():
+    """A search service may have no visit: its example then shows in the search what the page says."""
+    syntax = syntax_for("tags", tools=(SEARCH, ANSWER))
+    message = syntax.messages("q", 8)[0]["content"]
+    assert "visit" not in message + syntax.reminder
+    assert "Result: found the hobbit : a novel" not in message
+    assert "Result: found : the author of the hobbit is j. r. r. tolkien ." in message
+    assert "visit" not in str(syntax_for("tools", tools=(SEARCH, ANSWER)).template_tools)
+
+
+@pytest.mark.parametrize("style", ["tags", "none", "tools", "tools_llama3"])
+def test_the_gold_turn_is_one_that_is_read_as_the_answer(style):
+    syntax = syntax_for(style)
+    assert parse_action(gold_action("done", "são  tomé", syntax), syntax).argument.split() == ["são", "tomé"]
+
+
+def test_an_answer_that_the_syntax_cannot_say_has_no_gold_turn():
+    for style in ("tags", "none"):
+        assert gold_action("done", "a < b", syntax_for(style)) is None
+    for style in ("tools", "tools_llama3"):
+        syntax = syntax_for(style)
+        assert parse_action(gold_action("done", "a < b", syntax), syntax) == Call("answer", "a < b")
+    assert gold_action("done", "", syntax_for("tools")) is None
+
+
+def test_an_unknown_style_is_refused():
+    with pytest.raises(ValueError, match="'xml' is unknown; allowed: tags, none, tools, tools_llama3"):
+        syntax_for("xml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
