@@ -66,10 +66,12 @@ MODEL_CONFIG: dict[str, Any] = {
 
 def tokenizer_texts(corpus: Path) -> Iterator[str]:
     """What the tokenizer is trained on: the pages, and the walkthroughs as the chat template shows them."""
-    from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+    from megatron_empg.environments.registry import make_task_source
 
     # Whatever later training holds out: a change of the splits' defaults must not change the tokenizer.
-    source = DeepSearchTaskSource(corpus, searcher="flawless", splits=FIRST_SPLITS, prompt="none")
+    source = make_task_source(
+        "deep_search", corpus=corpus, searcher="flawless", splits=FIRST_SPLITS, prompt="none"
+    )
     for document in source.corpus.documents:
         yield f" {document.title}"
         yield f" {document.text}"

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from megatron_empg.environments.base import StepResult, Task
+from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
 from megatron_empg.rollout.episode import Limits
@@ -259,14 +259,20 @@ class Chatter:
         self.task = task
         self.actions: list[str] = []
 
-    def step(self, action: str) -> StepResult:
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def step(self, action: str) -> StepResult:
         self.actions.append(action)
         if self.task.payload.get("raises"):
             raise OSError("the environment's own trouble")
         if len(self.actions) < self.task.payload.get("turns", 3):
-            return StepResult(f"seen {len(action)} <|im_end|> malformed", done=False, info={"malformed": True})
+            return StepResult(f"seen {len(action)} <|im_end|> malformed", done=False, malformed=True)
         reward = float(sum(map(len, self.actions)) % 2 == 0)
         return StepResult(None, done=True, reward=reward)
+
+    async def close(self) -> None:
+        pass
 
 
 def task(name, **payload):
@@ -321,7 +327,7 @@ def test_spans_are_exactly_the_tokens_the_policy_drew(engines, chat, temperature
             finishes.add(turn.finish)
             if turn.observation is not None:
                 assert turn.observation == f"seen {len(turn.text)} <|im_end|> malformed"
-                assert turn.info == {"malformed": True}
+                assert turn.malformed is True
                 between = chat.between_turns(turn.observation, cut=cut)
                 assert (between[0] == END_OF_TURN) == cut  # the template's end token lies outside the span
                 assert between.count(END_OF_TURN) == 1 + cut, "what the observation says of it is text"

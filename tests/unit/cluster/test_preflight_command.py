@@ -9,7 +9,7 @@ from megatron_empg.cluster.preflight import command, run
 from megatron_empg.cluster.preflight.collect import Questions
 from megatron_empg.cluster.preflight.facts import Clock, Limits, Node
 from megatron_empg.cluster.preflight.judge import Requirements
-from megatron_empg.environments.deep_search.source import DEFAULT_CORPUS
+from megatron_empg.environments.deep_search.settings import DEFAULT_CORPUS
 
 RECIPE = """
 run: {{folder: {folder}/run, steps: 1}}

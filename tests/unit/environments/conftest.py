@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.base import TaskSource
+from megatron_empg.environments.registry import make_task_source
 
 MINIATURE = Path(__file__).resolve().parents[3] / "recipes" / "miniature"
 
@@ -15,5 +16,5 @@ def miniature() -> Path:
 
 
 @pytest.fixture(scope="session")
-def source() -> DeepSearchTaskSource:
-    return DeepSearchTaskSource(MINIATURE / "corpus.jsonl", prompt="none")
+def source() -> TaskSource:
+    return make_task_source("deep_search", corpus=MINIATURE / "corpus.jsonl", prompt="none")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from megatron_empg.rollout.threads import PatientThreads
+from megatron_empg.environments.blocking import PatientThreads
 
 
 def test_a_call_does_not_stand_behind_those_that_hang() -> None:
@@ -43,7 +43,7 @@ def test_errors_go_to_the_caller_and_too_many_calls_are_refused() -> None:
 
 def test_a_hanging_call_does_not_hold_up_the_end_of_the_process() -> None:
     code = (
-        "import time; from megatron_empg.rollout.threads import PatientThreads;"
+        "import time; from megatron_empg.environments.blocking import PatientThreads;"
         "threads = PatientThreads(); threads.submit(time.sleep, 600); threads.shutdown()"
     )
     subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

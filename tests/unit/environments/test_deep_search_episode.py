@@ -6,13 +6,16 @@ import re
 import time
 
 import pytest
+from acting import begun, step
 
 from megatron_empg.environments import SPLITS, Environment
 from megatron_empg.environments.deep_search.actions import Call, MalformedCall, format_action, parse_action
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
-from megatron_empg.environments.deep_search.search_service import QueryRefused
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.deep_search.prompt import syntax_for
+from megatron_empg.environments.deep_search.scoring import Compared
 from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title, words
+from megatron_empg.environments.deep_search.tools import QueryRefused
+from megatron_empg.environments.registry import make_task_source
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def task(source):
 
 @pytest.fixture
 def episode(source, task):
-    return source.make(task)
+    return begun(source.make(task))
 
 
 def call(tool, argument):
@@ -31,45 +34,45 @@ def call(tool, argument):
 
 def test_search_visit_answer(episode):
     assert isinstance(episode, Environment)
-    found = episode.step(call("search", "largest neighbour france"))
+    found = step(episode, call("search", "largest neighbour france"))
     assert found.observation.startswith(
         "found france borders : the largest neighbour of france is spain . also france "
     )
-    page = episode.step(call("visit", "Spain  Profile"))
+    page = step(episode, call("visit", "Spain  Profile"))
     assert page.observation == (
         "page : spain is a country in the region southern europe . the capital of spain is madrid ."
     )
     assert not found.done
     assert not page.done
     assert found.reward == page.reward == 0.0
-    last = episode.step(call("answer", "the Madrid"))
+    last = step(episode, call("answer", "the Madrid"))
     assert last.done
     assert last.observation is None
     assert last.reward == 1.0
     with pytest.raises(RuntimeError, match="done"):
-        episode.step(call("search", "spain"))
+        step(episode, call("search", "spain"))
 
 
 @pytest.mark.parametrize("prompt", ["tags", "none"])
 def test_the_gold_turn_of_every_task_answers_right(miniature, prompt):
-    source = DeepSearchTaskSource(miniature / "corpus.jsonl", prompt=prompt)
+    source = make_task_source("deep_search", corpus=miniature / "corpus.jsonl", prompt=prompt)
     for split in SPLITS:
         for task in source.sample(split, 50, seed=1):
-            result = source.make(task).step(task.gold)
-            assert (result.done, result.reward, result.info["malformed"]) == (True, 1.0, False), task.id
+            result = step(begun(source.make(task)), task.gold)
+            assert (result.done, result.reward, result.malformed) == (True, 1.0, False), task.id
 
 
 def test_a_wrong_answer_ends_the_episode_without_reward(episode):
-    result = episode.step(call("answer", "barcelona"))
+    result = step(episode, call("answer", "barcelona"))
     assert result.done
     assert result.reward == 0.0
     assert result.info["tool"] == "answer"
 
 
 def test_nothing_found(episode):
-    assert episode.step(call("search", "capital of")).observation == "no results"
-    assert episode.step(call("search", "xyzzy")).observation == "no results"
-    assert episode.step(call("visit", "spain")).observation == "no page"
+    assert step(episode, call("search", "capital of")).observation == "no results"
+    assert step(episode, call("search", "xyzzy")).observation == "no results"
+    assert step(episode, call("visit", "spain")).observation == "no page"
 
 
 @pytest.mark.parametrize(
@@ -94,12 +97,12 @@ def test_nothing_found(episode):
     ],
 )
 def test_a_malformed_call_is_told_so_and_the_episode_goes_on(episode, action):
-    result = episode.step(action)
+    result = step(episode, action)
     assert result.observation.startswith("malformed call : ")
     assert not result.done
     assert result.reward == 0.0
-    assert result.info["malformed"] is True
-    assert episode.step(call("answer", "madrid")).reward == 1.0
+    assert result.malformed is True
+    assert step(episode, call("answer", "madrid")).reward == 1.0
 
 
 @pytest.mark.parametrize(
@@ -257,14 +260,14 @@ def test_reading_a_turn_takes_time_in_proportion_to_it(episode, hostile):
 class Refusing:
     """A search service that takes no query."""
 
-    def search(self, query):
+    async def search(self, query):
         raise QueryRefused("the search was refused")
 
     visit = search
 
 
 def test_a_refused_query_costs_the_policy_its_turn_and_no_more():
-    episode = DeepSearchEnvironment(Refusing(), "madrid")
-    result = episode.step(call("search", "x"))
+    episode = begun(DeepSearchEnvironment(Refusing(), Compared(("madrid",)), syntax_for("none")))
+    result = step(episode, call("search", "x"))
     assert (result.observation, result.done, result.info["refused"]) == ("the search was refused", False, True)
-    assert episode.step(call("answer", "madrid")).reward == 1.0
+    assert step(episode, call("answer", "madrid")).reward == 1.0

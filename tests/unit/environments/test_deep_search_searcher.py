@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from acting import begun, steps
 
 from megatron_empg.environments import make_task_source
 
@@ -22,11 +23,11 @@ def success(source, tasks):
     """Share of walkthroughs that end right, each played again through a fresh episode."""
     rewards = []
     for seed, task in enumerate(tasks):
-        episode, turns = source.make(task), source.walkthrough(task, seed)
-        results = [episode.step(action) for action, _ in turns]
+        episode, turns = begun(source.make(task)), source.walkthrough(task, seed)
+        results = steps(episode, [action for action, _ in turns])
         assert [result.observation for result in results] == [observation for _, observation in turns]
         assert results[-1].done
-        assert not any(result.info["malformed"] for result in results)
+        assert not any(result.malformed for result in results)
         assert len(turns) <= 8
         rewards.append(results[-1].reward)
     return sum(rewards) / len(rewards)

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from acting import begun, step
 
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.corpus import load_corpus
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.registry import make_task_source
 
 
 def line(title="Peru", entity="Peru", kind="country", relation="capital", answer="Lima", **changes):
@@ -32,16 +33,18 @@ def own(tmp_path):
 
 def test_a_corpus_works_by_itself(own):
     """Nothing of the miniature's is asked of it, and its pages are found under the titles that it shows."""
-    source = DeepSearchTaskSource(written(own, line(), line("Bolivia", "Bolivia", answer="Sucre")))
+    source = make_task_source(
+        "deep_search", corpus=written(own, line(), line("Bolivia", "Bolivia", answer="Sucre"))
+    )
     assert {task.id for task in source.tasks("train")} == {"Peru|capital", "Bolivia|capital"}
     task = source.sample("train", 1, seed=0)[0]
     title = task.payload["entity"]
-    episode = source.make(task)
-    assert title in episode.step(format_action("so", Call("search", f"capital {title}"))).observation
+    episode = begun(source.make(task))
+    assert title in step(episode, format_action("so", Call("search", f"capital {title}"))).observation
     for spelled in (title, title.lower(), f"  {title.upper()} "):
-        page = episode.step(format_action("so", Call("visit", spelled))).observation
+        page = step(episode, format_action("so", Call("visit", spelled))).observation
         assert page.startswith(f"page : The capital of {title}")
-    assert episode.step(format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
+    assert step(episode, format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
     assert source.walkthrough(task, 0)[-1][1] is None
     with pytest.raises(ValueError, match="the corpus has none"):
         source.sample("test_ood", 1, seed=0)
@@ -57,7 +60,7 @@ def test_a_corpus_works_by_itself(own):
 )
 def test_what_is_asked_for_must_be_there(own, splits, message):
     with pytest.raises(ValueError, match=message):
-        DeepSearchTaskSource(written(own, line()), splits=splits)
+        make_task_source("deep_search", corpus=written(own, line()), splits=splits)
 
 
 def test_lines_end_at_newlines_alone(own):
@@ -71,10 +74,12 @@ def test_lines_end_at_newlines_alone(own):
 
 def test_other_scripts_are_told_apart(own):
     answers = {"日本": "東京", "中国": "北京", "Россия": "Москва", "Украина": "Киев"}
-    source = DeepSearchTaskSource(written(own, *(line(e, e, answer=a) for e, a in answers.items())))
+    source = make_task_source(
+        "deep_search", corpus=written(own, *(line(e, e, answer=a) for e, a in answers.items()))
+    )
     for task in source.tasks("train"):
         for answer in answers.values():
-            reward = source.make(task).step(format_action("so", Call("answer", answer))).reward
+            reward = step(begun(source.make(task)), format_action("so", Call("answer", answer))).reward
             assert reward == (answer == task.payload["answer"])
 
 

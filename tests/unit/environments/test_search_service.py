@@ -7,6 +7,7 @@ import time
 import httpx
 import pytest
 import uvicorn
+from acting import begun, step
 
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.search_service import (
@@ -18,7 +19,7 @@ from megatron_empg.environments.deep_search.search_service import (
     SearchServiceError,
     application,
 )
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.registry import make_task_source
 
 TOKEN = "token-for-the-search-tests"
 
@@ -39,7 +40,7 @@ def url(source):
 
 def test_a_remote_episode_reads_what_a_local_one_reads(url, source, miniature, monkeypatch):
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    remote = DeepSearchTaskSource(miniature / "corpus.jsonl", search_url=url, prompt="none")
+    remote = make_task_source("deep_search", corpus=miniature / "corpus.jsonl", search_url=url, prompt="none")
     task = source.fixed("train", 1)[0]
     calls = [
         Call("search", task.payload["entity"]),
@@ -47,10 +48,10 @@ def test_a_remote_episode_reads_what_a_local_one_reads(url, source, miniature, m
         Call("visit", source.corpus.documents[7].title),
         Call("visit", "no such page"),
     ]
-    here, there = source.make(task), remote.make(task)
+    here, there = begun(source.make(task)), begun(remote.make(task))
     for call in calls:
-        assert here.step(format_action("so", call)) == there.step(format_action("so", call))
-    assert there.step(format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
+        assert step(here, format_action("so", call)) == step(there, format_action("so", call))
+    assert step(there, format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
 
 
 def test_every_route_wants_the_token(url, source):

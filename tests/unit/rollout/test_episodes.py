@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.environments.base import Environment, StepResult, Task
+from megatron_empg.environments import blocking
+from megatron_empg.environments.base import Environment, Opening, StepResult, Task
+from megatron_empg.environments.blocking import PatientThreads, in_thread
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Episode, Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from megatron_empg.rollout.threads import PatientThreads
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -29,10 +30,16 @@ class OneTurn:
     def __init__(self, task: Task, over: threading.Event) -> None:
         self.task, self.over = task, over
 
-    def step(self, action: str) -> StepResult:
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def step(self, action: str) -> StepResult:
         if self.task.payload.get("hangs"):
-            self.over.wait(60)
+            await in_thread(self.over.wait, 60)
         return StepResult(None, True, 1.0)
+
+    async def close(self) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,6 @@ def play(
     episode: float | None = None,
     environment: float | None = None,
     timeout: float | None = None,
-    threads: PatientThreads | None = None,
     cancel_when: Callable[[], bool] | None = None,
 ) -> list[list[Episode]]:
     """The episodes of each batch, played one after the other."""
@@ -73,7 +79,7 @@ def play(
     settings = RolloutSettings(Sampling(1.0), limits, 7, concurrency, request, episode)
 
     async def run() -> list[list[Episode]]:
-        async with Rollout(fleet or Fleet(urls), TOKEN, chat, make, settings, threads) as rollout:
+        async with Rollout(fleet or Fleet(urls), TOKEN, chat, make, settings) as rollout:
             played = []
             for batch in batches:
                 task = asyncio.create_task(rollout.run_group_batch(batch, 0, timeout=timeout))
@@ -120,13 +126,16 @@ def test_an_engine_is_tried_again_only_where_there_is_no_other(chat: ChatTokens)
     assert fleet.assign(avoid=["a"]) == "a"
 
 
-def test_a_hanging_environment_costs_its_episode_alone(chat: ChatTokens, over: threading.Event) -> None:
+def test_a_hanging_environment_costs_its_episode_alone(
+    chat: ChatTokens, over: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More hang than there are episodes at once, and the next batch still plays."""
     threads = PatientThreads()
+    monkeypatch.setattr(blocking, "CALLS", threads)
     with StubEngine(answer(chat)) as engine:
         make = lambda task: OneTurn(task, over)  # noqa: E731
         batches = [groups(8, hangs=True), groups(2)]
-        hung, sound = play(chat, [engine.url], batches, make=make, concurrency=4, environment=0.3, threads=threads)
+        hung, sound = play(chat, [engine.url], batches, make=make, concurrency=4, environment=0.3)
     assert {e.outcome for e in hung} == {"error"}
     assert all("limits.environment_timeout" in (e.error or "") for e in hung)
     assert {e.outcome for e in sound} == {"success"}
@@ -180,7 +189,7 @@ def test_an_environment_that_cannot_be_made_costs_its_episode(chat: ChatTokens, 
         return OneTurn(task, over)
 
     with StubEngine(answer(chat)) as engine:
-        (episodes,) = play(chat, [engine.url], [groups(3)], make=make, threads=PatientThreads())
+        (episodes,) = play(chat, [engine.url], [groups(3)], make=make)
     assert [e.outcome for e in episodes] == ["success", "error", "success"]
     assert "ConnectionError: the simulator did not start" in (episodes[1].error or "")
 

@@ -25,9 +25,8 @@ def episode(group: int, sample: int, reward: float | None, *, version: int = 4) 
     for an episode that ended in an error."""
     early, late = 0.25 * (reward or 0.0), 0.75 * (reward or 0.0)
     first, second = [VersionSpan(version, 0, 2)], [VersionSpan(version, 0, 3)]
-    malformed = {"malformed": sample == 1}
     turns = [
-        Turn(3, 5, "search x", "stop", first, "found x", malformed, early, anchor=group),
+        Turn(3, 5, "search x", "stop", first, "found x", sample == 1, reward=early, anchor=group),
         Turn(9, 12, "answer y", "length", second, reward=late, anchor=-7),
     ]
     outcome = "error" if reward is None else ("success" if reward > 0 else "truncated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -16,8 +17,9 @@ import httpx
 import pytest
 import uvicorn
 
-from megatron_empg.environments.base import StepResult, Task
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource
+from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
@@ -43,14 +45,20 @@ class Oracle:
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def step(self, action: str) -> StepResult:
-        kind = self.task.payload["kind"]
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def step(self, action: str) -> StepResult:
+        kind = self.task.kind
         if kind == "breaks":
             raise OSError("the tool is gone")
         if kind == "unread":
-            return StepResult("malformed call", False, info={"malformed": True})
+            return StepResult("malformed call", False, malformed=True)
         reward = {"win": 1.0, "lose": 0.0}.get(kind, float("Lima" in action))
-        return StepResult(None, True, reward, {"malformed": False})
+        return StepResult(None, True, reward, malformed=False)
+
+    async def close(self) -> None:
+        pass
 
 
 class Questions:
@@ -58,7 +66,8 @@ class Questions:
 
     def __init__(self, count: int, kinds: Sequence[str]) -> None:
         asked = [{"role": "user", "content": "the capital of Peru"}]
-        self.all = [Task(f"q{i}", asked, {"kind": kinds[i % len(kinds)]}) for i in range(count)]
+        named = [kinds[i % len(kinds)] for i in range(count)]
+        self.all = [Task(f"q{i}", asked, {}, kind=kind) for i, kind in enumerate(named)]
 
     def sample(self, split: str, count: int, seed: int) -> list[Task]:
         generator = random.Random(seed)
@@ -383,27 +392,37 @@ def test_what_fails_in_the_driver_is_said_in_its_own_words(served: tuple[StubEng
     assert httpx.post(f"{url}/probe", trust_env=False).status_code == 401
 
 
-def test_environments_never_act_on_the_event_loop(chat: ChatTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_ups_never_run_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There a tool that hangs would stop every episode, and no time limit could reach it."""
     loop, met = threading.get_ident(), set()
+    search = LocalTools.search
 
-    class Witness(Oracle):
-        def __init__(self, task: Task) -> None:
-            met.add(threading.get_ident())
-            super().__init__(Task(task.id, task.prompt, {"kind": "win"}))
+    def witness(tools: LocalTools, query: str) -> str:
+        met.add(threading.get_ident())
+        return search(tools, query)
 
-        def step(self, action: str) -> StepResult:
-            met.add(threading.get_ident())
-            return super().step(action)
+    monkeypatch.setattr(LocalTools, "search", witness)
+    corpus = tmp_path / "corpus.jsonl"
+    fact = {"type": "country", "facts": [["capital", "Lima", None]], "sentences": ["the capital is Lima ."]}
+    pages = [{"title": name, "entity": name, **fact} for name in ("Peru", "Piru", "Perou")]
+    corpus.write_text("".join(json.dumps(page) + "\n" for page in pages), encoding="utf-8")
+    calls = (Call("search", "capital Peru"), Call("answer", "Lima"))
+    chat = ChatTokens.from_pretrained(recipe().model.path)
+    said = [chat._tokenizer(format_action("so", call), add_special_tokens=False)["input_ids"] for call in calls]
+    prompts: list[int] = []
 
-    monkeypatch.setattr(DeepSearchTaskSource, "make", lambda self, task: Witness(task))
+    def search_and_answer(body: dict[str, Any]) -> list[int]:
+        """The longer prompts are those that hold what the search found."""
+        prompts.append(len(body["token_ids"]))
+        return [*said[len(body["token_ids"]) > min(prompts) + len(said[0])], chat.end_of_turn]
 
     async def run(url: str) -> bytes:
-        async with open_driver(recipe(), [url], TOKEN) as opened:
+        given = recipe(f"environment.settings={{corpus: {corpus}, prompt: none}}")
+        async with open_driver(given, [url], TOKEN) as opened:
             return await opened.collect(0)
 
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(search_and_answer) as engine:
         batch = Batch.from_bytes(asyncio.run(run(engine.url)))
-    assert batch.metrics["train/success"] == 1.0
+    assert batch.metrics["train/success"] == 1.0, batch.texts[0]
     assert met
     assert loop not in met

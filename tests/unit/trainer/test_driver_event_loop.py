@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.environments.base import StepResult, Task
+from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Limits
 from megatron_empg.rollout.episodes import Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
-from megatron_empg.rollout.threads import PatientThreads
 from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.driver import Driver
 from megatron_empg.trainer.garbage import no_full_collections
@@ -38,11 +37,17 @@ class Library:
     def __init__(self, task: Task) -> None:
         self.page, self.turns, self.reward = task.payload["page"], 0, 0.0
 
-    def step(self, action: str) -> StepResult:
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def step(self, action: str) -> StepResult:
         self.turns += 1
         if self.turns == 1:
-            return StepResult(self.page, False, info={"malformed": False})
-        return StepResult(None, True, float(len(action) % 2), {"malformed": False})
+            return StepResult(self.page, False, malformed=False)
+        return StepResult(None, True, float(len(action) % 2), malformed=False)
+
+    async def close(self) -> None:
+        pass
 
 
 class Pages:
@@ -115,7 +120,7 @@ def test_text_never_holds_the_event_loop(groups: int, characters: int) -> None:
     settings = RolloutSettings(Sampling(1.0), limits, 7, concurrency=256, request_timeout=600.0)
 
     async def run(url: str) -> bytes:
-        async with Rollout(Fleet([url]), "0123456789abcdef", chat, Library, settings, PatientThreads()) as rollout:
+        async with Rollout(Fleet([url]), "0123456789abcdef", chat, Library, settings) as rollout:
             return await Driver(recipe, Pages(characters), rollout, chat.end_of_turn).collect(1)  # type: ignore[arg-type]
 
     with StubEngine(lambda body: turn) as engine, longest_hold() as holds:

@@ -1,6 +1,5 @@
 """A run folder goes on under the same recipe, model and data, or not at all."""
 
-import inspect
 import json
 import os
 import shutil
@@ -15,8 +14,8 @@ import yaml
 from models import save_random_model
 
 from megatron_empg.environments.deep_search.searcher import SEARCHERS
-from megatron_empg.environments.deep_search.source import DeepSearchTaskSource, source_defaults
-from megatron_empg.environments.registry import DATA_SETTINGS, SERVICE_SETTINGS, default_settings
+from megatron_empg.environments.deep_search.settings import DeepSearchSettings
+from megatron_empg.environments.registry import default_settings, place_settings
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, parse_recipe
 from megatron_empg.section import Section, choices, shared_keys
 from megatron_empg.trainer import identity
@@ -209,11 +208,9 @@ def newer_release(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """To be called in the middle of a test: from then on Deep Search's defaults are others."""
 
     def begin_release() -> None:
-        make = DeepSearchTaskSource.__init__
-        old = tuple(make.__defaults__ or ())
-        monkeypatch.setattr(make, "__defaults__", tuple("none" if value == "tags" else value for value in old))
+        monkeypatch.setattr(DeepSearchSettings.model_fields["prompt"], "default", "none")
         monkeypatch.setitem(SEARCHERS, "fallible", replace(SEARCHERS["fallible"], vague_query=0.5))
-        assert source_defaults({})["prompt"] == "none"
+        assert default_settings("deep_search", {})["prompt"] == "none"
 
     return begin_release
 
@@ -276,9 +273,8 @@ def test_a_recorded_default_of_a_setting_that_is_gone_is_not_asked_for(tmp_path:
 
 
 def test_every_setting_of_the_environment_has_a_recorded_default_or_is_known_otherwise() -> None:
-    parameters = set(inspect.signature(DeepSearchTaskSource).parameters)
-    elsewhere = {*DATA_SETTINGS["deep_search"], *SERVICE_SETTINGS["deep_search"], "max_turns", "step_timeout"}
-    assert set(default_settings("deep_search", {})) == parameters - elsewhere
+    settings = set(DeepSearchSettings.model_fields)
+    assert set(default_settings("deep_search", {})) == settings - place_settings("deep_search")
     assert default_settings("another", {}) == {}
 
 
