@@ -1,6 +1,7 @@
 """Published question sets: read in every form, refused with the place of the fault, drawn in balance."""
 
 import gzip
+import io
 import json
 import math
 import shutil
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from megatron_empg.environments.deep_search.data import question_files, record_files
+from megatron_empg.environments.deep_search.data import json_stream, question_files, record_files
+from megatron_empg.environments.deep_search.data.json_stream import JsonFault, JsonStream
 from megatron_empg.environments.deep_search.data.mixture import allot, interleaved
 from megatron_empg.environments.deep_search.data.published_formats import DATASETS, Skipped, read_questions
 from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion, QuestionDataError
@@ -497,6 +499,50 @@ JSON = st.recursive(
 FUZZ = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("dataset", ["hotpotqa", "2wikimultihopqa", "triviaqa"])
+def test_an_array_reads_the_same_in_pieces(dataset, chunk, monkeypatch):
+    path = FIXTURES / PUBLISHED[dataset]
+    whole = read(dataset, path)
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+    assert read(dataset, path) == whole
+
+
+@FUZZ
+@given(items=st.lists(JSON, max_size=5), chunk=st.integers(1, 9), indent=st.none() | st.integers(0, 2))
+def test_any_array_is_streamed_as_the_standard_library_reads_it(items, chunk, indent, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+    text = json.dumps(items, indent=indent)
+    stream = JsonStream(io.StringIO(text))
+    assert json.dumps(list(stream.items())) == json.dumps(json.loads(text))
+    stream.end()
+    assert stream.line == 1 + text.count("\n")
+    under = JsonStream(io.StringIO(json.dumps({"Version": 1.0, "Data": items, "Domain": [1]}, indent=indent)))
+    assert json.dumps(list(under.items_under("Data"))) == json.dumps(items)
+    under.end()
+
+
+@pytest.mark.parametrize("text", ["[1", "[1,", "[1,]", "[1 2]", "[}", "[1]]", '["a', "{}", ""])
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_an_array_that_is_none_is_refused(text, chunk, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+
+    def read_all():
+        stream = JsonStream(io.StringIO(text))
+        list(stream.items())
+        stream.end()
+
+    with pytest.raises(JsonFault):
+        read_all()
+
+
+def test_an_item_has_a_greatest_length(monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", 16)
+    monkeypatch.setattr(json_stream, "MAX_ITEM", 100)
+    with pytest.raises(JsonFault, match="an item has over 100 characters"):
+        list(JsonStream(io.StringIO('["' + "a" * 1000 + '"]')).items())
 
 
 def refused_or_sound(dataset, path):

@@ -12,6 +12,8 @@ MAX_ITEM = 64 * 2**20
 """Characters that an item may have."""
 _CHUNK = 2**20
 _BLANK = " \t\r\n"
+_BEHIND = 2
+"""Letters behind a number that may still belong to it, when the window ends there: "1.", "1e", "1e-"."""
 
 
 class JsonFault(ValueError):
@@ -87,7 +89,7 @@ class JsonStream:
                 return ""
 
     def _value(self) -> Any:
-        """The value that begins here. The window grows until it holds the value and a letter behind it."""
+        """The value that begins here. The window grows until it holds the value and what may belong to it."""
         if not self._next():
             raise JsonFault("a value should stand here; found the end")
         wanted = _CHUNK
@@ -95,7 +97,7 @@ class JsonStream:
             fault = "it is cut off"
             try:
                 value, end = self._decoder.raw_decode(self._window, self._at)
-                if end < len(self._window) or not self._more(wanted):
+                if len(self._window) - end > _BEHIND or not self._more(wanted):
                     self.line += self._window.count("\n", self._at, end)
                     self._at = end
                     return value
