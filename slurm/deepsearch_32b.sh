@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Deep Search with Qwen2.5-32B-Instruct: 4 nodes train, 4 roll out, of 8 GPUs each.
 #
+# First, on a login node: bash slurm/prepare.sh deepsearch data/deepsearch
+#
 #   bash slurm/deepsearch_32b.sh --check          on a login node: is all well? Starts no job
 #   sbatch slurm/deepsearch_32b.sh [key=value …]  any key of the recipe, and data=CORPUS search_url=URL
 #

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Deep Search with Qwen2.5-7B-Instruct: 1 node trains, 1 rolls out, of 8 GPUs each.
 #
+# First, on a login node: bash slurm/prepare.sh deepsearch data/deepsearch --model Qwen/Qwen2.5-7B-Instruct
+#
 #   bash slurm/deepsearch_7b.sh --check          on a login node: is all well? Starts no job
 #   sbatch slurm/deepsearch_7b.sh [key=value …]  any key of the recipe, and data=CORPUS search_url=URL
 #

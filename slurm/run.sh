@@ -3,11 +3,11 @@
 source "$EMPG_HOME/slurm/lib.sh" || exit 10
 
 OVERRIDES=() CHECK_ONLY=
-# What `ask` learns of the recipe.
-run_folder='' engines_per_node='' checkpoint='' finished='' corpus='' search_url=''
+# What `ask` learns of the recipe; `services` are words "NAME SETTING TOKEN_VARIABLE" for each.
+run_folder='' engines_per_node='' checkpoint='' finished='' environment='' services=''
 
 configure() { # configure ARGUMENTS…: what the environment and the arguments say of a run, all printed
-  local word name paths=("${EMPG_RUN_FOLDER:-}" "${EMPG_MODEL:-}" "${EMPG_MEGATRON_CHECKPOINT:-}")
+  local word name paths=("${EMPG_RUN_FOLDER:-}" "${EMPG_MODEL:-}" "${EMPG_MEGATRON_CHECKPOINT:-}" "${EMPG_DATA:-}")
   for word in "$@"; do
     case $word in
       --check) CHECK_ONLY=1 ;;
@@ -21,7 +21,7 @@ configure() { # configure ARGUMENTS…: what the environment and the arguments s
   fi
   defaults "${paths[@]}"
   : "${EMPG_ENGINES_PER_NODE:=}" "${EMPG_GPU_MEMORY:=79}" "${EMPG_MAX_RESTARTS:=20}" "${EMPG_PREFLIGHT:=1}"
-  : "${EMPG_PREFLIGHT_ARGS:=}" "${EMPG_MODEL:=}" "${EMPG_MEGATRON_CHECKPOINT:=}"
+  : "${EMPG_PREFLIGHT_ARGS:=}" "${EMPG_MODEL:=}" "${EMPG_MEGATRON_CHECKPOINT:=}" "${EMPG_DATA:=}" "${EMPG_MINIATURE:=0}"
   for name in EMPG_TRAINER_NODES EMPG_ROLLOUT_NODES EMPG_GPUS_PER_NODE; do
     [[ ${!name:-} =~ ^[1-9][0-9]*$ ]] || die configuration "$name is '${!name:-}'; set it to a number of 1 or more"
   done
@@ -32,6 +32,9 @@ configure() { # configure ARGUMENTS…: what the environment and the arguments s
   SHAPE+=(--gpus-per-node "$EMPG_GPUS_PER_NODE" --gpu-memory "$EMPG_GPU_MEMORY")
   [ -z "$EMPG_ENGINES_PER_NODE" ] || SHAPE+=(--engines-per-node "$EMPG_ENGINES_PER_NODE")
   [ "$EMPG_DEVICE" = cuda ] || SHAPE+=(--cpu)
+  [[ $EMPG_MINIATURE =~ ^[01]$ ]] || die configuration "EMPG_MINIATURE is '$EMPG_MINIATURE'; allowed: 0, 1"
+  [ -z "$EMPG_DATA" ] || SHAPE+=(--data "$EMPG_DATA")
+  [ "$EMPG_MINIATURE" = 0 ] || SHAPE+=(--miniature)
   say "overrides: ${OVERRIDES[*]:-none}"
 }
 
@@ -43,7 +46,7 @@ ask() { # ask check|prepare|facts [OPTION…]: sets run_folder, checkpoint, fini
     return 1
   while IFS='=' read -r name value; do
     case $name in
-      run_folder | engines_per_node | checkpoint | finished | corpus | search_url)
+      run_folder | engines_per_node | checkpoint | finished | environment | services)
         printf -v "$name" '%s' "$value" ;;
     esac
   done <<<"$answer"
@@ -60,7 +63,7 @@ check() { # everything that can be known before a step starts
   fi
   [ -r "$EMPG_RECIPE" ] || die configuration "EMPG_RECIPE is '$EMPG_RECIPE': no such file below $EMPG_HOME"
   check_python
-  ask check || die configuration "nothing was started; mend the above and submit again"
+  ask check ${CHECK_ONLY:+--play} || die configuration "nothing was started; mend the above and submit again"
   say "recipe, model, run folder and layout: well"
 }
 
@@ -78,14 +81,18 @@ check_submission() { # what Slurm says of the script, without a job
 
 # --- steps -------------------------------------------------------------------------------------------------------
 
-choose_search_service() { # SEARCH_SERVICE: its URL to be, on the first rollout node; none with search_url=
-  SEARCH_SERVICE=()
-  if [ -n "$search_url" ]; then
-    say "searches go to $search_url"
-  else
-    export EMPG_SEARCH_TOKEN=$EMPG_TOKEN
-    SEARCH_SERVICE=(--search-service "http://$(address_of "${ROLLOUTS[0]}"):$((EMPG_BASE_PORT + 2))")
-  fi
+choose_services() { # SERVICES, SERVICE_SETTINGS, SERVICE_URLS: what the environment wants, on the first rollout node
+  local words ports=(2 5 6 7) address
+  SERVICES=() SERVICE_SETTINGS=() SERVICE_URLS=()
+  address=$(address_of "${ROLLOUTS[0]}")
+  read -ra words <<<"$services"
+  while [ "${#words[@]}" -gt 0 ]; do
+    export "${words[2]}=$EMPG_TOKEN"
+    SERVICE_URLS+=("http://$address:$((EMPG_BASE_PORT + ports[${#SERVICES[@]}]))")
+    SERVICES+=("${words[0]}") SERVICE_SETTINGS+=("${words[1]}")
+    CODES[${words[0]}]=${CODES[search]}
+    words=("${words[@]:3}")
+  done
 }
 
 start_guard() { # on a node other than this one
@@ -96,26 +103,32 @@ start_guard() { # on a node other than this one
   PIDS[guard]=$!
 }
 
-start_search_service() {
-  local address port=$((EMPG_BASE_PORT + 2)) until=$((SECONDS + 300))
-  [ "${#SEARCH_SERVICE[@]}" -gt 0 ] || return 0
-  address=$(address_of "${ROLLOUTS[0]}")
-  start search "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m \
-    megatron_empg.environments.deep_search.search_service "$corpus" --host "$address" --port "$port"
-  until healthy "$address" "$port"; do
-    if ! kill -0 "${PIDS[search]}" 2>/dev/null || ((SECONDS > until)); then
-      fail search
+start_services() {
+  local index without=()
+  for index in "${!SERVICES[@]}"; do without+=(--without "${SERVICE_SETTINGS[index]}"); done
+  for index in "${!SERVICES[@]}"; do
+    start_service "${SERVICES[index]}" "${SERVICE_URLS[index]#http://}" || return
+  done
+}
+
+start_service() { # start_service NAME ADDRESS:PORT: and wait until it is healthy; the environment knows its command
+  local until=$((SECONDS + 300))
+  start "$1" "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job service \
+    "$run_folder/recipe.yaml" "$1" --host "${2%:*}" --port "${2#*:}" "${without[@]}"
+  until healthy "${2%:*}" "${2#*:}"; do
+    if ! kill -0 "${PIDS[$1]}" 2>/dev/null || ((SECONDS > until)); then
+      fail "$1"
       return
     fi
     pause 0.5
   done
-  say "search service of $corpus at http://$address:$port: healthy"
+  say "$1 service of $environment at http://$2: healthy"
 }
 
 preflight() { # every node fit for the run?
   local device=(--gpu --gpus "$EMPG_GPUS_PER_NODE") first=$((EMPG_BASE_PORT + 8)) ports
   [ "$EMPG_PREFLIGHT" != 0 ] || return 0
-  ports=$EMPG_BASE_PORT-$((EMPG_BASE_PORT + 2)),$((EMPG_BASE_PORT + 4)),$first-$((first + EMPG_ROLLOUT_NODES * engines_per_node - 1))
+  ports=$EMPG_BASE_PORT-$((EMPG_BASE_PORT + 2)),$((EMPG_BASE_PORT + 4))-$((first + EMPG_ROLLOUT_NODES * engines_per_node - 1))
   [ "$EMPG_DEVICE" = cuda ] || device=(--no-gpu)
   # shellcheck disable=SC2086 # EMPG_PREFLIGHT_ARGS are words
   MASTER_ADDR=$(address_of "${TRAINERS[0]}") MASTER_PORT=$((EMPG_BASE_PORT + 3)) \
@@ -155,7 +168,7 @@ start_run() { # engines, driver, trainer ranks, and the watchdog beside them
 wait_for_end() { # until a step ends (ENDED, STATUS), or a node is lost (ENDED=node)
   local name look=$((SECONDS + 15))
   while :; do
-    for name in search engines driver watchdog trainer; do
+    for name in "${SERVICES[@]}" engines driver watchdog trainer; do
       if [ -n "${PIDS[$name]:-}" ] && ! kill -0 "${PIDS[$name]}" 2>/dev/null; then
         wait "${PIDS[$name]}"
         STATUS=$? ENDED=$name
@@ -181,10 +194,10 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
   EMPG_LOGS=$run_folder/logs/$SLURM_JOB_ID.$(starts)
   export EMPG_RUN_FOLDER=$run_folder
   say "attempt $(starts): from step $checkpoint; logs in $EMPG_LOGS"
-  choose_search_service
+  choose_services
   prepare_folder || return
   start_guard
-  convert_checkpoint && preflight && start_search_service || return
+  convert_checkpoint && preflight && start_services || return
   start_run
   wait_for_end
   stop_steps
@@ -207,7 +220,9 @@ attempt() { # one try, from preflight to the trainer's end; its code, or 100: to
 
 prepare_folder() { # the resolved recipe in it, and this job its only one: the same lock as `empg train` takes
   exec 9>&-
-  ask prepare --trainer-address "$(address_of "${TRAINERS[0]}")" "${SEARCH_SERVICE[@]}" ||
+  local index given=()
+  for index in "${!SERVICES[@]}"; do given+=(--service "${SERVICE_SETTINGS[index]}=${SERVICE_URLS[index]}"); done
+  ask prepare --trainer-address "$(address_of "${TRAINERS[0]}")" "${given[@]}" ||
     return "${CODES[configuration]}"
   exec 9>>"$run_folder/.lock"
   flock --nonblock --conflict-exit-code 75 9

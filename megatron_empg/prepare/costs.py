@@ -19,7 +19,8 @@ SPARE_BYTES = 1_000_000_000
 class Cost:
     """Of one part: bytes to fetch, bytes that will lie on the disk and do not yet, hours besides fetching.
 
-    `unknown`: whether more may come that nobody has told the size of.
+    `peak`: bytes on the disk meanwhile, where these are more. `unknown`: whether more may come that nobody has
+    told the size of.
     """
 
     part: str
@@ -27,6 +28,11 @@ class Cost:
     disk: int
     hours: float = 0.0
     unknown: bool = False
+    peak: int = 0
+
+    @property
+    def most(self) -> int:
+        return max(self.disk, self.peak)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ def table(costs: Sequence[Cost], bandwidth: Bandwidth, folder: Path) -> str:
     fetch, disk = sum(cost.fetch for cost in costs), sum(cost.disk for cost in costs)
     hours = fetch / bandwidth.bytes_per_second / 3600 + sum(cost.hours for cost in costs)
     lines.append(f"{'in all':8} {fetch / 1e9:>7.1f} GB {disk / 1e9:>7.1f} GB {hours:>7.1f}")
+    peak = sum(cost.most for cost in costs)
+    if peak > disk:
+        lines.append(f"while the index is built, {peak / 1e9:.0f} GB lie on the disk")
     lines.append(
         f"at {bandwidth.bytes_per_second / 1e6:.0f} MB/s ({bandwidth.source}); building the index is an estimate"
     )
@@ -64,7 +73,7 @@ def table(costs: Sequence[Cost], bandwidth: Bandwidth, folder: Path) -> str:
 
 def require_room(costs: Sequence[Cost], folder: Path) -> None:
     """Raise PrepareError where the disk has too little room for all of it."""
-    needed, free = sum(cost.disk for cost in costs) + SPARE_BYTES, free_bytes(folder)
+    needed, free = sum(cost.most for cost in costs) + SPARE_BYTES, free_bytes(folder)
     if needed > free:
         raise PrepareError(
             f"{folder} has {free / 1e9:.1f} GB free and this takes {needed / 1e9:.1f} GB (1 GB of it to spare): "

@@ -97,7 +97,8 @@ def expected_costs(sources: Sources, wishes: Wishes, before: Prepared, records: 
         left = _left(wishes.folder, ("corpus", sources.corpus.places), records)
         costs.append(Cost("corpus", left, left))
     if wishes.wants("index") and before.index is None:
-        costs.append(Cost("index", 0, sources.index.about_bytes, sources.index.hours))
+        index = sources.index
+        costs.append(Cost("index", 0, index.about_bytes, index.hours, peak=index.building_bytes))
     return costs
 
 
@@ -180,21 +181,18 @@ def _with_index(prepared: Prepared, wishes: Wishes, say: Callable[[str], None]) 
     if index is not None and index.of_sha256 == corpus.sha256 and _bytes_below(place) == index.size:
         say("the index is there")
         return prepared
-    aside = wishes.folder / f"{INDEX}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    command = index_command(wishes.folder / corpus.path, aside)
+    if index is not None and place.exists():
+        say("the index is of another corpus, or damaged: building it anew")
+        shutil.rmtree(place)
+    command = index_command(wishes.folder / corpus.path, place)
     say(f"building the index: {' '.join(command[1:])}")
     environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
     done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
-        shutil.rmtree(aside, ignore_errors=True)
         raise PrepareError(
             f"`empg index` ended with status {done.returncode}: see its lines above. What was fetched is kept; "
             "the same command goes on with the index"
         )
-    with named_disk_faults(place):
-        shutil.rmtree(place, ignore_errors=True)
-        aside.replace(place)
     built = PreparedIndex(path=INDEX, size=_bytes_below(place), of_sha256=corpus.sha256)
     prepared = prepared.model_copy(update={"index": built})
     write_prepared(wishes.folder, prepared)
@@ -202,7 +200,7 @@ def _with_index(prepared: Prepared, wishes: Wishes, say: Callable[[str], None]) 
 
 
 def index_command(corpus: Path, out: Path) -> list[str]:
-    """What builds the index of a corpus into a folder that is not there yet."""
+    """What builds the index of a corpus. It is written aside and renamed; one that is there and whole is kept."""
     return [sys.executable, "-m", "megatron_empg.cli", "index", str(corpus), str(out)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,15 +20,19 @@ from typing import TYPE_CHECKING, NoReturn
 from megatron_empg.options import finite
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.trainer.environment_variables import trainer_environment
+from megatron_empg.trainer.play import play_one_question
+from megatron_empg.trainer.prepared_data import DataChoice, data_overrides, what_is_trained_on
 from megatron_empg.trainer.run_folder import RunFolder
 from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
 if TYPE_CHECKING:
+    from megatron_empg.environments.base import SideService
     from megatron_empg.weights.model_config import ModelConfig
 
 GIB = 2**30
 FIRST_ENGINE_PORT = 8
-"""Ports below it, counted from the base port: 0 trainer, 1 driver, 2 search service, 3 preflight, 4 weights."""
+"""Ports below it, counted from the base port: 0 trainer, 1 driver, 3 preflight, 4 weights; 2 and 5-7 services."""
+MOST_SERVICES = 4
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,20 @@ class Shape:
         return self.engines_per_node or self.gpus_per_node // recipe.engines.tensor_parallel
 
 
-def resolve(path: Path, overrides: list[str], shape: Shape) -> Recipe:
+def resolve(path: Path, overrides: list[str], shape: Shape, data: DataChoice) -> Recipe:
     """The recipe with as many engines as the rollout nodes hold. Raises RecipeError with every fault found.
 
-    `data=` and `search_url=` are short for the environment's corpus and service.
+    `data=` and `search_url=` are short for the environment's corpus and service; `data` says what is trained on
+    where they do not.
     """
     short = {"data": "environment.settings.corpus", "search_url": "environment.settings.search_url"}
     words = [
         short.get(word.partition("=")[0], word.partition("=")[0]) + word[word.find("=") :] for word in overrides
     ]
     recipe = load_recipe(path, words)
+    prepared = data_overrides(recipe, words, data)
+    if prepared:
+        recipe = load_recipe(path, [*prepared, *words])
     engines = shape.rollout_nodes * shape.engines_on_node(recipe)
     faults = shape_faults(recipe, shape)
     if faults:
@@ -89,17 +98,13 @@ def shape_faults(recipe: Recipe, shape: Shape) -> list[str]:
 
 def check(recipe: Recipe, shape: Shape) -> list[str]:
     """Everything that can be known before a process starts; returns notes. Raises RecipeError."""
-    from megatron_empg.environments.deep_search.settings import DEFAULT_CORPUS
     from megatron_empg.trainer.check import check_recipe
     from megatron_empg.trainer.identity import require_same_run
 
     config = check_recipe(recipe)
     _check_run_folder(recipe.run.folder)
     require_same_run(recipe, model=not os.environ.get("EMPG_MEGATRON_CHECKPOINT"))
-    notes = []
-    corpus = recipe.environment.settings.get("corpus", DEFAULT_CORPUS)
-    if Path(corpus).resolve() == Path(DEFAULT_CORPUS).resolve():
-        notes.append(f"trains on the miniature corpus ({corpus}); data=CORPUS.jsonl gives another")
+    notes = what_is_trained_on(recipe)
     if not shape.cpu:
         notes.append(_check_memory(recipe, config, shape.gpu_memory_gib * GIB))
     return notes
@@ -139,31 +144,67 @@ def _check_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> str
     return f"fits: {peak / GIB:.1f} GiB a trainer rank, {on_engine / GIB:.1f} GiB an engine GPU"
 
 
-def prepare(recipe: Recipe, shape: Shape, trainer_address: str, search_url: str | None) -> None:
-    """Write the resolved recipe to the run folder, as the job's processes read it. Raises RecipeError."""
+def prepare(recipe: Recipe, trainer_address: str, services: list[str]) -> None:
+    """Write the resolved recipe to the run folder, as the job's processes read it. Raises RecipeError.
+
+    `services`: SETTING=URL of each that the job starts.
+    """
     from megatron_empg.trainer.identity import take_up
 
     # The trainer's rank 0 sends the weights from this address; each engine is told its own.
     engines = recipe.engines.model_copy(update={"host": trainer_address})
     recipe = recipe.model_copy(update={"engines": engines})
-    if search_url:
-        recipe.environment.settings["search_url"] = search_url
+    for service in services:
+        setting, _, url = service.partition("=")
+        recipe.environment.settings[setting] = url
     take_up(recipe).close()
 
 
 def facts(recipe: Recipe, shape: Shape) -> dict[str, object]:
-    """What the scripts need to know of the recipe."""
-    from megatron_empg.environments.deep_search.settings import DEFAULT_CORPUS
-
+    """What the scripts need to know of the recipe; `services` are words "NAME SETTING TOKEN_VARIABLE" each."""
     folder = RunFolder(recipe.run.folder)
     return {
         "run_folder": folder.root.absolute(),
         "engines_per_node": shape.engines_on_node(recipe),
         "checkpoint": folder.last_checkpoint(),
         "finished": int(folder.finished(recipe.run.steps)),
-        "corpus": recipe.environment.settings.get("corpus", DEFAULT_CORPUS),
-        "search_url": recipe.environment.settings.get("search_url", ""),
+        "environment": recipe.environment.name,
+        "services": " ".join(f"{found.name} {found.setting} {found.token_variable}" for found in services(recipe)),
     }
+
+
+def services(recipe: Recipe) -> tuple[SideService, ...]:
+    """The servers that the job starts for the environment. Raises RecipeError."""
+    from megatron_empg.environments.registry import plugin
+    from megatron_empg.environments.settings import read_settings
+
+    acting = recipe.environment
+    try:
+        kind = plugin(acting.name)
+        found = kind.services(read_settings(kind.Settings, acting.settings, acting.name))
+    except ValueError as error:
+        raise RecipeError(f"environment.settings: {error}") from None
+    for service in found:
+        words = (service.name, service.setting, service.token_variable)
+        if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", word) for word in words):
+            raise RecipeError(
+                f"the environment {acting.name} asks for the service {words}: these must be plain words"
+            )
+    if len(found) > MOST_SERVICES:
+        raise RecipeError(
+            f"the environment {acting.name} asks for {len(found)} services; a job starts {MOST_SERVICES} at most"
+        )
+    return found
+
+
+def service_command(recipe: Recipe, name: str, without: list[str], host: str, port: int) -> list[str]:
+    """The command of the service called `name`. `without`: settings that hold the addresses of the job's own."""
+    for setting in without:
+        recipe.environment.settings.pop(setting, None)
+    for service in services(recipe):
+        if service.name == name:
+            return [sys.executable, *service.arguments, "--host", host, "--port", str(port)]
+    raise RecipeError(f"the environment {recipe.environment.name} has no service {name!r}")
 
 
 def own_address() -> str:
@@ -229,9 +270,11 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("check", "prepare", "facts"):
         _add_shape(commands.add_parser(name))
-    for name in ("engine", "trainer"):
+    for name in ("engine", "trainer", "service"):
         added = commands.add_parser(name, allow_abbrev=False)
         added.add_argument("recipe", type=Path, help="the resolved recipe of the run folder")
+        if name == "service":
+            _add_service(added)
         if name == "engine":
             added.add_argument("--per-node", type=int, required=True)
             added.add_argument("--gpus-per-node", type=int, help="leave out for a run without GPUs")
@@ -239,6 +282,9 @@ def main() -> None:
     try:
         if given.command == "engine":
             _become(*engine_command(load_recipe(given.recipe), given.per_node, given.gpus_per_node))
+        if given.command == "service":
+            recipe = load_recipe(given.recipe)
+            _become(service_command(recipe, given.name, given.without, given.host, given.port), {})
         if given.command == "trainer":
             _become(trainer_command(load_recipe(given.recipe), rest), trainer_environment(os.environ))
         if rest:
@@ -264,7 +310,17 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--gpu-memory", type=finite, default=79.0, help="GiB of a GPU that can be used")
     parser.add_argument("--trainer-address", default="127.0.0.1")
-    parser.add_argument("--search-service", help="URL of the job's own")
+    parser.add_argument("--service", action="append", default=[], help="SETTING=URL of one that the job starts")
+    parser.add_argument("--data", type=Path, help="a folder that slurm/prepare.sh prepared (EMPG_DATA)")
+    parser.add_argument("--miniature", action="store_true", help="train on the miniature (EMPG_MINIATURE)")
+    parser.add_argument("--play", action="store_true", help="play one question without a policy, and show it")
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name")
+    parser.add_argument("--without", action="append", default=[], help="a setting that the job itself has given")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
 
 
 def _answer(given: argparse.Namespace) -> None:
@@ -272,13 +328,16 @@ def _answer(given: argparse.Namespace) -> None:
         given.trainer_nodes, given.rollout_nodes, given.gpus_per_node, given.engines_per_node, given.cpu,
         given.gpu_memory,
     )  # fmt: skip
-    recipe = resolve(given.recipe, given.overrides, shape)
+    recipe = resolve(given.recipe, given.overrides, shape, DataChoice(given.data, given.miniature))
     if given.command == "check":
         for note in check(recipe, shape):
             print(f"note: {note}", file=sys.stderr)
+    if given.play:
+        print("\n".join(play_one_question(recipe)), file=sys.stderr)
+    known = facts(recipe, shape)  # before the services' addresses stand in it
     if given.command == "prepare":
-        prepare(recipe, shape, given.trainer_address, given.search_service)
-    for name, value in facts(recipe, shape).items():
+        prepare(recipe, given.trainer_address, given.service)
+    for name, value in known.items():
         print(f"{name}={value}")
 
 

@@ -23,7 +23,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 VARIABLES = {
     "EMPG_HOME": str(ROOT), "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_DEVICE": "cpu",
     "EMPG_TRAINER_NODES": "2", "EMPG_ROLLOUT_NODES": "1", "EMPG_ENGINES_PER_NODE": "2",
-    "EMPG_PREFLIGHT": "0", "EMPG_NODE_TIMEOUT": "60",
+    "EMPG_PREFLIGHT": "0", "EMPG_NODE_TIMEOUT": "60", "EMPG_MINIATURE": "1",
 }  # fmt: skip
 OVERRIDES = {
     "run.steps": 3, "run.checkpoint_every": 1, "rollout.groups": 4, "rollout.group_size": 4,

@@ -15,7 +15,7 @@ from jobs import OVERRIDES, ROOT, SCRIPT, VARIABLES, Run
 from models import write_sparse_weights
 
 SCRIPTS = sorted(path.name for path in (ROOT / "slurm").glob("*.sh"))
-JOBS = [name for name in SCRIPTS if name not in ("lib.sh", "run.sh", "env.sh", "guard.sh")]
+JOBS = [name for name in SCRIPTS if name not in ("lib.sh", "run.sh", "env.sh", "guard.sh", "prepare.sh")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -62,6 +62,7 @@ def test_check_says_all_is_well_and_holds_nothing(cluster, tmp_path):
     code, said = look(cluster, tmp_path)
     assert code == 0, said
     assert "trains on the miniature corpus" in said
+    assert "the episode ends with reward 1" in said, "one question was played"
     assert "to start at" in said
     assert not (tmp_path / "run").exists()
     assert cluster.run("squeue", "--noheader").strip() == ""
@@ -80,6 +81,7 @@ def test_check_of_the_32b_layout_on_80_gib(realistic, tmp_path):
     (model / "config.json").write_text(json.dumps(config))
     write_sparse_weights(model)
     variables = {"EMPG_HOME": str(ROOT), "EMPG_MODEL": str(model), "EMPG_RUN_FOLDER": str(tmp_path / "run")}
+    variables["EMPG_MINIATURE"] = "1"
     said = realistic.run("bash", str(ROOT / SCRIPT), "--check", timeout=120, **variables)
     assert "GiB a trainer rank" in said
     with pytest.raises(AssertionError, match=r"GPUs of 20 GiB \(EMPG_GPU_MEMORY\) are too small"):
@@ -100,6 +102,8 @@ def test_check_of_the_32b_layout_on_80_gib(realistic, tmp_path):
         (("--gres=fpga:1",), {}, "Slurm refuses it"),
         (("data=/no/corpus.jsonl",), {}, "no corpus at /no/corpus.jsonl"),
         ((), {"EMPG_CONTAINER": "image.sif"}, "srun has no --container-image"),
+        ((), {"EMPG_MINIATURE": "0"}, "there is nothing to train on: data/deepsearch is not prepared.*prepare.sh"),
+        ((), {"EMPG_MINIATURE": "0", "EMPG_DATA": "/no/data"}, "EMPG_DATA is /no/data, which has no prepared"),
         ((), {"EMPG_DEVICE": None, "EMPG_ENGINES_PER_NODE": "2"}, "a rollout node's 1 GPUs do not hold 2"),
     ],
 )  # fmt: skip

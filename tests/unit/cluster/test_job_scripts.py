@@ -153,7 +153,8 @@ def check_said(tmp_path: Path, **given: str) -> str:
             *("evaluation.questions=8", f"run.folder={tmp_path / 'run'}", "actor.tensor_parallel=1"),
         ],
         cwd=ROOT, env={"PATH": str(tmp_path / "tools"), "HOME": str(tmp_path), "EMPG_DEVICE": "cpu",
-        "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_TRAINER_NODES": "1", "EMPG_ROLLOUT_NODES": "1",
+        "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_MINIATURE": "1",
+        "EMPG_TRAINER_NODES": "1", "EMPG_ROLLOUT_NODES": "1",
         "EMPG_GPUS_PER_NODE": "1", "EMPG_PYTHON": sys.executable, **given}, check=False,
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
@@ -172,5 +173,53 @@ def test_a_python_without_the_packages_is_named_with_the_fix(tmp_path: Path, pyt
 
 
 def test_a_check_without_slurm_looks_at_recipe_and_model_and_says_what_it_could_not(tmp_path: Path) -> None:
+    """It plays one question through template, parser and search on the way."""
     said = check_said(tmp_path)
     assert "recipe and model are well, but there is no sbatch on this machine" in said
+    assert "one question, " in said
+    assert "<|im_start|>user" in said, "the prompt as the model's own template writes it"
+    assert re.search(r"turn: .*<search>", said)
+    assert "observation: found " in said
+    assert "the episode ends with reward 1" in said
+
+
+def test_without_data_the_command_that_prepares_it_is_named(tmp_path: Path) -> None:
+    """The miniature is trained on where it is asked for alone."""
+    said = check_said(tmp_path, EMPG_MINIATURE="0")
+    assert "bash slurm/prepare.sh deepsearch data/deepsearch" in said
+    assert "EMPG_MINIATURE=1" in said
+    assert "one question" not in said
+
+
+def test_a_miniature_that_is_neither_wanted_nor_not_is_refused(tmp_path: Path) -> None:
+    assert "EMPG_MINIATURE is 'yes'; allowed: 0, 1" in check_said(tmp_path, EMPG_MINIATURE="yes")
+
+
+def services_of(words: str, tmp_path: Path) -> list[str]:
+    """What `choose_services` of run.sh makes of what the package says: names, URLs, tokens and codes."""
+    script = (
+        f"EMPG_HOME={ROOT}; source slurm/run.sh; address_of() {{ echo 10.0.0.9; }}; ROLLOUTS=(n1) "
+        f"EMPG_BASE_PORT=12000 EMPG_TOKEN=secret services={words!r}; choose_services; "
+        'for i in "${!SERVICES[@]}"; do n=${SERVICES[i]}; '
+        'echo "$n ${SERVICE_SETTINGS[i]} ${SERVICE_URLS[i]} ${CODES[$n]}"; done; '
+        "env | grep _TOKEN= | sort"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
+        timeout=30, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_the_services_of_a_job_are_those_that_the_environment_names(tmp_path: Path) -> None:
+    assert services_of("", tmp_path) == []
+    assert services_of("search search_url A_TOKEN", tmp_path) == [
+        "search search_url http://10.0.0.9:12002 13",
+        "A_TOKEN=secret",
+    ]
+    assert services_of("search search_url A_TOKEN shop shop_url B_TOKEN", tmp_path) == [
+        "search search_url http://10.0.0.9:12002 13",
+        "shop shop_url http://10.0.0.9:12005 13",
+        "A_TOKEN=secret",
+        "B_TOKEN=secret",
+    ]

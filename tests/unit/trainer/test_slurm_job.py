@@ -2,6 +2,7 @@
 
 import pytest
 
+from megatron_empg.environments.base import SideService
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.trainer import slurm_job
 
@@ -69,3 +70,34 @@ def test_without_gpus_an_engine_sees_none(task: pytest.MonkeyPatch) -> None:
     task.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     _, environment = slurm_job.engine_command(recipe(), engines_per_node=2, gpus_per_node=None)
     assert environment == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_a_service_runs_the_environments_own_command() -> None:
+    """From the resolved recipe of the run folder, which has the job's own address of the service in it."""
+    settings = recipe("environment.settings.search_url=http://10.0.0.1:12002")
+    assert slurm_job.facts(settings, slurm_job.Shape(1, 1, 1, cpu=True))["services"] == ""
+    command = slurm_job.service_command(settings, "search", ["search_url"], "10.0.0.1", 12002)
+    assert command[1:3] == ["-m", "megatron_empg.environments.deep_search.search_service"]
+    assert command[-4:] == ["--host", "10.0.0.1", "--port", "12002"]
+    with pytest.raises(RecipeError, match="has no service 'shop'"):
+        slurm_job.service_command(recipe(), "shop", [], "10.0.0.1", 12002)
+
+
+def test_the_job_is_told_of_the_services_that_the_environment_wants() -> None:
+    told = slurm_job.facts(recipe(), slurm_job.Shape(1, 1, 1, cpu=True))
+    assert told["services"] == "search search_url EMPG_SEARCH_TOKEN"
+    assert told["environment"] == "deep_search"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["a b"], "plain words"), (["$(x)"], "plain words"), (list("abcde"), "at most")]
+)
+def test_services_that_a_job_cannot_start_are_refused(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], said: str
+) -> None:
+    found = tuple(SideService(name, "url", ("-m", "x"), "TOKEN") for name in names)
+    monkeypatch.setattr(
+        "megatron_empg.environments.deep_search.source.DeepSearch.services", lambda settings: found
+    )
+    with pytest.raises(RecipeError, match=said):
+        slurm_job.services(recipe())
