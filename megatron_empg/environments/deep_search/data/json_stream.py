@@ -94,7 +94,6 @@ class JsonStream:
             raise JsonFault("a value should stand here; found the end")
         wanted = _CHUNK
         while True:
-            fault = "it is cut off"
             try:
                 value, end = self._decoder.raw_decode(self._window, self._at)
                 if len(self._window) - end > _BEHIND or not self._more(wanted):
