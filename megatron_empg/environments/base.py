@@ -127,6 +127,8 @@ class TaskSource(ABC):
     """Where episodes run: on the event loop, or each in a worker process of its own."""
     worker_memory_gib: ClassVar[float] = 0.5
     """GiB that a worker process may take, where `isolation` is "process"."""
+    deterministic: ClassVar[bool] = True
+    """Whether the same turns on the same task are answered the same. `empg environments check` holds it to that."""
 
     def __init__(self, settings: EnvironmentSettings, limits: EpisodeLimits) -> None:
         """Raises ValueError for settings that cannot be, OSError for data that cannot be read."""
@@ -164,6 +166,13 @@ class TaskSource(ABC):
         """Texts of turns that try the tools of an episode, for a check without a policy; empty where none are
         known."""
         return []
+
+    def metrics(self) -> dict[str, float]:
+        """What the source counted since it was made, by the name of a metric."""
+        return {}
+
+    async def close(self) -> None:
+        """Let go of what all episodes share, once they are over."""
 
     @classmethod
     def services(cls, settings: EnvironmentSettings) -> tuple[SideService, ...]:

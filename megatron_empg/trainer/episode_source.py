@@ -29,13 +29,12 @@ class EpisodeSource:
         return wanted if self.pool is None else min(wanted, self.pool.workers)
 
     def metrics(self) -> dict[str, float]:
-        """Of the worker processes."""
-        if self.pool is None:
-            return {}
-        return {
-            "rollout/environment_workers": self.pool.live,
-            "rollout/environment_workers_died": self.pool.died,
-        }
+        """Of the source, and of the worker processes."""
+        counted = self.tasks.metrics()
+        if self.pool is not None:
+            counted["rollout/environment_workers"] = self.pool.live
+            counted["rollout/environment_workers_died"] = self.pool.died
+        return counted
 
 
 @asynccontextmanager
@@ -45,18 +44,27 @@ async def open_episode_source(recipe: Recipe) -> AsyncIterator[EpisodeSource]:
     source = make_task_source(
         acting.name, max_turns=acting.max_turns, step_timeout=recipe.waits.environment, **acting.settings
     )
-    if source.isolation == "coroutine":
-        yield EpisodeSource(source, source.make)
-        return
+    try:
+        if source.isolation == "coroutine":
+            yield EpisodeSource(source, source.make)
+        else:
+            async with _workers(recipe, source) as pool:
+                yield EpisodeSource(source, pool.make, pool)
+    finally:
+        await source.close()
+
+
+@asynccontextmanager
+async def _workers(recipe: Recipe, source: TaskSource) -> AsyncIterator[WorkerPool]:
     pool = WorkerPool(
-        acting.name,
+        recipe.environment.name,
         source.settings,
         source.limits,
         memory_gib=recipe.limits.environment_memory or free_memory_gib() * FREE_SHARE,
         worker_memory_gib=source.worker_memory_gib,
     )
     try:
-        yield EpisodeSource(source, pool.make, pool)
+        yield pool
     finally:
         await pool.close()
 

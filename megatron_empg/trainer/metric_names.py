@@ -124,6 +124,19 @@ ROLLOUT = Family(
             "worker processes that crashed, hung or outgrew their memory since the rollout service started",
             "0; each cost an episode",
         ),
+        Metric(
+            "judge/{requests,verdicts,cached}",
+            "",
+            "requests to the model that judges answers, those that brought a verdict, and verdicts given again "
+            "without a request, since the rollout service started (`environment.settings.judge`)",
+            "verdicts nearly as many as requests",
+        ),
+        Metric(
+            "judge/{prompt_tokens,completion_tokens,uncounted,cost}",
+            "",
+            "tokens that the judge read and wrote, answered requests that did not tell theirs, and the cost by the "
+            "prices given",
+        ),
     ),
 )
 

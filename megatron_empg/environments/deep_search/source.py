@@ -106,6 +106,17 @@ class DeepSearch(TaskSource):
         calls = (Call("search", subject), Call("visit", subject), Call("answer", asked.answers[0]))
         return [format_action("a rehearsal", call, self._syntax) for call in calls]
 
+    def metrics(self) -> dict[str, float]:
+        """What the judge was asked, and what it cost."""
+        if self._judge is None:
+            return {}
+        return {f"judge/{name}": value for name, value in self._judge.counts.metrics().items()}
+
+    async def close(self) -> None:
+        """Close the judge's connections."""
+        if self._judge is not None:
+            await self._judge.close()
+
     @classmethod
     def services(cls, settings: EnvironmentSettings) -> tuple[SideService, ...]:
         """The search as a service, so that what is searched lies in one place; none where settings name one."""
