@@ -128,7 +128,7 @@ class TaskSource(ABC):
     worker_memory_gib: ClassVar[float] = 0.5
     """GiB that a worker process may take, where `isolation` is "process"."""
     deterministic: ClassVar[bool] = True
-    """Whether the same turns on the same task are answered the same. `empg environments check` holds it to that."""
+    """Whether the same turns on the same task are answered the same; `empg environments check` tests it."""
 
     def __init__(self, settings: EnvironmentSettings, limits: EpisodeLimits) -> None:
         """Raises ValueError for settings that cannot be, OSError for data that cannot be read."""
@@ -171,7 +171,7 @@ class TaskSource(ABC):
         """What the source counted since it was made, by the name of a metric."""
         return {}
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - most have nothing to let go of
         """Let go of what all episodes share, once they are over."""
 
     @classmethod

@@ -134,8 +134,8 @@ ROLLOUT = Family(
         Metric(
             "judge/{prompt_tokens,completion_tokens,uncounted,cost}",
             "",
-            "tokens that the judge read and wrote, answered requests that did not tell theirs, and the cost by the "
-            "prices given",
+            "tokens that the judge read and wrote, answered requests that did not tell theirs, and the cost by "
+            "the prices given",
         ),
     ),
 )
