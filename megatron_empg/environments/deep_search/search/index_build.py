@@ -40,7 +40,7 @@ def build_index(
 ) -> Manifest:
     """Make the folder `out`. It is written aside and renamed when whole; an interrupted making starts anew.
 
-    An index that is there already of the same source and settings is left as it is. Memory: about 1 GB, and
+    An index that is there already of the same source and settings is left as it is. Memory: about 1.2 GB, and
     0.2 GB per million different words, and 24 bytes per document. Raises CorpusError or IndexFolderError.
     """
     bm25, rules = bm25 or Bm25(), rules or WordRules()

@@ -132,7 +132,9 @@ class RetrieveClient:
         import httpx
 
         try:
-            async with self._connected().stream("POST", f"{self.url}/{route}", json=asked) as answer:
+            # In ASCII: half a surrogate pair, which a policy can write, is no UTF-8.
+            content = json.dumps(asked).encode("ascii")
+            async with self._connected().stream("POST", f"{self.url}/{route}", content=content) as answer:
                 if answer.status_code != 200:
                     self._judge_status(route, answer.status_code)
                 body = await self._body(route, answer)
@@ -173,7 +175,7 @@ class RetrieveClient:
 
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
-            headers = {"Accept-Encoding": "identity"}
+            headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
             token = os.environ.get(TOKEN_VARIABLE, "")
             if token:
                 headers["Authorization"] = f"Bearer {token}"

@@ -1,0 +1,46 @@
+"""`empg index`: documents to an index that Deep Search and the search server open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_empg.options import number
+
+
+def index(
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            help='JSON lines, gzip or not: {"id", "contents": "Title\\nbody"} or {"id", "title", "text"}.'
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="The folder to write; an index of the same corpus is left as it is.")
+    ],
+    k1: Annotated[float, typer.Option(callback=number(above=0), help="BM25's k1.")] = 0.9,
+    b: Annotated[float, typer.Option(callback=number(), help="BM25's b, from 0 to 1.")] = 0.4,
+    stop_words: Annotated[str, typer.Option(help="Words to leave out: none or english.")] = "none",
+    encoder: Annotated[
+        Path | None, typer.Option(help="The folder of a sentence encoder (E5): vectors for dense search as well.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the encoder runs: cpu, cuda, cuda:1, …")] = "cpu",
+) -> None:
+    """Index the documents of a corpus for search, in bounded memory."""
+    from megatron_empg.environments.deep_search.search.index_build import build_index
+    from megatron_empg.environments.deep_search.search.postings_build import Bm25
+    from megatron_empg.environments.deep_search.search.words import WordRules
+
+    try:
+        bm25 = Bm25(k1, b)
+        rules = WordRules(stop_words)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    build_index(corpus, out, bm25=bm25, rules=rules, progress=typer.echo)
+    if encoder is not None:
+        from megatron_empg.environments.deep_search.search.dense import build_dense
+        from megatron_empg.environments.deep_search.search.encoder import SentenceEncoder
+
+        build_dense(out, SentenceEncoder(encoder, device=device), typer.echo)

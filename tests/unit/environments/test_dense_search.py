@@ -1,0 +1,187 @@
+"""Dense search with an encoder that is a table, by numpy and, where it is installed, by faiss."""
+
+import asyncio
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY
+from megatron_empg.environments.deep_search.search.dense import (
+    SETTINGS,
+    VECTORS,
+    DenseIndex,
+    DenseTools,
+    build_dense,
+)
+from megatron_empg.environments.deep_search.search.encoder import EncoderSettings, SentenceEncoder
+from megatron_empg.environments.deep_search.search.errors import (
+    IndexFolderError,
+    MissingPackageError,
+    SearchError,
+)
+from megatron_empg.environments.deep_search.search.index_build import build_index
+from megatron_empg.environments.deep_search.tools import QueryRefused
+
+TOPICS = ("river", "novel", "planet", "metal")
+MEANINGS = {"stream": "river", "book": "novel", "world": "planet", "iron": "metal"}
+
+
+class Table:
+    """Looks for four topics; words that no document spells mean them too."""
+
+    name = "table"
+
+    def __init__(self):
+        self.calls = 0
+
+    def passages(self, texts):
+        self.calls += 1
+        rows = []
+        for text in texts:
+            words = [MEANINGS.get(word, word) for word in text.lower().split()]
+            counts = np.array([words.count(topic) for topic in TOPICS], float)
+            rows.append((counts + 0.01) / np.linalg.norm(counts + 0.01))
+        return np.array(rows, np.float32)
+
+    queries = passages
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [{"contents": f"{topic} {number}\n{topic} of many"} for topic in TOPICS for number in range(40)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    build_index(corpus, tmp_path / "index", progress=lambda line: None)
+    return tmp_path / "index"
+
+
+def quietly(folder, encoder):
+    build_dense(folder, encoder, progress=lambda line: None)
+
+
+def engines():
+    """Both, where faiss is there."""
+    yield "numpy"
+    yield pytest.param("faiss", marks=pytest.mark.skipif(not _has_faiss(), reason="needs faiss-cpu"))
+
+
+def _has_faiss():
+    from importlib.util import find_spec
+
+    return find_spec("faiss") is not None
+
+
+@pytest.mark.parametrize("engine", engines())
+def test_the_nearest_documents_are_found_by_meaning(folder, engine):
+    quietly(folder, Table())
+    index = DenseIndex(folder, Table(), engine)
+    hits = index.search("book", 5)
+    assert {hit.title.split()[0] for hit in hits} == {"novel"}
+    assert hits[0].score == pytest.approx(1.0, abs=1e-3)
+    assert len(index.search("iron stream", 100)) == 100
+    tools = DenseTools(index)
+    assert asyncio.run(tools.search("world")).startswith("found\n1 planet ")
+    assert asyncio.run(tools.visit("River 3")) == "page river 3 : river of many"
+    assert asyncio.run(tools.visit("River 99")) == "no page"
+
+
+def test_comparing_by_blocks_is_comparing_all(folder, monkeypatch):
+    monkeypatch.setattr("megatron_empg.environments.deep_search.search.dense.COMPARED", 7)
+    quietly(folder, Table())
+    index = DenseIndex(folder, Table(), "numpy")
+    vectors = np.load(folder / VECTORS).reshape(-1, len(TOPICS))
+    products = vectors @ Table().queries(["iron book"])[0]
+    expected = np.lexsort((np.arange(len(products)), -products))[:20]
+    assert [hit.id for hit in index.search("iron book", 20)] == [str(number) for number in expected]
+
+
+def test_vectors_that_are_there_stay_and_those_of_another_encoder_are_refused(folder):
+    quietly(folder, Table())
+    again = Table()
+    quietly(folder, again)
+    assert again.calls == 0
+    other = Table()
+    other.name = "another"
+    with pytest.raises(IndexFolderError, match="vectors of 'table', not of 'another'"):
+        DenseIndex(folder, other, "numpy")
+    with pytest.raises(IndexFolderError, match="vectors of 'table'"):
+        quietly(folder, other)
+
+
+def test_vectors_that_are_missing_or_broken_are_refused_by_name(folder):
+    with pytest.raises(IndexFolderError, match="has no vectors"):
+        DenseIndex(folder, Table(), "numpy")
+    quietly(folder, Table())
+    whole = (folder / VECTORS).read_bytes()
+    (folder / VECTORS).write_bytes(whole[:-1])
+    with pytest.raises(IndexFolderError, match=VECTORS):
+        DenseIndex(folder, Table(), "numpy")
+    (folder / VECTORS).write_bytes(whole)
+    for text in ("", "[]", "{}", '{"encoder": "table", "dimension": -1}', '{"encoder": "table", "dimension": 3}'):
+        (folder / SETTINGS).write_text(text, encoding="utf-8")
+        with pytest.raises(IndexFolderError, match=r"dense\."):
+            DenseIndex(folder, Table(), "numpy")
+
+
+def test_an_encoder_that_gives_nonsense_is_stopped_and_leaves_no_settings(folder):
+    class Broken(Table):
+        def passages(self, texts):
+            return np.full((len(texts), 4), np.nan, np.float32)
+
+    class Short(Table):
+        def passages(self, texts):
+            return super().passages(texts)[:-1]
+
+    for encoder in (Broken(), Short()):
+        with pytest.raises(ValueError, match="the encoder gave"):
+            quietly(folder, encoder)
+        assert not (folder / SETTINGS).exists()
+
+
+def test_what_to_install_is_said(folder, monkeypatch, tmp_path):
+    quietly(folder, Table())
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingPackageError, match="pip install faiss-cpu"):
+        DenseIndex(folder, Table(), "faiss")
+    with pytest.raises(SearchError, match=r"holds no model \(no config.json\)"):
+        SentenceEncoder(tmp_path)
+
+
+def test_bad_settings_and_queries_are_refused(folder):
+    quietly(folder, Table())
+    with pytest.raises(ValueError, match="allowed: faiss, numpy"):
+        DenseIndex(folder, Table(), "annoy")
+    with pytest.raises(ValueError, match="allowed: mean, first"):
+        EncoderSettings(pooling="max")
+    index = DenseIndex(folder, Table(), "numpy")
+    with pytest.raises(ValueError, match="top_k"):
+        index.search("book", 0)
+    with pytest.raises(ValueError, match=f"more than {LONGEST_QUERY}"):
+        index.search("x" * 100_000)
+    with pytest.raises(QueryRefused, match="100000 characters"):
+        asyncio.run(DenseTools(index).search("x" * 100_000))
+
+
+def test_a_sentence_encoder_pools_over_the_words_and_not_over_the_padding(tmp_path):
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "query:", "passage:", *TOPICS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        tmp_path
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(tmp_path)
+    for pooling in ("mean", "first"):
+        encoder = SentenceEncoder(tmp_path, EncoderSettings(pooling=pooling, tokens=8))
+        alone = encoder.passages(["river"])
+        beside = encoder.passages(["river", "novel planet metal river novel planet metal river novel planet"])
+        np.testing.assert_allclose(np.linalg.norm(beside, axis=1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(alone[0], beside[0], atol=1e-5)
+        assert not np.allclose(encoder.queries(["river"]), alone, atol=1e-3)
