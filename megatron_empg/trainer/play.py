@@ -26,15 +26,15 @@ def play_one_question(recipe: Recipe) -> list[str]:
     try:
         source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
         (task,) = source.sample("train", 1, seed=recipe.run.seed)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"environment.settings: {error}") from None
+    except Exception as error:  # an environment may be anyone's, and fail in any way
+        raise RecipeError(f"environment.settings: {error}") from error
     lines = [f"one question, {task.id}, as the policy is shown it:", _prompt(recipe, task)]
     turns = source.rehearse(task)
     if not turns:
         return [*lines, f"the environment {acting.name} knows no turns to try its tools by: none was played"]
     try:
         return [*lines, *asyncio.run(_play(source, task, turns))]
-    except Exception as error:  # an environment may be anyone's, and fail in any way
+    except Exception as error:  # likewise
         raise RecipeError(f"a turn of {task.id} could not be played: {type(error).__name__}: {error}") from error
 
 

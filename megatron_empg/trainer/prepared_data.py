@@ -83,6 +83,8 @@ def overrides_of_prepared(folder: Path, recipe: Recipe, *, wants_model: bool = T
         f"environment.settings.questions={json.dumps(questions)}",
         f"environment.settings.index={json.dumps(str(root / prepared.index.path))}",
     ]
+    if recipe.environment.settings.get("corpus") is not None:
+        words.append("environment.settings.corpus=null")  # the miniature's: another one was not replaced
     if model is not None:
         words.append(f"model.path={json.dumps(str(root / model.path))}")
     return words

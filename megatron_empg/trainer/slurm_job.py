@@ -292,6 +292,10 @@ def main() -> None:
         _answer(given)
     except RecipeError as error:
         raise SystemExit(f"error: {error}") from None
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] != "megatron_empg":
+            raise
+        raise SystemExit(f"error: {error}") from None
 
 
 def _become(command: list[str], environment: dict[str, str]) -> NoReturn:

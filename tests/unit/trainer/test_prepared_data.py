@@ -84,6 +84,12 @@ def test_what_is_prepared_becomes_the_recipes_settings(folder: Path) -> None:
     assert note.startswith("trains on published questions (files: train 1, test_id 1, test_ood 1)")
 
 
+def test_a_recipe_that_names_the_miniature_trains_on_what_was_prepared(folder: Path) -> None:
+    named = "environment.settings.corpus=recipes/miniature/corpus.jsonl"
+    given = data_overrides(recipe(named), [], DataChoice(folder))
+    assert recipe(named, *given).environment.settings["corpus"] is None
+
+
 def test_the_users_words_hold_over_what_is_prepared(folder: Path) -> None:
     words = ["model.path=/my/model", "environment.settings.prompt=none"]
     given = data_overrides(recipe(*words), words, DataChoice(folder))
