@@ -7,6 +7,8 @@ import typer
 
 from megatron_empg import convert
 from megatron_empg.cluster.preflight.command import preflight
+from megatron_empg.environments_command import environments
+from megatron_empg.index_command import index
 from megatron_empg.options import number
 
 app = typer.Typer(
@@ -18,6 +20,8 @@ app = typer.Typer(
 
 app.add_typer(convert.app, name="convert")
 app.command()(preflight)
+app.command()(environments)
+app.command()(index)
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.yaml.")]
 Overrides = Annotated[

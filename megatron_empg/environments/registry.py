@@ -26,6 +26,15 @@ def installed() -> dict[str, str]:
     return found | BUILT_IN
 
 
+def origins() -> dict[str, str]:
+    """{name: the package that brings it, with its version} of all environments that have a name."""
+    found: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP)):
+        package = point.dist
+        found[point.name] = f"{package.name} {package.version}" if package is not None else point.value
+    return found | dict.fromkeys(BUILT_IN, "built in")
+
+
 def is_known(name: str) -> bool:
     """Whether `name` is an installed environment's, or has the form of a class's; nothing is imported."""
     return ":" in name or name in installed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -40,16 +40,21 @@ ServiceAddress = Annotated[str, AfterValidator(_web_address), _Marked("service")
 
 
 class EnvironmentSettings(BaseModel):
-    """The base of every environment's settings. Unknown keys are errors; numbers are finite."""
+    """The base of every environment's settings. Unknown keys are errors; numbers are finite.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    The text below a field says what it means: `empg environments NAME` shows it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
     @classmethod
     def json_defaults(cls) -> dict[str, Any]:
         """{key: default} as JSON has it, of the keys that have one and are not at a place of their own."""
         found: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
-            if field.is_required() or _role(field.annotation, field):
+            if field.is_required() or role_of(field):
                 continue
             default = field.get_default(call_default_factory=True)
             found[name] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
@@ -102,8 +107,8 @@ def keys_of_places(kind: type[BaseModel]) -> set[str]:
     """
     found: set[str] = set()
     for name, field in kind.model_fields.items():
-        if _role(field.annotation, field):
-            found.add(name)
+        if role_of(field):
+            found |= {name, f"{name}.*"} if _holds_many(field.annotation) else {name}
         for inner, listed in _models_within(field.annotation):
             before = f"{name}.*." if listed else f"{name}."
             found |= {before + key for key in keys_of_places(inner)}
@@ -122,10 +127,27 @@ def _models_within(annotation: Any, listed: bool = False) -> Iterator[tuple[type
 def _with_roles(settings: BaseModel, before: str) -> Iterator[tuple[str, Any, str]]:
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        role = _role(field.annotation, field)
-        if role and value is not None:
-            yield before + name, value, role
+        role = role_of(field)
+        if role:
+            yield from ((key, place, role) for key, place in _places(value, before + name))
         yield from _nested(value, f"{before}{name}.")
+
+
+def _places(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The value's own places, of which a list or a mapping has as many as it has values."""
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _places(item, f"{key}.{index}")
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _places(item, f"{key}.{name}")
+    elif value is not None:
+        yield key, value
+
+
+def _holds_many(annotation: Any) -> bool:
+    """Whether a value of this type is, or may be, a list or a mapping."""
+    return get_origin(annotation) in (list, tuple, dict) or any(map(_holds_many, get_args(annotation)))
 
 
 def _nested(value: Any, before: str) -> Iterator[tuple[str, Any, str]]:
@@ -140,10 +162,17 @@ def _nested(value: Any, before: str) -> Iterator[tuple[str, Any, str]]:
             yield from _nested(item, f"{before}{key}.")
 
 
-def _role(annotation: Any, field: FieldInfo | None = None) -> str:
-    """The role of a field, which may be marked itself or be one of a union's kinds; empty when there is none."""
-    metadata = list(field.metadata) if field is not None else []
-    metadata += getattr(annotation, "__metadata__", ())
+def role_of(field: FieldInfo) -> str:
+    """What a field is to a run, "data", "data folder" or "service"; empty when it is none of them.
+
+    It may be marked itself or be one of a union's, a list's or a mapping's kinds.
+    """
+    return next((mark.role for mark in _marks(field.annotation, field.metadata) if isinstance(mark, _Marked)), "")
+
+
+def _marks(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[Any]:
+    """What a type and those that it is made of are annotated with."""
+    yield from metadata
+    yield from getattr(annotation, "__metadata__", ())
     for part in get_args(annotation):
-        metadata += getattr(part, "__metadata__", ())
-    return next((mark.role for mark in metadata if isinstance(mark, _Marked)), "")
+        yield from _marks(part)
