@@ -50,7 +50,11 @@ class WorkerEpisode:
             request = encode(Reset(self._task))
         except (TypeError, ValueError) as error:
             raise ValueError(f"task {self._task.id!r} is no JSON, as a worker needs it: {error}") from error
-        self._worker = await self._pool.acquire()
+        worker = await self._pool.acquire()
+        if self._closed:
+            self._pool.give_back(worker)
+            raise PoolClosed(f"task {self._task.id!r} was closed while it waited for a worker")
+        self._worker = worker
         answer = await self._ask(request, self._pool.limits.step_timeout, "reset", Opened)
         return answer.opening
 

@@ -91,7 +91,10 @@ class WorkerProcess:
         """
         self._calling = True
         try:
-            return await self._call(request, seconds, doing, kind)
+            answer = await self._call(request, seconds, doing, kind)
+            if self._verdict is not None:
+                raise self._verdict  # it was killed when it had answered already
+            return answer
         finally:
             self._calling = False
             if self._ended:

@@ -325,6 +325,21 @@ async def test_an_episode_closed_in_mid_step_leaves_no_worker_busy():
 
 
 @on_a_loop
+async def test_an_episode_closed_while_it_waits_takes_no_worker():
+    async with pool_of() as pool:
+        async with episode_of(pool):
+            waiting = pool.make(a_task())
+            reset = asyncio.create_task(waiting.reset())
+            await asyncio.sleep(0)
+            assert pool.waiting == 1
+            await waiting.close()
+        with pytest.raises(errors.PoolClosed, match="while it waited"):
+            await reset
+        async with episode_of(pool) as episode:
+            assert (await episode.step("well")).observation == "well"
+
+
+@on_a_loop
 async def test_episodes_beyond_the_pool_share_its_workers():
     most = 0
 
@@ -437,14 +452,16 @@ async def test_a_worker_imports_its_environment_and_nothing_heavy():
 
 @on_a_loop
 async def test_a_pool_leaves_no_descriptor_open():
-    async def play():
+    async def play(*actions):
         async with pool_of() as pool:
-            await fails(pool, errors.WorkerDied, "exit 1")
-            await fails(pool, errors.EnvironmentRaised, "raise no")
+            for action in actions:
+                async with episode_of(pool) as episode:
+                    with pytest.raises(RuntimeError):
+                        await episode.step(action)
 
-    await play()
+    await play("raise no")
     before = os.listdir("/proc/self/fd")
-    await play()
+    await play("exit 1", "raise no")
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
