@@ -1,8 +1,11 @@
 """From an empty folder to a question played: fetched from a local server, indexed, found by the recipe."""
 
 import json
+import os
 import shutil
-import sys
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,6 @@ import pytest
 import yaml
 from file_server import file_server
 
-from megatron_empg.prepare import deepsearch
 from megatron_empg.prepare.deepsearch import Wishes, prepare
 from megatron_empg.prepare.sources import read_sources
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
@@ -26,11 +28,6 @@ PAGES = [
     {"id": "0", "contents": "Ada Lovelace\nAda Lovelace wrote the first program, for a machine never built."},
     {"id": "1", "contents": "Charles Babbage\nCharles Babbage designed the Analytical Engine."},
 ]
-BUILD = (
-    "import sys; from pathlib import Path\n"
-    "from megatron_empg.environments.deep_search.search.index_build import build_index\n"
-    "build_index(Path(sys.argv[1]), Path(sys.argv[2]))"
-)
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +83,27 @@ def test_a_shipped_recipe_plays_a_question_over_what_was_prepared(prepared: Path
 
 
 def test_the_search_service_of_a_job_serves_the_prepared_index(prepared: Path) -> None:
+    """As the job starts it, and as it asks for its health: with the run's token, and refused without."""
     recipe = resolved(prepared)
-    assert slurm_job.facts(recipe, slurm_job.Shape(1, 1, 8))["services"] == "search search_url EMPG_SEARCH_TOKEN"
-    command = slurm_job.service_command(recipe, "search", ["search_url"], "127.0.0.1", 9000)
-    assert str(prepared / "index") in command
+    told = str(slurm_job.facts(recipe, slurm_job.Shape(1, 1, 8))["services"])
+    name, setting, variable = told.split()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = slurm_job.service_command(recipe, name, [setting], "127.0.0.1", port)
+    token = "a-token-of-24-characters"
+    server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {variable: token})
+    try:
+        health = f"source slurm/lib.sh; EMPG_TOKEN={token}; healthy 127.0.0.1 {port}"
+        deadline = time.monotonic() + 120
+        while subprocess.run(["bash", "-c", health], cwd=ROOT, check=False).returncode:
+            assert server.poll() is None, "it ended before it was healthy"
+            assert time.monotonic() < deadline, "it was never healthy"
+            time.sleep(0.2)
+        wrong = subprocess.run(["bash", "-c", health.replace(token, "wrong")], cwd=ROOT, check=False)
+        assert wrong.returncode != 0
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_an_index_that_is_damaged_is_named_when_a_question_is_played(prepared: Path) -> None:
