@@ -82,7 +82,7 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     return Figures(
         questions=len(questions),
         samples=samples,
-        mean=_estimate([won / samples for won in wins], samples, seed),
+        mean=_estimate([won / samples for won in wins], seed),
         pass_at={k: _pass_at(k, wins, samples, seed) for k in ks(samples)},
         errors=dict(errors.most_common()),
         truncated=sum(outcome.end == "truncated" for outcome in outcomes),
@@ -125,11 +125,11 @@ def _pass(split: str, decoding: Decoding, outcomes: list[Outcome], seed: int) ->
 
 
 def _pass_at(k: int, wins: Sequence[int], samples: int, seed: int) -> Estimate:
-    return _estimate([pass_at(k, samples, won) for won in wins], samples, seed)
+    return _estimate([pass_at(k, samples, won) for won in wins], seed)
 
 
-def _estimate(shares: Sequence[float], samples: int, seed: int) -> Estimate:
-    return Estimate(sum(shares) / len(shares), share_interval(shares, samples, seed))
+def _estimate(shares: Sequence[float], seed: int) -> Estimate:
+    return Estimate(sum(shares) / len(shares), share_interval(shares, seed))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -77,17 +77,17 @@ def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> In
     return Interval(float(low), float(high))
 
 
-def share_interval(shares: Sequence[float], samples: int, seed: int) -> Interval:
-    """Of the mean of questions' shares of success over `samples` samples each.
+def share_interval(shares: Sequence[float], seed: int) -> Interval:
+    """Of the mean of questions' shares of success, or of their pass@k.
 
-    Wilson's for one sample. For several a bootstrap over questions; where all shares are 0, or all are 1, and a
-    bootstrap sees no spread, Wilson's for as many questions of one sample, which is wider than the truth.
+    Wilson's where every question is all or nothing, as with one sample each; else a bootstrap over questions.
     """
-    values = _checked(shares) if len(shares) else np.zeros(0)
-    whole = round(float(values.sum()))
-    if samples == 1 or not len(values) or np.all(values == 0) or np.all(values == 1):
-        return wilson(whole, len(values))
-    return bootstrap_mean(values.tolist(), seed)
+    if not len(shares):
+        return wilson(0, 0)
+    values = _checked(shares)
+    if np.all((values == 0) | (values == 1)):
+        return wilson(int(values.sum()), len(values))
+    return bootstrap_mean(shares, seed)
 
 
 def difference_interval(differences: Sequence[float], seed: int) -> Interval:

@@ -106,6 +106,7 @@ def test_policies_are_told_apart_and_compared(first: Said) -> None:
 
 
 def test_results_tables_and_comparisons_are_printed(first: Said) -> None:
+    print(first.output)
     lines = first.output.splitlines()
     results = [line for line in lines if f" of {QUESTIONS} questions (" in line]
     assert len(results) == 2 * 2 * 2, "policies x splits x decodings"
