@@ -27,6 +27,7 @@ from megatron_empg.environments.deep_search.search.retrieve_server import applic
 from megatron_empg.environments.deep_search.search_service import REFUSALS, TOKEN_VARIABLE
 from megatron_empg.environments.deep_search.tools import QueryRefused, SearchServiceError
 
+CLIENT = httpx.AsyncClient
 TOKEN = "token-for-the-retrieve-tests"
 ROWS = [
     {"id": "0", "contents": '"The Hobbit"\nThe Hobbit is a novel by J. R. R. Tolkien.'},
@@ -59,9 +60,11 @@ def served(app):
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +199,11 @@ def test_the_server_starts_only_with_a_token_and_an_index(folder, tmp_path):
 # The client, against servers of any manners
 
 
+async def in_parts(content):
+    for first in range(0, len(content), 1000):
+        yield content[first : first + 1000]
+
+
 class Peer(httpx.AsyncBaseTransport):
     """A server without a token and without /visit, as the peers have; `answers` are given in turn, the last for
     good: (status, body) or an exception."""
@@ -211,14 +219,13 @@ class Peer(httpx.AsyncBaseTransport):
             raise answer
         status, body = answer(request) if callable(answer) else answer
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx.Response(status, content=content)
+        return httpx.Response(status, content=in_parts(content))
 
 
 def client_of(monkeypatch, peer, **limits):
     """A client whose connections end at `peer`."""
     client = RetrieveClient("http://peer:8000", ClientLimits(**limits))
-    real = httpx.AsyncClient
-    monkeypatch.setattr(httpx, "AsyncClient", lambda **settings: real(transport=peer, **settings))
+    monkeypatch.setattr(httpx, "AsyncClient", lambda **settings: CLIENT(transport=peer, **settings))
     return client
 
 
@@ -339,12 +346,18 @@ def test_a_malformed_page_is_an_error(monkeypatch, body):
         asyncio.run(client_of(monkeypatch, Peer((200, body))).visit("x"))
 
 
+async def gone(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def endless(scope, receive, send):
-    """An ASGI server that never ends its answer."""
+    """An ASGI server that does not end its answer before the client has left."""
     if scope["type"] != "http":
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    while True:
+    left = asyncio.create_task(gone(receive))
+    while not left.done():
         size = 1 << 20 if "large" in scope["path"] else 1
         await send({"type": "http.response.body", "body": b" " * size, "more_body": True})
         await asyncio.sleep(0.0 if size > 1 else 0.02)
