@@ -45,9 +45,6 @@ def prepared(made: Path, tmp_path: Path) -> Path:
 
 
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(
-        deepsearch, "index_command", lambda *paths: [sys.executable, "-c", BUILD, *map(str, paths)]
-    )
     monkeypatch.setenv("NO_PROXY", "*")
     lines = "".join(json.dumps(page) + "\n" for page in PAGES)
     with file_server() as server:
