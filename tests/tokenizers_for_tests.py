@@ -13,16 +13,30 @@ LLAMA3 = (
     "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-# Structures of published templates, written anew.
+# Structures of published templates, written anew. Jinja drops a newline that follows a tag.
+_QWEN_RESULTS = (
+    "{% elif m.role == 'tool' %}{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
+    "<|im_start|>user{% endif %}{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
+)
+_QWEN_TOOLS = (
+    "# Tools\n\nYou may call:\n<tools>{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}"
+    "{{ '\n</tools>\n\nCalls stand within <tool_call></tool_call>.<|im_end|>\n' }}"
+)
 QWEN25 = (
-    "{% if messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n"
-    "{% else %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}{% if m.role != 'system' or not loop.first %}"
-    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% set first = messages[0].role == 'system' %}<|im_start|>system\n"
+    "{{ messages[0].content if first else 'You are helpful.' }}"
+    "{% if tools %}{{ '\n\n' }}" + _QWEN_TOOLS + "{% else %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'system' and loop.first %}"
+    + _QWEN_RESULTS
+    + "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Thoughts of turns before the last question are dropped; a user message of a certain form is no question.
 QWEN3 = (
+    "{% set first = messages[0].role == 'system' %}{% if first or tools %}<|im_start|>system\n"
+    "{% if first %}{{ messages[0].content }}{% endif %}"
+    "{% if tools %}{{ '\n\n' if first }}" + _QWEN_TOOLS + "{% else %}<|im_end|>\n{% endif %}{% endif %}"
     "{% set ns = namespace(last=messages|length - 1, open=true) %}"
     "{% for m in messages[::-1] %}{% set i = (messages|length - 1) - loop.index0 %}"
     "{% if ns.open and m.role == 'user' and not (m.content.startswith('<tool_response>') "
@@ -30,21 +44,46 @@ QWEN3 = (
     "{% set ns.open = false %}{% set ns.last = i %}{% endif %}{% endfor %}"
     "{% for m in messages %}{% set content = m.content %}"
     "{% if m.role == 'assistant' %}{% set thought = '' %}{% if '</think>' in content %}"
-    "{% set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
-    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
-    "{% if loop.index0 > ns.last %}<|im_start|>assistant\n<think>\n{{ thought }}\n</think>\n\n{{ content }}"
-    "{% else %}<|im_start|>assistant\n{{ content }}{% endif %}<|im_end|>\n"
-    "{% else %}<|im_start|>{{ m.role }}\n{{ content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "<|im_start|>assistant\n{% if loop.index0 > ns.last and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}{{ content }}<|im_end|>\n"
+    + _QWEN_RESULTS
+    + "{% elif m.role != 'system' or not loop.first %}<|im_start|>{{ m.role }}\n{{ content }}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Begins every turn with a thought.
+QWEN3_THINKING = QWEN3.replace(
+    "%}<|im_start|>assistant\n{% endif %}", "%}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# The date, tools in the first question, and results of tools as JSON.
 LLAMA32 = (
     "{{ '<|begin_of_text|>' }}{% if not date_string is defined %}{% if strftime_now is defined %}"
     "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}"
     "{% endif %}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content']|trim %}"
     "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "<|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ date_string }}\n\n{{ system }}<|eot_id|>"
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "<|start_header_id|>system<|end_header_id|>\n\n{% if tools %}Environment: ipython\n{% endif %}"
+    "Today Date: {{ date_string }}\n\n{{ system }}<|eot_id|>"
+    "{% if tools %}<|start_header_id|>user<|end_header_id|>\n\nYou may call:\n\n"
+    "{% for tool in tools %}{{ tool | tojson(indent=4) + '\n\n' }}{% endfor %}"
+    "{{ messages[0]['content'] | trim }}<|eot_id|>{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}<|start_header_id|>ipython<|end_header_id|>\n\n"
+    "{{ m.content | tojson }}<|eot_id|>{% else %}"
+    "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+# The same with tools in the system message, and results that are named.
+LLAMA31 = (
+    LLAMA32.replace("{{ m.content | tojson }}", "{{ {'output': m.content} | tojson }}")
+    .replace("{% if tools %}<|start_header_id|>user<|end_header_id|>\n\nYou may call:\n\n", "")
+    .replace("{% for tool in tools %}{{ tool | tojson(indent=4) + '\n\n' }}{% endfor %}", "")
+    .replace("{{ messages[0]['content'] | trim }}<|eot_id|>{% set messages = messages[1:] %}{% endif %}", "")
+    .replace(
+        "{{ system }}<|eot_id|>",
+        "{% if tools %}{{ 'You may call:\n\n' }}{% for tool in tools %}{{ tool | tojson(indent=4) + '\n\n' }}"
+        "{% endfor %}{% endif %}{{ system }}<|eot_id|>",
+    )
 )
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -75,13 +114,15 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     "llama3": (LLAMA3, _LLAMA),
     "qwen2.5": (QWEN25, _IM),
     "qwen3": (QWEN3, _IM),
+    "qwen3-thinking": (QWEN3_THINKING, _IM),
+    "llama3.1": (LLAMA31, _LLAMA),
     "llama3.2": (LLAMA32, _LLAMA),
     "smollm2": (SMOLLM2, _IM),
     "gemma": (GEMMA, ["<unk>", "<bos>", "<start_of_turn>", "<end_of_turn>"]),
     "zephyr": (ZEPHYR, ["<unk>", "<s>", "</s>"]),
     "inst": (INST, ["<unk>", "<s>", "</s>"]),
 }
-ORDINARY = ["<think>", "</think>", "<tool_response>", "</tool_response>", "    "]
+ORDINARY = ["<think>", "</think>", "<tool_response>", "</tool_response>", "<tool_call>", "</tool_call>", "    "]
 """Tokens that Qwen3 and others add without making them special."""
 TEXT = ["user assistant system search visit answer the capital of Peru is Lima question first second seen"]
 

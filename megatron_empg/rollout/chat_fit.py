@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from megatron_empg.rollout.chat_template import ChatTemplate, Piece
 from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
 from megatron_empg.rollout.text_tokens import TextTokens
-from megatron_empg.rollout.thoughts import CLOSING, OPENING, ThoughtRule, blanks_taken, thought_probe
+from megatron_empg.rollout.thoughts import (
+    CLOSING,
+    OPENING,
+    ThoughtRule,
+    blanks_taken,
+    opens_thought,
+    thought_probe,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +101,7 @@ class _Fitting:
         self._check_pieces()
         begins = template.pieces([_QUESTION], use)[-1].text
         self._ahead, self._behind = _after_common(begins, _after(whole, 0))
-        self._opens = self._ahead.rfind(OPENING) > self._ahead.rfind(CLOSING)
+        self._opens = opens_thought(begins)
         self._begins, self._began = begins, _after(whole, 0)
 
     def fit(self, history: HistoryKind) -> ChatFit:

@@ -17,6 +17,7 @@ from megatron_empg.rollout.chat_fit import ChatFit, check_seams, fitted, unfit_p
 from megatron_empg.rollout.chat_template import ChatTemplate, Piece
 from megatron_empg.rollout.chat_use import PLAIN, ChatUse, HistoryKind
 from megatron_empg.rollout.text_tokens import TextTokens
+from megatron_empg.rollout.thoughts import opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,8 @@ class ChatTokens:
         # What begins the turn that is to come may be more than a mark of its beginning: it says nothing of turns.
         self._text = TextTokens(tokenizer, _frames(whole[:-1]))
         self.end_of_turn = self._end_of_turn()
-        self._check_appending()
+        if not opens_thought(whole[-1].text):  # its turns are thoughts, at which `fit` looks
+            self._check_appending()
         check_seams(_frames(whole[1:]), self._text)
         self._check_pieces()
         # A turn goes on where the template's last words end.

@@ -54,6 +54,11 @@ class ThoughtRule:
         return [*ids[:before], *ids[max(before, through) :]]
 
 
+def opens_thought(frame: str) -> bool:
+    """Whether what a template writes before a turn leaves a thought open."""
+    return frame.rfind(OPENING) > frame.rfind(CLOSING)
+
+
 def thought_probe() -> str:
     """A turn with a thought, in whose rendering `rule_shown` sees what a template does with it."""
     before, thought, blanks, after = _PROBE

@@ -148,7 +148,8 @@ def test_the_ids_of_the_miniatures_episodes_are_those_that_its_policies_were_tra
     source = make_task_source("deep_search", corpus=str(MINIATURE / "corpus.jsonl"), prompt="none")
     for searcher, expected in MINIATURE_IDS.items():
         # Another source would read and index the corpus again.
-        source._searcher = ScriptedSearcher(source.corpus, source.retriever, SEARCHERS[searcher])
+        world = source._world()
+        world._searcher = ScriptedSearcher(world.corpus, world.retriever, SEARCHERS[searcher])
         digest = hashlib.sha256()
         for split in SPLITS:
             for number, task in enumerate(source.sample(split, 20, 5)):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from tests.tokenizers_for_tests import FAMILIES, ORDINARY, make_sentencepiece, make_tokenizer
 
-TEMPLATES = ("chatml", "llama3", "qwen2.5", "qwen3", "llama3.2", "smollm2", "gemma", "zephyr")
+TEMPLATES = ("chatml", "llama3", "qwen2.5", "qwen3", "llama3.1", "llama3.2", "smollm2", "gemma", "zephyr")
 MADE = {family: make_tokenizer(family, ordinary=ORDINARY) for family in TEMPLATES}
 CHATS = {family: ChatTokens(tokenizer) for family, tokenizer in MADE.items()}
 CONTROL = sorted({text for family in TEMPLATES for text in FAMILIES[family][1]})

@@ -19,6 +19,7 @@ from megatron_empg.environments.base import Task
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.trainer.check import _check_gold, _check_weights, check_model, check_recipe
 from megatron_empg.weights.model_config import ModelConfig
+from tests.tokenizers_for_tests import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "recipes/miniature/policy"
@@ -238,6 +239,30 @@ def test_a_prompt_that_the_template_cannot_write_is_refused(folder: Path, made: 
     assert message.startswith(f"model.path: the chat template of {folder} cannot write the prompt of task '")
     assert "(messages of system, user): no system role" in message
     assert "environment.settings.prompt" in message
+
+
+def test_what_a_template_does_with_thoughts_must_be_what_the_recipe_says(folder: Path) -> None:
+    """Qwen3's leaves thoughts of earlier turns out."""
+    edit(folder / "tokenizer_config.json", chat_template=FAMILIES["qwen3"][0])
+    for recipe in (quickstart(folder), warm_up(folder)):
+        message = refusal(recipe)
+        assert message.startswith(f"model.path: the chat template of {folder} does not fit task ")
+        assert "leaves the thoughts (<think> to </think>) of earlier turns out" in message
+        assert "Set rollout.history: strip (sft.history for a warm-up)" in message
+    assert check_recipe(quickstart(folder, "rollout.history=strip")).num_layers == 3
+    assert check_recipe(warm_up(folder, "sft.history=strip")).num_layers == 3
+
+
+def test_tools_that_the_template_does_not_show_are_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", chat_template=FAMILIES["chatml"][0])
+    message = refusal(quickstart(folder, "environment.settings.prompt=tools"))
+    assert "leaves out tools of the task (search, " in message
+    assert "environment.settings.prompt: tags" in message
+
+
+def test_the_history_is_one_of_two() -> None:
+    with pytest.raises(RecipeError, match=r"rollout\.history"):
+        load_recipe(ROOT / "recipes/quickstart.yaml", ["rollout.history=window"])
 
 
 def test_a_warm_up_whose_prompts_leave_no_room_is_refused(folder: Path) -> None:

@@ -22,6 +22,9 @@ TURNS = [
 class Scripted:
     """A source of one walkthrough."""
 
+    def demonstrations(self) -> "Scripted":
+        return self
+
     def walkthrough(self, task: Task, seed: int) -> list[tuple[str, str | None]]:
         return TURNS
 
@@ -49,6 +52,23 @@ def test_a_walkthrough_is_cut_behind_the_last_turn_that_fits() -> None:
         (cut,) = walkthroughs.samples(SOURCE, [TASK], 0)
         assert cut.tokens.tolist() == whole.tokens[: fitting[-1]].tolist()
         assert cut.turns.tolist() == whole.turns[: len(fitting)].tolist()
+
+
+def test_a_stripped_walkthrough_is_a_sample_for_each_turn() -> None:
+    """Each reads what an episode's turn reads; earlier turns are there without their thoughts."""
+    chat = ChatTokens.from_pretrained(MODEL, history="strip")
+    whole = WalkthroughTokens(MODEL, 10_000, history="strip").samples(SOURCE, [TASK, TASK], 0)
+    assert len(whole) == 6
+    read = chat.prompt(TASK.prompt)
+    for sample, (action, observation) in zip(whole, TURNS, strict=False):
+        own = chat.turn(action)
+        assert sample.tokens.tolist() == read + own
+        assert sample.turns.tolist() == [[len(read), len(read) + len(own)]]
+        if observation is not None:
+            said = action.split("</think>")[-1]
+            read = read + chat.turn(said) + chat.between_turns(observation, cut=False)
+    first = whole[0].turns[0, 1].item()
+    assert len(WalkthroughTokens(MODEL, first, history="strip").samples(SOURCE, [TASK], 0)) == 1
 
 
 @pytest.mark.parametrize(("context", "room", "longest"), [(1, 101, 101), (2, 101, 200), (4, 8192, 32768)])
