@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from megatron_empg.environments.base import TaskSource
+from megatron_empg.environments.base import Environment, Task, TaskSource
 from megatron_empg.environments.conformance import rules_of_episodes, rules_of_plugins, rules_of_tasks
 from megatron_empg.environments.conformance.findings import (
     Finding,
@@ -30,48 +31,45 @@ def check_environment(
     settings: Mapping[str, Any],
     *,
     call_timeout: float = CALL_TIMEOUT,
+    rules: Sequence[Rule] = RULES,
     begun: Callable[[str], None] = lambda sentence: None,
     found: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
-    """What each rule says of the environment `name` with these settings, in order.
+    """What each of the rules says of the environment `name` with these settings, in order.
 
     `call_timeout`: seconds of one reset, step or close. `begun` is told the rule that comes next, `found` what it
     said. Raises ValueError or OSError where the environment cannot be made.
     """
     given = dict(settings)
     source = make_task_source(name, step_timeout=call_timeout, **given)
-    return asyncio.run(_all_rules(name, given, source, call_timeout, begun, found))
+
+    async def all_of_them() -> list[Finding]:
+        findings: list[Finding] = []
+        async with _where_a_run_plays(name, source) as make:
+            subject = Subject(name, given, source, make, call_timeout)
+            for rule in rules:
+                begun(rule.sentence)
+                findings.append(await _finding(rule, subject))
+                found(findings[-1])
+        return findings
+
+    return asyncio.run(all_of_them())
 
 
-async def _all_rules(
-    name: str,
-    settings: dict[str, Any],
-    source: TaskSource,
-    call_timeout: float,
-    begun: Callable[[str], None],
-    found: Callable[[Finding], None],
-) -> list[Finding]:
-    pool = None
-    make = source.make
-    if source.isolation == "process":
-        from megatron_empg.environments.workers import WorkerPool
+@asynccontextmanager
+async def _where_a_run_plays(name: str, source: TaskSource) -> AsyncIterator[Callable[[Task], Environment]]:
+    """How an episode is made: on this event loop, or in a worker process."""
+    if source.isolation != "process":
+        yield source.make
+        return
+    from megatron_empg.environments.workers import WorkerPool
 
-        memory = source.worker_memory_gib
-        pool = WorkerPool(
-            name, source.settings, source.limits, memory_gib=WORKERS * memory, worker_memory_gib=memory
-        )
-        make = pool.make
-    subject = Subject(name, settings, source, make, call_timeout)
-    findings: list[Finding] = []
+    memory = source.worker_memory_gib
+    pool = WorkerPool(name, source.settings, source.limits, memory_gib=WORKERS * memory, worker_memory_gib=memory)
     try:
-        for rule in RULES:
-            begun(rule.sentence)
-            findings.append(await _finding(rule, subject))
-            found(findings[-1])
+        yield pool.make
     finally:
-        if pool is not None:
-            await pool.close()
-    return findings
+        await pool.close()
 
 
 async def _finding(rule: Rule, subject: Subject) -> Finding:
