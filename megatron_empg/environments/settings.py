@@ -65,9 +65,13 @@ class EnvironmentSettings(BaseModel):
 def read_settings(
     kind: type[EnvironmentSettings], given: Mapping[str, Any], environment: str
 ) -> EnvironmentSettings:
-    """The settings, checked. Raises ValueError naming each key, what is wrong, and what is allowed."""
+    """The settings, checked; one that is null is not given.
+
+    Raises ValueError naming each key, what is wrong, and what is allowed.
+    """
+    said = {key: value for key, value in given.items() if value is not None}
     try:
-        return kind.model_validate(dict(given))
+        return kind.model_validate(said)
     except ValidationError as error:
         faults = [_explained(fault, kind) for fault in error.errors(include_url=False)]
         raise ValueError(f"{environment} " + f"; {environment} ".join(faults)) from None

@@ -65,6 +65,8 @@ def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
         return make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
     except (ValueError, OSError) as error:
         raise RecipeError(f"environment.settings: {error}") from None
+    except Exception as error:  # a plug-in may fail in its own way
+        raise RecipeError(f"environment.settings: {type(error).__name__}: {error}") from error
 
 
 def _tasks(recipe: Recipe | SftRecipe, source: TaskSource) -> list[Task]:

@@ -262,12 +262,18 @@ def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> 
                 f"model.path: the run began from {recorded.get('model_path')}; in {recipe.model.path} "
                 f"{' and '.join(differing)} differ from what was there"
             )
-    for name, before in recorded.get("data", {}).items():
+    data = recorded.get("data", {})
+    for name, before in data.items():
         now = ours["data"].get(name)
         if now and before["sha256"] != now["sha256"]:
             yield (
                 f"{SETTINGS}{name}: the run began with {before['path']}; the content of {now['path']} is another"
             )
+    # A run that recorded no data at all is an earlier release's.
+    for name in ours["data"].keys() - data.keys() if data else ():
+        yield f"{SETTINGS}{name} is {ours['data'][name]['path']}; the run began without it"
+    for name in data.keys() - data_files(recipe.environment.name, recipe.environment.settings).keys():
+        yield f"{SETTINGS}{name} was {data[name]['path']}; it is not given now"
 
 
 def _too_few_steps(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
