@@ -1,6 +1,7 @@
 """Everything the report shows, read from a run folder; whatever is missing there is missing here."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,10 @@ class RunData:
     last_episodes: list[dict[str, Any]]
 
     def series(self, name: str) -> Points:
-        """(step, value) wherever a metric was measured."""
-        return [
-            (line["step"], float(line[name])) for line in self.metrics if isinstance(line.get(name), int | float)
-        ]
+        """(step, value) wherever a metric was measured and is a finite number."""
+        measured = [(line["step"], line.get(name)) for line in self.metrics]
+        numbers = [(step, float(value)) for step, value in measured if isinstance(value, int | float)]
+        return [(step, value) for step, value in numbers if math.isfinite(value)]
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """A key of the resolved recipe."""
@@ -90,6 +91,16 @@ def smooth(points: Points, window: int) -> Points:
         near = values[index - reach : index + reach + 1]
         result.append((x, sum(near) / len(near)))
     return result
+
+
+def ranges(low: Points, high: Points, most: int = 300) -> list[tuple[float, float, float]]:
+    """(step, low, high) where both series were measured, thinned as lines are."""
+    above = dict(high)
+    both = [step for step, _ in low if step in above]
+    below = dict(low)
+    lows = thin([(step, below[step]) for step in both], most)
+    highs = thin([(step, above[step]) for step in both], most)
+    return [(step, value, top) for (step, value), (_, top) in zip(lows, highs, strict=True)]
 
 
 def quantile(ordered: list[float], fraction: float) -> float:

@@ -8,21 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_empg.trainer.report import svg
-from megatron_empg.trainer.report.data import Points, RunData, part, quantile, smooth, thin
+from megatron_empg.trainer.report.data import RunData, part, quantile, ranges, thin
+from megatron_empg.trainer.report.figure import Figure, figure, smoothed
 
 PHASES = ("rollout", "score", "update", "sync", "evaluate", "checkpoint", "other")
 SPLITS = (("test_id", "in distribution"), ("test_ood", "out of distribution"))
 DECILES = 10
 SCATTER_POINTS = 600
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart, its title and what it shows."""
-
-    title: str
-    caption: str
-    chart: svg.Chart
 
 
 def evaluation(run: RunData, name: str = "Success on held-out questions") -> Figure | None:
@@ -32,12 +24,12 @@ def evaluation(run: RunData, name: str = "Success on held-out questions") -> Fig
         lines.append(svg.Line(f"{label}, sampled", sampled, colour, marks=True))
         lines.append(svg.Line(f"{label}, greedy", greedy, colour, dash=True))
         asked = dict(run.series(f"eval/{split}/sampled_questions"))
-        ranges = [(step, *wilson(rate, asked[step])) for step, rate in sampled if asked.get(step)]
-        if len(ranges) > 1:
-            bands.append(svg.Band("", ranges, colour, 0.13))
+        likely = [(step, *wilson(rate, asked[step])) for step, rate in sampled if asked.get(step)]
+        if len(likely) > 1:
+            bands.append(svg.Band("", likely, colour, 0.13))
     shaded = " Shaded: 95% interval of sampled success over the questions asked." if bands else ""
     caption = "Share of fixed questions answered exactly, with sampled or greedy decoding." + shaded
-    return _figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
+    return figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
 
 
 def wilson(rate: float, count: float, z: float = 1.96) -> tuple[float, float]:
@@ -49,23 +41,23 @@ def wilson(rate: float, count: float, z: float = 1.96) -> tuple[float, float]:
 
 def training(run: RunData) -> Figure | None:
     success, reward = run.series("train/success"), run.series("train/reward")
-    lines = _smoothed("success", success, 0)
+    lines = smoothed("success", success, 0)
     if reward != success:
-        lines += _smoothed("reward", reward, 1)
+        lines += smoothed("reward", reward, 1)
     caption = "Episodes of each training batch (all groups, before any filter). Bold: moving mean."
-    return _figure("Success in training", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0,)))
+    return figure("Success in training", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0,)))
 
 
 def imitation(run: RunData) -> list[Figure | None]:
     """The figures of a supervised warm-up: loss, and how much of the walkthroughs is certain."""
     if run.setting("sft") is None:
         return []
-    lines = _smoothed("training", run.series("policy/loss"), 0)
+    lines = smoothed("training", run.series("policy/loss"), 0)
     lines.append(svg.Line("held out", run.series("validation/loss"), 1, marks=True))
-    surely = _smoothed("tokens", run.series("policy/correct_surely"), 2)
+    surely = smoothed("tokens", run.series("policy/correct_surely"), 2)
     return [
-        _figure("Loss", "Mean cross-entropy of the walkthroughs' own tokens, in nats.", svg.line_chart(lines)),
-        _figure(
+        figure("Loss", "Mean cross-entropy of the walkthroughs' own tokens, in nats.", svg.line_chart(lines)),
+        figure(
             "Sure tokens",
             "Share of the walkthroughs' tokens that the policy gives a probability above 0.9.",
             svg.line_chart(surely, form=svg.percent, y_ends=(0.0,)),
@@ -80,8 +72,8 @@ def kl_step(run: RunData) -> Figure | None:
     caption = "How far one step moves the policy: k3 estimate over the batch's tokens, in nats."
     if points and not any(value for _, value in points):
         caption += " With one update a batch it is taken where the policy has not moved yet, so it is 0."
-    chart = svg.line_chart(_smoothed("KL old → new", points, 0), y_ends=(0.0,))
-    return _figure("KL of old to new policy", caption, chart)
+    chart = svg.line_chart(smoothed("KL old → new", points, 0), y_ends=(0.0,))
+    return figure("KL of old to new policy", caption, chart)
 
 
 def kl_initial(run: RunData) -> Figure | None:
@@ -89,24 +81,21 @@ def kl_initial(run: RunData) -> Figure | None:
     coefficient = run.setting("algorithm.kl.coefficient") or run.setting("algorithm.kl_coefficient")
     how = "The loss holds it back" if coefficient else "A measurement; not in the loss"
     caption = f"How far training has moved the policy in all, per token, in nats. {how}."
-    return _figure("KL to the initial policy", caption, svg.line_chart([line], y_ends=(0.0,)))
+    return figure("KL to the initial policy", caption, svg.line_chart([line], y_ends=(0.0,)))
 
 
 def entropy(run: RunData) -> Figure | None:
-    spans = {mark: thin(run.series(f"policy/step_entropy_{mark}")) for mark in ("q05", "median", "q95")}
-    bands = []
-    if spans["q05"] and len(spans["q05"]) == len(spans["q95"]):
-        ranges = [(x, low, high) for (x, low), (_, high) in zip(spans["q05"], spans["q95"], strict=True)]
-        bands.append(svg.Band("steps, 5% to 95%", ranges, 0, 0.15))
+    spread = ranges(run.series("policy/step_entropy_q05"), run.series("policy/step_entropy_q95"))
+    bands = [svg.Band("steps, 5% to 95%", spread, 0, 0.15)] if spread else []
     lines = [
-        svg.Line("steps, median", spans["median"], 0),
+        svg.Line("steps, median", thin(run.series("policy/step_entropy_median")), 0),
         svg.Line("tokens, mean", thin(run.series("policy/entropy")), 1),
     ]
     caption = (
         "Exact entropy of the policy over its whole vocabulary, in nats: of single tokens, and as mean over each "
         "step's own tokens (what EMPG reads)."
     )
-    return _figure("Entropy", caption, svg.line_chart(lines, bands, y_ends=(0.0,)))
+    return figure("Entropy", caption, svg.line_chart(lines, bands, y_ends=(0.0,)))
 
 
 def entropy_change(run: RunData) -> Figure | None:
@@ -126,7 +115,7 @@ def entropy_change(run: RunData) -> Figure | None:
     chart = svg.range_chart(
         rows, before=f"first {batches}", after=f"last {batches}", x_label="decile of step entropy", y_label="nats"
     )
-    return _figure("Step entropy by bin, first and last", caption, chart)
+    return figure("Step entropy by bin, first and last", caption, chart)
 
 
 def _deciles(batches: Sequence[dict[str, list[float]]]) -> list[float]:
@@ -151,7 +140,7 @@ def advantage_entropy(run: RunData) -> Figure | None:
     if part(run, "modulation")["name"] == "none":
         caption = "One dot a step of the last batches. Without modulation a step's entropy changes nothing."
     chart = svg.scatter_chart(clouds, x_label="step entropy (nats)", y_label="final advantage")
-    return _figure("Advantage against step entropy", caption, chart)
+    return figure("Advantage against step entropy", caption, chart)
 
 
 def advantage_advantage(run: RunData) -> Figure | None:
@@ -166,7 +155,7 @@ def advantage_advantage(run: RunData) -> Figure | None:
         "The same steps: what the trajectory earned and what the step was given. On the diagonal, nothing changed."
     )
     chart = svg.scatter_chart(clouds, x_label="trajectory advantage", y_label="final advantage", diagonal=True)
-    return _figure("Final against trajectory advantage", caption, chart)
+    return figure("Final against trajectory advantage", caption, chart)
 
 
 def _last_steps(run: RunData) -> list[tuple[float, float, float]]:
@@ -180,93 +169,97 @@ def _last_steps(run: RunData) -> list[tuple[float, float, float]]:
     return points[:SCATTER_POINTS]
 
 
-def scaling(run: RunData) -> Figure | None:
-    low = thin(run.series("empg/g_min") or run.series("aem/scale_min"))
-    high = thin(run.series("empg/g_max") or run.series("aem/scale_max"))
-    if not low or len(low) != len(high):
-        return None
-    ranges = [(x, below, above) for (x, below), (_, above) in zip(low, high, strict=True)]
-    lines = [svg.Line("largest", high, 0), svg.Line("smallest", low, 0, dash=True)]
-    chart = svg.line_chart(lines, [svg.Band("", ranges, 0, 0.1)], y_ends=(0.0,))
-    return _figure("Gradient scale g", "What a trajectory's advantage is multiplied by; 1 on average.", chart)
-
-
-def clarity(run: RunData) -> Figure | None:
-    lines = [
-        svg.Line("H_norm, mean", thin(run.series("empg/h_norm_mean")), 2),
-        svg.Line("bonus, mean", thin(run.series("empg/bonus_mean")), 1),
-    ]
-    caption = "Where a step lies between the batch's surest and least sure one; the bonus for a clear next step."
-    return _figure("Normalised entropy and bonus", caption, svg.line_chart(lines, y_ends=(0.0,)))
-
-
 def time_per_phase(run: RunData) -> Figure | None:
     named = {phase: dict(run.series(f"time/{phase}")) for phase in PHASES}
     used = [phase for phase in PHASES if any(named[phase].values())]
     steps = sorted({step for phase in used for step in named[phase]})
     columns = [thin([(step, named[phase].get(step, 0.0)) for step in steps], most=120) for phase in used]
     rows = [(group[0][0], [value for _, value in group]) for group in zip(*columns, strict=True)]
-    return _figure("Time of a step", "Seconds of wall-clock time by phase.", svg.stacked_chart(used, rows))
+    return figure("Time of a step", "Seconds of wall-clock time by phase.", svg.stacked_chart(used, rows))
 
 
 def throughput(run: RunData) -> Figure | None:
-    lines = _smoothed("tokens/s", run.series("tokens_per_second"), 2)
-    return _figure("Tokens a second", "", svg.line_chart(lines, y_ends=(0.0,)))
+    lines = smoothed("tokens/s", run.series("tokens_per_second"), 2)
+    return figure("Tokens a second", "", svg.line_chart(lines, y_ends=(0.0,)))
 
 
-# Title, metrics with their labels, number format.
-HEALTH: tuple[tuple[str, tuple[tuple[str, str], ...], svg.Format], ...] = (
-    ("Gradient norm", (("policy/grad_norm", "norm"),), svg.number),
-    ("Clipped tokens", (("policy/clip_fraction", "share"),), svg.percent),
-    (
+@dataclass(frozen=True)
+class Quiet:
+    """A small chart of what should stay quiet."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    """Metrics with their labels."""
+    form: svg.Format = svg.number
+    caption: str = ""
+
+
+HEALTH = (
+    Quiet("Gradient norm", (("policy/grad_norm", "norm"),)),
+    Quiet(
+        "Clipped tokens",
+        (("policy/clip_fraction", "share"),),
+        svg.percent,
+        "Look for less than about 20%; the narrow clips of whole sequences (gspo, sampo) cut more.",
+    ),
+    Quiet(
+        "Ratio of new to old probability",
+        (("policy/ratio", "mean"),),
+        caption="Look for a mean near 1; far from it the update left its batch behind.",
+    ),
+    Quiet(
         "Engine to actor log-prob gap",
         (("policy/logprob_gap_mean", "mean"), ("policy/logprob_gap_max", "largest")),
-        svg.number,
     ),
-    ("Learning rate", (("policy/lr", "lr"),), svg.number),
-    ("Turns an episode", (("train/turns", "turns"),), svg.number),
-    ("Tokens an episode", (("train/tokens_per_episode", "tokens"),), svg.number),
-    (
+    Quiet(
+        "Weight of the correction",
+        (("correction/mean_weight", "mean"),),
+        caption="Mean factor of a token's loss. Look for 1; below it the batch counts for less than it seems.",
+    ),
+    Quiet(
+        "What the correction changed",
+        (
+            ("correction/truncated_share", "tokens held at the cap"),
+            ("correction/rejected_tokens", "tokens rejected"),
+            ("correction/rejected_episodes", "episodes rejected"),
+        ),
+        svg.percent,
+        "Look for growth: it is drift between engines and actor.",
+    ),
+    Quiet(
+        "Turns outside EPO's band",
+        (("epo/outside_share", "before the update"), ("policy/epo_outside", "tokens, during it")),
+        svg.percent,
+        "Look for a fall to 0: there the smoothing works.",
+    ),
+    Quiet("Learning rate", (("policy/lr", "lr"),)),
+    Quiet("Turns an episode", (("train/turns", "turns"),)),
+    Quiet("Tokens an episode", (("train/tokens_per_episode", "tokens"),)),
+    Quiet(
         "Groups",
         (
             ("train/groups_kept", "kept"),
             ("train/groups_dropped_equal", "equal rewards"),
             ("train/groups_dropped_errors", "errors"),
         ),
-        svg.number,
     ),
-    (
-        "Episodes that went wrong",
-        (("train/episodes_error", "error"), ("train/episodes_truncated", "truncated")),
-        svg.number,
+    Quiet(
+        "Episodes that went wrong", (("train/episodes_error", "error"), ("train/episodes_truncated", "truncated"))
     ),
-    (
+    Quiet(
         "Malformed actions, token drift",
         (("train/malformed_actions", "malformed"), ("train/token_drift", "drift")),
-        svg.number,
     ),
 )
 
 
-def health(run: RunData) -> list[Figure]:
+def health(run: RunData) -> list[Figure | None]:
     """Small charts of what should stay quiet."""
-    figures = []
-    for title, names, form in HEALTH:
-        lines = [svg.Line(label, thin(run.series(name)), colour) for colour, (name, label) in enumerate(names)]
-        figure = _figure(title, "", svg.line_chart(lines, form=form, y_ends=(0.0,), size=svg.SMALL))
-        if figure:
-            figures.append(figure)
-    return figures
-
-
-def _smoothed(label: str, points: Points, colour: int) -> list[svg.Line]:
-    """A series as it is, faint, under its moving mean; a short series only as it is."""
-    points = thin(points)
-    if len(points) < 8:
-        return [svg.Line(label, points, colour)]
-    window = max(3, len(points) // 10)
-    return [svg.Line("", points, colour, faint=True), svg.Line(label, smooth(points, window), colour)]
-
-
-def _figure(title: str, caption: str, chart: svg.Chart | None) -> Figure | None:
-    return Figure(title, caption, chart) if chart else None
+    shown = []
+    for quiet in HEALTH:
+        lines = [
+            svg.Line(label, thin(run.series(name)), colour) for colour, (name, label) in enumerate(quiet.lines)
+        ]
+        chart = svg.line_chart(lines, form=quiet.form, y_ends=(0.0,), size=svg.SMALL)
+        shown.append(figure(quiet.title, quiet.caption, chart))
+    return shown

@@ -8,10 +8,10 @@ from typing import Any
 
 from megatron_empg.trainer.jsonl import write_aside
 from megatron_empg.trainer.progress import duration
-from megatron_empg.trainer.report import figures, svg
+from megatron_empg.trainer.report import figures, paper_figures, svg
 from megatron_empg.trainer.report.data import RunData, part, read_run
 from megatron_empg.trainer.report.episode import choose, episode_html
-from megatron_empg.trainer.report.figures import Figure
+from megatron_empg.trainer.report.figure import Figure
 from megatron_empg.trainer.report.style import CHART, COLOURS, EPISODE, PAGE, SCRIPT
 from megatron_empg.trainer.run_folder import RunFolder
 
@@ -59,7 +59,7 @@ def page(run: RunData) -> str:
             [figures.kl_step(run), figures.kl_initial(run), figures.entropy(run), figures.entropy_change(run)],
             "Nothing measured yet.",
         ),
-        *([] if supervised else [_advantages(run), _episodes(run)]),
+        *([] if supervised else [_advantages(run), _measured_by_papers(run), _episodes(run)]),
         _section("Time", "", [figures.time_per_phase(run), figures.throughput(run)], "No step has finished yet."),
         _section("Health", "What should stay quiet.", figures.health(run), "Nothing measured yet.", small=True),
         _provenance(run),
@@ -91,11 +91,28 @@ def _advantages(run: RunData) -> str:
     shown = [
         figures.advantage_entropy(run),
         figures.advantage_advantage(run),
-        figures.scaling(run),
-        figures.clarity(run),
+        paper_figures.entropy_spread(run),
+        paper_figures.scale_spread(run),
+        paper_figures.bonus_share(run),
+        paper_figures.length_push(run),
     ]
     missing = "No batch has been trained on yet."
     return _section("From one reward to step advantages", _modulation_lead(run), shown, missing)
+
+
+def _measured_by_papers(run: RunData) -> str:
+    """Nothing at all where nothing of it was logged."""
+    shown = [
+        paper_figures.entropy_change_by_bin(run),
+        paper_figures.gradient_by_bin(run),
+        paper_figures.relative_surprisal(run),
+        paper_figures.amplified_and_damped(run),
+    ]
+    if not any(shown):
+        return ""
+    return _section(
+        "What the papers measure", "Under each figure, what to look for and where it is from.", shown, ""
+    )
 
 
 def _modulation_lead(run: RunData) -> str:

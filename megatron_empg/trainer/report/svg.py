@@ -138,8 +138,10 @@ def line_chart(
     y_ends: Sequence[float] = (),
     x_label: str = "step",
     size: Size = FULL,
+    zero: bool = False,
 ) -> Chart | None:
-    """Lines over the training step, with values under the pointer. None without any point."""
+    """Lines over the training step, with values under the pointer and, if wanted, a line at 0. None without any
+    point."""
     lines = [line for line in lines if line.points]
     if not lines:
         return None
@@ -148,6 +150,8 @@ def line_chart(
     ys += [value for band in bands for _, low, high in band.ranges for value in (low, high)]
     x, y = scale(xs, LEFT, size.width - RIGHT, whole=True), scale(ys, size.height - BOTTOM, TOP)
     parts = [axes(x, y, form, x_label, size=size)]
+    if zero:
+        parts.append(_zero(y, LEFT, size.width - RIGHT))
     for band in bands:
         upper = [f"{x(at):.1f},{y(high):.1f}" for at, _, high in band.ranges]
         lower = [f"{x(at):.1f},{y(low):.1f}" for at, low, _ in reversed(band.ranges)]
@@ -234,8 +238,7 @@ def scatter_chart(clouds: Sequence[Dots], *, x_label: str, y_label: str, diagona
     x = scale([a for a, _ in every], left, WIDTH - RIGHT)
     y = scale([b for _, b in every], HEIGHT - BOTTOM, TOP)
     parts = [axes(x, y, number, x_label, y_label)]
-    if y.low < 0 < y.high:
-        parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}" class="zero"/>')
+    parts.append(_zero(y, left, WIDTH - RIGHT))
     if diagonal:
         low, high = max(x.low, y.low), min(x.high, y.high)
         ends = f'x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"'
@@ -270,6 +273,81 @@ def range_chart(
             f'<circle cx="{x}" cy="{end}" r="5" fill="var(--c0)" class="mark"/></g>'
         )
     return Chart("".join(parts), [(before, -1, "ring"), (after, 0, "dot")])
+
+
+@dataclass(frozen=True)
+class Marks:
+    """One value a bin, None where there is none; ``reach`` is drawn as a bar from low to high."""
+
+    label: str
+    values: Sequence[float | None]
+    colour: int = 0
+    reach: Sequence[tuple[float, float] | None] = ()
+
+
+def bin_chart(
+    names: Sequence[str], series: Sequence[Marks], *, x_label: str, y_label: str, ends: Sequence[float] = (0.0,)
+) -> Chart | None:
+    """Values over named bins, a line through neighbours, with their numbers under the pointer. The vertical axis
+    holds ``ends`` too. None without any value."""
+    ys = [value for marks in series for value in marks.values if value is not None]
+    if not ys:
+        return None
+    ys += [value for marks in series for bar in marks.reach if bar for value in bar]
+    left = LEFT + 14
+    width = (WIDTH - left - RIGHT) / len(names)
+    y = scale([*ys, *ends], HEIGHT - BOTTOM, TOP)
+    places = [left + width * (place + 0.5) for place in range(len(names))]
+    parts = [axes(None, y, number, x_label, y_label), _zero(y, left, WIDTH - RIGHT)]
+    for name, at in zip(names, places, strict=True):
+        label = f'x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" class="tick" text-anchor="middle"'
+        parts.append(f"<text {label}>{html.escape(name)}</text>")
+    parts += [_marks(marks, places, y) for marks in series]
+    for place, name in enumerate(names):
+        area = (
+            f'x="{places[place] - width / 2:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - TOP - BOTTOM}"'
+        )
+        about = html.escape(_told(name, series, place))
+        parts.append(f'<g><title>{about}</title><rect {area} opacity="0"/></g>')
+    return Chart("".join(parts), [(marks.label, marks.colour, "dot") for marks in series])
+
+
+def _marks(marks: Marks, places: Sequence[float], y: Scale) -> str:
+    colour = palette(marks.colour)
+    drawn, before = "", None
+    for at, bar in zip(places, marks.reach, strict=False):
+        if bar:
+            ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y(bar[0]):.1f}" y2="{y(bar[1]):.1f}"'
+            drawn += f'<line {ends} class="span"/>'
+    dots = ""
+    for at, value in zip(places, marks.values, strict=True):
+        place = None if value is None else (at, y(value))
+        if place and before:
+            ends = f'x1="{before[0]:.1f}" y1="{before[1]:.1f}" x2="{place[0]:.1f}" y2="{place[1]:.1f}"'
+            drawn += f'<line {ends} class="line" stroke="{colour}"/>'
+        if place:
+            dots += f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="4.5" fill="{colour}" class="mark"/>'
+        before = place
+    return drawn + dots
+
+
+def _told(name: str, series: Sequence[Marks], place: int) -> str:
+    """A bin's numbers in words."""
+    told = []
+    for marks in series:
+        value = marks.values[place]
+        bar = marks.reach[place] if marks.reach else None
+        said = "not measured" if value is None else number(value)
+        said += f" ({number(bar[0])} to {number(bar[1])})" if bar else ""
+        told.append(f"{marks.label}: {said}")
+    return "\n".join([name, *told])
+
+
+def _zero(y: Scale, left: float, right: float) -> str:
+    """A line at 0, where it lies inside the chart."""
+    if not y.low < 0 < y.high:
+        return ""
+    return f'<line x1="{left}" x2="{right}" y1="{y(0):.1f}" y2="{y(0):.1f}" class="zero"/>'
 
 
 def axes(x: Scale | None, y: Scale, form: Format, x_label: str, y_label: str = "", *, size: Size = FULL) -> str:
