@@ -22,7 +22,8 @@ BUILT_IN = {"deep_search": "megatron_empg.environments.deep_search.source:DeepSe
 
 def installed() -> dict[str, str]:
     """{name: "module:Class"} of all environments that have a name. A built-in name cannot be taken."""
-    found = {point.name: point.value for point in sorted(entry_points(group=GROUP))}
+    # What stands in brackets are extras, of which nobody asks today.
+    found = {point.name: point.value.partition("[")[0].strip() for point in sorted(entry_points(group=GROUP))}
     return found | BUILT_IN
 
 
@@ -58,8 +59,9 @@ def plugin(name: str) -> type[TaskSource]:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"environment {name!r} ({where}) cannot be imported: {error}") from error
+    except Exception as error:  # a module of somebody's may fail of anything
+        said = str(error) or type(error).__name__
+        raise ValueError(f"environment {name!r} ({where}) cannot be imported: {said}") from error
     if not isinstance(found, type) or not issubclass(found, TaskSource):
         raise ValueError(f"environment {name!r} ({where}) is no subclass of megatron_empg.environments.TaskSource")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -55,8 +55,9 @@ def _plain(text: str | None) -> str:
 
 def _type_of(field: FieldInfo) -> str:
     role = role_of(field)
-    optional = " or null" if type(None) in get_args(field.annotation) else ""
-    words = ROLES[role] + optional if role else _words(field.annotation)
+    # Data and services are paths and texts of their own kind.
+    plain = PLAIN | dict.fromkeys((Path, str), ROLES[role]) if role else PLAIN
+    words = _words(field.annotation, plain)
     bounds = [f"{word} {value:g}" for word, value in _bounds(field.metadata)]
     return ", ".join([words, *bounds])
 
@@ -69,24 +70,24 @@ def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:
                 yield word, value
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: Any, plain: Mapping[Any, str]) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _words(parts[0])
+        return _words(parts[0], plain)
     if origin is Literal:
         return " or ".join(json.dumps(value, ensure_ascii=False) for value in parts)
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_words, parts))
+        return " or ".join(_words(part, plain) for part in parts)
     if origin in (list, tuple, set, frozenset):
-        inner = [part for part in parts if part is not ...]
-        return "list of " + ", ".join(map(_words, inner))
+        inner = [_words(part, plain) for part in parts if part is not ...]
+        return "list of " + ", ".join(inner)
     if origin is dict or annotation is dict:
         return "keys with values"
     if annotation is type(None):
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "keys (see below)"
-    return PLAIN.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _default_of(field: FieldInfo) -> str | None:

@@ -1,5 +1,6 @@
 """Calls in threads that never wait for each other."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from megatron_empg.environments.blocking import PatientThreads
+from megatron_empg.environments import blocking
+from megatron_empg.environments.blocking import PatientThreads, in_thread, run_at_once
 
 
 def test_a_call_does_not_stand_behind_those_that_hang() -> None:
@@ -47,3 +49,54 @@ def test_a_hanging_call_does_not_hold_up_the_end_of_the_process() -> None:
         "threads = PatientThreads(); threads.submit(time.sleep, 600); threads.shutdown()"
     )
     subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
+def test_calls_of_coroutines_run_in_threads_and_tell_what_came_of_them() -> None:
+    def fails() -> None:
+        raise KeyError("its own")
+
+    async def calls() -> list[int]:
+        with pytest.raises(KeyError, match="its own"):
+            await in_thread(fails)
+        return await asyncio.gather(*[in_thread(threading.get_ident) for _ in range(3)])
+
+    assert threading.get_ident() not in asyncio.run(calls())
+
+
+def test_the_event_loop_goes_on_beside_a_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, over = PatientThreads(), threading.Event()
+    monkeypatch.setattr(blocking, "CALLS", threads)
+
+    async def calls() -> str:
+        hanging = asyncio.ensure_future(in_thread(over.wait, 60))
+        said = await in_thread(str.upper, "on")
+        hanging.cancel()
+        await asyncio.wait([hanging])
+        assert hanging.cancelled()
+        return said
+
+    try:
+        assert asyncio.run(calls()) == "ON"
+        deadline = time.monotonic() + 20
+        while threads.running > 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert threads.running == 1, "a thread cannot be ended"
+    finally:
+        over.set()
+
+
+def test_a_coroutine_that_waits_for_nothing_has_its_result_at_once() -> None:
+    async def counts() -> int:
+        return 5
+
+    async def fails() -> None:
+        raise KeyError("its own")
+
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    assert run_at_once(counts()) == 5
+    with pytest.raises(KeyError, match="its own"):
+        run_at_once(fails())
+    with pytest.raises(RuntimeError, match="the coroutine waits for something"):
+        run_at_once(waits())

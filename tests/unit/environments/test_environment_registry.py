@@ -1,0 +1,103 @@
+"""How environments are found by name, and what is said of names that lead nowhere."""
+
+import sys
+
+import pytest
+
+from megatron_empg.environments.deep_search.source import DeepSearch
+from megatron_empg.environments.registry import (
+    BUILT_IN,
+    data_files,
+    default_settings,
+    installed,
+    is_known,
+    make_task_source,
+    origins,
+    place_settings,
+    plugin,
+    unknown,
+)
+
+
+def offer(folder, monkeypatch, **points):
+    """Install a package with these entry points."""
+    info = folder / "mine-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.1\n", encoding="utf-8")
+    named = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[megatron_empg.environments]\n{named}", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_a_name_that_nobody_has_is_refused_with_those_that_are():
+    assert not is_known("deep_serch")
+    with pytest.raises(ValueError, match="'deep_serch' is unknown; allowed: deep_search, or module:Class"):
+        plugin("deep_serch")
+    assert "deep_search" in unknown("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:Class", "cannot be imported: No module named 'no_such_module'"),
+        ("conformance_cases:NoSuch", "cannot be imported: .*has no attribute 'NoSuch'"),
+        ("conformance_cases:", "cannot be imported"),
+        (":Sound", "cannot be imported"),
+        ("..:Sound", "cannot be imported"),
+        ("conformance_cases:Corridor", r"is no subclass of megatron_empg\.environments\.TaskSource"),
+        ("conformance_cases:KINDS", "is no subclass"),
+        ("os:getcwd", "is no subclass"),
+    ],
+)
+def test_what_a_name_leads_to_must_be_a_task_source(name, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        plugin(name)
+    assert repr(name) in str(refused.value)
+
+
+def test_a_class_of_a_module_and_one_within_another_are_found():
+    assert plugin("conformance_cases:Sound").__name__ == "Sound"
+    assert is_known("conformance_cases:Sound")
+    assert make_task_source("conformance_cases:Sound", max_turns=3, doors=4).limits.max_turns == 3
+
+
+def test_a_module_that_fails_to_import_says_so(tmp_path, monkeypatch):
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('the engine is not licensed')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"'broken_plugin:Any'.* cannot be imported: .*not licensed"):
+        plugin("broken_plugin:Any")
+    sys.modules.pop("broken_plugin", None)
+
+
+def test_an_entry_point_gives_a_name_and_cannot_take_one(tmp_path, monkeypatch):
+    offer(tmp_path, monkeypatch, corridor="conformance_cases:Sound [fast]", deep_search="conformance_cases:Sound")
+    assert installed()["corridor"] == "conformance_cases:Sound"
+    assert plugin("corridor").__name__ == "Sound"
+    assert installed()["deep_search"] == BUILT_IN["deep_search"]
+    assert plugin("deep_search") is DeepSearch
+    assert origins() == {"corridor": "mine 2.1", "deep_search": "built in"}
+
+
+def test_defaults_places_and_data_of_any_environment_are_known(tmp_path):
+    assert default_settings("conformance_cases:Sound", {}) == {"doors": 3}
+    assert place_settings("conformance_cases:Sound") == {"service_url"}
+    assert data_files("conformance_cases:Sound", {}) == {}
+    corpus = tmp_path / "corpus.jsonl"
+    assert data_files("deep_search", {"corpus": str(corpus)}) == {"corpus": corpus}
+
+
+def test_what_is_unknown_has_no_defaults_places_or_data():
+    for name in ("nobody", "no_such_module:Class"):
+        assert default_settings(name, {}) == {}
+        assert place_settings(name) == set()
+        assert data_files(name, {}) == {}
+    assert data_files("conformance_cases:Sound", {"doors": "many"}) == {}
+
+
+def test_settings_are_checked_under_the_environments_name():
+    with pytest.raises(ValueError, match="conformance_cases:Sound doors is 'many': Input should be a valid int"):
+        make_task_source("conformance_cases:Sound", doors="many")
+    with pytest.raises(
+        ValueError, match="conformance_cases:Sound windows: there is no such setting; allowed: doors"
+    ):
+        make_task_source("conformance_cases:Sound", windows=2)
