@@ -45,7 +45,7 @@ async def play(
             if episode.outcome == "error" and not failed:
                 failed.append(shown(episode))
             # An evaluation has many episodes, whose tokens nobody asks for any more.
-            episode.tokens, episode.logprobs, episode.turns = [], [], []
+            episode.tokens, episode.earlier, episode.logprobs, episode.turns = [], [], [], []
 
         greedy = asked.decoding == "greedy"
         sampling = Sampling(temperature=0.0 if greedy else driver.recipe.evaluation.temperature)

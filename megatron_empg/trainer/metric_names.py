@@ -76,7 +76,11 @@ ROLLOUT = Family(
         Metric("train/reward", "", "mean reward of the usable episodes", "rising"),
         Metric("train/success", "share", "usable episodes that ended in success", "rising"),
         Metric("train/turns", "turns", "mean length of an episode"),
-        Metric("train/tokens_per_episode", "tokens", "the same, with prompt and observations"),
+        Metric(
+            "train/tokens_per_episode",
+            "tokens",
+            "the same, with prompt and observations; with `rollout.history: strip` that of all its sequences",
+        ),
         Metric("train/episodes", "episodes", "usable episodes"),
         Metric("train/episodes_error", "episodes", "ended in an error; they never train", "0"),
         Metric(
