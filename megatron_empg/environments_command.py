@@ -92,7 +92,7 @@ def check(name: str, given: Sequence[str], call_timeout: float) -> bool:
         findings = check_environment(
             name, plain_settings(settings), call_timeout=call_timeout, begun=_announce, found=_report
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise RecipeError(f"environment {name!r} cannot be made: {error}") from error
     broken = sum(finding.verdict == "broken" for finding in findings)
     doubtful = sum(finding.verdict == "doubtful" for finding in findings)

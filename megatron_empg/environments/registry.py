@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.environments.base import EpisodeLimits, TaskSource
-from megatron_empg.environments.settings import data_paths, keys_of_places, read_settings
+from megatron_empg.environments.settings import EnvironmentSettings, data_paths, keys_of_places, read_settings
 
 GROUP = "megatron_empg.environments"
 # Named here too, as an image may hold this package without having it installed.
@@ -64,6 +64,8 @@ def plugin(name: str) -> type[TaskSource]:
         raise ValueError(f"environment {name!r} ({where}) cannot be imported: {said}") from error
     if not isinstance(found, type) or not issubclass(found, TaskSource):
         raise ValueError(f"environment {name!r} ({where}) is no subclass of megatron_empg.environments.TaskSource")
+    if not isinstance(found.Settings, type) or not issubclass(found.Settings, EnvironmentSettings):
+        raise ValueError(f"environment {name!r} ({where}): its Settings are no EnvironmentSettings")
     return found
 
 

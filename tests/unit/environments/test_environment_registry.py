@@ -46,6 +46,7 @@ def test_a_name_that_nobody_has_is_refused_with_those_that_are():
         ("..:Sound", "cannot be imported"),
         ("conformance_cases:Corridor", r"is no subclass of megatron_empg\.environments\.TaskSource"),
         ("conformance_cases:KINDS", "is no subclass"),
+        ("conformance_cases:NoSettings", "its Settings are no EnvironmentSettings"),
         ("os:getcwd", "is no subclass"),
     ],
 )
