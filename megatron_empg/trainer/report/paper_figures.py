@@ -173,13 +173,12 @@ def length_push(run: RunData) -> Figure | None:
     """The mean advantage of turns beside that of tokens."""
     turns = run.series("empg/advantage_mean") or run.series("diagnostics/advantage_turn_mean")
     tokens = run.series("empg/advantage_token_mean") or run.series("diagnostics/advantage_token_mean")
-    lines = smoothed("of a token", _without_rounding(tokens), 0) + smoothed(
-        "of a turn", _without_rounding(turns), 1
-    )
+    lines = smoothed("of a token", _without_rounding(tokens), 0)
+    lines += smoothed("of a turn", _without_rounding(turns), 1)
     caption = (
         "Mean final advantage of a turn, and of a token, in which long turns count for more. Look for tokens "
-        "below turns: longer turns have the lower advantages, and the update pushes against length; above, to "
-        "it. EMPG's centring over turns makes the mean of turns 0, not that of tokens."
+        "below turns: longer turns have the lower advantages, and the update pushes against length. Above turns, "
+        "it pushes towards length. EMPG's centring over turns makes the mean of turns 0, not that of tokens."
     )
     return figure("Mean advantage and length", caption, svg.line_chart(lines, y_ends=(0.0,), zero=True))
 

@@ -90,11 +90,13 @@ def test_aem_has_the_same_figures_under_its_own_names(figure: Callable[[RunData]
 def test_no_line_of_a_figure_lost_its_metric() -> None:
     empg = run_of(*(line(step, EMPG, DIAGNOSTICS) for step in (1, 2, 3)))
     aem = run_of(*(line(step, AEM, DIAGNOSTICS) for step in (1, 2, 3)))
-    assert labels(drawn(paper_figures.scale_spread(empg))) == ["largest", "95%", "5%", "smallest"]
+    # Without those of aem that say the same.
+    alone = run_of(*(line(step, EMPG) for step in (1, 2, 3)))
+    assert labels(drawn(paper_figures.scale_spread(alone))) == ["largest", "95%", "5%", "smallest"]
     assert labels(drawn(paper_figures.scale_spread(aem))) == ["largest", "95%", "5%", "smallest"]
-    assert labels(drawn(paper_figures.entropy_spread(empg))) == ["95%", "mean", "5%"]
+    assert labels(drawn(paper_figures.entropy_spread(alone))) == ["95%", "mean", "5%"]
     assert labels(drawn(paper_figures.entropy_spread(aem))) == ["95%", "5%"]
-    assert labels(drawn(paper_figures.length_push(empg))) == ["of a token", "of a turn"]
+    assert labels(drawn(paper_figures.length_push(alone))) == ["of a token", "of a turn"]
     assert labels(drawn(paper_figures.length_push(aem))) == ["of a token", "of a turn"]
     assert len(labels(drawn(paper_figures.amplified_and_damped(empg)))) == 4
     assert len(labels(drawn(paper_figures.relative_surprisal(empg)))) == 2
@@ -165,6 +167,13 @@ def test_a_bin_that_is_missing_or_not_a_number_leaves_a_gap() -> None:
     # Lines join bins 1 to 3 and 5 to 9 alone.
     assert figure.chart.content.count('class="line"') == 2 + 4
     assert "surest\nstep 1: not measured" in figure.chart.content
+
+
+def test_a_bin_that_did_not_change_is_no_gap() -> None:
+    measured = {f"diagnostics/entropy_change_bin_{number}": 0.0 for number in range(BINS)}
+    figure = drawn(paper_figures.entropy_change_by_bin(run_of({"step": 1, **measured})))
+    assert figure.chart.content.count("<circle") == BINS
+    assert "unsure\nstep 1: 0<" in figure.chart.content
 
 
 def test_gradients_are_means_of_all_measurements_with_their_spread() -> None:
