@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ class SentenceEncoder:
         if not (Path(folder) / "config.json").is_file():
             raise SearchError(f"{folder} holds no model (no config.json); give the folder of a sentence encoder")
         self._torch = torch
+        self._lock = threading.Lock()
         self._device = device
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
@@ -78,9 +80,11 @@ class SentenceEncoder:
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         torch = self._torch
-        given = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self.settings.tokens, return_tensors="pt"
-        ).to(self._device)
+        with self._lock:  # a tokenizer keeps the last call's lengths, and threads would change them for each other
+            given = self._tokenizer(
+                texts, padding=True, truncation=True, max_length=self.settings.tokens, return_tensors="pt"
+            )
+        given = given.to(self._device)
         with torch.inference_mode():
             hidden = self._model(**given).last_hidden_state.float()
         if self.settings.pooling == "first":

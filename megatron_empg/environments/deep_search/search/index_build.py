@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_empg.environments.deep_search.search.bm25_index import SearchIndex
 from megatron_empg.environments.deep_search.search.corpus_lines import CorpusFile
 from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError
 from megatron_empg.environments.deep_search.search.manifest import Manifest
@@ -51,6 +52,7 @@ def build_index(
     aside = out.with_name(out.name + ".writing")
     with _alone(aside), _disk_full_named(aside):
         manifest = _write(source, aside, bm25, rules, progress)
+        SearchIndex.open(aside)  # proves that it can be opened, and makes this machine's code for searching
         _sync(aside)
         os.replace(aside, out)
     progress(f"{out}: {manifest.documents:,} documents, {_gb(_size(out))}")
@@ -154,6 +156,10 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise IndexFolderError(f"another process is writing {folder}; wait for it") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        if not lock_path.exists() or lock_path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+            raise IndexFolderError(f"another process has just written {folder}; give the command again")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:

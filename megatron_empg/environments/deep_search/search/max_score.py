@@ -112,6 +112,82 @@ def largest(block_best: np.ndarray, block_starts: np.ndarray, words: np.ndarray,
 
 
 @compiled
+def enter(
+    base: int,
+    limit: int,
+    starts: np.ndarray,
+    block_starts: np.ndarray,
+    block_last: np.ndarray,
+    block_best: np.ndarray,
+    words: np.ndarray,
+    counts: np.ndarray,
+    block: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    most: np.ndarray,
+) -> None:
+    """Enter the window from `base` to `limit`: bound where each word's postings lie, and what the word gives."""
+    for i in range(len(words)):
+        first_block, end_block = block_starts[words[i]], block_starts[words[i] + 1]
+        while block[i] < end_block and block_last[block[i]] < base:
+            block[i] += 1
+        most[i] = 0.0
+        last = block[i]
+        while last < end_block:
+            most[i] = max(most[i], counts[i] * block_best[last])
+            last += 1
+            if block_last[last - 1] >= limit - 1:
+                break
+        begin = starts[words[i]]
+        low[i] = max(low[i], begin + (block[i] - first_block) * BLOCK)
+        high[i] = min(begin + (last - first_block) * BLOCK, starts[words[i] + 1])
+
+
+@compiled
+def add_up(
+    base: int,
+    limit: int,
+    documents: np.ndarray,
+    scores: np.ndarray,
+    count: float,
+    low: int,
+    high: int,
+    sums: np.ndarray,
+) -> tuple[int, int]:
+    """Add a word's scores to the sums of the window; returns exactly where its postings lie."""
+    begin = lower_bound(documents, low, high, base)
+    place = begin
+    while place < high and documents[place] < limit:
+        sums[documents[place] - base] += count * scores[place]
+        place += 1
+    return begin, place
+
+
+@compiled
+def completed(
+    number: int,
+    score: float,
+    needed: float,
+    documents: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray,
+    aside: int,
+    aside_most: float,
+    low: np.ndarray,
+    high: np.ndarray,
+    most: np.ndarray,
+) -> float:
+    """A document's score with the words set aside; some sum below `needed` where it cannot get there."""
+    rest = aside_most
+    for i in range(aside - 1, -1, -1):
+        if score + rest < needed:
+            return score
+        score += counts[i] * look_up(documents, scores, low[i], high[i], number)
+        rest -= most[i]
+    return score
+
+
+@compiled
 def search(
     documents: np.ndarray,
     scores: np.ndarray,
@@ -126,40 +202,20 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`top_k.best_documents`, which says what the arguments are."""
     order = np.argsort(largest(block_best, block_starts, words, counts))
-    words = words[order]
-    counts = counts[order]
+    words, counts = words[order], counts[order]
     width = len(words)
     needed = 0.0  # what a document must reach to be among the best: so many real ones do
     for i in range(max(0, width - SEED_WORDS), width):
         needed = max(needed, seeded(documents, scores, starts, words, counts, i, top_k))
 
-    best = np.zeros(top_k)
-    numbers = np.zeros(top_k, np.int64)
-    filled = 0
+    best, numbers, filled = np.zeros(top_k), np.zeros(top_k, np.int64), 0
     block = block_starts[words]  # each word's first block that may reach into the window
-    position = starts[words]  # no posting of the word before it lies in the window
-    low = np.zeros(width, np.int64)  # from here
-    high = np.zeros(width, np.int64)  # to here lie those that may
+    low, high = starts[words], starts[words]  # where those of its postings lie that may do so
     most = np.zeros(width)  # the most that the word gives in the window
     sums = np.zeros(WINDOW)
     for base in range(0, document_count, WINDOW):
         limit = min(base + WINDOW, document_count)
-        for i in range(width):
-            first_block, end_block = block_starts[words[i]], block_starts[words[i] + 1]
-            while block[i] < end_block and block_last[block[i]] < base:
-                block[i] += 1
-            most[i] = 0.0
-            last = block[i]
-            while last < end_block:
-                most[i] = max(most[i], counts[i] * block_best[last])
-                last += 1
-                if block_last[last - 1] >= limit - 1:
-                    break
-            begin = starts[words[i]]
-            position[i] = max(position[i], begin + (block[i] - first_block) * BLOCK)
-            low[i] = position[i]
-            high[i] = min(begin + (last - first_block) * BLOCK, starts[words[i] + 1])
-
+        enter(base, limit, starts, block_starts, block_last, block_best, words, counts, block, low, high, most)
         aside = 0  # the first so many words cannot lift a document among the best
         aside_most = 0.0
         while aside < width and aside_most + most[aside] < needed:
@@ -167,34 +223,25 @@ def search(
             aside += 1
         found = 0
         for i in range(aside, width):
-            place = lower_bound(documents, position[i], high[i], base)
-            low[i] = place
-            while place < high[i] and documents[place] < limit:
-                sums[documents[place] - base] += counts[i] * scores[place]
-                place += 1
-            high[i] = place
-            position[i] = place
-            found += place - low[i]
-        if found == 0:
-            continue
+            low[i], high[i] = add_up(base, limit, documents, scores, counts[i], low[i], high[i], sums)
+            found += high[i] - low[i]
 
         # Each document found is taken once: by way of the lists where they are short, else of the window.
         by_lists = found < limit - base
-        for i in range(aside, width if by_lists else aside + 1):
+        last = width if by_lists else aside + 1
+        for i in range(aside, last if found else aside):
             for place in range(low[i] if by_lists else base, high[i] if by_lists else limit):
                 number = np.int64(documents[place]) if by_lists else np.int64(place)
                 score = sums[number - base]
                 sums[number - base] = 0.0
-                rest = aside_most
-                if score == 0.0 or score + rest < needed:
+                if score == 0.0 or score + aside_most < needed:
                     continue
-                for j in range(aside - 1, -1, -1):
-                    score += counts[j] * look_up(documents, scores, low[j], high[j], number)
-                    rest -= most[j]
-                    if score + rest < needed:
-                        break
+                score = completed(
+                    number, score, needed, documents, scores, counts, aside, aside_most, low, high, most
+                )
                 if score >= needed:
                     filled = insert(best, numbers, filled, score, number)
                     if filled == top_k:
                         needed = max(needed, best[top_k - 1])
+        low[aside:] = high[aside:]
     return numbers[:filled], best[:filled]
