@@ -56,7 +56,8 @@ class WorkerPool:
         self.workers = _workers(name, memory_gib, worker_memory_gib)
         self.waiting = 0
         self.died = 0
-        self._settings = settings.model_dump_json()
+        # Without defaults: settings may ask which of their keys were given.
+        self._settings = settings.model_dump_json(exclude_unset=True)
         self._worker_bytes = worker_memory_gib * _GIB
         self._places = asyncio.Semaphore(self.workers)
         self._starting = asyncio.Semaphore(os.cpu_count() or 1)
