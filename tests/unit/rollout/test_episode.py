@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_empg.environments.base import StepResult, Task
+from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.blocking import in_thread
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Generation, Sampling, VersionSpan
 from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode, state_number
@@ -39,10 +39,20 @@ class ScriptedPolicy:
         return Generation(tokens, [-1.0 - turn] * len(tokens), finish, [VersionSpan(7, 0, len(tokens))])
 
 
-class Echo:
+class Begun:
+    """An environment that has nothing to begin or to let go of."""
+
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def close(self) -> None:
+        pass
+
+
+class Echo(Begun):
     """Observes what was said; "answer" ends the episode with reward 1."""
 
-    def step(self, action: str) -> StepResult:
+    async def step(self, action: str) -> StepResult:
         if action.startswith("answer"):
             return StepResult(None, True, 1.0)
         return StepResult(f"seen {action}", False)
@@ -62,15 +72,12 @@ def play(
     turns: list[list[int]],
     limits: Limits,
     environment: Callable[[], Any] = Echo,
-    executor: Executor | None = None,
     task: Task = TASK,
 ) -> tuple[Episode, ScriptedPolicy]:
     policy = ScriptedPolicy(turns, chat.end_of_turn)
     engine: Any = policy
     episode = asyncio.run(
-        run_episode(
-            engine, chat, environment, task, Sampling(1.0), limits, lambda turn: 100 + turn, executor=executor
-        )
+        run_episode(engine, chat, environment, task, Sampling(1.0), limits, lambda turn: 100 + turn)
     )
     return episode, policy
 
@@ -119,14 +126,14 @@ def test_the_last_turn_is_not_followed_by_anything(chat: ChatTokens) -> None:
     assert episode.policy_versions == (7, 7)
 
 
-class Pages:
+class Pages(Begun):
     """Answers with the given pages in turn, each step worth a reward, and ends after the last."""
 
     def __init__(self, pages: list[str], rewards: list[float] | None = None) -> None:
         self.pages = list(pages)
         self.rewards = list(rewards or [0.0] * (len(pages) + 1))
 
-    def step(self, action: str) -> StepResult:
+    async def step(self, action: str) -> StepResult:
         reward = self.rewards.pop(0)
         if not self.pages:
             return StepResult(None, True, reward)
@@ -262,13 +269,13 @@ def test_a_turn_that_the_environment_never_saw_has_no_reward(chat: ChatTokens) -
     assert [turn.cut for turn in episode.turns] == [False, True]
 
 
-class Rooms:
+class Rooms(Begun):
     """A state is the room the agent stands in, whatever it is told there."""
 
     def __init__(self, told: list[str], rooms: list[str | None]) -> None:
         self.said = list(zip(told, rooms, strict=True))
 
-    def step(self, action: str) -> StepResult:
+    async def step(self, action: str) -> StepResult:
         if not self.said:
             return StepResult(None, True, 1.0)
         observation, room = self.said.pop(0)
@@ -344,58 +351,113 @@ def test_an_environment_that_cannot_be_made_is_an_error_of_its_episode(chat: Cha
     assert not policy.seen
 
 
-def test_environments_are_made_and_step_where_they_are_told_to(chat: ChatTokens) -> None:
-    seen = []
-
-    class Here(Echo):
-        def __init__(self) -> None:
-            seen.append(threading.current_thread())
-
-        def step(self, action: str) -> StepResult:
-            seen.append(threading.current_thread())
-            return super().step(action)
-
-    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    with ThreadPoolExecutor(1) as executor:
-        play(chat, [answer], Limits(2, 50, 500), Here, executor)
-    assert len(seen) == 2
-    assert threading.main_thread() not in seen
-
-
-@pytest.mark.parametrize("hangs", ["make", "step"])
-def test_a_hanging_environment_costs_its_episode(chat: ChatTokens, hangs: str) -> None:
+@pytest.mark.parametrize("hangs", ["reset", "step"])
+@pytest.mark.parametrize("in_a_thread", [False, True], ids=["waits", "blocks a thread"])
+def test_a_hanging_environment_costs_its_episode(chat: ChatTokens, hangs: str, in_a_thread: bool) -> None:
     over = threading.Event()
+    closed: list[bool] = []
+
+    async def hang() -> None:
+        if in_a_thread:
+            await in_thread(over.wait, 30)
+        await asyncio.sleep(30)
 
     class Hanging(Echo):
-        def __init__(self) -> None:
-            if hangs == "make":
-                over.wait(30)
+        async def reset(self) -> Opening:
+            if hangs == "reset":
+                await hang()
+            return Opening()
 
-        def step(self, action: str) -> StepResult:
-            over.wait(30)
-            return super().step(action)
+        async def step(self, action: str) -> StepResult:
+            await hang()
+            return await super().step(action)
+
+        async def close(self) -> None:
+            closed.append(True)
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    with ThreadPoolExecutor(1) as executor:
-        limits = Limits(2, 50, 500, environment_timeout=0.2)
-        episode, _ = play(chat, [answer], limits, Hanging, executor)
-        over.set()
+    limits = Limits(2, 50, 500, environment_timeout=0.2)
+    episode, _ = play(chat, [answer], limits, Hanging)
+    over.set()
     assert episode.outcome == "error"
     assert episode.error is not None
     assert "EnvironmentTimeout" in episode.error
     assert "0.2 s (limits.environment_timeout)" in episode.error
+    assert closed == [True]
 
 
 def test_a_time_out_of_the_environments_own_keeps_its_name(chat: ChatTokens) -> None:
-    class Slow:
-        def step(self, action: str) -> StepResult:
+    class Slow(Begun):
+        async def step(self, action: str) -> StepResult:
             raise TimeoutError("the simulator's own")
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    with ThreadPoolExecutor(1) as executor:
-        limits = Limits(2, 50, 500, environment_timeout=20.0)
-        episode, _ = play(chat, [answer], limits, Slow, executor)
+    episode, _ = play(chat, [answer], Limits(2, 50, 500, environment_timeout=20.0), Slow)
     assert episode.error == "TimeoutError: the simulator's own"
+
+
+def test_what_an_environment_tells_at_its_beginning_follows_the_prompt(chat: ChatTokens) -> None:
+    class Kitchen(Echo):
+        async def reset(self) -> Opening:
+            return Opening([{"role": "user", "content": "you are in the kitchen"}], anchor="kitchen")
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500), Kitchen)
+    told = [*TASK.prompt, {"role": "user", "content": "you are in the kitchen"}]
+    assert episode.tokens[: episode.prompt_length] == chat.prompt(told)  # type: ignore[arg-type]
+    assert episode.turns[0].anchor == state_number("kitchen")
+    assert episode.outcome == "success"
+
+
+@pytest.mark.parametrize("fails", ["reset", "step", "close"])
+def test_an_environment_is_closed_whatever_it_meets(chat: ChatTokens, fails: str) -> None:
+    closed: list[bool] = []
+
+    class Failing(Echo):
+        async def reset(self) -> Opening:
+            if fails == "reset":
+                raise OSError("no game")
+            return Opening()
+
+        async def step(self, action: str) -> StepResult:
+            if fails == "step":
+                raise OSError("no game")
+            return await super().step(action)
+
+        async def close(self) -> None:
+            closed.append(True)
+            raise OSError("not closed")
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500), Failing)
+    assert closed == [True]
+    assert episode.outcome == ("success" if fails == "close" else "error")
+
+
+def test_a_cancelled_episode_closes_its_environment(chat: ChatTokens) -> None:
+    closed: list[bool] = []
+
+    class Waiting(Echo):
+        async def step(self, action: str) -> StepResult:
+            await asyncio.sleep(30)
+            return await super().step(action)
+
+        async def close(self) -> None:
+            closed.append(True)
+
+    async def cancelled() -> None:
+        policy: Any = ScriptedPolicy([[*encode(chat, "answer"), chat.end_of_turn]], chat.end_of_turn)
+        playing = asyncio.ensure_future(
+            run_episode(policy, chat, Waiting, TASK, Sampling(1.0), Limits(2, 50, 500), lambda turn: 0)
+        )
+        while not policy.seen:
+            await asyncio.sleep(0.01)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+
+    asyncio.run(cancelled())
+    assert closed == [True]
 
 
 def test_a_turn_that_takes_too_long_is_the_engines_failure(chat: ChatTokens) -> None:

@@ -55,7 +55,7 @@ FIXED = {
     "run.seed", "model.initialise", "model.dtype", "environment.name", "environment.settings.*",
     "environment.max_turns", "rollout.groups", "rollout.group_size", "rollout.temperature",
     "rollout.max_turn_tokens", "rollout.max_episode_tokens", "algorithm.*", "actor.distributed_optimizer",
-    "sft.batch_size", "sft.split",
+    "rollout.history", "sft.batch_size", "sft.split", "sft.history",
 }  # fmt: skip
 """Keys that no continuation may change, as the documents list them."""
 
@@ -314,6 +314,23 @@ def test_another_corpus_at_the_same_place_is_refused(tmp_path: Path, shared: Pat
         file.write("\n")
     with pytest.raises(RecipeError, match=r"environment.settings.corpus: .* the content of .* is another"):
         take_up(recipe)
+
+
+def test_data_that_is_new_or_gone_is_another_run(tmp_path: Path, shared: Path) -> None:
+    recipe = recipe_of(Recipe, tmp_path / "run", shared)
+    begin(recipe)
+    (tmp_path / "prompt.txt").write_text("do well", encoding="utf-8")
+    told = with_settings(recipe, prompt_file=str(tmp_path / "prompt.txt"))
+    with pytest.raises(
+        RecipeError, match=r"prompt_file is .*prompt.txt; the run began with"
+    ):
+        take_up(told)
+    other = changed(recipe, run__folder=str(tmp_path / "other"))
+    begin(with_settings(other, prompt_file=str(tmp_path / "prompt.txt")))
+    with pytest.raises(
+        RecipeError, match=r"prompt_file was .*prompt.txt; it is not given now"
+    ):
+        take_up(other)
 
 
 def test_all_may_lie_elsewhere(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
