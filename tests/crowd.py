@@ -1,4 +1,4 @@
-"""A crowd of episodes at once against an engine that plays scripted turns, and what the processes take meanwhile."""
+"""A crowd of episodes at once against an engine that plays scripted turns, and the memory that they take."""
 
 from __future__ import annotations
 

@@ -67,9 +67,12 @@ class FileQuestions:
 
     def __init__(self, files: QuestionFiles) -> None:
         """Raises ValueError or OSError for files that cannot be used."""
+        self._files = files
         self._published = PublishedQuestions(files)
 
     def all(self, split: Split) -> Sequence[Asked]:
+        if not self._files.of(split):
+            return ()
         return Mapped(self._published.tasks(split), _asked)
 
     def sample(self, split: Split, count: int, seed: int) -> list[Asked]:
