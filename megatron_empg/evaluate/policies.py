@@ -20,7 +20,7 @@ from megatron_empg.weights.megatron_layout import is_megatron
 
 DECIDING_KEYS = (
     *("run.seed", "model.dtype", "environment.name", "environment.max_turns", "evaluation.temperature"),
-    *("rollout.max_turn_tokens", "rollout.max_episode_tokens"),
+    *("rollout.max_turn_tokens", "rollout.max_episode_tokens", "rollout.history"),
 )
 """Keys of a recipe that decide how an episode of an evaluation goes, beside the environment's settings."""
 

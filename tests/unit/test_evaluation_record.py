@@ -11,14 +11,29 @@ from megatron_empg.environments.base import Task
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.options import EvaluationOptions, model_override
 from megatron_empg.evaluate.play import refuse_errors
-from megatron_empg.evaluate.policies import identity_of, policies_of, source_of
+from megatron_empg.evaluate.policies import DECIDING_KEYS, identity_of, policies_of, source_of
 from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task, hops_of
 from megatron_empg.evaluate.record import Record
-from megatron_empg.recipe import load_recipe
+from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.trainer.identity import SETTINGS, flat
 
 IDENTITY = {"run.seed": 1, "environment.name": "deep_search"}
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/quickstart.yaml"
+
+NOT_DECIDING = {
+    # The policy is told by its content.
+    "model.path", "model.initialise",
+    # How much is asked; more of it goes on from less.
+    "evaluation.every", "evaluation.questions", "evaluation.splits", "evaluation.greedy",
+    # How training asks, and how many episodes are in flight.
+    "rollout.groups", "rollout.group_size", "rollout.temperature", "rollout.concurrency",
+    # Where a run goes, how long, and what is kept.
+    "run.folder", "run.steps", "run.checkpoint_every", "run.keep_checkpoints",
+}  # fmt: skip
+"""Keys of a recipe that no episode of an evaluation depends on."""
+NO_SECTION_OF_EPISODES = ("engines.", "algorithm.", "actor.", "limits.", "logging.")
+"""Sections that say how training goes and where engines run."""
 
 
 def task(number: int, **payload: Any) -> Task:
@@ -229,6 +244,16 @@ def test_what_decides_an_episode_is_an_evaluations_identity() -> None:
     ):
         assert identity(change) != same, change
     assert identity("environment.settings.prompt=tags") != same
+    assert identity("rollout.history=strip") != same
+
+
+def test_every_key_of_a_recipe_decides_an_episode_or_is_known_not_to() -> None:
+    keys = flat(load_recipe(RECIPE).model_dump(mode="json"), Recipe)
+    open_keys = [key for key in keys if not key.startswith((*NO_SECTION_OF_EPISODES, SETTINGS))]
+    assert {"rollout.history", "environment.max_turns"} <= set(open_keys)
+    known = [(key in DECIDING_KEYS) + (key in NOT_DECIDING) for key in open_keys]
+    assert known == [1] * len(known), "list it: in DECIDING_KEYS of evaluate/policies.py, or in NOT_DECIDING here"
+    assert NOT_DECIDING | set(DECIDING_KEYS) <= set(open_keys), "a key that is no more"
 
 
 def test_a_run_is_asked_by_what_it_exported_or_its_newest_checkpoint(tmp_path: Path) -> None:
