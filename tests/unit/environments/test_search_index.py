@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from megatron_empg.environments.deep_search.search import arrays, max_score, postings_build
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, MOST_RESULTS, SearchIndex
 from megatron_empg.environments.deep_search.search.corpus_lines import LONGEST_LINE, CorpusFile, Passage
-from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError
+from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError, MissingPackageError
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
 from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest
@@ -305,6 +306,15 @@ def test_two_processes_do_not_write_one_index(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(IndexFolderError, match="another process is writing"):
             build_index(corpus, tmp_path / "index", progress=lambda line: None)
+
+
+def test_a_missing_numba_is_told_before_a_document_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, max_score.__name__, None)
+    monkeypatch.setattr(CorpusFile, "__iter__", lambda corpus: pytest.fail("the corpus is read"))
+    corpus = written(tmp_path, [page("A", "one")])
+    with pytest.raises(MissingPackageError, match="needs numba: pip install numba"):
+        build_index(corpus, tmp_path / "index", progress=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):

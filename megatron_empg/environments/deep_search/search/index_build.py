@@ -18,6 +18,7 @@ from megatron_empg.environments.deep_search.search.errors import CorpusError, In
 from megatron_empg.environments.deep_search.search.manifest import Manifest
 from megatron_empg.environments.deep_search.search.passages import PassageWriter
 from megatron_empg.environments.deep_search.search.postings_build import Bm25, PostingsBuilder
+from megatron_empg.environments.deep_search.search.top_k import compiled_search
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
 
 MOST_DOCUMENTS = 2**31 - 1
@@ -42,8 +43,10 @@ def build_index(
     """Make the folder `out`. It is written aside and renamed when whole; an interrupted making starts anew.
 
     An index that is there already of the same source and settings is left as it is. Memory: about 1.2 GB, and
-    0.2 GB per million different words, and 24 bytes per document. Raises CorpusError or IndexFolderError.
+    0.2 GB per million different words, and 24 bytes per document. Raises CorpusError, IndexFolderError or
+    MissingPackageError.
     """
+    compiled_search()  # what is missing for searching must be told before hours of building
     bm25, rules = bm25 or Bm25(), rules or WordRules()
     source, out = CorpusFile(Path(corpus)), Path(out)
     if out.exists():

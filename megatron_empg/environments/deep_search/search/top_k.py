@@ -6,9 +6,12 @@ adding changes a result, and documents of equal words have equal scores; of thos
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from megatron_empg.environments.deep_search.search.errors import MissingPackageError
 
 BLOCK = 128
 """Postings whose largest score is kept together."""
@@ -33,10 +36,20 @@ def best_documents(
     """(numbers, scores) of the best documents, best first; fewer than `top_k` where fewer hold any of the words.
 
     `words`: numbers of the words, each once; `counts`: how often the query says each. Lets other threads run.
+    Raises MissingPackageError.
     """
-    from megatron_empg.environments.deep_search.search.max_score import search
-
+    search = compiled_search()
     found: tuple[np.ndarray, np.ndarray] = search(
         *postings, words.astype(np.int64), counts.astype(np.float64), documents, top_k
     )
     return found
+
+
+def compiled_search() -> Callable[..., Any]:
+    """The search as machine code. Raises MissingPackageError where numba, which makes it, cannot be imported."""
+    try:
+        from megatron_empg.environments.deep_search.search.max_score import search
+    except ImportError as error:
+        raise MissingPackageError(f"search over an index needs numba: pip install numba ({error})") from None
+    compiled: Callable[..., Any] = search
+    return compiled
