@@ -127,6 +127,28 @@ def test_vectors_that_are_missing_or_broken_are_refused_by_name(folder):
             DenseIndex(folder, Table(), "numpy")
 
 
+@pytest.mark.parametrize("torn", ["", "{", "[]", "[[" * 100_000, '{"encoder": "table", "dimension": -1}'])
+def test_torn_settings_are_unfinished_vectors_which_are_made_again(folder, torn):
+    quietly(folder, Table())
+    whole = (folder / SETTINGS).read_text(encoding="utf-8")
+    (folder / SETTINGS).write_text(torn, encoding="utf-8")
+    quietly(folder, Table())
+    assert (folder / SETTINGS).read_text(encoding="utf-8") == whole
+    assert DenseIndex(folder, Table(), "numpy").search("book", 1)[0].title.startswith("novel")
+
+
+def test_vectors_cut_off_beside_whole_settings_are_made_again(folder):
+    quietly(folder, Table())
+    whole = (folder / VECTORS).read_bytes()
+    for torn in (whole[:-1], whole[: len(whole) // 2], b""):
+        (folder / VECTORS).write_bytes(torn)
+        with pytest.raises(IndexFolderError, match="make the vectors again: empg index"):
+            DenseIndex(folder, Table(), "numpy")
+        quietly(folder, Table())
+        assert (folder / VECTORS).read_bytes() == whole
+    assert not list(folder.glob("*.writing"))
+
+
 def test_an_encoder_that_gives_nonsense_is_stopped_and_leaves_no_settings(folder):
     class Broken(Table):
         def passages(self, texts):

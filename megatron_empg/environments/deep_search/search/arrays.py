@@ -56,16 +56,18 @@ def write_array(path: Path, values: np.ndarray) -> None:
         writer.append(values)
 
 
-def open_array(path: Path, dtype: str, length: int | None = None) -> np.ndarray:
-    """A memory map of an array, read only. Raises IndexFolderError for what is no such array."""
+def open_array(
+    path: Path, dtype: str, length: int | None = None, remedy: str = "build the index again"
+) -> np.ndarray:
+    """A memory map of an array, read only. Raises IndexFolderError, with a remedy, for what is no such array."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise IndexFolderError(f"{path} cannot be opened ({error}); build the index again") from error
+        raise IndexFolderError(f"{path} cannot be opened ({error}); {remedy}") from error
     if found.dtype != np.dtype(dtype) or found.ndim != 1 or (length is not None and len(found) != length):
         expected = "any number of" if length is None else f"{length}"
         raise IndexFolderError(
-            f"{path} holds {found.shape} values of {found.dtype}, not {expected} of {dtype}; build the index again"
+            f"{path} holds {found.shape} values of {found.dtype}, not {expected} of {dtype}; {remedy}"
         )
     plain: np.ndarray = found.view(np.ndarray)
     return plain

@@ -7,7 +7,9 @@ query with every vector, which is as exact as faiss's "Flat" and slower.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -27,6 +29,7 @@ from megatron_empg.environments.deep_search.search.passages import Passages
 Engine = Literal["faiss", "numpy"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 VECTORS, SETTINGS = "dense.vectors.npy", "dense.json"
+_REMEDY = "make the vectors again: empg index … --encoder FOLDER"
 BATCH = 64
 COMPARED = 1 << 16
 """Vectors that are compared with a query, or added to faiss, at once."""
@@ -36,16 +39,27 @@ def build_dense(folder: Path, encoder: Encoder, progress: Callable[[str], None] 
     """Write the vectors of all documents into an index folder; 4 bytes per document and dimension.
 
     Those of the same encoder that are there already are left as they are. The settings are written last: vectors
-    without them are taken for unfinished. Raises IndexFolderError.
+    without them, or with torn ones, are taken for unfinished and made anew. Raises IndexFolderError.
     """
     folder = Path(folder)
-    if (folder / SETTINGS).exists() and _read_settings(folder, encoder):
+    passages = Passages(folder, Manifest.read(folder).documents)
+    if _finished(folder, encoder, len(passages)):
         progress(f"{folder}: the vectors are there already")
         return
     (folder / SETTINGS).unlink(missing_ok=True)
-    passages = Passages(folder, Manifest.read(folder).documents)
+    aside = folder / f"{VECTORS}.writing"
+    dimension = _write_vectors(aside, passages, encoder, progress)
+    os.replace(aside, folder / VECTORS)
+    settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages)}
+    aside = folder / f"{SETTINGS}.writing"
+    aside.write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, folder / SETTINGS)
+
+
+def _write_vectors(path: Path, passages: Passages, encoder: Encoder, progress: Callable[[str], None]) -> int:
+    """Returns their dimension."""
     dimension = 0
-    with ArrayWriter(folder / VECTORS, "<f4") as writer:
+    with ArrayWriter(path, "<f4") as writer:
         for first in range(0, len(passages), BATCH):
             batch = [passages[number] for number in range(first, min(first + BATCH, len(passages)))]
             vectors = encoder.passages([f"{passage.title}\n{passage.text}" for passage in batch])
@@ -54,8 +68,27 @@ def build_dense(folder: Path, encoder: Encoder, progress: Callable[[str], None] 
             writer.append(vectors.reshape(-1))
             if first // BATCH % 100 == 0:
                 progress(f"{first + len(batch):,} of {len(passages):,} documents encoded")
-    settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages)}
-    (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
+    return dimension
+
+
+def _finished(folder: Path, encoder: Encoder, documents: int) -> bool:
+    """Whether the folder has whole vectors of the encoder. Raises IndexFolderError for those of another."""
+    try:
+        settings = _Settings.read(folder)
+    except IndexFolderError:
+        return False
+    settings.must_be_of(encoder, folder)
+    try:
+        _open_vectors(folder, documents, settings.dimension)
+    except IndexFolderError:
+        return False
+    return True
+
+
+def _open_vectors(folder: Path, documents: int, dimension: int) -> np.ndarray:
+    """[document, dimension], mapped. Raises IndexFolderError."""
+    values = open_array(folder / VECTORS, "<f4", documents * dimension, _REMEDY)
+    return values.reshape(-1, dimension)
 
 
 class _Nearest(Protocol):
@@ -74,9 +107,10 @@ class DenseIndex:
         if engine not in ENGINES:
             raise ValueError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}")
         folder = Path(folder)
-        dimension = _read_settings(folder, encoder)
+        settings = _Settings.read(folder)
+        settings.must_be_of(encoder, folder)
         self.passages = Passages(folder, Manifest.read(folder).documents)
-        vectors = open_array(folder / VECTORS, "<f4", len(self.passages) * dimension).reshape(-1, dimension)
+        vectors = _open_vectors(folder, len(self.passages), settings.dimension)
         self._encoder = encoder
         self._nearest: _Nearest = _Faiss(vectors) if engine == "faiss" else _Compared(vectors)
 
@@ -157,20 +191,32 @@ def _check(vectors: np.ndarray, count: int, dimension: int) -> None:
         raise ValueError("the encoder gave a vector that is not finite")
 
 
-def _read_settings(folder: Path, encoder: Encoder) -> int:
-    """The vectors' dimension. Raises IndexFolderError."""
-    path = folder / SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        name, dimension = settings["encoder"], settings["dimension"]
-    except FileNotFoundError:
-        raise IndexFolderError(f"{folder} has no vectors; make them: empg index … --encoder FOLDER") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IndexFolderError(f"{path} cannot be read ({error!r}); make the vectors again") from error
-    if name != encoder.name:
-        raise IndexFolderError(
-            f"{folder} has vectors of {name!r}, not of {encoder.name!r}; remove {SETTINGS} there first"
-        )
-    if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
-        raise IndexFolderError(f"{path}: the dimension is {dimension!r}; make the vectors again")
-    return dimension
+@dataclass(frozen=True)
+class _Settings:
+    """What the vectors of a folder are."""
+
+    encoder: str
+    dimension: int
+
+    @classmethod
+    def read(cls, folder: Path) -> _Settings:
+        """Raises IndexFolderError for settings that are not there or not whole."""
+        path = folder / SETTINGS
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            name, dimension = content["encoder"], content["dimension"]
+        except FileNotFoundError:
+            raise IndexFolderError(f"{folder} has no vectors; make them: empg index … --encoder FOLDER") from None
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise IndexFolderError(f"{path} cannot be read ({error!r:.200}); {_REMEDY}") from error
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+            raise IndexFolderError(f"{path}: the dimension is {dimension!r:.40}; {_REMEDY}")
+        return cls(str(name), dimension)
+
+    def must_be_of(self, encoder: Encoder, folder: Path) -> None:
+        """Raises IndexFolderError for vectors of another encoder."""
+        if self.encoder != encoder.name:
+            raise IndexFolderError(
+                f"{folder} has vectors of {self.encoder!r}, not of {encoder.name!r}; take that encoder, or remove "
+                f"{SETTINGS} there and make the vectors again"
+            )
