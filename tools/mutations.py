@@ -219,8 +219,8 @@ PROGRAM = [
     Mutation(
         "a recipe without an action format",
         "recipes/deepsearch_7b.yaml",
-        "    prompt: tags ",
-        "    prompt: none ",
+        "    prompt: tools\n",
+        "    prompt: none\n",
         "tests/recipes/test_as_written.py::test_the_policy_is_told_how_to_act_unless_it_was_taught[deepsearch_7b]",
         r"does not tell its model how to search, visit, answer",
     ),

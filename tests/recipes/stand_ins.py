@@ -2,18 +2,24 @@
 
 shipped in the repository         itself
 what another recipe's run leaves  the miniature's policy
-a published model                 policies/instruct: it has their kinds of parts and follows the
-                                  environment's instructions (see policies/README.md)
+a published model                 policies/instruct, or instruct_tools where the recipe says `prompt: tools`: they
+                                  have such models' kinds of parts and follow the environment's
+                                  instructions (see policies/README.md)
+
+A recipe that starts from instruct_tools is rehearsed on prepared data, as a job of slurm/ trains on it: there this
+policy was taught.
 """
 
 from pathlib import Path
 
+from prepared_miniature import data_words
 from recipe_files import RECIPES, ROOT, read
 
 from megatron_empg.recipe import Recipe, SftRecipe
 
 MINIATURE = ROOT / "recipes/miniature/policy"
 INSTRUCT = Path(__file__).parent / "policies/instruct"
+INSTRUCT_TOOLS = INSTRUCT.with_name("instruct_tools")
 
 
 def start_of(recipe: Recipe | SftRecipe) -> Path:
@@ -22,9 +28,17 @@ def start_of(recipe: Recipe | SftRecipe) -> Path:
     if (own / "config.json").exists() and ROOT / "recipes" in own.parents:
         return own
     left_by_runs = {read(path).run.folder / "policy" for path in RECIPES}
-    return MINIATURE if recipe.model.path in left_by_runs else INSTRUCT
+    if recipe.model.path in left_by_runs:
+        return MINIATURE
+    return INSTRUCT_TOOLS if recipe.environment.settings.get("prompt") == "tools" else INSTRUCT
 
 
 def is_published(recipe: Recipe | SftRecipe) -> bool:
     """Whether the recipe starts from a model that somebody else made."""
-    return start_of(recipe) == INSTRUCT
+    return start_of(recipe) in (INSTRUCT, INSTRUCT_TOOLS)
+
+
+def data_of(recipe: Recipe | SftRecipe, prepared: Path) -> list[str]:
+    """Overrides that name what a recipe is rehearsed on, of the folder that a job would be given."""
+    on_prepared = isinstance(recipe, Recipe) and start_of(recipe) == INSTRUCT_TOOLS
+    return data_words(recipe, prepared) if on_prepared else []

@@ -10,20 +10,24 @@ from typing import Any, get_args
 
 import pytest
 import torch.distributed as dist
+from prepared_miniature import CORPUS
 from recipe_files import RECIPES, ROOT, read
 from scaling import scaled, words
-from stand_ins import is_published, start_of
+from stand_ins import INSTRUCT, INSTRUCT_TOOLS, data_of, is_published, start_of
 from transformers import AutoTokenizer
 
 from megatron_empg.cluster.watchdog import Beat, Watchdog
-from megatron_empg.environments.base import TaskSource
-from megatron_empg.environments.deep_search.actions import Tool
+from megatron_empg.environments.base import SPLITS
+from megatron_empg.environments.deep_search.actions import Call, Tool
+from megatron_empg.environments.deep_search.corpus import load_corpus
+from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.planner.assumptions import GPUS
 from megatron_empg.planner.legality import layout_faults
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import Generation, Sampling
 from megatron_empg.rollout.episode import Limits, run_episode
 from megatron_empg.trainer.check import check_recipe
@@ -50,14 +54,18 @@ def published_config(recipe: Recipe | SftRecipe, folder: Path) -> Path:
     return folder
 
 
-def tasks_of(recipe: Recipe | SftRecipe) -> TaskSource:
-    acting = recipe.environment
+def tasks_of(path: Path, prepared: Path) -> DeepSearch:
+    """What a recipe asks when it is rehearsed."""
+    written = read(path)
+    acting = load_recipe(path, data_of(written, prepared), type(written)).environment
     return _tasks(acting.name, acting.max_turns, json.dumps(acting.settings))
 
 
 @cache
-def _tasks(name: str, max_turns: int, settings: str) -> TaskSource:
-    return make_task_source(name, max_turns=max_turns, **json.loads(settings))
+def _tasks(name: str, max_turns: int, settings: str) -> DeepSearch:
+    source = make_task_source(name, max_turns=max_turns, **json.loads(settings))
+    assert isinstance(source, DeepSearch)
+    return source
 
 
 @every_recipe
@@ -79,31 +87,59 @@ def test_a_recipe_for_a_cluster_fits_the_gpus_that_it_asks_for(path: Path, tmp_p
     assert not found.own_faults, found.own_faults
 
 
+def test_published_models_are_told_by_tags_and_by_their_templates_tools() -> None:
+    assert {start_of(read(path)) for path in PUBLISHED} == {INSTRUCT, INSTRUCT_TOOLS}
+
+
 @every_recipe
-def test_the_policy_is_told_how_to_act_unless_it_was_taught(path: Path) -> None:
+def test_the_policy_is_told_how_to_act_unless_it_was_taught(path: Path, prepared: Path) -> None:
     recipe = read(path)
-    (task,) = tasks_of(recipe).sample("train", 1, seed=0)
-    told = " ".join(message["content"] for message in task.prompt[:-1])
-    missing = [tool for tool in get_args(Tool) if f"<{tool}>" not in told or f"</{tool}>" not in told]
-    if is_published(recipe):
-        assert not missing, f"{path.name} does not tell its model how to {', '.join(missing)}"
-    else:
-        assert not told, "the miniature's policies were taught without instructions"
+    (task,) = tasks_of(path, prepared).sample("train", 1, seed=0)
+    if not is_published(recipe):
+        alone = len(task.prompt) == 1 and not task.tools
+        assert alone, "the miniature's policies were taught without instructions"
+        return
+    tokenizer = AutoTokenizer.from_pretrained(start_of(recipe))
+    told = tokenizer.apply_chat_template(task.prompt, tools=list(task.tools) or None, tokenize=False)
+    missing = [tool for tool in get_args(Tool) if not is_shown(tool, told)]
+    assert not missing, f"{path.name} does not tell its model how to {', '.join(missing)}"
+
+
+def is_shown(tool: str, told: str) -> bool:
+    """In tags, or by its schema and how calls are written."""
+    in_tags = f"<{tool}>" in told and f"</{tool}>" in told
+    return in_tags or (f'"name": "{tool}"' in told and "<tool_call>" in told)
 
 
 @every_recipe
-def test_what_stands_for_its_model_knows_the_prompt_and_bears_the_layout(path: Path, tmp_path: Path) -> None:
+def test_what_stands_for_its_model_knows_the_prompt_and_bears_the_layout(
+    path: Path, prepared: Path, tmp_path: Path
+) -> None:
     recipe = read(path)
     start = start_of(recipe)
-    prompt = tasks_of(recipe).sample("train", 1, seed=0)[0].prompt
-    length = len(ChatTokens(AutoTokenizer.from_pretrained(start)).prompt(prompt))
-    positions = json.loads((start / "config.json").read_text())["max_position_embeddings"]
+    (task,) = tasks_of(path, prepared).sample("train", 1, seed=0)
+    length = len(ChatTokens(AutoTokenizer.from_pretrained(start)).prompt(task.prompt, ChatUse.of(task)))
+    positions = json.loads((start / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     for overrides in scaled(recipe, 4):
-        given = [*words(overrides), f"model.path={start}", f"run.folder={tmp_path}"]
+        given = [*words(overrides), *data_of(recipe, prepared), f"model.path={start}", f"run.folder={tmp_path}"]
         small = load_recipe(path, given, type(recipe))
         check_recipe(small)
         if isinstance(small, Recipe):
             assert length + small.rollout.max_turn_tokens < small.rollout.max_episode_tokens <= positions
+
+
+def test_what_a_recipe_with_tools_asks_and_searches_is_what_was_prepared(prepared: Path) -> None:
+    """Whose questions, pages and model a job would be given: in their published formats."""
+    (path,) = (path for path in PUBLISHED if start_of(read(path)) == INSTRUCT_TOOLS)
+    source = tasks_of(path, prepared)
+    kinds = {split: {task.kind for task in source.fixed(split, 20)} for split in SPLITS}
+    assert kinds == {"train": {"hotpotqa"}, "test_id": {"hotpotqa"}, "test_ood": {"musique"}}
+    (task,) = source.sample("train", 1, seed=0)
+    assert task.observation_role == "tool"
+    title = load_corpus(CORPUS).documents[0].title
+    look = source.make(task).syntax.write("look", Call("visit", title).general)
+    seen = asyncio.run(source.make(task).step(look)).observation
+    assert seen == f"page {title} : {load_corpus(CORPUS).documents[0].text}"
 
 
 @dataclass
@@ -120,16 +156,16 @@ class Visitor:
 
 
 @every_training
-def test_no_observation_carries_an_episode_past_its_limit(path: Path) -> None:
+def test_no_observation_carries_an_episode_past_its_limit(path: Path, prepared: Path) -> None:
     recipe = read(path)
     tokenizer = AutoTokenizer.from_pretrained(start_of(recipe))
-    source, chat = tasks_of(recipe), ChatTokens(tokenizer)
+    source, chat = tasks_of(path, prepared), ChatTokens(tokenizer)
     (task,) = source.sample("train", 1, seed=0)
-    longest = max(source.corpus.documents, key=lambda page: len(page.text)).title
-    text = f"<think> look</think><visit> {longest}</visit>"
+    longest = max(load_corpus(CORPUS).documents, key=lambda page: len(page.text)).title
+    text = source.make(task).syntax.write("look", Call("visit", longest).general)
     own = tokenizer(text, add_special_tokens=False)["input_ids"]
     visitor = Visitor([*own, chat.end_of_turn])
-    prompt, sampling = len(chat.prompt(task.prompt)), Sampling(temperature=1.0)
+    prompt, sampling = len(chat.prompt(task.prompt, ChatUse.of(task))), Sampling(temperature=1.0)
     for limit in range(prompt + 2, prompt + 200):
         limits = Limits(recipe.environment.max_turns, recipe.rollout.max_turn_tokens, limit)
         play = run_episode(visitor, chat, partial(source.make, task), task, sampling, limits, lambda turn: turn)

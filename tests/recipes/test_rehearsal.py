@@ -19,7 +19,7 @@ from ranks import run_ranks
 from recipe_files import RECIPES, read
 from safetensors.torch import load_file
 from scaling import DEGREES, Overrides, Size, scaled, words
-from stand_ins import is_published, start_of
+from stand_ins import data_of, is_published, start_of
 
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.trainer.identity import take_up
@@ -76,10 +76,11 @@ def case_of(path: Path, number: int, chosen: bool) -> Case:
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_a_recipe_runs_from_its_own_kind_of_start(case: Case, tmp_path: Path) -> None:
+def test_a_recipe_runs_from_its_own_kind_of_start(case: Case, prepared: Path, tmp_path: Path) -> None:
     written = read(case.path)
     kind, start = type(written), start_of(written)
-    overrides = {**case.overrides, "model.path": start, "run.folder": tmp_path / "run"}
+    data = dict(word.split("=", 1) for word in data_of(written, prepared))
+    overrides = {**case.overrides, **data, "model.path": start, "run.folder": tmp_path / "run"}
     recipe = load_recipe(case.path, words(overrides), kind)
     command = ["sft" if kind is SftRecipe else "train", str(case.path), *words(overrides)]
     launches = Launches(tmp_path / "run")

@@ -21,7 +21,7 @@ from megatron_empg.trainer.play import play_one_question
 from megatron_empg.trainer.prepared_data import DataChoice, data_overrides
 
 ROOT = Path(__file__).parents[2]
-INSTRUCT = ROOT / "tests/recipes/policies/instruct"
+INSTRUCT = ROOT / "tests/recipes/policies/instruct_tools"
 RECIPE = "recipes/deepsearch_7b.yaml"
 QUESTION = {"_id": "q1", "question": "Who wrote the first program?", "answer": "Ada Lovelace", "type": "bridge"}
 PAGES = [

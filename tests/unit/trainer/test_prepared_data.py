@@ -79,7 +79,7 @@ def test_what_is_prepared_becomes_the_recipes_settings(folder: Path) -> None:
         "test_ood": [{"dataset": "musique", "path": str(folder / "questions/m.jsonl")}],
     }
     assert set(settings["questions"]) == set(SPLITS)
-    assert settings["prompt"] == "tags", "what the recipe says besides stays"
+    assert settings["prompt"] == "tools", "what the recipe says besides stays"
     (note,) = what_is_trained_on(resolved)
     assert note.startswith("trains on published questions (files: train 1, test_id 1, test_ood 1)")
 
