@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -117,6 +118,11 @@ def keys_of_places(kind: type[BaseModel]) -> set[str]:
             before = f"{name}.*." if listed else f"{name}."
             found |= {before + key for key in keys_of_places(inner)}
     return found
+
+
+def names_a_place(key: str, places: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `places`, which `keys_of_places` found; a ``*`` stands for any place."""
+    return any(fnmatchcase(key, place) for place in places)
 
 
 def _models_within(annotation: Any, listed: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:

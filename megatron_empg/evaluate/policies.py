@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_empg.checkpoint_folders import step_folder
 from megatron_empg.environments.registry import place_settings
+from megatron_empg.environments.settings import names_a_place
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.recipe import Recipe
 from megatron_empg.trainer.fingerprint import fingerprint_model
@@ -111,12 +112,20 @@ def converted(policy: Policy, place: Path, like: Path, progress: Callable[[int, 
 
 
 def identity_of(recipe: Recipe) -> dict[str, Any]:
-    """All but the policy that decides how an episode goes: two evaluations of one identity can be put together."""
-    keys = flat(recipe.model_dump(mode="json"), type(recipe))
+    """All but the policy that decides how an episode goes: two evaluations of one identity can be put together.
+
+    Data counts by its content, wherever it lies, and a service wherever it is reached.
+    """
+    given = flat(recipe.model_dump(mode="json"), type(recipe))
     described = describe(recipe)
-    places = {SETTINGS + name for name in place_settings(recipe.environment.name)}
-    settings = described["defaults"] | {key: value for key, value in keys.items() if key.startswith(SETTINGS)}
-    deciding = {key: keys[key] for key in DECIDING_KEYS}
-    deciding |= {key: settings[key] for key in sorted(settings) if key not in places}
-    data = {f"content of {SETTINGS}{name}": entry["sha256"] for name, entry in described["data"].items()}
-    return deciding | data
+    found: dict[str, Any] = {}
+    for key in DECIDING_KEYS:
+        found[key] = given[key]
+    places = [SETTINGS + name for name in place_settings(recipe.environment.name)]
+    settings = {**described["defaults"], **given}
+    for key in sorted(settings):
+        if key.startswith(SETTINGS) and not names_a_place(key, places):
+            found[key] = settings[key]
+    for name, entry in described["data"].items():
+        found[f"content of {SETTINGS}{name}"] = entry["sha256"]
+    return found

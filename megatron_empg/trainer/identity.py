@@ -4,14 +4,14 @@ Every key of a recipe is either fixed or may change on a continuation; docs/runs
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic_core import PydanticUndefined
 
 from megatron_empg.environments.registry import data_files, default_settings, place_settings
+from megatron_empg.environments.settings import names_a_place
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
 from megatron_empg.recipe_errors import MOVED_KEYS, MOVED_SECTIONS
 from megatron_empg.section import Section, choices, section_of, shared_keys
@@ -240,16 +240,11 @@ def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
         if recorded is None:
             continue
         for key, old, new in differences(recorded, recipe, _recorded_defaults(folder)):
-            if may_change(key) or key in BY_CONTENT | named or _names_a_place(key, places):
+            if may_change(key) or key in BY_CONTENT | named or names_a_place(key, places):
                 continue
             named.add(key)
             by_default = ", the default of this release: give it as it was" if key not in given else ""
             yield f"{key} was {_said(old)}, is {_said(new)}{by_default}"
-
-
-def _names_a_place(key: str, places: Sequence[str]) -> bool:
-    """Whether the key is one of data or services, whose ``*`` stands for a place in a list."""
-    return any(fnmatchcase(key, place) for place in places)
 
 
 def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> Iterator[str]:

@@ -14,7 +14,7 @@ from megatron_empg.evaluate.play import refuse_errors
 from megatron_empg.evaluate.policies import DECIDING_KEYS, identity_of, policies_of, source_of
 from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task, hops_of
 from megatron_empg.evaluate.record import Record
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe, load_recipe, parse_recipe
 from megatron_empg.trainer.identity import SETTINGS, flat
 
 IDENTITY = {"run.seed": 1, "environment.name": "deep_search"}
@@ -245,6 +245,28 @@ def test_what_decides_an_episode_is_an_evaluations_identity() -> None:
         assert identity(change) != same, change
     assert identity("environment.settings.prompt=tags") != same
     assert identity("rollout.history=strip") != same
+
+
+def test_data_counts_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    """Also that of a list, and services wherever they are."""
+    question = {"id": "q1", "question": "Who founded Norhaven?", "answers": ["Ida Marsh"]}
+    line = json.dumps(question) + "\n"
+    for name, text in (("here", line), ("there", line), ("other", line * 2)):
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+    def identity(name: str, url: str = "http://one:1") -> dict[str, Any]:
+        files = {"test_id": [{"dataset": "jsonl", "path": str(tmp_path / f"{name}.jsonl")}]}
+        settings = {"corpus": None, "questions": files, "search_url": url}
+        recipe = load_recipe(RECIPE).model_dump(mode="json")
+        recipe["environment"]["settings"] = settings
+        return identity_of(parse_recipe(recipe))
+
+    same = identity("here")
+    assert any(key.startswith("content of environment.settings.questions.test_id.0") for key in same)
+    assert identity("there") == same
+    assert identity("here", url="http://two:2") == same
+    assert identity("other") != same
+    assert not any(str(tmp_path) in str(value) for value in same.values())
 
 
 def test_every_key_of_a_recipe_decides_an_episode_or_is_known_not_to() -> None:

@@ -9,7 +9,13 @@ import pytest
 from pydantic import Field, model_validator
 
 from megatron_empg.environments import DataFile, DataFolder, EnvironmentSettings, ServiceAddress
-from megatron_empg.environments.settings import PlainPath, data_paths, keys_of_places, read_settings
+from megatron_empg.environments.settings import (
+    PlainPath,
+    data_paths,
+    keys_of_places,
+    names_a_place,
+    read_settings,
+)
 from megatron_empg.environments.settings_fields import fields_of
 
 
@@ -104,6 +110,14 @@ def test_keys_of_places_are_those_of_data_and_services():
         "corpus", "index", "more", "more.*", "by_name", "by_name.*", "sources.*.path", "one.path", "search_url",
         "mirrors", "mirrors.*",
     }  # fmt: skip
+
+
+def test_a_place_in_a_list_or_a_mapping_is_a_place():
+    places = keys_of_places(Settings)
+    for key in ("corpus", "more.0", "by_name.c", "sources.11.path", "one.path", "mirrors.1"):
+        assert names_a_place(key, places), key
+    for key in ("mode", "corpus_size", "sources.0.weight", "one.weight", "path", "seats"):
+        assert not names_a_place(key, places), key
 
 
 def test_defaults_are_those_that_say_how_it_behaves():
