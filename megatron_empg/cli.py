@@ -70,8 +70,8 @@ def evaluate(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
     """Success on the recipe's fixed evaluation questions, with intervals, without training."""
+    from megatron_empg.evaluate.launch import launch_evaluation
     from megatron_empg.evaluate.options import EvaluationOptions
-    from megatron_empg.trainer.launch import launch_evaluation
 
     options = EvaluationOptions(
         tuple(model or ()), tuple(split or ()), questions, samples, temperature, greedy, seed, json, markdown

@@ -6,7 +6,6 @@ here one parent starts them. What they print goes to ``logs/``; the parent shows
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import os
@@ -18,10 +17,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from megatron_empg.evaluate.options import EvaluationOptions
-from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe, load_recipe
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.rollout.launch import free_port, start_engine
 from megatron_empg.trainer.check import check_recipe
@@ -33,11 +30,6 @@ from megatron_empg.trainer.metrics import read_metrics
 from megatron_empg.trainer.progress import Progress
 from megatron_empg.trainer.run_folder import RunFolder
 from megatron_empg.visible_gpus import VARIABLE, visible_gpus
-
-if TYPE_CHECKING:
-    from megatron_empg.evaluate.document import Document
-    from megatron_empg.evaluate.policies import Policy
-    from megatron_empg.evaluate.run import EvaluationRun
 
 POLL_SECONDS = 0.2
 
@@ -116,7 +108,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 @contextlib.contextmanager
-def _family(folder: RunFolder, *, goes_on: bool = True) -> Iterator[Family]:
+def processes_of(folder: RunFolder, *, goes_on: bool = True) -> Iterator[Family]:
     """The processes of a run that has taken up `folder`; they end, and give it free, with the block.
 
     An interrupt that ends the run ends this process too: with one line and the exit code of its signal. `goes_on`:
@@ -144,13 +136,13 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     """
     recipe = load_recipe(path, overrides)
     check_recipe(recipe)
-    _check_machine(recipe)
+    check_machine(recipe)
     folder = take_up(recipe)
     if _told_finished(folder, recipe.run.steps):
         return _report(folder)
-    with _family(folder) as family:
+    with processes_of(folder) as family:
         try:
-            urls = _start_engines(recipe, family)
+            urls = start_engines(recipe, family)
             driver = _start_driver(recipe, family, urls)
             engines = [word for url in urls for word in ("--engine", url)]
             trainer = _start_trainer(recipe, family, ["train", str(folder.recipe), "--driver", driver, *engines])
@@ -166,44 +158,14 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
     """Supervised warm-up by a recipe on this machine; returns the policy's folder."""
     recipe = load_recipe(path, overrides, SftRecipe)
     check_recipe(recipe)
-    _check_machine(recipe)
+    check_machine(recipe)
     folder = take_up(recipe)
     if not _told_finished(folder, recipe.run.steps):
-        with _family(folder) as family:
+        with processes_of(folder) as family:
             trainer = _start_trainer(recipe, family, ["sft", str(folder.recipe)])
             _watch(family, trainer, recipe.run.steps)
     print(f"policy: {folder.policy}")
     return folder.policy
-
-
-def launch_evaluation(path: Path, overrides: list[str], options: EvaluationOptions | None = None) -> Document:
-    """Policies on the recipe's fixed questions, every split, sampled and greedy; prints as it goes.
-
-    Raises RecipeError and EvaluationError before anything starts, LaunchError when a process fails.
-    """
-    from megatron_empg.evaluate.run import EvaluationRun
-
-    with EvaluationRun(path, overrides, options or EvaluationOptions()) as evaluation:
-        unanswered = evaluation.unanswered()
-        if unanswered:
-            _check_machine(evaluation.recipe, trains=False)
-        for policy in unanswered:
-            recipe = evaluation.recipe_of(policy)
-            folder = RunFolder(evaluation.scratch / policy.key).open(dump_recipe(recipe))
-            with _family(folder, goes_on=False) as family:
-                urls = _start_engines(recipe, family, trains=False)
-                wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
-                asyncio.run(_evaluate(recipe, urls, family.token, evaluation, policy))
-        return evaluation.finish()
-
-
-async def _evaluate(
-    recipe: Recipe, urls: list[str], token: str, evaluation: EvaluationRun, policy: Policy
-) -> None:
-    from megatron_empg.trainer.driver import open_driver
-
-    async with open_driver(recipe, urls, token) as driver:
-        await evaluation.ask(driver, policy)
 
 
 def _told_finished(folder: RunFolder, steps: int) -> bool:
@@ -215,7 +177,7 @@ def _told_finished(folder: RunFolder, steps: int) -> bool:
     return True
 
 
-def _check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
+def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
     """Raise RecipeError unless this machine has the GPUs and the interface that the recipe wants."""
     if isinstance(recipe, Recipe):
         try:
@@ -228,7 +190,8 @@ def _check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
     _first_engine_gpu(recipe, trains=trains)
 
 
-def _start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> list[str]:
+def start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> list[str]:
+    """Start the recipe's engines, as some of `family`; returns their URLs. If it `trains`, after the trainer's GPUs."""
     settings = recipe.engines
     first_gpu = _first_engine_gpu(recipe, trains=trains)
     kv_cache = None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30)

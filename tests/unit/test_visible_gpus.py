@@ -68,7 +68,7 @@ def recipe(**engine: int) -> Any:
 def test_engines_come_after_the_trainer_in_the_callers_list(tmp_path: Path) -> None:
     family = launch.Family(RunFolder(tmp_path))
     with pytest.raises(Started) as started:
-        launch._start_engines(recipe(), family)
+        launch.start_engines(recipe(), family)
     assert started.value.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in started.value.environment
     assert "PYTORCH_ALLOC_CONF" not in started.value.environment
@@ -77,7 +77,7 @@ def test_engines_come_after_the_trainer_in_the_callers_list(tmp_path: Path) -> N
 @pytest.mark.usefixtures("four_gpus")
 def test_without_training_the_engines_come_first(tmp_path: Path) -> None:
     with pytest.raises(Started) as started:
-        launch._start_engines(recipe(), launch.Family(RunFolder(tmp_path)), trains=False)
+        launch.start_engines(recipe(), launch.Family(RunFolder(tmp_path)), trains=False)
     assert started.value.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
 
 
@@ -96,7 +96,7 @@ def test_trainer_ranks_have_their_gpus_and_their_variables(tmp_path: Path) -> No
 @pytest.mark.usefixtures("four_gpus")
 def test_too_few_gpus_are_an_error_before_anything_starts() -> None:
     with pytest.raises(RecipeError, match="4 GPUs of this machine are ours to use; the recipe needs 6"):
-        launch._check_machine(recipe(count=2))
+        launch.check_machine(recipe(count=2))
 
 
 def test_what_the_user_has_set_wins() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_empg.evaluate import launch as evaluation
 from megatron_empg.trainer import launch
 from megatron_empg.trainer.interrupts import Interrupted, Interrupts
 from megatron_empg.trainer.run_folder import RunFolder
@@ -149,7 +150,7 @@ def test_an_interrupt_while_processes_end_leaves_none(
 
 def test_what_a_process_leaves_behind_ends_too(started: Started, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").open("a: 1")
-    with launch._family(folder) as family:
+    with launch.processes_of(folder) as family:
         process = family.start("engine_0", FORGETFUL).process
         while len(members({process.pid})) < 2:
             time.sleep(0.05)
@@ -181,13 +182,13 @@ def test_once_engines_are_there_the_first_interrupt_waits_for_the_step_and_the_s
 def test_an_evaluation_ends_by_an_interrupt_inside_of_the_event_loop(
     started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def evaluate(*_: object) -> None:
+    async def play(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(launch, "wait_until_healthy", lambda *_, **__: None)
-    monkeypatch.setattr(launch, "_evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "wait_until_healthy", lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "_play", play)
     with pytest.raises(SystemExit) as ended:
-        launch.launch_evaluation(RECIPE, [], None)
+        evaluation.launch_evaluation(RECIPE, [], None)
     assert ended.value.code == 130
     assert alive(started) == []
     assert capsys.readouterr().err == "interrupted: all processes have ended\n"
@@ -200,7 +201,7 @@ def test_a_failure_is_told_though_interrupts_come_too(
     monkeypatch.setattr(launch, "_signal_group", before(launch._signal_group, signal.SIGTERM))
 
     def fail() -> None:
-        with launch._family(folder) as family:
+        with launch.processes_of(folder) as family:
             family.start("engine_1", STUBBORN)
             raise launch.LaunchError("engine_0 ended with status 1")
 

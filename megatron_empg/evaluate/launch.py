@@ -1,0 +1,45 @@
+"""Starts engines on this machine for each policy in turn, and asks them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from megatron_empg.evaluate.document import Document
+from megatron_empg.evaluate.options import EvaluationOptions
+from megatron_empg.evaluate.policies import Policy
+from megatron_empg.evaluate.run import EvaluationRun
+from megatron_empg.recipe import Recipe, dump_recipe
+from megatron_empg.trainer.driver import open_driver
+from megatron_empg.trainer.driver_client import wait_until_healthy
+from megatron_empg.trainer.launch import check_machine, processes_of, start_engines
+from megatron_empg.trainer.run_folder import RunFolder
+
+
+def launch_evaluation(path: Path, overrides: list[str], options: EvaluationOptions | None = None) -> Document:
+    """Policies on the recipe's fixed questions, every split, sampled and greedy; prints as it goes.
+
+    Raises RecipeError and EvaluationError before anything starts, LaunchError when a process fails.
+    """
+    with EvaluationRun(path, overrides, options or EvaluationOptions()) as evaluation:
+        unanswered = evaluation.unanswered()
+        if unanswered:
+            check_machine(evaluation.recipe, trains=False)
+        for policy in unanswered:
+            _ask(evaluation, policy)
+        return evaluation.finish()
+
+
+def _ask(evaluation: EvaluationRun, policy: Policy) -> None:
+    """By engines that are there for this policy alone."""
+    recipe = evaluation.recipe_of(policy)
+    folder = RunFolder(evaluation.scratch / policy.key).open(dump_recipe(recipe))
+    with processes_of(folder, goes_on=False) as family:
+        urls = start_engines(recipe, family, trains=False)
+        wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
+        asyncio.run(_play(recipe, urls, family.token, evaluation, policy))
+
+
+async def _play(recipe: Recipe, urls: list[str], token: str, evaluation: EvaluationRun, policy: Policy) -> None:
+    async with open_driver(recipe, urls, token) as driver:
+        await evaluation.ask(driver, policy)
