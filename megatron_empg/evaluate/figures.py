@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from megatron_empg.evaluate.intervals import Interval, pass_at, share_interval
+from megatron_empg.evaluate.intervals import pass_at, share_interval
 from megatron_empg.evaluate.questions import Decoding, Outcome
+from megatron_empg.trainer.failures import kinds_of_errors
+from megatron_empg.wilson import Interval
 
 ALL_SPLITS = "all"
 """Stands for all splits of an evaluation together."""
@@ -76,9 +77,7 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
         raise ValueError("some questions have more samples than others: the evaluation has not come to its end")
     wins = [sum(answer.success for answer in answers) for answers in questions.values()]
     played = [outcome for outcome in outcomes if outcome.end != "error"]
-    errors = Counter(
-        (outcome.error or "error").partition(":")[0] for outcome in outcomes if outcome.end == "error"
-    )
+    errors = kinds_of_errors(outcome.error for outcome in outcomes if outcome.end == "error")
     return Figures(
         questions=len(questions),
         samples=samples,

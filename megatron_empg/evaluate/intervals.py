@@ -8,54 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
+from megatron_empg.wilson import NORMAL, TAIL, Interval, wilson
+
 POWER = 0.8
 """How often a difference that `resolvable` names would be found."""
 DRAWS = 10_000
 """Resamples of a bootstrap: the ends of an interval then move by about a fiftieth of its width with the seed."""
-_TAIL = (1 - CONFIDENCE) / 2
-_NORMAL = NormalDist().inv_cdf(1 - _TAIL)
 _CELLS = 4_000_000
 """Numbers that a bootstrap holds at once."""
 
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """From `low` to `high`, both included."""
-
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
-
-def wilson(successes: int, count: int) -> Interval:
-    """Of a share of `count` independent questions (Wilson 1927). Everything is possible when `count` is 0.
-
-    Raises ValueError unless 0 <= successes <= count.
-    """
-    if not 0 <= successes <= count:
-        raise ValueError(f"{successes} successes of {count} questions: there cannot be so many")
-    if count == 0:
-        return Interval(0.0, 1.0)
-    share, squared = successes / count, _NORMAL**2
-    centre = share + squared / (2 * count)
-    spread = _NORMAL * math.sqrt(share * (1 - share) / count + squared / (4 * count**2))
-    scale = 1 + squared / count
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == count else (centre + spread) / scale
-    return Interval(low, high)
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
@@ -73,7 +41,7 @@ def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> In
     for first in range(0, draws, at_once):
         drawn = rng.multinomial(number, counts / number, size=min(at_once, draws - first))
         means.append(drawn @ levels / number)
-    low, high = np.quantile(np.concatenate(means), (_TAIL, 1 - _TAIL))
+    low, high = np.quantile(np.concatenate(means), (TAIL, 1 - TAIL))
     return Interval(float(low), float(high))
 
 
@@ -106,7 +74,7 @@ def difference_interval(differences: Sequence[float], seed: int) -> Interval:
 
 def unseen(count: int) -> float:
     """The largest share of questions of which `count` asked ones may well hold none (Clopper-Pearson's bound)."""
-    return float(1.0 - _TAIL ** (1 / count))
+    return float(1.0 - TAIL ** (1 / count))
 
 
 def mcnemar(first_alone: int, second_alone: int) -> float:
@@ -147,7 +115,7 @@ def resolvable(differences: Sequence[float]) -> float | None:
     spread = float(values.std(ddof=1))
     if spread == 0:
         return None
-    return (_NORMAL + NormalDist().inv_cdf(POWER)) * spread / math.sqrt(len(values))
+    return (NORMAL + NormalDist().inv_cdf(POWER)) * spread / math.sqrt(len(values))
 
 
 def resolvable_at(count: int, discordant: float) -> float:
@@ -156,7 +124,7 @@ def resolvable_at(count: int, discordant: float) -> float:
     """
     if count < 1 or not 0 < discordant <= 1:
         raise ValueError(f"{count} questions of which the share {discordant} is answered otherwise cannot be")
-    sure, powerful = _NORMAL * math.sqrt(discordant), NormalDist().inv_cdf(POWER)
+    sure, powerful = NORMAL * math.sqrt(discordant), NormalDist().inv_cdf(POWER)
 
     def found(difference: float) -> bool:
         return math.sqrt(count) * difference >= sure + powerful * math.sqrt(discordant - difference**2)

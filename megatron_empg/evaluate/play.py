@@ -12,7 +12,7 @@ from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group
 from megatron_empg.trainer.driver import EVALUATION_STEP, Driver
-from megatron_empg.trainer.failures import shown
+from megatron_empg.trainer.failures import shown, told_errors, too_many
 
 TOLD_SHARE = 0.1
 """Share of a pass after which it says how far it is."""
@@ -30,29 +30,30 @@ async def play(
     meet the same questions with the same random numbers. A pass has no time limit, each of its episodes has one.
     """
     missing = record.missing(policy, asked)
-    groups = [
-        Group(task, index, samples)
-        for index, (task, samples) in enumerate(zip(asked.tasks, missing, strict=True))
-        if samples
-    ]
-    if groups:
-        progress = _Progress(asked, sum(map(len, missing)), note)
-        failed: list[str] = []
+    groups = []
+    for index, (task, samples) in enumerate(zip(asked.tasks, missing, strict=True)):
+        if samples:
+            groups.append(Group(task, index, samples))
+    if not groups:
+        return record.outcomes(policy, asked)
+    progress = _Progress(asked, sum(map(len, missing)), note)
+    example = ""
 
-        def ended(episode: Episode) -> None:
-            record.add(policy, outcome_of(episode, asked))
-            progress.count()
-            if episode.outcome == "error" and not failed:
-                failed.append(shown(episode))
-            # An evaluation has many episodes, whose tokens nobody asks for any more.
-            episode.tokens, episode.earlier, episode.logprobs, episode.turns = [], [], [], []
+    def ended(episode: Episode) -> None:
+        nonlocal example
+        record.add(policy, outcome_of(episode, asked))
+        progress.count()
+        if episode.outcome == "error" and not example:
+            example = shown(episode)
+        # An evaluation has many episodes, whose tokens nobody asks for any more.
+        episode.tokens, episode.earlier, episode.logprobs, episode.turns = [], [], [], []
 
-        greedy = asked.decoding == "greedy"
-        sampling = Sampling(temperature=0.0 if greedy else driver.recipe.evaluation.temperature)
-        await driver.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling, on_episode=ended)
-        found = record.outcomes(policy, asked)
-        refuse_errors(found, driver.recipe.limits.max_error_share, asked.name, failed)
-    return record.outcomes(policy, asked)
+    temperature = 0.0 if asked.decoding == "greedy" else driver.recipe.evaluation.temperature
+    sampling = Sampling(temperature=temperature)
+    await driver.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling, on_episode=ended)
+    found = record.outcomes(policy, asked)
+    refuse_errors(found, driver.recipe.limits.max_error_share, asked.name, example)
+    return found
 
 
 def outcome_of(episode: Episode, asked: Pass) -> Outcome:
@@ -75,16 +76,19 @@ def outcome_of(episode: Episode, asked: Pass) -> Outcome:
     )
 
 
-def refuse_errors(outcomes: Sequence[Outcome], most: float, name: str, failed: Sequence[str]) -> None:
-    """Raise EvaluationError if more than the share `most` ended in an error, or all did; `failed` shows one."""
-    errors = sum(outcome.end == "error" for outcome in outcomes)
-    if not errors or (errors <= most * len(outcomes) and errors < len(outcomes)):
+def refuse_errors(outcomes: Sequence[Outcome], most: float, name: str, example: str) -> None:
+    """Raises EvaluationError if more than the share `most` ended in an error, or all did.
+
+    `example` shows one of them, if it was played just now.
+    """
+    failed = [outcome for outcome in outcomes if outcome.end == "error"]
+    if not too_many(len(failed), len(outcomes), most):
         return
-    example = f" One of them:\n{failed[0]}" if failed else ""
-    raise EvaluationError(
-        f"{name}: {errors} of {len(outcomes)} episodes ended in an error, more than limits.max_error_share "
-        f"({most:g}) allows: that is no measurement. With --json the same command plays them once more.{example}"
-    )
+    errors = [outcome.error for outcome in failed]
+    first = failed[0]
+    shown_one = example or f"  task {first.id}, sample {first.sample}, error: {first.error}"
+    told = told_errors(errors, len(outcomes), most, name, shown_one)
+    raise EvaluationError(f"{told}\nThat is no measurement. With --json the same command plays them once more")
 
 
 class _Progress:

@@ -1,7 +1,7 @@
 """When played episodes are worth stopping for, said with one of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from megatron_empg.rollout.episode import Episode
 
@@ -16,14 +16,33 @@ class DriverError(RuntimeError):
 def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
     """Raises DriverError if more than the share `most` of them ended in an error, or all did."""
     failed = [episode for episode in episodes if episode.outcome == "error"]
-    if not failed or (len(failed) <= most * len(episodes) and len(failed) < len(episodes)):
-        return
-    kinds = Counter((episode.error or "").partition(":")[0] for episode in failed)
-    counted = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
-    raise DriverError(
-        f"{when}: {len(failed)} of {len(episodes)} episodes ended in an error ({counted}), more than "
-        f"limits.max_error_share ({most:g}) allows. One of them:\n{shown(failed[0])}"
+    if too_many(len(failed), len(episodes), most):
+        errors = [episode.error for episode in failed]
+        raise DriverError(told_errors(errors, len(episodes), most, when, shown(failed[0])))
+
+
+def too_many(errors: int, episodes: int, most: float) -> bool:
+    """Whether more than the share `most` of the episodes ended in an error, or all did."""
+    return errors > most * episodes or 0 < errors == episodes
+
+
+def told_errors(errors: Sequence[str | None], episodes: int, most: float, when: str, example: str) -> str:
+    """What to say of too many errors: how many of each kind, the limit, and the `example` of one."""
+    kinds = kinds_of_errors(errors).most_common(5)
+    counted = ", ".join(f"{number} {kind}" for kind, number in kinds)
+    return (
+        f"{when}: {len(errors)} of {episodes} episodes ended in an error ({counted}), more than "
+        f"limits.max_error_share ({most:g}) allows. One of them:\n{example}"
     )
+
+
+def kinds_of_errors(errors: Iterable[str | None]) -> Counter[str]:
+    """How many errors there are of each kind, which is what stands before the first colon."""
+    found: Counter[str] = Counter()
+    for error in errors:
+        kind = (error or "").partition(":")[0]
+        found[kind or "error"] += 1
+    return found
 
 
 def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:

@@ -191,7 +191,7 @@ def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
 
 
 def start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> list[str]:
-    """Start the recipe's engines, as some of `family`; returns their URLs. If it `trains`, after the trainer's GPUs."""
+    """Start the recipe's engines; returns their URLs. If it `trains` too, their GPUs come after the trainer's."""
     settings = recipe.engines
     first_gpu = _first_engine_gpu(recipe, trains=trains)
     kv_cache = None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30)

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_empg.evaluate.intervals import (
-    Interval,
     bootstrap_mean,
     difference_interval,
     mcnemar,
@@ -20,8 +19,8 @@ from megatron_empg.evaluate.intervals import (
     resolvable_at,
     share_interval,
     unseen,
-    wilson,
 )
+from megatron_empg.wilson import Interval, wilson
 
 Z = 1.959963984540054
 

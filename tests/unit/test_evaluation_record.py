@@ -212,10 +212,20 @@ def test_names_with_any_text_are_kept(path: Path) -> None:
 
 def test_too_many_errors_are_no_measurement() -> None:
     few = [error(0), *[outcome(number) for number in range(1, 10)]]
-    refuse_errors(few, 0.1, "test_id sampled", [])
-    for broken in ([error(0)], [error(0), error(1), outcome(2)]):
-        with pytest.raises(EvaluationError, match="that is no measurement"):
-            refuse_errors(broken, 0.5, "test_id sampled", ["  task 0, sample 0, error"])
+    refuse_errors(few, 0.1, "test_id sampled", "")
+    for broken, said in (
+        ([error(0)], "1 of 1 episodes ended in an error (1 EngineError)"),
+        ([error(0), replace(error(1), error="RoundTimeout: late"), outcome(2)], "(1 EngineError, 1 RoundTimeout)"),
+    ):
+        with pytest.raises(EvaluationError, match="That is no measurement") as refused:
+            refuse_errors(broken, 0.5, "test_id sampled", "  task 0, sample 0, error")
+        assert said in str(refused.value)
+        assert "One of them:\n  task 0, sample 0, error\n" in str(refused.value)
+    with pytest.raises(
+        EvaluationError, match=r"One of them:\n  task task 0, sample 0, error: EngineError: gone\n"
+    ):
+        refuse_errors([error(0)], 0.5, "test_id sampled", "")
+    refuse_errors([], 0.5, "test_id sampled", "")
 
 
 def test_options_become_keys_of_the_recipe() -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from megatron_empg.evaluate.comparison import compare, what_it_resolves, what_questions_resolve
 from megatron_empg.evaluate.figures import Figures, figures, ks, summarise
-from megatron_empg.evaluate.intervals import mcnemar, wilson
+from megatron_empg.evaluate.intervals import mcnemar
 from megatron_empg.evaluate.policies import labels
 from megatron_empg.evaluate.questions import Decoding, Outcome
 from megatron_empg.evaluate.table import Table, compared_line, result_line, tables
+from megatron_empg.wilson import wilson
 
 
 def outcome(number: int, success: bool, **other: Any) -> Outcome:

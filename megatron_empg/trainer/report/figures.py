@@ -3,13 +3,13 @@
 A figure whose series was not logged is None and is left out.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_empg.trainer.report import svg
 from megatron_empg.trainer.report.data import RunData, part, quantile, ranges, thin
 from megatron_empg.trainer.report.figure import Figure, figure, smoothed
+from megatron_empg.wilson import wilson
 
 PHASES = ("rollout", "score", "update", "sync", "evaluate", "checkpoint", "other")
 SPLITS = (("test_id", "in distribution"), ("test_ood", "out of distribution"))
@@ -23,8 +23,7 @@ def evaluation(run: RunData, name: str = "Success on held-out questions") -> Fig
         sampled, greedy = run.series(f"eval/{split}/sampled"), run.series(f"eval/{split}/greedy")
         lines.append(svg.Line(f"{label}, sampled", sampled, colour, marks=True))
         lines.append(svg.Line(f"{label}, greedy", greedy, colour, dash=True))
-        asked = dict(run.series(f"eval/{split}/sampled_questions"))
-        likely = [(step, *wilson(rate, asked[step])) for step, rate in sampled if asked.get(step)]
+        likely = _likely(run, split)
         if len(likely) > 1:
             bands.append(svg.Band("", likely, colour, 0.13))
     shaded = " Shaded: 95% interval of sampled success over the questions asked." if bands else ""
@@ -32,11 +31,16 @@ def evaluation(run: RunData, name: str = "Success on held-out questions") -> Fig
     return figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
 
 
-def wilson(rate: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a success rate over ``count`` questions (Wilson, 1927)."""
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _likely(run: RunData, split: str) -> list[tuple[float, float, float]]:
+    """(step, low, high): the 95% interval of sampled success at each evaluation that says how many were asked."""
+    asked = dict(run.series(f"eval/{split}/sampled_questions"))
+    found = []
+    for step, rate in run.series(f"eval/{split}/sampled"):
+        count = int(asked.get(step, 0))
+        if count:
+            interval = wilson(round(rate * count), count)
+            found.append((step, interval.low, interval.high))
+    return found
 
 
 def training(run: RunData) -> Figure | None:

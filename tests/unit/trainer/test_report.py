@@ -156,10 +156,15 @@ def test_fewer_steps_than_bins() -> None:
     assert figures.entropy_change(run) is not None
 
 
-def test_wilson_interval_by_hand() -> None:
+def test_the_interval_of_sampled_success_by_hand() -> None:
     # 40 of 100: centre (0.4 + 1.92/100) / (1 + 3.84/100) = 0.4037, half width 0.0942.
-    assert figures.wilson(0.4, 100) == pytest.approx((0.3094, 0.4980), abs=2e-4)
-    assert figures.wilson(0.0, 50)[0] == 0.0
+    asked = {"eval/test_id/sampled": 0.4, "eval/test_id/sampled_questions": 100}
+    nothing = {"eval/test_id/sampled": 0.0, "eval/test_id/sampled_questions": 50}
+    unknown = {"eval/test_id/sampled": 0.5}
+    run = run_with([{"step": 1, **asked}, {"step": 2, **unknown}, {"step": 3, **nothing}])
+    first, last = figures._likely(run, "test_id")
+    assert first == (1, pytest.approx(0.3094, abs=2e-4), pytest.approx(0.4980, abs=2e-4))
+    assert last[:2] == (3, 0.0)
 
 
 @pytest.mark.parametrize("value", [0.0, 3e-4, -2.0, 1e9])
