@@ -24,6 +24,11 @@ class Message(TypedDict):
     content: str
 
 
+STEP_SHARE = 0.9
+"""Share of the wait around a call of an environment that the environment is given for it. What fails within it says
+why: a worker process shows its last lines, a search its service. The wait could only say that it is over."""
+
+
 @dataclass(frozen=True)
 class EpisodeLimits:
     """What every episode is held to: turns of the policy, and the seconds of one step (no limit when None)."""
@@ -39,7 +44,8 @@ class Task:
     `gold` is the text of the turn that would answer right, in the syntax that the environment reads; None where it
     knows none. Only an algorithm sees it, which may ask how likely the policy finds it. `kind` is what an
     evaluation tells apart. `tools` are given to the chat template, as JSON schemas of functions, and
-    `observation_role` is the role of the messages that answer the policy's turns.
+    `observation_role` is the role of the messages that answer the policy's turns. `hops` says how many facts a
+    question chains, by which an evaluation tells apart too; None where that is unknown or means nothing.
     """
 
     id: str
@@ -49,6 +55,7 @@ class Task:
     kind: str = "all"
     tools: tuple[dict[str, Any], ...] = ()
     observation_role: Literal["user", "tool"] = "user"
+    hops: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,21 @@ class Environment(Protocol):
     async def close(self) -> None:
         """Let go of everything. Always called, after errors and a cancelled step too, and perhaps twice."""
         ...
+
+
+@runtime_checkable
+class WaitsForItsPlace(Protocol):
+    """What an `Environment` also offers that must wait before it can begin, as for a worker process."""
+
+    async def admitted(self) -> None:
+        """Return once `reset` can begin. Called at most once, before it; the environment keeps its own limits."""
+        ...
+
+
+async def admission(environment: Environment) -> None:
+    """Wait until the episode may begin. That is no part of the time of its `reset`."""
+    if isinstance(environment, WaitsForItsPlace):
+        await environment.admitted()
 
 
 @dataclass(frozen=True)

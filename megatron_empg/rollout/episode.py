@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from megatron_empg.environments.base import Environment, Message, Opening, Task
+from megatron_empg.environments.base import Environment, Message, Opening, Task, admission
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
@@ -34,7 +34,8 @@ class Limits:
     where thoughts are stripped, of all that a turn reads and the turn.
 
     `turn_timeout` and `environment_timeout` are seconds that one turn's sampling and one call of the environment
-    may take; there is no limit when None.
+    may take; there is no limit when None. What an environment waits for before it can begin, such as the start of
+    a worker process, is not among its calls.
     """
 
     turns: int
@@ -168,6 +169,7 @@ async def run_episode(
     try:
         environment = make_environment()
         try:
+            await admission(environment)
             opening = await play.call("did not begin", environment.reset())
             await play.begin(opening)
             await play.turns(environment, seed_of_turn)

@@ -183,6 +183,8 @@ def _task_faults(task: Task) -> list[str]:
         faults.append(f"the kind {task.kind!r}; it must be a text")
     if not isinstance(task.gold, str | None):
         faults.append("a gold that is no text")
+    if task.hops is not None and type(task.hops) is not int:  # True is an int too
+        faults.append(f"the hops {task.hops!r}; they must be a whole number or None")
     if task.observation_role not in ("user", "tool"):
         faults.append(f'the observation_role {task.observation_role!r}; allowed: "user", "tool"')
     if not isinstance(task.tools, tuple) or not all(map(_is_tool, task.tools)):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from megatron_empg.environments.base import Environment, Task, TaskSource
+from megatron_empg.environments.base import STEP_SHARE, Environment, Task, TaskSource
 from megatron_empg.environments.conformance import rules_of_episodes, rules_of_plugins, rules_of_tasks
 from megatron_empg.environments.conformance.findings import (
     Finding,
@@ -41,7 +41,7 @@ def check_environment(
     said. Raises ValueError or OSError where the environment cannot be made.
     """
     given = dict(settings)
-    source = make_task_source(name, step_timeout=call_timeout, **given)
+    source = make_task_source(name, step_timeout=STEP_SHARE * call_timeout, **given)
 
     async def all_of_them() -> list[Finding]:
         findings: list[Finding] = []

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from megatron_empg.environments.base import SPLITS, Environment, Opening, StepResult, Task, TaskSource
+from megatron_empg.environments.base import SPLITS, Environment, Opening, StepResult, Task, TaskSource, admission
 from megatron_empg.environments.conformance.findings import RuleBroken
 from megatron_empg.environments.conformance.shapes import opening_faults, result_faults
 from megatron_empg.environments.conformance.thread_time import LongestHold
@@ -56,7 +56,8 @@ class Subject:
             await self.call("close", environment.close())
 
     async def reset(self, environment: Environment) -> Opening:
-        """Begin, and look at what comes of it."""
+        """Begin, and look at what comes of it. The start of a worker has its own limit."""
+        await admission(environment)
         opening = await self.call("reset", environment.reset())
         _refuse_shape("reset", opening_faults(opening))
         return opening

@@ -34,20 +34,20 @@ class WorkerEpisode:
         self._pool = pool
         self._task = task
         self._begun = False
+        self._request = b""
         self._closed = False
         self._worker: WorkerProcess | None = None
         self._working: WorkerProcess | None = None  # the worker while it answers
 
-    async def reset(self) -> Opening:
-        """Wait for a worker and begin. The wait is not a part of the step's time; the reset is.
+    async def admitted(self) -> None:
+        """Wait for a worker, its start included, which has a limit of its own.
 
         Raises EnvironmentWorkerError, and ValueError for a task that is no JSON.
         """
-        if self._begun or self._closed:
-            raise RuntimeError(f"task {self._task.id!r}: reset must be called once, before anything else")
-        self._begun = True
+        if self._request or self._begun or self._closed:
+            raise self._too_late("admitted")
         try:
-            request = encode(Reset(self._task))
+            self._request = encode(Reset(self._task))
         except (TypeError, ValueError) as error:
             raise ValueError(f"task {self._task.id!r} is no JSON, as a worker needs it: {error}") from error
         worker = await self._pool.acquire()
@@ -55,7 +55,16 @@ class WorkerEpisode:
             self._pool.give_back(worker)
             raise PoolClosed(f"task {self._task.id!r} was closed while it waited for a worker")
         self._worker = worker
-        answer = await self._ask(request, self._pool.limits.step_timeout, "reset", Opened)
+
+    async def reset(self) -> Opening:
+        """Begin, after waiting for a worker where nobody has. The wait is not a part of the step's time; the reset
+        is. Raises the same as `admitted`."""
+        if self._begun or self._closed:
+            raise self._too_late("reset")
+        if not self._request:
+            await self.admitted()
+        self._begun = True
+        answer = await self._ask(self._request, self._pool.limits.step_timeout, "reset", Opened)
         return answer.opening
 
     async def step(self, action: str) -> StepResult:
@@ -78,6 +87,9 @@ class WorkerEpisode:
             return
         worker, self._worker = self._worker, None
         self._pool.give_back(worker)
+
+    def _too_late(self, doing: str) -> RuntimeError:
+        return RuntimeError(f"task {self._task.id!r}: {doing} must be called once, before anything else")
 
     async def _ask(self, request: bytes, seconds: float | None, doing: str, kind: type[A]) -> A:
         if self._worker is None:

@@ -65,6 +65,7 @@ class WorkerPool:
         self._broken: Callable[[], EnvironmentWorkerError] | None = None
         self._live: set[WorkerProcess] = set()
         self._idle: list[WorkerProcess] = []
+        self._starts: set[asyncio.Task[WorkerProcess]] = set()
         self._endings: dict[WorkerProcess, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,10 +92,14 @@ class WorkerPool:
         for worker in self._live.difference(self._endings):
             worker.kill(PoolClosed(worker.explained("was killed: its pool was closed")))
             self._end(worker, 0.0)
+        await asyncio.gather(*self._starts, return_exceptions=True)
         await asyncio.gather(*self._endings.values())
 
     async def acquire(self) -> WorkerProcess:
-        """A worker for one episode, as soon as there is one. Raises EnvironmentWorkerError."""
+        """A worker for one episode, as soon as there is one. Raises EnvironmentWorkerError.
+
+        Whoever stops waiting leaves the start of a worker to its own limit: the next episode finds it begun.
+        """
         self._keep_to_one_loop()
         self.waiting += 1
         try:
@@ -102,11 +107,29 @@ class WorkerPool:
         finally:
             self.waiting -= 1
         try:
-            return await self._free_worker() or await self._start()
+            free = await self._free_worker()
         except BaseException:
-            # Perhaps a worker was given up whose start is not over: its place is free when it is gone.
             self._release_place_after(*self._endings.values())
             raise
+        if free is not None:
+            return free
+        start = asyncio.create_task(self._start())
+        self._starts.add(start)
+        start.add_done_callback(self._starts.discard)
+        try:
+            return await asyncio.shield(start)
+        except BaseException:
+            start.add_done_callback(self._take_back_start)
+            raise
+
+    def _take_back_start(self, start: asyncio.Task[WorkerProcess]) -> None:
+        """What became of a start, for which nobody waits any more or which failed."""
+        if start.cancelled() or start.exception() is not None:
+            # The place of a worker that was given up is free when it is gone.
+            self._release_place_after(*self._endings.values())
+            return
+        self._idle.append(start.result())
+        self._places.release()
 
     def give_back(self, worker: WorkerProcess) -> None:
         """Take a worker back whose episode was closed."""
@@ -134,6 +157,7 @@ class WorkerPool:
                 return worker
             self.died += 1
             await asyncio.shield(self._end(worker, 0.0))
+            self._check_usable()
         return None
 
     async def _start(self) -> WorkerProcess:

@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 
-from megatron_empg.environments.base import Environment, Opening, StepResult, TaskSource
+from megatron_empg.environments.base import Environment, Opening, StepResult, TaskSource, admission
 from megatron_empg.environments.registry import plugin
 from megatron_empg.environments.workers import wire
 from megatron_empg.environments.workers.messages import (
@@ -91,6 +91,7 @@ class _Episodes:
         if isinstance(request, Reset):
             assert self._source is not None
             self._environment = self._source.make(request.task)
+            await admission(self._environment)
             opening = await self._environment.reset()
             if not isinstance(opening, Opening):
                 raise TypeError(f"reset returned a {type(opening).__name__}; it must return an Opening")

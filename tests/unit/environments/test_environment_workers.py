@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from bad_environments import EchoSettings
 
-from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task
+from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task, WaitsForItsPlace
 from megatron_empg.environments.workers import WorkerOptions, WorkerPool, errors, wire
 from megatron_empg.environments.workers.messages import read_answer
 
@@ -422,6 +422,61 @@ async def test_a_worker_that_starts_too_slowly_did_not_start():
         with pytest.raises(errors.WorkerStartError, match="start took more than"):
             await pool.make(a_task()).reset()
         assert pool.died == 3
+
+
+@on_a_loop
+async def test_a_start_that_nobody_waits_for_any_more_serves_the_next_episode():
+    async with pool_of(settings=EchoSettings(on_start="sleep 1")) as pool:
+        pids = set()
+        for _ in range(3):
+            admitted = asyncio.create_task(pool.make(a_task()).admitted())
+            await asyncio.sleep(0.05)
+            admitted.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await admitted
+            pids |= {worker.pid for worker in pool._live}
+        async with episode_of(pool) as episode:
+            assert {(await episode.step("x")).info["pid"]} == pids
+        assert pool.died == 0
+
+
+@on_a_loop
+async def test_a_start_that_fails_counts_though_nobody_waits_for_it():
+    async with pool_of(settings=EchoSettings(on_start="hang"), start_timeout=0.3) as pool:
+        admitted = asyncio.create_task(pool.make(a_task()).admitted())
+        await asyncio.sleep(0.05)
+        admitted.cancel()
+        await asyncio.wait([admitted])
+        with pytest.raises(errors.WorkerStartError, match="start took more than"):
+            await pool.make(a_task()).admitted()
+        assert pool.died == 3
+
+
+@on_a_loop
+async def test_a_pool_may_be_closed_while_a_worker_starts():
+    async with pool_of(settings=EchoSettings(on_start="hang")) as pool:
+        waiting = asyncio.create_task(pool.make(a_task()).admitted())
+        left = asyncio.create_task(pool.make(a_task()).admitted())
+        await asyncio.sleep(0.05)
+        left.cancel()
+        await pool.close()
+        with pytest.raises(errors.PoolClosed):
+            await waiting
+        assert (pool.live, pool.died) == (0, 0)
+
+
+@on_a_loop
+async def test_a_worker_that_was_waited_for_leaves_reset_its_whole_time():
+    async with pool_of(settings=EchoSettings(on_start="sleep 1"), step_timeout=60.0) as pool:
+        episode = pool.make(a_task())
+        assert isinstance(episode, WaitsForItsPlace)
+        await episode.admitted()
+        with pytest.raises(RuntimeError, match="must be called once"):
+            await episode.admitted()
+        assert (await episode.reset()).messages
+        with pytest.raises(RuntimeError, match="must be called once"):
+            await episode.reset()
+        await episode.close()
 
 
 @on_a_loop

@@ -386,6 +386,24 @@ def test_a_hanging_environment_costs_its_episode(chat: ChatTokens, hangs: str, i
     assert closed == [True]
 
 
+def test_a_wait_for_its_place_is_no_part_of_an_environments_time(chat: ChatTokens) -> None:
+    admitted: list[str] = []
+
+    class Queued(Echo):
+        async def admitted(self) -> None:
+            await asyncio.sleep(1.5)
+            admitted.append("admitted")
+
+        async def reset(self) -> Opening:
+            admitted.append("reset")
+            return Opening()
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500, environment_timeout=1.0), Queued)
+    assert (episode.outcome, episode.error) == ("success", None)
+    assert admitted == ["admitted", "reset"]
+
+
 def test_a_time_out_of_the_environments_own_keeps_its_name(chat: ChatTokens) -> None:
     class Slow(Begun):
         async def step(self, action: str) -> StepResult:
