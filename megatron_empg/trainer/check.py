@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_empg.planner.legality import layout_faults
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
+from megatron_empg.trainer.task_source import task_source_of
 from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
 
 if TYPE_CHECKING:
@@ -58,11 +59,8 @@ def _check_logging(recipe: Recipe | SftRecipe) -> None:
 
 
 def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
-    from megatron_empg.environments.registry import make_task_source
-
-    acting = recipe.environment
     try:
-        return make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
+        return task_source_of(recipe)
     except (ValueError, OSError) as error:
         raise RecipeError(f"environment.settings: {error}") from None
     except Exception as error:  # a plug-in may fail in its own way

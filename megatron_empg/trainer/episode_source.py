@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from megatron_empg.environments.base import Environment, Task, TaskSource
-from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.workers.pool import WorkerPool
 from megatron_empg.recipe import Recipe
+from megatron_empg.trainer.task_source import task_source_of
 
 GIB = 1 << 30
 FREE_SHARE = 0.5
@@ -40,10 +40,7 @@ class EpisodeSource:
 @asynccontextmanager
 async def open_episode_source(recipe: Recipe) -> AsyncIterator[EpisodeSource]:
     """The source of the recipe's environment, and its workers until the end. Raises ValueError."""
-    acting = recipe.environment
-    source = make_task_source(
-        acting.name, max_turns=acting.max_turns, step_timeout=recipe.waits.environment, **acting.settings
-    )
+    source = task_source_of(recipe)
     try:
         if source.isolation == "coroutine":
             yield EpisodeSource(source, source.make)

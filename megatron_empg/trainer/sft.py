@@ -15,7 +15,6 @@ from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
 from megatron_empg.environments.base import Task, TaskSource
-from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
@@ -23,6 +22,7 @@ from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.trainer.build import build_actor
 from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.trainer.task_source import task_source_of
 
 
 class Imitation:
@@ -49,8 +49,7 @@ def run_sft(recipe: SftRecipe) -> None:
     """Train to the recipe's last step, or until asked to stop, on every rank; the policy of the newest checkpoint
     ends in ``run.folder/policy``."""
     actor = build_actor(recipe)
-    acting = recipe.environment
-    source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
+    source = task_source_of(recipe)
     walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence, history=recipe.sft.history)
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)

@@ -13,11 +13,12 @@ from megatron_empg.environments.deep_search.asked import Asked
 from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion
 from megatron_empg.environments.deep_search.data.published_questions import PublishedQuestions
 from megatron_empg.environments.deep_search.data.question_files import QuestionFiles
-from megatron_empg.environments.deep_search.fact_questions import Mapped
+from megatron_empg.environments.deep_search.mapped import Mapped
 from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.bm25_index import Hit
 from megatron_empg.environments.deep_search.search.observations import Shown
 from megatron_empg.environments.deep_search.search.passages import Page
+from megatron_empg.environments.deep_search.service_client import ClientLimits
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.tools import Tools
 
@@ -49,7 +50,7 @@ PUBLISHED_EXAMPLE = Example(
         ExampleTurn(
             "The page should name the author.",
             Call("visit", _BOOK.title).general,
-            observations.page(_BOOK_PAGE, Shown()),
+            observations.page(_BOOK_PAGE),
         ),
         ExampleTurn(
             "Now the birthplace.",
@@ -89,22 +90,18 @@ def _asked(question: PublishedQuestion) -> Asked:
 
 def search_tools(settings: DeepSearchSettings, within: float | None) -> Tools:
     """By the service at a URL, else over an index of this machine. Raises ValueError or OSError."""
-    shown = Shown(settings.results, settings.snippet_characters, settings.page_characters)
+    shown = Shown(settings.results, settings.snippet_characters)
     if settings.search_url is not None:
-        from megatron_empg.environments.deep_search.search.retrieve_client import (
-            ClientLimits,
-            RetrieveClient,
-            RetrieveTools,
-        )
+        from megatron_empg.environments.deep_search.search.retrieve_client import RetrieveClient, RetrieveTools
 
-        limits = ClientLimits() if within is None else ClientLimits(within=0.9 * within)
-        return RetrieveTools(RetrieveClient(settings.search_url, limits), shown)
+        return RetrieveTools(RetrieveClient(settings.search_url, ClientLimits.of(within)), shown)
     assert settings.index is not None, "the settings have seen to it"
     if settings.encoder is not None:
         from megatron_empg.environments.deep_search.search.dense import DenseIndex, DenseTools
         from megatron_empg.environments.deep_search.search.encoder import SentenceEncoder
 
-        return DenseTools(DenseIndex(settings.index, SentenceEncoder(settings.encoder)), shown)
+        encoder = SentenceEncoder(settings.encoder)
+        return DenseTools(DenseIndex(settings.index, encoder, settings.encoder.engine), shown)
     from megatron_empg.environments.deep_search.search.index_tools import IndexTools
 
     return IndexTools.open(settings.index, shown)
