@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from megatron_empg.evaluate.errors import EvaluationError
-from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task, hops_of
+from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task
 from megatron_empg.evaluate.record import Record
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Episode
@@ -64,7 +64,7 @@ def outcome_of(episode: Episode, asked: Pass) -> Outcome:
         split=asked.split,
         decoding=asked.decoding,
         kind=task.kind,
-        hops=hops_of(task),
+        hops=task.hops,
         sample=episode.sample,
         success=episode.outcome == "success",
         end=episode.outcome,

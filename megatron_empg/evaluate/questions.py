@@ -59,21 +59,31 @@ class Pass:
 def passes(source: TaskSource, splits: Sequence[Split], questions: int, samples: int, greedy: bool) -> list[Pass]:
     """Every pass of an evaluation. Greedy decoding gives the same answer each time, so it is asked for once.
 
-    Raises EvaluationError where two questions of a split have one name.
+    Raises EvaluationError where two questions of a split have one name, or one has hops that are no number.
     """
     found: list[Pass] = []
     for split in splits:
         tasks = source.fixed(split, questions)
-        names = {task.id for task in tasks}
-        if len(names) < len(tasks):
-            raise EvaluationError(
-                f"{split}: {len(tasks)} questions have {len(names)} names between them; the environment must give "
-                "each task an id of its own"
-            )
+        _check(split, tasks)
         found.append(Pass(split, "sampled", tasks, samples))
         if greedy:
             found.append(Pass(split, "greedy", tasks, 1))
     return found
+
+
+def _check(split: Split, tasks: Sequence[Task]) -> None:
+    names = {task.id for task in tasks}
+    if len(names) < len(tasks):
+        raise EvaluationError(
+            f"{split}: {len(tasks)} questions have {len(names)} names between them; the environment must give each "
+            "task an id of its own"
+        )
+    for task in tasks:
+        if task.hops is not None and type(task.hops) is not int:  # True is an int too
+            raise EvaluationError(
+                f"{split}: the hops of question {task.id!r} are {task.hops!r}; the environment must give a whole "
+                "number or None"
+            )
 
 
 def fingerprint_task(task: Task) -> str:
@@ -81,9 +91,3 @@ def fingerprint_task(task: Task) -> str:
     said = [task.id, task.prompt, task.payload, task.gold, task.kind, task.tools]
     text = json.dumps(said, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def hops_of(task: Task) -> int | None:
-    """How many facts the answer takes, where the task says so."""
-    hops: Any = task.payload.get("hops")
-    return hops if isinstance(hops, int) and not isinstance(hops, bool) else None

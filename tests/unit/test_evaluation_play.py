@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Source:
 
     def fixed(self, split: str, count: int) -> list[Task]:
         prompt: Any = [{"role": "user", "content": "the capital of Peru"}]
-        return [Task(f"{split} {number}", prompt, {"hops": 1}, kind=self.kind) for number in range(count)]
+        return [Task(f"{split} {number}", prompt, {}, kind=self.kind, hops=1) for number in range(count)]
 
     def make(self, task: Task) -> OneTurn:
         return OneTurn(task)
@@ -182,3 +183,13 @@ def test_questions_of_one_name_are_refused() -> None:
 
     with pytest.raises(EvaluationError, match="2 questions have 1 names"):
         passes(Twins("seen"), ["test_id"], 2, samples=1, greedy=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hops", [True, "2", 1.0])
+def test_hops_that_are_no_number_are_refused_before_anything_is_asked(hops: Any) -> None:
+    class Strange(Source):
+        def fixed(self, split: str, count: int) -> list[Task]:
+            return [replace(task, hops=hops) for task in super().fixed(split, count)]
+
+    with pytest.raises(EvaluationError, match=r"the hops of question 'test_id 0' are .*whole number or None"):
+        passes(Strange("seen"), ["test_id"], 2, samples=1, greedy=False)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.options import EvaluationOptions, model_override
 from megatron_empg.evaluate.play import refuse_errors
 from megatron_empg.evaluate.policies import DECIDING_KEYS, identity_of, policies_of, source_of
-from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task, hops_of
+from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task
 from megatron_empg.evaluate.record import Record
 from megatron_empg.recipe import Recipe, load_recipe, parse_recipe
 from megatron_empg.trainer.identity import SETTINGS, flat
@@ -37,7 +37,7 @@ NO_SECTION_OF_EPISODES = ("engines.", "algorithm.", "actor.", "limits.", "loggin
 
 
 def task(number: int, **payload: Any) -> Task:
-    return Task(f"task {number}", [{"role": "user", "content": f"what is {number} ?"}], {"hops": 2, **payload})
+    return Task(f"task {number}", [{"role": "user", "content": f"what is {number} ?"}], payload, hops=2)
 
 
 ASKED = Pass("test_id", "sampled", [task(0), task(1)], samples=2)
@@ -199,9 +199,9 @@ def test_an_outcome_that_cannot_be_is_named(path: Path, change: dict[str, Any]) 
 
 
 def test_names_with_any_text_are_kept(path: Path) -> None:
-    strange = Task("a\u2028b\ud800\n", [], {"hops": True})
+    strange = Task("a\u2028b\ud800\n", [], {})
     asked = Pass("test_id", "sampled", [strange], 1)
-    kept = outcome(0, id=strange.id, hops=hops_of(strange), question=fingerprint_task(strange))
+    kept = outcome(0, id=strange.id, hops=strange.hops, question=fingerprint_task(strange))
     with Record(path, IDENTITY) as record:
         record.add("a", kept)
         assert record.outcomes("a", asked) == [kept]

@@ -165,7 +165,7 @@ class DeepSearch(TaskSource):
         prompt = self._syntax.messages(asked.text, self.limits.max_turns)
         gold = gold_action(LAST_THOUGHTS[0], asked.answers[0], self._syntax)
         tools, role = self._syntax.template_tools, self._syntax.observation_role
-        return Task(asked.id, prompt, payload, gold, asked.kind, tools, role)
+        return Task(asked.id, prompt, payload, gold, asked.kind, tools, role, asked.facts.get("hops"))
 
 
 def _asked_of(task: Task) -> Asked:

@@ -181,6 +181,11 @@ class Roles(Changed):
         return Task(task.id, [{"role": "teacher", "content": "go"}], task.payload)
 
 
+class Hopping(Changed):
+    def changed(self, number, task):
+        return Task(task.id, task.prompt, task.payload, hops=True)
+
+
 class Silent(Changed):
     def changed(self, number, task):
         return Task(task.id, [], task.payload)

@@ -25,6 +25,7 @@ BROKEN = [
     ("Unwritable", "tasks_are_well_formed", "broken", "a payload that is no JSON: Object of type set"),
     ("Altered", "tasks_are_well_formed", "broken", "comes back as something else"),
     ("Roles", "tasks_are_well_formed", "broken", "role 'teacher'"),
+    ("Hopping", "tasks_are_well_formed", "broken", "the hops True; they must be a whole number or None"),
     ("Shuffling", "draws_follow_from_the_seed", "broken", "with one seed differ"),
     ("Seedless", "draws_follow_from_the_seed", "broken", "the same for every seed"),
     ("Counting", "fixed_sets_stay_fixed", "broken", "is not how fixed('train', 8) begins"),

@@ -25,7 +25,7 @@ def test_draws_follow_from_the_seed(source, again):
 def test_draws_are_balanced_and_distinct(source):
     drawn = source.sample("train", 3000, 0)
     assert len({task.id for task in drawn}) == 3000
-    hops = Counter(task.payload["hops"] for task in drawn)
+    hops = Counter(task.hops for task in drawn)
     assert all(650 < hops[count] < 850 for count in (1, 2, 3, 4))
     assert len({task.id for task in source.fixed("test_id", 500)}) == 500
 
