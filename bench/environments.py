@@ -42,7 +42,7 @@ from bench.retrieval import write_corpus
 from megatron_empg.environments.base import Task
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.search.index_build import build_index
-from megatron_empg.environments.deep_search.search_service import TOKEN_VARIABLE
+from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import load_recipe

@@ -132,7 +132,8 @@ def main(command: typer.Typer = app) -> None:
             raise
         typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
         raise SystemExit(1) from None
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        # Of a class of the project: it says itself what is wrong and how to mend it.
         if type(error).__module__.partition(".")[0] != "megatron_empg":
             raise
         typer.echo(f"error: {error}", err=True)

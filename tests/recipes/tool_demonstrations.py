@@ -52,7 +52,7 @@ class ImmediateIndex:
         return observations.results(self.index.search(query, self._shown.top_k), query, self._shown)
 
     def visit(self, title: str) -> str:
-        return observations.page(self.index.page(title), self._shown)
+        return observations.page(self.index.page(title))
 
 
 class IndexedCorpus:

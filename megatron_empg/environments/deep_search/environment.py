@@ -4,17 +4,17 @@ from megatron_empg.environments.base import Opening, StepResult
 from megatron_empg.environments.calls.base import CallSyntax, MalformedCall
 from megatron_empg.environments.deep_search.actions import parse_action
 from megatron_empg.environments.deep_search.scoring import AnswerScore
+from megatron_empg.environments.deep_search.text import cut
 from megatron_empg.environments.deep_search.tools import QueryRefused, Tools
 
 LONGEST_OBSERVATION = 100_000
-"""Characters of what a look-up shows; the rest is cut."""
-_CUT = " ... ( the rest is cut )"
+"""Characters of what a look-up shows, unless the episode is told otherwise; the rest is cut."""
 
 
 class DeepSearchEnvironment:
     """`search` and `visit` show what the tools give, and `answer` ends the episode with what `score` gives for it.
 
-    `syntax` reads the turns. An observation has at most `longest_observation` characters of a page.
+    `syntax` reads the turns. What the tools give is cut to `longest_observation` characters.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeepSearchEnvironment:
             observation = await look_up(call.argument)
         except QueryRefused as error:
             return StepResult(str(error), done=False, malformed=False, info=info | {"refused": True})
-        return StepResult(self._bounded(observation), done=False, malformed=False, info=info)
+        return StepResult(cut(observation, self._longest), done=False, malformed=False, info=info)
 
     async def close(self) -> None:
         """The tools belong to all episodes."""
@@ -61,8 +61,3 @@ class DeepSearchEnvironment:
         found = await self._score.verdict(answer)
         info |= {"exact": found.score.exact, "f1": found.score.f1}
         return StepResult(None, done=True, reward=found.reward, success=found.success, malformed=False, info=info)
-
-    def _bounded(self, observation: str) -> str:
-        if len(observation) <= self._longest:
-            return observation
-        return observation[: self._longest] + _CUT

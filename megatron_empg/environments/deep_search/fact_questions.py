@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from megatron_empg.environments.base import SPLITS, Split
 from megatron_empg.environments.deep_search.asked import Asked
 from megatron_empg.environments.deep_search.corpus import Corpus
+from megatron_empg.environments.deep_search.mapped import Mapped
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 
 KIND_WEIGHTS = {"seen": 1.0, "held_out_path": 0.5, "held_out_relation": 0.3, "longer": 0.2}
 _REPEAT_DRAWS = 50  # draws of questions already drawn before one is taken again
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-class Mapped(Sequence[U]):
-    """The items of a sequence, each made into another when it is asked for: a split has tens of thousands."""
-
-    def __init__(self, items: Sequence[T], made: Callable[[T], U]) -> None:
-        self._items: Sequence[Any] = items
-        self._made: Callable[[Any], U] = made
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @overload
-    def __getitem__(self, index: int) -> U: ...
-    @overload
-    def __getitem__(self, index: slice) -> Mapped[U]: ...
-    def __getitem__(self, index: int | slice) -> U | Mapped[U]:
-        if isinstance(index, slice):
-            return Mapped(self._items[index], self._made)
-        return self._made(self._items[index])
 
 
 class FactQuestions:

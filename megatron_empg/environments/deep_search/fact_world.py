@@ -33,7 +33,7 @@ class FactWorld:
         """Over the corpus, or by the service at a URL, each look-up within so many seconds."""
         if service is None:
             return InThreads(self._local)
-        return InThreads(RemoteTools(service, within=within))
+        return RemoteTools(service, within=within)
 
     def walkthrough(self, question: Asked, seed: int, syntax: CallSyntax) -> list[tuple[str, str | None]]:
         """The scripted searcher's turns on a question, through a real episode on the corpus at hand."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from megatron_empg.environments.deep_search.corpus import Corpus, Document
+from megatron_empg.environments.deep_search.search.errors import MissingPackageError
 from megatron_empg.environments.deep_search.text import words
 
 _STOP_WORDS = frozenset({"a", "an", "the", "of", "is", "in", "what"})
@@ -25,7 +26,10 @@ class Retriever:
     """BM25 (bm25s, Lucene's variant) over one corpus; results are cached by the query's words."""
 
     def __init__(self, corpus: Corpus, *, k1: float = 1.2, b: float = 0.5):
-        import bm25s
+        try:
+            import bm25s
+        except ImportError as error:
+            raise MissingPackageError(f"search needs the package bm25s: pip install bm25s ({error})") from None
 
         self._documents = corpus.documents
         pages = [self._page_words(document) for document in self._documents]

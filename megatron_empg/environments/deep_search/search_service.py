@@ -3,34 +3,25 @@
     EMPG_SEARCH_TOKEN=… python -m megatron_empg.environments.deep_search.search_service CORPUS --port 9000
 
 POST /search and /visit take {"argument": TEXT} and answer {"observation": TEXT}; GET /health. Every route wants
-the service's token, which is not the run's: a service may be another's.
+the service's token.
 """
 
 from __future__ import annotations
 
-import argparse
-import hmac
-import os
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from megatron_empg.environments.deep_search import serving
 from megatron_empg.environments.deep_search.corpus import Corpus, load_corpus
 from megatron_empg.environments.deep_search.retrieval import Retriever
+from megatron_empg.environments.deep_search.service_client import ClientLimits, ServiceClient
+from megatron_empg.environments.deep_search.serving import Answer, BadRequest
 from megatron_empg.environments.deep_search.text import normalise_title
-from megatron_empg.environments.deep_search.tools import BlockingTools, QueryRefused, SearchServiceError
-from megatron_empg.processes import die_with_parent
+from megatron_empg.environments.deep_search.tools import BlockingTools
 
 if TYPE_CHECKING:
-    import httpx
     from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
-
-TOKEN_VARIABLE = "EMPG_SEARCH_TOKEN"
-ATTEMPTS = 3
-REFUSALS = (400, 413, 414, 422)
-"""Statuses that say that the query itself is at fault. Others of 400 to 499 speak of token, address or load."""
 
 
 class LocalTools:
@@ -53,97 +44,55 @@ class LocalTools:
 
 
 class RemoteTools:
-    """The same from a service at `url`, its token in the environment. Many threads may use it at once.
+    """`Tools`: the same from a service at `url`. `within`: seconds that all attempts to ask it have."""
 
-    `timeout`: seconds of one attempt. `within`: seconds that all attempts and the pauses between them have.
-    """
+    def __init__(self, url: str, *, within: float | None = None) -> None:
+        """Raises ValueError for what is no URL of a server."""
+        self._service = ServiceClient(url, ClientLimits.of(within))
 
-    def __init__(self, url: str, *, timeout: float = 60.0, within: float | None = None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"search_url is {url!r}; it starts with http:// or https://")
-        self.url = url.rstrip("/")
-        self._timeout = timeout if within is None else min(timeout, within / (ATTEMPTS + 1))
-        self._pause = 1.0 if within is None else min(1.0, within / 20)
-        self._client: httpx.Client | None = None
+    async def search(self, query: str) -> str:
+        return await self._service.ask("search", {"argument": query}, _observation)
 
-    def search(self, query: str) -> str:
-        return self._ask("search", query)
+    async def visit(self, title: str) -> str:
+        return await self._service.ask("visit", {"argument": title}, _observation)
 
-    def visit(self, title: str) -> str:
-        return self._ask("visit", title)
+    async def close(self) -> None:
+        await self._service.close()
 
-    def _ask(self, tool: str, argument: str) -> str:
-        """Raises QueryRefused, or SearchServiceError after `ATTEMPTS` failures."""
-        import httpx
 
-        if self._client is None:
-            headers = {"Authorization": f"Bearer {os.environ.get(TOKEN_VARIABLE, '')}"}
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            self._client = httpx.Client(headers=headers, timeout=self._timeout, limits=limits, trust_env=False)
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(attempt * self._pause)
-            try:
-                answer = self._client.post(f"{self.url}/{tool}", json={"argument": argument})
-                if answer.status_code in REFUSALS:
-                    raise QueryRefused(f"the {tool} was refused")
-                answer.raise_for_status()
-                return str(answer.json()["observation"])
-            except QueryRefused:
-                raise
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                failure = f"{type(error).__name__}: {error}"
-        raise SearchServiceError(f"the search service at {self.url}/{tool} failed {ATTEMPTS} times: {failure}")
+def _observation(answer: Any) -> str:
+    """Raises LookupError, TypeError or ValueError."""
+    found = answer["observation"]
+    if not isinstance(found, str):
+        raise ValueError(f'"observation" is {found!r:.40}, not a text')
+    return found
 
 
 def application(tools: BlockingTools, token: str) -> Starlette:
     """The service as an ASGI application."""
-    from starlette.applications import Starlette
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
+    answers = {"/search": _answer(tools.search), "/visit": _answer(tools.visit)}
+    return serving.application(answers, {}, token)
 
-    expected = b"Bearer " + token.encode()
 
-    def allowed(request: Request) -> bool:
-        return hmac.compare_digest(request.headers.get("authorization", "").encode(), expected)
-
-    async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"healthy": True}) if allowed(request) else refusal()
-
-    async def look_up(request: Request) -> JSONResponse:
-        if not allowed(request):
-            return refusal()
-        try:
-            argument = (await request.json())["argument"]
-        except (ValueError, KeyError, TypeError):
-            argument = None
+def _answer(look_up: Callable[[str], str]) -> Answer:
+    def answer(asked: dict[str, Any]) -> dict[str, str]:
+        argument = asked.get("argument")
         if not isinstance(argument, str):
-            return JSONResponse({"error": 'the body is {"argument": TEXT}'}, status_code=400)
-        tool = tools.search if request.url.path == "/search" else tools.visit
-        return JSONResponse({"observation": tool(argument)})
+            raise BadRequest('the body is {"argument": TEXT}')
+        return {"observation": look_up(argument)}
 
-    def refusal() -> JSONResponse:
-        return JSONResponse({"error": "no valid token"}, status_code=401)
-
-    posts = [Route(path, look_up, methods=["POST"]) for path in ("/search", "/visit")]
-    return Starlette(routes=[Route("/health", health), *posts])
+    return answer
 
 
 def main() -> None:
-    import uvicorn
+    """Serve a corpus until the process that started this one ends."""
 
-    die_with_parent()
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.environments.deep_search.search_service")
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback)")
-    parser.add_argument("--port", type=int, required=True)
-    arguments = parser.parse_args()
-    token = os.environ.get(TOKEN_VARIABLE, "")
-    if len(token) < 16:
-        raise SystemExit(f"{TOKEN_VARIABLE} must hold the service's token, 16 characters or more")
-    corpus = load_corpus(arguments.corpus)
-    app = application(LocalTools(corpus, Retriever(corpus)), token)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_keep_alive=120)
+    def of_corpus(path: Path, token: str) -> Starlette:
+        corpus = load_corpus(path)
+        return application(LocalTools(corpus, Retriever(corpus)), token)
+
+    module = "megatron_empg.environments.deep_search.search_service"
+    serving.serve(module, "corpus", "a corpus of facts, as docs/deep_search.md describes it", of_corpus)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_empg.environments.deep_search.answers import NormalForm, RewardMode
 from megatron_empg.environments.deep_search.data.question_files import QuestionFiles
 from megatron_empg.environments.deep_search.judge import JudgeSettings
 from megatron_empg.environments.deep_search.prompt import PromptStyle
+from megatron_empg.environments.deep_search.search.encoder import EncoderSettings
+from megatron_empg.environments.deep_search.search.shown import (
+    LEAST_CHARACTERS,
+    MOST_RESULTS,
+    PAGE_CHARACTERS,
+    Shown,
+)
 from megatron_empg.environments.settings import (
     DataFile,
     DataFolder,
     EnvironmentSettings,
-    PlainPath,
     ServiceAddress,
 )
 
@@ -24,7 +31,10 @@ OF_FACTS = ("corpus", "searcher", "searcher_settings", "splits")
 OF_FILES = ("index", "encoder", "results", "snippet_characters", "page_characters")
 """Keys that go with published questions."""
 
-Count = Annotated[int, Field(ge=1)]
+
+def _encoder_of(given: Any) -> Any:
+    """A bare path is the path of an encoder."""
+    return {"path": given} if isinstance(given, str | Path) else given
 
 
 class DeepSearchSettings(EnvironmentSettings):
@@ -37,16 +47,17 @@ class DeepSearchSettings(EnvironmentSettings):
     """Files of published questions for each split; see docs/deep_search.md."""
     index: DataFolder | None = None
     """An index of documents that `empg index` has made, to search with published questions."""
-    encoder: PlainPath | None = None
-    """A sentence encoder's folder: the search goes by its vectors, which lie in the index, instead of by words."""
+    encoder: Annotated[EncoderSettings, BeforeValidator(_encoder_of)] | None = None
+    """A sentence encoder, or its folder alone: the search goes by its vectors, which lie in the index, instead of
+    by words."""
     search_url: ServiceAddress | None = None
     """Where episodes look things up instead of in this process: with a corpus of facts a service of
     `search_service`, with published questions any server of the /retrieve protocol."""
-    results: Annotated[int, Field(ge=1, le=100)] = 3
+    results: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = Shown.top_k
     """Documents that a search shows, of real ones."""
-    snippet_characters: Annotated[int, Field(ge=40)] = 800
+    snippet_characters: Annotated[int, Field(ge=LEAST_CHARACTERS)] = Shown.snippet_characters
     """Characters of each of them."""
-    page_characters: Annotated[int, Field(ge=40)] = 4000
+    page_characters: Annotated[int, Field(ge=LEAST_CHARACTERS)] = PAGE_CHARACTERS
     """Characters of a whole observation."""
     prompt: PromptStyle = "tags"
     """What the policy is told: "tags" and "tools" say in a system message how to act, within the turns it has, and
@@ -86,6 +97,11 @@ class DeepSearchSettings(EnvironmentSettings):
             raise ValueError(
                 "questions are given without anything to search: give an index (`empg index CORPUS FOLDER` makes "
                 "one) or a search_url"
+            )
+        if self.encoder is not None and self.search_url is not None:
+            raise ValueError(
+                "encoder and search_url are both given, but the server at search_url searches in its own way; "
+                "leave one out"
             )
         if self.encoder is not None and self.index is None:
             raise ValueError("encoder is given without an index, in which its vectors lie; give index")

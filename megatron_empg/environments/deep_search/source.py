@@ -19,10 +19,10 @@ from megatron_empg.environments.deep_search import search_service
 from megatron_empg.environments.deep_search.actions import Call, format_action, gold_action
 from megatron_empg.environments.deep_search.asked import Asked, QuestionSet
 from megatron_empg.environments.deep_search.corpus import Corpus
-from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
-from megatron_empg.environments.deep_search.fact_questions import Mapped
+from megatron_empg.environments.deep_search.environment import LONGEST_OBSERVATION, DeepSearchEnvironment
 from megatron_empg.environments.deep_search.fact_world import FactWorld
 from megatron_empg.environments.deep_search.judge import Judge
+from megatron_empg.environments.deep_search.mapped import Mapped
 from megatron_empg.environments.deep_search.prompt import syntax_for
 from megatron_empg.environments.deep_search.published_world import (
     PUBLISHED_EXAMPLE,
@@ -34,6 +34,7 @@ from megatron_empg.environments.deep_search.questions import SplitRules
 from megatron_empg.environments.deep_search.retrieval import Retriever
 from megatron_empg.environments.deep_search.scoring import AnswerScore, Compared, Judged
 from megatron_empg.environments.deep_search.searcher import LAST_THOUGHTS, SEARCHERS
+from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.tools import Tools
 from megatron_empg.environments.settings import EnvironmentSettings
@@ -89,7 +90,9 @@ class DeepSearch(TaskSource):
 
     def make(self, task: Task) -> DeepSearchEnvironment:
         """A fresh episode."""
-        return DeepSearchEnvironment(self._tools, self._score(_asked_of(task)), self._syntax)
+        longest = LONGEST_OBSERVATION if self._facts is not None else self._settings.page_characters
+        score = self._score(_asked_of(task))
+        return DeepSearchEnvironment(self._tools, score, self._syntax, longest_observation=longest)
 
     def demonstrations(self) -> Demonstrations | None:
         """Itself, where the questions are made from facts."""
@@ -113,7 +116,8 @@ class DeepSearch(TaskSource):
         return {f"judge/{name}": value for name, value in self._judge.counts.metrics().items()}
 
     async def close(self) -> None:
-        """Close the judge's connections."""
+        """Close the connections of the search and of the judge."""
+        await self._tools.close()
         if self._judge is not None:
             await self._judge.close()
 
@@ -127,7 +131,7 @@ class DeepSearch(TaskSource):
             arguments = ("-m", search_service.__name__, str(settings.corpus))
         else:
             arguments = ("-m", SERVER_OF_INDEX, str(settings.index))
-        return (SideService("search", "search_url", arguments, search_service.TOKEN_VARIABLE),)
+        return (SideService("search", "search_url", arguments, TOKEN_VARIABLE),)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:

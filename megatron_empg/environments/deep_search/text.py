@@ -11,7 +11,19 @@ _POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
 _SHARP = re.compile(r"(?<=[^\W\d_])#")
 # Stand for what belongs to a number or a name while punctuation is taken away; no text holds them.
 _SIGN, _DOT, _HASH = "\ufdd0", "\ufdd1", "\ufdd2"
+_CUT = " (cut)"
 _KEPT = {_SIGN: "-", _DOT: ".", _HASH: "#"}
+
+
+def cut(text: str, characters: int) -> str:
+    """The text, or its beginning up to the end of a word, marked as cut."""
+    if len(text) <= characters:
+        return text
+    kept = text[: characters - len(_CUT)]
+    end = kept.rfind(" ")
+    if end > len(kept) - 40:
+        kept = kept[:end]
+    return kept + _CUT
 
 
 def words(text: str) -> list[str]:

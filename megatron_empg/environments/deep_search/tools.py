@@ -38,6 +38,10 @@ class Tools(Protocol):
         """The page of a title."""
         ...
 
+    async def close(self) -> None:
+        """Let go of connections, once all episodes are over. May be called twice."""
+        ...
+
 
 class InThreads:
     """Blocking tools, each look-up in a thread."""
@@ -51,6 +55,9 @@ class InThreads:
     async def visit(self, title: str) -> str:
         return await in_thread(self._tools.visit, title)
 
+    async def close(self) -> None:
+        """They hold no connections."""
+
 
 class AtOnce:
     """Blocking tools for an episode that has the process to itself."""
@@ -63,3 +70,6 @@ class AtOnce:
 
     async def visit(self, title: str) -> str:
         return self._tools.visit(title)
+
+    async def close(self) -> None:
+        """They hold no connections."""

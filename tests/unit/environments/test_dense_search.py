@@ -3,10 +3,14 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
+from megatron_empg.environments.deep_search.search import encoder as encoder_module
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY
 from megatron_empg.environments.deep_search.search.dense import (
     SETTINGS,
@@ -22,7 +26,11 @@ from megatron_empg.environments.deep_search.search.errors import (
     SearchError,
 )
 from megatron_empg.environments.deep_search.search.index_build import build_index
+from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.tools import QueryRefused
+from megatron_empg.environments.registry import make_task_source
+from megatron_empg.environments.settings import read_settings
+from megatron_empg.index_command import index as index_command
 
 TOPICS = ("river", "novel", "planet", "metal")
 MEANINGS = {"stream": "river", "book": "novel", "world": "planet", "iron": "metal"}
@@ -170,7 +178,7 @@ def test_what_to_install_is_said(folder, monkeypatch, tmp_path):
     with pytest.raises(MissingPackageError, match="pip install faiss-cpu"):
         DenseIndex(folder, Table(), "faiss")
     with pytest.raises(SearchError, match=r"holds no model \(no config.json\)"):
-        SentenceEncoder(tmp_path)
+        SentenceEncoder(EncoderSettings(path=tmp_path))
 
 
 def test_bad_settings_and_queries_are_refused(folder):
@@ -178,7 +186,7 @@ def test_bad_settings_and_queries_are_refused(folder):
     with pytest.raises(ValueError, match="allowed: faiss, numpy"):
         DenseIndex(folder, Table(), "annoy")
     with pytest.raises(ValueError, match="allowed: mean, first"):
-        EncoderSettings(pooling="max")
+        read_settings(EncoderSettings, {"path": folder, "pooling": "max"}, "encoder")
     index = DenseIndex(folder, Table(), "numpy")
     with pytest.raises(ValueError, match="top_k"):
         index.search("book", 0)
@@ -186,6 +194,65 @@ def test_bad_settings_and_queries_are_refused(folder):
         index.search("x" * 100_000)
     with pytest.raises(QueryRefused, match="100000 characters"):
         asyncio.run(DenseTools(index).search("x" * 100_000))
+
+
+def test_the_encoder_and_its_engine_are_settings_and_a_bare_path_is_one():
+    given = {"questions": {}, "index": "my/index"}
+    bare = read_settings(DeepSearchSettings, given | {"encoder": "models/e5"}, "deep_search").encoder
+    assert bare == EncoderSettings(path=Path("models/e5"))
+    assert (bare.engine, bare.pooling, bare.tokens) == ("faiss", "mean", 256)
+    whole = {"path": "models/bge", "engine": "numpy", "pooling": "first", "passage_prefix": "", "query_prefix": ""}
+    found = read_settings(DeepSearchSettings, given | {"encoder": whole}, "deep_search").encoder
+    assert (found.path, found.engine, found.pooling) == (Path("models/bge"), "numpy", "first")
+    with pytest.raises(ValueError, match="allowed: faiss, numpy"):
+        read_settings(DeepSearchSettings, given | {"encoder": whole | {"engine": "annoy"}}, "deep_search")
+
+
+def test_vectors_go_with_whatever_does_not_change_them():
+    plain = EncoderSettings(path=Path("models/e5"))
+    same = EncoderSettings(path=Path("elsewhere/e5"), engine="numpy", query_prefix="find: ")
+    assert same.kind_of_vectors == plain.kind_of_vectors
+    for change in ({"pooling": "first"}, {"tokens": 128}, {"passage_prefix": ""}, {"path": Path("models/bge")}):
+        assert plain.model_copy(update=change).kind_of_vectors != plain.kind_of_vectors
+
+
+def test_an_encoder_beside_a_server_is_refused_since_the_server_would_not_use_it():
+    given = {"questions": {}, "index": "my/index", "encoder": "models/e5", "search_url": "http://node:8000"}
+    with pytest.raises(ValueError, match=r"encoder and search_url are both given.*leave one out"):
+        read_settings(DeepSearchSettings, given, "deep_search")
+
+
+def test_the_command_makes_vectors_and_meets_a_bad_encoder_before_it_builds(tmp_path, monkeypatch):
+    app = Typer()
+    app.command()(index_command)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"contents": "A\nriver"}) + "\n", encoding="utf-8")
+    words = [str(corpus), str(tmp_path / "index"), "--encoder", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SearchError)
+    assert CliRunner().invoke(app, [*words, "--pooling", "max"]).exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+    asked = {}
+
+    def made(settings, device):
+        asked.update(settings=settings, device=device)
+        return Table()
+
+    monkeypatch.setattr(encoder_module, "SentenceEncoder", made)
+    more = ["--pooling", "first", "--passage-prefix", "", "--tokens", "64", "--device", "cuda"]
+    assert CliRunner().invoke(app, [*words, *more]).exit_code == 0
+    wanted = EncoderSettings(path=tmp_path, pooling="first", passage_prefix="", tokens=64)
+    assert asked == {"settings": wanted, "device": "cuda"}
+    assert DenseIndex(tmp_path / "index", Table(), "numpy").search("stream", 1)[0].title == "A"
+
+
+def test_a_search_that_cannot_be_made_is_a_fault_of_settings_or_data(tmp_path):
+    """As a task source may raise it, and as the command line tells it in a line."""
+    for kind in (SearchError, IndexFolderError, MissingPackageError):
+        assert issubclass(kind, ValueError)
+    with pytest.raises(ValueError, match="no index at"):
+        make_task_source("deep_search", questions={}, index=str(tmp_path / "none"))
 
 
 def test_a_sentence_encoder_pools_over_the_words_and_not_over_the_padding(tmp_path):
@@ -203,7 +270,7 @@ def test_a_sentence_encoder_pools_over_the_words_and_not_over_the_padding(tmp_pa
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(tmp_path)
     for pooling in ("mean", "first"):
-        encoder = SentenceEncoder(tmp_path, EncoderSettings(pooling=pooling, tokens=8))
+        encoder = SentenceEncoder(EncoderSettings(path=tmp_path, pooling=pooling, tokens=8))
         alone = encoder.passages(["river"])
         beside = encoder.passages(["river", "novel planet metal river novel planet metal river novel planet"])
         np.testing.assert_allclose(np.linalg.norm(beside, axis=1), 1.0, rtol=1e-5)

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.search.index_build import build_index
-from megatron_empg.environments.deep_search.search_service import TOKEN_VARIABLE
+from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.episode_source import EpisodeSource, open_episode_source

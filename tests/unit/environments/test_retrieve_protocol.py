@@ -13,18 +13,17 @@ import httpx
 import pytest
 import uvicorn
 
-from megatron_empg.environments.deep_search.search import retrieve_client, retrieve_server
+from megatron_empg.environments.deep_search import service_client, serving
+from megatron_empg.environments.deep_search.http_statuses import REFUSED_QUERY
+from megatron_empg.environments.deep_search.search import observations, retrieve_server
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, SearchIndex
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
 from megatron_empg.environments.deep_search.search.passages import Page
-from megatron_empg.environments.deep_search.search.retrieve_client import (
-    ClientLimits,
-    RetrieveClient,
-    RetrieveTools,
-)
+from megatron_empg.environments.deep_search.search.retrieve_client import RetrieveClient, RetrieveTools
 from megatron_empg.environments.deep_search.search.retrieve_server import application
-from megatron_empg.environments.deep_search.search_service import REFUSALS, TOKEN_VARIABLE
+from megatron_empg.environments.deep_search.search.shown import Shown
+from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE, ClientLimits
 from megatron_empg.environments.deep_search.tools import QueryRefused, SearchServiceError
 
 CLIENT = httpx.AsyncClient
@@ -173,7 +172,7 @@ def test_a_bad_request_is_told_what_is_wrong(url, route, body, status):
 
 
 def test_the_size_of_requests_and_answers_is_bounded(url, monkeypatch):
-    assert ask(url, "retrieve", b" " * (retrieve_server.LONGEST_BODY + 1)).status_code == 413
+    assert ask(url, "retrieve", b" " * (serving.LONGEST_BODY + 1)).status_code == 413
     whole = ask(url, "retrieve", {"queries": ["tale"]}).content
     monkeypatch.setattr(retrieve_server, "MOST_CHARACTERS", 10_000)
     cut = ask(url, "retrieve", {"queries": ["tale"] * 5, "topk": 1}).content
@@ -271,6 +270,25 @@ def test_documents_without_scores_or_with_fields_of_their_own_are_understood(mon
     assert [(hit.title, hit.text, hit.score) for hit in hits] == [("A", "b", 0.0), ("B", "c", 0.0)]
 
 
+def test_large_answers_are_read_and_shown_off_the_event_loop(monkeypatch):
+    """With a hundred long documents, both take longer than all episodes may wait."""
+    threads = []
+    for module, name in ((json, "loads"), (observations, "results")):
+        plain = getattr(module, name)
+
+        def noted(*given, plain=plain):
+            threads.append(threading.current_thread())
+            return plain(*given)
+
+        monkeypatch.setattr(module, name, noted)
+    peer = Peer((200, {"result": [[document("A\n" + "long tale " * 10_000)] * 10]}))
+    shown = asyncio.run(RetrieveTools(client_of(monkeypatch, peer), Shown(top_k=10)).search("tale"))
+    assert shown.count("A : long tale") == 10
+    del threads[0]  # the stand-in of the server reads the request
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
 PASSING = [
     (500, b""),
     (502, b"x"),
@@ -293,7 +311,7 @@ def test_a_passing_failure_is_tried_again_and_then_an_error_that_names_the_serve
     assert len(peer.asked) == 3
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", sorted(REFUSED_QUERY))
 def test_what_the_query_itself_broke_is_an_observation(monkeypatch, status):
     peer = Peer((status, {"detail": "no"}))
     with pytest.raises(QueryRefused, match="the search was refused"):
@@ -440,4 +458,4 @@ def test_an_address_that_is_none_and_a_query_that_is_none_are_refused():
     for tool in (tools.search, tools.visit):
         with pytest.raises(QueryRefused, match=f"more than {LONGEST_QUERY}"):
             asyncio.run(tool("x" * 100_000))
-    assert retrieve_client.ATTEMPTS == 3
+    assert service_client.ATTEMPTS == 3

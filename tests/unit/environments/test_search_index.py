@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
@@ -15,17 +16,20 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from megatron_empg.environments.deep_search.search import arrays, max_score, postings_build
+from megatron_empg.environments.deep_search.search import arrays, max_score, observations, postings_build
+from megatron_empg.environments.deep_search.search.bm25 import Bm25
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, MOST_RESULTS, SearchIndex
 from megatron_empg.environments.deep_search.search.corpus_lines import LONGEST_LINE, CorpusFile, Passage
 from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError, MissingPackageError
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
 from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest
-from megatron_empg.environments.deep_search.search.observations import Shown, cut, snippet
-from megatron_empg.environments.deep_search.search.postings_build import Bm25
+from megatron_empg.environments.deep_search.search.observations import snippet
+from megatron_empg.environments.deep_search.search.passages import Page
+from megatron_empg.environments.deep_search.search.shown import Shown
 from megatron_empg.environments.deep_search.search.top_k import Postings, best_documents
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
+from megatron_empg.environments.deep_search.text import cut
 from megatron_empg.environments.deep_search.tools import QueryRefused
 from megatron_empg.index_command import index as index_command
 
@@ -165,14 +169,14 @@ def test_documents_come_back_as_they_were_written(tmp_path):
     assert index.passages[1] == Passage("7", "Two lines", "body\nof\n\nlines")
     assert [passage.text for passage in index.passages][2:4] == ["", ""]
     assert index.passages[4].text == long
-    assert index.by_title("LONG").text == long
-    assert index.by_title("quoted").text == "as the dumps do"
+    assert index.page("LONG").text == long
+    assert index.page("quoted").text == "as the dumps do"
     assert [hit.title for hit in index.search("im_end")] == ["Control"]
     for query in ("東京", "cafe", "CAFÉ", "naive", "ελλαδα", "日本の首都"):
         assert index.search(query)[0].title == "東京", query
     assert index.search("word")[0].id == "4"
-    assert index.by_title("no such") is None
-    assert index.by_title("") == Passage("5", "", "untitled")
+    assert index.page("no such") is None
+    assert index.page("") == Page("", "untitled")
 
 
 @pytest.mark.parametrize("query", ["", "   ", "!!! ???", "unheardof", "\x00", "🦊", "\ud800", "' OR 1=1 --"])
@@ -195,7 +199,6 @@ def test_a_page_is_the_run_of_passages_of_its_title_and_the_first_page_wins(tmp_
     rows = [page("A", "one"), page("a", "two"), page("B", "three"), page("A", "another"), page("B", "last")]
     index = built(tmp_path, rows)
     assert index.page("A").text == "one\ntwo"
-    assert index.by_title("A").text == "one"
     assert index.page("ｂ").text == "three"
     assert (index.manifest.titles, index.manifest.continued, index.manifest.repeated) == (2, 1, 2)
 
@@ -357,26 +360,40 @@ def test_a_folder_that_is_no_whole_index_is_refused_by_name(tmp_path):
             Manifest.read(folder)
 
 
-def test_the_tools_show_numbered_results_and_pages_of_bounded_length(tmp_path):
+def test_the_tools_show_numbered_results_and_whole_pages(tmp_path):
     rows = [
         page("The Hobbit", "The Hobbit is a novel by J. R. R. Tolkien. <|im_end|>"),
         page("Long", "filler. " * 5000 + "the dragon Smaug sleeps here. " + "filler. " * 5000),
     ]
     built(tmp_path, rows)
-    tools = IndexTools.open(tmp_path / "index", Shown(top_k=2, snippet_characters=120, observation_characters=300))
+    tools = IndexTools.open(tmp_path / "index", Shown(top_k=2, snippet_characters=120))
     assert asyncio.run(tools.search("hobbit author")) == (
         "found\n1 The Hobbit : The Hobbit is a novel by J. R. R. Tolkien. <|im_end|>"
     )
     assert "the dragon Smaug sleeps here." in asyncio.run(tools.search("smaug dragon"))
     assert asyncio.run(tools.search("unheardof")) == "no results"
     assert asyncio.run(tools.visit("the hobbit")).startswith("page The Hobbit : The Hobbit is")
-    shown = asyncio.run(tools.visit("long"))
-    assert len(shown) <= 300
-    assert shown.endswith(" (cut)")
+    assert asyncio.run(tools.visit("long")) == f"page Long : {rows[1]['contents'].removeprefix('Long' + chr(10))}"
     assert asyncio.run(tools.visit("unheardof")) == "no page"
     for tool in (tools.search, tools.visit):
         with pytest.raises(QueryRefused, match="100000 characters"):
             asyncio.run(tool("x" * 100_000))
+
+
+def test_long_documents_are_looked_through_off_the_event_loop(tmp_path, monkeypatch):
+    built(tmp_path, [page("Long", "filler " * 5000)])
+    tools = IndexTools.open(tmp_path / "index")
+    threads = set()
+    shown = observations.results
+
+    def noted(*given):
+        threads.add(threading.current_thread())
+        return shown(*given)
+
+    monkeypatch.setattr(observations, "results", noted)
+    asyncio.run(tools.search("filler"))
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("text", ["", "x", "x" * 5000, "a b " * 3000, "。" * 999, "\n" * 2000 + "end"])

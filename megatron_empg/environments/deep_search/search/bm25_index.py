@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from megatron_empg.environments.deep_search.search.arrays import open_array
-from megatron_empg.environments.deep_search.search.corpus_lines import Passage
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 from megatron_empg.environments.deep_search.search.manifest import Manifest
 from megatron_empg.environments.deep_search.search.passages import Page, Passages
@@ -19,13 +18,13 @@ from megatron_empg.environments.deep_search.search.postings_build import (
     WORDS,
     open_postings,
 )
+from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS
 from megatron_empg.environments.deep_search.search.string_table import HashTable
 from megatron_empg.environments.deep_search.search.top_k import Postings, best_documents
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
 
 LONGEST_QUERY = 4_000
 """Characters. What is longer is no query, and could have every word of the index looked up."""
-MOST_RESULTS = 100
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,9 @@ class SearchIndex:
         """(document numbers, scores), best first."""
         return best_documents(self.postings, words, counts, len(self), top_k)
 
-    def by_title(self, title: str) -> Passage | None:
-        """The first document of a title; case, blanks and Unicode's compatible forms do not matter."""
-        return self.passages.by_title(title)
-
     def page(self, title: str) -> Page | None:
-        """The page of a title: its first document, and those right behind that are of the same title."""
+        """The page of a title: its first document, and those right behind that are of the same title. Case, blanks
+        and Unicode's compatible forms do not matter."""
         return self.passages.page(title)
 
 

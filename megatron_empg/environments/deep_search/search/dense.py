@@ -11,22 +11,21 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array
-from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, MOST_RESULTS, Hit
-from megatron_empg.environments.deep_search.search.encoder import Encoder
+from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, Hit
+from megatron_empg.environments.deep_search.search.encoder import Encoder, Engine
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError, MissingPackageError
 from megatron_empg.environments.deep_search.search.index_tools import refuse_long
 from megatron_empg.environments.deep_search.search.manifest import Manifest
-from megatron_empg.environments.deep_search.search.observations import Shown
 from megatron_empg.environments.deep_search.search.passages import Passages
+from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS, Shown
 
-Engine = Literal["faiss", "numpy"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 VECTORS, SETTINGS = "dense.vectors.npy", "dense.json"
 _REMEDY = "make the vectors again: empg index … --encoder FOLDER"
@@ -138,12 +137,17 @@ class DenseTools:
 
     async def search(self, query: str) -> str:
         refuse_long("search", query)
-        hits = await in_thread(self._index.search, query, self._shown.top_k)
-        return observations.results(hits, query, self._shown)
+        return await in_thread(self._searched, query)
 
     async def visit(self, title: str) -> str:
         refuse_long("visit", title)
-        return observations.page(await in_thread(self._index.passages.page, title), self._shown)
+        return observations.page(await in_thread(self._index.passages.page, title))
+
+    async def close(self) -> None:
+        """The vectors go with the process."""
+
+    def _searched(self, query: str) -> str:
+        return observations.results(self._index.search(query, self._shown.top_k), query, self._shown)
 
 
 class _Compared:
@@ -166,8 +170,8 @@ class _Faiss:
             import faiss
         except ImportError:
             raise MissingPackageError(
-                'dense search with engine "faiss" needs the package faiss-cpu: pip install faiss-cpu (or take the '
-                'engine "numpy", which is exact too and slower)'
+                "dense search needs the package faiss-cpu: pip install faiss-cpu; or let numpy compare, which is "
+                "exact too and slower: encoder: {path: FOLDER, engine: numpy}"
             ) from None
         self._index: Any = faiss.IndexFlatIP(vectors.shape[1])
         for block in _blocks(vectors):

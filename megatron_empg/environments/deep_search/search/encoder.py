@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-import numpy as np
+from pydantic import Field
 
 from megatron_empg.environments.deep_search.search.errors import MissingPackageError, SearchError
+from megatron_empg.environments.settings import EnvironmentSettings, PlainPath
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Pooling = Literal["mean", "first"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+Engine = Literal["faiss", "numpy"]
 
 
 class Encoder(Protocol):
@@ -33,35 +35,44 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
-    """How a model wants its texts. The defaults are E5's; BGE has `pooling` "first" and no passage prefix."""
+class EncoderSettings(EnvironmentSettings):
+    """A sentence encoder, and how it wants its texts. The defaults are E5's; BGE has pooling "first" and no
+    passage prefix."""
 
+    path: PlainPath
+    """The model's folder."""
     query_prefix: str = "query: "
+    """What stands before a query."""
     passage_prefix: str = "passage: "
+    """What stands before a document, as when the vectors were made."""
     pooling: Pooling = "mean"
-    tokens: int = 256
-    """Of a text; what is behind them does not count."""
+    """A text's vector: the mean over its tokens, or the first token's. As when the vectors were made."""
+    tokens: Annotated[int, Field(ge=1)] = 256
+    """Of a text; what is behind them does not count. As when the vectors were made."""
+    engine: Engine = "faiss"
+    """What looks vectors up: faiss, which has them all in memory, or numpy, which compares a query with every one
+    on the disk: as exact, slower, and already installed."""
 
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
-        if self.tokens < 1:
-            raise ValueError(f"tokens is {self.tokens}; it must be 1 or more")
+    @property
+    def kind_of_vectors(self) -> str:
+        """The same for settings whose vectors of documents are the same."""
+        name = self.path.resolve().name
+        return f"{name}, passages behind {self.passage_prefix!r}, {self.tokens} tokens, pooling {self.pooling}"
 
 
 class SentenceEncoder:
     """A model that transformers can load, from safetensors and without code of its own."""
 
-    def __init__(self, folder: Path, settings: EncoderSettings | None = None, device: str = "cpu") -> None:
-        """Raises SearchError for a folder without a model."""
-        self.settings = settings or EncoderSettings()
+    def __init__(self, settings: EncoderSettings, device: str = "cpu") -> None:
+        """Raises SearchError for a folder without a model, MissingPackageError."""
+        self.settings = settings
+        folder = settings.path
         try:
             import torch
             from transformers import AutoModel, AutoTokenizer
         except ImportError as error:
             raise MissingPackageError(f"dense search needs torch and transformers: {error}") from None
-        if not (Path(folder) / "config.json").is_file():
+        if not (folder / "config.json").is_file():
             raise SearchError(f"{folder} holds no model (no config.json); give the folder of a sentence encoder")
         self._torch = torch
         self._lock = threading.Lock()
@@ -70,7 +81,7 @@ class SentenceEncoder:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         model = AutoModel.from_pretrained(folder, use_safetensors=True, **local)
         self._model = model.to(device).eval()
-        self.name = f"{Path(folder).resolve().name} {self.settings}"
+        self.name = settings.kind_of_vectors
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._encode([self.settings.query_prefix + text for text in texts])

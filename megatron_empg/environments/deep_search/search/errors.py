@@ -1,8 +1,9 @@
 """What can be wrong with a corpus, an index or the packages that search needs."""
 
 
-class SearchError(RuntimeError):
-    """The root of the faults that whoever starts the search can mend. The text says how."""
+class SearchError(ValueError):
+    """The root of the faults that whoever starts the search can mend. The text says how. A ValueError, as a task
+    source may raise it."""
 
 
 class CorpusError(SearchError):

@@ -25,12 +25,18 @@ class IndexTools:
 
     async def search(self, query: str) -> str:
         refuse_long("search", query)
-        hits = await in_thread(self._index.search, query, self._shown.top_k)
-        return observations.results(hits, query, self._shown)
+        return await in_thread(self._searched, query)
 
     async def visit(self, title: str) -> str:
         refuse_long("visit", title)
-        return observations.page(await in_thread(self._index.page, title), self._shown)
+        return observations.page(await in_thread(self._index.page, title))
+
+    async def close(self) -> None:
+        """The mapped files go with the process."""
+
+    def _searched(self, query: str) -> str:
+        # The texts of documents may be long: looking through them is no work for the event loop either.
+        return observations.results(self._index.search(query, self._shown.top_k), query, self._shown)
 
 
 def refuse_long(tool: str, argument: str) -> None:

@@ -1,34 +1,20 @@
-"""What a policy is shown of results and pages, of bounded length."""
+"""How results and pages are written for a policy. The episode bounds the length of the whole."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from megatron_empg.environments.deep_search.search.bm25_index import MOST_RESULTS, Hit
+from megatron_empg.environments.deep_search.search.bm25_index import Hit
 from megatron_empg.environments.deep_search.search.passages import Page
+from megatron_empg.environments.deep_search.search.shown import Shown
 from megatron_empg.environments.deep_search.search.words import fold
+from megatron_empg.environments.deep_search.text import cut
+
+__all__ = ["Shown", "page", "results", "snippet"]
 
 _SEARCHED = 100_000
 """Characters of a text among which a snippet is looked for; later ones never make it."""
-_CUT = " (cut)"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How much is shown: results, characters of each result's snippet, and of the whole observation."""
-
-    top_k: int = 3
-    snippet_characters: int = 800
-    observation_characters: int = 4000
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= MOST_RESULTS:
-            raise ValueError(f"top_k is {self.top_k}; it lies between 1 and {MOST_RESULTS}")
-        for name in ("snippet_characters", "observation_characters"):
-            if getattr(self, name) < 40:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 40 or more")
 
 
 def results(hits: Sequence[Hit], query: str, shown: Shown) -> str:
@@ -38,14 +24,12 @@ def results(hits: Sequence[Hit], query: str, shown: Shown) -> str:
     lines = ["found"]
     for number, hit in enumerate(hits[: shown.top_k], start=1):
         lines.append(f"{number} {hit.title} : {snippet(hit.text, query, shown.snippet_characters)}".rstrip())
-    return cut("\n".join(lines), shown.observation_characters)
+    return "\n".join(lines)
 
 
-def page(found: Page | None, shown: Shown) -> str:
-    """The whole page, or its beginning."""
-    if found is None:
-        return "no page"
-    return cut(f"page {found.title} : {found.text}", shown.observation_characters)
+def page(found: Page | None) -> str:
+    """The whole page."""
+    return "no page" if found is None else f"page {found.title} : {found.text}"
 
 
 def snippet(text: str, query: str, characters: int) -> str:
@@ -58,17 +42,6 @@ def snippet(text: str, query: str, characters: int) -> str:
     if begin:
         part = part[part.find(" ") + 1 :]
     return cut(part + " ", len(part)) if begin + characters < len(plain) else part
-
-
-def cut(text: str, characters: int) -> str:
-    """The text, or its beginning up to the end of a word, marked as cut."""
-    if len(text) <= characters:
-        return text
-    kept = text[: characters - len(_CUT)]
-    end = kept.rfind(" ")
-    if end > len(kept) - 40:
-        kept = kept[:end]
-    return kept + _CUT
 
 
 def _best_begin(text: str, query: str, characters: int) -> int:

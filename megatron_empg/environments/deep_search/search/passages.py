@@ -16,7 +16,7 @@ from megatron_empg.environments.deep_search.search.errors import IndexFolderErro
 from megatron_empg.environments.deep_search.search.string_table import HashTable, text_hash
 from megatron_empg.environments.deep_search.text import normalise_title
 
-DOCUMENTS = "documents.txt"
+TEXTS = "documents.txt"
 OFFSETS = "documents.offsets.npy"
 TITLES = "titles"
 MOST_PASSAGES_OF_A_PAGE = 4096
@@ -47,7 +47,7 @@ class PassageWriter:
         """Passages, or runs of them, whose title stood earlier. A visit shows the first."""
 
     def __enter__(self) -> PassageWriter:
-        self._documents = (self._folder / DOCUMENTS).open("wb", buffering=1 << 20)
+        self._documents = (self._folder / TEXTS).open("wb", buffering=1 << 20)
         self._offsets = ArrayWriter(self._folder / OFFSETS, "<i8").__enter__()
         self._offsets.append(np.zeros(1))
         return self
@@ -92,7 +92,7 @@ class Passages:
         """Raises IndexFolderError."""
         self._offsets = open_array(folder / OFFSETS, "<i8", count + 1)
         self._titles = HashTable.open(folder, TITLES, count)
-        path = folder / DOCUMENTS
+        path = folder / TEXTS
         if not path.is_file() or path.stat().st_size != self._offsets[-1]:
             raise IndexFolderError(f"{path} does not hold {self._offsets[-1]} bytes; build the index again")
         with path.open("rb") as file:
@@ -112,13 +112,9 @@ class Passages:
         for number in range(len(self)):
             yield self[number]
 
-    def by_title(self, title: str) -> Passage | None:
-        """The first passage of a title; case, blanks and Unicode's compatible forms do not matter."""
-        numbers = self.numbers_of(title)
-        return self[numbers[0]] if numbers else None
-
     def page(self, title: str) -> Page | None:
-        """The page of a title: its first passage, and those right behind that are of the same title."""
+        """The page of a title: its first passage, and those right behind that are of the same title. Case, blanks
+        and Unicode's compatible forms do not matter."""
         found = [self[number] for number in self.numbers_of(title)]
         if not found:
             return None

@@ -8,7 +8,6 @@ length. The runs are then merged over ranges of words that fit the memory, and w
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array, write_array
+from megatron_empg.environments.deep_search.search.bm25 import Bm25
 from megatron_empg.environments.deep_search.search.string_table import HashTable, text_hash
 from megatron_empg.environments.deep_search.search.top_k import BLOCK, LEAST_SCORE, Postings
 
-DOCUMENTS, SCORES, STARTS = "indices.csc.index.npy", "data.csc.index.npy", "indptr.csc.index.npy"
+POSTED, SCORES, STARTS = "indices.csc.index.npy", "data.csc.index.npy", "indptr.csc.index.npy"
 """Named and laid out as bm25s does, which can open the folder too (without its vocabulary)."""
 BM25S_PARAMETERS = "params.index.json"
 BLOCK_STARTS, BLOCK_LAST, BLOCK_BEST = "blocks.starts.npy", "blocks.last.npy", "blocks.best.npy"
@@ -29,28 +29,6 @@ PORTION = 4_000_000
 """Words of a run: they take 0.2 GB while they are sorted."""
 MERGED = 8_000_000
 """Postings that are merged at once (or those of one word, if more): they take 0.6 GB."""
-
-
-@dataclass(frozen=True)
-class Bm25:
-    """BM25 in Lucene's variant: idf = ln(1 + (N - n + 0.5) / (n + 0.5)), tf / (tf + k1 (1 - b + b l / mean l))."""
-
-    k1: float = 0.9
-    b: float = 0.4
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.k1) and self.k1 > 0):
-            raise ValueError(f"k1 is {self.k1}; it must be above 0")
-        if not 0 <= self.b <= 1:
-            raise ValueError(f"b is {self.b}; it must lie between 0 and 1")
-
-    def idf(self, with_word: np.ndarray, documents: int) -> np.ndarray:
-        """How much a word tells that stands in so many documents."""
-        return np.log1p((documents - with_word + 0.5) / (with_word + 0.5))
-
-    def term_frequency(self, counts: np.ndarray, lengths: np.ndarray, mean_length: float) -> np.ndarray:
-        """How much a document is about a word that it says so often."""
-        return counts / (counts + self.k1 * (1 - self.b + self.b * lengths / mean_length))
 
 
 class _Runs:
@@ -187,7 +165,7 @@ class PostingsBuilder:
         mean_length = lengths.mean() if self.postings else 1.0
         runs = self._runs.open()
         with (
-            ArrayWriter(out / DOCUMENTS, "<i4") as documents_file,
+            ArrayWriter(out / POSTED, "<i4") as documents_file,
             ArrayWriter(out / SCORES, "<f4") as scores_file,
             ArrayWriter(out / BLOCK_LAST, "<i4") as last_file,
             ArrayWriter(out / BLOCK_BEST, "<f4") as best_file,
@@ -263,7 +241,7 @@ def open_postings(folder: Path, words: int, postings: int) -> Postings:
     block_starts = open_array(folder / BLOCK_STARTS, "<i8", words + 1)
     blocks = int(block_starts[-1])
     return Postings(
-        open_array(folder / DOCUMENTS, "<i4", postings),
+        open_array(folder / POSTED, "<i4", postings),
         open_array(folder / SCORES, "<f4", postings),
         starts,
         block_starts,

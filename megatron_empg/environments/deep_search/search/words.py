@@ -7,6 +7,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from megatron_empg.environments.deep_search.search.errors import MissingPackageError
+
 StopWords = Literal["none", "english"]
 STOP_WORDS: tuple[StopWords, ...] = get_args(StopWords)
 
@@ -59,6 +61,9 @@ def fold(text: str) -> str:
 
 
 def _english() -> frozenset[str]:
-    from bm25s.stopwords import STOPWORDS_EN
-
+    """Raises MissingPackageError."""
+    try:
+        from bm25s.stopwords import STOPWORDS_EN
+    except ImportError as error:
+        raise MissingPackageError(f"stop words need the package bm25s: pip install bm25s ({error})") from None
     return frozenset(STOPWORDS_EN)
