@@ -7,6 +7,8 @@ minutes of starting, in a process of its own, ends it here. No tensor is read.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from megatron_empg.planner.legality import layout_faults
@@ -15,7 +17,7 @@ from megatron_empg.trainer.task_source import task_source_of
 from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
 
 if TYPE_CHECKING:
-    from megatron_empg.environments.base import Task, TaskSource
+    from megatron_empg.environments.base import Split, Task, TaskSource
     from megatron_empg.rollout.chat_tokens import ChatTokens
 
 _log = logging.getLogger(__name__)
@@ -59,8 +61,15 @@ def _check_logging(recipe: Recipe | SftRecipe) -> None:
 
 
 def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
-    try:
+    with _faults_of_the_source():
         return task_source_of(recipe)
+
+
+@contextmanager
+def _faults_of_the_source() -> Iterator[None]:
+    """What an environment raises, as a fault of its settings: its data is read as late as it likes."""
+    try:
+        yield
     except (ValueError, OSError) as error:
         raise RecipeError(f"environment.settings: {error}") from None
     except Exception as error:  # a plug-in may fail in its own way
@@ -69,32 +78,42 @@ def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
 
 def _tasks(recipe: Recipe | SftRecipe, source: TaskSource) -> list[Task]:
     """Some tasks of every split that the recipe draws from, after checking that there are enough."""
-    if not len(source.tasks("train")):
+    with _faults_of_the_source():
+        to_train_on = len(source.tasks("train"))
+        demonstrations = source.demonstrations()
+    if not to_train_on:
         raise RecipeError("environment.settings: there is no task to train on: the train split is empty")
-    if isinstance(recipe, SftRecipe) and source.demonstrations() is None:
+    if isinstance(recipe, SftRecipe) and demonstrations is None:
         raise RecipeError(
             f"environment.name is {recipe.environment.name}, which has no demonstrations to learn from: warm a "
             "policy up on another environment, or train without"
         )
-    try:
+    with _faults_of_the_source():
         found = source.sample("train", PROMPTS, seed=recipe.run.seed)
-    except ValueError as error:
-        raise RecipeError(f"environment.settings: {error}") from None
     if isinstance(recipe, SftRecipe) or not recipe.evaluation.questions:
         return found
-    wanted = recipe.evaluation.questions
     for split in recipe.evaluation.splits:
-        there = len(source.tasks(split))
-        if there < wanted:
-            raise RecipeError(
-                f"evaluation.questions is {wanted}, but {split} has {there} tasks; lower the first, or leave the "
-                "split out of evaluation.splits"
-            )
-        try:
-            found = found + source.fixed(split, wanted)[:PROMPTS]
-        except ValueError as error:
-            raise RecipeError(f"evaluation.questions is {wanted}: {error}") from None
+        found = found + _fixed(recipe, source, split)
     return found
+
+
+def _fixed(recipe: Recipe, source: TaskSource, split: Split) -> list[Task]:
+    """Some of the questions that evaluations ask of a split."""
+    wanted = recipe.evaluation.questions
+    with _faults_of_the_source():
+        there = len(source.tasks(split))
+    if not there:
+        raise RecipeError(
+            f"evaluation.splits names {split}, which has no tasks under these environment.settings; leave it out, "
+            "give the environment data of it, or set evaluation.questions=0 to train without evaluations"
+        )
+    if there < wanted:
+        raise RecipeError(
+            f"evaluation.questions is {wanted}, but {split} has {there} tasks; lower the first, or leave the "
+            "split out of evaluation.splits"
+        )
+    with _faults_of_the_source():
+        return source.fixed(split, wanted)[:PROMPTS]
 
 
 def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:

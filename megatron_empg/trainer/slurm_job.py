@@ -292,7 +292,8 @@ def main() -> None:
         _answer(given)
     except RecipeError as error:
         raise SystemExit(f"error: {error}") from None
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        # Of a class of the project: it says itself what is wrong and how to mend it.
         if type(error).__module__.partition(".")[0] != "megatron_empg":
             raise
         raise SystemExit(f"error: {error}") from None

@@ -16,6 +16,7 @@ from models import write_sparse_weights
 from safetensors.torch import load_file, save_file
 
 from megatron_empg.environments.base import Task
+from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.trainer.check import _check_gold, _check_weights, check_model, check_recipe
 from megatron_empg.weights.model_config import ModelConfig
@@ -282,6 +283,55 @@ def test_settings_the_environment_refuses_are_named_by_their_key(folder: Path, o
     message = refusal(quickstart(folder, override))
     assert message.startswith("environment.settings: ")
     assert says in message
+
+
+def published(folder: Path, files: dict[str, str], *overrides: str) -> Recipe:
+    """Questions of files with these contents, by split, over a server of searches that nobody asks."""
+    words = ["environment.settings.search_url=http://127.0.0.1:9/retrieve", "environment.settings.prompt=none"]
+    for split, content in files.items():
+        path = folder / f"{split}.jsonl"
+        path.write_text(content, encoding="utf-8")
+        words.append(f"environment.settings.questions.{split}=[{{dataset: jsonl, path: {path}}}]")
+    return load_recipe(ROOT / "recipes/quickstart.yaml", [f"model.path={folder}", *words, *overrides])
+
+
+GOOD_QUESTION = json.dumps({"id": "q1", "question": "Who founded Norhaven?", "answers": ["Ida Marsh"]}) + "\n"
+BAD_QUESTION = json.dumps({"id": "q1", "question": "Who founded Norhaven?"}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "test_id", "says"),
+    [
+        (BAD_QUESTION, GOOD_QUESTION, "train.jsonl"),
+        (GOOD_QUESTION, BAD_QUESTION, "test_id.jsonl"),
+        (GOOD_QUESTION, "no JSON\n", "test_id.jsonl"),
+    ],
+)
+def test_a_faulty_file_of_questions_is_a_fault_of_the_settings(
+    folder: Path, train: str, test_id: str, says: str
+) -> None:
+    files = {"train": train, "test_id": test_id}
+    message = refusal(published(folder, files, "evaluation.questions=1", "evaluation.splits=[test_id]"))
+    assert message.startswith("environment.settings: ")
+    assert says in message
+
+
+def test_a_split_without_files_is_named_where_it_is_evaluated_on(folder: Path) -> None:
+    files = {"train": GOOD_QUESTION, "test_id": GOOD_QUESTION}
+    check_recipe(published(folder, files, "evaluation.questions=1", "evaluation.splits=[test_id]"))
+    message = refusal(published(folder, files, "evaluation.questions=1"))
+    assert message.startswith("evaluation.splits names test_ood, which has no tasks under these ")
+
+
+@pytest.mark.parametrize("method", ["tasks", "sample", "fixed"])
+def test_whatever_an_environment_raises_of_its_tasks_is_a_fault_of_its_settings(
+    folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("no such column")
+
+    monkeypatch.setattr(DeepSearch, method, fails)
+    assert refusal(quickstart(folder)) == "environment.settings: KeyError: 'no such column'"
 
 
 @pytest.mark.parametrize("files", [1, 17])
