@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from megatron_empg.environments.registry import make_task_source
 from megatron_empg.evaluate.document import Document, document
+from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.figures import summarise
 from megatron_empg.evaluate.options import EvaluationOptions, model_override
 from megatron_empg.evaluate.play import play
@@ -24,6 +25,7 @@ from megatron_empg.trainer.check import check_recipe
 from megatron_empg.trainer.driver import Driver
 from megatron_empg.trainer.jsonl import write_aside
 from megatron_empg.trainer.run_folder import versions
+from megatron_empg.trainer.task_source import task_source_of
 from megatron_empg.weights.megatron_layout import is_megatron
 
 
@@ -117,13 +119,25 @@ class EvaluationRun:
 
 
 def _passes(recipe: Recipe, samples: int) -> list[Pass]:
-    """Raises RecipeError for questions that the environment does not have."""
-    acting, evaluation = recipe.environment, recipe.evaluation
+    """Raises RecipeError for an environment that cannot be, or questions that it does not have."""
+    asked = recipe.evaluation
+    with _faults_of("environment.settings"):
+        source = task_source_of(recipe)
+    with _faults_of(f"evaluation.questions is {asked.questions}"):
+        return passes(source, asked.splits, asked.questions, samples, asked.greedy)
+
+
+@contextmanager
+def _faults_of(key: str) -> Iterator[None]:
+    """What an environment raises, as a fault of a key of the recipe."""
     try:
-        source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
-        return passes(source, evaluation.splits, evaluation.questions, samples, evaluation.greedy)
+        yield
+    except EvaluationError:
+        raise
     except (ValueError, OSError) as error:
-        raise RecipeError(f"evaluation.questions is {evaluation.questions}: {error}") from None
+        raise RecipeError(f"{key}: {error}") from None
+    except Exception as error:  # a plug-in may fail in its own way
+        raise RecipeError(f"{key}: {type(error).__name__}: {error}") from error
 
 
 def _say(text: str) -> None:
