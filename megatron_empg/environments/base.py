@@ -25,8 +25,10 @@ class Message(TypedDict):
 
 
 STEP_SHARE = 0.9
-"""Share of the wait around a call of an environment that the environment is given for it. What fails within it says
-why: a worker process shows its last lines, a search its service. The wait could only say that it is over."""
+"""Share of the wait around a call of an environment that the environment is given for it.
+
+What fails within it says why: a worker process shows its last lines, a search its service. The wait could only say
+that it is over."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class TaskSource(ABC):
         return []
 
     def metrics(self) -> dict[str, float]:
-        """What the source counted since it was made, by the name of a metric."""
+        """What the source counted since it was made: finite numbers by names of its own, ``environment/NAME``."""
         return {}
 
     async def close(self) -> None:  # noqa: B027 - most have nothing to let go of

@@ -21,18 +21,36 @@ class PatientThreads(Executor):
     """
 
     def __init__(self, most: int = 4096) -> None:
-        """`most`: calls at once above which `submit` refuses, since so many can only hang."""
+        """`most`: calls at once above which `submit` refuses: each has a thread of its own."""
         self._most = most
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
         self._free = 0
+        self._left_behind = 0
 
     @property
     def running(self) -> int:
         """Calls under way. Those that nobody waits for any more are among them: a thread cannot be ended."""
         with self._lock:
             return self._threads - self._free
+
+    @property
+    def left_behind(self) -> int:
+        """Those of them that nobody waits for any more."""
+        with self._lock:
+            return self._left_behind
+
+    def leave_behind(self, call: Future[Any]) -> None:
+        """Nobody waits for this call any more. One that has not begun never does."""
+        call.cancel()
+        with self._lock:
+            self._left_behind += 1
+        call.add_done_callback(self._over)
+
+    def _over(self, call: Future[Any]) -> None:
+        with self._lock:
+            self._left_behind -= 1
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run the call. Raises RuntimeError when `most` others are under way."""
@@ -44,7 +62,11 @@ class PatientThreads(Executor):
                 threading.Thread(target=self._work, name="call", daemon=True).start()
                 self._threads += 1
             else:
-                raise RuntimeError(f"{self._most} calls are under way already: they hang")
+                raise RuntimeError(
+                    f"{self._most} calls that block are under way already, of which {self._left_behind} go on "
+                    "though nobody waits for them, and no more are begun. Have fewer episodes at once "
+                    "(rollout.concurrency), or mend what does not answer"
+                )
         self._calls.put(lambda: _run(future, lambda: fn(*args, **kwargs)))
         return future
 
@@ -81,8 +103,13 @@ CALLS = PatientThreads()
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a call that blocks, and wait for it. Whoever stops waiting leaves it behind: it cannot be ended."""
-    future = asyncio.get_running_loop().run_in_executor(CALLS, lambda: function(*args, **kwargs))
-    return await future
+    threads = CALLS
+    call = threads.submit(function, *args, **kwargs)
+    try:
+        return await asyncio.wrap_future(call)
+    except asyncio.CancelledError:
+        threads.leave_behind(call)
+        raise
 
 
 def run_at_once(coroutine: Coroutine[Any, Any, R]) -> R:

@@ -55,7 +55,7 @@ class Collection:
     engines: int | None = None
     """Engines that may generate, at the end."""
     hanging: int | None = None
-    """Calls of environments that go on though nobody waits for them."""
+    """Calls of environments that go on though nobody waits for them any more."""
     source_metrics: dict[str, float] = field(default_factory=dict)
     """What the environment's processes say of themselves, at the end."""
 
@@ -135,7 +135,7 @@ class Collection:
             metrics["rollout/engines_healthy"] = self.engines
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
-        return metrics | self.source_metrics
+        return self.source_metrics | metrics  # no number of the run is another's to say
 
 
 def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:

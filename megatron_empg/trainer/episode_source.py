@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from megatron_empg.environments.base import Environment, Task, TaskSource
+from megatron_empg.environments.source_metrics import metric_faults
 from megatron_empg.environments.workers.pool import WorkerPool
 from megatron_empg.recipe import Recipe
+from megatron_empg.trainer.metric_names import find
 from megatron_empg.trainer.task_source import task_source_of
 
 GIB = 1 << 30
@@ -29,8 +31,14 @@ class EpisodeSource:
         return wanted if self.pool is None else min(wanted, self.pool.workers)
 
     def metrics(self) -> dict[str, float]:
-        """Of the source, and of the worker processes."""
-        counted = self.tasks.metrics()
+        """Of the source, and of the worker processes. Raises ValueError where the source takes names that are not
+        its own."""
+        counted = dict(self.tasks.metrics())
+        faults = metric_faults(counted)
+        if not faults:
+            faults = [f"the metric {name!r}, which no judge writes" for name in counted if find(name) is None]
+        if faults:
+            raise ValueError(f"environment {type(self.tasks).__name__} counts {faults[0]}")
         if self.pool is not None:
             counted["rollout/environment_workers"] = self.pool.live
             counted["rollout/environment_workers_died"] = self.pool.died
@@ -43,12 +51,18 @@ async def open_episode_source(recipe: Recipe) -> AsyncIterator[EpisodeSource]:
     source = task_source_of(recipe)
     try:
         if source.isolation == "coroutine":
-            yield EpisodeSource(source, source.make)
+            yield _checked(EpisodeSource(source, source.make))
         else:
             async with _workers(recipe, source) as pool:
-                yield EpisodeSource(source, pool.make, pool)
+                yield _checked(EpisodeSource(source, pool.make, pool))
     finally:
         await source.close()
+
+
+def _checked(source: EpisodeSource) -> EpisodeSource:
+    """The same, whose metrics would be refused after the first batch only."""
+    source.metrics()
+    return source
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ Unit = Literal[
 ]
 """Empty for plain numbers. A share lies in [0, 1]."""
 
-STANDS_FOR = {"SPLIT": "[a-z_]+", "KIND": "[^/]+", "BIN": "[0-9]+"}
+STANDS_FOR = {"SPLIT": "[a-z_]+", "KIND": "[^/]+", "BIN": "[0-9]+", "NAME": "[A-Za-z0-9_./-]+"}
 """Words in names that stand for any text of this form."""
 
 
@@ -128,6 +128,7 @@ ROLLOUT = Family(
             "worker processes that crashed, hung or outgrew their memory since the rollout service started",
             "0; each cost an episode",
         ),
+        Metric("environment/NAME", "", "what the environment counts itself, by the names that it gives"),
         Metric(
             "judge/{requests,verdicts,cached}",
             "",

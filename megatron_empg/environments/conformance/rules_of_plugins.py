@@ -10,6 +10,7 @@ from megatron_empg.environments.conformance.findings import Rule, RuleNotTried, 
 from megatron_empg.environments.conformance.subject import Subject
 from megatron_empg.environments.settings import EnvironmentSettings, role_of
 from megatron_empg.environments.settings_fields import fields_of
+from megatron_empg.environments.source_metrics import metric_faults
 
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -45,6 +46,10 @@ def services_can_be_started(subject: Subject) -> None:
     refuse(faults)
 
 
+def metrics_have_names_of_their_own(subject: Subject) -> None:
+    refuse([f"metrics gave {fault}" for fault in metric_faults(subject.source.metrics())])
+
+
 def _service_faults(service: SideService, settings: type[EnvironmentSettings]) -> list[str]:
     faults: list[str] = []
     if isinstance(service.arguments, str) or not all(map(_is_word, service.arguments)):
@@ -67,4 +72,5 @@ RULES = (
     Rule("every setting says what it means", settings_are_documented),
     Rule("isolation is one that a run knows", isolation_is_known),
     Rule("the services that it needs can be started", services_can_be_started),
+    Rule("what it counts has names of its own", metrics_have_names_of_their_own),
 )

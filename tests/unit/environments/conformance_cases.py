@@ -136,6 +136,11 @@ class ServingSecretly(Serving):
 # Tasks
 
 
+class Usurping(Sound):
+    def metrics(self):
+        return {"train/success": 1.0}
+
+
 class Changed(Sound):
     """Its tasks, each `changed`."""
 

@@ -11,6 +11,7 @@ from megatron_empg.environments.conformance.thread_time import LongestHold
 BY_NAME = {rule.check.__name__: rule for rule in RULES}
 
 BROKEN = [
+    ("Usurping", "metrics_have_names_of_their_own", "broken", "'environment/train/success'"),
     ("Undocumented", "settings_are_documented", "broken", "setting doors has no text"),
     ("NestedUndocumented", "settings_are_documented", "broken", "setting inner.width has no text"),
     ("Elsewhere", "isolation_is_known", "broken", "isolation is 'thread'; allowed"),

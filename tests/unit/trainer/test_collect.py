@@ -175,6 +175,15 @@ def test_an_episode_is_at_hand_for_a_message_and_rather_one_that_did_not_fail() 
     assert Collection(4, EVERY).batch().example == ""
 
 
+def test_no_number_of_the_run_is_an_environments_to_say() -> None:
+    collection = Collection(8, EVERY)
+    collection.add(tasks(1), played([[1.0, 0.0]]), None)
+    collection.source_metrics = {"train/reward": 9.0, "environment/rooms": 2.0}
+    metrics = collection.batch().metrics
+    assert metrics["train/reward"] == 0.5
+    assert metrics["environment/rooms"] == 2.0
+
+
 def test_of_a_long_episode_a_message_shows_the_beginning() -> None:
     long = episode(0, 0, 0.0)
     long.turns = [Turn(3, 5, "x" * 100_000, "length", [], "page" * 100_000, anchor=0)] * 50

@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,10 +10,11 @@ from megatron_empg.environments.base import Opening, Task, TaskSource
 from megatron_empg.environments.workers.errors import WorkerTimeout
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.trainer.episode_source import EpisodeSource, open_episode_source
+from megatron_empg.trainer.metric_names import find
 from megatron_empg.trainer.task_source import task_source_of
 
 ROOT = Path(__file__).resolve().parents[3]
-HANGS = "tests.unit.trainer.test_episode_source:Hangs"
+HANGS = f"{__name__}:Hangs"
 
 
 class Hangs(TaskSource):
@@ -55,6 +56,58 @@ def test_a_step_is_over_before_the_wait_around_it() -> None:
     source = task_source_of(wanted)
     assert source.limits.max_turns == 5
     assert source.limits.step_timeout == pytest.approx(18.0)
+
+
+class Counts(TaskSource):
+    """An environment that counts what it was told to."""
+
+    counted: ClassVar[dict[str, Any]] = {}
+
+    def tasks(self, split: str) -> Any:
+        return []
+
+    def make(self, task: Any) -> Any:
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Any]:
+        return self.counted
+
+
+async def metrics_of(environment: str) -> dict[str, float]:
+    async with open_episode_source(of(environment)) as source:
+        return source.metrics()
+
+
+COUNTS = f"{__name__}:Counts"
+
+
+@pytest.mark.parametrize("name", ["environment/kitchens", "environment/rooms/cold.1", "judge/requests"])
+def test_what_an_environment_counts_is_a_metric(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Counts, "counted", {name: 3.0})
+    assert asyncio.run(metrics_of(COUNTS)) == {name: 3.0}
+    assert find(name) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("train/reward", 1.0, "'environment/train/reward'"),
+        ("rollout/environment_workers", 1.0, "no name of an environment's"),
+        ("step", 1.0, "'environment/step'"),
+        ("environment/", 1.0, "no name of an environment's"),
+        ("environment/a b", 1.0, "no name of an environment's"),
+        ("judge/verdict", 1.0, "which no judge writes"),
+        (7, 1.0, "no name of an environment's"),
+        ("environment/rooms", float("nan"), "must be a finite number"),
+        ("environment/rooms", "many", "must be a finite number"),
+    ],
+)
+def test_what_an_environment_counts_has_names_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, name: Any, value: Any, reason: str
+) -> None:
+    monkeypatch.setattr(Counts, "counted", {name: value})
+    with pytest.raises(ValueError, match=reason):
+        asyncio.run(metrics_of(COUNTS))
 
 
 def test_a_worker_that_hangs_is_counted_and_shows_what_it_wrote() -> None:
