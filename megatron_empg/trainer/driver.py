@@ -71,7 +71,7 @@ class Driver:
             if not collection.missing or ends - time.monotonic() < took:
                 break
         collection.engines = len(self.rollout.fleet.healthy())
-        collection.hanging = CALLS.running
+        collection.hanging = CALLS.left_behind
         collection.source_metrics = self._source_metrics()
         texts = recipe.logging.episodes_per_step
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))

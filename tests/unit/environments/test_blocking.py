@@ -38,7 +38,7 @@ def test_errors_go_to_the_caller_and_too_many_calls_are_refused() -> None:
         time.sleep(0.001)
     for _ in range(2):
         threads.submit(over.wait, 60)
-    with pytest.raises(RuntimeError, match="2 calls are under way"):
+    with pytest.raises(RuntimeError, match="2 calls that block are under way already, of which 0"):
         threads.submit(over.wait, 60)
     over.set()
 
@@ -81,8 +81,27 @@ def test_the_event_loop_goes_on_beside_a_call_that_hangs(monkeypatch: pytest.Mon
         while threads.running > 1 and time.monotonic() < deadline:
             time.sleep(0.001)
         assert threads.running == 1, "a thread cannot be ended"
+        assert threads.left_behind == 1
     finally:
         over.set()
+    while threads.running:
+        time.sleep(0.001)
+    assert threads.left_behind == 0
+
+
+def test_a_call_that_is_waited_for_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, over = PatientThreads(), threading.Event()
+    monkeypatch.setattr(blocking, "CALLS", threads)
+
+    async def calls() -> tuple[int, int]:
+        waited_for = asyncio.ensure_future(in_thread(over.wait, 60))
+        await asyncio.sleep(0)
+        counts = threads.running, threads.left_behind
+        over.set()
+        assert await waited_for
+        return counts
+
+    assert asyncio.run(calls()) == (1, 0)
 
 
 def test_a_coroutine_that_waits_for_nothing_has_its_result_at_once() -> None:
