@@ -74,7 +74,7 @@ class FileQuestions:
     def all(self, split: Split) -> Sequence[Asked]:
         if not self._files.of(split):
             return ()
-        return Mapped(self._published.tasks(split), _asked)
+        return Mapped(self._published.all(split), _asked)
 
     def sample(self, split: Split, count: int, seed: int) -> list[Asked]:
         return [_asked(question) for question in self._published.sample(split, count, seed)]
@@ -84,7 +84,7 @@ class FileQuestions:
 
 
 def _asked(question: PublishedQuestion) -> Asked:
-    facts = {"hops": question.hops, "type": question.kind}
+    facts = {"hops": question.hops, "type": question.type}
     return Asked(question.id, question.text, question.answers, question.dataset, facts)
 
 

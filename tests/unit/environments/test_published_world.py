@@ -18,7 +18,7 @@ def questions(tmp_path: Path) -> FileQuestions:
         "id": "q1",
         "question": "Who founded Norhaven?",
         "answers": ["Ida Marsh"],
-        "kind": "founder",
+        "type": "founder",
         "hops": 1,
     }
     path.write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -19,7 +19,6 @@ from megatron_empg.environments.deep_search.data.published_formats import DATASE
 from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion, QuestionDataError
 from megatron_empg.environments.deep_search.data.published_questions import PublishedQuestions
 from megatron_empg.environments.deep_search.data.question_files import (
-    PAPER_SPLIT,
     QuestionFiles,
     QuestionSource,
     load_source,
@@ -67,7 +66,7 @@ def test_hotpotqa_is_read_and_an_answer_without_a_word_is_left_out():
         2,
         "hotpotqa",
     )
-    assert (comparison.kind, comparison.answers) == ("comparison", ("yes",))
+    assert (comparison.type, comparison.answers) == ("comparison", ("yes",))
     assert height.answers == ("1,204 m",)
     assert skipped == Skipped(wordless=1)
 
@@ -80,7 +79,7 @@ def test_2wikimultihopqa_takes_the_other_names_of_an_answer():
     )
     first, second, third = load_source(source).questions
     assert first.answers == ("Norhaven", "North Haven", "Norhafn", "Norhavener")
-    assert [(q.kind, q.hops) for q in (first, second, third)] == [
+    assert [(q.type, q.hops) for q in (first, second, third)] == [
         ("compositional", 2),
         ("bridge_comparison", 4),
         ("comparison", 2),
@@ -91,7 +90,7 @@ def test_2wikimultihopqa_takes_the_other_names_of_an_answer():
 def test_musique_leaves_out_what_cannot_be_answered():
     skipped = Skipped()
     found = read("musique", FIXTURES / PUBLISHED["musique"], skipped)
-    assert [(q.id, q.kind, q.hops) for q in found] == [
+    assert [(q.id, q.type, q.hops) for q in found] == [
         ("musique/2hop__101_202", "2hop", 2),
         ("musique/3hop1__5_6_7", "3hop1", 3),
         ("musique/4hop3__1_2_3_4", "4hop3", 4),
@@ -115,7 +114,7 @@ def test_bamboogle_is_read_from_the_authors_sheet_and_from_json(tmp_path):
 
 def test_webwalkerqa_is_read_with_and_without_capitals():
     found = read("webwalkerqa", FIXTURES / PUBLISHED["webwalkerqa"])
-    assert [q.kind for q in found] == ["multi_source_medium", "single_source_easy", "single_source_hard"]
+    assert [q.type for q in found] == ["multi_source_medium", "single_source_easy", "single_source_hard"]
     assert found[1].answers == ("林奥达",)
     assert all(q.hops is None for q in found)
 
@@ -134,12 +133,12 @@ def test_the_form_that_toolkits_share_is_read_for_any_dataset():
     assert questions[1].answers == ("412 km", "256 miles")
     assert read("musique", FIXTURES / "musique_dev_shared.jsonl")[0].hops == 2
     shared = read("hotpotqa", FIXTURES / "hotpotqa_dev_shared.jsonl")[0]
-    assert (shared.kind, shared.hops) == ("comparison", 2)
+    assert (shared.type, shared.hops) == ("comparison", 2)
 
 
-def test_own_questions_may_leave_out_kind_and_hops():
+def test_own_questions_may_leave_out_type_and_hops():
     found = read("jsonl", FIXTURES / PUBLISHED["jsonl"])
-    assert [(q.kind, q.hops) for q in found] == [("founder", 1), ("all", 2), ("all", None)]
+    assert [(q.type, q.hops) for q in found] == [("founder", 1), ("all", 2), ("all", None)]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -263,20 +262,20 @@ def test_a_file_without_a_question_to_ask_is_refused(tmp_path):
         load_source(QuestionSource(dataset="jsonl", path=path))
 
 
-def test_too_many_kinds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(question_files, "MAX_KINDS", 5)
-    records = [{"id": str(n), "question": "a?", "answers": ["b"], "kind": str(n)} for n in range(6)]
-    with pytest.raises(QuestionDataError, match="over 5 kinds"):
-        load_source(QuestionSource(dataset="jsonl", path=written(tmp_path / "kinds.jsonl", *records)))
+def test_too_many_types_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(question_files, "MAX_TYPES", 5)
+    records = [{"id": str(n), "question": "a?", "answers": ["b"], "type": str(n)} for n in range(6)]
+    with pytest.raises(QuestionDataError, match="over 5 types"):
+        load_source(QuestionSource(dataset="jsonl", path=written(tmp_path / "types.jsonl", *records)))
 
 
 def test_two_files_of_one_dataset_keep_their_ids_apart(tmp_path):
     first, second = own(tmp_path / "a.jsonl", 2), own(tmp_path / "b.jsonl", 2)
     sources = [{"dataset": "jsonl", "path": str(first)}, {"dataset": "jsonl", "path": str(second)}]
-    found = PublishedQuestions(QuestionFiles.model_validate({"train": sources})).tasks("train")
+    found = PublishedQuestions(QuestionFiles.model_validate({"train": sources})).all("train")
     assert [q.id for q in found] == ["jsonl/0", "jsonl/1", "jsonl.2/0", "jsonl.2/1"]
     sources[0]["name"] = "mine"
-    found = PublishedQuestions(QuestionFiles.model_validate({"train": sources})).tasks("train")
+    found = PublishedQuestions(QuestionFiles.model_validate({"train": sources})).all("train")
     assert [q.dataset for q in found] == ["mine", "mine", "jsonl", "jsonl"]
     assert found[-1].id == "jsonl/1"
     assert [q.id for q in found[1:3]] == ["mine/1", "jsonl/0"]
@@ -346,17 +345,17 @@ def test_more_draws_than_questions_go_round_before_one_comes_a_third_time(tmp_pa
 def balanced_set(tmp_path):
     sizes = {("2hop", 2): 300, ("3hop1", 3): 60, ("4hop1", 4): 5}
     records = []
-    for (kind, hops), size in sizes.items():
+    for (name, hops), size in sizes.items():
         for n in range(size):
-            record = {"id": f"{kind}-{n}", "question": f"{kind} {n}?", "answers": ["a"]}
-            records.append({**record, "kind": kind, "hops": hops})
+            record = {"id": f"{name}-{n}", "question": f"{name} {n}?", "answers": ["a"]}
+            records.append({**record, "type": name, "hops": hops})
     path = written(tmp_path / "uneven.jsonl", *records)
     return PublishedQuestions(
         QuestionFiles.model_validate({"test_ood": [{"dataset": "jsonl", "path": str(path)}]})
     )
 
 
-def test_evaluation_is_balanced_over_hops_and_kinds_as_far_as_they_last(tmp_path):
+def test_evaluation_is_balanced_over_hops_and_types_as_far_as_they_last(tmp_path):
     questions = balanced_set(tmp_path)
     drawn = questions.sample("test_ood", 60, seed=1)
     counts = Counter(q.hops for q in drawn)
@@ -364,7 +363,7 @@ def test_evaluation_is_balanced_over_hops_and_kinds_as_far_as_they_last(tmp_path
     assert abs(counts[2] - counts[3]) <= 1
     assert len({q.id for q in drawn}) == 60
     fixed = questions.fixed("test_ood", 12)
-    assert Counter(q.kind for q in fixed) == {"2hop": 4, "3hop1": 4, "4hop1": 4}
+    assert Counter(q.type for q in fixed) == {"2hop": 4, "3hop1": 4, "4hop1": 4}
 
 
 def test_a_shorter_fixed_set_is_a_prefix_of_a_longer_one(tmp_path):
@@ -395,9 +394,9 @@ def test_a_split_is_read_when_it_is_first_asked_for(tmp_path):
         "test_id": [{"dataset": "jsonl", "path": str(broken)}],
     }
     questions = PublishedQuestions(QuestionFiles.model_validate(files))
-    assert len(questions.tasks("train")) == 3
+    assert len(questions.all("train")) == 3
     with pytest.raises(QuestionDataError):
-        questions.tasks("test_id")
+        questions.all("test_id")
     with pytest.raises(ValueError, match=r"questions\.test_ood names no file"):
         questions.sample("test_ood", 1, 0)
 
@@ -451,12 +450,6 @@ def test_a_runs_identity_holds_every_file_of_questions(tmp_path):
     path = own(tmp_path / "q.jsonl", 1)
     files = QuestionFiles.model_validate({"train": [{"dataset": "jsonl", "path": str(path)}]})
     assert data_paths(files) == {"train.0.path": path}
-
-
-def test_the_papers_split_names_datasets_that_can_be_read():
-    named = {dataset for datasets in PAPER_SPLIT.values() for dataset in datasets}
-    assert named == {"webwalkerqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"}
-    assert named < set(DATASETS)
 
 
 def test_a_store_gives_back_what_it_was_given():

@@ -9,7 +9,7 @@
 | webwalkerqa | JSON lines: question, answer, root_url, info {type or hop, domain, lang, difficulty_level, …} |
 | nq | JSON lines: question, answer (a list) |
 | triviaqa | {"Data": [{Question, QuestionId, Answer: {Value, Aliases, NormalizedAliases, …}}]} |
-| jsonl | this project's own: id, question, answers, and kind and hops where they are known |
+| jsonl | this project's own: id, question, answers, and type and hops where they are known |
 
 Every dataset may also come as JSON lines of the form that retrieval toolkits share: id, question, golden_answers,
 and metadata with some of the dataset's own fields.
@@ -32,7 +32,7 @@ Aliases = Mapping[str, tuple[str, ...]]
 MAX_HOPS = 20
 _TWO_FACTS = 2  # HotpotQA and Bamboogle ask for two facts by construction
 _WIKI_HOPS = {"comparison": 2, "inference": 2, "compositional": 2, "bridge_comparison": 4}
-_MUSIQUE_KIND = re.compile(r"(([2-9])hop[0-9]?)__")
+_MUSIQUE_TYPE = re.compile(r"(([2-9])hop[0-9]?)__")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Parts:
     id: str | None
     text: str
     answers: list[str]
-    kind: str = "all"
+    type: str = "all"
     hops: int | None = None
 
 
@@ -77,7 +77,7 @@ def read_questions(
             skipped.wordless += 1
             continue
         own_id = parts.id or str(record.number)
-        yield PublishedQuestion(f"{named}/{own_id}", parts.text, answers, parts.kind, parts.hops, named)
+        yield PublishedQuestion(f"{named}/{own_id}", parts.text, answers, parts.type, parts.hops, named)
 
 
 def read_aliases(path: Path) -> dict[str, tuple[str, ...]]:
@@ -100,23 +100,23 @@ def _parts(dataset: Dataset, record: Record, aliases: Aliases) -> _Parts:
 
 
 def _hotpotqa(record: Record) -> _Parts:
-    kind = _kind(record, "type")
-    return _Parts(record.text("_id"), record.text("question"), [record.text("answer")], kind, _TWO_FACTS)
+    named_type = _type(record, "type")
+    return _Parts(record.text("_id"), record.text("question"), [record.text("answer")], named_type, _TWO_FACTS)
 
 
 def _wiki(record: Record, aliases: Aliases) -> _Parts:
-    kind = _kind(record, "type")
+    named_type = _type(record, "type")
     answers = [record.text("answer")]
     entity = record.fields.get("answer_id")
     if entity is not None and not isinstance(entity, str):
         raise record.fault("answer_id", "a text or absent")
     answers += aliases.get(entity or "", ())
-    return _Parts(record.text("_id"), record.text("question"), answers, kind, _WIKI_HOPS.get(kind))
+    return _Parts(record.text("_id"), record.text("question"), answers, named_type, _WIKI_HOPS.get(named_type))
 
 
 def _musique(record: Record) -> _Parts:
     name = record.text("id")
-    shape = _MUSIQUE_KIND.match(name)
+    shape = _MUSIQUE_TYPE.match(name)
     if shape is None:
         raise record.fault("id", 'an id of the form "2hop__…" or "3hop1__…"')
     answers = [record.text("answer")]
@@ -135,12 +135,12 @@ def _bamboogle(record: Record) -> _Parts:
 def _webwalkerqa(record: Record) -> _Parts:
     """The dataset's page writes keys and values with capitals, its files without."""
     lower = _lower_keys(record)
-    kind = "all"
+    named_type = "all"
     if "info" in lower:
         info = _lower_keys(lower.child("info"))
-        words = [_kind(info, name) for name in ("type", "hop", "difficulty_level") if name in info]
-        kind = "_".join(words) or "all"
-    return _Parts(None, lower.text("question"), [lower.text("answer")], kind)
+        words = [_type(info, name) for name in ("type", "hop", "difficulty_level") if name in info]
+        named_type = "_".join(words) or "all"
+    return _Parts(None, lower.text("question"), [lower.text("answer")], named_type)
 
 
 def _nq(record: Record) -> _Parts:
@@ -157,9 +157,9 @@ def _triviaqa(record: Record) -> _Parts:
 
 
 def _jsonl(record: Record) -> _Parts:
-    kind = record.text("kind") if "kind" in record else "all"
+    named_type = record.text("type") if "type" in record else "all"
     hops = _hops(record)
-    return _Parts(record.text("id"), record.text("question"), _some(record, "answers"), kind, hops)
+    return _Parts(record.text("id"), record.text("question"), _some(record, "answers"), named_type, hops)
 
 
 _OWN_FORMS: dict[str, Callable[[Record], _Parts]] = {
@@ -174,28 +174,28 @@ _OWN_FORMS: dict[str, Callable[[Record], _Parts]] = {
 
 
 def _shared_form(dataset: Dataset, record: Record) -> _Parts:
-    """id, question, golden_answers, metadata: kinds and hops are read from the metadata as far as it has them."""
-    kind, hops = "all", None
+    """id, question, golden_answers, metadata: types and hops are read from the metadata as far as it has them."""
+    named_type, hops = "all", None
     metadata: dict[str, Any] = record.fields.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise record.fault("metadata", "an object or absent")
     inside = Record(record.path, f"{record.place}, inside metadata", record.number, metadata)
     if "type" in inside:
-        kind = _kind(inside, "type")
+        named_type = _type(inside, "type")
     if dataset == "musique":
         steps = metadata.get("question_decomposition")
         if isinstance(steps, list) and steps:
-            kind, hops = f"{len(steps)}hop", len(steps)
+            named_type, hops = f"{len(steps)}hop", len(steps)
     elif dataset == "2wikimultihopqa":
-        hops = _WIKI_HOPS.get(kind)
+        hops = _WIKI_HOPS.get(named_type)
     elif dataset in ("hotpotqa", "bamboogle"):
         hops = _TWO_FACTS
     elif dataset in ("nq", "triviaqa"):
         hops = 1
-    return _Parts(record.text("id"), record.text("question"), _some(record, "golden_answers"), kind, hops)
+    return _Parts(record.text("id"), record.text("question"), _some(record, "golden_answers"), named_type, hops)
 
 
-def _kind(record: Record, name: str) -> str:
+def _type(record: Record, name: str) -> str:
     """A type of question in one spelling: "Bridge-Comparison" is "bridge_comparison"."""
     return "_".join(re.split(r"[\s_-]+", record.text(name).lower()))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 class PublishedQuestion:
     """A question and every answer that counts as right.
 
-    `kind` is the dataset's own word for the type of question ("bridge", "3hop1"), "all" where it has none. `hops`
+    `type` is the dataset's own word for it ("bridge", "3hop1"), "all" where it has none. `hops`
     is how many facts are chained, None where the dataset does not say. For instance
     ``PublishedQuestion("musique/2hop__17_4", "Who …?", ("Ada Lind",), "2hop", 2, "musique")``.
     """
@@ -16,7 +16,7 @@ class PublishedQuestion:
     id: str
     text: str
     answers: tuple[str, ...]
-    kind: str
+    type: str
     hops: int | None
     dataset: str
 

@@ -43,7 +43,7 @@ class _Joined(Sequence[PublishedQuestion]):
 
 @dataclass(frozen=True)
 class _Strata:
-    """The questions of a file by hops and kind, each group in its fixed order."""
+    """The questions of a file by hops and type, each group in its fixed order."""
 
     members: list[list[int]]
 
@@ -92,7 +92,7 @@ class PublishedQuestions:
                 self._loaded[split] = load_split(sources)
             return self._loaded[split]
 
-    def tasks(self, split: Split) -> Sequence[PublishedQuestion]:
+    def all(self, split: Split) -> Sequence[PublishedQuestion]:
         """All questions of a split, file after file."""
         return _Joined(self.loaded(split))
 
@@ -100,7 +100,7 @@ class PublishedQuestions:
         """`count` questions, the same for the same seed and different as far as they last.
 
         Each file's share is its weight's, rounded down or up and exact on average. For evaluation a file's own
-        share is dealt out evenly over hops and kinds.
+        share is dealt out evenly over hops and types.
         """
         loaded = self.loaded(split)
         rng = random.Random(f"{split} {seed}")
@@ -117,7 +117,7 @@ class PublishedQuestions:
         return drawn
 
     def fixed(self, split: Split, count: int) -> list[PublishedQuestion]:
-        """The split's fixed evaluation set: files by weight, each file's hops and kinds in turn.
+        """The split's fixed evaluation set: files by weight, each file's hops and types in turn.
 
         A shorter set is a prefix of a longer one. Raises ValueError where the split has fewer questions.
         """
@@ -134,8 +134,8 @@ class PublishedQuestions:
 
     def leaked(self, split: Split) -> int:
         """How many questions of a split are asked in training too, word for word."""
-        asked = {normalise_answer(question.text) for question in self.tasks("train")}
-        return sum(normalise_answer(question.text) in asked for question in self.tasks(split))
+        asked = {normalise_answer(question.text) for question in self.all("train")}
+        return sum(normalise_answer(question.text) in asked for question in self.all(split))
 
     def _weights(self, split: Split, loaded: Sequence[LoadedSource]) -> list[float]:
         weights: list[float] = []

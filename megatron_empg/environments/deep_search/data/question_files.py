@@ -20,14 +20,8 @@ from megatron_empg.environments.deep_search.data.published_question import Quest
 from megatron_empg.environments.deep_search.data.question_store import QuestionStore
 from megatron_empg.environments.settings import DataFile, EnvironmentSettings
 
-PAPER_SPLIT: dict[Split, tuple[Dataset, ...]] = {
-    "test_id": ("webwalkerqa", "hotpotqa", "2wikimultihopqa"),
-    "test_ood": ("musique", "bamboogle"),
-}
-"""What EMPG's Deep Search (arXiv 2509.09265) is evaluated on, according to summaries of the paper, which do not
-say what it trains on."""
-MAX_KINDS = 1000
-"""Kinds of question that one file may tell apart; more are no kinds."""
+MAX_TYPES = 1000
+"""Types of question that one file may tell apart; more are no types."""
 
 
 class QuestionSource(EnvironmentSettings):
@@ -139,6 +133,6 @@ def _fill(loaded: LoadedSource) -> None:
         else:
             fault = f'id "{question.id}" stands for two different questions; ids must be unique'
             raise QuestionDataError(source.path, "", fault)
-        if len(store.strata) > MAX_KINDS:
-            fault = f"its questions are of over {MAX_KINDS} kinds; kinds tell types of question apart"
+        if len(store.strata) > MAX_TYPES:
+            fault = f"its questions are of over {MAX_TYPES} types; a type is what many questions have in common"
             raise QuestionDataError(source.path, f"question {question.id}", fault)

@@ -15,7 +15,7 @@ class Stratum(NamedTuple):
     """What an evaluation balances within a dataset."""
 
     hops: int | None
-    kind: str
+    type: str
 
 
 class QuestionStore(Sequence[PublishedQuestion]):
@@ -32,7 +32,7 @@ class QuestionStore(Sequence[PublishedQuestion]):
 
     def append(self, question: PublishedQuestion) -> None:
         """Add a question of the store's dataset. Raises UnicodeEncodeError for lone surrogates."""
-        stratum = Stratum(question.hops, question.kind)
+        stratum = Stratum(question.hops, question.type)
         number = self._numbers.setdefault(stratum, len(self.strata))
         if number == len(self.strata):
             self.strata.append(stratum)
@@ -48,11 +48,6 @@ class QuestionStore(Sequence[PublishedQuestion]):
             chosen.append(self[index])
         return chosen
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the questions take."""
-        return len(self._packed) + self._ends.itemsize * len(self) + self.stratum_of.itemsize * len(self)
-
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -67,4 +62,4 @@ class QuestionStore(Sequence[PublishedQuestion]):
         start = self._ends[place - 1] if place else 0
         name, text, *answers = json.loads(self._packed[start : self._ends[place]])
         stratum = self.strata[self.stratum_of[place]]
-        return PublishedQuestion(name, text, tuple(answers), stratum.kind, stratum.hops, self.dataset)
+        return PublishedQuestion(name, text, tuple(answers), stratum.type, stratum.hops, self.dataset)
