@@ -61,7 +61,7 @@ class ChatTokens:
         """From a folder with tokenizer.json and a chat template."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(folder)), history=history)
+        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), history=history)
 
     def fit(self, use: ChatUse) -> ChatFit:
         """How the template fits a use. Raises ValueError where it does not: it ignores tools or lacks their
@@ -69,8 +69,11 @@ class ChatTokens:
 
         The first call for a use takes a second or two with a large vocabulary, later ones nothing.
         """
+        key = use.key
+        known = self._fits.get(key)
+        if known is not None:
+            return known  # without the lock, which is held for seconds while another use is fitted
         with self._fitting:
-            key = use.key
             if key not in self._fits:
                 self._fits[key] = fitted(self._template, self._tokenizer, self._text, use, self.history)
             return self._fits[key]
@@ -107,7 +110,7 @@ class ChatTokens:
         fit = self.fit(use)
         end = [self.end_of_turn] if token_ids[-1:] == [self.end_of_turn] else []
         own = token_ids[: len(token_ids) - len(end)]
-        return [*fit.rule.cut_ids(own, self._spell, opened=fit.opens_thought), *end]
+        return [*fit.rule.cut_ids(own, self.spelled, opened=fit.opens_thought), *end]
 
     def turn(self, text: str) -> list[int]:
         """Ids of an assistant turn that somebody else wrote, with its end token."""
@@ -167,7 +170,7 @@ class ChatTokens:
     def _text_of(self, use: ChatUse) -> TextTokens:
         return self._text if use == PLAIN else self.fit(use).text
 
-    def _spell(self, token_ids: Sequence[int]) -> str:
+    def spelled(self, token_ids: Sequence[int]) -> str:
         """What ids say, control tokens too."""
         text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
         assert isinstance(text, str)

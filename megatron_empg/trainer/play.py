@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from megatron_empg.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
-    from megatron_empg.environments.base import Task, TaskSource
+    from megatron_empg.environments.base import Environment, Message, Task
+    from megatron_empg.rollout.chat_tokens import ChatTokens
+    from megatron_empg.trainer.episode_source import EpisodeSource
 
+R = TypeVar("R")
 LONGEST = 1500
 """Characters of a text that are shown."""
 
@@ -17,59 +22,108 @@ LONGEST = 1500
 def play_one_question(recipe: Recipe) -> list[str]:
     """What a policy would be shown, turn by turn, as lines to print; the question is a training one.
 
-    The turns are those that the environment itself tries its tools by. Raises RecipeError where the prompt cannot
-    be written, a turn fails or a tool's service does not answer.
+    The turns are those that the environment itself tries its tools by. The episode runs where a run plays it, on
+    the event loop or in a worker process, within the recipe's waits. Raises RecipeError where the prompt cannot be
+    written, a turn fails or a tool's service does not answer.
     """
-    from megatron_empg.environments.registry import make_task_source
+    return asyncio.run(_play_one(recipe))
 
-    acting = recipe.environment
+
+async def _play_one(recipe: Recipe) -> list[str]:
+    from megatron_empg.trainer.episode_source import open_episode_source
+
+    async with AsyncExitStack() as stack:
+        try:
+            source = await stack.enter_async_context(open_episode_source(recipe))
+        except Exception as error:  # an environment may be anyone's, and fail in any way
+            raise _refused(error) from error
+        return await _played(recipe, source)
+
+
+async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
     try:
-        source = make_task_source(acting.name, max_turns=acting.max_turns, **acting.settings)
-        (task,) = source.sample("train", 1, seed=recipe.run.seed)
-    except Exception as error:  # an environment may be anyone's, and fail in any way
-        raise RecipeError(f"environment.settings: {error}") from error
-    lines = [f"one question, {task.id}, as the policy is shown it:", _prompt(recipe, task)]
-    turns = source.rehearse(task)
-    if not turns:
-        return [*lines, f"the environment {acting.name} knows no turns to try its tools by: none was played"]
+        (task,) = source.tasks.sample("train", 1, seed=recipe.run.seed)
+        turns = source.tasks.rehearse(task)
+    except Exception as error:  # likewise
+        raise _refused(error) from error
+    chat = _chat(recipe)
+    lines = [f"one question, {task.id}, as the policy is shown it:"]
     try:
-        return [*lines, *asyncio.run(_play(source, task, turns))]
+        environment = source.make(task)
+        try:
+            told = await _begin(environment, recipe.waits.environment)
+            lines.append(_short(_prompt(recipe, chat, task, told)))
+            lines += await _turns(environment, turns, recipe.waits.environment)
+        finally:
+            await environment.close()
+    except RecipeError:
+        raise
     except Exception as error:  # likewise
         raise RecipeError(f"a turn of {task.id} could not be played: {type(error).__name__}: {error}") from error
-
-
-def _prompt(recipe: Recipe, task: Task) -> str:
-    """By the chat template of the recipe's model."""
-    from transformers import AutoTokenizer
-
-    folder = str(recipe.model.path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        messages: Any = task.prompt
-        written = tokenizer.apply_chat_template(
-            messages, tools=list(task.tools) or None, add_generation_prompt=True, tokenize=False
-        )
-    except Exception as error:  # tokenizers and templates fail in as many ways as there are libraries beneath
-        raise RecipeError(f"model.path: the chat template of {folder} cannot write {task.id}: {error}") from error
-    return _short(str(written))
-
-
-async def _play(source: TaskSource, task: Task, turns: list[str]) -> list[str]:
-    environment = source.make(task)
-    lines = []
-    try:
-        opening = await environment.reset()
-        lines += [f"told: {_short(message['content'])}" for message in opening.messages]
-        for turn in turns:
-            result = await environment.step(turn)
-            lines.append(f"turn: {_short(turn)}")
-            if result.done:
-                lines.append(f"the episode ends with reward {result.reward:g}")
-                break
-            lines.append(f"observation: {_short(result.observation or '')}")
-    finally:
-        await environment.close()
+    if not turns:
+        name = recipe.environment.name
+        lines.append(f"the environment {name} knows no turns to try its tools by: none was played")
     return lines
+
+
+async def _begin(environment: Environment, seconds: float) -> list[Message]:
+    """What the policy is told once the environment runs."""
+    from megatron_empg.environments.base import admission
+
+    await admission(environment)
+    opening = await _answer(environment.reset(), seconds)
+    return opening.messages
+
+
+async def _turns(environment: Environment, turns: list[str], seconds: float) -> list[str]:
+    lines = []
+    for turn in turns:
+        result = await _answer(environment.step(turn), seconds)
+        lines.append(f"turn: {_short(turn)}")
+        if result.done:
+            lines.append(f"the episode ends with reward {result.reward:g}")
+            break
+        lines.append(f"observation: {_short(result.observation or '')}")
+    return lines
+
+
+async def _answer(call: Coroutine[Any, Any, R], seconds: float) -> R:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await call
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s (limits.environment_timeout)") from None
+
+
+def _chat(recipe: Recipe) -> ChatTokens:
+    """That of the recipe's model, as episodes use it."""
+    from megatron_empg.rollout.chat_tokens import ChatTokens
+
+    try:
+        return ChatTokens.from_pretrained(recipe.model.path, history=recipe.rollout.history)
+    except Exception as error:  # tokenizers and templates fail in as many ways as there are libraries beneath
+        raise _unwritten(recipe, error) from error
+
+
+def _prompt(recipe: Recipe, chat: ChatTokens, task: Task, told: list[Message]) -> str:
+    """The tokens that an episode begins with, decoded."""
+    from megatron_empg.rollout.chat_use import ChatUse
+
+    try:
+        return chat.spelled(chat.prompt([*task.prompt, *told], ChatUse.of(task)))
+    except Exception as error:  # likewise
+        raise _unwritten(recipe, error) from error
+
+
+def _unwritten(recipe: Recipe, error: Exception) -> RecipeError:
+    said = str(error).strip() or type(error).__name__
+    return RecipeError(f"model.path: the chat template of {recipe.model.path} cannot write a prompt: {said}")
+
+
+def _refused(error: Exception) -> RecipeError:
+    return RecipeError(f"environment.settings: {str(error).strip() or type(error).__name__}")
 
 
 def _short(text: str) -> str:
