@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_empg.evaluate.figures import ALL_SPLITS, samples_by_question
+from megatron_empg.evaluate.figures import ALL_SPLITS, grouped, samples_by_question, successes
 from megatron_empg.evaluate.intervals import difference_interval, mcnemar, resolvable, resolvable_at, unseen
 from megatron_empg.evaluate.questions import Decoding, Outcome
 from megatron_empg.wilson import Interval, wilson
@@ -41,50 +41,47 @@ def compare(first: str, second: str, outcomes: dict[str, Sequence[Outcome]], see
 
     Raises ValueError unless both were asked the same questions equally often.
     """
-    ours, theirs = outcomes[first], outcomes[second]
+    names = (first, second)
     found: list[Comparison] = []
-    for decoding in dict.fromkeys(outcome.decoding for outcome in ours):
-        splits = list(dict.fromkeys(outcome.split for outcome in ours if outcome.decoding == decoding))
-        for split in [*splits, ALL_SPLITS] if len(splits) > 1 else splits:
-            before = _chosen(ours, split, decoding)
-            after = _chosen(theirs, split, decoding)
-            found.append(_paired((first, second), (split, decoding), before, after, seed))
+    others = grouped(outcomes[second], "decoding")
+    for decoding, ours in grouped(outcomes[first], "decoding").items():
+        theirs = others.get(decoding, [])
+        before, after = grouped(ours, "split"), grouped(theirs, "split")
+        for split, inside in before.items():
+            found.append(_paired(names, (split, decoding), inside, after.get(split, []), seed))
+        if len(before) > 1:
+            found.append(_paired(names, (ALL_SPLITS, decoding), ours, theirs, seed))
     return found
-
-
-def _chosen(outcomes: Sequence[Outcome], split: str, decoding: Decoding) -> list[Outcome]:
-    ours = [outcome for outcome in outcomes if outcome.decoding == decoding]
-    return ours if split == ALL_SPLITS else [outcome for outcome in ours if outcome.split == split]
 
 
 def _paired(
     names: tuple[str, str], what: tuple[str, Decoding], ours: list[Outcome], theirs: list[Outcome], seed: int
 ) -> Comparison:
-    before, after = _wins(ours), _wins(theirs)
+    before, after = successes(samples_by_question(ours)), successes(samples_by_question(theirs))
     if before.keys() != after.keys() or len(ours) != len(theirs):
         raise ValueError(f"{names[0]} and {names[1]} were not asked the same questions of {what[0]}")
-    samples = len(ours) // len(before)
+    questions = len(before)
+    samples = len(ours) // questions
     gained = [after[question] - before[question] for question in before]
+    shares = [gain / samples for gain in gained]
     first_better = sum(gain < 0 for gain in gained)
     second_better = sum(gain > 0 for gain in gained)
-    shares = [gain / samples for gain in gained]
+    # McNemar's test knows of one answer per question alone.
+    p_value = None
+    if samples == 1:
+        p_value = mcnemar(first_better, second_better)
     return Comparison(
         *names,
         *what,
-        questions=len(before),
+        questions=questions,
         samples=samples,
-        difference=sum(gained) / (samples * len(before)),
+        difference=sum(gained) / (samples * questions),
         interval=difference_interval(shares, seed),
-        p_value=mcnemar(first_better, second_better) if samples == 1 else None,
+        p_value=p_value,
         first_better=first_better,
         second_better=second_better,
         resolvable=resolvable(shares),
     )
-
-
-def _wins(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], int]:
-    questions = samples_by_question(outcomes).items()
-    return {question: sum(answer.success for answer in answers) for question, answers in questions}
 
 
 def what_it_resolves(compared: Comparison) -> str:
@@ -103,7 +100,9 @@ def what_questions_resolve(questions: int) -> str:
     """The same where there is one policy alone, for single samples."""
     half = wilson(questions // 2, questions).half_width
     apart = resolvable_at(questions, ASSUMED_DISCORDANT)
-    told = f"a difference of {points(apart)} points" if apart <= ASSUMED_DISCORDANT else "no difference"
+    told = "no difference"
+    if apart <= ASSUMED_DISCORDANT:
+        told = f"a difference of {points(apart)} points"
     return (
         f"{questions} questions, one sample each, say a success of 50% to within {points(half)} points; of two "
         f"policies that differ on {ASSUMED_DISCORDANT:.0%} of the questions they find {told} with a power of 80%."

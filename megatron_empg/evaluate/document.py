@@ -29,6 +29,17 @@ class Evaluated:
     outcomes: list[Outcome]
     figures: list[PassFigures]
 
+    def to_json(self) -> dict[str, Any]:
+        """As docs/evaluation.md describes a policy."""
+        return {
+            "label": self.policy.label,
+            "folder": str(self.policy.given),
+            "source": str(self.policy.source),
+            "fingerprint": self.policy.fingerprint,
+            "figures": list(map(asdict, self.figures)),
+            "outcomes": list(map(asdict, self.outcomes)),
+        }
+
 
 @dataclass(frozen=True)
 class Document:
@@ -43,10 +54,13 @@ class Document:
     def to_json(self) -> dict[str, Any]:
         """As docs/evaluation.md describes it. `commit` is that of the last start."""
         settings = self.recipe.evaluation
+        commit = None
+        if self.starts:
+            commit = self.starts[-1].get("commit")
         return {
             "format": FORMAT,
             "version": VERSION,
-            "commit": self.starts[-1].get("commit") if self.starts else None,
+            "commit": commit,
             "starts": self.starts,
             "seed": self.recipe.run.seed,
             "splits": list(settings.splits),
@@ -55,40 +69,34 @@ class Document:
             "temperature": settings.temperature,
             "greedy": settings.greedy,
             "recipe": self.recipe.model_dump(mode="json"),
-            "policies": [
-                {
-                    "label": one.policy.label,
-                    "folder": str(one.policy.given),
-                    "source": str(one.policy.source),
-                    "fingerprint": one.policy.fingerprint,
-                    "figures": [asdict(figures) for figures in one.figures],
-                    "outcomes": [asdict(outcome) for outcome in one.outcomes],
-                }
-                for one in self.policies
-            ],
-            "comparisons": [asdict(compared) for compared in self.comparisons],
+            "policies": [one.to_json() for one in self.policies],
+            "comparisons": list(map(asdict, self.comparisons)),
         }
 
     def text(self, *, markdown: bool = False) -> str:
         """The tables, the comparisons, and what the number of questions can resolve."""
         found = {one.policy.label: one.figures for one in self.policies}
         drawn = tables(found, self.recipe.evaluation.temperature)
-        parts = [table.markdown() if markdown else table.plain() for table in drawn]
         lines = self._lines()
-        parts.append("\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines))
-        return "\n\n".join(parts)
+        if markdown:
+            parts = [table.markdown() for table in drawn]
+            lines = [f"- {line}" for line in lines]
+        else:
+            parts = [table.plain() for table in drawn]
+        return "\n\n".join([*parts, "\n".join(lines)])
 
     def _lines(self) -> list[str]:
         if not self.comparisons:
             return [what_questions_resolve(self.recipe.evaluation.questions)]
         lines = []
+        tested = 0
         for compared in self.comparisons:
             lines.append(f"{compared_line(compared)}. {what_it_resolves(compared)}")
-        single = [one for one in self.comparisons if one.p_value is not None and one.split != ALL_SPLITS]
-        if len(single) > 1:
+            tested += compared.p_value is not None and compared.split != ALL_SPLITS
+        if tested > 1:
             lines.append(
-                f"p-values are of single comparisons: among {len(single)}, one below {0.05 / len(single):.2g} "
-                "counts as one below 0.05 alone (Bonferroni)."
+                f"p-values are of single comparisons: among {tested}, one below {0.05 / tested:.2g} counts as one "
+                "below 0.05 alone (Bonferroni)."
             )
         return lines
 
@@ -98,9 +106,13 @@ def document(
 ) -> Document:
     """Everything that follows from the outcomes; the recipe's seed is the bootstraps' too."""
     seed = recipe.run.seed
-    policies = [Evaluated(policy, outcomes, summarise(outcomes, seed)) for policy, outcomes in answered]
+    policies: list[Evaluated] = []
+    outcomes_of: dict[str, Sequence[Outcome]] = {}
+    for policy, outcomes in answered:
+        policies.append(Evaluated(policy, outcomes, summarise(outcomes, seed)))
+        outcomes_of[policy.label] = outcomes
+    first, *others = outcomes_of
     comparisons: list[Comparison] = []
-    outcomes_of: dict[str, Sequence[Outcome]] = {one.policy.label: one.outcomes for one in policies}
-    for other in policies[1:]:
-        comparisons += compare(policies[0].policy.label, other.policy.label, outcomes_of, seed)
+    for other in others:
+        comparisons += compare(first, other, outcomes_of, seed)
     return Document(recipe, samples, starts, policies, comparisons)

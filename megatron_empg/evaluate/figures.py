@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from megatron_empg.evaluate.intervals import pass_at, share_interval
 from megatron_empg.evaluate.questions import Decoding, Outcome
@@ -12,6 +14,10 @@ from megatron_empg.wilson import Interval
 
 ALL_SPLITS = "all"
 """Stands for all splits of an evaluation together."""
+Question = tuple[str, str]
+"""Its split and its id."""
+Field = Literal["decoding", "split", "kind", "hops", "reward", "turns", "tokens"]
+"""Of an outcome."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,10 @@ def summarise(outcomes: Sequence[Outcome], seed: int) -> list[PassFigures]:
     `seed` is the bootstraps'. Raises ValueError where questions of a pass have different numbers of samples.
     """
     found: list[PassFigures] = []
-    for decoding in dict.fromkeys(outcome.decoding for outcome in outcomes):
-        ours = [outcome for outcome in outcomes if outcome.decoding == decoding]
-        splits = list(dict.fromkeys(outcome.split for outcome in ours))
-        for split in splits:
-            found.append(_pass(split, decoding, [outcome for outcome in ours if outcome.split == split], seed))
+    for decoding, ours in grouped(outcomes, "decoding").items():
+        splits = grouped(ours, "split")
+        for split, inside in splits.items():
+            found.append(_pass(split, decoding, inside, seed))
         if len(splits) > 1:
             found.append(PassFigures(ALL_SPLITS, decoding, figures(ours, seed)))
     return found
@@ -72,28 +77,40 @@ def summarise(outcomes: Sequence[Outcome], seed: int) -> list[PassFigures]:
 def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     """Of outcomes of one decoding. Raises ValueError without any, or for questions of unequal samples."""
     questions = samples_by_question(outcomes)
-    samples = len(next(iter(questions.values())))
-    if any(len(answers) != samples for answers in questions.values()):
-        raise ValueError("some questions have more samples than others: the evaluation has not come to its end")
-    wins = [sum(answer.success for answer in answers) for answers in questions.values()]
+    samples = _samples_of_each(questions.values())
+    wins = list(successes(questions).values())
+    shares = [won / samples for won in wins]
+    passed = {}
+    for k in ks(samples):
+        passed[k] = _pass_at(k, wins, samples, seed)
+    failed = [outcome for outcome in outcomes if outcome.end == "error"]
     played = [outcome for outcome in outcomes if outcome.end != "error"]
-    errors = kinds_of_errors(outcome.error for outcome in outcomes if outcome.end == "error")
+    errors = kinds_of_errors(outcome.error for outcome in failed)
+    ends = Counter(outcome.end for outcome in outcomes)
     return Figures(
         questions=len(questions),
         samples=samples,
-        mean=_estimate([won / samples for won in wins], seed),
-        pass_at={k: _pass_at(k, wins, samples, seed) for k in ks(samples)},
+        mean=_estimate(shares, seed),
+        pass_at=passed,
         errors=dict(errors.most_common()),
-        truncated=sum(outcome.end == "truncated" for outcome in outcomes),
-        reward=_mean([outcome.reward for outcome in outcomes]) or 0.0,
-        turns=_mean([outcome.turns for outcome in played]),
-        tokens=_mean([outcome.tokens for outcome in played]),
+        truncated=ends["truncated"],
+        reward=_mean(outcomes, "reward") or 0.0,
+        turns=_mean(played, "turns"),
+        tokens=_mean(played, "tokens"),
     )
 
 
-def samples_by_question(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
-    """{(split, id): the outcomes of its samples}. Raises ValueError without any."""
-    found: dict[tuple[str, str], list[Outcome]] = {}
+def grouped(outcomes: Iterable[Outcome], by: Field) -> dict[Any, list[Outcome]]:
+    """{value of the field: the outcomes that have it}, in the order in which the values come."""
+    found: dict[Any, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(getattr(outcome, by), []).append(outcome)
+    return found
+
+
+def samples_by_question(outcomes: Iterable[Outcome]) -> dict[Question, list[Outcome]]:
+    """The outcomes of each question's samples. Raises ValueError without any."""
+    found: dict[Question, list[Outcome]] = {}
     for outcome in outcomes:
         found.setdefault((outcome.split, outcome.id), []).append(outcome)
     if not found:
@@ -101,26 +118,44 @@ def samples_by_question(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], li
     return found
 
 
+def successes(questions: Mapping[Question, Sequence[Outcome]]) -> dict[Question, int]:
+    """How many samples of each question succeeded."""
+    found: dict[Question, int] = {}
+    for question, answers in questions.items():
+        found[question] = sum(answer.success for answer in answers)
+    return found
+
+
+def _samples_of_each(questions: Iterable[Sequence[Outcome]]) -> int:
+    numbers = {len(answers) for answers in questions}
+    if len(numbers) > 1:
+        raise ValueError("some questions have more samples than others: the evaluation has not come to its end")
+    return numbers.pop()
+
+
 def ks(samples: int) -> list[int]:
     """The k of pass@k that are told: powers of two from 2 on, and the number of samples itself."""
-    powers = [2**power for power in range(1, samples.bit_length()) if 2**power < samples]
-    return [*powers, samples] if samples > 1 else []
+    if samples == 1:
+        return []
+    found, power = [], 2
+    while power < samples:
+        found.append(power)
+        power *= 2
+    return [*found, samples]
 
 
 def _pass(split: str, decoding: Decoding, outcomes: list[Outcome], seed: int) -> PassFigures:
-    kinds: dict[str, list[Outcome]] = {}
-    hops: dict[int, list[Outcome]] = {}
-    for outcome in outcomes:
-        kinds.setdefault(outcome.kind, []).append(outcome)
-        if outcome.hops is not None:
-            hops.setdefault(outcome.hops, []).append(outcome)
-    return PassFigures(
-        split,
-        decoding,
-        figures(outcomes, seed),
-        by_kind={kind: figures(kinds[kind], seed) for kind in sorted(kinds)},
-        by_hops={number: figures(hops[number], seed) for number in sorted(hops)},
-    )
+    chained = [outcome for outcome in outcomes if outcome.hops is not None]
+    by_kind = _figures_by("kind", outcomes, seed)
+    by_hops = _figures_by("hops", chained, seed)
+    return PassFigures(split, decoding, figures(outcomes, seed), by_kind, by_hops)
+
+
+def _figures_by(field: Field, outcomes: list[Outcome], seed: int) -> dict[Any, Figures]:
+    found: dict[Any, Figures] = {}
+    for value, inside in sorted(grouped(outcomes, field).items()):
+        found[value] = figures(inside, seed)
+    return found
 
 
 def _pass_at(k: int, wins: Sequence[int], samples: int, seed: int) -> Estimate:
@@ -131,5 +166,8 @@ def _estimate(shares: Sequence[float], seed: int) -> Estimate:
     return Estimate(sum(shares) / len(shares), share_interval(shares, seed))
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(outcomes: Sequence[Outcome], field: Field) -> float | None:
+    if not outcomes:
+        return None
+    total: float = sum(getattr(outcome, field) for outcome in outcomes)
+    return total / len(outcomes)

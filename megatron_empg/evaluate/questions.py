@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.evaluate.errors import EvaluationError
@@ -75,8 +75,8 @@ def _check(split: Split, tasks: Sequence[Task]) -> None:
     names = {task.id for task in tasks}
     if len(names) < len(tasks):
         raise EvaluationError(
-            f"{split}: {len(tasks)} questions have {len(names)} names between them; the environment must give each "
-            "task an id of its own"
+            f"{split}: {len(tasks)} questions have {len(names)} names between them; the environment must give "
+            "each task an id of its own"
         )
     for task in tasks:
         if task.hops is not None and type(task.hops) is not int:  # True is an int too

@@ -11,7 +11,7 @@ from megatron_empg.evaluate.figures import ALL_SPLITS, Estimate, Figures, PassFi
 from megatron_empg.evaluate.questions import Decoding
 
 SPLIT_NAMES = {"train": "train", "test_id": "ID", "test_ood": "OOD", ALL_SPLITS: "all"}
-ESCAPES = {ord(mark): f"\\{mark}" for mark in "\\|`*_<>[]"}
+ESCAPED = "\\|`*_<>[]"
 """What Markdown would read otherwise than as text."""
 
 
@@ -25,11 +25,15 @@ class Table:
 
     def plain(self) -> str:
         """For a terminal: columns aligned, the first to the left."""
-        lines = [[_printable(cell) for cell in row] for row in (self.headings, *self.rows)]
-        widths = [max(_width(line[column]) for line in lines) for column in range(len(self.headings))]
-        drawn = ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
-        rule = "-" * max(map(_width, drawn))
-        return "\n".join([_printable(self.title), drawn[0], rule, *drawn[1:]])
+        lines = []
+        for row in (self.headings, *self.rows):
+            lines.append([_printable(cell) for cell in row])
+        widths = []
+        for column in zip(*lines, strict=True):
+            widths.append(max(map(_width, column)))
+        headings, *rows = [_aligned(line, widths) for line in lines]
+        longest = max(map(_width, [headings, *rows]))
+        return "\n".join([_printable(self.title), headings, "-" * longest, *rows])
 
     def markdown(self) -> str:
         """As GitHub reads it."""
@@ -47,68 +51,97 @@ def tables(found: Found, temperature: float) -> list[Table]:
     made: list[Table] = []
     first = next(iter(found.values()), [])
     for decoding in dict.fromkeys(figures.decoding for figures in first):
-        samples = next(one.all.samples for one in first if one.decoding == decoding)
-        how = "greedy" if decoding == "greedy" else f"sampled at temperature {temperature:g}"
-        mean = "success" if samples == 1 else f"mean@{samples}"
-        made.append(_table(f"{mean} in %, {how} (intervals of 95%)", found, decoding, lambda one: one.mean))
-        if samples > 1:
-            made.append(_table(f"pass@{samples} in %, {how} (intervals of 95%)", found, decoding, _pass_at_most))
-        if any(one.by_hops for one in first if one.decoding == decoding):
-            made.append(_hops_table(f"{mean} in % by hops, {how} (intervals of 95%)", found, decoding))
+        ours: dict[str, list[PassFigures]] = {}
+        for label, passes in found.items():
+            ours[label] = [one for one in passes if one.decoding == decoding]
+        made += _tables_of(decoding, ours, temperature)
     return made
+
+
+def _tables_of(decoding: Decoding, found: Found, temperature: float) -> list[Table]:
+    """Of one decoding."""
+    how = "greedy"
+    if decoding == "sampled":
+        how = f"sampled at temperature {temperature:g}"
+    first = next(iter(found.values()))
+    samples = first[0].all.samples
+    mean = "success"
+    if samples > 1:
+        mean = f"mean@{samples}"
+    made = [_table(f"{mean} in %, {how} (intervals of 95%)", found, _mean)]
+    if samples > 1:
+        made.append(_table(f"pass@{samples} in %, {how} (intervals of 95%)", found, _pass_at_most))
+    if any(one.by_hops for one in first):
+        made.append(_hops_table(f"{mean} in % by hops, {how} (intervals of 95%)", found))
+    return made
+
+
+def _mean(figures: Figures) -> Estimate:
+    return figures.mean
 
 
 def _pass_at_most(figures: Figures) -> Estimate:
     return figures.pass_at[figures.samples]
 
 
-def _table(title: str, found: Found, decoding: Decoding, told: Callable[[Figures], Estimate]) -> Table:
-    passes = [one for one in next(iter(found.values())) if one.decoding == decoding]
+def _table(title: str, found: Found, told: Callable[[Figures], Estimate]) -> Table:
     headings, counts = ["policy"], ["questions"]
-    for one in passes:
+    for one in next(iter(found.values())):
         split = SPLIT_NAMES.get(one.split, one.split)
         for kind, figures in _kinds(one).items():
             headings.append(f"{split} {kind}")
             counts.append(str(figures.questions))
-        headings.append(f"{split} avg" if one.split != ALL_SPLITS else "avg")
+        average = "avg"
+        if one.split != ALL_SPLITS:
+            average = f"{split} avg"
+        headings.append(average)
         counts.append(str(one.all.questions))
     headings.append("errors")
     counts.append("")
-    rows = [_row(label, figures, decoding, told) for label, figures in found.items()]
+    rows = []
+    for label, passes in found.items():
+        rows.append([label, *_cells(passes, told), str(_errors(passes))])
     return Table(title, headings, [*rows, counts])
 
 
 def _kinds(one: PassFigures) -> dict[str, Figures]:
     """The kinds that have a column of their own: none where there is one alone, which is the average."""
-    return one.by_kind if len(one.by_kind) > 1 else {}
+    if len(one.by_kind) == 1:
+        return {}
+    return one.by_kind
 
 
-def _row(
-    label: str, found: Sequence[PassFigures], decoding: Decoding, told: Callable[[Figures], Estimate]
-) -> list[str]:
-    passes = [one for one in found if one.decoding == decoding]
-    cells = [label]
+def _cells(passes: Sequence[PassFigures], told: Callable[[Figures], Estimate]) -> list[str]:
+    cells = []
     for one in passes:
-        cells += [points(told(figures).value) for figures in _kinds(one).values()]
+        for figures in _kinds(one).values():
+            cells.append(points(told(figures).value))
         cells.append(with_interval(told(one.all)))
-    errors = sum(sum(one.all.errors.values()) for one in passes if one.split != ALL_SPLITS)
-    return [*cells, str(errors)]
+    return cells
 
 
-def _hops_table(title: str, found: Found, decoding: Decoding) -> Table:
-    passes = [one for one in next(iter(found.values())) if one.decoding == decoding and one.by_hops]
-    headings, counts = ["policy"], ["questions"]
+def _errors(passes: Sequence[PassFigures]) -> int:
+    """Episodes of all splits that ended in an error, each counted once."""
+    found = 0
     for one in passes:
+        if one.split != ALL_SPLITS:
+            found += sum(one.all.errors.values())
+    return found
+
+
+def _hops_table(title: str, found: Found) -> Table:
+    headings, counts = ["policy"], ["questions"]
+    for one in next(iter(found.values())):
         split = SPLIT_NAMES.get(one.split, one.split)
         for hops, figures in one.by_hops.items():
-            headings.append(f"{split} {hops} {'hop' if hops == 1 else 'hops'}")
+            ending = "" if hops == 1 else "s"
+            headings.append(f"{split} {hops} hop{ending}")
             counts.append(str(figures.questions))
     rows = []
-    for label, ours in found.items():
+    for label, passes in found.items():
         cells = [label]
-        for one in ours:
-            if one.decoding == decoding:
-                cells += [with_interval(figures.mean) for figures in one.by_hops.values()]
+        for one in passes:
+            cells += [with_interval(figures.mean) for figures in one.by_hops.values()]
         rows.append(cells)
     return Table(title, headings, [*rows, counts])
 
@@ -121,14 +154,18 @@ def with_interval(estimate: Estimate) -> str:
 
 def compared_line(compared: Comparison) -> str:
     """A comparison as a line: the difference in points, its interval, and how single samples fell."""
-    split = "all splits" if compared.split == ALL_SPLITS else compared.split
-    interval = f"[{100 * compared.interval.low:+.1f}, {100 * compared.interval.high:+.1f}]"
+    split = compared.split
+    if split == ALL_SPLITS:
+        split = "all splits"
+    low, high = compared.interval.low, compared.interval.high
     line = (
         f"{compared.second} against {compared.first}, {split} {compared.decoding}: "
-        f"{100 * compared.difference:+.1f} points {interval}; better on {compared.second_better} questions, worse "
-        f"on {compared.first_better}"
+        f"{100 * compared.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]; better on "
+        f"{compared.second_better} questions, worse on {compared.first_better}"
     )
-    return line if compared.p_value is None else f"{line}; McNemar's p = {compared.p_value:.2g}"
+    if compared.p_value is None:
+        return line
+    return f"{line}; McNemar's p = {compared.p_value:.2g}"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -136,7 +173,10 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _printable(text).translate(ESCAPES)
+    escaped = _printable(text)
+    for mark in ESCAPED:  # the backslash first, which the others are given
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return escaped
 
 
 def _printable(text: str) -> str:
@@ -146,28 +186,37 @@ def _printable(text: str) -> str:
 
 def _width(text: str) -> int:
     """Columns of a terminal."""
-    return sum(
-        0 if unicodedata.combining(mark) else 1 + (unicodedata.east_asian_width(mark) in "WF") for mark in text
-    )
+    columns = 0
+    for mark in text:
+        if not unicodedata.combining(mark):
+            columns += 1 + (unicodedata.east_asian_width(mark) in "WF")
+    return columns
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first = cells[0] + " " * (widths[0] - _width(cells[0]))
-    others = [" " * (width - _width(cell)) + cell for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return [first, *others]
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    aligned = []
+    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (width - _width(cell))
+        aligned.append(space + cell if column else cell + space)
+    return "  ".join(aligned).rstrip()
 
 
 def result_line(label: str, figures: PassFigures, seconds: float) -> str:
     """A pass that is over: ``test_id sampled: 41.0% [34.4%, 47.9%] of 200 questions (seen 41.0%), 12 s``."""
     told = figures.all
     interval = f"[{told.mean.interval.low:.1%}, {told.mean.interval.high:.1%}]"
-    kinds = ", ".join(f"{_printable(kind)} {one.mean.value:.1%}" for kind, one in figures.by_kind.items())
-    before = f"{_printable(label)}, " if label else ""
+    kinds = []
+    for kind, one in figures.by_kind.items():
+        kinds.append(f"{_printable(kind)} {one.mean.value:.1%}")
     line = (
-        f"{before}{figures.split} {figures.decoding}: {told.mean.value:.1%} {interval} of {told.questions} "
-        f"questions ({kinds}), {seconds:.0f} s"
+        f"{figures.split} {figures.decoding}: {told.mean.value:.1%} {interval} of {told.questions} questions "
+        f"({', '.join(kinds)}), {seconds:.0f} s"
     )
+    if label:
+        line = f"{_printable(label)}, {line}"
     if not told.errors:
         return line
-    errors = ", ".join(f"{number} {_printable(kind)}" for kind, number in told.errors.items())
-    return f"{line}; errors, counted as failures: {errors}"
+    errors = []
+    for kind, number in told.errors.items():
+        errors.append(f"{number} {_printable(kind)}")
+    return f"{line}; errors, counted as failures: {', '.join(errors)}"

@@ -128,6 +128,8 @@ def test_plain_tables_are_aligned_and_markdown_is_whole() -> None:
         "größe                   5.0",
         "日本    100.0 [99.0, 100.0]",
     ]
+    voiced = Table("t", ["policy", "x"], [["か\u3099 e\u0301", "1"]])
+    assert voiced.plain().splitlines()[3] == "か\u3099 e\u0301    1", "marks over a letter take no column"
     assert table.markdown().splitlines()[2:] == [
         "| policy | ID avg |",
         "| :--- | ---: |",
