@@ -120,6 +120,10 @@ class Rollout:
             raise failures.exceptions[0] from None
         return episodes
 
+    def prompt_of(self, episode: Episode) -> str:
+        """What the policy read before its first turn, control tokens too; empty where it was given nothing."""
+        return self._chat.spelled(episode.sequences[0][: episode.prompt_length])
+
     async def revive(self) -> None:
         """Ask the dead engines whether they answer again; those that do are STALE until refitted."""
         for url, client in self._clients.items():

@@ -35,6 +35,9 @@ class Batch:
     example: str = ""
     """One episode that was played, to learn from or not, as a message shows it. Other ranks than the first have
     none."""
+    untrained: list[EpisodeText] = field(default_factory=list)
+    """Some that were played and are not to learn from, for readers: those that failed, and others where few are to
+    learn from. Other ranks than the first have none."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != self.episodes:
@@ -63,7 +66,8 @@ class Batch:
         header = {"metrics": json.dumps(self.metrics), "engine_urls": json.dumps(self.engine_urls)}
         numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
         # Text has no place in the header, whose size safetensors limits.
-        behind = {"episodes": self._readable(texts), "example": self.example}
+        untrained = [text.to_json() for text in self.untrained]
+        behind = {"episodes": self._readable(texts), "example": self.example, "untrained": untrained}
         text = json.dumps(behind, ensure_ascii=False)
         return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
 
@@ -103,6 +107,7 @@ class Batch:
             tensors["engines"],
             json.loads(header["engine_urls"]),
             behind.get("example", ""),
+            [EpisodeText.from_json(given) for given in behind.get("untrained", [])],
         )
         batch._check(len(tensors["engines"]))
         return batch

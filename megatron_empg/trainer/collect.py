@@ -13,10 +13,11 @@ from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.sample import Sample
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.episode import Episode
-from megatron_empg.trainer.batch import Batch, engine_table
-from megatron_empg.trainer.episode_text import EpisodeText, TurnText
+from megatron_empg.trainer.batch import Batch, engine_table, first_episodes
+from megatron_empg.trainer.episode_text import EpisodeText
 from megatron_empg.trainer.experience import experience_of
 from megatron_empg.trainer.failures import shown
+from megatron_empg.trainer.readable_episodes import PromptOf, no_prompt, text_of, texts_of, worth_reading
 
 Keeps = Callable[[Float[Tensor, "group_size"]], bool]
 """Whether a question's episodes, with these rewards, are trained on."""
@@ -49,6 +50,9 @@ class Collection:
 
     wanted: int
     keeps: Keeps
+    shown: int = 0
+    """So many episodes, each of another question, will be read by people."""
+    prompt_of: PromptOf = no_prompt
     groups: list[Group] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -58,6 +62,8 @@ class Collection:
     """Calls of environments that go on though nobody waits for them any more."""
     source_metrics: dict[str, float] = field(default_factory=dict)
     """What the environment's processes say of themselves, at the end."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """All that were played, by their ids."""
 
     @property
     def missing(self) -> int:
@@ -71,6 +77,7 @@ class Collection:
         ``shuffle_seed`` the rewards are first permuted over all usable episodes of the round.
         """
         self.played += episodes
+        self.tasks |= {task.id: task for task in tasks}
         self.counts["rounds"] += 1
         usable = [e for e in episodes if e.outcome != "error" and e.turns]
         rewarded = [Rewarded(e, [turn.reward for turn in e.turns]) for e in usable]
@@ -99,15 +106,33 @@ class Collection:
         episodes = [each.episode for _, each in numbered]
         versions = torch.tensor([episode.policy_versions for episode in episodes], dtype=torch.long)
         engines, engine_urls = engine_table(episode.engine for episode in episodes)
+        experience = _experience([number for number, _ in numbered], [each for _, each in numbered])
         return Batch(
-            _experience([number for number, _ in numbered], [each for _, each in numbered]),
+            experience,
             policy_versions=versions.reshape(-1, 2),
-            texts=[_readable(self.groups[number].task, each.episode) for number, each in numbered],
+            texts=self._texts(episodes, experience),
             metrics=self._metrics(),
             engines=engines,
             engine_urls=engine_urls,
             example=_example(self.played),
+            untrained=self._untrained(episodes),
         )
+
+    def _texts(self, episodes: Sequence[Episode], experience: Experience) -> list[EpisodeText | None]:
+        """Of all episodes; the prompt only where somebody will read it."""
+        read = set(first_episodes(experience.groups, self.shown))
+        texts: list[EpisodeText | None] = []
+        for number, episode in enumerate(episodes):
+            prompt = self.prompt_of(episode) if number in read else ""
+            texts.append(text_of(self.tasks[episode.task_id], episode, prompt))
+        return texts
+
+    def _untrained(self, trained: Sequence[Episode]) -> list[EpisodeText]:
+        """Those that failed, and others in the place of groups that there are not."""
+        known = {id(episode) for episode in trained}
+        rest = [episode for episode in self.played if id(episode) not in known]
+        missing = max(0, self.shown - len(self.groups))
+        return texts_of(self.tasks, worth_reading(rest, missing, errors=self.shown), self.prompt_of)
 
     def _metrics(self) -> dict[str, float]:
         usable = [e for e in self.played if e.outcome != "error" and e.turns]
@@ -183,11 +208,6 @@ def samples_of(episode: Episode) -> list[Sample]:
 
 def _tokens(episode: Episode) -> int:
     return sum(map(len, episode.sequences))
-
-
-def _readable(task: Task, episode: Episode) -> EpisodeText:
-    turns = [TurnText(turn.text, turn.observation) for turn in episode.turns]
-    return EpisodeText(task.id, task.prompt[-1]["content"], episode.outcome, turns)
 
 
 def _example(played: list[Episode]) -> str:

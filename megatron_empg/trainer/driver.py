@@ -6,10 +6,11 @@ twice. Started by the launcher: ``python -m megatron_empg.trainer.driver RECIPE 
 
 import argparse
 import asyncio
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,15 +21,19 @@ from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.access import token_from_environment
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Limits
+from megatron_empg.rollout.episode import Episode, Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.trainer.collect import Collection
+from megatron_empg.trainer.episode_log import write_played
 from megatron_empg.trainer.episode_source import open_episode_source
 from megatron_empg.trainer.evaluation import Evaluation
-from megatron_empg.trainer.failures import refuse_errors, refuse_malformed
+from megatron_empg.trainer.failures import DriverError, refuse_errors, refuse_malformed
+from megatron_empg.trainer.readable_episodes import texts_of, worth_reading
+from megatron_empg.trainer.run_folder import RunFolder
 
+_log = logging.getLogger(__name__)
 EVALUATION_STEP = -1
 """Stands for the training step in the seeds of an evaluation: it draws the same each time."""
 PROBE_STEP = -2
@@ -60,20 +65,25 @@ class Driver:
         the time left is less than the last round took.
         """
         recipe = self.recipe
-        collection = Collection(wanted=recipe.rollout.groups, keeps=recipe.algorithm.keeps)
+        texts = recipe.logging.episodes_per_step
+        collection = Collection(recipe.rollout.groups, recipe.algorithm.keeps, texts, self.rollout.prompt_of)
         drawn: Counter[str] = Counter()
         ends = time.monotonic() + self._time_to_play
         for number in range(recipe.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)
-            refuse_errors(collection.played, recipe.limits.max_error_share, f"step {step}")
+            try:
+                refuse_errors(collection.played, recipe.limits.max_error_share, f"step {step}")
+            except DriverError:
+                name, title = f"refused_{step + 1:06d}", f"Step {step + 1}, which was not trained"
+                await self._write(name, title, collection.tasks.values(), collection.played)
+                raise
             took = time.monotonic() - began
             if not collection.missing or ends - time.monotonic() < took:
                 break
         collection.engines = len(self.rollout.fleet.healthy())
         collection.hanging = CALLS.left_behind
         collection.source_metrics = self._source_metrics()
-        texts = recipe.logging.episodes_per_step
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
@@ -106,15 +116,33 @@ class Driver:
     async def probe(self) -> int:
         """Play a few training questions, to see that there is something to learn from; returns how many.
 
-        Raises DriverError with one of the episodes when too many fail or no turn can be read.
+        Some of them are written to ``episodes/probe.jsonl`` of the run folder, whatever they are worth. Raises
+        DriverError with one of the episodes when too many fail or no turn can be read.
         """
         seed = derive_seed(self.recipe.run.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
         groups = _groups(tasks, 1, Counter())
         episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.recipe.waits.round)
+        await self._write("probe", "Before the first step", tasks, episodes)
         refuse_errors(episodes, self.recipe.limits.max_error_share, "before the first step")
         refuse_malformed(episodes, "before the first step")
         return len(episodes)
+
+    async def _write(self, name: str, title: str, tasks: Iterable[Task], episodes: Sequence[Episode]) -> None:
+        """Some episodes that no step trains on, where people look for them; a fault of the disk is only told."""
+        count, folder = self.recipe.logging.episodes_per_step, RunFolder(self.recipe.run.folder)
+        by_id = {task.id: task for task in tasks}
+
+        def write() -> None:
+            if not folder.episodes.is_dir():
+                return  # it belongs to no run
+            chosen = worth_reading(episodes, count, errors=count)
+            write_played(folder, name, title, texts_of(by_id, chosen, self.rollout.prompt_of))
+
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            _log.warning("%s: its episodes could not be written to %s: %s", title, folder.episodes, error)
 
     @property
     def _time_to_play(self) -> float:

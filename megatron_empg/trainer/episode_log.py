@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.trainer.episode_text import EpisodeRecord
+from megatron_empg.trainer.episode_text import EpisodeRecord, EpisodeText, UntrainedRecord
 from megatron_empg.trainer.jsonl import append_line, read_lines, write_aside
 from megatron_empg.trainer.run_folder import RunFolder
 
@@ -18,15 +18,30 @@ STEPS_KEPT = 512
 STEP_COLUMNS = ("step_entropies", "step_advantages", "trajectory_advantages")
 
 
-def write_episodes(folder: RunFolder, step: int, episodes: Sequence[EpisodeRecord]) -> None:
-    """Write ``episodes/step_000012.jsonl`` and the same as ``.md``; nothing when there are none."""
+def write_episodes(
+    folder: RunFolder, step: int, episodes: Sequence[EpisodeRecord], untrained: Sequence[EpisodeText] = ()
+) -> None:
+    """Write ``episodes/step_000012.jsonl`` and the same as ``.md``; nothing when there are none.
+
+    ``untrained`` stand behind the others: episodes that were played in the step and not trained on.
+    """
+    written = [episode.to_json() for episode in episodes]
+    written += [UntrainedRecord(step, text).to_json() for text in untrained]
+    _write(folder, f"step_{step:06d}", f"Step {step}", written)
+
+
+def write_played(folder: RunFolder, name: str, title: str, episodes: Sequence[EpisodeText]) -> None:
+    """Write ``episodes/NAME.jsonl`` and ``.md`` of episodes that belong to no training step."""
+    _write(folder, name, title, [episode.to_json() for episode in episodes])
+
+
+def _write(folder: RunFolder, name: str, title: str, episodes: Sequence[dict[str, Any]]) -> None:
     if not episodes:
         return
-    stem = folder.episodes / f"step_{step:06d}"
-    written = [episode.to_json() for episode in episodes]
-    lines = [json.dumps(episode, ensure_ascii=False) for episode in written]
+    stem = folder.episodes / name
+    lines = [json.dumps(episode, ensure_ascii=False) for episode in episodes]
     write_aside(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-    pages = [f"# Step {step}", *(readable(episode, number) for number, episode in enumerate(written, 1))]
+    pages = [f"# {title}", *(readable(episode, number) for number, episode in enumerate(episodes, 1))]
     write_aside(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
 
 
@@ -68,10 +83,15 @@ def readable(episode: Mapping[str, Any], number: int) -> str:
     """One episode as Markdown, as far as its record says."""
     facts = [f"outcome {episode.get('outcome', 'unknown')}"]
     facts += [f"{name} {_number(episode.get(name))}" for name in ("reward", "advantage") if name in episode]
+    if "advantage" not in episode:
+        facts.append("not trained on")
     parts = [f"## Episode {number}: {episode.get('task_id', 'unnamed')}", ", ".join(facts)]
     parts.append(_fenced(str(episode.get("question", ""))))
+    for name, title in (("error", "Error"), ("prompt", "What the policy was given")):
+        if episode.get(name):
+            parts.append(f"{title}:\n\n" + _fenced(str(episode[name])))
     for index, turn in enumerate(episode.get("turns", ()), 1):
-        parts.append(f"### Turn {index}\n\n{turn_facts(turn)}")
+        parts.append(f"### Turn {index}\n\n{turn_facts(turn)}".rstrip())
         parts.append(_fenced(str(turn.get("text", ""))))
         if turn.get("observation"):
             parts.append("Observation:\n\n" + _fenced(str(turn["observation"])))

@@ -1,8 +1,9 @@
 """What a reader sees of an episode: its texts, and beside each turn's what the algorithm made of it.
 
-As JSON an episode is an object with ``task_id, question, outcome`` and ``turns``, each with ``text, observation``.
-In the run folder it also has ``step, reward, advantage`` (of the whole episode), and a turn ``entropy`` (nats,
-mean over its own tokens), ``advantage`` (final), ``tokens`` and, with a modulation, ``h_norm, g, bonus``.
+As JSON an episode is an object with ``task_id, question, outcome, prompt, reward, error`` and ``turns``, each with
+``text, observation``. In the run folder it also has ``step`` and, where it was trained on, ``advantage`` (of the
+whole episode), and a turn ``entropy`` (nats, mean over its own tokens), ``advantage`` (final), ``tokens`` and,
+under a modulation, ``h_norm, g, bonus``.
 """
 
 from dataclasses import asdict, dataclass
@@ -25,6 +26,12 @@ class EpisodeText:
     question: str
     outcome: str
     turns: list[TurnText]
+    prompt: str = ""
+    """What the policy read before its first turn, as the chat template wrote it; empty where it was not kept."""
+    reward: float = 0.0
+    """What the environment gave."""
+    error: str | None = None
+    """Why it ended, where it failed."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -33,7 +40,18 @@ class EpisodeText:
     def from_json(cls, given: dict[str, Any]) -> "EpisodeText":
         """The inverse of `to_json`. Raises KeyError or TypeError for anything else."""
         turns = [TurnText(_text(turn, "text"), turn["observation"]) for turn in given["turns"]]
-        return cls(_text(given, "task_id"), _text(given, "question"), _text(given, "outcome"), turns)
+        prompt, error = given.get("prompt", ""), given.get("error")
+        if not isinstance(prompt, str) or not isinstance(error, str | None):
+            raise TypeError("prompt or error is no text")
+        return cls(
+            _text(given, "task_id"),
+            _text(given, "question"),
+            _text(given, "outcome"),
+            turns,
+            prompt,
+            float(given.get("reward", 0.0)),
+            error,
+        )
 
 
 def _text(given: dict[str, Any], name: str) -> str:
@@ -70,9 +88,20 @@ class EpisodeRecord:
     turns: list[TurnNumbers]
 
     def to_json(self) -> dict[str, Any]:
-        turns = []
+        turns: list[dict[str, Any]] = []
         for said, numbers in zip(self.text.turns, self.turns, strict=True):
             known = {name: value for name, value in asdict(numbers).items() if value is not None}
             turns.append({**asdict(said), **known})
         whole = {"step": self.step, "reward": self.reward, "advantage": self.advantage}
         return {**self.text.to_json(), **whole, "turns": turns}
+
+
+@dataclass(frozen=True)
+class UntrainedRecord:
+    """An episode of a training step that was played and not trained on."""
+
+    step: int
+    text: EpisodeText
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.text.to_json(), "step": self.step}

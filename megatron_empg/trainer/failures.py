@@ -40,9 +40,13 @@ def kinds_of_errors(errors: Iterable[str | None]) -> Counter[str]:
     """How many errors there are of each kind, which is what stands before the first colon."""
     found: Counter[str] = Counter()
     for error in errors:
-        kind = (error or "").partition(":")[0]
-        found[kind or "error"] += 1
+        found[kind_of_error(error)] += 1
     return found
+
+
+def kind_of_error(error: str | None) -> str:
+    """What stands before the first colon."""
+    return (error or "").partition(":")[0] or "error"
 
 
 def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:

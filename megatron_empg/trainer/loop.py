@@ -139,6 +139,8 @@ class Training:
         probes = self._score_probes(self.algorithm.probes(experience))
         credit = self.algorithm.credit(experience, scores, probes)
         metrics |= credit_metrics(credit) | batch_diagnostics(experience, scores, credit)
+        if self.writer:  # before what may end the run: who reads its message looks here next
+            self._write_episodes(step + 1, batch, credit)
         idle = self.progress.check_batch(step, batch, credit, self._agree)
         metrics["train/idle"] = float(idle)
         if idle:
@@ -150,8 +152,6 @@ class Training:
             metrics |= self._entropy_changes(step, experience, scores)
         with self._clock("sync"):
             self._publish(step + 1)
-        if self.writer:
-            self._write_episodes(step + 1, batch, credit)
         return metrics | self._timing(started, 0 if idle else len(scores.logprobs))
 
     def _score_probes(self, probes: list[Probe]) -> list[Scores]:
@@ -213,7 +213,7 @@ class Training:
     def _write_episodes(self, step: int, batch: Batch, credit: Credit) -> None:
         """Some episodes as readers see them, and the numbers of the batch's turns."""
         count = self.recipe.logging.episodes_per_step
-        write_episodes(self.folder, step, annotated_episodes(step, batch, credit, count))
+        write_episodes(self.folder, step, annotated_episodes(step, batch, credit, count), batch.untrained)
         write_steps(
             self.folder,
             step,

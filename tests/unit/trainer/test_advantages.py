@@ -144,7 +144,8 @@ def test_annotations_lie_beside_their_own_turn(batch: Batch, scores: Scores) -> 
     assert [turn["entropy"] for turn in second["turns"]] == pytest.approx(entropies_by_hand(scores)[2], rel=1e-6)
     assert [turn["advantage"] for turn in second["turns"]] == credit.turns[3:6].tolist()
     assert second["turns"][-1]["bonus"] == 0.0
-    assert list(second) == ["task_id", "question", "outcome", "turns", "step", "reward", "advantage"]
+    whole = {"task_id", "question", "outcome", "prompt", "reward", "error", "turns", "step", "advantage"}
+    assert set(second) == whole
     keys = ["text", "observation", "entropy", "advantage", "tokens", "h_norm", "g", "bonus"]
     assert list(second["turns"][0]) == keys
     assert annotated_episodes(9, batch, credit, count=0) == []

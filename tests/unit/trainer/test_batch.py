@@ -47,6 +47,7 @@ def some_batch() -> Batch:
         engines=torch.tensor([1, 0, -1]),
         engine_urls=["http://a:1", "http://b:2"],
         example='  turn 1 (stop): 東京\n"quoted"',
+        untrained=[EpisodeText("d", "?", "error", [], "<|im_start|>", 0.5, "OSError: 東")],
     )
 
 
@@ -63,6 +64,7 @@ def test_bytes_and_back(make) -> None:
     assert torch.equal(back.engines, batch.engines)
     assert (back.texts, back.metrics) == (batch.texts, batch.metrics)
     assert (back.engine_urls, back.example) == (batch.engine_urls, batch.example)
+    assert back.untrained == batch.untrained
     for field in fields(batch.experience):
         before, after = getattr(batch.experience, field.name), getattr(back.experience, field.name)
         if isinstance(before, torch.Tensor):

@@ -148,7 +148,7 @@ def test_the_batch_holds_what_was_played() -> None:
     assert [turn.tolist() for turn in experience.gold] == [[100, 7]] * 2
     assert batch.policy_versions.tolist() == [[4, 4]] * 2
     turns = [TurnText("search x", "found x"), TurnText("answer y", None)]
-    assert batch.texts[0] == EpisodeText("task0", "question 0", "success", turns)
+    assert batch.texts[0] == EpisodeText("task0", "question 0", "success", turns, reward=1.0)
     assert batch.metrics["train/turns"] == 2
     assert batch.metrics["train/tokens_per_episode"] == 12
     assert batch.metrics["train/malformed_actions"] == 1
@@ -160,6 +160,40 @@ def test_no_usable_group_gives_an_empty_batch() -> None:
     experience = batch.experience
     assert experience.rewards.shape == experience.groups.shape == experience.turn_rewards.shape == (0,)
     assert batch.policy_versions.shape == (0, 2)
+
+
+def readable(rewards: list[list[float | None]], shown: int) -> Batch:
+    collection = Collection(8, UNEQUAL, shown, lambda episode: f"prompt of {episode.task_id}")
+    collection.add(tasks(len(rewards)), played(rewards), None)
+    return Batch.from_bytes(collection.batch().to_bytes(shown))
+
+
+def test_readers_get_the_prompts_of_the_episodes_they_are_shown() -> None:
+    batch = readable([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], shown=2)
+    prompts = [text.prompt if text is not None else None for text in batch.texts]
+    assert prompts == ["prompt of task0", None, "prompt of task1", None, None, None]
+    assert batch.untrained == []
+
+
+def test_where_nothing_is_trained_on_readers_see_what_was_played() -> None:
+    batch = readable([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [None, None]], shown=3)
+    assert batch.episodes == 0
+    said = [(text.task_id, text.outcome, text.error, text.prompt) for text in batch.untrained]
+    assert said == [
+        ("task3", "error", "EngineError: gone", "prompt of task3"),
+        ("task0", "success", None, "prompt of task0"),
+        ("task1", "truncated", None, "prompt of task1"),
+        ("task2", "truncated", None, "prompt of task2"),
+    ]
+
+
+def test_beside_enough_to_learn_from_readers_see_failures_alone_one_of_a_kind() -> None:
+    batch = readable([[1.0, 0.0, None, None], [1.0, 1.0]], shown=1)
+    assert [text.error for text in batch.untrained] == ["EngineError: gone"]
+
+
+def test_without_readers_nothing_is_kept_for_them() -> None:
+    assert readable([[1.0, 1.0], [None, None]], shown=0).untrained == []
 
 
 def test_an_episode_is_at_hand_for_a_message_and_rather_one_that_did_not_fail() -> None:

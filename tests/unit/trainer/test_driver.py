@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,9 @@ from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.driver import Driver, open_driver
 from megatron_empg.trainer.driver_client import DriverClient, DriverClientError
 from megatron_empg.trainer.driver_server import OneAtATime, Superseded, application
+from megatron_empg.trainer.episode_log import read_episodes
 from megatron_empg.trainer.failures import DriverError
+from megatron_empg.trainer.run_folder import RunFolder
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -250,6 +252,42 @@ def test_before_the_first_step_a_task_nobody_can_learn_is_refused(chat: ChatToke
             with_driver(chat, engine.url, Questions(50, [kind]), recipe(), lambda opened: opened.probe())
         assert says in str(caught.value)
         assert "answer" in str(caught.value), "an episode is shown"
+
+
+@pytest.mark.parametrize(("kind", "outcome"), [("breaks", "error"), ("unread", "truncated"), ("win", "success")])
+def test_the_episodes_before_the_first_step_can_be_read_whatever_they_are_worth(
+    chat: ChatTokens, kind: str, outcome: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path).open("")
+    given = recipe(f"run.folder={tmp_path}", "logging.episodes_per_step=2")
+    with StubEngine(saying(chat)) as engine, suppress(DriverError):
+        with_driver(chat, engine.url, Questions(50, [kind]), given, lambda opened: opened.probe())
+    episodes = read_episodes(folder.episodes / "probe.jsonl")
+    assert [episode["outcome"] for episode in episodes] == [outcome] * len(episodes)
+    assert len(episodes) == (1 if outcome == "error" else 2), "errors of one kind are shown once"
+    assert episodes[0]["prompt"].endswith(
+        "<|im_start|>user\nthe capital of Peru<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_episodes_of_a_refused_batch_can_be_read(chat: ChatTokens, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).open("")
+    given = recipe(f"run.folder={tmp_path}")
+    with StubEngine(saying(chat)) as engine, pytest.raises(DriverError):
+        collect(chat, engine.url, Questions(50, ["breaks"]), given, step=3)
+    (episode,) = read_episodes(folder.episodes / "refused_000004.jsonl")
+    assert episode["error"] == "OSError: the tool is gone"
+
+
+def test_a_step_that_trains_on_nothing_shows_episodes_all_the_same(chat: ChatTokens) -> None:
+    with StubEngine(saying(chat)) as engine:
+        source = Questions(50, ["lose"])
+        batch = collect(
+            chat, engine.url, source, recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=2")
+        )
+    assert batch.episodes == 0
+    assert [text.outcome for text in batch.untrained] == ["failure"] * 4
+    assert all("the capital of Peru" in text.prompt for text in batch.untrained)
 
 
 def test_the_episodes_before_the_first_step_use_no_seed_of_a_step(chat: ChatTokens) -> None:

@@ -2,7 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.trainer.episode_log import episode_files, read_episodes, write_episodes, write_steps
+from megatron_empg.trainer.episode_log import (
+    episode_files,
+    read_episodes,
+    write_episodes,
+    write_played,
+    write_steps,
+)
 from megatron_empg.trainer.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.trainer.jsonl import read_lines
 from megatron_empg.trainer.run_folder import RunFolder
@@ -17,6 +23,8 @@ EPISODE = EpisodeRecord(
             TurnText("<search>river</search>\n```\nfenced\n```", "1. Wang Chhu"),
             TurnText("<answer>Wang Chhu</answer>"),
         ],
+        prompt="<|im_start|>user\nWhich river?",
+        reward=0.25,
     ),
     reward=1.0,
     advantage=0.875,
@@ -40,6 +48,8 @@ def test_episodes_come_back_and_can_be_read(folder: RunFolder) -> None:
             "task_id": "train-7",
             "question": "Which river?",
             "outcome": "success",
+            "prompt": "<|im_start|>user\nWhich river?",
+            "error": None,
             "turns": [
                 {
                     "text": "<search>river</search>\n```\nfenced\n```",
@@ -77,6 +87,28 @@ def test_a_fence_in_the_text_does_not_end_the_block(folder: RunFolder) -> None:
         "````text\n<search>river</search>\n```\nfenced\n```\n````"
         in (folder.episodes / "step_000012.md").read_text()
     )
+
+
+def test_what_was_not_trained_on_stands_behind_and_says_so(folder: RunFolder) -> None:
+    failed = EpisodeText(
+        "train-8", "Who?", "error", [], "<|im_start|>user\nWho?", error="OSError: the tool is gone"
+    )
+    write_episodes(folder, 12, [EPISODE], [failed])
+    first, second = read_episodes(folder.episodes / "step_000012.jsonl")
+    assert first["advantage"] == 0.875
+    assert (second["step"], second["error"], second["prompt"]) == (12, failed.error, failed.prompt)
+    assert "advantage" not in second
+    text = (folder.episodes / "step_000012.md").read_text(encoding="utf-8")
+    assert "outcome error, reward +0.000, not trained on" in text
+    assert "What the policy was given:\n\n```text\n<|im_start|>user\nWho?\n```" in text
+    assert "OSError: the tool is gone" in text
+
+
+def test_episodes_of_no_step_are_no_step_s_to_a_report(folder: RunFolder) -> None:
+    write_played(folder, "probe", "Before the first step", [EPISODE.text])
+    assert episode_files(folder) == []
+    assert [episode["reward"] for episode in read_episodes(folder.episodes / "probe.jsonl")] == [0.25]
+    assert (folder.episodes / "probe.md").read_text(encoding="utf-8").startswith("# Before the first step\n")
 
 
 def test_no_episodes_no_file(folder: RunFolder) -> None:
