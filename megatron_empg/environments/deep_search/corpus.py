@@ -1,12 +1,11 @@
 """The corpus: short documents of real facts, and the fact graph they spell out."""
 
-import codecs
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_empg.environments.deep_search.json_lines import LineFault, json_lines, unpacked
 from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title
 
 
@@ -88,30 +87,35 @@ def _nameable(what: str, text: str, normal_form: str, document: Document) -> str
 
 
 def load_corpus(path: str | Path) -> Corpus:
-    """Read a corpus.jsonl: UTF-8, a document a line. Raises FileNotFoundError, or ValueError naming the line."""
+    """Read a corpus.jsonl: UTF-8, a document a line, compressed by gzip or not. Raises FileNotFoundError, or
+    ValueError naming the line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no corpus at {path}; give environment.settings.corpus=FILE (docs/deep_search.md says what it holds)"
         )
     documents = []
-    # A line ends with a newline and nothing else: a page may well hold what str.splitlines takes for an end.
-    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            documents.append(_document(json.loads(line.decode("utf-8"))))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 ({error}); convert the file to it") from error
-        except (KeyError, TypeError, ValueError) as error:
-            fault = f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}, line {number}: not a document ({fault})") from error
+    try:
+        with path.open("rb") as file, unpacked(file) as plain:
+            for number, row in json_lines(plain):
+                documents.append(_on_line(number, row))
+    except LineFault as fault:
+        raise ValueError(f"{path}, {fault}" if fault.line else f"{path}: {fault}") from None
     if not documents:
         raise ValueError(f"{path}: holds no documents; write one a line, as docs/deep_search.md says")
     try:
         return Corpus(documents)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _on_line(number: int, row: Any) -> Document:
+    """Raises LineFault."""
+    try:
+        return _document(row)
+    except (KeyError, TypeError, ValueError) as error:
+        fault = f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+        raise LineFault(number, f"not a document ({fault})") from error
 
 
 def _document(row: Any) -> Document:

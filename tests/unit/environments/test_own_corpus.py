@@ -1,5 +1,6 @@
 """A corpus of one's own: read whatever it holds, or refused by path, line and what is wrong with it."""
 
+import gzip
 import json
 
 import pytest
@@ -100,7 +101,7 @@ def test_other_scripts_are_told_apart(own):
         (line("x", "x", facts=[]), "line 2: .*one sentence a fact"),
         ('{"title": "x"}', "line 2: .*has no 'sentences'"),
         ("[1, 2]", r"line 2: .*holds \[1, 2\], not an object"),
-        ('{"title": "x', "line 2: not a document"),
+        ('{"title": "x', "line 2: it is not JSON"),
         (json.dumps(json.loads(line("x", "x")) | {"title": "\ud800"}), "line 2: not a document .*surrogates"),
     ],
 )
@@ -111,10 +112,20 @@ def test_what_is_wrong_is_named(own, other, message):
 
 
 def test_other_encodings_and_empty_files_are_named(own):
-    with pytest.raises(ValueError, match=r"own\.jsonl, line 2: not UTF-8 .*convert"):
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 2: it is not UTF-8 .*convert"):
         load_corpus(written(own, line(), line("Perú", "Perú"), encoding="latin-1"))
-    with pytest.raises(ValueError, match=r"own\.jsonl, line 1: not UTF-8"):
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 1: it is not UTF-8"):
         load_corpus(written(own, line(), encoding="utf-16"))
     for lines in ((), ("", "  ")):
         with pytest.raises(ValueError, match=r"own\.jsonl: holds no documents"):
             load_corpus(written(own, *lines))
+
+
+def test_a_compressed_corpus_reads_the_same(own, tmp_path):
+    plain = load_corpus(written(own, line(), "", line("Bolivia", "Bolivia", answer="Sucre")))
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + own.read_bytes()))
+    assert load_corpus(packed).documents == plain.documents
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(ValueError, match=r"packed\.jsonl\.gz.*cut off or damaged"):
+        load_corpus(packed)

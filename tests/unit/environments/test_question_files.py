@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from megatron_empg.environments.deep_search import json_lines
 from megatron_empg.environments.deep_search.data import json_stream, question_files, record_files
 from megatron_empg.environments.deep_search.data.json_stream import JsonFault, JsonStream
 from megatron_empg.environments.deep_search.data.mixture import allot, interleaved
@@ -240,7 +241,7 @@ def test_texts_and_lines_have_a_greatest_length(tmp_path, monkeypatch):
     long = written(tmp_path / "long.jsonl", {"question": "a" * (record_files.MAX_TEXT + 1), "answer": ["b"]})
     with pytest.raises(QuestionDataError, match=r'field "question" must be at most 20000 characters long'):
         read("nq", long)
-    monkeypatch.setattr(record_files, "MAX_LINE", 1000)
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 1000)
     with pytest.raises(QuestionDataError, match="line 1: it has over 1000 bytes"):
         read("nq", long)
 

@@ -16,10 +16,11 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from megatron_empg.environments.deep_search import json_lines
 from megatron_empg.environments.deep_search.search import arrays, max_score, observations, postings_build
 from megatron_empg.environments.deep_search.search.bm25 import Bm25
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, MOST_RESULTS, SearchIndex
-from megatron_empg.environments.deep_search.search.corpus_lines import LONGEST_LINE, CorpusFile, Passage
+from megatron_empg.environments.deep_search.search.corpus_lines import CorpusFile, Passage
 from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError, MissingPackageError
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
@@ -261,20 +262,20 @@ def test_a_file_that_is_cut_off_empty_or_of_another_kind_is_refused(tmp_path, mo
     path = tmp_path / "corpus.jsonl.gz"
     for broken in (packed[: len(packed) // 2], packed[:-4], packed[:-8] + bytes(8)):
         path.write_bytes(broken)
-        with pytest.raises(CorpusError, match=r"line \d+: the compressed data ends or breaks here"):
+        with pytest.raises(CorpusError, match=r"gz[:,] .*the compressed data is cut off or damaged here"):
             list(CorpusFile(path))
     path.write_bytes(packed[:100] + b"\x00\xff" * 50 + packed[200:])
-    with pytest.raises(CorpusError, match=r"line \d+: "):
+    with pytest.raises(CorpusError, match=re.escape(str(path))):
         list(CorpusFile(path))
     path.write_bytes(b"\n \n")
     with pytest.raises(CorpusError, match="holds no documents"):
         build_index(path, tmp_path / "index", progress=lambda line: None)
     with pytest.raises(CorpusError, match="no corpus at"):
         CorpusFile(tmp_path / "missing")
-    assert LONGEST_LINE >= 16 << 20
-    monkeypatch.setattr("megatron_empg.environments.deep_search.search.corpus_lines.LONGEST_LINE", 1000)
+    assert json_lines.LONGEST_LINE >= 16 << 20
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 1000)
     path.write_bytes(b"x" * 5000)
-    with pytest.raises(CorpusError, match="line 1: it is longer than"):
+    with pytest.raises(CorpusError, match="line 1: it has over 1000 bytes"):
         list(CorpusFile(path))
 
 

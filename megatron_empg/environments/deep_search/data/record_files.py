@@ -7,26 +7,19 @@ several forms. One record at a time is held in memory.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_empg.environments.deep_search.data.json_stream import JsonFault, JsonStream
 from megatron_empg.environments.deep_search.data.published_question import QuestionDataError
+from megatron_empg.environments.deep_search.json_lines import LineFault, json_lines, unpacked
 
-MAX_LINE = 64 * 2**20
-"""Bytes that a line of JSON may have."""
 MAX_TEXT = 20_000
 """Characters that a question or an answer may have."""
-_BOM = b"\xef\xbb\xbf"
-_GZIP = b"\x1f\x8b"
 _AROUND = re.compile(rb'\s*\{\s*"(?:Data|Domain|VerifiedEval|Version)"\s*:')
 """How TriviaQA's own files begin, whose records are the items of "Data"."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -96,54 +89,27 @@ class Record:
 
 def read_records(path: Path) -> Iterator[Record]:
     """Every record of a file, in order. Raises QuestionDataError; OSError where the file cannot be opened."""
-    with _opened(path) as stream:
-        head = stream.peek(256)
-        if not head.strip():
-            raise QuestionDataError(path, "", "there is nothing in it")
-        if path.name.removesuffix(".gz").lower().endswith(".csv"):
-            yield from _csv_rows(path, stream)
-        elif head.lstrip().startswith(b"["):
-            yield from _items(path, stream, "")
-        elif _AROUND.match(head):
-            yield from _items(path, stream, "Data")
-        else:
-            yield from _lines(path, stream)
+    try:
+        with path.open("rb") as file, unpacked(file) as plain:
+            yield from _records(path, plain)
+    except LineFault as fault:
+        place = "" if fault.line is None else f"line {fault.line}"
+        raise QuestionDataError(path, place, fault.fault) from None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The bytes behind compression and byte-order mark. What goes wrong while they are read names the file."""
-    with path.open("rb") as raw:
-        compressed = raw.read(2) == _GZIP
-        raw.seek(0)
-        plain: Any = raw
-        if compressed:
-            plain = gzip.GzipFile(fileobj=raw)
-        stream = io.BufferedReader(plain, 2**16)
-        try:
-            if stream.peek(3).startswith(_BOM):
-                stream.read(3)
-            yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise QuestionDataError(path, "", f"it is compressed and cut off or damaged ({error})") from None
-
-
-def _lines(path: Path, stream: BinaryIO) -> Iterator[Record]:
-    number = 0
-    while line := stream.readline(MAX_LINE):
-        number += 1
-        place = f"line {number}"
-        if len(line) == MAX_LINE:
-            raise QuestionDataError(path, place, f"it has over {MAX_LINE} bytes; a line holds one question")
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise QuestionDataError(path, place, f"it is not UTF-8 (byte {error.start + 1})") from None
-        except (ValueError, RecursionError) as error:
-            raise QuestionDataError(path, place, f"it is not JSON ({error})") from None
-        yield _record(path, place, number, value)
+def _records(path: Path, plain: io.BufferedReader[Any]) -> Iterator[Record]:
+    head = plain.peek(256)
+    if not head.strip():
+        raise QuestionDataError(path, "", "there is nothing in it")
+    if path.name.removesuffix(".gz").lower().endswith(".csv"):
+        yield from _csv_rows(path, plain)
+    elif head.lstrip().startswith(b"["):
+        yield from _items(path, plain, "")
+    elif _AROUND.match(head):
+        yield from _items(path, plain, "Data")
+    else:
+        for number, value in json_lines(plain):
+            yield _record(path, f"line {number}", number, value)
 
 
 def _items(path: Path, stream: BinaryIO, key: str) -> Iterator[Record]:

@@ -6,20 +6,14 @@ A line is {"id", "contents": "Title\\nbody"}, as the public dumps of Wikipedia's
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from megatron_empg.environments.deep_search.json_lines import LineFault, is_compressed, json_lines, unpacked
 from megatron_empg.environments.deep_search.search.errors import CorpusError
-
-LONGEST_LINE = 64 << 20
-"""Bytes of one line. A longer one is no document: the file is of another kind, and would fill the memory."""
-_GZIP = b"\x1f\x8b"
 
 
 class Passage(NamedTuple):
@@ -42,7 +36,7 @@ class CorpusFile:
             raise CorpusError(f"no corpus at {path}; give a file of JSON lines, which may be compressed by gzip")
         self.size = self.path.stat().st_size
         with self.path.open("rb") as file:
-            self.compressed = file.read(2) == _GZIP
+            self.compressed = is_compressed(file)
         self._hash = hashlib.sha256()
         self._read = 0
 
@@ -59,37 +53,21 @@ class CorpusFile:
     def __iter__(self) -> Iterator[Passage]:
         self._hash, self._read = hashlib.sha256(), 0
         count = 0
-        with self.path.open("rb", buffering=0) as raw:
-            counted = io.BufferedReader(_Counted(self, raw), 1 << 20)
-            for number, line in self._lines(gzip.GzipFile(fileobj=counted) if self.compressed else counted):
-                if not line.strip():
-                    continue
-                try:
-                    passage = read_passage(json.loads(line.decode("utf-8")), str(count))
-                except (ValueError, RecursionError) as error:
-                    raise CorpusError(f"{self.path}, line {number}: {_told(error)}") from None
-                count += 1
-                yield passage
+        try:
+            with self.path.open("rb", buffering=0) as raw:
+                counted = io.BufferedReader(_Counted(self, raw), 1 << 20)
+                with unpacked(counted) as plain:
+                    for number, row in json_lines(plain):
+                        yield self._passage(number, row, str(count))
+                        count += 1
+        except LineFault as fault:
+            raise CorpusError(f"{self.path}, {fault}" if fault.line else f"{self.path}: {fault}") from None
 
-    def _lines(self, file: IO[bytes] | io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, bytes]]:
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = file.readline(LONGEST_LINE + 1)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise CorpusError(
-                    f"{self.path}, line {number}: the compressed data ends or breaks here ({error}); fetch the "
-                    "file again"
-                ) from None
-            if not line:
-                return
-            if len(line) > LONGEST_LINE:
-                raise CorpusError(
-                    f"{self.path}, line {number}: it is longer than {LONGEST_LINE >> 20} MiB; a corpus holds one "
-                    "document a line"
-                )
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    def _passage(self, number: int, row: Any, default_id: str) -> Passage:
+        try:
+            return read_passage(row, default_id)
+        except ValueError as error:
+            raise CorpusError(f"{self.path}, line {number}: {error}") from None
 
     def count_bytes(self, block: memoryview) -> None:
         """Note bytes that were read from the disk."""
@@ -162,13 +140,3 @@ def _text(row: dict[str, Any], field: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f'"{field}" holds half a surrogate pair, which is no text') from None
     return value
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 ({error.reason} at byte {error.start}); convert the file to it"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error})"
-    if isinstance(error, RecursionError):
-        return "not a document: its JSON is nested too deeply"
-    return str(error)
