@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_empg.rollout.chat_template import ChatTemplate, Piece
+from megatron_empg.rollout.chat_template import QUESTION, ChatTemplate, Piece, frames, joined
 from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
 from megatron_empg.rollout.text_tokens import TextTokens
 from megatron_empg.rollout.thoughts import (
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from megatron_empg.environments.base import Message
 
-_QUESTION: Message = {"role": "user", "content": "question"}
 _SAID = ("first", "second", "third")
 _OPENED = f"{OPENING}\n"
 _IN_THE_PROMPT = (
@@ -94,12 +93,12 @@ class _Fitting:
         self._text = plain
         if use.role == "tool":
             results = template.pieces(self._conversation(_SAID), ChatUse(use.role))
-            self._text = plain.with_frames(_frames(results[:-1]))
+            self._text = plain.with_frames(frames(results[:-1]))
         if use.tools:
             self._check_tools_are_text()
-        check_seams(_frames(whole[1:]), self._text)
+        check_seams(frames(whole[1:]), self._text)
         self._check_pieces()
-        begins = template.pieces([_QUESTION], use)[-1].text
+        begins = template.pieces([QUESTION], use)[-1].text
         self._ahead, self._behind = _after_common(begins, _after(whole, 0))
         self._opens = opens_thought(begins)
         self._begins, self._began = begins, _after(whole, 0)
@@ -126,24 +125,22 @@ class _Fitting:
         )
 
     def _conversation(self, said: Sequence[str]) -> list[Message]:
-        conversation = [_QUESTION]
+        conversation = [QUESTION]
         for number, turn in enumerate(said):
             conversation.append({"role": "assistant", "content": turn})
             conversation.append({"role": self._use.role, "content": f"seen {number}"})
         return conversation
 
     def _rendered(self, said: Sequence[str]) -> str:
-        conversation = self._conversation(said)
-        roles = [message["role"] for message in conversation]
-        return self._template.render(roles, [message["content"] for message in conversation], self._use)
+        return self._template.render(self._conversation(said), self._use)
 
     def _appended(self, shown: Sequence[str], *, as_history: bool = False) -> str:
         """The same conversation, made of pieces. `as_history`: turns begin as earlier ones do."""
-        text = _joined(self._template.pieces([_QUESTION], self._use))
+        text = joined(self._template.pieces([QUESTION], self._use))
         for number, turn in enumerate(shown):
             if as_history:
                 text = text[: len(text) - len(self._ahead)] + self._behind
-            text += turn + _joined(self._template.after_turn(f"seen {number}", self._use))
+            text += turn + joined(self._template.after_turn(f"seen {number}", self._use))
         return text
 
     def _rule(self) -> ThoughtRule | None:
@@ -183,8 +180,8 @@ class _Fitting:
 
     def _check_tools_are_shown(self) -> None:
         names = self._use.names
-        shown = self._template.render(["user"], ["question"], self._use)
-        without = self._template.render(["user"], ["question"])
+        shown = self._template.render([QUESTION], self._use)
+        without = self._template.render([QUESTION])
         missing = [name for name in names if name not in shown]
         if missing or shown == without:
             raise ValueError(
@@ -196,8 +193,7 @@ class _Fitting:
         signs = {sign for text in self._text.control for sign in text if not sign.isalnum() and sign != "_"}
         plainer = self._use.with_plain_text("".join(signs))
         found, expected = (
-            self._text.control_in(self._template.render(["user"], ["question"], use))
-            for use in (self._use, plainer)
+            self._text.control_in(self._template.render([QUESTION], use)) for use in (self._use, plainer)
         )
         if found != expected:
             surplus = [text for text in found if found.count(text) > expected.count(text)]
@@ -261,11 +257,3 @@ def _common(first: Sequence[object], second: Sequence[object]) -> int:
         if one != other:
             return place
     return min(len(first), len(second))
-
-
-def _frames(pieces: Sequence[Piece]) -> list[str]:
-    return [piece.text for piece in pieces if piece.message is None]
-
-
-def _joined(pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)

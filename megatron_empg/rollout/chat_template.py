@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from megatron_empg.rollout.chat_use import PLAIN, ChatUse
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 TODAY = datetime(2024, 7, 26)
 """The day that every template is told, in every run and evaluation. A prompt that followed the clock would change
 at midnight, inside a run, and a policy would be asked on another day than it was trained on."""
-_QUESTION: Message = {"role": "user", "content": "question"}
+QUESTION: Message = {"role": "user", "content": "question"}
+"""What begins a conversation that is rendered to look at the template."""
 _TOLD = 'a "b" \\ c\'s <d> & é 東\n\te'
 """A content that every way of writing it down changes in another way."""
 _Written = Callable[[str], str]
@@ -37,6 +38,16 @@ class Piece(NamedTuple):
 
     text: str
     message: int | None = None
+
+
+def frames(pieces: Sequence[Piece]) -> list[str]:
+    """The template's own texts."""
+    return [piece.text for piece in pieces if piece.message is None]
+
+
+def joined(pieces: Sequence[Piece]) -> str:
+    """The whole text."""
+    return "".join(piece.text for piece in pieces)
 
 
 class ChatTemplate:
@@ -58,7 +69,7 @@ class ChatTemplate:
         Raises ValueError for a message that the template leaves out, and for one that says more than its content.
         """
         nonce = secrets.token_hex(16)
-        shown: list[str] = []
+        shown: list[Message] = []
         contents: dict[int, str] = {}
         for index, message in enumerate(messages):
             _check_keys(message)
@@ -68,8 +79,8 @@ class ChatTemplate:
                 contents[index] = self._written(message["role"])(text)
                 # Blanks at the ends stay in sight, as a template may take them away.
                 content = content.replace(text, f"{nonce}x{index}x", 1)
-            shown.append(content)
-        rendered = self.render([message["role"] for message in messages], shown, use)
+            shown.append({"role": message["role"], "content": content})
+        rendered = self.render(shown, use)
         # Every other part is the index of a message.
         parts = re.split(f"{nonce}x([0-9]+)x", rendered)
         pieces = [
@@ -83,7 +94,7 @@ class ChatTemplate:
     def after_turn(self, observation: str, use: ChatUse = PLAIN) -> list[Piece]:
         """From the end of an assistant turn, through an observation, to where the next turn begins."""
         conversation: list[Message] = [
-            _QUESTION,
+            QUESTION,
             {"role": "assistant", "content": "turn"},
             {"role": use.role, "content": observation},
         ]
@@ -91,9 +102,9 @@ class ChatTemplate:
         turn = [piece.message for piece in pieces].index(1)
         return pieces[turn + 1 :]
 
-    def render(self, roles: Sequence[str], contents: Sequence[str], use: ChatUse = PLAIN) -> str:
+    def render(self, messages: Sequence[Message], use: ChatUse = PLAIN) -> str:
         """What the template makes of a conversation, on whatever day."""
-        conversation = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        conversation: Any = list(messages)
         day: dict[str, Any] = {
             "strftime_now": TODAY.strftime,
             "date_string": TODAY.strftime("%d %b %Y"),
@@ -101,7 +112,7 @@ class ChatTemplate:
         if use.tools:
             day["tools"] = list(use.tools)
         text = self._tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=roles[-1] != "assistant", **day
+            conversation, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant", **day
         )
         assert isinstance(text, str)
         return text
@@ -111,13 +122,18 @@ class ChatTemplate:
         if role != "tool":
             return _as_it_is
         if self._tool_results is None:
-            self._tool_results = self._way_of_writing(role)
+            self._tool_results = self._way_of_writing("tool")
         return self._tool_results
 
-    def _way_of_writing(self, role: str) -> _Written:
+    def _way_of_writing(self, role: Literal["tool"]) -> _Written:
         nonce = secrets.token_hex(16)
-        roles = ["user", "assistant", role]
-        rendered = self.render(roles, ["question", "turn", f"{nonce}{_TOLD}{nonce}"])
+        rendered = self.render(
+            [
+                QUESTION,
+                {"role": "assistant", "content": "turn"},
+                {"role": role, "content": f"{nonce}{_TOLD}{nonce}"},
+            ]
+        )
         found = rendered.split(nonce)[1:-1]
         for way in (_as_it_is, _as_json, _as_ascii_json):
             if found == [way(_TOLD)]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_empg.rollout.chat_fit import ChatFit, check_seams, fitted, unfit_pieces
-from megatron_empg.rollout.chat_template import ChatTemplate, Piece
+from megatron_empg.rollout.chat_template import QUESTION, ChatTemplate, Piece, frames, joined
 from megatron_empg.rollout.chat_use import PLAIN, ChatUse, HistoryKind
 from megatron_empg.rollout.text_tokens import TextTokens
 from megatron_empg.rollout.thoughts import opens_thought
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from megatron_empg.environments.base import Message
 
-_QUESTION: Message = {"role": "user", "content": "question"}
-_PLAIN: list[Message] = [_QUESTION, {"role": "assistant", "content": "answer"}, _QUESTION]
+_PLAIN: list[Message] = [QUESTION, {"role": "assistant", "content": "answer"}, QUESTION]
 _PROBES = (("first", "seen first"), ("second", "seen second"), ("third", "seen third"))
 _EMPTY_PROBES = (("first", ""), ("", "seen"), ("", ""))
 
@@ -46,11 +45,11 @@ class ChatTokens:
         self._template = ChatTemplate(tokenizer)
         whole = self._conversation()
         # What begins the turn that is to come may be more than a mark of its beginning: it says nothing of turns.
-        self._text = TextTokens(tokenizer, _frames(whole[:-1]))
+        self._text = TextTokens(tokenizer, frames(whole[:-1]))
         self.end_of_turn = self._end_of_turn()
         if not opens_thought(whole[-1].text):  # its turns are thoughts, at which `fit` looks
             self._check_appending()
-        check_seams(_frames(whole[1:]), self._text)
+        check_seams(frames(whole[1:]), self._text)
         self._check_pieces()
         # A turn goes on where the template's last words end.
         self._lead_in = self._words_at_end(whole[-1].text)
@@ -222,21 +221,19 @@ class ChatTokens:
             )
 
     def _differs(self, probes: Sequence[tuple[str, str]]) -> bool:
-        conversation = [_QUESTION]
-        appended = _joined(self._template.pieces(conversation))
+        conversation = [QUESTION]
+        appended = joined(self._template.pieces(conversation))
         for turn, observation in probes:
-            appended += turn + _joined(self._template.after_turn(observation))
+            appended += turn + joined(self._template.after_turn(observation))
             conversation += [
                 {"role": "assistant", "content": turn},
                 {"role": "user", "content": observation},
             ]
-        roles = [message["role"] for message in conversation]
-        return appended != self._template.render(roles, [message["content"] for message in conversation])
+        return appended != self._template.render(conversation)
 
     def _check_pieces(self) -> None:
         """Pieces must be cut into tokens as the whole is."""
-        roles = [message["role"] for message in _PLAIN]
-        whole = self._template.render(roles, [message["content"] for message in _PLAIN])
+        whole = self._template.render(_PLAIN)
         if self.prompt(_PLAIN) != self._tokenizer(whole, add_special_tokens=False)["input_ids"]:
             raise unfit_pieces()
 
@@ -247,11 +244,3 @@ def _off(own: Sequence[int], rendered: Sequence[int]) -> int:
         if mine != other:
             return len(own) - index
     return max(0, len(own) - len(rendered))
-
-
-def _frames(pieces: Sequence[Piece]) -> list[str]:
-    return [piece.text for piece in pieces if piece.message is None]
-
-
-def _joined(pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,11 +52,6 @@ class ChatUse:
         letters = str.maketrans(dict.fromkeys(signs, "x"))
         return ChatUse(self.role, tuple(_mapped(tool, letters) for tool in self.tools))
 
-    @property
-    def texts(self) -> list[str]:
-        """All keys and texts of the schemas."""
-        return [text for tool in self.tools for text in _texts(tool)]
-
 
 PLAIN = ChatUse()
 """No tools, and observations are user messages."""
@@ -71,15 +65,3 @@ def _mapped(value: Any, letters: dict[int, str]) -> Any:
     if isinstance(value, list | tuple):
         return [_mapped(item, letters) for item in value]
     return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)

@@ -60,7 +60,7 @@ def opens_thought(frame: str) -> bool:
 
 
 def thought_probe() -> str:
-    """A turn with a thought, in whose rendering `rule_shown` sees what a template does with it."""
+    """A turn with a thought, in whose rendering `blanks_taken` sees what a template does with it."""
     before, thought, blanks, after = _PROBE
     return f"{before}{OPENING}{thought}{CLOSING}{blanks}{after}"
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -157,3 +158,15 @@ def test_a_use_is_the_tasks_own():
     assert ChatUse.of(task) == USE
     assert ChatUse.of(Task("t", [QUESTION], {})) == PLAIN
     assert ChatUse.of(task).key != PLAIN.key
+
+
+def test_a_known_use_waits_for_no_other():
+    """To fit a use takes seconds, in a thread; episodes of known uses go on meanwhile, on the event loop."""
+    chat = CHATS["qwen2.5"]
+    known = chat.fit(USE)
+    found = []
+    asking = threading.Thread(target=lambda: found.append(chat.fit(USE)), daemon=True)
+    with chat._fitting:
+        asking.start()
+        asking.join(20)
+        assert found == [known]
