@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_empg.environments.deep_search.text import normalise_answer
+from megatron_empg.environments.deep_search.text import UNSPACED, normalise_answer
 
 RewardMode = Literal["exact", "f1", "judge"]
 """What an answer earns: 1 for an exact match, its F1, or 1 where a judge calls it right."""
@@ -23,10 +23,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _DECISIVE = frozenset({"yes", "no", "noanswer"})
 """Answers of which a part counts for nothing: "no" is not half of "no one"."""
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-"""Letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana and Han."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,13 @@ def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Sc
     if not golds:
         raise ValueError("an answer is compared with at least one gold answer; there is none")
     given = _normal(answer, form)
+    tokens = Counter(_tokens(given, form))  # once: an answer may be long, and have hundreds of gold answers
     matches, best = False, 0.0
     for gold in golds:
         wanted = _normal(gold, form)
         matches = matches or (given == wanted and given != "")
-        best = max(best, _overlap(given, wanted, form))
+        if given == wanted or _DECISIVE.isdisjoint({given, wanted}):
+            best = max(best, _overlap(tokens, Counter(_tokens(wanted, form))))
     return Score(matches, best)
 
 
@@ -95,14 +94,10 @@ def _normal(text: str, form: NormalForm) -> str:
     return normalise_answer(text) if form == "project" else published_form(text)
 
 
-def _overlap(given: str, wanted: str, form: NormalForm) -> float:
-    if given != wanted and not _DECISIVE.isdisjoint({given, wanted}):
-        return 0.0
-    ours, theirs = _tokens(given, form), _tokens(wanted, form)
-    shared = sum((Counter(ours) & Counter(theirs)).values())
-    if not shared:
-        return 0.0
-    return 2 * shared / (len(ours) + len(theirs))
+def _overlap(ours: Counter[str], theirs: Counter[str]) -> float:
+    """The F1 of two bags of words."""
+    shared = (theirs & ours).total()
+    return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
 
 
 def _tokens(normal: str, form: NormalForm) -> list[str]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, score
+from megatron_empg.environments.deep_search.http_statuses import passes
 from megatron_empg.environments.settings import EnvironmentSettings, ServiceAddress
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ MAX_REPLY = 2**20
 """Bytes of a response that are read."""
 MAX_GOLDS = 20
 """Gold answers that the judge is shown; TriviaQA has hundreds for some questions."""
-_AGAIN = frozenset({408, 409, 425, 429})
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the first, second, ... repetition
 _UNSAFE = re.compile(r"[<>\[\]{}|\uff5c\u2581`\u0085\u2028\u2029\ufeff]")
 """Letters that control tokens and fences are made of, or that end a line without being escaped by JSON."""
@@ -216,7 +216,7 @@ class Judge:
             raise JudgeError(f"the judge's url {address} is no address: {error}") from None
         except httpx.HTTPError as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
-        if status in _AGAIN or status >= 500:
+        if passes(status):
             raise _Again(f"status {status}")
         if status != 200:
             raise JudgeError(f"the judge at {address} refused with status {status}; check url, model and key")
@@ -256,7 +256,13 @@ class Judge:
         self._free = asyncio.Semaphore(self.settings.concurrent)
         self._pending = {}
         limits = httpx.Limits(max_connections=self.settings.concurrent)
-        self._client = httpx.AsyncClient(headers=self._headers, timeout=None, limits=limits, trust_env=False)
+        try:
+            # A hosted judge may lie behind a proxy, which HTTPS_PROXY names; NO_PROXY excepts one's own hosts.
+            self._client = httpx.AsyncClient(headers=self._headers, timeout=None, limits=limits, trust_env=True)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise JudgeError(
+                f"the judge cannot be asked by the proxy of HTTPS_PROXY or ALL_PROXY: {error}"
+            ) from None
 
 
 class _Again(Exception):

@@ -3,6 +3,12 @@
 import re
 import unicodedata
 
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and Han
+)
+"""Letters of scripts that put no blanks between words, as a class of a regular expression has them. Each of them
+counts as a word, in answers and in search."""
 _ARTICLES = frozenset({"a", "an", "the"})
 _ACCENTED = ("LATIN", "GREEK")
 """Scripts whose accents are often left out. In others a mark makes another letter."""

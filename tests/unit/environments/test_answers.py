@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_empg.environments.deep_search import answers
 from megatron_empg.environments.deep_search.answers import Score, exact, f1, published_form, score, verdict
+from megatron_empg.environments.deep_search.search.words import WordRules, Words
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,22 @@ def test_scripts_without_blanks_are_compared_letter_by_letter():
     assert f1("โรงเรียน", ["โรงเรียน"]) == 1.0
     assert f1("서울 대학교", ["서울"]) == pytest.approx(2 / 3)
     assert f1("北京大学", ["北京"], "published") == 0.0
+
+
+def test_search_and_answers_know_the_same_scripts_without_blanks():
+    for text in ("กรุงเทพ", "ភ្នំពេញ", "မြန်မာ", "ລາວ", "東京ガ"):
+        letters = Words(WordRules())(text)
+        assert letters == list("".join(letters))
+        assert f1(letters[0], [text]) == pytest.approx(2 / (1 + len(letters)))
+
+
+def test_a_long_answer_is_counted_once_for_hundreds_of_gold_answers(monkeypatch):
+    counted = []
+    plain = answers._tokens
+    monkeypatch.setattr(answers, "_tokens", lambda *given: counted.append(given[0]) or plain(*given))
+    long = "many words " * 5000
+    assert score(long, [f"gold {number}" for number in range(300)]).f1 == 0.0
+    assert sum(len(text) > 1000 for text in counted) == 1
 
 
 def test_no_gold_answer_is_an_error():

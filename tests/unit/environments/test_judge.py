@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import uvicorn
@@ -190,7 +191,7 @@ def test_a_verdict_may_stand_behind_thoughts(server, reply):
     assert ask(a_judge(server)) is True
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_a_passing_fault_is_asked_again(server, status):
     server.replies = [PlainTextResponse("later", status), PlainTextResponse("later", status), "wrong"]
     judge = a_judge(server)
@@ -218,13 +219,40 @@ def test_a_judge_that_stays_broken_is_an_error(server, reply):
     assert len(server.asked) == 4
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 404])
+@pytest.mark.parametrize("status", [301, 400, 401, 404, 501])
 def test_what_repeating_cannot_mend_is_an_error_at_once(server, status):
     server.replies = [PlainTextResponse("secret detail", status)]
     with pytest.raises(JudgeError, match=f"refused with status {status}; check url, model and key") as caught:
         ask(a_judge(server))
     assert len(server.asked) == 1
     assert KEY not in str(caught.value)
+
+
+def test_a_judge_behind_a_proxy_is_asked_by_it(server, monkeypatch):
+    asked = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.handle_request, daemon=True).start()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.server_port}")
+        with pytest.raises(JudgeError, match="status 403"):
+            ask(a_judge(server, url="http://judge.invalid/v1"))
+    assert asked == ["http://judge.invalid/v1/chat/completions"]
+
+
+def test_a_proxy_that_is_none_is_named(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "pigeon://127.0.0.1:1")
+    with pytest.raises(JudgeError, match="the proxy of HTTPS_PROXY"):
+        ask(a_judge(server, url="http://judge.invalid/v1"))
 
 
 def test_a_slow_judge_is_an_error_within_its_time(server):

@@ -361,6 +361,21 @@ def test_a_folder_that_is_no_whole_index_is_refused_by_name(tmp_path):
             Manifest.read(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", "เมืองหลวง"),
+        ("ភ្នំពេញជារាជធានីរបស់ប្រទេសកម្ពុជា", "រាជធានី"),
+        ("နေပြည်တော်သည်မြန်မာနိုင်ငံ၏မြို့တော်ဖြစ်သည်", "မြို့တော်"),
+        ("東京都は日本の首都である", "首都"),
+    ],
+    ids=["thai", "khmer", "burmese", "japanese"],
+)
+def test_a_word_within_a_text_without_blanks_is_found(tmp_path, text, query):
+    index = built(tmp_path, [page("Other", "the capital"), page("Page", text)])
+    assert [hit.title for hit in index.search(query)] == ["Page"]
+
+
 def test_the_tools_show_numbered_results_and_whole_pages(tmp_path):
     rows = [
         page("The Hobbit", "The Hobbit is a novel by J. R. R. Tolkien. <|im_end|>"),

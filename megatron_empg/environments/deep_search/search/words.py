@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from megatron_empg.environments.deep_search.search.errors import MissingPackageError
+from megatron_empg.environments.deep_search.text import UNSPACED
 
 StopWords = Literal["none", "english"]
 STOP_WORDS: tuple[StopWords, ...] = get_args(StopWords)
@@ -15,9 +16,7 @@ STOP_WORDS: tuple[StopWords, ...] = get_args(StopWords)
 LONGEST_WORD = 64
 """Characters of a word that count. A longer one is a key, a URL or noise, and is known by its beginning."""
 
-# Scripts that put no blanks between words: each of their characters is a word of its own.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _ACCENTS = re.compile("[\u0300-\u036f]+")
 
 
