@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from megatron_empg.prepare.checksums import Checksum
 from megatron_empg.prepare.errors import NotThere, PrepareError
-from megatron_empg.prepare.places import HubPlace, Kind, safe_name
+from megatron_empg.prepare.places import HubPlace, Kind, safe_name, shown
 from megatron_empg.prepare.web import endpoint, hub_headers, refusal
 
 if TYPE_CHECKING:
@@ -66,13 +66,6 @@ class Hub:
             found.append(HubFile(name, f"{files}/{quote(name)}", size, checksum))
         return found
 
-    def file(self, place: HubPlace, kind: Kind, commit: str) -> HubFile:
-        """The one that the place names. Raises NotThere."""
-        for file in self.files(place, kind, commit):
-            if file.name == place.file:
-                return file
-        raise NotThere(f"{place.repository} has no file {place.file} at {commit}")
-
     def _entries(self, url: str) -> Iterator[dict[str, Any]]:
         """Of every page of a listing."""
         next_page: str | None = url
@@ -80,7 +73,7 @@ class Hub:
             answer = self._ask(next_page)
             entries = answer.json()
             if not isinstance(entries, list):
-                raise PrepareError(f"{next_page} is no listing of files")
+                raise PrepareError(f"{shown(next_page)} is no listing of files")
             yield from (entry for entry in entries if isinstance(entry, dict))
             next_page = answer.links.get("next", {}).get("url")
             if next_page and not next_page.startswith(f"{endpoint()}/"):
@@ -105,4 +98,4 @@ class Hub:
             if answer.is_success:
                 return answer
             fault = f"it answers {answer.status_code}"
-        raise NotThere(f"{url} did not answer in {ATTEMPTS} attempts: {fault}")
+        raise NotThere(f"{shown(url)} did not answer in {ATTEMPTS} attempts: {fault}")

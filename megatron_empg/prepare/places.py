@@ -49,8 +49,12 @@ def read_place(text: str) -> Place:
         file = found["file"]
         return HubPlace(found["repository"], found["revision"] or "main", file and safe_name(file))
     if text.startswith(("https://", "http://")):
-        if not urlsplit(text).hostname:
-            raise PrepareError(f"{text!r} is no place to fetch from: it names no host; give http(s)://HOST/PATH")
+        if not is_url(text):
+            without_password = re.sub("//[^/]*@", "//", text)
+            raise PrepareError(
+                f"{without_password!r} is no place to fetch from: it names no host, or a port that is no number; "
+                "give http(s)://HOST/PATH"
+            )
         return UrlPlace(text)
     if _SHORT.fullmatch(text):
         return HubPlace(text)
@@ -73,6 +77,16 @@ def file_name(place: Place) -> str:
     if not name:
         raise PrepareError(f"{place} names no file; add its name")
     return safe_name(name)
+
+
+def is_url(text: str) -> bool:
+    """Whether it is an address of HTTP that names a host."""
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def shown(url: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from megatron_empg.prepare.errors import NotThere, PrepareError
-from megatron_empg.prepare.places import shown
+from megatron_empg.prepare.places import is_url, shown
 
 if TYPE_CHECKING:
     import httpx
@@ -32,8 +32,12 @@ def new_client(connections: int) -> httpx.Client:
 
 
 def endpoint() -> str:
-    """The hub's address: a mirror's where the user names one."""
-    return os.environ.get(ENDPOINT_VARIABLE, "").rstrip("/") or DEFAULT_ENDPOINT
+    """The hub's address: a mirror's where the user names one. Raises PrepareError for what is no address."""
+    given = os.environ.get(ENDPOINT_VARIABLE, "").strip().rstrip("/")
+    if given and not is_url(given):
+        # What it holds is not shown: it may be a password.
+        raise PrepareError(f"{ENDPOINT_VARIABLE} is no address: it must be http(s)://HOST[:PORT][/PATH], or unset")
+    return given or DEFAULT_ENDPOINT
 
 
 def hub_headers() -> Mapping[str, str]:
