@@ -13,8 +13,16 @@ if [ -z "${EMPG_PYTHON:-}" ]; then
   [ ! -x "$EMPG_HOME/.venv/bin/python" ] || EMPG_PYTHON=$EMPG_HOME/.venv/bin/python
 fi
 export PYTHONPATH=$EMPG_HOME${PYTHONPATH:+:$PYTHONPATH}
-if ! "$EMPG_PYTHON" -c 'import httpx, pydantic, yaml'; then
-  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which lacks packages that megatron_empg needs: install them there (README.md, 'On a cluster'), or set EMPG_PYTHON to a Python that has them" >&2
+# What this needs, and what `empg index` needs, which comes after hours of fetching.
+if ! missing=$("$EMPG_PYTHON" -c '
+from importlib.util import find_spec
+needed = ("bm25s", "httpx", "numba", "numpy", "pydantic", "typer", "yaml")
+print(*[name for name in needed if find_spec(name) is None])'); then
+  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which cannot be run: set EMPG_PYTHON to a Python with the packages of megatron_empg (README.md, 'On a cluster')" >&2
+  exit 10
+fi
+if [ -n "$missing" ]; then
+  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which lacks packages that megatron_empg needs ($missing): install them there (README.md, 'On a cluster'), or set EMPG_PYTHON to a Python that has them" >&2
   exit 10
 fi
 exec "$EMPG_PYTHON" -m megatron_empg.prepare "$@"

@@ -71,16 +71,24 @@ def _prepare(given: argparse.Namespace) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    rule = f"{text!r} is no number of connections: give a whole number from 1 to 64"
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(rule) from None
     if not 1 <= value <= 64:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(rule)
     return value
 
 
 def _megabytes(text: str) -> float:
-    value = float(text)
+    rule = f"{text!r} is no bandwidth: give MB/s as a number above 0 and below 1000000"
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(rule) from None
     if not 0 < value < 1e6:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(rule)
     return value
 
 

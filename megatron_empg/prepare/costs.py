@@ -65,7 +65,7 @@ def table(costs: Sequence[Cost], bandwidth: Bandwidth, folder: Path) -> str:
     if peak > disk:
         lines.append(f"while the index is built, {peak / 1e9:.0f} GB lie on the disk")
     lines.append(
-        f"at {bandwidth.bytes_per_second / 1e6:.0f} MB/s ({bandwidth.source}); building the index is an estimate"
+        f"at {bandwidth.bytes_per_second / 1e6:.0f} MB/s ({bandwidth.source}); what the index takes is an estimate"
     )
     lines.append(f"free on the disk of {folder}: {free_bytes(folder) / 1e9:.1f} GB")
     return "\n".join(lines)

@@ -190,14 +190,6 @@ class _Again(Exception):
     """This attempt brought nothing that can be used; the next one may."""
 
 
-def left_to_fetch(wanted: Wanted) -> int | None:
-    """Bytes that are not here yet; None where the size is unknown."""
-    if wanted.size is None:
-        return None
-    there = wanted.part.stat().st_size if wanted.part.exists() else 0
-    return max(0, wanted.size - there)
-
-
 def _opened(wanted: Wanted) -> _Part:
     """What an earlier fetch left, if it is of this file and can be gone on with."""
     note = _read_note(wanted)

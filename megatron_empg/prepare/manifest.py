@@ -11,6 +11,9 @@ from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.records import Checked
 
 NAME = "prepared.json"
+FORMAT = 1
+DEEPSEARCH = "deepsearch"
+"""The only preparation there is."""
 
 
 class _Part(BaseModel):
@@ -56,8 +59,8 @@ class PreparedIndex(_Part):
 class Prepared(_Part):
     """The whole of it; a part that is missing was not prepared yet."""
 
-    format: int = 1
-    preparation: str = "deepsearch"
+    format: int = FORMAT
+    preparation: str = DEEPSEARCH
     version: str = ""
     at: str = ""
     models: dict[str, PreparedModel] = Field(default_factory=dict)
@@ -71,11 +74,14 @@ class Prepared(_Part):
         return [name for name, part in parts.items() if not part]
 
 
-def read_prepared(folder: Path) -> Prepared | None:
-    """What was prepared in a folder; None where nothing was. Raises PrepareError for a file that is broken."""
+def read_prepared(folder: Path, preparation: str = DEEPSEARCH) -> Prepared | None:
+    """What was prepared in a folder; None where nothing was.
+
+    Raises PrepareError for a file that is broken, of another format, or of another preparation.
+    """
     path = folder / NAME
     try:
-        return Prepared.model_validate_json(path.read_bytes())
+        found = Prepared.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -85,6 +91,16 @@ def read_prepared(folder: Path) -> Prepared | None:
         raise PrepareError(
             f"{path} is broken ({faults} faults): run slurm/prepare.sh for {folder} again"
         ) from None
+    if found.format != FORMAT:
+        raise PrepareError(
+            f"{path} has format {found.format}, and this version of megatron_empg reads {FORMAT}: prepare another "
+            "folder, or use the version that wrote it" + (f" ({found.version})" if found.version else "")
+        )
+    if found.preparation != preparation:
+        raise PrepareError(
+            f"{path} is of the preparation {found.preparation!r:.40}, not of {preparation!r}: give another folder"
+        )
+    return found
 
 
 def write_prepared(folder: Path, prepared: Prepared) -> None:

@@ -73,7 +73,7 @@ class Corpus(_Part):
 
 
 class IndexCost(_Part):
-    """What the index of the corpus takes, in the end and while it is built: assumptions for the estimate."""
+    """What the index of the corpus takes, in the end and while it is built, for the estimate."""
 
     about_bytes: Annotated[int, Field(ge=0)] = 0
     building_bytes: Annotated[int, Field(ge=0)] = 0

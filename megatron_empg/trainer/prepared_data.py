@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import (
+    DEEPSEARCH,
     NAME,
     Prepared,
     PreparedFile,
@@ -23,7 +24,7 @@ from megatron_empg.weights.known_models import known_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PREPARATIONS = {"deep_search": "deepsearch"}
+PREPARATIONS = {"deep_search": DEEPSEARCH}
 """By environment, what slurm/prepare.sh calls its data; others need none."""
 OWN_DATA = {"deep_search": ("corpus", "questions", "index")}
 """By environment, the settings that name data. A job whose user gives one needs no preparation."""
@@ -60,16 +61,16 @@ def data_overrides(recipe: Recipe, words: Sequence[str], choice: DataChoice) -> 
 def overrides_of_prepared(folder: Path, recipe: Recipe, *, wants_model: bool = True) -> list[str]:
     """The recipe's keys for what lies in a prepared folder. Raises RecipeError with the command that mends it."""
     try:
-        prepared = read_prepared(folder)
+        prepared = read_prepared(folder, PREPARATIONS.get(recipe.environment.name, DEEPSEARCH))
     except PrepareError as error:
-        raise RecipeError(f"EMPG_DATA: {error}") from None
+        raise RecipeError(f"the prepared data cannot be used: {error}") from None
     fix = command(folder, recipe)
     if prepared is None:
         raise RecipeError(f"EMPG_DATA is {folder}, which has no {NAME}: prepare it by `{fix}`")
     missing = [part for part in prepared.missing() if part != "model"]
     if missing:
         raise RecipeError(
-            f"EMPG_DATA is {folder}, where {', '.join(missing)} are not prepared yet: go on by `{fix}`"
+            f"{folder} is prepared but for {', '.join(missing)}: go on by `{fix}`, or name another by EMPG_DATA"
         )
     root = folder.absolute()
     model = _model(prepared, recipe, folder) if wants_model else None
@@ -111,7 +112,7 @@ def what_is_trained_on(recipe: Recipe) -> list[str]:
 
 def command(folder: Path, recipe: Recipe) -> str:
     """What prepares `folder` for the recipe."""
-    preparation = PREPARATIONS.get(recipe.environment.name, "deepsearch")
+    preparation = PREPARATIONS.get(recipe.environment.name, DEEPSEARCH)
     known = known_model(recipe.model.path)
     model = f" --model {known.hub_id}" if known is not None else ""
     return f"bash slurm/prepare.sh {preparation} {folder}{model}"
@@ -141,7 +142,7 @@ def _model(prepared: Prepared, recipe: Recipe, folder: Path) -> PreparedModel | 
     there = ", ".join(sorted(prepared.models)) or "none"
     fix = f"{command(folder, recipe)} --only model"
     raise RecipeError(
-        f"model.path is {recipe.model.path}, which is not there, and EMPG_DATA ({folder}) has no model of that "
+        f"model.path is {recipe.model.path}, which is not there, and the prepared {folder} has no model of that "
         f"name (it has: {there}): fetch it by `{fix}`, or name a folder by EMPG_MODEL"
     )
 
@@ -151,11 +152,11 @@ def _require_whole(prepared: Prepared, model: PreparedModel | None, root: Path, 
     for file in _files(prepared, model):
         path = root / file.path
         if not path.is_file() or path.stat().st_size != file.size:
-            raise RecipeError(f"EMPG_DATA: {path} is gone or has another size than when it was prepared: `{fix}`")
+            raise RecipeError(f"{path} is gone or has another size than when it was prepared: `{fix}`")
     assert prepared.index is not None
     index = root / prepared.index.path
     if not index.is_dir():
-        raise RecipeError(f"EMPG_DATA: the index {index} is gone: `{fix}` builds it again")
+        raise RecipeError(f"the index {index} is gone: `{fix}` builds it again")
 
 
 def _files(prepared: Prepared, model: PreparedModel | None) -> Iterator[PreparedFile]:

@@ -26,10 +26,11 @@ from megatron_empg.prepare.costs import Bandwidth
 from megatron_empg.prepare.deepsearch import Wishes, prepare
 from megatron_empg.prepare.download import Download, Wanted
 from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.hub import Hub
 from megatron_empg.prepare.manifest import Prepared, read_prepared
 from megatron_empg.prepare.places import HubPlace, UrlPlace, file_name, read_place, safe_name, shown
 from megatron_empg.prepare.sources import SHIPPED, read_sources
-from megatron_empg.prepare.web import new_client
+from megatron_empg.prepare.web import endpoint, new_client
 
 ROOT = Path(__file__).parents[2]
 CONTENT = random.Random(1).randbytes(300_000)
@@ -230,6 +231,48 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(name: str) -> None:
 
 def test_secrets_of_a_url_are_not_shown() -> None:
     assert shown("https://me:pass@x.org:8443/a/b?token=secret#x") == "https://x.org:8443/a/b"
+    with pytest.raises(PrepareError) as refused:
+        read_place("https://me:pass@x.org:port/a")
+    assert "pass" not in str(refused.value)
+
+
+@pytest.mark.parametrize("served", [None, b'{"no": "listing"}'], ids=["nobody answers", "no listing"])
+def test_a_password_of_a_mirror_is_in_no_error(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, served: bytes | None
+) -> None:
+    place = HubPlace("own/pages")
+    host = server.url.removeprefix("http://") if served else "127.0.0.1:9"
+    monkeypatch.setenv("HF_ENDPOINT", f"http://me:pass@{host}")
+    server.files["/api/datasets/own/pages/tree/main"] = served or b""
+    with new_client(1) as client, pytest.raises(PrepareError) as refused:
+        Hub(client, lambda seconds: None).files(place, "dataset", "main")
+    assert "/api/datasets/own/pages/tree/main" in str(refused.value)
+    assert "pass" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", ["huggingface.co", "http://me:pass@h:port", "ftp://me:pass@h", "https://"])
+def test_an_address_of_the_hub_that_is_none_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", given)
+    with pytest.raises(PrepareError, match="HF_ENDPOINT is no address") as refused:
+        endpoint()
+    assert "pass" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"format": 2, "version": "9.1"}, r"has format 2, and .* reads 1.*\(9\.1\)"),
+        ({"preparation": "alfworld"}, "of the preparation 'alfworld', not of 'deepsearch'"),
+    ],
+)
+def test_what_another_version_or_preparation_wrote_is_refused(
+    tmp_path: Path, written: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "prepared.json").write_text(json.dumps(written), encoding="utf-8")
+    with pytest.raises(PrepareError, match=said):
+        read_prepared(tmp_path)
 
 
 # --- the whole preparation ---------------------------------------------------------------------------------------
@@ -536,6 +579,9 @@ def test_the_shipped_sources_cost_what_docs_say(tmp_path: Path) -> None:
     assert by_part["model"].fetch == 65_527_752_704
     assert 1e9 < by_part["data"].fetch < 3e9
     assert 5e9 < by_part["corpus"].fetch < 6e9
+    # By 1.27 GiB and 107 seconds of CPU time for 1 million passages, of which there are 21 million.
+    assert by_part["index"].disk == pytest.approx(21 * 1.27 * 2**30, rel=0.05)
+    assert by_part["index"].hours == pytest.approx(21 * 107 / 3600, rel=0.2)
     assert {questions.split for questions in sources.questions} == {"train", "test_id", "test_ood"}
     assert Bandwidth.of(None, 7e6).bytes_per_second == 7e6
     assert "given" in Bandwidth.of(3, 7e6).source
@@ -620,6 +666,10 @@ def test_wrong_words_are_refused_and_a_fault_is_one_line(published: FileServer, 
 
     code, error = said("--only", "weights")
     assert (code, "invalid choice" in error) == (2, True), error
+    for option, rule in (("--connections", "from 1 to 64"), ("--bandwidth", "a number above 0")):
+        for value in ("99000000", "none", "0"):
+            code, error = said(option, value)
+            assert (code, f"{value!r} is no " in error, rule in error) == (2, True, True), error
     code, error = said("--only", "model", "--model", "Own/None")
     assert (code, error.count("\n")) == (1, 1), error
     assert "answers 404" in error
@@ -627,6 +677,19 @@ def test_wrong_words_are_refused_and_a_fault_is_one_line(published: FileServer, 
     (tmp_path / "data/prepared.json").write_text('{"models": 3}', encoding="utf-8")
     code, error = said("--only", "corpus")
     assert (code, "prepared.json is broken" in error) == (1, True), error
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_fetched(tmp_path: Path) -> None:
+    """Those of the index too, which is built after hours."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n', encoding="utf-8")
+    bare.chmod(0o755)
+    words = ["bash", "slurm/prepare.sh", "deepsearch", str(tmp_path / "data")]
+    variables = os.environ | {"EMPG_PYTHON": str(bare)}
+    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 10
+    assert "(bm25s httpx numba numpy pydantic typer yaml)" in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_broken_sources_are_named_by_their_key(tmp_path: Path) -> None:

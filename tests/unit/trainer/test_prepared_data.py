@@ -158,7 +158,7 @@ def _leave_the_index_out(root: Path) -> None:
         (_change_a_file, r"questions/m.jsonl is gone or has another size"),
         (_remove_weights, r"c.json is gone or has another size"),
         (_break_the_manifest, "prepared.json is broken"),
-        (_leave_the_index_out, "corpus, index are not prepared yet"),
+        (_leave_the_index_out, "is prepared but for corpus, index"),
     ],
 )
 def test_what_is_not_there_any_more_is_named_with_the_command(folder: Path, harm: Any, said: str) -> None:
