@@ -117,6 +117,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 def main(command: typer.Typer = app) -> None:
     """Run the command; faults a user can mend are one message, without a traceback."""
+    from megatron_empg.own_errors import is_own
     from megatron_empg.recipe import RecipeError
     from megatron_empg.weights.errors import CheckpointError
     from megatron_empg.weights.model_config import ModelConfigError
@@ -133,8 +134,7 @@ def main(command: typer.Typer = app) -> None:
         typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
         raise SystemExit(1) from None
     except (RuntimeError, ValueError) as error:
-        # Of a class of the project: it says itself what is wrong and how to mend it.
-        if type(error).__module__.partition(".")[0] != "megatron_empg":
+        if not is_own(error):
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(1) from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from megatron_empg.log_ends import why
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
@@ -67,9 +68,7 @@ class EngineProcess:
         self.log.close()
 
     def _start_error(self, what: str) -> EngineStartError:
-        lines = self.log_path.read_text(errors="replace", encoding="utf-8").splitlines()[-25:]
-        tail = "\n".join("  " + line[:200] for line in lines)
-        return EngineStartError(f"engine {self.url} {what}; the end of {self.log_path}:\n{tail}")
+        return EngineStartError(f"engine {self.url} {what}; {why(self.log_path)}")
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_empg.log_ends import why
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.rollout.launch import free_port, start_engine
@@ -45,10 +46,6 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
-
-    def tail(self, lines: int = 25) -> str:
-        """The last lines of its log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 @dataclass
@@ -86,7 +83,7 @@ class Family:
         for child in self.children:
             status = child.process.poll()
             if status is not None and (status != 0 or child.name != "trainer"):
-                raise LaunchError(f"{child.name} ended with status {status}; end of {child.log}:\n{child.tail()}")
+                raise LaunchError(f"{child.name} ended with status {status}; {why(child.log)}")
 
     def stop(self, grace: float = 10.0) -> None:
         """End every process and its own children: asked first, then killed. No interrupt cuts it short."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from megatron_empg.options import finite
+from megatron_empg.own_errors import is_own
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.trainer.environment_variables import trainer_environment
 from megatron_empg.trainer.play import play_one_question
@@ -293,8 +294,7 @@ def main() -> None:
     except RecipeError as error:
         raise SystemExit(f"error: {error}") from None
     except (RuntimeError, ValueError) as error:
-        # Of a class of the project: it says itself what is wrong and how to mend it.
-        if type(error).__module__.partition(".")[0] != "megatron_empg":
+        if not is_own(error):
             raise
         raise SystemExit(f"error: {error}") from None
 

@@ -8,9 +8,13 @@ from megatron_empg.processes import die_with_parent
 
 def main() -> None:
     die_with_parent()
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    torchrun()
+    try:
+        torchrun()
+    except ChildFailedError as error:  # it says which rank failed of what; where torchrun met it concerns nobody
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_empg.actor.platform import choose_device
 from megatron_empg.processes import die_with_parent
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
+from megatron_empg.trainer.rank_errors import run_rank
 
 
-@record  # what a rank failed of then stands at the end of torchrun's log
 def main() -> None:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.worker")
@@ -66,4 +65,4 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_rank(main)
