@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from megatron_empg.environments.base import Split
+from megatron_empg.environments.deep_search.changed import changed
 from megatron_empg.environments.deep_search.corpus import Corpus
 
 MAX_HOPS = 4
@@ -70,9 +71,10 @@ class SplitRules:
     def fitted(cls, corpus: Corpus, given: Mapping[str, Any]) -> "SplitRules":
         """The rules for a corpus: those given, and the defaults as far as they apply.
 
-        Raises ValueError for a relation or a type of entity that is given and not there.
+        Raises ValueError for a rule that there is not, and for a relation or type of entity that is given and not
+        there.
         """
-        rules = cls(**given)
+        rules = changed(cls(), given, "splits")
         there = {
             "held_out_relations": corpus.relations,
             "longer_from": list(corpus.relations_of),

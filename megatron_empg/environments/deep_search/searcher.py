@@ -2,11 +2,13 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 from megatron_empg.environments.base import StepResult
 from megatron_empg.environments.blocking import run_at_once
 from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.changed import changed
 from megatron_empg.environments.deep_search.corpus import Corpus, Document
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.questions import Question
@@ -43,13 +45,9 @@ FLAWLESS = SearcherSettings(0.0, 0.0, 0.0, 0.0, 0.0)
 SEARCHERS = {"fallible": FALLIBLE, "habit": HABIT, "flawless": FLAWLESS}
 
 
-def searcher_chances(name: str, changed: Mapping[str, float]) -> SearcherSettings:
-    """Those of the searcher called `name`, some `changed`. Raises ValueError."""
-    known = [setting.name for setting in fields(SearcherSettings)]
-    for key in changed:
-        if key not in known:
-            raise ValueError(f"searcher_settings: {key!r} is no chance of erring; allowed: {', '.join(known)}")
-    return replace(SEARCHERS[name], **changed)
+def searcher_chances(name: str, given: Mapping[str, Any]) -> SearcherSettings:
+    """Those of the searcher called `name`, but for what is `given`. Raises ValueError."""
+    return changed(SEARCHERS[name], given, "searcher_settings")
 
 
 class ScriptedSearcher:

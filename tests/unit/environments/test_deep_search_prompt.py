@@ -98,4 +98,4 @@ def test_recipes_say_which_prompt_they_want(path):
     """A policy of this repository was warmed up on bare questions; any other must be told how to act."""
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     ours = recipe["model"]["path"].startswith(("recipes/miniature/", "runs/miniature_"))
-    assert recipe["environment"]["settings"]["prompt"] == ("none" if ours else "tags")
+    assert (recipe["environment"]["settings"]["prompt"] == "none") is ours

@@ -57,11 +57,27 @@ def test_a_corpus_works_by_itself(own):
         ({"held_out_relations": ["lowest point"]}, "held_out_relations names 'lowest point'; allowed: capital"),
         ({"longer_from": ["city"]}, "longer_from names 'city'; allowed: country"),
         ({"composed_from": ["planet"]}, "composed_from names 'planet'; allowed: country"),
+        ({"held_out": 3}, r"splits\.held_out: there is no such setting; allowed: train_hops, longer_from"),
+        ({"train_hops": "many"}, r"splits\.train_hops: .*valid integer"),
+        ({"longer_from": "city"}, r"splits\.longer_from: .*valid tuple"),
     ],
 )
 def test_what_is_asked_for_must_be_there(own, splits, message):
     with pytest.raises(ValueError, match=message):
         make_task_source("deep_search", corpus=written(own, line()), splits=splits)
+
+
+@pytest.mark.parametrize(
+    ("chances", "message"),
+    [
+        ({"stop_late": 0.5}, r"searcher_settings\.stop_late: there is no such setting; allowed: stop_early"),
+        ({"stop_early": "often"}, r"searcher_settings\.stop_early: .*valid number"),
+        ({"stop_early": 1.5}, "searcher stop_early is 1.5; a chance lies between 0 and 1"),
+    ],
+)
+def test_a_chance_that_is_none_is_refused_as_a_fault_of_settings(own, chances, message):
+    with pytest.raises(ValueError, match=message):
+        make_task_source("deep_search", corpus=written(own, line()), searcher_settings=chances)
 
 
 def test_lines_end_at_newlines_alone(own):
