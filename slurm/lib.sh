@@ -197,7 +197,13 @@ healthy() { # healthy ADDRESS PORT: GET /health with the run's token, which stay
   ) 2>/dev/null
 }
 
-fail() { # fail STEP: the end of its logs, and its code
+first_errors() { # first_errors STEP: of each of its logs the first error, as megatron_empg/log_ends.py finds it
+  local name='([A-Za-z_][A-Za-z0-9_]*\.)*[A-Z][A-Za-z0-9_]*(Error|Exception)(: .|$)'
+  grep -m 1 -HE "^(\([^)]*\) +)?(ERROR [^]]*\] +)?(error: .|$name)" "$EMPG_LOGS/$1."*.log | cut -c 1-1000
+}
+
+fail() { # fail STEP: the first errors of its logs and their ends, and its code
+  first_errors "$1"
   tail -n 15 "$EMPG_LOGS/$1."*.log
   return "${CODES[$1]}"
 }

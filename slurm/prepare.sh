@@ -18,11 +18,11 @@ if ! missing=$("$EMPG_PYTHON" -c '
 from importlib.util import find_spec
 needed = ("bm25s", "httpx", "numba", "numpy", "pydantic", "typer", "yaml")
 print(*[name for name in needed if find_spec(name) is None])'); then
-  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which cannot be run: set EMPG_PYTHON to a Python with the packages of megatron_empg (README.md, 'On a cluster')" >&2
+  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which cannot be run: set EMPG_PYTHON to a Python with the packages of megatron_empg (README.md, 'On a cluster'; without a GPU 'make setup')" >&2
   exit 10
 fi
 if [ -n "$missing" ]; then
-  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which lacks packages that megatron_empg needs ($missing): install them there (README.md, 'On a cluster'), or set EMPG_PYTHON to a Python that has them" >&2
+  echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which lacks packages that megatron_empg needs ($missing): install them there (README.md, 'On a cluster'; without a GPU 'make setup'), or set EMPG_PYTHON to a Python that has them" >&2
   exit 10
 fi
 exec "$EMPG_PYTHON" -m megatron_empg.prepare "$@"

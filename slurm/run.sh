@@ -74,8 +74,10 @@ check_python() { # has it what the checks import?
 }
 
 check_submission() { # what Slurm says of the script, without a job
-  command -v sbatch >/dev/null ||
-    die configuration "recipe and model are well, but there is no sbatch on this machine, so Slurm was not asked: check again on a login node"
+  if ! command -v sbatch >/dev/null; then
+    say "recipe and model are well; Slurm was not asked, since this machine has no sbatch: check again on a login node" >&2
+    exit "${CODES[configuration]}"
+  fi
   sbatch --test-only "${SBATCH_OPTIONS[@]}" "$SCRIPT" || die configuration "Slurm refuses it (sbatch --test-only)"
 }
 

@@ -175,7 +175,8 @@ def test_a_python_without_the_packages_is_named_with_the_fix(tmp_path: Path, pyt
 def test_a_check_without_slurm_looks_at_recipe_and_model_and_says_what_it_could_not(tmp_path: Path) -> None:
     """It plays one question through template, parser and search on the way."""
     said = check_said(tmp_path)
-    assert "recipe and model are well, but there is no sbatch on this machine" in said
+    assert "recipe and model are well; Slurm was not asked, since this machine has no sbatch: check again " in said
+    assert "error" not in said, "what could not be asked is no fault"
     assert "one question, " in said
     assert "<|im_start|>user" in said, "the prompt as the model's own template writes it"
     assert re.search(r"turn: .*<search>", said)
@@ -193,6 +194,39 @@ def test_without_data_the_command_that_prepares_it_is_named(tmp_path: Path) -> N
 
 def test_a_miniature_that_is_neither_wanted_nor_not_is_refused(tmp_path: Path) -> None:
     assert "EMPG_MINIATURE is 'yes'; allowed: 0, 1" in check_said(tmp_path, EMPG_MINIATURE="yes")
+
+
+def test_the_errors_of_a_failed_step_stand_above_the_ends_of_its_logs(tmp_path: Path) -> None:
+    recorded = (ROOT / "tests/unit/fixtures/engine_without_memory.log").read_text(encoding="utf-8")
+    (tmp_path / "engines.n1.0.log").write_text(recorded, encoding="utf-8")
+    (tmp_path / "engines.n2.0.log").write_text("train/error: none\nan OSError: within\nended\n", encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-c", f"EMPG_HOME={ROOT}; source slurm/lib.sh; EMPG_LOGS={tmp_path}; fail engines"],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 14, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith(f"{tmp_path}/engines.n1.0.log:(EngineCore pid=")
+    assert "ValueError: Available memory on node 0 (22.2/23.54 GiB) on kv cache allocation is less than" in first
+    assert f"==> {tmp_path}/engines.n1.0.log <==" in rest[0]
+    assert rest[-1] == "ended"
+
+
+@pytest.mark.parametrize("python", ["/no/python", f"{sys.executable} -S"])
+def test_a_preparation_under_a_python_without_the_packages_says_where_to_get_them(
+    tmp_path: Path, python: str
+) -> None:
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {python} "$@"\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "slurm/prepare.sh", "deepsearch", str(tmp_path / "data"), "--dry-run"], cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "EMPG_PYTHON": str(wrapper)}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 10, done.stdout
+    assert f"EMPG_PYTHON is '{wrapper}', which " in done.stderr
+    assert "(README.md, 'On a cluster'; without a GPU 'make setup')" in done.stderr
 
 
 def services_of(words: str, tmp_path: Path) -> list[str]:
