@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.calls.base import (
@@ -29,7 +29,6 @@ from megatron_empg.environments.calls.base import (
 from megatron_empg.environments.calls.json_calls import read_call, read_object, write_call
 
 CallForm = Literal["hermes", "llama3"]
-CALL_FORMS: tuple[CallForm, ...] = get_args(CallForm)
 _ENDS_OF_TURN = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
 _OPEN, _CLOSE, _PYTHON = "<tool_call>", "</tool_call>", "<|python_tag|>"
 _RULES = """\

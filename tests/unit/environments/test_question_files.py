@@ -402,7 +402,7 @@ def test_a_split_is_read_when_it_is_first_asked_for(tmp_path):
         questions.sample("test_ood", 1, 0)
 
 
-def test_questions_asked_in_training_are_found_in_a_test_split(tmp_path):
+def test_questions_asked_in_training_are_told_of_a_test_split(tmp_path, caplog):
     train = written(tmp_path / "train.jsonl", {"id": "1", "question": "Who was the first?", "answers": ["a"]})
     test = written(
         tmp_path / "test.jsonl",
@@ -413,7 +413,13 @@ def test_questions_asked_in_training_are_found_in_a_test_split(tmp_path):
         "train": [{"dataset": "jsonl", "path": str(train)}],
         "test_id": [{"dataset": "jsonl", "path": str(test)}],
     }
-    assert PublishedQuestions(QuestionFiles.model_validate(files)).leaked("test_id") == 1
+    told = "questions.test_id: 1 of 2 questions are asked in training too, word for word"
+    for order in (("train", "test_id"), ("test_id", "train")):
+        caplog.clear()
+        questions = PublishedQuestions(QuestionFiles.model_validate(files))
+        for split in (*order, *order):
+            questions.all(split)
+        assert [record.message for record in caplog.records] == [told]
 
 
 @pytest.mark.parametrize(
@@ -468,6 +474,7 @@ def test_a_store_gives_back_what_it_was_given():
         store[9]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(0, 200), st.randoms(use_true_random=False)
 )
@@ -478,6 +485,7 @@ def test_allotted_shares_add_up_and_stay_within_one_of_the_weight(weights, count
         assert abs(share - count * weight / sum(weights)) < 1 + 1e-6
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 100), st.integers(0, 30)), min_size=1, max_size=6))
 def test_interleaved_groups_are_used_up_exactly(groups):
     weights, sizes = zip(*groups, strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from megatron_empg.environments.base import SPLITS, Split
 from megatron_empg.environments.deep_search.data.mixture import allot, draw, interleaved, ranked
 from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion
 from megatron_empg.environments.deep_search.data.question_files import LoadedSource, QuestionFiles, load_split
-from megatron_empg.environments.deep_search.text import normalise_answer
+
+_log = logging.getLogger(__name__)
+_WORD = re.compile(r"\w+")
 
 
 class _Joined(Sequence[PublishedQuestion]):
@@ -90,6 +94,7 @@ class PublishedQuestions:
                 if not sources:
                     raise ValueError(f"questions.{split} names no file; give it at least one")
                 self._loaded[split] = load_split(sources)
+                self._warn_of_leaks(split)
             return self._loaded[split]
 
     def all(self, split: Split) -> Sequence[PublishedQuestion]:
@@ -132,10 +137,22 @@ class PublishedQuestions:
             found.append(loaded[number].questions[index])
         return found
 
-    def leaked(self, split: Split) -> int:
-        """How many questions of a split are asked in training too, word for word."""
-        asked = {normalise_answer(question.text) for question in self.all("train")}
-        return sum(normalise_answer(question.text) in asked for question in self.all(split))
+    def _warn_of_leaks(self, new: Split) -> None:
+        """Say of each test split, once it and training are loaded, how much of it is asked in training too."""
+        if "train" not in self._loaded:
+            return
+        tests = [split for split in self._loaded if split != "train" and new in ("train", split)]
+        if not tests:
+            return
+        asked = {_words_of(question) for question in _Joined(self._loaded["train"])}
+        for split in tests:
+            questions = _Joined(self._loaded[split])
+            leaked = sum(_words_of(question) in asked for question in questions)
+            if leaked:
+                _log.warning(
+                    "questions.%s: %d of %d questions are asked in training too, word for word",
+                    split, leaked, len(questions),
+                )  # fmt: skip
 
     def _weights(self, split: Split, loaded: Sequence[LoadedSource]) -> list[float]:
         weights: list[float] = []
@@ -148,6 +165,10 @@ class PublishedQuestions:
         if split not in self._strata:
             self._strata[split] = [_Strata.of(source) for source in self.loaded(split)]
         return self._strata[split]
+
+
+def _words_of(question: PublishedQuestion) -> str:
+    return " ".join(_WORD.findall(question.text.casefold()))
 
 
 def _balanced(strata: _Strata, count: int, rng: random.Random) -> list[int]:
