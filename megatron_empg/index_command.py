@@ -11,6 +11,19 @@ from megatron_empg.environments.deep_search.search.bm25 import Bm25
 from megatron_empg.options import number
 
 
+def _verify(folder: Path | None) -> None:
+    """Answers `--verify`, which wants no corpus, and ends the command."""
+    if folder is None:
+        return
+    from megatron_empg.environments.deep_search.search.dense import verify_vectors
+    from megatron_empg.environments.deep_search.search.manifest import verify_files
+
+    manifest = verify_files(folder)
+    verify_vectors(folder)
+    typer.echo(f"{folder}: every file is as it was built; {manifest.documents:,} documents")
+    raise typer.Exit()
+
+
 def index(
     corpus: Annotated[
         Path,
@@ -31,6 +44,15 @@ def index(
     passage_prefix: Annotated[str, typer.Option(help="What the encoder wants before a document.")] = "passage: ",
     pooling: Annotated[str, typer.Option(help="A document's vector: mean (E5) or first (BGE).")] = "mean",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a document that the encoder reads.")] = 256,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_verify,
+            is_eager=True,
+            metavar="FOLDER",
+            help="Build nothing: read this index whole and compare all its files with their checksums.",
+        ),
+    ] = None,
 ) -> None:
     """Index the documents of a corpus for search, in bounded memory."""
     from megatron_empg.environments.deep_search.search.index_build import build_index

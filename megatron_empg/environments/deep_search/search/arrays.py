@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,10 @@ from megatron_empg.environments.deep_search.search.errors import IndexFolderErro
 
 _HEADER = 128
 """Bytes before the values. A header of format 1.0 is filled up with blanks to a multiple of 64."""
+
+
+_CHECKED = 1 << 18
+"""Values that are checked at once: they fit the second cache of a core."""
 
 
 class ArrayWriter:
@@ -71,3 +76,40 @@ def open_array(
         )
     plain: np.ndarray = found.view(np.ndarray)
     return plain
+
+
+def must_rise(values: np.ndarray, path: Path) -> None:
+    """Raises IndexFolderError for an array of a file of which a value is below the one before it."""
+    for block in _blocks(values, overlap=1):
+        if (block[1:] < block[:-1]).any():
+            raise IndexFolderError(f"{path} is damaged: its values do not rise; build the index again")
+
+
+def open_offsets(path: Path, length: int) -> np.ndarray:
+    """So many offsets, which begin at 0 and rise. Reads them all. Raises IndexFolderError."""
+    offsets = open_array(path, "<i8", length)
+    if len(offsets) == 0 or offsets[0] != 0:
+        raise IndexFolderError(f"{path} is damaged: its offsets do not begin at 0; build the index again")
+    must_rise(offsets, path)
+    return offsets
+
+
+def must_end_at(offsets: np.ndarray, path: Path, end: int, what: str) -> None:
+    """Raises IndexFolderError for offsets of a file that do not lead to the end of what they are offsets of."""
+    if offsets[-1] != end:
+        raise IndexFolderError(f"{path} is damaged: it ends at {offsets[-1]}, not at {end}, the {what}")
+
+
+def must_lie_below(values: np.ndarray, path: Path, limit: int) -> None:
+    """Raises IndexFolderError for an array of a file with a value that is negative or not below `limit`."""
+    for block in _blocks(values):
+        if len(block) and not 0 <= block.min() <= block.max() < limit:
+            raise IndexFolderError(
+                f"{path} is damaged: it holds numbers that are not below {limit}; build the index again"
+            )
+
+
+def _blocks(values: np.ndarray, overlap: int = 0) -> Iterator[np.ndarray]:
+    """The array in parts, so that a check of it takes little memory."""
+    for first in range(0, len(values), _CHECKED):
+        yield values[first : first + _CHECKED + overlap]

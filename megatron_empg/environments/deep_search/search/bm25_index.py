@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_empg.environments.deep_search.search.arrays import open_array
+from megatron_empg.environments.deep_search.search.arrays import open_offsets
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 from megatron_empg.environments.deep_search.search.manifest import Manifest
 from megatron_empg.environments.deep_search.search.passages import Page, Passages
@@ -20,7 +20,7 @@ from megatron_empg.environments.deep_search.search.postings_build import (
 )
 from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS
 from megatron_empg.environments.deep_search.search.string_table import HashTable
-from megatron_empg.environments.deep_search.search.top_k import Postings, best_documents
+from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsError, Postings, best_documents
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
 
 LONGEST_QUERY = 4_000
@@ -47,7 +47,10 @@ class SearchIndex:
         page = index.page(best[0].title)
     """
 
-    def __init__(self, manifest: Manifest, passages: Passages, postings: Postings, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, passages: Passages, postings: Postings, vocabulary: Vocabulary
+    ) -> None:
+        self.folder = folder
         self.manifest = manifest
         self.passages = passages
         self.postings = postings
@@ -56,10 +59,15 @@ class SearchIndex:
 
     @classmethod
     def open(cls, folder: Path) -> SearchIndex:
-        """Map the folder's files. Raises IndexFolderError for one that is not there or not whole."""
+        """Map the folder's files, and check those that say where the others' contents lie.
+
+        Raises IndexFolderError for one that is not there, not whole, or would have a search look outside of the
+        others. What checksums alone can find, `manifest.verify_files` does.
+        """
         folder = Path(folder)
         manifest = Manifest.read(folder)
         index = cls(
+            folder,
             manifest,
             Passages(folder, manifest.documents),
             open_postings(folder, manifest.words, manifest.postings),
@@ -95,8 +103,11 @@ class SearchIndex:
         return np.array(list(counts), np.int64), np.array(list(counts.values()), np.float64)
 
     def best(self, words: np.ndarray, counts: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(document numbers, scores), best first."""
-        return best_documents(self.postings, words, counts, len(self), top_k)
+        """(document numbers, scores), best first. Raises IndexFolderError for lists that are damaged."""
+        try:
+            return best_documents(self.postings, words, counts, len(self), top_k)
+        except DamagedPostingsError as error:
+            raise IndexFolderError(f"{self.folder}: {error}; build the index again") from None
 
     def page(self, title: str) -> Page | None:
         """The page of a title: its first document, and those right behind that are of the same title. Case, blanks
@@ -109,11 +120,13 @@ class Vocabulary:
 
     def __init__(self, folder: Path, words: int) -> None:
         """Raises IndexFolderError."""
-        self._offsets = open_array(folder / WORD_OFFSETS, "<i8", words + 1)
+        self._offsets = open_offsets(folder / WORD_OFFSETS, words + 1)
         self._table = HashTable.open(folder, WORD_TABLE, words)
         path = folder / WORDS
         if not path.is_file() or path.stat().st_size != self._offsets[-1]:
-            raise IndexFolderError(f"{path} does not hold {self._offsets[-1]} bytes; build the index again")
+            raise IndexFolderError(
+                f"{path} does not hold {self._offsets[-1]} bytes, as {WORD_OFFSETS} says; build the index again"
+            )
         self._text = np.memmap(path, np.uint8, "r") if words else np.zeros(0, np.uint8)
 
     def number(self, word: str) -> int | None:

@@ -20,9 +20,13 @@ from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, Hit
 from megatron_empg.environments.deep_search.search.encoder import Encoder, Engine
-from megatron_empg.environments.deep_search.search.errors import IndexFolderError, MissingPackageError
+from megatron_empg.environments.deep_search.search.errors import (
+    IndexFolderError,
+    MissingPackageError,
+    disk_errors_named,
+)
 from megatron_empg.environments.deep_search.search.index_tools import refuse_long
-from megatron_empg.environments.deep_search.search.manifest import Manifest
+from megatron_empg.environments.deep_search.search.manifest import Manifest, file_digest
 from megatron_empg.environments.deep_search.search.passages import Passages
 from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS, Shown
 
@@ -40,7 +44,31 @@ def build_dense(folder: Path, encoder: Encoder, progress: Callable[[str], None] 
     Those of the same encoder that are there already are left as they are. The settings are written last: vectors
     without them, or with torn ones, are taken for unfinished and made anew. Raises IndexFolderError.
     """
+    with disk_errors_named(Path(folder)):
+        _build(Path(folder), encoder, progress)
+
+
+def verify_vectors(folder: Path) -> None:
+    """Read the vectors of an index folder whole and compare them with their checksum; a folder may have none.
+
+    Raises IndexFolderError for vectors that are not those that were made.
+    """
     folder = Path(folder)
+    if not (folder / SETTINGS).exists() and not (folder / VECTORS).exists():
+        return
+    wanted = _Settings.read(folder).sha256
+    try:
+        found = file_digest(folder / VECTORS)
+    except OSError as error:
+        raise IndexFolderError(f"{folder / VECTORS} cannot be read ({error.strerror}); {_REMEDY}") from error
+    if found != wanted:
+        raise IndexFolderError(
+            f"{folder / VECTORS} is not the file that was made (SHA-256 {found}, not {wanted}): remove {SETTINGS} "
+            f"there and {_REMEDY}"
+        )
+
+
+def _build(folder: Path, encoder: Encoder, progress: Callable[[str], None]) -> None:
     passages = Passages(folder, Manifest.read(folder).documents)
     if _finished(folder, encoder, len(passages)):
         progress(f"{folder}: the vectors are there already")
@@ -48,8 +76,9 @@ def build_dense(folder: Path, encoder: Encoder, progress: Callable[[str], None] 
     (folder / SETTINGS).unlink(missing_ok=True)
     aside = folder / f"{VECTORS}.writing"
     dimension = _write_vectors(aside, passages, encoder, progress)
+    digest = file_digest(aside)
     os.replace(aside, folder / VECTORS)
-    settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages)}
+    settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages), "sha256": digest}
     aside = folder / f"{SETTINGS}.writing"
     aside.write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(aside, folder / SETTINGS)
@@ -201,6 +230,8 @@ class _Settings:
 
     encoder: str
     dimension: int
+    sha256: str
+    """Of the vectors' file."""
 
     @classmethod
     def read(cls, folder: Path) -> _Settings:
@@ -208,14 +239,14 @@ class _Settings:
         path = folder / SETTINGS
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            name, dimension = content["encoder"], content["dimension"]
+            name, dimension, digest = content["encoder"], content["dimension"], content["sha256"]
         except FileNotFoundError:
             raise IndexFolderError(f"{folder} has no vectors; make them: empg index … --encoder FOLDER") from None
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise IndexFolderError(f"{path} cannot be read ({error!r:.200}); {_REMEDY}") from error
         if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
             raise IndexFolderError(f"{path}: the dimension is {dimension!r:.40}; {_REMEDY}")
-        return cls(str(name), dimension)
+        return cls(str(name), dimension, str(digest))
 
     def must_be_of(self, encoder: Encoder, folder: Path) -> None:
         """Raises IndexFolderError for vectors of another encoder."""

@@ -1,5 +1,12 @@
 """What can be wrong with a corpus, an index or the packages that search needs."""
 
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class SearchError(ValueError):
     """The root of the faults that whoever starts the search can mend. The text says how. A ValueError, as a task
@@ -12,6 +19,19 @@ class CorpusError(SearchError):
 
 class IndexFolderError(SearchError):
     """An index that is not there, is not whole, or cannot be written."""
+
+
+@contextmanager
+def disk_errors_named(folder: Path) -> Iterator[None]:
+    """Around the writing of a folder: an OSError becomes IndexFolderError, which names the file and the cause."""
+    try:
+        yield
+    except OSError as error:
+        told = (error.strerror or str(error)).lower()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise IndexFolderError(f"{folder}: {told}; free some, or name a folder on another disk") from error
+        place = "" if error.filename in (None, str(folder)) else f" ({error.filename})"
+        raise IndexFolderError(f"{folder} cannot be written: {told}{place}") from error
 
 
 class MissingPackageError(SearchError):

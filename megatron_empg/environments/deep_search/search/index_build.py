@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -14,8 +13,12 @@ from pathlib import Path
 
 from megatron_empg.environments.deep_search.search.bm25_index import SearchIndex
 from megatron_empg.environments.deep_search.search.corpus_lines import CorpusFile
-from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError
-from megatron_empg.environments.deep_search.search.manifest import Manifest
+from megatron_empg.environments.deep_search.search.errors import (
+    CorpusError,
+    IndexFolderError,
+    disk_errors_named,
+)
+from megatron_empg.environments.deep_search.search.manifest import Manifest, file_digests
 from megatron_empg.environments.deep_search.search.passages import PassageWriter
 from megatron_empg.environments.deep_search.search.postings_build import Bm25, PostingsBuilder
 from megatron_empg.environments.deep_search.search.top_k import compiled_search
@@ -49,11 +52,12 @@ def build_index(
     compiled_search()  # what is missing for searching must be told before hours of building
     bm25, rules = bm25 or Bm25(), rules or WordRules()
     source, out = CorpusFile(Path(corpus)), Path(out)
-    if out.exists():
-        return _present(source, out, bm25, rules, progress)
-    _tell_cost(source, out, progress)
     aside = out.with_name(out.name + ".writing")
-    with _alone(aside), _disk_full_named(aside):
+    with disk_errors_named(aside):
+        if out.exists():
+            return _present(source, out, bm25, rules, progress)
+        _tell_cost(source, out, progress)
+    with disk_errors_named(aside), _alone(aside):
         manifest = _write(source, aside, bm25, rules, progress)
         SearchIndex.open(aside)  # proves that it can be opened, and makes this machine's code for searching
         _sync(aside)
@@ -93,6 +97,7 @@ def _write(source: CorpusFile, folder: Path, bm25: Bm25, rules: WordRules, progr
         k1=bm25.k1,
         b=bm25.b,
         stop_words=rules.stop_words,
+        files=file_digests(folder),
     )
     manifest.write(folder)
     return manifest
@@ -172,18 +177,6 @@ def _alone(folder: Path) -> Iterator[None]:
             raise
         finally:
             lock_path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _disk_full_named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise IndexFolderError(
-            f"{folder}: {os.strerror(error.errno).lower()}; free some, or name a folder on another disk"
-        ) from error
 
 
 def _sync(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 _KIND = "megatron_empg search index"
+_MOST = 2**63
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Manifest:
     k1: float
     b: float
     stop_words: str
+    files: dict[str, str]
+    """SHA-256 of the other files of the folder, by name. Only `verify_files` compares them."""
 
     def settings(self) -> dict[str, Any]:
         """What the same source would be indexed with."""
@@ -65,8 +71,49 @@ class Manifest:
         if wrong:
             raise IndexFolderError(f"{path}: {', '.join(sorted(wrong))} missing or unknown; build the index again")
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        kinds["dict[str, str]"] = (dict,)
         for field in fields(cls):
             value = content[field.name]
-            if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
+            wrong_kind = not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool)
+            if wrong_kind or (isinstance(value, int) and not 0 <= value < _MOST):
                 raise IndexFolderError(f"{path}: {field.name} is {value!r:.40}; build the index again")
+        for name, digest in content["files"].items():
+            of_folder = name == Path(name).name and "\0" not in name
+            if not of_folder or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                raise IndexFolderError(f"{path}: files has {name!r:.40}: {digest!r:.80}; build the index again")
         return cls(**content)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder but its manifest, by name. Reads them whole. Raises OSError."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    return {name: file_digest(folder / name) for name in names}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_files(folder: Path) -> Manifest:
+    """Read an index folder whole and compare every file with the checksum that the manifest has of it.
+
+    Raises IndexFolderError naming all files that are not what was built. Vectors are `dense.verify_vectors`'s.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    faults = [_fault(folder / name, digest) for name, digest in manifest.files.items()]
+    faults = list(filter(None, faults))
+    if faults:
+        raise IndexFolderError(f"{folder}: {'; '.join(faults)}: remove the folder and build the index again")
+    return manifest
+
+
+def _fault(path: Path, digest: str) -> str:
+    """What is wrong with a file; empty where nothing is."""
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return "" if found == digest else f"{path.name} is not the file that was built (SHA-256 {found}, not {digest})"

@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from megatron_empg.environments.deep_search.search.top_k import BLOCK
+from megatron_empg.environments.deep_search.search.top_k import BLOCK, DamagedPostingsError
 
 WINDOW = 4096
 """Document numbers that are scored together: their sums fit the first cache of a core."""
@@ -158,7 +158,10 @@ def add_up(
     begin = lower_bound(documents, low, high, base)
     place = begin
     while place < high and documents[place] < limit:
-        sums[documents[place] - base] += count * scores[place]
+        number = documents[place]
+        if number < base:  # never in lists that are in order; of others it would lie before the sums
+            raise DamagedPostingsError("indices.csc.index.npy is damaged: a word's documents are not in order")
+        sums[number - base] += count * scores[place]
         place += 1
     return begin, place
 

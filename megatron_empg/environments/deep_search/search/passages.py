@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array
+from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_offsets
 from megatron_empg.environments.deep_search.search.corpus_lines import Passage
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 from megatron_empg.environments.deep_search.search.string_table import HashTable, text_hash
@@ -90,11 +90,13 @@ class Passages:
 
     def __init__(self, folder: Path, count: int) -> None:
         """Raises IndexFolderError."""
-        self._offsets = open_array(folder / OFFSETS, "<i8", count + 1)
+        self._offsets = open_offsets(folder / OFFSETS, count + 1)
         self._titles = HashTable.open(folder, TITLES, count)
-        path = folder / TEXTS
+        self._path = path = folder / TEXTS
         if not path.is_file() or path.stat().st_size != self._offsets[-1]:
-            raise IndexFolderError(f"{path} does not hold {self._offsets[-1]} bytes; build the index again")
+            raise IndexFolderError(
+                f"{path} does not hold {self._offsets[-1]} bytes, as {OFFSETS} says; build the index again"
+            )
         with path.open("rb") as file:
             self._documents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if count else b""
 
@@ -105,8 +107,13 @@ class Passages:
         if not 0 <= number < len(self):
             raise IndexError(number)
         begin, end = self._offsets[number : number + 2]
-        stored = self._documents[begin:end].decode("utf-8")
-        return Passage(*stored.split("\n", 2))
+        try:
+            identity, title, text = self._documents[begin:end].decode("utf-8").split("\n", 2)
+        except ValueError:  # no UTF-8, or too few lines
+            raise IndexFolderError(
+                f"{self._path} is damaged at document {number}; build the index again"
+            ) from None
+        return Passage(identity, title, text)
 
     def __iter__(self) -> Iterator[Passage]:
         for number in range(len(self)):

@@ -15,8 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array, write_array
+from megatron_empg.environments.deep_search.search.arrays import (
+    ArrayWriter,
+    must_end_at,
+    open_array,
+    open_offsets,
+    write_array,
+)
 from megatron_empg.environments.deep_search.search.bm25 import Bm25
+from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 from megatron_empg.environments.deep_search.search.string_table import HashTable, text_hash
 from megatron_empg.environments.deep_search.search.top_k import BLOCK, LEAST_SCORE, Postings
 
@@ -29,6 +36,10 @@ PORTION = 4_000_000
 """Words of a run: they take 0.2 GB while they are sorted."""
 MERGED = 8_000_000
 """Postings that are merged at once (or those of one word, if more): they take 0.6 GB."""
+
+
+_CHECKED = 1 << 18
+"""Words whose lists are checked at once."""
 
 
 class _Runs:
@@ -235,10 +246,25 @@ def _blocks(with_word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return firsts, np.minimum(firsts + BLOCK, ends) - 1
 
 
+def _blocks_fit(starts: np.ndarray, block_starts: np.ndarray) -> bool:
+    """Whether each word has just the blocks that its postings fill."""
+    for first in range(0, len(starts) - 1, _CHECKED):
+        part = slice(first, first + _CHECKED + 1)
+        blocks = (np.diff(starts[part]) + (BLOCK - 1)) // BLOCK
+        if not np.array_equal(np.diff(block_starts[part]), blocks):
+            return False
+    return True
+
+
 def open_postings(folder: Path, words: int, postings: int) -> Postings:
-    """The lists as memory maps. Raises IndexFolderError."""
-    starts = open_array(folder / STARTS, "<i8", words + 1)
-    block_starts = open_array(folder / BLOCK_STARTS, "<i8", words + 1)
+    """The lists as memory maps. Raises IndexFolderError, also where they would have a search look outside."""
+    starts = open_offsets(folder / STARTS, words + 1)
+    must_end_at(starts, folder / STARTS, postings, f"length of {POSTED}; build the index again")
+    block_starts = open_offsets(folder / BLOCK_STARTS, words + 1)
+    if not _blocks_fit(starts, block_starts):
+        raise IndexFolderError(
+            f"{folder / BLOCK_STARTS} or {STARTS} is damaged: they are of different lists; build the index again"
+        )
     blocks = int(block_starts[-1])
     return Postings(
         open_array(folder / POSTED, "<i4", postings),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_empg.environments.deep_search.search.arrays import open_array, write_array
+from megatron_empg.environments.deep_search.search.arrays import must_lie_below, must_rise, open_array, write_array
 
 
 def text_hash(text: str) -> int:
@@ -26,11 +26,13 @@ class HashTable:
 
     @classmethod
     def open(cls, folder: Path, name: str, length: int) -> HashTable:
-        """Raises IndexFolderError."""
-        return cls(
-            open_array(folder / f"{name}.hashes.npy", "<u8", length),
-            open_array(folder / f"{name}.numbers.npy", "<i4", length),
-        )
+        """The table of `length` texts. Reads it whole. Raises IndexFolderError."""
+        hashes_path, numbers_path = folder / f"{name}.hashes.npy", folder / f"{name}.numbers.npy"
+        hashes = open_array(hashes_path, "<u8", length)
+        must_rise(hashes, hashes_path)
+        numbers = open_array(numbers_path, "<i4", length)
+        must_lie_below(numbers, numbers_path, length)
+        return cls(hashes, numbers)
 
     @staticmethod
     def write(folder: Path, name: str, hashes: np.ndarray) -> None:

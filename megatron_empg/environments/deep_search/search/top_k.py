@@ -19,6 +19,10 @@ LEAST_SCORE = 2.0**-40
 """What scores are whole multiples of."""
 
 
+class DamagedPostingsError(Exception):
+    """Lists of postings that are not in order. Machine code raises it before it would write out of bounds."""
+
+
 class Postings(NamedTuple):
     """All words' lists one behind the other; those of word `i` lie from `starts[i]` to `starts[i + 1]`."""
 
@@ -36,7 +40,7 @@ def best_documents(
     """(numbers, scores) of the best documents, best first; fewer than `top_k` where fewer hold any of the words.
 
     `words`: numbers of the words, each once; `counts`: how often the query says each. Lets other threads run.
-    Raises MissingPackageError.
+    Raises MissingPackageError, or DamagedPostingsError for lists that hold no such documents.
     """
     search = compiled_search()
     found: tuple[np.ndarray, np.ndarray] = search(
