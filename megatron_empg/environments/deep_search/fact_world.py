@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_empg.environments.calls.base import CallSyntax
+from megatron_empg.environments.deep_search.actions import Call
 from megatron_empg.environments.deep_search.asked import Asked
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
@@ -34,6 +35,13 @@ class FactWorld:
         if service is None:
             return InThreads(self._local)
         return RemoteTools(service, within=within)
+
+    def first_look(self, question: Asked) -> tuple[Call, ...]:
+        """A search for the first fact of a question, and a visit to the page that tells it."""
+        asked = question_of(question.facts)
+        relation = asked.relations[0]
+        page = self.corpus.located[asked.entity, relation]
+        return Call("search", f"{asked.entity} {relation}"), Call("visit", page.title)
 
     def walkthrough(self, question: Asked, seed: int, syntax: CallSyntax) -> list[tuple[str, str | None]]:
         """The scripted searcher's turns on a question, through a real episode on the corpus at hand."""

@@ -103,10 +103,13 @@ class DeepSearch(TaskSource):
         return self._world().walkthrough(_asked_of(task), seed, self._syntax)
 
     def rehearse(self, task: Task) -> list[str]:
-        """A search, a visit, and the answer."""
+        """A search, a visit where it is known what pages there are, and the answer."""
         asked = _asked_of(task)
-        subject = asked.facts.get("entity") or asked.answers[0]
-        calls = (Call("search", subject), Call("visit", subject), Call("answer", asked.answers[0]))
+        if self._facts is not None:
+            tried = self._facts.first_look(asked)
+        else:
+            tried = (Call("search", asked.answers[0]),)
+        calls = (*tried, Call("answer", asked.answers[0]))
         return [format_action("a rehearsal", call, self._syntax) for call in calls]
 
     def metrics(self) -> dict[str, float]:
