@@ -33,9 +33,11 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("preparation", choices=["deepsearch"])
     parser.add_argument(
-        "folder", metavar="DIR", type=Path, help="where all of it is to lie, on a disk that nodes share"
+        "folder", metavar="DIR", type=_folder, help="where all of it is to lie, on a disk that nodes share"
     )
-    parser.add_argument("--model", help="OWNER/NAME of the hub, a URL or a folder; the sources' unless given")
+    parser.add_argument(
+        "--model", type=_model, help="OWNER/NAME of the hub, a URL or a folder; the sources' unless given"
+    )
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be given more than once")
     parser.add_argument("--dry-run", action="store_true", help="say what it costs, fetch nothing")
     parser.add_argument(
@@ -68,6 +70,20 @@ def _prepare(given: argparse.Namespace) -> None:
         _say(f"prepared in {folder}, but for: {', '.join(missing)}")
     else:
         _say(f"all is in {folder}; jobs find it by EMPG_DATA={folder}, or by themselves in data/deepsearch")
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("DIR is empty: name the folder that all of it is to lie in")
+    return Path(text)
+
+
+def _model(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            "it is empty: give OWNER/NAME of the hub, a URL or a folder, or leave it out"
+        )
+    return text
 
 
 def _count(text: str) -> int:

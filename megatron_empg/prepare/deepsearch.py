@@ -18,10 +18,11 @@ from megatron_empg import __version__
 from megatron_empg.prepare.costs import Bandwidth, Cost, require_room, table
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.download import Download
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.errors import BrokenManifest, NotThere, PrepareError
 from megatron_empg.prepare.fetching import DOWNLOADS, Fetching
 from megatron_empg.prepare.hub import Hub
 from megatron_empg.prepare.manifest import (
+    NAME,
     Prepared,
     PreparedFile,
     PreparedIndex,
@@ -30,7 +31,7 @@ from megatron_empg.prepare.manifest import (
     read_prepared,
     write_prepared,
 )
-from megatron_empg.prepare.model import ModelFolder, expected_bytes, fetch_model, name_of
+from megatron_empg.prepare.model import ModelFolder, expected_bytes, fetch_model, name_of, require_model
 from megatron_empg.prepare.progress import Progress
 from megatron_empg.prepare.records import Records
 from megatron_empg.prepare.sources import Alternative, Questions, Sources
@@ -57,7 +58,8 @@ class Wishes:
 
 def prepare(sources: Sources, wishes: Wishes, say: Callable[[str], None]) -> Prepared:
     """Fetch what is wanted and not here yet, build the index, and write prepared.json. Raises PrepareError."""
-    before = read_prepared(wishes.folder) or Prepared()
+    require_model(_model_of(sources, wishes))
+    before = _earlier(wishes.folder, say)
     records = Records(wishes.folder)
     costs = expected_costs(sources, wishes, before, records)
     bandwidth = Bandwidth.of(wishes.bandwidth, records.bytes_per_second)
@@ -81,10 +83,26 @@ def prepare(sources: Sources, wishes: Wishes, say: Callable[[str], None]) -> Pre
     return prepared
 
 
+def _model_of(sources: Sources, wishes: Wishes) -> str:
+    return sources.model if wishes.model is None else wishes.model
+
+
+def _earlier(folder: Path, say: Callable[[str], None]) -> Prepared:
+    """What earlier runs wrote down. A broken note of them is written anew: what was fetched is noted elsewhere."""
+    try:
+        return read_prepared(folder) or Prepared()
+    except BrokenManifest:
+        say(
+            f"{folder / NAME} is broken and is written anew, with the parts of this run; files that are there are "
+            "checked and kept. Name each further model by --model again"
+        )
+        return Prepared()
+
+
 def expected_costs(sources: Sources, wishes: Wishes, before: Prepared, records: Records) -> list[Cost]:
     """By part, what is not here yet; nothing is asked of any server."""
     costs = []
-    model = wishes.model or sources.model
+    model = _model_of(sources, wishes)
     if wishes.wants("model"):
         whole = expected_bytes(model)
         there = _bytes_below(wishes.folder / "model" / name_of(model))
@@ -153,7 +171,7 @@ class _Preparation:
             return None
 
     def _model(self) -> dict[str, PreparedModel]:
-        wanted = self._wishes.model or self._sources.model
+        wanted = _model_of(self._sources, self._wishes)
         name = name_of(wanted)
         earlier = self._prepared.models.get(name)
         before = None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from megatron_empg.prepare.checksums import Checksum, Digest, digest_of
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.errors import NotThere, PrepareError
-from megatron_empg.prepare.places import shown
+from megatron_empg.prepare.places import shown, url_key
 from megatron_empg.prepare.web import refusal
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class _Again(Exception):
 def _opened(wanted: Wanted) -> _Part:
     """What an earlier fetch left, if it is of this file and can be gone on with."""
     note = _read_note(wanted)
-    sound = note.get("url") == shown(wanted.url)
+    sound = note.get("url") == url_key(wanted.url)
     # Without a version or a checksum nothing would tell that the file changed between two fetches.
     sound = sound and bool(note.get("version") or wanted.checksum)
     total = note.get("total")
@@ -281,7 +281,7 @@ def _discard(wanted: Wanted) -> None:
 
 
 def _write_note(wanted: Wanted, part: _Part) -> None:
-    note = {"url": shown(wanted.url), "version": part.version, "total": part.total}
+    note = {"url": url_key(wanted.url), "version": part.version, "total": part.total}
     aside = wanted.note.with_name(f"{wanted.note.name}.new")
     aside.write_text(json.dumps(note), encoding="utf-8")
     aside.replace(wanted.note)

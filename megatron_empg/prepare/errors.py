@@ -5,5 +5,9 @@ class PrepareError(RuntimeError):
     """A fault that the user can mend; the message says what, where and how."""
 
 
+class BrokenManifest(PrepareError):
+    """A prepared.json that cannot be read as one; a preparation writes it anew."""
+
+
 class NotThere(PrepareError):
     """A place that does not have the file, or does not answer: another place may."""

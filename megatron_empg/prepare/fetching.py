@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,7 +78,7 @@ class Fetching:
     def _any_of(self, folder: str, places: Sequence[Alternative]) -> str:
         for alternative in places:
             name = f"{folder}/{alternative.called()}"
-            if self.is_sound(name, alternative.key):
+            if self.is_sound(name, alternative.key) and self._is_as_published(name, alternative):
                 return name
         faults = []
         for alternative in places:
@@ -101,6 +101,34 @@ class Fetching:
             return True
         self.say(f"{name} is not what it was when it was fetched: fetching it again")
         return False
+
+    def first_fetched(self, name: str, place: str) -> tuple[Checksum | None, str]:
+        """The checksum that a file of this place had at its first fetch, and what to say of another one now."""
+        before = self.records.file(name)
+        if before is None or before.place != place:
+            return None, ""
+        if_changed = (
+            f". It was another file when it was first fetched; to accept the new one, take {name} out of "
+            f"{self.root / '.fetched.json'}"
+        )
+        return Checksum("sha256", before.sha256), if_changed
+
+    def _is_as_published(self, name: str, alternative: Alternative) -> bool:
+        """Whether a file that is here has the sha256 and size that the sources tell by now."""
+        record = self.records.file(name)
+        assert record is not None, f"{name} is sound without a record"
+        if alternative.member is None:
+            sha256, size = record.sha256, record.size
+        else:  # the sources tell those of the archive
+            sha256, size = record.archive, None
+        wrong_sha256 = alternative.sha256 is not None and alternative.sha256 != sha256
+        wrong_size = None not in (alternative.bytes, size) and alternative.bytes != size
+        if wrong_sha256 or wrong_size:
+            self.say(f"{name} is not what the sources tell by now: fetching it again")
+            return False
+        if alternative.sha256 is not None and record.checked == "first fetch":
+            self.records.put(name, replace(record, checked="published"))
+        return True
 
     def bring(self, name: str, origin: Origin) -> None:
         """Fetch one file, unless it is here. Raises PrepareError."""
@@ -128,17 +156,33 @@ class Fetching:
     def _bring(self, name: str, alternative: Alternative) -> None:
         if alternative.member is None:
             self._fetch(name, self._ask(name, alternative))
+            self._require_published(name, alternative)
             return
-        with self._one_at_a_time[alternative.place]:
-            inside = f"{DOWNLOADS}/{_archive_name(alternative)}"
+        inside = f"{DOWNLOADS}/{_archive_name(alternative)}"
+        with self._one_at_a_time[inside]:
             origin = self._ask(inside, alternative)
             self.bring(inside, origin)
+            archive = self._require_published(inside, alternative)
             path = self.root / name
             take_out(self.root / inside, alternative.member, path)
-        record = Record(
-            alternative.key, origin.origin, path.stat().st_size, digest_of(path).sha256, origin.checked
-        )
+        size, sha256 = path.stat().st_size, digest_of(path).sha256
+        record = Record(alternative.key, origin.origin, size, sha256, origin.checked, archive.sha256)
         self.records.put(name, record)
+
+    def _require_published(self, name: str, alternative: Alternative) -> Record:
+        """What came is what the sources tell, by whatever else it was checked. Raises PrepareError."""
+        record = self.records.file(name)
+        assert record is not None, f"{name} was fetched without a record"
+        told = (
+            alternative.sha256 or record.sha256,
+            record.size if alternative.bytes is None else alternative.bytes,
+        )
+        if told != (record.sha256, record.size):
+            raise PrepareError(
+                f"{alternative.where()}: the sources want {told[1]} bytes of sha256 {told[0]}, and it has "
+                f"{record.size} of {record.sha256}: correct the sources, or name another place"
+            )
+        return record
 
     def _ask(self, name: str, alternative: Alternative) -> Origin:
         """What there is to fetch at a place."""
@@ -147,16 +191,11 @@ class Fetching:
             return self._ask_hub(place, path, alternative)
         assert isinstance(place, UrlPlace)
         checksum, checked = alternative.checksum, _published(alternative)
-        before = self.records.file(name)
         if_changed = ""
-        if checksum is None and before is not None and before.place == str(place):
-            checksum = Checksum("sha256", before.sha256)
-            if_changed = (
-                f". It was another file when it was first fetched; to accept the new one, take {name} out of "
-                f"{self.root / '.fetched.json'}"
-            )
+        if checksum is None:
+            checksum, if_changed = self.first_fetched(name, place.key)
         wanted = Wanted(place.url, path, alternative.bytes, checksum, if_changed=if_changed)
-        return Origin(wanted, str(place), str(place), checked)
+        return Origin(wanted, place.key, str(place), checked)
 
     def _ask_hub(self, place: HubPlace, path: Path, alternative: Alternative) -> Origin:
         commit, files = self.listing(place, "dataset")
@@ -173,7 +212,11 @@ class Fetching:
                 f"{place}: the hub has a file of {file.checksum}, the sources want {alternative.checksum}"
             )
         at = HubPlace(place.repository, commit, file.name)
-        return Origin(of_hub(file, path), str(place), str(at), "hub")
+        if alternative.bytes not in (None, file.size):
+            raise PrepareError(
+                f"{place}: the hub has a file of {file.size} bytes, the sources want {alternative.bytes}"
+            )
+        return Origin(of_hub(file, path), place.key, str(at), "hub")
 
     def _left_by_a_kill(self, wanted: Wanted) -> str | None:
         """The sha256 of a file that is whole, but was not noted any more; None where there is none."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_empg.prepare.disk import write_aside
-from megatron_empg.prepare.errors import PrepareError
+from megatron_empg.prepare.errors import BrokenManifest, PrepareError
 from megatron_empg.prepare.records import Checked
 
 NAME = "prepared.json"
@@ -77,7 +77,7 @@ class Prepared(_Part):
 def read_prepared(folder: Path, preparation: str = DEEPSEARCH) -> Prepared | None:
     """What was prepared in a folder; None where nothing was.
 
-    Raises PrepareError for a file that is broken, of another format, or of another preparation.
+    Raises PrepareError for a file that is broken (BrokenManifest), of another format, or of another preparation.
     """
     path = folder / NAME
     try:
@@ -88,7 +88,7 @@ def read_prepared(folder: Path, preparation: str = DEEPSEARCH) -> Prepared | Non
         raise PrepareError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
         faults = error.error_count()
-        raise PrepareError(
+        raise BrokenManifest(
             f"{path} is broken ({faults} faults): run slurm/prepare.sh for {folder} again"
         ) from None
     if found.format != FORMAT:

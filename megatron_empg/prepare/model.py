@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from megatron_empg.prepare.download import Wanted
 from megatron_empg.prepare.errors import NotThere, PrepareError
@@ -40,12 +41,29 @@ def name_of(text: str) -> str:
     place = read_place(text)
     if isinstance(place, HubPlace):
         return place.repository.partition("/")[2]
+    if urlsplit(place.url).query:
+        raise PrepareError(
+            f"--model {place}: a URL of a model's folder has no query: its files' names go behind it"
+        )
     return safe_name(str(place).rstrip("/").rpartition("/")[2] or "model")
 
 
 def is_folder(text: str) -> bool:
     """Whether a model folder of this machine is meant."""
     return text.startswith(("/", ".", "~")) or Path(text).expanduser().is_dir()
+
+
+def require_model(text: str) -> None:
+    """What can be told of a model before anything is fetched or asked. Raises PrepareError."""
+    if not text.strip():
+        raise PrepareError("the model is named by an empty text: give OWNER/NAME of the hub, a URL or a folder")
+    if is_folder(text):
+        _own_folder(Path(text).expanduser().resolve())
+        return
+    name_of(text)
+    place = read_place(text)
+    if isinstance(place, HubPlace) and place.file is not None:
+        raise PrepareError(f"the model {text!r} names a file: give hub:OWNER/NAME[@REVISION] alone")
 
 
 def expected_bytes(text: str) -> int:
@@ -63,17 +81,19 @@ def fetch_model(text: str, fetching: Fetching, before: ModelFolder | None) -> Mo
         return _own_folder(Path(text).expanduser().resolve())
     name, place = name_of(text), read_place(text)
     folder = f"model/{name}"
-    if before is not None and before.files and _is_whole(before, str(place), fetching):
+    if before is not None and before.files and _is_whole(before, place.key, fetching):
         return before
     if isinstance(place, HubPlace):
         origins, origin = _of_hub(place, folder, fetching)
     else:
-        origins, origin = _of_url(place, folder, fetching)
+        origins, origin = _of_url(place, folder, fetching, before)
     fetching.each([partial(fetching.bring, file, origin) for file, origin in origins.items()])
     return ModelFolder(name, folder, origin, tuple(sorted(origins)))
 
 
 def _own_folder(folder: Path) -> ModelFolder:
+    if not folder.is_dir():
+        raise PrepareError(f"there is no model folder {folder}")
     if not (folder / "config.json").is_file():
         raise PrepareError(f"{folder} is no model folder: it has no config.json")
     return ModelFolder(folder.name, str(folder), "a folder of this machine")
@@ -94,19 +114,28 @@ def _of_hub(place: HubPlace, folder: str, fetching: Fetching) -> tuple[dict[str,
     found = {}
     for file in used:
         name = f"{folder}/{file.name}"
-        found[name] = Origin(of_hub(file, fetching.root / name), str(place), origin, "hub")
+        found[name] = Origin(of_hub(file, fetching.root / name), place.key, origin, "hub")
     return found, origin
 
 
-def _of_url(place: UrlPlace, folder: str, fetching: Fetching) -> tuple[dict[str, Origin], str]:
-    """The same of a folder that a server offers. What its index names are its weights."""
+def _of_url(
+    place: UrlPlace, folder: str, fetching: Fetching, before: ModelFolder | None
+) -> tuple[dict[str, Origin], str]:
+    """The same of a folder that a server offers. What its index names are its weights.
+
+    Files are held to their first fetch, and the folder to those it had then: two versions never mix.
+    """
     base = place.url.rstrip("/")
 
     def origin_of(file: str) -> tuple[str, Origin]:
         name = f"{folder}/{safe_name(file)}"
-        wanted = Wanted(f"{base}/{file}", fetching.root / name)
-        return name, Origin(wanted, str(place), str(place), "first fetch")
+        checksum, if_changed = fetching.first_fetched(name, place.key)
+        wanted = Wanted(f"{base}/{file}", fetching.root / name, checksum=checksum, if_changed=if_changed)
+        return name, Origin(wanted, place.key, str(place), "first fetch")
 
+    if before is not None and before.files and before.origin == str(place):
+        files = [name.removeprefix(f"{folder}/") for name in before.files]
+        return dict(origin_of(file) for file in files), str(place)
     found = dict(origin_of(file) for file in _ALWAYS)
     for file in (INDEX, *_PERHAPS):
         name, origin = origin_of(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -28,6 +29,11 @@ class HubPlace:
         file = f":{self.file}" if self.file else ""
         return f"hub:{self.repository}@{self.revision}{file}"
 
+    @property
+    def key(self) -> str:
+        """By what a later run knows that it is the same place."""
+        return str(self)
+
 
 @dataclass(frozen=True)
 class UrlPlace:
@@ -37,6 +43,11 @@ class UrlPlace:
 
     def __str__(self) -> str:
         return shown(self.url)
+
+    @property
+    def key(self) -> str:
+        """By what a later run knows that it is the same place."""
+        return url_key(self.url)
 
 
 Place = HubPlace | UrlPlace
@@ -87,6 +98,14 @@ def is_url(text: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def url_key(url: str) -> str:
+    """What tells a URL from others, its query too, which may hold a secret and so is written as a digest."""
+    query = urlsplit(url).query
+    if not query:
+        return shown(url)
+    return f"{shown(url)}?{hashlib.sha256(query.encode()).hexdigest()[:16]}"
 
 
 def shown(url: str) -> str:

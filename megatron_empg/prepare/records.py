@@ -16,13 +16,17 @@ Checked = Literal["hub", "published", "first fetch"]
 
 @dataclass(frozen=True)
 class Record:
-    """A file that is whole. `place` is what the sources say, `origin` where it came from in truth."""
+    """A file that is whole. `place` is what the sources say, `origin` where it came from in truth.
+
+    `archive`: the sha256 of what it was taken out of; empty for a file that was fetched by itself.
+    """
 
     place: str
     origin: str
     size: int
     sha256: str
     checked: Checked
+    archive: str = ""
 
 
 class Records:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megatron_empg.environments.deep_search.data.published_formats import Dataset
 from megatron_empg.prepare.checksums import Checksum
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.places import Place, file_name, read_place, safe_name
@@ -42,7 +43,7 @@ class Alternative(_Part):
     @property
     def key(self) -> str:
         """By what a later run knows that it is the same place."""
-        where = str(self.where())
+        where = self.where().key
         return f"{where}#{self.member}" if self.member else where
 
     @property
@@ -58,7 +59,7 @@ class Alternative(_Part):
 class Questions(_Part):
     """A file of questions, and where in a mixture it stands."""
 
-    dataset: str
+    dataset: Dataset
     split: Literal["train", "test_id", "test_ood"]
     weight: Annotated[float, Field(gt=0)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -102,9 +103,22 @@ def read_sources(path: Path) -> Sources:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise PrepareError(f"{path}: " + "; ".join(faults)) from None
-    for questions in sources.questions:
-        for alternative in (*questions.places, *questions.aliases):
-            alternative.called()
     for alternative in sources.corpus.places:
         alternative.called()
+    _require_names_of_their_own(sources, path)
     return sources
+
+
+def _require_names_of_their_own(sources: Sources, path: Path) -> None:
+    """Two files under one name would replace each other. Raises PrepareError."""
+    held: dict[tuple[str, str], tuple[str, ...]] = {}
+    for questions in sources.questions:
+        for places in (questions.places, questions.aliases):
+            file = tuple(alternative.key for alternative in places)
+            for alternative in places:
+                name = alternative.called()
+                if held.setdefault((questions.dataset, name), file) != file:
+                    raise PrepareError(
+                        f"{path}: two files of {questions.dataset} would both be called {name}: give one of them "
+                        "another `name`"
+                    )

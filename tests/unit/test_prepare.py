@@ -673,10 +673,12 @@ def test_wrong_words_are_refused_and_a_fault_is_one_line(published: FileServer, 
     code, error = said("--only", "model", "--model", "Own/None")
     assert (code, error.count("\n")) == (1, 1), error
     assert "answers 404" in error
-    (tmp_path / "data").mkdir(exist_ok=True)
-    (tmp_path / "data/prepared.json").write_text('{"models": 3}', encoding="utf-8")
-    code, error = said("--only", "corpus")
-    assert (code, "prepared.json is broken" in error) == (1, True), error
+    for words, rule in (
+        (("--model", ""), "--model: it is empty"),
+        (("--model", "/nope"), "no model folder /nope"),
+    ):
+        code, error = said("--dry-run", *words)
+        assert (code in (1, 2), rule in error) == (True, True), error
 
 
 def test_packages_that_are_missing_are_named_before_anything_is_fetched(tmp_path: Path) -> None:
