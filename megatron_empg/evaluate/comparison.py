@@ -91,8 +91,8 @@ def what_it_resolves(compared: Comparison) -> str:
         share = unseen(compared.questions)
         return f"{number} without a difference allow that policies differ on {share:.1%} of all questions."
     return (
-        f"{number} find a difference of {points(compared.resolvable)} points with a power of 80%; a smaller one "
-        "may be there unseen."
+        f"{number} can resolve a difference of {points(compared.resolvable)} points (with a power of 80%); a "
+        "smaller one may be there unseen."
     )
 
 
@@ -100,12 +100,12 @@ def what_questions_resolve(questions: int) -> str:
     """The same where there is one policy alone, for single samples."""
     half = wilson(questions // 2, questions).half_width
     apart = resolvable_at(questions, ASSUMED_DISCORDANT)
-    told = "no difference"
+    told = "are too few to resolve any difference"
     if apart <= ASSUMED_DISCORDANT:
-        told = f"a difference of {points(apart)} points"
+        told = f"can resolve a difference of {points(apart)} points (with a power of 80%)"
     return (
-        f"{questions} questions, one sample each, say a success of 50% to within {points(half)} points; of two "
-        f"policies that differ on {ASSUMED_DISCORDANT:.0%} of the questions they find {told} with a power of 80%."
+        f"{questions} questions, one sample each, say a success of 50% to within {points(half)} points; between "
+        f"two policies that differ on {ASSUMED_DISCORDANT:.0%} of the questions they {told}."
     )
 
 

@@ -171,7 +171,7 @@ def test_two_policies_are_compared_on_the_same_questions() -> None:
     line = compared_line(found)
     assert line.startswith("after against before, test_id greedy: +15.0 points [+")
     assert line.endswith("better on 20 questions, worse on 5; McNemar's p = 0.0041")
-    assert "100 questions find a difference of 13." in what_it_resolves(found)
+    assert "100 questions can resolve a difference of 13." in what_it_resolves(found)
 
 
 def test_the_order_of_outcomes_does_not_matter() -> None:
@@ -214,8 +214,8 @@ def test_other_questions_cannot_be_compared() -> None:
 def test_the_number_of_questions_says_what_it_resolves() -> None:
     said = what_questions_resolve(200)
     assert "say a success of 50% to within 6.9 points" in said
-    assert "they find a difference of 10.8 points with a power of 80%" in said
-    assert "they find no difference" in what_questions_resolve(2)
+    assert "they can resolve a difference of 10.8 points (with a power of 80%)" in said
+    assert "they are too few to resolve any difference." in what_questions_resolve(2)
     assert what_questions_resolve(1)
 
 
