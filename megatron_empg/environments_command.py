@@ -34,17 +34,18 @@ def environments(
     ] = 60.0,
 ) -> None:
     """The installed environments; the settings of one; `check NAME`: whether it is one that a run can use."""
-    match words or []:
-        case []:
-            print_installed()
-        case ["check", name, *given]:
-            raise typer.Exit(0 if check(name, given, call_timeout) else 1)
-        case ["check"]:
-            raise typer.BadParameter("check what? Give an environment's name, or module:Class")
-        case [name]:
-            print_settings(name)
-        case [name, *_]:
-            raise typer.BadParameter(f"settings are for `empg environments check {name} SETTING=VALUE...`")
+    if not words:
+        print_installed()
+        return
+    first, *others = words
+    if first == "check" and others:
+        name, *given = others
+        raise typer.Exit(0 if check(name, given, call_timeout) else 1)
+    if first == "check" and not _is_installed(first):
+        raise typer.BadParameter("check what? Give an environment's name, or module:Class")
+    if others:
+        raise typer.BadParameter(f"settings are for `empg environments check {first} SETTING=VALUE...`")
+    print_settings(first)
 
 
 def print_installed() -> None:
@@ -107,8 +108,16 @@ def _announce(sentence: str) -> None:
 
 def _report(finding: Finding) -> None:
     detail = " ".join(finding.detail.split())
-    said = f"{finding.verdict.upper() if finding.verdict == 'broken' else finding.verdict}"
-    typer.echo(said + (f", {detail}" if detail else ""))
+    said: str = "BROKEN" if finding.verdict == "broken" else finding.verdict
+    if detail:
+        said += f", {detail}"
+    typer.echo(said)
+
+
+def _is_installed(name: str) -> bool:
+    from megatron_empg.environments.registry import installed
+
+    return name in installed()
 
 
 def _plugin(name: str) -> type[TaskSource]:
@@ -144,5 +153,6 @@ def _services(kind: type[TaskSource]) -> str:
 def _lines(field: SettingField) -> Iterator[str]:
     default = "must be given" if field.default is None else f"default {field.default}"
     yield f"  {field.key}: {field.type}; {default}"
-    for paragraph in filter(None, [" ".join(field.description.split())]):
+    paragraph = " ".join(field.description.split())
+    if paragraph:
         yield from textwrap.wrap(paragraph, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)

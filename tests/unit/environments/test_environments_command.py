@@ -45,6 +45,14 @@ def test_settings_are_shown_with_type_default_and_meaning():
     assert "  service_url: address of a service or null; default null" in output
 
 
+def test_an_environment_may_be_called_check(monkeypatch):
+    from megatron_empg.environments import registry
+
+    monkeypatch.setattr(registry, "BUILT_IN", registry.BUILT_IN | {"check": "conformance_cases:Sound"})
+    status, output = said("check")
+    assert (status, output.startswith("check: Doors.")) == (0, True)
+
+
 def test_every_setting_of_a_built_in_environment_is_shown():
     from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 
