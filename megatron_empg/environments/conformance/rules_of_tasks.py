@@ -122,13 +122,16 @@ def _ids_of_another_process(subject: Subject) -> dict[str, Any]:
     program = (
         "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
         "from megatron_empg.environments.conformance.rules_of_tasks import drawn_ids; "
-        "print('\\n' + json.dumps(drawn_ids(sys.argv[2], json.loads(sys.argv[3]))))"
+        "print('\\n' + json.dumps(drawn_ids(sys.argv[2], json.load(sys.stdin))))"
     )
-    words = [json.dumps(sys.path), subject.name, json.dumps(subject.settings, default=str)]
+    words = [json.dumps(sys.path), subject.name]
+    # Not among the words, which every user of the machine can read: there may be a key in them.
+    settings = json.dumps(subject.settings, default=str).encode()
     seed = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
     done = subprocess.run(
         [sys.executable, "-c", program, *words],
-        env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, timeout=START_SECONDS, check=False,
+        env={**os.environ, "PYTHONHASHSEED": seed}, input=settings, capture_output=True, timeout=START_SECONDS,
+        check=False,
     )  # fmt: skip
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()

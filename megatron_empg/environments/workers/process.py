@@ -44,6 +44,8 @@ from megatron_empg.environments.workers.worker import main
 main(connection)
 """
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+# What lets in to the run's engines, to the hub and to the tracker is no environment's to have.
+_SECRETS_OF_THE_RUN = frozenset({"EMPG_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"})
 _SECONDS_TO_DIE = 30.0
 _SECONDS_FOR_STATUS = 2.0
 
@@ -216,7 +218,8 @@ def _spawn(connection: int, log: int) -> subprocess.Popen[bytes]:
     program = [sys.executable, "-u", "-X", "faulthandler", "-c", _MAIN]
     arguments = [str(os.getpid()), str(connection), json.dumps(sys.path)]
     # Hundreds of workers with a thread for each core of the node would be in each other's way.
-    variables = dict.fromkeys(_ONE_THREAD, "1") | dict(os.environ)
+    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS_OF_THE_RUN}
+    variables = dict.fromkeys(_ONE_THREAD, "1") | inherited
     return subprocess.Popen(
         program + arguments,
         stdin=subprocess.DEVNULL,

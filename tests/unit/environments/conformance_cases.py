@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 from random import Random
 from typing import Annotated
 
@@ -133,12 +134,12 @@ class ServingSecretly(Serving):
     service = SideService("doors", "service_url", ("-m", "doors"), "doors token")
 
 
-# Tasks
-
-
 class Usurping(Sound):
     def metrics(self):
         return {"train/success": 1.0}
+
+
+# Tasks
 
 
 class Changed(Sound):
@@ -231,6 +232,19 @@ class Resizing(Sound):
 class Boundless(Sound):
     def fixed(self, split, count):
         return super().fixed(split, min(count, len(self.tasks(split))))
+
+
+class Keyed(Sound):
+    """Its tasks say whether its setting can be read among the words of its process."""
+
+    class Settings(SoundSettings):
+        key: str = ""
+        """What nobody may see."""
+
+    def tasks(self, split):
+        shown = self.settings.key in Path("/proc/self/cmdline").read_text(encoding="utf-8")
+        tasks = super().tasks(split)
+        return [Task(f"{task.id} {shown}", task.prompt, task.payload, kind=task.kind) for task in tasks]
 
 
 class Hashed(Sound):

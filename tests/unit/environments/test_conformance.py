@@ -77,6 +77,14 @@ def test_what_breaks_a_rule_is_found_and_said(case, rule, verdict, detail):
     assert detail in finding.detail
 
 
+def test_settings_are_no_words_of_another_process():
+    """Where every user of the machine could read them."""
+    (finding,) = findings(
+        "Keyed", "draws_are_the_same_in_another_process", settings={"key": "a-secret-of-24-letters"}
+    )
+    assert (finding.verdict, finding.detail) == ("kept", "")
+
+
 def test_every_rule_can_be_broken():
     tried = {rule for _, rule, _, _ in BROKEN} | {"the_event_loop_stays_free"}
     assert set(BY_NAME) == tried

@@ -506,6 +506,18 @@ async def test_a_worker_imports_its_environment_and_nothing_heavy():
 
 
 @on_a_loop
+async def test_a_worker_has_no_secret_of_the_run():
+    secrets = {"EMPG_TOKEN": "t" * 16, "HF_TOKEN": "hf_x", "WANDB_API_KEY": "w"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (secrets | {"ITS_OWN_KEY": "k"}).items():
+            patch.setenv(name, value)
+        async with pool_of() as pool, episode_of(pool) as episode:
+            for name in secrets:
+                assert (await episode.step(f"variable {name}")).observation == "unset"
+            assert (await episode.step("variable ITS_OWN_KEY")).observation == "k"
+
+
+@on_a_loop
 async def test_a_pool_leaves_no_descriptor_open():
     async def play(*actions):
         async with pool_of() as pool:
