@@ -1,5 +1,6 @@
 """The example of docs/environments.md runs as it stands there: checked, played, and packaged."""
 
+import asyncio
 import re
 import sys
 import tomllib
@@ -55,8 +56,6 @@ def test_the_example_keeps_every_rule() -> None:
 
 @pytest.mark.usefixtures("package")
 def test_the_example_is_played_by_an_engine() -> None:
-    import asyncio
-
     chat = ChatTokens(make_tokenizer("chatml"))
     source = make_task_source("guess:GuessTheNumber", largest=60)
     task = next(task for task in source.tasks("train") if task.payload["number"] == 42)
@@ -74,6 +73,32 @@ def test_the_example_is_played_by_an_engine() -> None:
     assert [turn.malformed for turn in episode.turns] == [True, False, False, False]
     told = [turn.observation for turn in episode.turns]
     assert told == ["write: guess NUMBER", "it is higher", "it is lower", None]
+
+
+def test_the_example_of_an_opening_keeps_every_rule_and_names_the_states(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "lamp", raising=False)
+    (package / "lamp.py").write_text(block("python", "class TwoRooms"), encoding="utf-8")
+    found = check_environment("lamp:Lamp", {})
+    assert [finding for finding in found if finding.verdict in ("broken", "doubtful")] == []
+    source = make_task_source("lamp:Lamp")
+    (task,) = source.tasks("test_id")
+    chat = ChatTokens(make_tokenizer("chatml"))
+    said = ["look", "go", "go", "take"]
+    turns = [[*chat._tokenizer(text, add_special_tokens=False)["input_ids"], chat.end_of_turn] for text in said]
+
+    async def play(url: str) -> Episode:
+        async with EngineClient(url, "0123456789abcdef") as client:
+            make, limits = partial(source.make, task), Limits(8, 60, 2000)
+            return await run_episode(client, chat, make, task, Sampling(1.0), limits, lambda turn: turn)
+
+    with StubEngine(lambda body: turns[len(engine.bodies) - 1]) as engine:
+        episode = asyncio.run(play(engine.url))
+    assert (episode.outcome, episode.error) == ("failure", None)
+    anchors = [turn.anchor for turn in episode.turns]
+    assert anchors[0] == anchors[1] == anchors[3], "the hall, whatever was said before"
+    assert anchors[2] != anchors[0], "the kitchen"
 
 
 def test_a_package_gives_the_example_a_name(package: Path) -> None:
