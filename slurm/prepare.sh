@@ -17,7 +17,7 @@ export PYTHONPATH=$EMPG_HOME${PYTHONPATH:+:$PYTHONPATH}
 if ! missing=$("$EMPG_PYTHON" -c '
 from importlib.util import find_spec
 needed = ("bm25s", "httpx", "numba", "numpy", "pydantic", "typer", "yaml")
-print(*[name for name in needed if find_spec(name) is None])'); then
+print(*[name for name in needed if find_spec(name) is None])' 2>/dev/null); then
   echo "error: EMPG_PYTHON is '$EMPG_PYTHON', which cannot be run: set EMPG_PYTHON to a Python with the packages of megatron_empg (README.md, 'On a cluster'; without a GPU 'make setup')" >&2
   exit 10
 fi

@@ -45,6 +45,9 @@ def main() -> None:
     )
     parser.add_argument("--connections", type=_count, default=8, help="files fetched at once (default: 8)")
     parser.add_argument("--bandwidth", type=_megabytes, help="MB/s to reckon the hours with")
+    parser.add_argument(
+        "--quick", action="store_true", help="compare an index that is there by its files' sizes alone"
+    )
     given = parser.parse_args()
     try:
         _prepare(given)
@@ -60,7 +63,8 @@ def _prepare(given: argparse.Namespace) -> None:
 
     folder = given.folder.expanduser().absolute()
     wishes = Wishes(
-        folder, given.model, tuple(given.only or ()), given.connections, given.bandwidth, given.dry_run
+        folder, given.model, tuple(given.only or ()), given.connections, given.bandwidth, given.dry_run,
+        given.quick,
     )  # fmt: skip
     prepared = prepare(read_sources(given.sources), wishes, _say)
     if given.dry_run:

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from megatron_empg import __version__
+from megatron_empg.environments.deep_search.search.errors import IndexFolderError
+from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest, verify_files
 from megatron_empg.prepare.costs import Bandwidth, Cost, require_room, table
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.download import Download
@@ -43,7 +45,10 @@ INDEX = "index"
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line asks for. `only`: the parts to prepare, all of them unless given."""
+    """What the command line asks for. `only`: the parts to prepare, all of them unless given.
+
+    `quick`: the files of an index that is there are compared by their sizes alone.
+    """
 
     folder: Path
     model: str | None = None
@@ -51,6 +56,7 @@ class Wishes:
     connections: int = 8
     bandwidth: float | None = None
     dry_run: bool = False
+    quick: bool = False
 
     def wants(self, part: str) -> bool:
         return not self.only or part in self.only
@@ -196,12 +202,16 @@ def _with_index(prepared: Prepared, wishes: Wishes, say: Callable[[str], None]) 
     if corpus is None:
         raise PrepareError("there is no corpus to build an index of; prepare it first (--only corpus)")
     place = wishes.folder / INDEX
-    if index is not None and index.of_sha256 == corpus.sha256 and _bytes_below(place) == index.size:
-        say("the index is there")
-        return prepared
-    if index is not None and place.exists():
-        say("the index is of another corpus, or damaged: building it anew")
-        shutil.rmtree(place)
+    if place.exists():
+        fault = _fault_of_index(index, place, corpus, wishes, say)
+        if index is not None and not fault:
+            say("the index is there")
+            return prepared
+        if index is not None:
+            say(f"building the index anew: {fault}")
+            shutil.rmtree(place)
+        elif fault:
+            raise PrepareError(fault)
     command = index_command(wishes.folder / corpus.path, place)
     say(f"building the index: {' '.join(command[1:])}")
     environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
@@ -211,10 +221,40 @@ def _with_index(prepared: Prepared, wishes: Wishes, say: Callable[[str], None]) 
             f"`empg index` ended with status {done.returncode}: see its lines above. What was fetched is kept; "
             "the same command goes on with the index"
         )
-    built = PreparedIndex(path=INDEX, size=_bytes_below(place), of_sha256=corpus.sha256)
+    built = PreparedIndex(path=INDEX, size=index_bytes(place), of_sha256=corpus.sha256)
     prepared = prepared.model_copy(update={"index": built})
     write_prepared(wishes.folder, prepared)
     return prepared
+
+
+def _fault_of_index(
+    index: PreparedIndex | None, place: Path, corpus: PreparedFile, wishes: Wishes, say: Callable[[str], None]
+) -> str:
+    """Why the index that is there is not the corpus's; empty where it is. `index`: what was noted of it.
+
+    It is read whole, unless the user is in a hurry and there is a note of its size.
+    """
+    if index is not None and index.of_sha256 != corpus.sha256:
+        return "it is of another corpus"
+    try:
+        size = index_bytes(place)
+        if index is not None and size != index.size:
+            return f"its files have {size} bytes and must have {index.size}"
+        if index is None or not wishes.quick:
+            say(f"checking the index: reading {size / 1e9:.1f} GB (--quick compares sizes alone)")
+            verify_files(place, progress=lambda name: say(f"checking the index: {name}"))
+    except (IndexFolderError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def index_bytes(folder: Path) -> int:
+    """Of an index and its manifest; vectors that somebody added later are not counted. Raises IndexFolderError."""
+    names = (MANIFEST, *Manifest.read(folder).files)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise IndexFolderError(f"{folder} lacks {', '.join(missing)}: build the index again")
+    return sum((folder / name).stat().st_size for name in names)
 
 
 def index_command(corpus: Path, out: Path) -> list[str]:

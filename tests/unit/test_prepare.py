@@ -20,6 +20,7 @@ import pytest
 import yaml
 from file_server import COMMIT, FileServer, file_server
 
+from megatron_empg.environments.deep_search.search.manifest import VERSION
 from megatron_empg.prepare import deepsearch, disk
 from megatron_empg.prepare.checksums import Checksum
 from megatron_empg.prepare.costs import Bandwidth
@@ -349,16 +350,30 @@ def sources_file(server: FileServer, folder: Path) -> Path:
     return path
 
 
+MANIFEST = {
+    "kind": "megatron_empg search index",
+    "version": VERSION,
+    "source": "c",
+    "source_sha256": "",
+    "k1": 1.2,
+}
+MANIFEST |= {"b": 0.75, "stop_words": "", "documents": 1, "titles": 1, "continued": 0, "repeated": 0, "words": 1}
+MANIFEST |= {"postings": 1}
+
+
 @pytest.fixture
 def index_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands for `empg index`, and counts how often it ran."""
     script = tmp_path / "index.py"
     script.write_text(
-        "import pathlib, sys\n"
+        "import hashlib, json, pathlib, sys\n"
         "corpus, out = map(pathlib.Path, sys.argv[1:])\n"
         "assert corpus.is_file() and not out.exists()\n"
         "out.mkdir()\n"
-        "(out / 'manifest.json').write_text('{}')\n"
+        "(out / 'postings').write_bytes(b'p' * 1000)\n"
+        f"manifest = {MANIFEST!r}\n"
+        "manifest['files'] = {'postings': hashlib.sha256(b'p' * 1000).hexdigest()}\n"
+        "(out / 'manifest.json').write_text(json.dumps(manifest))\n"
         "with open(__file__ + '.ran', 'a') as file: file.write('x')\n",
         encoding="utf-8",
     )
@@ -449,6 +464,64 @@ def test_parts_may_be_prepared_one_by_one(published: FileServer, tmp_path: Path,
     assert run(published, tmp_path, only=("corpus",))[0].missing() == ["model", "data", "index"]
     assert run(published, tmp_path, only=("model", "data"))[0].missing() == ["index"]
     assert run(published, tmp_path, only=("index",))[0].missing() == []
+
+
+def _other_bytes_of_the_same_size(index: Path) -> None:
+    (index / "postings").write_bytes(b"q" * 1000)
+
+
+def _a_file_is_gone(index: Path) -> None:
+    (index / "postings").unlink()
+
+
+def _no_manifest(index: Path) -> None:
+    (index / "manifest.json").write_text("{", encoding="utf-8")
+
+
+@pytest.mark.parametrize("harm", [_other_bytes_of_the_same_size, _a_file_is_gone, _no_manifest])
+def test_an_index_that_was_damaged_on_disk_is_built_anew(
+    published: FileServer, tmp_path: Path, index_builder: Path, harm: Any
+) -> None:
+    first, _ = run(published, tmp_path, only=("corpus", "index"))
+    harm(tmp_path / "data/index")
+    second, said = run(published, tmp_path, only=("index",))
+    assert "building the index anew: " in said
+    assert index_builder.read_text() == "xx"
+    assert (tmp_path / "data/index/postings").read_bytes() == b"p" * 1000
+    assert second.index == first.index
+
+
+def test_in_a_hurry_an_index_is_compared_by_sizes_alone(
+    published: FileServer, tmp_path: Path, index_builder: Path
+) -> None:
+    run(published, tmp_path, only=("corpus", "index"))
+    _other_bytes_of_the_same_size(tmp_path / "data/index")
+    _, said = run(published, tmp_path, only=("index",), quick=True)
+    assert ("checking the index" in said, index_builder.read_text()) == (False, "x")
+    _a_file_is_gone(tmp_path / "data/index")
+    run(published, tmp_path, only=("index",), quick=True)
+    assert index_builder.read_text() == "xx"
+
+
+def test_an_index_of_which_nothing_is_noted_is_checked_and_never_removed(
+    published: FileServer, tmp_path: Path, index_builder: Path
+) -> None:
+    run(published, tmp_path, only=("corpus", "index"))
+    (tmp_path / "data/prepared.json").write_text("{", encoding="utf-8")
+    _other_bytes_of_the_same_size(tmp_path / "data/index")
+    with pytest.raises(PrepareError, match=r"postings is not the file that was built .*: remove the folder"):
+        run(published, tmp_path, only=("corpus", "index"), quick=True)
+    assert (tmp_path / "data/index/postings").exists()
+
+
+def test_vectors_that_somebody_added_do_not_make_an_index_another(
+    published: FileServer, tmp_path: Path, index_builder: Path
+) -> None:
+    run(published, tmp_path, only=("corpus", "index"))
+    (tmp_path / "data/index/vectors.npy").write_bytes(b"v")
+    _, said = run(published, tmp_path, only=("index",))
+    assert "checking the index: postings\nthe index is there" in said
+    assert index_builder.read_text() == "x"
 
 
 def test_an_index_without_a_corpus_is_refused(published: FileServer, tmp_path: Path) -> None:
@@ -692,6 +765,22 @@ def test_packages_that_are_missing_are_named_before_anything_is_fetched(tmp_path
     assert done.returncode == 10
     assert "(bm25s httpx numba numpy pydantic typer yaml)" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("python", [None, "#!/bin/sh\necho 'Traceback: of an old Python' >&2; exit 1\n"])
+def test_a_python_that_cannot_be_run_is_one_line(tmp_path: Path, python: str | None) -> None:
+    path = tmp_path / "python"
+    if python is not None:
+        path.write_text(python, encoding="utf-8")
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "slurm/prepare.sh", "deepsearch", str(tmp_path / "data"), "--dry-run"],
+        cwd=ROOT, env=os.environ | {"EMPG_PYTHON": str(path)}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (10, "", 1), done.stderr
+    assert done.stderr.startswith("error: EMPG_PYTHON is ")
+    assert "without a GPU 'make setup'" in done.stderr
 
 
 def test_broken_sources_are_named_by_their_key(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify_files(folder: Path) -> Manifest:
+def verify_files(folder: Path, progress: Callable[[str], object] = lambda name: None) -> Manifest:
     """Read an index folder whole and compare every file with the checksum that the manifest has of it.
 
-    Raises IndexFolderError naming all files that are not what was built. Vectors are `dense.verify_vectors`'s.
+    `progress` is told each file's name before it is read. Raises IndexFolderError naming all files that are not
+    what was built. Vectors are `dense.verify_vectors`'s.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    faults = [_fault(folder / name, digest) for name, digest in manifest.files.items()]
+    faults = []
+    for name, digest in manifest.files.items():
+        progress(name)
+        faults.append(_fault(folder / name, digest))
     faults = list(filter(None, faults))
     if faults:
         raise IndexFolderError(f"{folder}: {'; '.join(faults)}: remove the folder and build the index again")
