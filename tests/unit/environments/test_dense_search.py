@@ -18,6 +18,7 @@ from megatron_empg.environments.deep_search.search.dense import (
     DenseIndex,
     DenseTools,
     build_dense,
+    verify_vectors,
 )
 from megatron_empg.environments.deep_search.search.encoder import EncoderSettings, SentenceEncoder
 from megatron_empg.environments.deep_search.search.errors import (
@@ -155,6 +156,19 @@ def test_vectors_cut_off_beside_whole_settings_are_made_again(folder):
         quietly(folder, Table())
         assert (folder / VECTORS).read_bytes() == whole
     assert not list(folder.glob("*.writing"))
+
+
+def test_vectors_are_verified_by_their_checksum(folder):
+    verify_vectors(folder)
+    build_dense(folder, Table(), lambda line: None)
+    verify_vectors(folder)
+    whole = (folder / VECTORS).read_bytes()
+    (folder / VECTORS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(IndexFolderError, match=f"{VECTORS} is not the file that was made"):
+        verify_vectors(folder)
+    (folder / VECTORS).unlink()
+    with pytest.raises(IndexFolderError, match=f"{VECTORS} cannot be read"):
+        verify_vectors(folder)
 
 
 def test_an_encoder_that_gives_nonsense_is_stopped_and_leaves_no_settings(folder):

@@ -4,9 +4,11 @@ import asyncio
 import errno
 import fcntl
 import gzip
+import hashlib
 import json
 import math
 import re
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -24,11 +26,11 @@ from megatron_empg.environments.deep_search.search.corpus_lines import CorpusFil
 from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError, MissingPackageError
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
-from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest
+from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest, verify_files
 from megatron_empg.environments.deep_search.search.observations import snippet
 from megatron_empg.environments.deep_search.search.passages import Page
 from megatron_empg.environments.deep_search.search.shown import Shown
-from megatron_empg.environments.deep_search.search.top_k import Postings, best_documents
+from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsError, Postings, best_documents
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
 from megatron_empg.environments.deep_search.text import cut
 from megatron_empg.environments.deep_search.tools import QueryRefused
@@ -430,3 +432,126 @@ def test_the_command_builds_an_index(tmp_path):
     assert Manifest.read(tmp_path / "index").k1 == 1.2
     for bad in (["--k1", "0"], ["--b", "1.5"], ["--stop-words", "german"]):
         assert CliRunner().invoke(app, [str(corpus), str(tmp_path / "other"), *bad]).exit_code == 2
+
+
+# Damage
+
+
+DAMAGE = """
+import sys
+from pathlib import Path
+import numpy as np
+from megatron_empg.environments.deep_search.search.bm25_index import SearchIndex
+from megatron_empg.environments.deep_search.search.errors import IndexFolderError
+
+folder, name, header = Path(sys.argv[1]), sys.argv[2], 128
+whole = (folder / name).read_bytes()
+rng = np.random.default_rng(7)
+for attempt in range(12):
+    content = bytearray(whole)
+    begin = int(rng.integers(header, max(header + 1, len(content) - 512)))
+    end = min(len(content), begin + 512)
+    content[begin:end] = rng.bytes(end - begin)
+    (folder / name).write_bytes(content)
+    try:
+        index = SearchIndex.open(folder)
+        for number in range(0, 300, 6):
+            index.search(" ".join(f"w{word}" for word in range(number, number + 6)), 3)
+            index.page(f"page {number % 7}")
+    except IndexFolderError as error:
+        print(name in str(error))
+    else:
+        print("found nothing")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "always_found"),
+    [
+        ("indptr.csc.index.npy", True),
+        ("blocks.starts.npy", True),
+        ("documents.offsets.npy", True),
+        ("words.offsets.npy", True),
+        ("titles.numbers.npy", True),
+        ("words.numbers.npy", True),
+        ("indices.csc.index.npy", False),
+        ("blocks.last.npy", False),
+        ("blocks.best.npy", False),
+        ("data.csc.index.npy", False),
+    ],
+)
+def test_a_damaged_index_ends_no_process_and_is_named(tmp_path, name, always_found):
+    """In a process of its own, which a search that reads or writes out of bounds would end."""
+    built(tmp_path, zipf_rows(np.random.default_rng(3), 600))
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGE, str(tmp_path / "index"), name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = set(done.stdout.split("\n")) - {""}
+    assert found == {"True"} if always_found else found <= {"True", "found nothing"}
+
+
+def test_a_search_writes_nothing_before_its_window():
+    """In a list that is not in order a number below the window would be written before the sums."""
+    documents = np.arange(3 * max_score.WINDOW, dtype=np.int32)
+    documents[2 * max_score.WINDOW + 5] = 3
+    count = len(documents)
+    starts, block_starts = np.array([0, count]), np.array([0, count // postings_build.BLOCK])
+    firsts, lasts = postings_build._blocks(np.array([count]))
+    scores = np.ones(count, np.float32)
+    postings = Postings(documents, scores, starts, block_starts, documents[lasts], scores[firsts])
+    for values in postings:
+        values.setflags(write=False)  # as an index has them
+    with pytest.raises(DamagedPostingsError, match=r"indices\.csc\.index\.npy is damaged"):
+        best_documents(postings, np.zeros(1, np.int64), np.ones(1), count, 3)
+
+
+def test_damage_in_a_document_is_named(tmp_path):
+    built(tmp_path, [page("A", "one"), page("B", "two")])
+    path = tmp_path / "index" / "documents.txt"
+    whole = path.read_bytes()
+    for broken in (whole.replace(b"two", b"\xfftw"), whole.replace(b"\n", b" ")):
+        path.write_bytes(broken)
+        with pytest.raises(IndexFolderError, match=r"documents\.txt is damaged at document 1"):
+            SearchIndex.open(tmp_path / "index").search("two")
+
+
+def test_every_file_of_an_index_has_a_checksum_that_verifying_compares(tmp_path):
+    built(tmp_path, [page("A", "one two"), page("B", "two")])
+    folder = tmp_path / "index"
+    assert set(Manifest.read(folder).files) == {path.name for path in folder.iterdir()} - {MANIFEST}
+    assert verify_files(folder) == Manifest.read(folder)
+    for name, digest in Manifest.read(folder).files.items():
+        whole = (folder / name).read_bytes()
+        assert digest == hashlib.sha256(whole).hexdigest()
+        (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(IndexFolderError, match=re.escape(f"{name} is not the file that was built")):
+            verify_files(folder)
+        (folder / name).unlink()
+        with pytest.raises(IndexFolderError, match=re.escape(f"{name} cannot be read")):
+            verify_files(folder)
+        (folder / name).write_bytes(whole)
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for files in ({"../secret": "0" * 64}, {"words.txt": "0"}, {"words.txt": 3}, []):
+        (folder / MANIFEST).write_text(json.dumps({**content, "files": files}), encoding="utf-8")
+        with pytest.raises(IndexFolderError, match="files"):
+            verify_files(folder)
+
+
+def test_the_command_verifies_an_index(tmp_path):
+    app = Typer()
+    app.command()(index_command)
+    built(tmp_path, [page("A", "one")])
+    done = CliRunner().invoke(app, ["--verify", str(tmp_path / "index")])
+    assert (done.exit_code, "every file is as it was built; 1 documents" in done.output) == (0, True)
+    (tmp_path / "index" / "words.txt").write_bytes(b"ane")
+    done = CliRunner().invoke(app, ["--verify", str(tmp_path / "index")])
+    assert isinstance(done.exception, IndexFolderError)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    corpus = written(tmp_path, [page("A", "one")])
+    with pytest.raises(IndexFolderError, match=r"index\.writing cannot be written: file exists .*corpus\.jsonl"):
+        build_index(corpus, corpus / "index", progress=lambda line: None)
+    with pytest.raises(IndexFolderError, match=r"cannot be written: file name too long"):
+        build_index(corpus, tmp_path / ("x" * 300), progress=lambda line: None)
