@@ -31,6 +31,8 @@ MAX_REPLY = 2**20
 """Bytes of a response that are read."""
 MAX_GOLDS = 20
 """Gold answers that the judge is shown; TriviaQA has hundreds for some questions."""
+_MOST_TOKENS = 10**9
+"""Of one request; more were never spent, and could not be added up."""
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the first, second, ... repetition
 _UNSAFE = re.compile(r"[<>\[\]{}|\uff5c\u2581`\u0085\u2028\u2029\ufeff]")
 """Letters that control tokens and fences are made of, or that end a line without being escaped by JSON."""
@@ -228,7 +230,7 @@ class Judge:
             completion = json.loads(received)
             self._count(completion.get("usage"))
             text = completion["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise _Again("its response is no chat completion") from None
         return text if isinstance(text, str) else ""
 
@@ -236,7 +238,7 @@ class Judge:
         tokens = []
         for name in ("prompt_tokens", "completion_tokens"):
             value = usage.get(name) if isinstance(usage, Mapping) else None
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
                 self.counts.uncounted += 1
                 return
             tokens.append(value)

@@ -67,8 +67,9 @@ class ServiceClient:
     async def ask(self, route: str, asked: dict[str, Any], read: Callable[[Any], T], tool: str = "") -> T:
         """What `read` makes of the JSON of an answer, after as many attempts as the time allows.
 
-        `read` runs in a thread and raises ValueError, LookupError or TypeError for an answer that is malformed;
-        `tool` is what the policy calls the route. Raises QueryRefused, or SearchServiceError naming the URL.
+        `read` runs in a thread and raises ValueError, LookupError, TypeError or OverflowError for an answer that
+        is malformed; `tool` is what the policy calls the route. Raises QueryRefused, or SearchServiceError naming
+        the URL.
         """
         body = await self._repeated(route, asked, tool or route)
         # Up to `answer_bytes` of JSON and text are too much work for the loop of all episodes.
@@ -87,7 +88,7 @@ class ServiceClient:
             raise self._failed(route, f"the answer is no JSON ({error}): {body[:100]!r}") from None
         try:
             return read(answer)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             told = str(error) if isinstance(error, ValueError) else repr(error)
             raise self._failed(route, f"the answer is malformed: {told:.300}") from None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 import socket
 import threading
@@ -378,6 +379,15 @@ def test_tokens_that_are_not_told_are_counted_as_such(server, usage):
     judge = a_judge(server, prompt_price=1.0)
     assert ask(judge) is True
     assert (judge.counts.uncounted, judge.counts.cost) == (1, 0.0)
+
+
+@pytest.mark.parametrize("digits", [10, 400])
+def test_tokens_that_no_request_can_have_spent_are_not_counted(server, digits):
+    server.usage = {"prompt_tokens": 10**digits, "completion_tokens": 1}
+    judge = a_judge(server, prompt_price=1.0)
+    assert ask(judge) is True
+    assert (judge.counts.uncounted, judge.counts.cost, judge.counts.prompt_tokens) == (1, 0.0, 0)
+    assert all(map(math.isfinite, judge.counts.metrics().values()))
 
 
 @pytest.mark.parametrize(

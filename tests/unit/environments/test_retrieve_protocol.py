@@ -15,7 +15,7 @@ import uvicorn
 
 from megatron_empg.environments.deep_search import service_client, serving
 from megatron_empg.environments.deep_search.http_statuses import REFUSED_QUERY
-from megatron_empg.environments.deep_search.search import observations, retrieve_server
+from megatron_empg.environments.deep_search.search import observations, retrieve_client, retrieve_server
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, SearchIndex
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
@@ -238,6 +238,55 @@ def peers_server(request):
         return 404, {"detail": "Not Found"}
     found = [document("Hobbit, The\nno"), document('"The Hobbit"\nA novel.\nOf 1937.'), document("Other\nx")]
     return 200, {"result": [found for _ in json.loads(request.content)["queries"]]}
+
+
+def test_one_unknown_visit_is_told_and_asked_for_again_later(monkeypatch, caplog):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    knows = [False]
+
+    def server(request):
+        if request.url.path == "/visit" and knows[0]:
+            return 200, {"result": document("The Hobbit\nThe whole page.")}
+        return peers_server(request)
+
+    peer = Peer(server)
+    client = client_of(monkeypatch, peer)
+    now = [1000.0]
+    monkeypatch.setattr(retrieve_client.time, "monotonic", lambda: now[0])
+
+    async def play():
+        found = Page("The Hobbit", "A novel.\nOf 1937.")
+        assert await client.visit("The Hobbit") == found
+        knows[0] = True
+        now[0] += retrieve_client.VISIT_AGAIN - 1
+        assert await client.visit("The Hobbit") == found
+        now[0] += 1
+        assert await client.visit("The Hobbit") == Page("The Hobbit", "The whole page.")
+        knows[0] = False
+        for _ in range(2):
+            with pytest.raises(SearchServiceError, match="visit: status 404"):
+                await client.visit("The Hobbit")
+        knows[0] = True
+        assert await client.visit("The Hobbit") == Page("The Hobbit", "The whole page.")
+
+    asyncio.run(play())
+    told = [record.getMessage() for record in caplog.records if record.name == retrieve_client.__name__]
+    assert len(told) == 1
+    assert "http://peer:8000/visit: status 404" in told[0]
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "-1" + "0" * 400, "1e400", "NaN"])
+def test_a_score_that_is_no_finite_number_is_malformed(monkeypatch, score):
+    answer = '{"result": [[{"document": {"contents": "A"}, "score": SCORE}]]}'.replace("SCORE", score)
+    client = client_of(monkeypatch, Peer((200, answer.encode())))
+    with pytest.raises(SearchServiceError, match='the answer is malformed: "score" is'):
+        asyncio.run(client.retrieve(["x"], 3))
+
+
+def test_what_overflows_in_an_answer_is_malformed(monkeypatch):
+    client = client_of(monkeypatch, Peer((200, b"1" + b"0" * 400)))
+    with pytest.raises(SearchServiceError, match="the answer is malformed"):
+        asyncio.run(client._service.ask("retrieve", {}, float))
 
 
 def test_a_peers_server_is_understood_and_visit_falls_back_to_an_exact_title(monkeypatch):

@@ -7,6 +7,9 @@ of "title" and "text", are understood too.
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +27,12 @@ from megatron_empg.environments.deep_search.text import normalise_title
 LOOKED_THROUGH = 10
 """Documents among which the page of a title is looked for, where a server cannot be asked for it."""
 
+VISIT_AGAIN = 60.0
+"""Seconds after which a server that did not know /visit is asked for it again."""
+_MOST_SCORE = sys.float_info.max
+
+logger = logging.getLogger(__name__)
+
 
 class RetrieveClient:
     """Asks a server at `url`, which may end in /retrieve. For any number of coroutines at once."""
@@ -31,7 +40,8 @@ class RetrieveClient:
     def __init__(self, url: str, limits: ClientLimits | None = None) -> None:
         """Raises ValueError for what is no URL of a server."""
         self._service = ServiceClient(url.rstrip("/").removesuffix("/retrieve"), limits)
-        self._can_visit = True
+        self._has_visited = False
+        self._visits_from = 0.0  # on the monotonic clock
 
     async def retrieve(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         """The best documents of each query. Raises QueryRefused, or SearchServiceError naming the URL."""
@@ -41,17 +51,31 @@ class RetrieveClient:
 
     async def visit(self, title: str) -> Page | None:
         """The page of a title. Of a server without /visit, the document of exactly this title that a search for
-        it finds. Raises as `retrieve` does."""
-        if self._can_visit:
+        it finds; it is asked for /visit again every `VISIT_AGAIN` seconds. Raises as `retrieve` does, also where
+        a server that has answered visits does not know them any more: its pages would be other ones."""
+        if time.monotonic() >= self._visits_from:
             try:
-                return await self._service.ask("visit", {"title": title}, _page)
-            except NoSuchRoute:
-                self._can_visit = False
+                page = await self._service.ask("visit", {"title": title}, _page)
+                self._has_visited = True
+                return page
+            except NoSuchRoute as error:
+                if self._has_visited:
+                    raise
+                self._postpone_visits(error)
         wanted = normalise_title(title)
         for hit in (await self.retrieve([title], LOOKED_THROUGH))[0]:
             if normalise_title(hit.title) == wanted:
                 return Page(hit.title, hit.text)
         return None
+
+    def _postpone_visits(self, error: NoSuchRoute) -> None:
+        if self._visits_from == 0.0:
+            logger.warning(
+                "%s Pages are looked for by searching for their titles; it is asked for /visit every %g s",
+                error,
+                VISIT_AGAIN,
+            )
+        self._visits_from = time.monotonic() + VISIT_AGAIN
 
     async def close(self) -> None:
         """Close the connections. The next request opens others."""
@@ -114,5 +138,7 @@ def _hits(found: list[Any], most: int) -> list[Hit]:
         score = item.get("score", 0.0) if scored else 0.0
         if isinstance(score, bool) or not isinstance(score, int | float):
             raise ValueError(f'"score" is {score!r:.40}, not a number')
+        if not -_MOST_SCORE <= score <= _MOST_SCORE:
+            raise ValueError(f'"score" is {score!r:.40}, not a finite number')
         hits.append(Hit(passage.title, passage.text, float(score), passage.id))
     return hits
