@@ -105,6 +105,13 @@ def data_paths(settings: BaseModel) -> dict[str, Path]:
     return found
 
 
+def service_addresses(settings: BaseModel) -> dict[str, str]:
+    """{dotted key: URL} of the services that settings name."""
+    return {
+        key: value for key, value, role in _with_roles(settings, "") if role == "service" and value is not None
+    }
+
+
 def keys_of_places(kind: type[BaseModel]) -> set[str]:
     """The dotted keys that name data or a service, not what is done with it; ``*`` stands for a place in a list.
 

@@ -30,6 +30,7 @@ from megatron_empg.trainer.interrupts import Interrupted, Interrupts
 from megatron_empg.trainer.metrics import read_metrics
 from megatron_empg.trainer.progress import Progress
 from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.trainer.service_check import check_services
 from megatron_empg.visible_gpus import VARIABLE, visible_gpus
 
 POLL_SECONDS = 0.2
@@ -175,7 +176,8 @@ def _told_finished(folder: RunFolder, steps: int) -> bool:
 
 
 def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
-    """Raise RecipeError unless this machine has the GPUs and the interface that the recipe wants."""
+    """Raise RecipeError unless this machine has the GPUs and the interface that the recipe wants, and the services
+    that its environment names answer."""
     if isinstance(recipe, Recipe):
         try:
             free_port(recipe.engines.host)
@@ -185,6 +187,7 @@ def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
                 "127.0.0.1 is"
             ) from None
     _first_engine_gpu(recipe, trains=trains)
+    check_services(recipe)
 
 
 def start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> list[str]:
