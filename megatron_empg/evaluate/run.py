@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from megatron_empg.evaluate.destination import make_folder, require_destination
 from megatron_empg.evaluate.document import Document, document
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.figures import summarise
@@ -32,11 +33,14 @@ from megatron_empg.weights.megatron_layout import is_megatron
 class EvaluationRun:
     """What is asked of whom, checked before anything starts. Use as a context manager, then `ask` and `finish`.
 
-    Raises RecipeError for a recipe or a model that cannot be, EvaluationError for policies or a file of outcomes.
+    Raises RecipeError for a recipe or a model that cannot be, EvaluationError for policies, a file of outcomes or
+    the document's place.
     """
 
     def __init__(self, path: Path, overrides: list[str], options: EvaluationOptions) -> None:
         self._path, self._words, self._options = path, [*overrides, *options.overrides()], options
+        if options.json_path is not None:
+            require_destination(options.json_path)
         self.recipe = load_recipe(path, self._words)
         if not self.recipe.evaluation.questions:
             raise RecipeError("evaluation.questions is 0; say how many fixed questions of each split to ask")
@@ -52,6 +56,8 @@ class EvaluationRun:
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             self.scratch = Path(opened.enter_context(TemporaryDirectory(prefix="empg_evaluate_")))
+            if self._options.json_path is not None:
+                make_folder(self._options.json_path, _say)
             outcomes = self._options.outcomes_path or self.scratch / "outcomes.jsonl"
             self.record = opened.enter_context(Record(outcomes, identity_of(self.recipe)))
             for policy in self.policies:

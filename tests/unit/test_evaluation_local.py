@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from megatron_empg.environments.base import EpisodeLimits, Split, Task, TaskSource
 from megatron_empg.environments.deep_search.search.index_build import build_index
+from megatron_empg.evaluate import launch
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.evaluate.run import EvaluationRun, _passes
@@ -104,3 +107,59 @@ def test_whatever_an_environment_raises_is_told_with_its_key(
     words = [where, "environment.settings={}", f"environment.max_turns={turns}", "evaluation.questions=2"]
     with pytest.raises(kind, match=said):
         _passes(load_recipe(RECIPE, words), 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "--json is empty"),
+        (".", "--json is empty, or the current folder"),
+        ("..", r"--json \.\. is a folder"),
+        ("{here}", "is a folder: name a file in it"),
+        ("{here}/corpus.jsonl/out.json", r"corpus\.jsonl is no folder"),
+        ("{here}/dangling/out.json", "dangling is no folder"),
+        ("/proc/x/y.json", "nothing can be written in /proc|/proc/x cannot be made"),
+    ],
+)
+def test_a_document_that_could_not_be_written_is_refused_before_anything_starts(
+    tmp_path: Path, place: str, said: str
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    options = EvaluationOptions(questions=1, json_path=Path(place.format(here=tmp_path)))
+    words = [f"model.path={POLICY}"]
+    with pytest.raises(EvaluationError, match=said), EvaluationRun(RECIPE, words, options):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus.jsonl", "dangling"}
+
+
+def test_what_cannot_be_written_is_told_by_the_command(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "megatron_empg.cli", "evaluate", str(RECIPE), "--json"]
+    for place in ("", str(tmp_path)):
+        done = subprocess.run([*words, place], capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith("error: --json ")
+
+
+def test_a_new_folder_of_a_document_is_said_and_only_made_for_what_can_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "new/folder/out.json"
+    options = EvaluationOptions((POLICY, POLICY), questions=1, json_path=place)
+    with pytest.raises(EvaluationError, match="are the same policy"):
+        EvaluationRun(RECIPE, [], options)
+    assert not (tmp_path / "new").exists()
+    with EvaluationRun(RECIPE, [], EvaluationOptions((POLICY,), questions=1, json_path=place)):
+        assert place.parent.is_dir()
+    assert f"making the folder {place.parent}" in capsys.readouterr().out
+
+
+def test_a_policy_that_is_given_twice_starts_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: Any, **__: Any) -> Any:
+        raise AssertionError("engines were started")
+
+    for name in ("check_machine", "processes_of", "start_engines"):
+        monkeypatch.setattr(launch, name, start)
+    for twice in ((POLICY, POLICY), (POLICY, POLICY / "../policy"), (POLICY.absolute(), POLICY)):
+        with pytest.raises(EvaluationError, match="are the same policy"):
+            launch.launch_evaluation(RECIPE, [], EvaluationOptions(twice, questions=1))
