@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
+from megatron_empg.environments.asking import EnvironmentSilent, answer_of, misbehaviour
 from megatron_empg.environments.base import Environment, Message, Opening, Task, admission
+from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
@@ -169,9 +171,8 @@ async def run_episode(
     try:
         environment = make_environment()
         try:
-            await admission(environment)
-            opening = await play.call("did not begin", environment.reset())
-            await play.begin(opening)
+            await answer_of("admitted", partial(admission, environment))
+            await play.begin(checked_opening(await play.call("reset", environment.reset)))
             await play.turns(environment, seed_of_turn)
         finally:
             await _close(environment)
@@ -180,6 +181,13 @@ async def run_episode(
         raise EngineFailed(episode) from error
     except Exception as error:
         _fail(episode, error)
+        return episode
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if _is_being_cancelled():
+            raise
+        _fail(episode, misbehaviour("make", error))
         return episode
     episode.token_drift = await play.drift()
     return episode
@@ -236,14 +244,10 @@ class _Play:
             ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
             if not ended_itself and self._most_after() < 0:
                 break
-            result = await self.call("gave no answer to a turn", environment.step(turn.text))
+            result = checked_result(await self.call("step", partial(environment.step, turn.text)))
             turn.info = result.info
             turn.malformed = result.malformed
-            if not math.isfinite(result.reward):
-                raise ValueError(
-                    f"the environment's reward of turn {number + 1} is {result.reward}, not a finite number"
-                )
-            turn.reward = float(result.reward)
+            turn.reward = result.reward
             self.episode.reward += turn.reward
             if result.done:
                 success = result.reward > 0 if result.success is None else result.success
@@ -257,23 +261,14 @@ class _Play:
                 break
         self.episode.outcome = "truncated"
 
-    async def call(self, failure: str, step: Coroutine[Any, Any, R]) -> R:
+    async def call(self, doing: str, method: Callable[[], Awaitable[R]]) -> R:
         """What the environment answers, within its time. Raises EnvironmentTimeout."""
         seconds = self.limits.environment_timeout
-        answer = asyncio.ensure_future(step)
         try:
-            # asyncio.wait, unlike wait_for, leaves a TimeoutError of the environment's own what it is.
-            await asyncio.wait([answer], timeout=seconds)
-        finally:
-            over = answer.done()
-            if not over:
-                # What it still does or raises concerns nobody.
-                answer.add_done_callback(lambda left: left.cancelled() or left.exception())
-                answer.cancel()
-        if not over:
+            return await answer_of(doing, method, seconds)
+        except EnvironmentSilent:
             limit = f"{seconds} s (limits.environment_timeout)"
-            raise EnvironmentTimeout(f"the environment {failure} within {limit}")
-        return answer.result()
+            raise EnvironmentTimeout(f"the environment did not answer to {doing} within {limit}") from None
 
     async def drift(self) -> int | None:
         """Tokens off the template's rendering. A measurement: whatever it meets, the episode stays what it is."""
@@ -336,11 +331,16 @@ class _Play:
         return self.limits.episode_tokens - len(self.episode.tokens) - 1
 
 
+def _is_being_cancelled() -> bool:
+    """Whether somebody wants this task to end, and no environment raised what looks like it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _close(environment: Environment) -> None:
     """Whatever it meets, the episode stays what it is."""
     with suppress(Exception):
-        async with asyncio.timeout(SECONDS_TO_CLOSE):
-            await environment.close()
+        await answer_of("close", environment.close, SECONDS_TO_CLOSE)
 
 
 def _record(episode: Episode, generation: Generation, text: str, anchor: int) -> Turn:

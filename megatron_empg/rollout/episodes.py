@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
+from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Environment, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
@@ -17,6 +18,8 @@ from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_epi
 from megatron_empg.rollout.fleet import Fleet, NoHealthyEngine
 from megatron_empg.rollout.seeds import derive_seed
 
+SECONDS_TO_END = 5.0
+"""What an environment still does that did not answer in time may end by itself within these."""
 ATTEMPTS = 2  # an episode whose engine failed starts over once, with the same seeds
 
 
@@ -82,6 +85,7 @@ class Rollout:
         traceback: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
+        await abandon_what_was_left_behind(SECONDS_TO_END)
 
     async def run_group_batch(
         self,

@@ -11,8 +11,8 @@ from itertools import pairwise
 from megatron_empg.environments.base import Environment, StepResult, Task
 from megatron_empg.environments.conformance.findings import Rule, RuleBroken, RuleDoubtful, RuleNotTried, refuse
 from megatron_empg.environments.conformance.hostile_texts import HOSTILE_TEXTS
-from megatron_empg.environments.conformance.shapes import conversation_faults
 from megatron_empg.environments.conformance.subject import Subject
+from megatron_empg.environments.shapes import conversation_faults
 
 MOST_SECONDS_TO_MAKE = 0.05
 MOST_SECONDS_OF_CPU = 0.05

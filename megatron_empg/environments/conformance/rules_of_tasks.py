@@ -12,8 +12,8 @@ from typing import Any
 
 from megatron_empg.environments.base import SPLITS, EpisodeLimits, Split, Task
 from megatron_empg.environments.conformance.findings import Rule, RuleBroken, RuleDoubtful, RuleNotTried, refuse
-from megatron_empg.environments.conformance.shapes import message_faults
 from megatron_empg.environments.conformance.subject import Subject
+from megatron_empg.environments.shapes import task_faults
 
 MOST_TASKS = 5000
 """Tasks of each split that are looked at."""
@@ -59,7 +59,7 @@ def tasks_are_well_formed(subject: Subject) -> None:
     faults: list[str] = []
     for split in SPLITS:
         for task in _looked_at(subject, split):
-            faults += [f"task {task.id!r} of {split} has {fault}" for fault in _task_faults(task)]
+            faults += [f"task {task.id!r} of {split} has {fault}" for fault in task_faults(task)]
     refuse(faults)
 
 
@@ -176,39 +176,6 @@ def _refuses_too_many(subject: Subject, split: Split, there: int) -> None:
     except ValueError:
         return
     raise RuleBroken(f"fixed({split!r}, {there + 1}) of {there} tasks raises no ValueError")
-
-
-def _task_faults(task: Task) -> list[str]:
-    faults = message_faults(task.prompt)
-    if json_fault := _json_fault(task.payload):
-        faults.append(f"a payload that is no JSON: {json_fault}")
-    if not isinstance(task.kind, str) or not task.kind:
-        faults.append(f"the kind {task.kind!r}; it must be a text")
-    if not isinstance(task.gold, str | None):
-        faults.append("a gold that is no text")
-    if task.hops is not None and type(task.hops) is not int:  # True is an int too
-        faults.append(f"the hops {task.hops!r}; they must be a whole number or None")
-    if task.observation_role not in ("user", "tool"):
-        faults.append(f'the observation_role {task.observation_role!r}; allowed: "user", "tool"')
-    if not isinstance(task.tools, tuple) or not all(map(_is_tool, task.tools)):
-        faults.append('tools that are no tuple of {"type": "function", "function": {"name": ...}}')
-    return faults
-
-
-def _json_fault(payload: Any) -> str:
-    """What keeps a payload from arriving unchanged in a worker process."""
-    try:
-        same = json.loads(json.dumps(payload, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        return str(error)
-    return "" if same == payload and isinstance(payload, dict) else "it comes back as something else"
-
-
-def _is_tool(tool: Any) -> bool:
-    if not isinstance(tool, dict) or _json_fault(tool):
-        return False
-    function = tool.get("function")
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 RULES = (

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from megatron_empg.environments.base import SPLITS, Environment, Opening, StepResult, Task, TaskSource, admission
 from megatron_empg.environments.conformance.findings import RuleBroken
-from megatron_empg.environments.conformance.shapes import opening_faults, result_faults
 from megatron_empg.environments.conformance.thread_time import LongestHold
+from megatron_empg.environments.shapes import opening_faults, result_faults
 
 R = TypeVar("R")
 TRAINING_TASKS = 2

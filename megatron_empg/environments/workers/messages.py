@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task
+from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.environments.workers import wire
 
 
@@ -106,49 +107,25 @@ def read_answer(body: bytes) -> Answer:
 
 
 def _opening(fields: dict[str, Any]) -> Opening:
-    messages = _one_of(fields, "messages", list)
-    for message in messages:
-        _check_message(message)
-    return Opening(messages, _one_of(fields, "anchor", str, type(None)))
-
-
-def _check_message(message: Any) -> None:
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
-        raise ValueError("a message of the opening is no {role, content}")
-    if message["role"] not in ("system", "user", "assistant", "tool"):
-        raise ValueError(f"a message of the opening has the role {message['role']!r:.40}")
-    _one_of(message, "content", str)
+    return checked_opening(Opening(**_known(fields, Opening)))
 
 
 def _step_result(fields: dict[str, Any]) -> StepResult:
-    info = _fields(fields, "info")
-    for key in info:
-        _one_of(info, key, int, float, str, bool)
-    return StepResult(
-        observation=_one_of(fields, "observation", str, type(None)),
-        done=_one_of(fields, "done", bool),
-        reward=_number(fields, "reward"),
-        success=_one_of(fields, "success", bool, type(None)),
-        malformed=_one_of(fields, "malformed", bool, type(None)),
-        anchor=_one_of(fields, "anchor", str, type(None)),
-        info=info,
-    )
+    return checked_result(StepResult(**_known(fields, StepResult)))
+
+
+def _known(fields: dict[str, Any], kind: type[Opening | StepResult]) -> dict[str, Any]:
+    """The fields of such a message, of which none may be missing."""
+    names = [field.name for field in dataclass_fields(kind)]
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"{name} is missing")
+    return {name: fields[name] for name in names}
 
 
 def _fields(fields: dict[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = _one_of(fields, name, dict)
     return found
-
-
-def _number(fields: dict[str, Any], name: str) -> float:
-    value = _one_of(fields, name, int, float)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}: must be finite")
-    return number
 
 
 def _one_of(fields: dict[str, Any], name: str, *kinds: Callable[..., Any]) -> Any:

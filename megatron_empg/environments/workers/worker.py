@@ -13,8 +13,9 @@ import socket
 import sys
 import traceback
 
-from megatron_empg.environments.base import Environment, Opening, StepResult, TaskSource, admission
+from megatron_empg.environments.base import Environment, TaskSource, admission
 from megatron_empg.environments.registry import plugin
+from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.environments.workers import wire
 from megatron_empg.environments.workers.messages import (
     Answer,
@@ -92,16 +93,10 @@ class _Episodes:
             assert self._source is not None
             self._environment = self._source.make(request.task)
             await admission(self._environment)
-            opening = await self._environment.reset()
-            if not isinstance(opening, Opening):
-                raise TypeError(f"reset returned a {type(opening).__name__}; it must return an Opening")
-            return Opened(opening)
+            return Opened(checked_opening(await self._environment.reset()))
         if isinstance(request, Step):
             assert self._environment is not None
-            result = await self._environment.step(request.action)
-            if not isinstance(result, StepResult):
-                raise TypeError(f"step returned a {type(result).__name__}; it must return a StepResult")
-            return Stepped(result)
+            return Stepped(checked_result(await self._environment.step(request.action)))
         await self.close()
         return Done()
 

@@ -226,13 +226,13 @@ async def test_a_malformed_answer_is_an_error():
 @on_a_loop
 async def test_a_result_of_wrong_values_is_an_error():
     wrong = {
-        "reward nan": "reward is nan",
-        "reward -inf": "reward is -inf",
-        "number": "observation is of type int",
+        "reward nan": "a reward of nan, which is no finite number",
+        "reward -inf": "a reward of -inf, which is no finite number",
+        "number": "an observation that is a int, not a text",
     }
     async with pool_of() as pool:
         for action, reason in wrong.items():
-            assert reason in await fails(pool, errors.WorkerAnswerMalformed, action)
+            assert reason in await fails(pool, errors.EnvironmentRaised, action)
 
 
 @on_a_loop
@@ -241,10 +241,10 @@ async def test_an_exception_in_a_step_is_told():
         "raise no such \ud800 door": "ValueError: no such",
         "unprintable": "Unprintable",
         "recurse": "RecursionError",
-        "dict": "step returned a dict; it must return a StepResult",
+        "dict": "step returned a dict, not a StepResult",
         "none": "step returned a NoneType",
-        "object": "a object is no JSON",
-        "bytes": "a bytes is no JSON",
+        "object": "an observation that is a object, not a text",
+        "bytes": "an observation that is a bytes, not a text",
     }
     async with pool_of() as pool:
         for action, reason in raising.items():

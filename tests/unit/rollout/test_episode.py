@@ -1,6 +1,7 @@
 """Which tokens of an episode are the policy's own, turn by turn, with a policy that says what the test wants."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.rollout.chat_tokens import ChatTokens
@@ -322,7 +324,7 @@ def test_a_reward_that_is_no_number_costs_its_episode(chat: ChatTokens, reward: 
     turn = [*encode(chat, "search"), chat.end_of_turn]
     episode, _ = play(chat, [turn] * 2, Limits(4, 50, 500), lambda: Pages(["a"], [0.5, reward]))
     assert (episode.outcome, episode.reward) == ("error", 0.0)
-    assert episode.error == f"ValueError: the environment's reward of turn 2 is {reward}, not a finite number"
+    assert episode.error == f"InvalidAnswer: step returned a reward of {reward}, which is no finite number"
 
 
 def test_the_success_of_an_episode_is_its_last_steps(chat: ChatTokens) -> None:
@@ -522,3 +524,126 @@ def test_long_texts_do_not_hold_up_the_event_loop(chat: ChatTokens) -> None:
     assert len(episode.tokens) > 60_000
     assert episode.token_drift == 0
     assert 0 < longest < 0.05
+
+
+async def _raise_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+async def _cancel_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def _leave() -> None:
+    raise SystemExit(0)
+
+
+async def _raise_base() -> None:
+    raise BaseException("base")
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        (_raise_cancelled, "cancelled its own {}"),
+        (_cancel_itself, "cancelled its own {}"),
+        (_leave, "raised SystemExit in {}: 0"),
+        (_raise_base, "raised BaseException in {}: base"),
+    ],
+)
+def test_what_an_environment_does_to_the_event_loop_costs_its_episode_alone(
+    chat: ChatTokens, where: str, deed: Callable[[], Any], said: str
+) -> None:
+    class Hostile(Echo):
+        async def reset(self) -> Opening:
+            if where == "reset":
+                await deed()
+            return Opening()
+
+        async def step(self, action: str) -> StepResult:
+            await deed()
+            return await super().step(action)
+
+        async def close(self) -> None:
+            await deed()
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500, environment_timeout=20.0), Hostile)
+    assert episode.outcome == "error"
+    assert episode.error == "EnvironmentMisbehaved: the environment " + said.format(where)
+
+
+@pytest.mark.parametrize("deed", [_raise_cancelled, _cancel_itself, _leave, _raise_base])
+def test_whatever_a_close_does_the_episode_stays_what_it_is(chat: ChatTokens, deed: Callable[[], Any]) -> None:
+    class Hostile(Echo):
+        async def close(self) -> None:
+            await deed()
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500), Hostile)
+    assert (episode.outcome, episode.error) == ("success", None)
+
+
+def test_an_environment_that_leaves_while_it_is_made_costs_its_episode(chat: ChatTokens) -> None:
+    def leave() -> None:
+        raise SystemExit(0)
+
+    episode, _ = play(chat, [], Limits(2, 50, 500), leave)
+    assert episode.error == "EnvironmentMisbehaved: the environment raised SystemExit in make: 0"
+
+
+def test_a_result_of_wrong_values_costs_its_episode_with_the_fault(chat: ChatTokens) -> None:
+    class Wrong(Begun):
+        async def step(self, action: str) -> StepResult:
+            return StepResult(None, True, reward=True)
+
+    answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
+    episode, _ = play(chat, [answer], Limits(2, 50, 500), Wrong)
+    assert episode.error == "InvalidAnswer: step returned a reward of True, which is no finite number"
+
+
+def test_a_caller_that_is_cancelled_stays_cancelled(chat: ChatTokens) -> None:
+    class Waiting(Echo):
+        async def step(self, action: str) -> StepResult:
+            begun.set()
+            await asyncio.sleep(60)
+            return await super().step(action)
+
+    async def cancelled() -> bool:
+        engine: Any = ScriptedPolicy([[*encode(chat, "answer Lima"), chat.end_of_turn]], chat.end_of_turn)
+        limits = Limits(2, 50, 500)
+        player = asyncio.ensure_future(
+            run_episode(engine, chat, Waiting, TASK, Sampling(1.0), limits, lambda turn: turn)
+        )
+        await begun.wait()
+        player.cancel()
+        await asyncio.wait([player])
+        return player.cancelled()
+
+    begun = asyncio.Event()
+    assert asyncio.run(cancelled())
+
+
+def test_a_close_that_catches_its_cancellation_holds_nothing_up(
+    chat: ChatTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_empg.rollout.episode.SECONDS_TO_CLOSE", 0.1)
+
+    class Clinging(Echo):
+        async def close(self) -> None:
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+
+    async def run() -> Episode:
+        engine: Any = ScriptedPolicy([[*encode(chat, "answer Lima"), chat.end_of_turn]], chat.end_of_turn)
+        limits = Limits(2, 50, 500)
+        episode = await run_episode(engine, chat, Clinging, TASK, Sampling(1.0), limits, lambda turn: turn)
+        await abandon_what_was_left_behind(0.1)
+        return episode
+
+    assert asyncio.run(run()).outcome == "success"
