@@ -397,7 +397,7 @@ WARM_UP = Family(
         Metric(
             "validation/loss",
             "nats",
-            "mean loss of held-out walkthroughs' own tokens (`sft.validate_every`)",
+            "mean loss of the own tokens of held-out walkthroughs, which a script played (`sft.validate_every`)",
             "falling to a floor above 0: the scripted searcher errs on purpose",
         ),
         Metric("validation/correct_surely", "share", "of them, those with a probability above 0.9", "rising"),

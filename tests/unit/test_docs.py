@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.cli import app
 from megatron_empg.recipe import Recipe, SftRecipe
 from megatron_empg.section import Section, choices
 from megatron_empg.trainer.metric_names import FAMILIES, find
@@ -43,6 +45,28 @@ KEYS = {*keys(Recipe), *keys(SftRecipe)}
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_has_a_table_of_all_documents_and_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (documents,) = re.findall(r"^## Documents\n(.*?)^## ", readme, flags=re.MULTILINE | re.DOTALL)
+    listed = re.findall(r"^\| \[(docs/[a-z_]+\.md)\]\(\1\) \| .", documents, flags=re.MULTILINE)
+    pages = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")]
+    assert sorted(listed) == sorted(pages)
+    (using,) = re.findall(r"^## Using it\n(.*?)^## ", readme, flags=re.MULTILINE | re.DOTALL)
+    commands = set(get_command(app).commands) - {"plan", "preflight"}  # these are for clusters, further down
+    assert [name for name in sorted(commands) if f"\nempg {name} " not in using] == []
+
+
+def test_what_a_preparation_takes_is_what_it_says_itself(tmp_path: Path) -> None:
+    words = ["-m", "megatron_empg.prepare", "deepsearch", str(tmp_path / "data"), "--dry-run"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    fetched, kept = re.findall(r"in all +(\d+)\.\d GB +(\d+)\.\d GB", done.stdout)[0]
+    (most,) = re.findall(r"while the index is built, (\d+) GB lie on the disk", done.stdout)
+    readme, slurm = (ROOT / name for name in ("README.md", "docs/slurm.md"))
+    assert f"{fetched} GB to fetch, {most} GB of disk" in readme.read_text(encoding="utf-8")
+    told = " ".join(slurm.read_text(encoding="utf-8").split())
+    assert f"takes {kept} GB in the end and {most} GB while the index is built" in told
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
