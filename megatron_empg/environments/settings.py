@@ -81,7 +81,8 @@ def read_settings(
 def _explained(fault: Any, kind: type[EnvironmentSettings]) -> str:
     key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        return f"{key}: there is no such setting; allowed: {', '.join(sorted(kind.model_fields))}"
+        allowed = sorted(_model_at(kind, fault["loc"][:-1]).model_fields)
+        return f"{key}: there is no such setting; allowed: {', '.join(allowed)}"
     if fault["type"] == "missing":
         return f"{key}: must be given"
     given = f"{fault['input']!r:.200}"
@@ -92,6 +93,21 @@ def _explained(fault: Any, kind: type[EnvironmentSettings]) -> str:
     if not key:
         return str(message)
     return f"{key} is {given}: {message}"
+
+
+def _model_at(kind: type[BaseModel], place: Iterable[str | int]) -> type[BaseModel]:
+    """The innermost model on the way to a place in settings, as pydantic's errors name it."""
+    found = kind
+    key_follows = False  # of a list or a mapping, which may be called as a field is
+    for part in place:
+        field = found.model_fields.get(str(part))
+        if key_follows or field is None:
+            key_follows = False
+            continue
+        inner = list(_models_within(field.annotation))
+        if len(inner) == 1:
+            found, key_follows = inner[0]
+    return found
 
 
 def data_paths(settings: BaseModel) -> dict[str, Path]:

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.text import UNSPACED, normalise_answer
 
 RewardMode = Literal["exact", "f1", "judge"]
 """What an answer earns: 1 for an exact match, its F1, or 1 where a judge calls it right."""
 NormalForm = Literal["project", "published"]
 
+_AT_ONCE = 20_000
+"""Characters of an answer and its gold answers that are compared in a few milliseconds."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _DECISIVE = frozenset({"yes", "no", "noanswer"})
@@ -75,13 +78,21 @@ def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Sc
         raise ValueError("an answer is compared with at least one gold answer; there is none")
     given = _normal(answer, form)
     tokens = Counter(_tokens(given, form))  # once: an answer may be long, and have hundreds of gold answers
+    size = tokens.total()
     matches, best = False, 0.0
     for gold in golds:
         wanted = _normal(gold, form)
         matches = matches or (given == wanted and given != "")
         if given == wanted or _DECISIVE.isdisjoint({given, wanted}):
-            best = max(best, _overlap(tokens, Counter(_tokens(wanted, form))))
+            best = max(best, _overlap(tokens, size, Counter(_tokens(wanted, form))))
     return Score(matches, best)
+
+
+async def scored(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Score:
+    """As `score`; what takes long is done in a thread, since the event loop is that of all episodes."""
+    if len(answer) + sum(map(len, golds)) <= _AT_ONCE:
+        return score(answer, golds, form)
+    return await in_thread(score, answer, golds, form)
 
 
 def verdict(found: Score, mode: Literal["exact", "f1"]) -> Verdict:
@@ -94,10 +105,10 @@ def _normal(text: str, form: NormalForm) -> str:
     return normalise_answer(text) if form == "project" else published_form(text)
 
 
-def _overlap(ours: Counter[str], theirs: Counter[str]) -> float:
-    """The F1 of two bags of words."""
+def _overlap(ours: Counter[str], size: int, theirs: Counter[str]) -> float:
+    """The F1 of two bags of words, of which ours has `size` words."""
     shared = (theirs & ours).total()
-    return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
+    return 2 * shared / (size + theirs.total()) if shared else 0.0
 
 
 def _tokens(normal: str, form: NormalForm) -> list[str]:

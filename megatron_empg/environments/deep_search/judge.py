@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, score
+from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, scored
 from megatron_empg.environments.deep_search.http_statuses import passes
 from megatron_empg.environments.settings import EnvironmentSettings, ServiceAddress
 
@@ -142,7 +142,7 @@ class Judge:
         self, question: str, answer: str, golds: Sequence[str], form: NormalForm = "project"
     ) -> Verdict:
         """What an answer earns. An exact match is right without a request. Raises JudgeError."""
-        found: Score = score(answer, golds, form)
+        found: Score = await scored(answer, golds, form)
         right = found.exact or await self.right(question, answer, golds)
         return Verdict(float(right), right, found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from megatron_empg.environments.deep_search.answers import NormalForm, Verdict, score, verdict
+from megatron_empg.environments.deep_search.answers import NormalForm, Verdict, scored, verdict
 from megatron_empg.environments.deep_search.judge import Judge
 
 
@@ -26,7 +26,7 @@ class Compared:
     form: NormalForm = "project"
 
     async def verdict(self, answer: str) -> Verdict:
-        return verdict(score(answer, self.golds, self.form), self.mode)
+        return verdict(await scored(answer, self.golds, self.form), self.mode)
 
 
 @dataclass(frozen=True)

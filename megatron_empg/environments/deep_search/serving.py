@@ -38,6 +38,7 @@ def application(answers: Mapping[str, Answer], health: Mapping[str, Any], token:
     """An ASGI application: POST of each path, and GET /health. Every route wants the token."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
+    from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -48,6 +49,8 @@ def application(answers: Mapping[str, Answer], health: Mapping[str, Any], token:
         try:
             body = await _read(request)
             content = await in_thread(_answered, answers[request.url.path], body)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
         except BadRequest as error:
             return JSONResponse({"error": str(error)}, status_code=error.status)
         except QueryRefused as error:
@@ -72,7 +75,7 @@ def serve(module: str, what: str, about: str, make: Callable[[Path, str], Starle
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument(what, type=Path, help=about)
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback)")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=_port, required=True)
     arguments = parser.parse_args()
     token = token_of(TOKEN_VARIABLE, "the search server's")
     try:
@@ -80,6 +83,14 @@ def serve(module: str, what: str, about: str, make: Callable[[Path, str], Starle
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_keep_alive=120)
+
+
+def _port(given: str) -> int:
+    """Raises ArgumentTypeError for what is no port."""
+    number = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{given!r:.40} is no port; it is a whole number from 1 to 65535")
+    return number
 
 
 async def _read(request: Request) -> bytes:

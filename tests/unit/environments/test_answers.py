@@ -1,11 +1,15 @@
 """Answers against several gold answers: exact match, F1 and reward, in the project's form and the published."""
 
+import asyncio
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_empg.environments.deep_search import answers
 from megatron_empg.environments.deep_search.answers import Score, exact, f1, published_form, score, verdict
+from megatron_empg.environments.deep_search.scoring import Compared
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
 
 
@@ -115,3 +119,19 @@ def test_a_score_lies_between_nothing_and_an_exact_match(answer, golds, form):
     if found.exact:
         assert found.f1 == 1.0
     assert found == score(answer, [*reversed(golds)], form)
+
+
+@pytest.mark.parametrize(("words", "aside"), [(10, False), (30_000, True)])
+def test_a_long_comparison_is_no_work_for_the_event_loop(monkeypatch, words, aside):
+    threads = set()
+    normal = answers._normal
+
+    def noted(*given):
+        threads.add(threading.current_thread())
+        return normal(*given)
+
+    monkeypatch.setattr(answers, "_normal", noted)
+    answer, golds = "x " * words, ("x", "y")
+    found = asyncio.run(Compared(golds, "f1").verdict(answer))
+    assert found.score == answers.score(answer, golds) == Score(False, 2 / (words + 1))
+    assert (threads == {threading.main_thread()}) is not aside

@@ -71,7 +71,11 @@ def read(**given):
         ({"corpus": ""}, "rooms corpus is '': is empty; give a path"),
         ({"corpus": "a\0b"}, "holds a zero byte"),
         ({"sources": [{"weight": 2.0}]}, "rooms sources.0.path: must be given"),
-        ({"one": {"path": "x", "wait": 1}}, "rooms one.wait: there is no such setting"),
+        ({"one": {"path": "x", "wait": 1}}, "rooms one.wait: there is no such setting; allowed: path, weight"),
+        (
+            {"sources": [{"path": "x", "wait": 1}]},
+            "rooms sources.0.wait: there is no such setting; allowed: path, weight",
+        ),
         ({"pages": 9, "mode": "slow"}, "rooms nine pages are too many for the slow mode"),
     ],
 )

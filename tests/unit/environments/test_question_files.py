@@ -428,6 +428,11 @@ def test_questions_asked_in_training_are_told_of_a_test_split(tmp_path, caplog):
         ({"train": [{"dataset": "hotpot", "path": "x"}]}, "hotpotqa"),
         ({"train": [{"dataset": "nq", "path": "x", "weight": 0.0}]}, "greater than 0"),
         ({"train": [{"dataset": "nq", "path": "x", "weight": math.nan}]}, "finite"),
+        ({"train": [{"dataset": "nq", "path": "x", "weight": 1e308}]}, "less than or equal to 1000000"),
+        (
+            {"train": [{"dataset": "nq", "path": "x", "wieght": 2.0}]},
+            "allowed: aliases, dataset, limit, name, path, weight",
+        ),
         ({"train": [{"dataset": "nq", "path": "x", "limit": 0}]}, "greater than or equal to 1"),
         ({"train": [{"dataset": "nq", "path": "x", "share": 1}]}, "share"),
         ({"train": [{"dataset": "nq", "path": "x", "aliases": "y"}]}, "aliases are a file of 2wikimultihopqa"),
@@ -624,3 +629,40 @@ def test_a_copy_elsewhere_reads_the_same(tmp_path):
     copy = tmp_path / "renamed.txt"
     shutil.copy(FIXTURES / PUBLISHED["hotpotqa"], copy)
     assert read("hotpotqa", copy) == read("hotpotqa", FIXTURES / PUBLISHED["hotpotqa"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("blanks", ["\n" * 100_000, " " * 100_000, " \t\n" * 50_000])
+def test_blanks_before_the_first_record_are_any_number(tmp_path, blanks, packed):
+    record = {"id": "a", "question": "q?", "answers": ["b"]}
+    bodies = {"jsonl": json.dumps(record), "json": json.dumps([record])}
+    for name, body in bodies.items():
+        content = (blanks + body).encode()
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(content) if packed else content)
+        assert [question.text for question in read_questions("jsonl", path, Skipped())] == ["q?"]
+    path.write_bytes((blanks + "\n{").encode())
+    with pytest.raises(QuestionDataError, match=f"line {blanks.count(chr(10)) + 2}"):
+        list(read_questions("jsonl", path, Skipped()))
+    path.write_text(blanks, encoding="utf-8")
+    with pytest.raises(QuestionDataError, match="there is nothing in it"):
+        list(read_questions("jsonl", path, Skipped()))
+    table = tmp_path / "b.csv"
+    table.write_text(blanks + "\nQuestion,Answer\nq?,b\n", encoding="utf-8")
+    assert [question.text for question in read_questions("bamboogle", table, Skipped())] == ["q?"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ([f"answer {number}" for number in range(2001)], "at most 2000 answers .* this one has 2001"),
+        ([f"{number} " + "x" * 19_000 for number in range(11)], "200000 characters .* has 11 of 2090"),
+    ],
+)
+def test_a_question_of_more_answers_than_can_be_compared_is_refused(tmp_path, answers, says):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"id": "a", "question": "q", "answers": answers}), encoding="utf-8")
+    with pytest.raises(QuestionDataError, match=f"line 1: .*{says}"):
+        list(read_questions("jsonl", path, Skipped()))
+    path.write_text(json.dumps({"id": "a", "question": "q", "answers": answers[:-1]}), encoding="utf-8")
+    assert len(next(read_questions("jsonl", path, Skipped())).answers) == len(answers) - 1

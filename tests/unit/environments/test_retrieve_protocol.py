@@ -508,3 +508,36 @@ def test_an_address_that_is_none_and_a_query_that_is_none_are_refused():
         with pytest.raises(QueryRefused, match=f"more than {LONGEST_QUERY}"):
             asyncio.run(tool("x" * 100_000))
     assert service_client.ATTEMPTS == 3
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "1e9", "", "\u0663"])
+def test_what_is_no_port_is_refused(folder, token, monkeypatch, capsys, port):
+    monkeypatch.setattr(sys, "argv", ["retrieve_server", str(folder), f"--port={port}"])
+    monkeypatch.setattr(serving, "die_with_parent", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        retrieve_server.main()
+    assert ended.value.code == 2
+    assert "is no port; it is a whole number from 1 to 65535" in capsys.readouterr().err
+
+
+def test_a_client_that_leaves_amid_its_request_is_no_error(index):
+    """As an ASGI server tells it, which would write a traceback for what the application raises."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/retrieve",
+        "raw_path": b"/retrieve",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {TOKEN}".encode())],
+    }
+    events = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        return events.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(application(index, TOKEN)(scope, receive, send))
+    assert sent[0]["status"] == 400

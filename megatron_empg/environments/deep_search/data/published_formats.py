@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion
+from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion, QuestionDataError
 from megatron_empg.environments.deep_search.data.record_files import Record, read_records
 from megatron_empg.environments.deep_search.text import normalise_answer
 
@@ -29,6 +29,9 @@ Dataset = Literal["hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "webwal
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 Aliases = Mapping[str, tuple[str, ...]]
 """Other names by Wikidata id ("Q42")."""
+MOST_ANSWERS = 2000
+MOST_CHARACTERS = 200_000
+"""Of a question's answers, with each of which every answer of an episode is compared."""
 MAX_HOPS = 20
 _TWO_FACTS = 2  # HotpotQA and Bamboogle ask for two facts by construction
 _WIKI_HOPS = {"comparison": 2, "inference": 2, "compositional": 2, "bridge_comparison": 4}
@@ -73,6 +76,13 @@ def read_questions(
             continue
         parts = _parts(dataset, record, aliases or {})
         answers = _distinct(parts.answers)
+        if len(answers) > MOST_ANSWERS or sum(map(len, answers)) > MOST_CHARACTERS:
+            raise QuestionDataError(
+                path,
+                record.place,
+                f"a question has at most {MOST_ANSWERS} answers of {MOST_CHARACTERS} characters together; this "
+                f"one has {len(answers)} of {sum(map(len, answers))}",
+            )
         if not answers:
             skipped.wordless += 1
             continue

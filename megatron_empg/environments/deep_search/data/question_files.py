@@ -37,7 +37,7 @@ class QuestionSource(EnvironmentSettings):
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = None
     path: DataFile
     aliases: DataFile | None = None
-    weight: Annotated[float, Field(gt=0)] | None = None
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ MAX_TEXT = 20_000
 """Characters that a question or an answer may have."""
 _AROUND = re.compile(rb'\s*\{\s*"(?:Data|Domain|VerifiedEval|Version)"\s*:')
 """How TriviaQA's own files begin, whose records are the items of "Data"."""
+_HEAD = 256  # letters by which the form is told
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 60  # letters of a wrong value that a message shows
 
@@ -91,19 +92,31 @@ def read_records(path: Path) -> Iterator[Record]:
     """Every record of a file, in order. Raises QuestionDataError; OSError where the file cannot be opened."""
     try:
         with path.open("rb") as file, unpacked(file) as plain:
-            yield from _records(path, plain)
+            head = _head(plain)
+        with path.open("rb") as file, unpacked(file) as plain:
+            yield from _records(path, head, plain)
     except LineFault as fault:
         place = "" if fault.line is None else f"line {fault.line}"
         raise QuestionDataError(path, place, fault.fault) from None
 
 
-def _records(path: Path, plain: io.BufferedReader[Any]) -> Iterator[Record]:
-    head = plain.peek(256)
-    if not head.strip():
+def _head(plain: io.BufferedReader[Any]) -> bytes:
+    """The first letters that are not blanks, of which there may be any number before them."""
+    head = b""
+    while len(head) < _HEAD:
+        part = plain.read(1 << 16)
+        if not part:
+            break
+        head = (head + part).lstrip()
+    return head[:_HEAD]
+
+
+def _records(path: Path, head: bytes, plain: io.BufferedReader[Any]) -> Iterator[Record]:
+    if not head:
         raise QuestionDataError(path, "", "there is nothing in it")
     if path.name.removesuffix(".gz").lower().endswith(".csv"):
         yield from _csv_rows(path, plain)
-    elif head.lstrip().startswith(b"["):
+    elif head.startswith(b"["):
         yield from _items(path, plain, "")
     elif _AROUND.match(head):
         yield from _items(path, plain, "Data")
@@ -133,7 +146,7 @@ def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[Record]:
     table = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
     number = 0
     try:
-        header = next(table)
+        header = next(row for row in table if any(cell.strip() for cell in row))
         for row in table:
             number += 1
             place = f"line {table.line_num}"
