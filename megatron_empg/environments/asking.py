@@ -33,7 +33,7 @@ async def answer_of(doing: str, method: Callable[[], Awaitable[R]], seconds: flo
     Raises EnvironmentSilent, EnvironmentMisbehaved, and every Exception of the environment's own. A call that does
     not answer, or whose caller is cancelled, is cancelled and not waited for.
     """
-    task = asyncio.ensure_future(_guarded(doing, method))
+    task = asyncio.ensure_future(guarded(doing, method))
     try:
         # asyncio.wait, unlike wait_for, leaves a TimeoutError of the environment's own what it is, and does not
         # wait for a task that catches its cancellation.
@@ -41,7 +41,7 @@ async def answer_of(doing: str, method: Callable[[], Awaitable[R]], seconds: flo
     finally:
         over = task.done()
         if not over:
-            _leave_behind(task)
+            leave_behind(task)
     if not over:
         raise EnvironmentSilent(f"{doing} took more than {seconds:g} s")
     if task.cancelled():
@@ -71,7 +71,8 @@ async def abandon_what_was_left_behind(seconds: float) -> None:
         _unregister_task(task)
 
 
-async def _guarded(doing: str, method: Callable[[], Awaitable[R]]) -> R:
+async def guarded(doing: str, method: Callable[[], Awaitable[R]]) -> R:
+    """What `method` answers. Leaving the process is told as an EnvironmentMisbehaved."""
     try:
         answer = method()
         if not inspect.isawaitable(answer):
@@ -81,7 +82,8 @@ async def _guarded(doing: str, method: Callable[[], Awaitable[R]]) -> R:
         raise misbehaviour(doing, error) from error
 
 
-def _leave_behind(task: asyncio.Task[Any]) -> None:
+def leave_behind(task: asyncio.Task[Any]) -> None:
+    """Cancel a call that nobody waits for any more."""
     _left_behind.add(task)
     # What it still does or raises concerns nobody.
     task.add_done_callback(_forget)

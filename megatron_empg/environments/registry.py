@@ -59,7 +59,7 @@ def plugin(name: str) -> type[TaskSource]:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # a module of somebody's may fail of anything
+    except (Exception, SystemExit) as error:  # a module of somebody's may fail of anything
         said = str(error) or type(error).__name__
         raise ValueError(f"environment {name!r} ({where}) cannot be imported: {said}") from error
     if not isinstance(found, type) or not issubclass(found, TaskSource):

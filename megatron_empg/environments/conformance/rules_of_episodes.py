@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
+from megatron_empg.environments.asking import guarded, leave_behind
 from megatron_empg.environments.base import Environment, StepResult, Task
 from megatron_empg.environments.conformance.findings import Rule, RuleBroken, RuleDoubtful, RuleNotTried, refuse
 from megatron_empg.environments.conformance.hostile_texts import HOSTILE_TEXTS
@@ -156,11 +158,12 @@ async def a_cancelled_step_costs_its_episode_alone(subject: Subject) -> None:
     task = subject.tasks()[0]
     action = subject.longest_script(task)[0]
     async with subject.episode(task) as sound, subject.episode(task) as cancelled:
-        step = asyncio.ensure_future(cancelled.step(action))
+        step = asyncio.ensure_future(guarded("step", partial(cancelled.step, action)))
         await asyncio.sleep(0)
         step.cancel()
         await asyncio.wait([step], timeout=subject.call_timeout)
         if not step.done():
+            leave_behind(step)
             raise RuleBroken("a step that is cancelled goes on")
         if not step.cancelled():
             step.exception()  # perhaps it was over before; what it raised is looked at elsewhere

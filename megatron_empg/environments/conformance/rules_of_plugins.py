@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 
+import psutil
+
 from megatron_empg.environments.base import SideService
-from megatron_empg.environments.conformance.findings import Rule, RuleNotTried, refuse
+from megatron_empg.environments.conformance.findings import Rule, RuleDoubtful, RuleNotTried, refuse
 from megatron_empg.environments.conformance.subject import Subject
 from megatron_empg.environments.settings import EnvironmentSettings, role_of
 from megatron_empg.environments.settings_fields import fields_of
@@ -30,6 +32,12 @@ def isolation_is_known(subject: Subject) -> None:
     if not (isinstance(memory, int | float) and math.isfinite(memory) and memory > 0):
         faults.append(f"worker_memory_gib is {memory!r}; it must be above 0")
     refuse(faults)
+    there = psutil.virtual_memory().total / (1 << 30)
+    if subject.in_process and memory > there:
+        raise RuleDoubtful(
+            f"worker_memory_gib is {memory:g}, and this machine has {there:.0f} GiB: "
+            "no worker would be started on it"
+        )
 
 
 def services_can_be_started(subject: Subject) -> None:
@@ -48,6 +56,12 @@ def services_can_be_started(subject: Subject) -> None:
 
 def metrics_have_names_of_their_own(subject: Subject) -> None:
     refuse([f"metrics gave {fault}" for fault in metric_faults(subject.source.metrics())])
+
+
+async def the_source_can_be_closed(subject: Subject) -> None:
+    source = subject.source
+    another = type(source)(source.settings, source.limits)
+    await subject.call("close", another.close())
 
 
 def _service_faults(service: SideService, settings: type[EnvironmentSettings]) -> list[str]:
@@ -73,4 +87,5 @@ RULES = (
     Rule("isolation is one that a run knows", isolation_is_known),
     Rule("the services that it needs can be started", services_can_be_started),
     Rule("what it counts has names of its own", metrics_have_names_of_their_own),
+    Rule("the task source can be closed", the_source_can_be_closed),
 )

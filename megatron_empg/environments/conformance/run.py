@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+from megatron_empg.environments.asking import abandon_what_was_left_behind, answer_of
 from megatron_empg.environments.base import STEP_SHARE, Environment, Task, TaskSource
 from megatron_empg.environments.conformance import rules_of_episodes, rules_of_plugins, rules_of_tasks
 from megatron_empg.environments.conformance.findings import (
@@ -23,6 +26,8 @@ from megatron_empg.environments.registry import make_task_source
 
 RULES: tuple[Rule, ...] = (*rules_of_plugins.RULES, *rules_of_tasks.RULES, *rules_of_episodes.RULES)
 CALL_TIMEOUT = 60.0
+SECONDS_TO_END = 5.0
+"""What an environment still does at the end may end by itself within these."""
 WORKERS = 3
 
 
@@ -38,22 +43,36 @@ def check_environment(
     """What each of the rules says of the environment `name` with these settings, in order.
 
     `call_timeout`: seconds of one reset, step or close. `begun` is told the rule that comes next, `found` what it
-    said. Raises ValueError or OSError where the environment cannot be made.
+    said. Raises ValueError or OSError where the environment cannot be made, whatever it raised itself.
     """
     given = dict(settings)
-    source = make_task_source(name, step_timeout=STEP_SHARE * call_timeout, **given)
+    source = _made(name, STEP_SHARE * call_timeout, given)
 
     async def all_of_them() -> list[Finding]:
         findings: list[Finding] = []
-        async with _where_a_run_plays(name, source) as make:
-            subject = Subject(name, given, source, make, call_timeout)
-            for rule in rules:
-                begun(rule.sentence)
-                findings.append(await _finding(rule, subject))
-                found(findings[-1])
+        try:
+            async with _where_a_run_plays(name, source) as make:
+                subject = Subject(name, given, source, make, call_timeout)
+                for rule in rules:
+                    begun(rule.sentence)
+                    findings.append(await _finding(rule, subject))
+                    found(findings[-1])
+        finally:
+            with contextlib.suppress(Exception):  # one of the rules looks at it
+                await answer_of("close", source.close, call_timeout)
+            await abandon_what_was_left_behind(min(SECONDS_TO_END, call_timeout))
         return findings
 
     return asyncio.run(all_of_them())
+
+
+def _made(name: str, step_timeout: float, settings: dict[str, Any]) -> TaskSource:
+    try:
+        return make_task_source(name, step_timeout=step_timeout, **settings)
+    except (ValueError, OSError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # an environment of somebody's may even leave the process
+        raise ValueError(f"it raised {_explained(error)}") from error
 
 
 @asynccontextmanager
@@ -65,11 +84,21 @@ async def _where_a_run_plays(name: str, source: TaskSource) -> AsyncIterator[Cal
     from megatron_empg.environments.workers import WorkerPool
 
     memory = source.worker_memory_gib
-    pool = WorkerPool(name, source.settings, source.limits, memory_gib=WORKERS * memory, worker_memory_gib=memory)
+    try:
+        pool = WorkerPool(
+            name, source.settings, source.limits, memory_gib=WORKERS * memory, worker_memory_gib=memory
+        )
+    except (ValueError, TypeError) as error:
+        yield partial(_unmade, str(error))
+        return
     try:
         yield pool.make
     finally:
         await pool.close()
+
+
+def _unmade(reason: str, task: Task) -> Environment:
+    raise RuleNotTried(f"there are no worker processes for episodes: {reason}")
 
 
 async def _finding(rule: Rule, subject: Subject) -> Finding:
@@ -83,12 +112,17 @@ async def _finding(rule: Rule, subject: Subject) -> Finding:
         return Finding(rule.sentence, "doubtful", str(doubt))
     except RuleBroken as fault:
         return Finding(rule.sentence, "broken", str(fault))
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
         return Finding(rule.sentence, "broken", _explained(error))
     return Finding(rule.sentence, "kept")
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: BaseException) -> str:
     """The error in one line, with the place where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from megatron_empg.environments.asking import EnvironmentMisbehaved, EnvironmentSilent, answer_of
 from megatron_empg.environments.base import SPLITS, Environment, Opening, StepResult, Task, TaskSource, admission
 from megatron_empg.environments.conformance.findings import RuleBroken
 from megatron_empg.environments.conformance.thread_time import LongestHold
@@ -88,10 +88,11 @@ class Subject:
             raise RuleBroken(f"{what} is no coroutine: write `async def {what}`")
         timed = answer if self.in_process else self.hold.of(answer)
         try:
-            async with asyncio.timeout(self.call_timeout):
-                return await timed
-        except TimeoutError:
-            raise RuleBroken(f"{what} took more than {self.call_timeout:g} s") from None
+            return await answer_of(what, lambda: timed, self.call_timeout)
+        except EnvironmentSilent as silence:
+            raise RuleBroken(str(silence)) from None
+        except EnvironmentMisbehaved as error:
+            raise RuleBroken(str(error)) from error
 
     def scripts(self, task: Task) -> list[list[str]]:
         """Sequences of actions that are known to mean something: those of demonstrations, the right answer, and

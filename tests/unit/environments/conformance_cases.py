@@ -480,3 +480,58 @@ class Refused(Sound):
     class Settings(EnvironmentSettings):
         doors: Annotated[int, "needed"]
         """Doors."""
+
+
+# Whatever would end more than its episode
+
+
+class Unclosable(Sound):
+    async def close(self):
+        raise ValueError("the door is stuck")
+
+
+class Gigantic(InProcesses):
+    worker_memory_gib = 1e6
+
+
+class Negative(InProcesses):
+    worker_memory_gib = -1
+
+
+class Unmade(Sound):
+    def __init__(self, settings, limits):
+        raise KeyError("key")
+
+
+class UnmadeByExit(Sound):
+    def __init__(self, settings, limits):
+        raise SystemExit(3)
+
+
+class Exiting(Sound):
+    class episodes(Corridor):
+        async def step(self, action):
+            raise SystemExit(0)
+
+
+class Cancelling(Sound):
+    class episodes(Corridor):
+        async def step(self, action):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+
+
+class Baseless(Sound):
+    class episodes(Corridor):
+        async def reset(self):
+            raise BaseException("base")
+
+
+class Clinging(Sound):
+    class episodes(Corridor):
+        async def close(self):
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    continue

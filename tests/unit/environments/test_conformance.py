@@ -62,6 +62,14 @@ BROKEN = [
     ("Mumbling", "demonstrations_can_be_played", "broken", "cannot be read"),
     ("Unrehearsed", "rehearsals_can_be_read", "broken", "'mumble'"),
     ("Hanging", "steps_give_results", "broken", "step took more than 2 s"),
+    ("Unclosable", "the_source_can_be_closed", "broken", "ValueError: the door is stuck"),
+    ("Gigantic", "isolation_is_known", "doubtful", "worker_memory_gib is 1e+06, and this machine has"),
+    ("Negative", "isolation_is_known", "broken", "worker_memory_gib is -1; it must be above 0"),
+    ("Negative", "steps_give_results", "not tried", "there are no worker processes for episodes"),
+    ("Exiting", "steps_give_results", "broken", "raised SystemExit in step: 0"),
+    ("Cancelling", "steps_give_results", "broken", "cancelled its own step"),
+    ("Baseless", "a_reset_opens_the_episode", "broken", "raised BaseException in reset: base"),
+    ("Clinging", "a_reset_opens_the_episode", "broken", "close took more than 2 s"),
 ]
 
 
@@ -124,6 +132,15 @@ def test_what_cannot_be_made_is_an_error_and_no_finding():
         findings("Refused")
     with pytest.raises(ValueError, match=r"no subclass of megatron_empg\.environments\.TaskSource"):
         findings("Corridor")
+    with pytest.raises(ValueError, match="it raised KeyError: 'key'"):
+        findings("Unmade")
+    with pytest.raises(ValueError, match="it raised SystemExit: 3"):
+        findings("UnmadeByExit")
+
+
+@pytest.mark.parametrize("case", ["Exiting", "Cancelling", "Baseless"])
+def test_no_environment_ends_the_check(case):
+    assert [finding.rule for finding in findings(case)] == [rule.sentence for rule in RULES]
 
 
 def test_whoever_waits_is_told_for_what():
