@@ -61,7 +61,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[st
 
 
 def play(chat: ChatTokens, settings: dict[str, Any], *overrides: str) -> tuple[Crowd, dict[str, float]]:
-    """A search, a visit and the right answer in each of the episodes; and the source's metrics at the end."""
+    """The rehearsal of each of the episodes, which ends with the right answer; and the source's metrics at the end."""
 
     async def all_of_them() -> tuple[Crowd, dict[str, float]]:
         recipe = load_recipe(
@@ -80,10 +80,10 @@ def play(chat: ChatTokens, settings: dict[str, Any], *overrides: str) -> tuple[C
     return result
 
 
-def all_won(crowd: Crowd) -> bool:
+def all_won(crowd: Crowd, turns: int = 3) -> bool:
     assert crowd.errors == []
     assert len(crowd.episodes) == EPISODES
-    assert {len(episode.turns) for episode in crowd.episodes} == {3}
+    assert {len(episode.turns) for episode in crowd.episodes} == {turns}
     return all(episode.outcome == "success" for episode in crowd.episodes)
 
 
@@ -99,10 +99,10 @@ def test_they_end_over_a_search_server_that_takes_300_ms_an_answer(
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     with delayed_server(Path(published["index"]), TOKEN, 0.3) as url:
         crowd, _ = play(chat, {"questions": published["questions"], "search_url": url})
-    assert all_won(crowd)
+    assert all_won(crowd, turns=2)  # a search and the answer: what pages there are is not known here
     assert crowd.most == EPISODES
     observed = [turn.observation for episode in crowd.episodes for turn in episode.turns[:-1]]
-    assert all(text.startswith(("found\n1 ", "page ")) for text in observed if text is not None)
+    assert all(text.startswith("found\n1 ") for text in observed if text is not None)
 
 
 def test_they_end_in_as_many_worker_processes_as_memory_has_room_for(chat: ChatTokens, corpus: Path) -> None:

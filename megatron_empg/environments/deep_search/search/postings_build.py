@@ -66,7 +66,7 @@ class _Runs:
         for writer in self._writers:
             writer.__exit__(None, None, None)
 
-    def open(self) -> list[_Run]:
+    def opened(self) -> list[_Run]:
         """All runs, at their beginnings."""
         self.close()
         words, held, documents, counts = (open_array(path, "<i4") for path in self._paths)
@@ -174,7 +174,7 @@ class PostingsBuilder:
         lengths = np.frombuffer(self._lengths, np.int32)
         idf = self._bm25.idf(with_word.astype(np.float64), len(lengths))
         mean_length = lengths.mean() if self.postings else 1.0
-        runs = self._runs.open()
+        runs = self._runs.opened()
         with (
             ArrayWriter(out / POSTED, "<i4") as documents_file,
             ArrayWriter(out / SCORES, "<f4") as scores_file,
