@@ -61,7 +61,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[st
 
 
 def play(chat: ChatTokens, settings: dict[str, Any], *overrides: str) -> tuple[Crowd, dict[str, float]]:
-    """The rehearsal of each of the episodes, which ends with the right answer; and the source's metrics at the end."""
+    """The rehearsal of each episode, which ends with the right answer; and the source's metrics at the end."""
 
     async def all_of_them() -> tuple[Crowd, dict[str, float]]:
         recipe = load_recipe(
