@@ -76,6 +76,7 @@ def recorded_batch(step: int, version: int) -> Any:
         policy_versions=torch.full((len(numbers), 2), version),
         texts=[EpisodeText(str(i), "?", "success", turns) for i in numbers.tolist()],
         metrics={"train/reward": 0.6 if drawn else 0.0},
+        untrained=[] if drawn else [EpisodeText("dropped", "?", "failure", turns)],
     )
 
 
@@ -272,7 +273,18 @@ def fetched(folder: Path) -> dict[str, Any]:
     return {"tokens": [s.tokens for s in batch.experience.samples], "texts": batch.texts, "metrics": batch.metrics}
 
 
-CASES = [fetched, resumed, probed, measured, stale_weights, wide_gap, modulation_switched_off]
+def ended_idle(folder: Path) -> str:
+    """The episodes of the step that ends a run since there was nothing to learn from."""
+    from megatron_empg.trainer.errors import TrainingError
+
+    settings = recipe(folder)
+    settings.limits.max_idle_steps = 0
+    message_of(TrainingError, settings, folder / "idle", RecordingPublisher())
+    dist.barrier()
+    return (folder / "idle/episodes/step_000004.jsonl").read_text(encoding="utf-8")
+
+
+CASES = [fetched, resumed, probed, measured, stale_weights, wide_gap, modulation_switched_off, ended_idle]
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +336,16 @@ def test_a_step_with_nothing_to_learn_moves_the_schedule_on(results: list[dict[s
     lines = answer(results, resumed)["whole"]["log"]["metrics"]
     assert [line["train/idle"] for line in lines[1:]] == [0.0, 0.0, 0.0, 1.0, 0.0]
     assert lines[-1]["policy/lr"] == pytest.approx(3e-5), "a cosine ends at a tenth in the run's last update"
+
+
+def test_what_was_played_in_a_step_with_nothing_to_learn_can_be_read_also_when_it_ends_the_run(
+    results: list[dict[str, Any]],
+) -> None:
+    episodes = answer(results, resumed)["whole"]["log"]["episodes"]
+    for written in (episodes["step_000004.jsonl"], answer(results, ended_idle)):
+        (episode,) = [json.loads(line) for line in written.splitlines()]
+        assert (episode["task_id"], episode["step"]) == ("dropped", 4)
+        assert "advantage" not in episode
 
 
 def test_probes_are_scored_by_the_policy_they_name(results: list[dict[str, Any]]) -> None:
