@@ -6,9 +6,12 @@ minutes of starting, in a process of its own, ends it here. No tensor is read.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from megatron_empg.planner.legality import layout_faults
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from megatron_empg.rollout.chat_tokens import ChatTokens
 
 _log = logging.getLogger(__name__)
+MOST_IDS = 1000
+"""Tasks of each split whose ids are compared."""
 PROMPTS = 8
 """Prompts of each split whose length is looked at; the others are much alike."""
 
@@ -72,7 +77,7 @@ def _faults_of_the_source() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise RecipeError(f"environment.settings: {error}") from None
-    except Exception as error:  # a plug-in may fail in its own way
+    except (Exception, SystemExit, asyncio.CancelledError) as error:  # a plug-in may fail in its own way
         raise RecipeError(f"environment.settings: {type(error).__name__}: {error}") from error
 
 
@@ -88,8 +93,10 @@ def _tasks(recipe: Recipe | SftRecipe, source: TaskSource) -> list[Task]:
             f"environment.name is {recipe.environment.name}, which has no demonstrations to learn from: warm a "
             "policy up on another environment, or train without"
         )
+    _check_first(source, "train")
     with _faults_of_the_source():
         found = source.sample("train", PROMPTS, seed=recipe.run.seed)
+    _check_form("train", found)
     if isinstance(recipe, SftRecipe) or not recipe.evaluation.questions:
         return found
     for split in recipe.evaluation.splits:
@@ -112,8 +119,52 @@ def _fixed(recipe: Recipe, source: TaskSource, split: Split) -> list[Task]:
             f"evaluation.questions is {wanted}, but {split} has {there} tasks; lower the first, or leave the "
             "split out of evaluation.splits"
         )
+    _check_first(source, split)
     with _faults_of_the_source():
-        return source.fixed(split, wanted)[:PROMPTS]
+        found = source.fixed(split, wanted)[:PROMPTS]
+    _check_form(split, found)
+    return found
+
+
+def _check_form(split: Split, tasks: list[Task]) -> None:
+    """Tasks must be what the seam says. What an opening may still mend is warned of."""
+    from megatron_empg.environments.shapes import conversation_faults
+
+    unfinished: dict[str, str] = {}
+    for task in tasks:
+        _refuse_ill_formed(split, task)
+        unfinished |= dict.fromkeys(conversation_faults(list(task.prompt)), task.id)
+    for fault, name in unfinished.items():
+        _log.warning(
+            "the prompt of task %r of %s has %s; the environment's Opening must end it with a message that the "
+            "policy answers", name, split, fault,
+        )  # fmt: skip
+
+
+def _refuse_ill_formed(split: Split, task: Task) -> None:
+    from megatron_empg.environments.shapes import task_faults
+
+    faults = task_faults(task)
+    if not faults and any(message["role"] == "system" for message in task.prompt[1:]):
+        faults = ["a system message that is not the first"]
+    if faults:
+        name = getattr(task, "id", None)
+        raise RecipeError(f"environment.settings: task {name!r} of {split} has {'; '.join(faults)}")
+
+
+def _check_first(source: TaskSource, split: Split) -> None:
+    """The first tasks, before any is drawn: a draw fails of ill-formed ones in words of its own."""
+    with _faults_of_the_source():
+        first = list(islice(source.tasks(split), PROMPTS))
+    for task in first:
+        _refuse_ill_formed(split, task)
+    with _faults_of_the_source():
+        counts = Counter(task.id for task in islice(source.tasks(split), MOST_IDS))
+    twins = [name for name, count in counts.items() if count > 1]
+    if twins:
+        raise RecipeError(
+            f"environment.settings: {split} has two tasks of the id {twins[0]!r}; ids must be unique"
+        )
 
 
 def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:
@@ -169,6 +220,8 @@ def _check_prompts(recipe: Recipe | SftRecipe, chat: ChatTokens, tasks: list[Tas
     else:
         key, limit = "actor.max_tokens_per_microbatch x actor.context_parallel", recipe.actor.longest_sequence
     for task in tasks:
+        if not task.prompt:
+            continue  # all that the policy is told is in the opening
         try:
             length = len(chat.prompt(task.prompt, ChatUse.of(task)))
         except (TemplateError, ValueError) as error:

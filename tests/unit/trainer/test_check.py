@@ -391,3 +391,59 @@ def test_nothing_of_megatron_is_imported() -> None:
         "found = {name.partition('.')[0] for name in sys.modules} & {'megatron', 'vllm'}; assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+ASKED: list[Any] = [{"role": "user", "content": "hi"}]
+DEEP: dict[str, Any] = {}
+for _ in range(3000):
+    DEEP = {"a": DEEP}
+ILL_FORMED: list[tuple[Any, str]] = [
+    (Task("a", ASKED, {}, observation_role="boss"), "the observation_role 'boss'; allowed"),  # type: ignore[arg-type]
+    (Task("a", ASKED, {}, gold=5), "a gold that is no text"),  # type: ignore[arg-type]
+    (Task("a", ASKED, {"x": object()}), "a payload that is no JSON"),
+    (Task("a", ASKED, {}, kind=[3]), "the kind [3]; it must be a text"),  # type: ignore[arg-type]
+    (Task("a", ASKED, {}, tools=(DEEP,)), "tools that are no tuple"),
+    (Task("a", [{"role": "user", "content": None}], {}), "whose content is no text"),  # type: ignore[typeddict-item]
+    (Task("a", [*ASKED, {"role": "system", "content": "x"}], {}), "a system message that is not the first"),
+    ({"id": "a"}, "a dict in the place of a Task"),
+]
+
+
+@pytest.mark.parametrize(("task", "fault"), ILL_FORMED)
+def test_an_ill_formed_task_is_refused_by_its_id_and_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, task: Any, fault: str
+) -> None:
+    monkeypatch.setattr(DeepSearch, "tasks", lambda self, split: [task])
+    message = refusal(quickstart(folder))
+    assert message.startswith("environment.settings: task ")
+    assert " of train has " in message
+    assert fault in message
+
+
+def test_two_tasks_of_one_id_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeepSearch, "tasks", lambda self, split: [Task("a", ASKED, {})] * 3)
+    assert "train has two tasks of the id 'a'" in refusal(quickstart(folder))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [([], "no message at all"), ([{"role": "assistant", "content": "x"}], "a last message of the assistant's")],
+)
+def test_a_prompt_that_an_opening_must_end_is_warned_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prompt: Any, says: str
+) -> None:
+    tasks = [Task(f"a{number}", prompt, {}) for number in range(3)]
+    monkeypatch.setattr(DeepSearch, "tasks", lambda self, split: tasks)
+    monkeypatch.setattr(DeepSearch, "sample", lambda self, split, count, seed: tasks)
+    check_recipe(quickstart(folder, "evaluation.questions=0"))
+    assert [says in record.message for record in caplog.records].count(True) == 1
+
+
+def test_an_environment_that_leaves_while_its_tasks_are_asked_for_is_a_fault_of_its_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(self: Any, split: Any) -> Any:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(DeepSearch, "tasks", leave)
+    assert refusal(quickstart(folder)) == "environment.settings: SystemExit: 0"
