@@ -147,7 +147,7 @@ def _numpy(_: str) -> StepResult:
     import numpy as np
 
     return StepResult(
-        "ok", bool(np.True_), reward=np.float32(0.25), success=np.bool_(True), info={"n": np.int64(3)}
+        None, np.bool_(True), reward=np.float32(0.25), success=np.bool_(True), info={"n": np.int64(3)}
     )
 
 

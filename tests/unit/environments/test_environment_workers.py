@@ -269,7 +269,7 @@ async def test_an_exception_in_reset_is_told_and_the_environment_is_closed():
 @on_a_loop
 async def test_numbers_of_numpy_are_numbers():
     async with pool_of() as pool, episode_of(pool) as episode:
-        assert await episode.step("numpy") == StepResult("ok", True, 0.25, success=True, info={"n": 3})
+        assert await episode.step("numpy") == StepResult(None, True, 0.25, success=True, info={"n": 3})
 
 
 @on_a_loop
