@@ -61,7 +61,10 @@ def said(*words: str, locale: str = "C.UTF-8") -> tuple[int, str]:
         ("environments check deep_search colour=red", "colour: there is no such setting"),
         ("index JUNK/nowhere JUNK/x", "JUNK/nowhere"),
         ("index recipes/miniature/corpus.jsonl JUNK/x --encoder JUNK/folder", "folder holds no model"),
-        ("environments check deep_search questions={} index=JUNK/folder", "cannot be made: no index at JUNK/folder"),
+        (
+            "environments check deep_search questions={} index=JUNK/folder",
+            "cannot be made: no index at JUNK/folder",
+        ),
         ("nonsense", "No such command"),
     ],
 )

@@ -17,6 +17,9 @@ NEEDED = {
     "convert compare": ["a", "b"],
     "plan": ["recipe.yaml", "--gpus", "8"],
     "preflight": [],
+    "environments": [],
+    "index": ["a", "b"],
+    "evaluate": ["recipe.yaml"],
 }
 
 
