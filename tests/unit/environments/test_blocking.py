@@ -64,12 +64,17 @@ def test_calls_of_coroutines_run_in_threads_and_tell_what_came_of_them() -> None
 
 
 def test_the_event_loop_goes_on_beside_a_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, over = PatientThreads(), threading.Event()
+    threads, begun, over = PatientThreads(), threading.Event(), threading.Event()
     monkeypatch.setattr(blocking, "CALLS", threads)
 
+    def hang() -> None:
+        begun.set()
+        over.wait(60)
+
     async def calls() -> str:
-        hanging = asyncio.ensure_future(in_thread(over.wait, 60))
+        hanging = asyncio.ensure_future(in_thread(hang))
         said = await in_thread(str.upper, "on")
+        assert await in_thread(begun.wait, 20)
         hanging.cancel()
         await asyncio.wait([hanging])
         assert hanging.cancelled()

@@ -14,15 +14,15 @@ def allot(weights: Sequence[float], count: int, rng: random.Random) -> list[int]
     """
     total = sum(weights)
     bounds = [bound / total * count for bound in accumulate(weights)]
-    bounds[-1] = float(count)
     offset = rng.random()
     allotted = []
     before = 0
-    for bound in bounds:
+    for bound in bounds[:-1]:
         below = max(0, ceil(bound - offset))
         allotted.append(below - before)
         before = below
-    return allotted
+    # Every point lies below the last bound, which rounding must not move.
+    return [*allotted, count - before]
 
 
 def draw(size: int, count: int, rng: random.Random) -> list[int]:
