@@ -321,15 +321,11 @@ def test_data_that_is_new_or_gone_is_another_run(tmp_path: Path, shared: Path) -
     begin(recipe)
     (tmp_path / "prompt.txt").write_text("do well", encoding="utf-8")
     told = with_settings(recipe, prompt_file=str(tmp_path / "prompt.txt"))
-    with pytest.raises(
-        RecipeError, match=r"prompt_file is .*prompt.txt; the run began with"
-    ):
+    with pytest.raises(RecipeError, match=r"prompt_file is .*prompt.txt; the run began with"):
         take_up(told)
     other = changed(recipe, run__folder=str(tmp_path / "other"))
     begin(with_settings(other, prompt_file=str(tmp_path / "prompt.txt")))
-    with pytest.raises(
-        RecipeError, match=r"prompt_file was .*prompt.txt; it is not given now"
-    ):
+    with pytest.raises(RecipeError, match=r"prompt_file was .*prompt.txt; it is not given now"):
         take_up(other)
 
 
