@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 from megatron_empg.recipe import Recipe, RecipeError
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from megatron_empg.rollout.chat_tokens import ChatTokens
     from megatron_empg.trainer.episode_source import EpisodeSource
 
-R = TypeVar("R")
 LONGEST = 1500
 """Characters of a text that are shown."""
 
@@ -46,6 +45,8 @@ async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
         turns = source.tasks.rehearse(task)
     except Exception as error:  # likewise
         raise _refused(error) from error
+    from megatron_empg.environments.asking import EnvironmentSilent, answer_of
+
     chat = _chat(recipe)
     lines = [f"one question, {task.id}, as the policy is shown it:"]
     try:
@@ -55,9 +56,13 @@ async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
             lines.append(_short(_prompt(recipe, chat, task, told)))
             lines += await _turns(environment, turns, recipe.waits.environment)
         finally:
-            await environment.close()
+            await answer_of("close", environment.close, recipe.waits.environment)
     except RecipeError:
         raise
+    except EnvironmentSilent as error:
+        raise RecipeError(
+            f"a turn of {task.id} could not be played: {error} (limits.environment_timeout)"
+        ) from None
     except Exception as error:  # likewise
         raise RecipeError(f"a turn of {task.id} could not be played: {type(error).__name__}: {error}") from error
     if not turns:
@@ -68,33 +73,28 @@ async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
 
 async def _begin(environment: Environment, seconds: float) -> list[Message]:
     """What the policy is told once the environment runs."""
+    from megatron_empg.environments.asking import answer_of
     from megatron_empg.environments.base import admission
+    from megatron_empg.environments.shapes import checked_opening
 
     await admission(environment)
-    opening = await _answer(environment.reset(), seconds)
+    opening = checked_opening(await answer_of("reset", environment.reset, seconds))
     return opening.messages
 
 
 async def _turns(environment: Environment, turns: list[str], seconds: float) -> list[str]:
+    from megatron_empg.environments.asking import answer_of
+    from megatron_empg.environments.shapes import checked_result
+
     lines = []
     for turn in turns:
-        result = await _answer(environment.step(turn), seconds)
+        result = checked_result(await answer_of("step", partial(environment.step, turn), seconds))
         lines.append(f"turn: {_short(turn)}")
         if result.done:
             lines.append(f"the episode ends with reward {result.reward:g}")
             break
         lines.append(f"observation: {_short(result.observation or '')}")
     return lines
-
-
-async def _answer(call: Coroutine[Any, Any, R], seconds: float) -> R:
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await call
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise TimeoutError(f"no answer within {seconds:g} s (limits.environment_timeout)") from None
 
 
 def _chat(recipe: Recipe) -> ChatTokens:

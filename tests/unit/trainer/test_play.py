@@ -93,7 +93,7 @@ def test_an_environment_of_processes_is_played_in_one() -> None:
 
 def test_a_turn_has_the_time_that_a_run_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kitchen, "turns", ["open", "hang"])
-    with pytest.raises(RecipeError, match=r"no answer within 0.5 s \(limits.environment_timeout\)"):
+    with pytest.raises(RecipeError, match=r"step took more than 0.5 s \(limits.environment_timeout\)"):
         play_one_question(recipe("Kitchen", "limits.environment_timeout=0.5"))
     assert Kitchen.closed == ["episode", "source"]
 
