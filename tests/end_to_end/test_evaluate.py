@@ -17,6 +17,8 @@ from megatron_empg.evaluate.run import EvaluationRun
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "recipes/miniature/policy"
 QUESTIONS, SAMPLES = 4, 2
+# The rehearsals of recipes evaluate on real engines too, and unit tests go through the rest.
+pytestmark = pytest.mark.slow
 OVERRIDES = ("engines.kv_cache_gib=0.125", "rollout.max_turn_tokens=24", "environment.max_turns=4")
 
 

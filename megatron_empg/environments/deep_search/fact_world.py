@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from megatron_empg.environments.calls.base import CallSyntax
 from megatron_empg.environments.deep_search.actions import Call
 from megatron_empg.environments.deep_search.asked import Asked
-from megatron_empg.environments.deep_search.corpus import load_corpus
+from megatron_empg.environments.deep_search.corpus import Corpus, load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.fact_questions import FactQuestions, question_of
 from megatron_empg.environments.deep_search.questions import SplitRules
@@ -19,13 +20,32 @@ from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.tools import AtOnce, InThreads, Tools
 
 
+def _read(path: Path) -> tuple[Corpus, Retriever]:
+    """The corpus and its search, those of before where the file has not changed: a check and the run that follows
+    it in the same process read it once."""
+    if not path.exists():
+        load_corpus(path)  # says what is wrong
+    state = path.stat()
+    return _read_as_of(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2)
+def _read_as_of(path: Path, changed: int, size: int) -> tuple[Corpus, Retriever]:
+    corpus = load_corpus(path)
+    return corpus, Retriever(corpus)
+
+
+@lru_cache(maxsize=2)
+def _questions(corpus: Corpus, rules: SplitRules) -> FactQuestions:
+    return FactQuestions(corpus, rules)
+
+
 class FactWorld:
     """Everything that follows from one corpus. Raises ValueError, or OSError where it cannot be read."""
 
     def __init__(self, corpus: Path, settings: DeepSearchSettings, max_turns: int) -> None:
-        self.corpus = load_corpus(corpus)
-        self.retriever = Retriever(self.corpus)
-        self.questions = FactQuestions(self.corpus, SplitRules.fitted(self.corpus, settings.splits))
+        self.corpus, self.retriever = _read(corpus)
+        self.questions = _questions(self.corpus, SplitRules.fitted(self.corpus, settings.splits))
         self._local = LocalTools(self.corpus, self.retriever)
         chances = searcher_chances(settings.searcher, settings.searcher_settings)
         self._searcher = ScriptedSearcher(self.corpus, self.retriever, chances, max_turns)

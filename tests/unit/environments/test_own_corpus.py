@@ -145,3 +145,10 @@ def test_a_compressed_corpus_reads_the_same(own, tmp_path):
     packed.write_bytes(packed.read_bytes()[:-12])
     with pytest.raises(ValueError, match=r"packed\.jsonl\.gz.*cut off or damaged"):
         load_corpus(packed)
+
+
+def test_a_corpus_that_changes_is_read_anew(own):
+    first = make_task_source("deep_search", corpus=str(written(own, line())))
+    assert make_task_source("deep_search", corpus=str(own)).corpus is first.corpus
+    again = make_task_source("deep_search", corpus=str(written(own, line("Bolivia", "Bolivia", answer="Sucre"))))
+    assert [page.title for page in again.corpus.documents] == ["Bolivia"]
