@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from jobs import ROOT, Run
 
 POLICY = ROOT / "tests/recipes/policies/instruct_tools"
@@ -16,6 +17,7 @@ prepare_miniature(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_prepared_data(cluster, tmp_path):
     data = tmp_path / "data"
     subprocess.run([sys.executable, "-c", PREPARE, str(data)], cwd=ROOT, check=True, timeout=120)
