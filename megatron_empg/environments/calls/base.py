@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -115,6 +115,15 @@ class Example:
 
     question: str
     turns: tuple[ExampleTurn, ...]
+
+    def written(self, write: Callable[[str, Call], str]) -> str:
+        """The question, and a turn or its result a line; `write` makes the text of a turn."""
+        lines = [f"Question: {self.question}"]
+        for turn in self.turns:
+            lines.append(write(turn.thought, turn.call))
+            if turn.observation is not None:
+                lines.append(f"Result: {turn.observation}")
+        return "\n".join(lines)
 
 
 class CallSyntax(Protocol):

@@ -87,12 +87,7 @@ class Tags:
 
     def example_lines(self) -> str:
         """The question, and a turn or its result a line."""
-        lines = [f"Question: {self._example.question}"]
-        for turn in self._example.turns:
-            lines.append(self.write(turn.thought, turn.call))
-            if turn.observation is not None:
-                lines.append(f"Result: {turn.observation}")
-        return "\n".join(lines)
+        return self._example.written(self.write)
 
     def not_shown_in(self, text: str) -> tuple[str, ...]:
         """The tools without a pair of tags in `text`; all of them where a thought has none."""

@@ -89,12 +89,7 @@ class TemplateCalls:
 
     def example_lines(self) -> str:
         """The question, then turns and their results."""
-        lines = [f"Question: {self._example.question}"]
-        for turn in self._example.turns:
-            lines.append(self.write(turn.thought, turn.call))
-            if turn.observation is not None:
-                lines.append(f"Result: {turn.observation}")
-        return "\n".join(lines)
+        return self._example.written(self.write)
 
     def not_shown_in(self, text: str) -> tuple[str, ...]:
         """None: the template shows them all."""
