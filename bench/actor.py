@@ -47,8 +47,8 @@ from megatron_empg.actor.optimizer import OptimizerSettings
 from megatron_empg.actor.packing import IGNORE, Microbatch, Packer
 from megatron_empg.actor.throughput import Throughput
 from megatron_empg.algorithms.sample import Sample, TokenStreams
-from megatron_empg.weights.flops import flops_by_part, forward_flops
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.flops import flops_by_part, forward_flops
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 QWEN2 = {
     "family": "qwen2", "num_kv_heads": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,

@@ -47,7 +47,7 @@ from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.trainer.episode_source import open_episode_source
+from megatron_empg.rollout.service.episode_source import open_episode_source
 from tests.crowd import TOKEN, Crowd, TreeMemory, cpu_seconds, play_crowd
 from tests.delayed_search import delayed_server
 

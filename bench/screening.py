@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from megatron_empg.trainer.jsonl import read_lines
+from megatron_empg.common.jsonl import read_lines
 
 RECIPE = "recipes/quickstart.yaml"
 RESULTS = Path("docs/screening.jsonl")

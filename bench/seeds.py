@@ -17,7 +17,7 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from megatron_empg.trainer.jsonl import read_lines
+from megatron_empg.common.jsonl import read_lines
 
 LONGEST_NAME = 120
 SERIES = ("test_id/sampled", "test_id/greedy", "test_ood/sampled", "test_ood/greedy")

@@ -31,8 +31,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_empg.rollout.launch import EngineProcess, free_port, start_engine
-from megatron_empg.weights.broadcast import BroadcastGroup, open_store
+from megatron_empg.launch.engine_process import EngineProcess, free_port, start_engine
+from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
 
 TOKENIZER = Path(__file__).parent.parent / "recipes" / "miniature" / "tokenizer"
 HOST = "127.0.0.1"
@@ -90,8 +90,8 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.weights.model_config import ModelConfig
-    from megatron_empg.weights.transfer import WeightPublisher
+    from megatron_empg.weights.mapping.model_config import ModelConfig
+    from megatron_empg.weights.sync.transfer import WeightPublisher
 
     layout = Layout(tensor=arguments.tensor_parallel, pipeline=arguments.pipeline_parallel)
     actor = Actor(ModelConfig.from_folder(Path(job["model"])), layout, OptimizerSettings(lr=1e-3))

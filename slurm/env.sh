@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The network, CUDA and cache settings of a task, on the node it runs on; what the user has set wins. Sourced, it
 # sets and prints them; `bash slurm/env.sh COMMAND …` runs a command under them. What trainer ranks alone want is
-# added by `python -m megatron_empg.trainer.slurm_job trainer`.
+# added by `python -m megatron_empg.launch.tasks trainer`.
 
 # The interface that holds this node's address (EMPG_ADDRESSES, made by the job), else none: NCCL then chooses.
 empg_interface() {

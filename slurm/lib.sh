@@ -197,7 +197,7 @@ healthy() { # healthy ADDRESS PORT: GET /health with the run's token, which stay
   ) 2>/dev/null
 }
 
-first_errors() { # first_errors STEP: of each of its logs the first error, as megatron_empg/log_ends.py finds it
+first_errors() { # first_errors STEP: of each of its logs the first error, as megatron_empg/common/log_ends.py finds it
   local name='([A-Za-z_][A-Za-z0-9_]*\.)*[A-Z][A-Za-z0-9_]*(Error|Exception)(: .|$)'
   grep -m 1 -HE "^(\([^)]*\) +)?(ERROR [^]]*\] +)?(error: .|$name)" "$EMPG_LOGS/$1."*.log | cut -c 1-1000
 }

@@ -42,7 +42,7 @@ configure() { # configure ARGUMENTS…: what the environment and the arguments s
 
 ask() { # ask check|prepare|facts [OPTION…]: sets run_folder, checkpoint, finished … ; 1 when the recipe is refused
   local answer name value
-  answer=$(job_python -m megatron_empg.trainer.slurm_job "$1" "$EMPG_RECIPE" "${OVERRIDES[@]}" "${SHAPE[@]}" "${@:2}") ||
+  answer=$(job_python -m megatron_empg.launch.tasks "$1" "$EMPG_RECIPE" "${OVERRIDES[@]}" "${SHAPE[@]}" "${@:2}") ||
     return 1
   while IFS='=' read -r name value; do
     case $name in
@@ -115,7 +115,7 @@ start_services() {
 
 start_service() { # start_service NAME ADDRESS:PORT: and wait until it is healthy; the environment knows its command
   local until=$((SECONDS + 300))
-  start "$1" "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job service \
+  start "$1" "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.launch.tasks service \
     "$run_folder/recipe.yaml" "$1" --host "${2%:*}" --port "${2#*:}" "${without[@]}"
   until healthy "${2%:*}" "${2#*:}"; do
     if ! kill -0 "${PIDS[$1]}" 2>/dev/null || ((SECONDS > until)); then
@@ -154,13 +154,13 @@ start_run() { # engines, driver, trainer ranks, and the watchdog beside them
     done
   done
   [ "$EMPG_DEVICE" = cpu ] || gpus=(--gpus-per-node "$EMPG_GPUS_PER_NODE")
-  start engines "${ROLLOUTS[*]}" "$engines_per_node" "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job engine \
+  start engines "${ROLLOUTS[*]}" "$engines_per_node" "$EMPG_PYTHON" -m megatron_empg.launch.tasks engine \
     "$recipe" --per-node "$engines_per_node" "${gpus[@]}"
   driver=$(address_of "${ROLLOUTS[0]}")
-  start driver "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.trainer.driver "$recipe" \
+  start driver "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.rollout.service.driver "$recipe" \
     --host "$driver" --port $((EMPG_BASE_PORT + 1)) "${engines[@]}"
   export EMPG_WEIGHTS_PORT=$((EMPG_BASE_PORT + 4)) # where the trainer's rank 0 and the engines meet
-  start trainer "${TRAINERS[*]}" 1 "$EMPG_PYTHON" -m megatron_empg.trainer.slurm_job trainer "$recipe" \
+  start trainer "${TRAINERS[*]}" 1 "$EMPG_PYTHON" -m megatron_empg.launch.tasks trainer "$recipe" \
     --driver "http://$driver:$((EMPG_BASE_PORT + 1))" "${engines[@]}"
   start watchdog "${TRAINERS[*]} ${ROLLOUTS[*]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.cluster.watchdog \
     "$run_folder" ${EMPG_STALL_SECONDS:+--stall "$EMPG_STALL_SECONDS"} \

@@ -20,7 +20,7 @@ from megatron_empg.rollout.episode import Episode, Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
-from megatron_empg.trainer.episode_source import EpisodeSource
+from megatron_empg.rollout.service.episode_source import EpisodeSource
 from tests.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"

@@ -77,9 +77,9 @@ def write_sparse_weights(folder: Path, *, files: int = 1) -> None:
     """Weights that take no disk space: headers for the folder's config.json in bfloat16, then holes."""
     import json
 
-    from megatron_empg.weights.hugging_face import shard_names, write_index
-    from megatron_empg.weights.mapping import rows
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.checkpoints.hugging_face import shard_names, write_index
+    from megatron_empg.weights.mapping.model_config import ModelConfig
+    from megatron_empg.weights.mapping.parameters import rows
 
     tensors = [
         pair for row in rows(ModelConfig.from_folder(folder)) for pair in zip(row.hf, row.shapes, strict=True)

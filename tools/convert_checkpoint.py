@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_empg import convert
-from megatron_empg.cli import main
+from megatron_empg.cli import convert, main
 
 if __name__ == "__main__":
     main(convert.app)

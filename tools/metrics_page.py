@@ -1,4 +1,4 @@
-"""Write the tables of docs/metrics.md anew, from megatron_empg/trainer/metric_names.py.
+"""Write the tables of docs/metrics.md anew, from megatron_empg/run/metric_names.py.
 
 python tools/metrics_page.py [--check]. With --check nothing is written, and the exit code is 1 if the page is out
 of date. What stands before and after the tables is written by hand.
@@ -12,10 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from megatron_empg.trainer.metric_names import FAMILIES, Family  # noqa: E402
+from megatron_empg.run.metric_names import FAMILIES, Family  # noqa: E402
 
 PAGE = ROOT / "docs/metrics.md"
-BEGIN = "<!-- The tables are made by `python tools/metrics_page.py` of megatron_empg/trainer/metric_names.py. -->"
+BEGIN = "<!-- The tables are made by `python tools/metrics_page.py` of megatron_empg/run/metric_names.py. -->"
 END = "<!-- From here on by hand. -->"
 
 

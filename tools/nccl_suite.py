@@ -17,7 +17,7 @@ from megatron_empg.cluster.nccl_suite.layout import Layout, LayoutError
 from megatron_empg.cluster.nccl_suite.session import Inject
 from megatron_empg.cluster.nccl_suite.suite import SECTIONS, SuiteOptions, run_suite
 from megatron_empg.cluster.place import PlaceError
-from megatron_empg.options import finite
+from megatron_empg.common.options import finite
 from megatron_empg.recipe import RecipeError, load_recipe
 
 

@@ -32,8 +32,8 @@ from megatron_empg.actor.throughput import Throughput
 from megatron_empg.actor.weights import ActorWeights, initialise, load
 from megatron_empg.algorithms.base import LossFunction
 from megatron_empg.algorithms.sample import Sample, Score, TokenStreams
-from megatron_empg.weights.flops import forward_flops
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.flops import forward_flops
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from megatron_empg.actor.manifest import (
     write_manifest,
 )
 from megatron_empg.actor.parallel import data_and_context_group
-from megatron_empg.checkpoint_folders import finished_steps, step_folder
+from megatron_empg.run.checkpoint_folders import finished_steps, step_folder
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from megatron_empg.actor import platform
-from megatron_empg.weights.mapping import rows
-from megatron_empg.weights.megatron_layout import is_megatron
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.megatron_layout import is_megatron
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import rows
 
 Model = Callable[[Tensor], Tensor]
 BYTES_PER_PARAMETER = 12

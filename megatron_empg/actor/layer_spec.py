@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from megatron_empg.actor import expert_repairs, platform
 from megatron_empg.actor.attention import PackedAttention
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 def uses_transformer_engine(dtype: torch.dtype) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from megatron_empg.actor.layout import Layout
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from megatron_empg.weights.mapping import Row
+from megatron_empg.weights.mapping.parameters import Row
 
 
 def tensor_group() -> dist.ProcessGroup:

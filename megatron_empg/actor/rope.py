@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megatron_empg.weights.model_config import RopeScaling
+from megatron_empg.weights.mapping.model_config import RopeScaling
 
 
 def scaled_frequencies(

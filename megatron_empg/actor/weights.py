@@ -19,11 +19,11 @@ from megatron_empg.actor.parallel import (
     tensor_rank,
 )
 from megatron_empg.actor.platform import device
-from megatron_empg.weights.hugging_face import write_folder
-from megatron_empg.weights.initialise import random_tensors
-from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshard
-from megatron_empg.weights.model_config import ModelConfig
-from megatron_empg.weights.reader import open_weights
+from megatron_empg.weights.checkpoints.hugging_face import write_folder
+from megatron_empg.weights.checkpoints.reader import open_weights
+from megatron_empg.weights.mapping.initialise import random_tensors
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import Row, merge, rows, shard, split, unshard
 
 _FUSED_NORMS = {  # Transformer Engine fuses each norm into the linear layer behind it.
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",

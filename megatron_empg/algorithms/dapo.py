@@ -10,7 +10,7 @@ from megatron_empg.algorithms.grpo import check_episodes, group_relative
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import DualClip, TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection
-from megatron_empg.section import Fraction, NonNegative, NonNegativeCoefficient, Positive, Section
+from megatron_empg.common.section import Fraction, NonNegative, NonNegativeCoefficient, Positive, Section
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

@@ -24,7 +24,7 @@ from megatron_empg.algorithms.normalization import (
     normalized_entropy,
     quantiles,
 )
-from megatron_empg.section import Coefficient, NonNegativeCoefficient, Section
+from megatron_empg.common.section import Coefficient, NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Stateless
 from megatron_empg.algorithms.sample import TokenStreams
-from megatron_empg.section import Coefficient, Section
+from megatron_empg.common.section import Coefficient, Section
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -19,7 +19,7 @@ from pydantic import model_validator
 
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.sample import TokenStreams
-from megatron_empg.section import NonNegativeCoefficient, Section
+from megatron_empg.common.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -11,7 +11,7 @@ from megatron_empg.algorithms.grpo import Grouping, group_advantages, grouped, n
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, turn_rewards_in_force
 from megatron_empg.algorithms.section import AlgorithmSection
-from megatron_empg.section import Fraction, NonNegativeCoefficient
+from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
     from megatron_empg.algorithms.base import Experience, LossTerm, Scores

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from megatron_empg.algorithms.grpo import group_relative
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.sequence_clip import SequenceClip
-from megatron_empg.section import Fraction, NonNegativeCoefficient
+from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
     from megatron_empg.algorithms.base import Advantages, Experience, LossTerm, Scores

@@ -17,7 +17,7 @@ from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, is_last_turn
 from megatron_empg.algorithms.sample import Sample
 from megatron_empg.algorithms.section import AlgorithmSection
-from megatron_empg.section import Fraction, NonNegativeCoefficient
+from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
     from jaxtyping import Float

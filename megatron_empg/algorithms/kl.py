@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Probe
 from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT, kl_estimate
-from megatron_empg.section import NonNegativeCoefficient, Section
+from megatron_empg.common.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
     from torch import Tensor

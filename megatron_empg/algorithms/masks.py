@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_empg.section import Section
+from megatron_empg.common.section import Section
 
 if TYPE_CHECKING:
     from jaxtyping import Bool

@@ -12,7 +12,7 @@ from megatron_empg.algorithms.icepop import IcePop
 from megatron_empg.algorithms.no_part import NoCorrection, NoModulation, NoRegularizer
 from megatron_empg.algorithms.sequence_rejection import SequenceRejection
 from megatron_empg.algorithms.truncated_sampling import Mis, Tis
-from megatron_empg.section import named
+from megatron_empg.common.section import named
 
 ModulationKey = Annotated[NoModulation | Empg | Aem, Field(discriminator="name"), named("empg")]
 RegularizerKey = Annotated[NoRegularizer | EntropyBonus | Epo, Field(discriminator="name"), named("none")]

@@ -12,7 +12,7 @@ from megatron_empg.algorithms.igpo import Igpo
 from megatron_empg.algorithms.reinforce_pp import ReinforcePP
 from megatron_empg.algorithms.rloo import Rloo
 from megatron_empg.algorithms.sampo import Sampo
-from megatron_empg.section import named
+from megatron_empg.common.section import named
 
 AlgorithmKey = Annotated[
     Grpo | Dapo | Rloo | ReinforcePP | Gspo | Gigpo | Sampo | Igpo, Field(discriminator="name"), named("grpo")

@@ -9,7 +9,7 @@ from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, turn_rewards_in_force
 from megatron_empg.algorithms.section import AlgorithmSection
-from megatron_empg.section import Fraction, NonNegativeCoefficient
+from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
     from jaxtyping import Float

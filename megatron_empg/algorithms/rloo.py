@@ -8,7 +8,7 @@ from megatron_empg.algorithms.grpo import check_episodes, grouped, normalized_in
 from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection, on_turns
-from megatron_empg.section import Fraction, NonNegativeCoefficient
+from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -8,7 +8,7 @@ from megatron_empg.algorithms.dapo import rewards_differ
 from megatron_empg.algorithms.gigpo import with_step_advantages
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.sequence_clip import SequenceClip
-from megatron_empg.section import Fraction, NonNegativeCoefficient, Positive
+from megatron_empg.common.section import Fraction, NonNegativeCoefficient, Positive
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -10,7 +10,7 @@ from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.no_part import NoCorrection, NoRegularizer
 from megatron_empg.algorithms.parts import CorrectionKey, ModulationKey, RegularizerKey
-from megatron_empg.section import NonNegative, Positive, Section
+from megatron_empg.common.section import NonNegative, Positive, Section
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -15,7 +15,7 @@ from megatron_empg.algorithms.rollout_correction import (
     rejected,
     require_interval,
 )
-from megatron_empg.section import Section
+from megatron_empg.common.section import Section
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -24,8 +24,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_empg.checkpoint_folders import last_step, step_folder
 from megatron_empg.cluster.gpu_watch import EventLog, leave_out, say, watch_node
+from megatron_empg.run.checkpoint_folders import last_step, step_folder
 
 HUNG = 17
 """Exit code of the watchdog when ranks hang or a GPU fails."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_empg.common.wilson import Interval, wilson
 from megatron_empg.evaluate.figures import ALL_SPLITS, grouped, samples_by_question, successes
 from megatron_empg.evaluate.intervals import difference_interval, mcnemar, resolvable, resolvable_at, unseen
 from megatron_empg.evaluate.questions import Decoding, Outcome
-from megatron_empg.wilson import Interval, wilson
 
 ASSUMED_DISCORDANT = 0.3
 """Share of questions on which two policies are taken to differ before anything is known of a second one."""

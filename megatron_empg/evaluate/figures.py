@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_empg.common.wilson import Interval
 from megatron_empg.evaluate.intervals import pass_at, share_interval
 from megatron_empg.evaluate.questions import Decoding, Outcome
-from megatron_empg.trainer.failures import kinds_of_errors
-from megatron_empg.wilson import Interval
+from megatron_empg.rollout.service.failures import kinds_of_errors
 
 ALL_SPLITS = "all"
 """Stands for all splits of an evaluation together."""

@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_empg.wilson import NORMAL, TAIL, Interval, wilson
+from megatron_empg.common.wilson import NORMAL, TAIL, Interval, wilson
 
 POWER = 0.8
 """How often a difference that `resolvable` names would be found."""

@@ -9,11 +9,11 @@ from megatron_empg.evaluate.document import Document
 from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.evaluate.policies import Policy
 from megatron_empg.evaluate.run import EvaluationRun
+from megatron_empg.launch.local import check_machine, processes_of, start_engines
 from megatron_empg.recipe import Recipe, dump_recipe
-from megatron_empg.trainer.driver import open_driver
-from megatron_empg.trainer.driver_client import wait_until_healthy
-from megatron_empg.trainer.launch import check_machine, processes_of, start_engines
-from megatron_empg.trainer.run_folder import RunFolder
+from megatron_empg.rollout.service.client import wait_until_healthy
+from megatron_empg.rollout.service.driver import open_driver
+from megatron_empg.run.folder import RunFolder
 
 
 def launch_evaluation(path: Path, overrides: list[str], options: EvaluationOptions | None = None) -> Document:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.checkpoint_folders import step_folder
 from megatron_empg.environments.registry import place_settings
 from megatron_empg.environments.settings import names_a_place
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.recipe import Recipe
-from megatron_empg.trainer.fingerprint import fingerprint_model
-from megatron_empg.trainer.identity import SETTINGS, describe, flat
-from megatron_empg.trainer.run_folder import RunFolder
-from megatron_empg.weights.megatron_layout import is_megatron
+from megatron_empg.recipe.fingerprint import fingerprint_model
+from megatron_empg.recipe.identity import SETTINGS, describe, flat
+from megatron_empg.run.checkpoint_folders import step_folder
+from megatron_empg.run.folder import RunFolder
+from megatron_empg.weights.mapping.megatron_layout import is_megatron
 
 DECIDING_KEYS = (
     *("run.seed", "model.dtype", "environment.name", "environment.max_turns", "evaluation.temperature"),
@@ -101,7 +101,7 @@ def converted(policy: Policy, place: Path, like: Path, progress: Callable[[int, 
     """
     if not policy.megatron:
         return policy.source
-    from megatron_empg.weights import conversion
+    from megatron_empg.weights.checkpoints import conversion
 
     destination = place / policy.key
     if not destination.exists():

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Self, get_args
 
+from megatron_empg.common.jsonl import read_lines
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.questions import Decoding, End, Outcome, Pass, fingerprint_task
-from megatron_empg.trainer.jsonl import read_lines
 
 FORMAT, VERSION = "megatron_empg outcomes", 1
 TRIES = 2

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from megatron_empg.common.jsonl import write_aside
 from megatron_empg.evaluate.destination import make_folder, require_destination
 from megatron_empg.evaluate.document import Document, document
 from megatron_empg.evaluate.errors import EvaluationError
@@ -22,12 +23,11 @@ from megatron_empg.evaluate.questions import Outcome, Pass, passes
 from megatron_empg.evaluate.record import Record
 from megatron_empg.evaluate.table import result_line
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
-from megatron_empg.trainer.check import check_recipe
-from megatron_empg.trainer.driver import Driver
-from megatron_empg.trainer.jsonl import write_aside
-from megatron_empg.trainer.run_folder import versions
-from megatron_empg.trainer.task_source import task_source_of
-from megatron_empg.weights.megatron_layout import is_megatron
+from megatron_empg.recipe.check import check_recipe
+from megatron_empg.recipe.task_source import task_source_of
+from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.run.folder import versions
+from megatron_empg.weights.mapping.megatron_layout import is_megatron
 
 
 class EvaluationRun:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_empg.recipe import ActorSection
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 Spec = Literal["local", "transformer_engine"]
 FLOAT32 = 4

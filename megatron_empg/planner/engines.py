@@ -15,8 +15,8 @@ from megatron_empg.planner.assumptions import (
 from megatron_empg.planner.memory import DTYPE_BYTES
 from megatron_empg.planner.shards import model_parameters
 from megatron_empg.recipe import Recipe
-from megatron_empg.weights.flops import forward_flops
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.flops import forward_flops
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

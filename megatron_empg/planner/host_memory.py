@@ -5,7 +5,7 @@ from megatron_empg.planner.assumptions import GPUS_PER_NODE
 from megatron_empg.planner.memory import DTYPE_BYTES
 from megatron_empg.planner.shards import stage_parameters
 from megatron_empg.recipe import ActorSection, Recipe
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 def checkpoint_host_memory(recipe: Recipe, config: ModelConfig, ranks_per_node: int = GPUS_PER_NODE) -> float:

@@ -14,7 +14,7 @@ from megatron_empg.planner.activations import (
 from megatron_empg.planner.shards import Parameters, stage_parameters
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import ActorSection, Recipe
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CONTEXT_BYTES = 3 * 2**30

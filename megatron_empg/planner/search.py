@@ -7,11 +7,11 @@ from functools import partial
 from megatron_empg.planner.assumptions import GPUS_PER_NODE, Gpu
 from megatron_empg.planner.engines import EngineMemory, engine_memory
 from megatron_empg.planner.host_memory import checkpoint_host_memory
-from megatron_empg.planner.legality import layout_faults
 from megatron_empg.planner.memory import RankMemory, rank_memory
 from megatron_empg.planner.timing import StepTime, step_time
 from megatron_empg.recipe import ActorSection, Recipe, RecipeError, parse_recipe
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.recipe.legality import layout_faults
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 GIB = 2**30
 KEYS = (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_empg.recipe import RecipeError
-from megatron_empg.weights.known_models import known_model
-from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
+from megatron_empg.weights.mapping.known_models import known_model
+from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from megatron_empg.recipe import ActorSection
-from megatron_empg.weights.mapping import Row, rows
-from megatron_empg.weights.megatron_layout import full_shape
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.megatron_layout import full_shape
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import Row, rows
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from megatron_empg.planner.engines import EngineMemory, rollout_seconds
 from megatron_empg.planner.memory import DTYPE_BYTES, FLOAT32, recomputed_layers
 from megatron_empg.planner.shards import model_parameters, stage_parameters
 from megatron_empg.recipe import ActorSection, Recipe
-from megatron_empg.weights.flops import flops_by_part
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.flops import flops_by_part
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import math
 from functools import lru_cache
 
 from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
-from megatron_empg.weights.mapping import rows
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import rows
 
 
 @lru_cache

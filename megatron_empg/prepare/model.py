@@ -13,7 +13,7 @@ from megatron_empg.prepare.download import Wanted
 from megatron_empg.prepare.errors import NotThere, PrepareError
 from megatron_empg.prepare.fetching import Fetching, Origin, of_hub
 from megatron_empg.prepare.places import HubPlace, UrlPlace, read_place, safe_name
-from megatron_empg.weights.known_models import known_by_id
+from megatron_empg.weights.mapping.known_models import known_by_id
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_empg.token_access import ROUTES_PATH, TokenMiddleware, route_table, token_of
+from megatron_empg.common.token_access import ROUTES_PATH, TokenMiddleware, route_table, token_of
 
 __all__ = ["ROUTES_PATH", "TOKEN_VARIABLE", "TokenMiddleware", "route_table", "token_from_environment"]
 

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_empg.processes import die_with_parent, forked_children_die_with_parent
+from megatron_empg.common.processes import die_with_parent, forked_children_die_with_parent
 from megatron_empg.rollout.access import TokenMiddleware, token_from_environment
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-WORKER_EXTENSION = "megatron_empg.weights.vllm_extension.WeightTransferExtension"
+WORKER_EXTENSION = "megatron_empg.weights.sync.vllm_extension.WeightTransferExtension"
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

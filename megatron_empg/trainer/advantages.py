@@ -5,8 +5,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from megatron_empg.algorithms.base import Credit, Experience
-from megatron_empg.trainer.batch import Batch, first_episodes
-from megatron_empg.trainer.episode_text import EpisodeRecord, TurnNumbers
+from megatron_empg.rollout.service.batch import Batch, first_episodes
+from megatron_empg.run.episode_text import EpisodeRecord, TurnNumbers
 
 QUANTILES = {"min": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
 

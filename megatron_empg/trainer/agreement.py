@@ -5,7 +5,7 @@ import torch
 from megatron_empg.algorithms.base import Scores
 from megatron_empg.algorithms.rollout_correction import EngineGap, EpisodeGaps, engine_gaps, episode_gaps
 from megatron_empg.recipe import Recipe
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 
 FEW_TOKENS = 256

@@ -7,7 +7,7 @@ from megatron_empg.actor.layout import Layout
 from megatron_empg.actor.model import Execution
 from megatron_empg.actor.optimizer import OptimizerSettings
 from megatron_empg.recipe import ActorSection, Recipe, SftRecipe
-from megatron_empg.trainer.check import check_model
+from megatron_empg.recipe.check import check_model
 from megatron_empg.trainer.phases import collective_timeout
 
 

@@ -26,15 +26,15 @@ from megatron_empg.algorithms.diagnostics import batch_diagnostics
 from megatron_empg.algorithms.policy_loss import kl_estimate
 from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.recipe import Recipe
+from megatron_empg.rollout.service.batch import Batch, without_texts
+from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.run.episode_log import write_episodes, write_steps
+from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.metrics import MetricsWriter
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement
-from megatron_empg.trainer.batch import Batch, without_texts
-from megatron_empg.trainer.episode_log import write_episodes, write_steps
-from megatron_empg.trainer.evaluation import Evaluation
-from megatron_empg.trainer.metrics import MetricsWriter
 from megatron_empg.trainer.policy_update import update_policy
 from megatron_empg.trainer.progress_guard import ProgressGuard
-from megatron_empg.trainer.run_folder import RunFolder
 from megatron_empg.trainer.scoring import score_probes, score_samples
 from megatron_empg.trainer.turn_measurements import entropy_changes, turn_gradients
 

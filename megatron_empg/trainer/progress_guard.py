@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from megatron_empg.algorithms.base import Credit
 from megatron_empg.recipe import Recipe
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
-from megatron_empg.own_errors import is_own
+from megatron_empg.common.errors import is_own
 
 
 class PlainErrors(ErrorHandler):

@@ -16,13 +16,13 @@ from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.recipe import RecipeError, SftRecipe
+from megatron_empg.recipe.task_source import task_source_of
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
 from megatron_empg.rollout.stripped_history import StrippedHistory
+from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.metrics import MetricsWriter
 from megatron_empg.trainer.build import build_actor
-from megatron_empg.trainer.metrics import MetricsWriter
-from megatron_empg.trainer.run_folder import RunFolder
-from megatron_empg.trainer.task_source import task_source_of
 
 
 class Imitation:

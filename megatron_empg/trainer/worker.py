@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron_empg.actor.platform import choose_device
-from megatron_empg.processes import die_with_parent
+from megatron_empg.common.processes import die_with_parent
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.trainer.rank_errors import run_rank
 
@@ -40,12 +40,12 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.actor.platform import device
     from megatron_empg.cluster.watchdog import Heartbeat
     from megatron_empg.rollout.access import token_from_environment
+    from megatron_empg.rollout.service.client import DriverClient, wait_until_healthy
+    from megatron_empg.run.folder import RunFolder
     from megatron_empg.trainer.build import build_actor
-    from megatron_empg.trainer.driver_client import DriverClient, wait_until_healthy
     from megatron_empg.trainer.loop import Training
     from megatron_empg.trainer.phases import driver_timeout, phase_limits
-    from megatron_empg.trainer.run_folder import RunFolder
-    from megatron_empg.weights.transfer import WeightPublisher
+    from megatron_empg.weights.sync.transfer import WeightPublisher
 
     rank, waits = int(os.environ["RANK"]), recipe.waits
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:

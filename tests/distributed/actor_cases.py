@@ -69,7 +69,7 @@ def fresh_actor(
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.model import Execution
     from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.mapping.model_config import ModelConfig
 
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()

@@ -223,7 +223,7 @@ def masked_advantage_by_turn(samples: list[Any]) -> list[Any]:
 def banded(samples: list[Any], turn_entropies: Tensor) -> list[Any]:
     """What EPO's regularizer gives with a band that a third of the turns is below, and a third above."""
     from megatron_empg.algorithms.epo import Epo
-    from megatron_empg.trainer.experience import experience_of
+    from megatron_empg.rollout.service.experience import experience_of
 
     ordered = turn_entropies.sort().values
     third = len(ordered) // 3

@@ -13,7 +13,7 @@ def _scores(folder: str, layout: dict, sequences: list, temperature: float) -> l
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
     from megatron_empg.algorithms.sample import Sample
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.mapping.model_config import ModelConfig
 
     actor = Actor(
         ModelConfig.from_folder(Path(folder)), Layout(**layout), OptimizerSettings(lr=1e-3),

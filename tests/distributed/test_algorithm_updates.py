@@ -134,7 +134,7 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 def recorded(seed: int) -> Any:
     """Three questions with five episodes each: of 1 to 5 turns of 1 to 6 own tokens, in one sample or in two."""
-    from megatron_empg.trainer.experience import experience_of
+    from megatron_empg.rollout.service.experience import experience_of
 
     generator = torch.Generator().manual_seed(seed)
     episodes = QUESTIONS * GROUP_SIZE
@@ -341,7 +341,7 @@ def test_three_updates_move_both_ranks_alike(combination: Combination, results: 
 def test_every_statistic_has_an_entry_in_the_documents(
     combination: Combination, results: list[dict[str, Any]]
 ) -> None:
-    from megatron_empg.trainer.metric_names import find
+    from megatron_empg.run.metric_names import find
 
     metrics = answer(results, on_two_ranks)[combination.title].metrics
     assert [name for name in metrics if find(name) is None] == []

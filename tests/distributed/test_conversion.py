@@ -15,7 +15,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_empg.weights.conversion import to_hugging_face, to_megatron
+from megatron_empg.weights.checkpoints.conversion import to_hugging_face, to_megatron
 
 VOCABULARY = {"qwen2": 1003, "llama": 1100}  # the second is padded to 1152, 1280 and 1536 by TP 1, 2 and 4
 LENGTHS = (41, 23)

@@ -19,8 +19,8 @@ from megatron_empg.actor.parallel import owner_stage
 from megatron_empg.planner.memory import rank_memory
 from megatron_empg.planner.shards import model_parameters
 from megatron_empg.recipe import Recipe, load_recipe
-from megatron_empg.weights.mapping import Row, rows, shard
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import Row, rows, shard
 
 CONFIGS = Path(__file__).parents[1] / "unit/weights/configs"
 RECIPES = Path(__file__).parents[2] / "recipes"

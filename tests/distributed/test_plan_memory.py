@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_empg.planner.memory import full_microbatch, rank_memory, saved_activations
 from megatron_empg.recipe import Recipe
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 MICROBATCHES = 4
 MODELS = ("qwen2", "qwen2-untied", "qwen2-one-group", "qwen3", "qwen3_moe")

@@ -45,7 +45,7 @@ class ReplayingDriver:
         return 0
 
     def evaluate(self, split: str, greedy: bool) -> Any:
-        from megatron_empg.trainer.evaluation import Evaluation
+        from megatron_empg.rollout.service.evaluation import Evaluation
 
         success = self.publisher.versions[-1] / 10
         return Evaluation(split, greedy, success, questions=4, errors=0, seconds=0.0)
@@ -54,9 +54,9 @@ class ReplayingDriver:
 def recorded_batch(step: int, version: int) -> Any:
     """Four questions with two episodes each, other ones at every step; nothing to learn from at step 3."""
     from megatron_empg.algorithms.sample import Sample
-    from megatron_empg.trainer.batch import Batch
-    from megatron_empg.trainer.episode_text import EpisodeText, TurnText
-    from megatron_empg.trainer.experience import experience_of
+    from megatron_empg.rollout.service.batch import Batch
+    from megatron_empg.rollout.service.experience import experience_of
+    from megatron_empg.run.episode_text import EpisodeText, TurnText
 
     numbers = torch.arange(0 if step == 3 else 8)
     generator = torch.Generator().manual_seed(step)
@@ -103,8 +103,8 @@ class Killed(Exception):
 def train(settings: Any, root: Path, *, kill_in: int | None = None, stop_in: int | None = None) -> dict[str, Any]:
     """Start a run, or go on with the one in ``root``; everything the run leaves behind (its files on rank 0)."""
     from megatron_empg.recipe import dump_recipe
+    from megatron_empg.run.folder import RunFolder
     from megatron_empg.trainer.loop import Training
-    from megatron_empg.trainer.run_folder import RunFolder
 
     class MortalTraining(Training):
         def _step(self, step: int) -> dict[str, float]:
@@ -231,8 +231,8 @@ def wide_gap(folder: Path) -> str:
 
 def message_of(kind: type[Exception], settings: Any, root: Path, publisher: RecordingPublisher) -> str:
     from megatron_empg.recipe import dump_recipe
+    from megatron_empg.run.folder import RunFolder
     from megatron_empg.trainer.loop import Training
-    from megatron_empg.trainer.run_folder import RunFolder
 
     actor, folder, rank0 = fresh_actor(root.parent, LAYOUT), RunFolder(root), dist.get_rank() == 0
     if rank0:

@@ -82,7 +82,7 @@ def build(layout: Layout, fused: bool):
 
     from megatron_empg.actor.layer_spec import block_spec
     from megatron_empg.actor.lm_head import fuse_lm_head
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.mapping.model_config import ModelConfig
 
     dense = ModelConfig.from_dict(
         {

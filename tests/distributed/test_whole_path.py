@@ -60,7 +60,7 @@ class Engines:
         return 0
 
     def evaluate(self, split: str, greedy: bool) -> Any:
-        from megatron_empg.trainer.evaluation import Evaluation
+        from megatron_empg.rollout.service.evaluation import Evaluation
 
         return Evaluation(split, greedy, 0.5, questions=4, errors=0, seconds=0.0)
 
@@ -68,8 +68,9 @@ class Engines:
 def trained(folder: str, layout: dict[str, Any], steps: int) -> dict[str, Any]:
     """`worker.train`, from the newest checkpoint on; what rank 0's engines got."""
     from megatron_empg.actor import platform
-    from megatron_empg.trainer import driver_client, worker
-    from megatron_empg.weights import transfer
+    from megatron_empg.rollout.service import client as driver_client
+    from megatron_empg.trainer import worker
+    from megatron_empg.weights.sync import transfer
 
     platform.prepare()
     engines = Engines()
@@ -85,8 +86,8 @@ def test_training_goes_from_loading_to_export_and_on(name: str, tmp_path: Path, 
     from safetensors.torch import load_file
 
     from megatron_empg.recipe import dump_recipe
-    from megatron_empg.trainer.metrics import read_metrics
-    from megatron_empg.trainer.run_folder import RunFolder
+    from megatron_empg.run.folder import RunFolder
+    from megatron_empg.run.metrics import read_metrics
 
     monkeypatch.setenv("EMPG_TOKEN", "t" * 32)
     save_random_model(tmp_path / "model", "qwen2")

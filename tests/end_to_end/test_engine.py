@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.launch.engine_process import EngineStartError, free_port, start_engine
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
 from megatron_empg.rollout.episode import Limits
 from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from megatron_empg.rollout.launch import EngineStartError, free_port, start_engine
-from megatron_empg.weights.engine_control import WeightTransferError
-from megatron_empg.weights.transfer import WeightPublisher
+from megatron_empg.weights.sync.engine_control import WeightTransferError
+from megatron_empg.weights.sync.transfer import WeightPublisher
 from tests.end_to_end.engine_model import (
     END_OF_TURN,
     MAX_MODEL_LEN,

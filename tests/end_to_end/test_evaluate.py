@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a Megatron checkpoint of other weights: the shipped policy's, its last norm turned around."""
     from safetensors.torch import load_file, save_file
 
-    from megatron_empg.weights import conversion
+    from megatron_empg.weights.checkpoints import conversion
 
     found = tmp_path_factory.mktemp("evaluate")
     if not (POLICY / "model.safetensors").exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.trainer.jsonl import read_lines
+from megatron_empg.common.jsonl import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, QUESTIONS = 12, 300

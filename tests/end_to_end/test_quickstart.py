@@ -19,8 +19,8 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.access import TOKEN_VARIABLE
-from megatron_empg.trainer.jsonl import read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -35,10 +35,10 @@ def policy_folder(scratch: Path) -> Path:
     shipped = ROOT / "recipes/miniature/policy"
     if (shipped / "model.safetensors").exists():
         return shipped
-    from megatron_empg.weights.hugging_face import write_folder
-    from megatron_empg.weights.initialise import random_tensors
-    from megatron_empg.weights.mapping import rows
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.checkpoints.hugging_face import write_folder
+    from megatron_empg.weights.mapping.initialise import random_tensors
+    from megatron_empg.weights.mapping.model_config import ModelConfig
+    from megatron_empg.weights.mapping.parameters import rows
 
     like = ROOT / "recipes/miniature/tokenizer"
     config = ModelConfig.from_folder(like)
@@ -205,7 +205,7 @@ def checkpoint_scores(finished: str, samples: list[Any]) -> torch.Tensor:
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.mapping.model_config import ModelConfig
 
     folder = Path(finished)
     actor = Actor(ModelConfig.from_folder(folder / "policy"), Layout(), OptimizerSettings(lr=1e-3))

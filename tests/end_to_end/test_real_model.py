@@ -18,8 +18,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_empg.launch.engine_process import free_port, start_engine
 from megatron_empg.rollout.client import EngineClient, Sampling
-from megatron_empg.rollout.launch import free_port, start_engine
 from tests.end_to_end.engine_model import greedy
 from tests.end_to_end.trainer_ranks import push
 
@@ -76,7 +76,7 @@ def _scores(folder: str, tokens: Tensor) -> Tensor:
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
     from megatron_empg.algorithms.sample import Sample
-    from megatron_empg.weights.model_config import ModelConfig
+    from megatron_empg.weights.mapping.model_config import ModelConfig
 
     actor = Actor(ModelConfig.from_folder(Path(folder)), Layout(tensor=3), OptimizerSettings(lr=0.0))
     actor.load_weights(Path(folder))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.trainer.jsonl import read_lines
+from megatron_empg.common.jsonl import read_lines
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -141,7 +141,7 @@ def _stopped_ranks(launcher: int) -> list[int]:
         child.pid
         for child in psutil.Process(launcher).children(recursive=True)
         if "megatron_empg.trainer.worker" in child.cmdline()
-        and "megatron_empg.trainer.torchrun" not in child.cmdline()
+        and "megatron_empg.launch.torchrun" not in child.cmdline()
     ]
     assert found
     for rank in found:

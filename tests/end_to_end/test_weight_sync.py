@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from megatron_empg.launch.engine_process import free_port, start_engine
 from megatron_empg.rollout.client import EngineClient, Sampling
-from megatron_empg.rollout.launch import free_port, start_engine
 from tests.distributed.ranks import run_ranks
 from tests.end_to_end.engine_model import MAX_MODEL_LEN, greedy, perturb, save_policy
 from tests.end_to_end.trainer_ranks import push

@@ -11,8 +11,8 @@ def push(layout: dict[str, int], pushes: list[tuple[str, int, list[str]]], token
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.layout import Layout
     from megatron_empg.actor.optimizer import OptimizerSettings
-    from megatron_empg.weights.model_config import ModelConfig
-    from megatron_empg.weights.transfer import WeightPublisher
+    from megatron_empg.weights.mapping.model_config import ModelConfig
+    from megatron_empg.weights.sync.transfer import WeightPublisher
 
     actor = Actor(ModelConfig.from_folder(Path(pushes[0][0])), Layout(**layout), OptimizerSettings(lr=1e-3))
     reports = []

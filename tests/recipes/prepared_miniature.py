@@ -18,9 +18,9 @@ from megatron_empg.environments.deep_search.corpus import Corpus, load_corpus
 from megatron_empg.environments.deep_search.data.published_formats import Dataset
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.search.index_build import build_index
+from megatron_empg.launch.prepared_data import DataChoice, data_overrides
 from megatron_empg.prepare.manifest import Prepared, PreparedFile, PreparedIndex, PreparedQuestions, write_prepared
 from megatron_empg.recipe import Recipe
-from megatron_empg.trainer.prepared_data import DataChoice, data_overrides
 
 CORPUS = ROOT / "recipes/miniature/corpus.jsonl"
 BEGIN_AT = "country"

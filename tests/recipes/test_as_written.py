@@ -23,18 +23,18 @@ from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.planner.assumptions import GPUS
-from megatron_empg.planner.legality import layout_faults
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
+from megatron_empg.recipe.check import check_recipe
+from megatron_empg.recipe.legality import layout_faults
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import Generation, Sampling
 from megatron_empg.rollout.episode import Limits, run_episode
-from megatron_empg.trainer.check import check_recipe
-from megatron_empg.trainer.evaluation import Evaluation
+from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phases import phase_limits
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 CONFIGS = ROOT / "tests/unit/weights/configs"
 TRAINING = [path for path in RECIPES if isinstance(read(path), Recipe)]

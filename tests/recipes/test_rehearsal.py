@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from scaling import DEGREES, Overrides, Size, scaled, words
 from stand_ins import data_of, is_published, start_of
 
+from megatron_empg.common.jsonl import read_lines
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
-from megatron_empg.trainer.identity import take_up
-from megatron_empg.trainer.jsonl import read_lines
-from megatron_empg.weights.initialise import random_tensors
-from megatron_empg.weights.mapping import rows
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.recipe.identity import take_up
+from megatron_empg.weights.mapping.initialise import random_tensors
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import rows
 
 RANKS = 4
 WHOLE_STEPS = 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import batch_of
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_empg.algorithms.algorithm import Algorithm
@@ -18,10 +19,9 @@ from megatron_empg.algorithms.epo import PRESETS
 from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.section import Section, choices
 from megatron_empg.recipe import Recipe
-from megatron_empg.section import Section, choices
-from megatron_empg.trainer.experience import experience_of
-from tests.unit.trainer.batches import batch_of
+from megatron_empg.rollout.service.experience import experience_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")
@@ -123,8 +123,8 @@ def patched(source: str, diff: str) -> str:
     added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
     (removed,) = [line[1:] for line in diff.splitlines() if line.startswith("-")]
     assert source.count(f"{removed}\n") == 1, "the page's diff is of another registry"
-    before, after = source.replace(removed, added[1]).split("from megatron_empg.section", maxsplit=1)
-    return f"{before}{added[0]}\nfrom megatron_empg.section{after}"
+    before, after = source.replace(removed, added[1]).split("from megatron_empg.common.section", maxsplit=1)
+    return f"{before}{added[0]}\nfrom megatron_empg.common.section{after}"
 
 
 def module_of(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -11,9 +11,9 @@ from typer.main import get_command
 
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.cli import app
+from megatron_empg.common.section import Section, choices
 from megatron_empg.recipe import Recipe, SftRecipe
-from megatron_empg.section import Section, choices
-from megatron_empg.trainer.metric_names import FAMILIES, find
+from megatron_empg.run.metric_names import FAMILIES, find
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes/miniature/README.md"]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_empg.common.processes import die_with_parent
+from megatron_empg.common.token_access import TokenMiddleware, token_of
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.environments.deep_search.tools import QueryRefused
-from megatron_empg.processes import die_with_parent
-from megatron_empg.token_access import TokenMiddleware, token_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -36,7 +36,7 @@ A = TypeVar("A", bound=Answer)
 _MAIN = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[3])
-from megatron_empg.processes import die_with_parent, end_process_group_with_this_process
+from megatron_empg.common.processes import die_with_parent, end_process_group_with_this_process
 parent, connection = map(int, sys.argv[1:3])
 die_with_parent(parent)
 end_process_group_with_this_process(connection)

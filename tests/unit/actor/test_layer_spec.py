@@ -9,7 +9,7 @@ import torch
 
 from megatron_empg.actor import layer_spec, model, platform
 from megatron_empg.actor.layout import Layout
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 BOTH_PARTS = {"transformer_engine", "transformer_engine_torch"}
 

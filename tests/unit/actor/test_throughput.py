@@ -7,8 +7,8 @@ import torch
 from models import save_random_model
 
 from megatron_empg.actor.throughput import Throughput
-from megatron_empg.weights.flops import flops_by_part, forward_flops
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.flops import flops_by_part, forward_flops
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 @pytest.mark.parametrize("shape", ["qwen2", "qwen3_moe"])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.cluster.preflight import command, run
+from megatron_empg.cli import preflight as command
+from megatron_empg.cluster.preflight import run
 from megatron_empg.cluster.preflight.collect import Questions
 from megatron_empg.cluster.preflight.facts import Clock, Limits, Node
 from megatron_empg.cluster.preflight.judge import Requirements

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.checkpoint_folders import step_folder
 from megatron_empg.cluster.watchdog import (
     HUNG,
     SLOWEST_READ,
@@ -18,6 +17,7 @@ from megatron_empg.cluster.watchdog import (
     read_beats,
     reading_seconds,
 )
+from megatron_empg.run.checkpoint_folders import step_folder
 
 
 def beat(rank, number, collectives, *, step=3, phase="update", where="loop.py:9 x", limit=100.0):

@@ -10,6 +10,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from megatron_empg.cli.index import index as index_command
 from megatron_empg.environments.deep_search.search import encoder as encoder_module
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY
 from megatron_empg.environments.deep_search.search.dense import (
@@ -31,7 +32,6 @@ from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.tools import QueryRefused
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.settings import read_settings
-from megatron_empg.index_command import index as index_command
 
 TOPICS = ("river", "novel", "planet", "metal")
 MEANINGS = {"stream": "river", "book": "novel", "world": "planet", "iron": "metal"}

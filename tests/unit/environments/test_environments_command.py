@@ -4,8 +4,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from megatron_empg.cli.environments import environments
 from megatron_empg.environments.conformance import RULES
-from megatron_empg.environments_command import environments
 from megatron_empg.recipe import RecipeError
 
 APP = typer.Typer()

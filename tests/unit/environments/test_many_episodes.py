@@ -17,7 +17,7 @@ from megatron_empg.environments.deep_search.search.index_build import build_inde
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.trainer.episode_source import EpisodeSource, open_episode_source
+from megatron_empg.rollout.service.episode_source import EpisodeSource, open_episode_source
 from tests.crowd import TOKEN, Crowd, TreeMemory, play_crowd
 from tests.delayed_search import delayed_server
 

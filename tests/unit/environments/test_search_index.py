@@ -18,6 +18,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from megatron_empg.cli.index import index as index_command
 from megatron_empg.environments.deep_search import json_lines
 from megatron_empg.environments.deep_search.search import arrays, max_score, observations, postings_build
 from megatron_empg.environments.deep_search.search.bm25 import Bm25
@@ -34,7 +35,6 @@ from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsE
 from megatron_empg.environments.deep_search.search.words import WordRules, Words
 from megatron_empg.environments.deep_search.text import cut
 from megatron_empg.environments.deep_search.tools import QueryRefused
-from megatron_empg.index_command import index as index_command
 
 SPLIT = Words(WordRules())
 

@@ -20,8 +20,8 @@ from megatron_empg.planner.shards import Parameters, model_parameters, stage_par
 from megatron_empg.planner.timing import bubble_share, step_time
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import ActorSection, Recipe, load_recipe
-from megatron_empg.weights.mapping import rows
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import rows
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30

@@ -14,9 +14,9 @@ from megatron_empg.cli import app
 from megatron_empg.planner.shape import shape_of
 from megatron_empg.planner.shards import model_parameters
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
-from megatron_empg.trainer.check import check_model
-from megatron_empg.weights.known_models import KNOWN, known_model
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.recipe.check import check_model
+from megatron_empg.weights.mapping.known_models import KNOWN, known_model
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "tests/unit/weights/configs"
@@ -66,7 +66,9 @@ def test_every_model_that_a_recipe_wants_is_known() -> None:
     assert RECIPES
     for path in RECIPES:
         folder = Path(yaml.safe_load(path.read_text("utf-8"))["model"]["path"])
-        assert known_model(folder) is not None, f"{path.name} names {folder}: put it into weights/known_models.py"
+        assert known_model(folder) is not None, (
+            f"{path.name} names {folder}: put it into weights/mapping/known_models.py"
+        )
 
 
 @pytest.mark.parametrize("model", KNOWN, ids=lambda model: model.hub_id)

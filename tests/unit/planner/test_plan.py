@@ -13,8 +13,8 @@ from megatron_empg.cli import app
 from megatron_empg.planner.assumptions import GPUS
 from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, changed_keys, plan
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
-from megatron_empg.trainer.check import check_model
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.recipe.check import check_model
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "tests/unit/weights/configs"

@@ -14,9 +14,9 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import PLAIN, ChatUse
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.episode import Limits, run_episode
+from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.collect import Collection, samples_of
 from megatron_empg.rollout.thoughts import ThoughtRule
-from megatron_empg.trainer.batch import Batch
-from megatron_empg.trainer.collect import Collection, samples_of
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import FAMILIES, ORDINARY, make_tokenizer
 

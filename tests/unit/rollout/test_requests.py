@@ -54,7 +54,8 @@ def test_logits_are_float32_whatever_the_policy_is(cuda, dtype, said):
 
 def test_rollout_and_weights_import_nothing_heavy():
     code = (
-        "import sys, megatron_empg.rollout.episodes, megatron_empg.rollout.launch, megatron_empg.weights.transfer;"
+        "import sys, megatron_empg.rollout.episodes, megatron_empg.launch.engine_process;"
+        "import megatron_empg.weights.sync.transfer;"
         "print([m for m in ('vllm', 'transformers', 'megatron') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -16,9 +16,9 @@ from megatron_empg.algorithms.empg import Empg
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.no_part import NoModulation
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.run.episode_text import EpisodeText, TurnText
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
-from megatron_empg.trainer.batch import Batch
-from megatron_empg.trainer.episode_text import EpisodeText, TurnText
 
 SPANS = [
     [(2, 5), (8, 9)],

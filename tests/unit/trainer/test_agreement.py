@@ -8,8 +8,8 @@ from batches import batch_of, empty_batch
 
 from megatron_empg.algorithms.base import Scores
 from megatron_empg.recipe import Recipe, parse_recipe
+from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.agreement import FEW_TOKENS, check_agreement
-from megatron_empg.trainer.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 
 OWN = 400

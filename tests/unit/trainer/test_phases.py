@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_empg.cluster.watchdog import PHASE_LIMIT, Beat, Watchdog
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe, parse_recipe
-from megatron_empg.trainer.evaluation import Evaluation
+from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phases import collective_timeout, driver_timeout, phase_limits
 

@@ -13,8 +13,8 @@ from megatron_empg.algorithms.base import Scores
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.sample import Sample
-from megatron_empg.trainer.batch import Batch
-from megatron_empg.trainer.experience import experience_of
+from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.experience import experience_of
 from megatron_empg.trainer.policy_update import PolicyUpdate, split_episodes, update_metrics, update_policy
 
 

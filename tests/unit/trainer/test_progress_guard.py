@@ -9,7 +9,7 @@ from batches import batch_of, plain_credit
 
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.recipe import parse_recipe
-from megatron_empg.trainer.batch import Batch
+from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.progress_guard import ProgressGuard
 

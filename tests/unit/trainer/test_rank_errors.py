@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.rollout.launch import free_port
+from megatron_empg.launch.engine_process import free_port
 
 RANK = """
 from megatron_empg.trainer.rank_errors import run_rank
-from megatron_empg.trainer.driver_client import DriverClientError
+from megatron_empg.rollout.service.client import DriverClientError
 
 def main():
     try:
@@ -25,7 +25,7 @@ run_rank(main)
 def log_of(tmp_path: Path, raised: str) -> str:
     script = tmp_path / "rank.py"
     script.write_text(RANK.format(raised=raised), encoding="utf-8")
-    command = [sys.executable, "-m", "megatron_empg.trainer.torchrun", "--nproc-per-node", "1", "--nnodes", "1"]
+    command = [sys.executable, "-m", "megatron_empg.launch.torchrun", "--nproc-per-node", "1", "--nnodes", "1"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.weights.model_config import ModelConfig, ModelConfigError
+from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
 QWEN: dict[str, Any] = {"attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,

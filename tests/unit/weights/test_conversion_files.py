@@ -14,12 +14,12 @@ from models import SHAPES, save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_empg.weights.conversion import to_hugging_face, to_megatron, verify
-from megatron_empg.weights.dtypes import cast
-from megatron_empg.weights.errors import CheckpointError
-from megatron_empg.weights.mapping import merge, rows, shard
-from megatron_empg.weights.model_config import ModelConfig
-from megatron_empg.weights.reader import open_weights
+from megatron_empg.weights.checkpoints.conversion import to_hugging_face, to_megatron, verify
+from megatron_empg.weights.checkpoints.dtypes import cast
+from megatron_empg.weights.checkpoints.errors import CheckpointError
+from megatron_empg.weights.checkpoints.reader import open_weights
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import merge, rows, shard
 
 SMALL = 64 * 1024
 """Bytes of a file in these tests: a dozen files a model."""
@@ -156,9 +156,8 @@ def test_a_few_tensors_of_another_dtype_do_not_name_the_model(models: Path, tmp_
 def test_a_configuration_is_utf_8_whatever_the_locale(models: Path, tmp_path: Path) -> None:
     change(models / "llama", tmp_path / "source")
     edit_config(tmp_path / "source", _name_or_path="größe/東京")
-    code = (
-        "import sys; from pathlib import Path; from megatron_empg.weights.conversion import to_hugging_face as c"
-    )
+    imports = "from megatron_empg.weights.checkpoints.conversion import to_hugging_face as c"
+    code = f"import sys; from pathlib import Path; {imports}"
     subprocess.run(
         [sys.executable, "-X", "utf8=0", "-c", f"{code}; c(Path('source'), Path('out'))"],
         cwd=tmp_path, env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, check=True,
@@ -296,7 +295,9 @@ def test_a_converted_tensor_that_differs_is_named(models: Path, tmp_path: Path) 
 _MEASURE = """
 import os, sys
 from pathlib import Path
-from megatron_empg.weights import conversion, megatron_checkpoint, megatron_writer
+from megatron_empg.weights.checkpoints import conversion
+from megatron_empg.weights.checkpoints import megatron_checkpoint
+from megatron_empg.weights.checkpoints import megatron_writer
 
 def memory(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
@@ -330,7 +331,7 @@ def test_memory_follows_the_files_not_the_model(tmp_path: Path) -> None:
 
 
 def save_large_model(folder: Path, layers: int) -> None:
-    from megatron_empg.weights.hugging_face import write_folder
+    from megatron_empg.weights.checkpoints.hugging_face import write_folder
 
     like = folder.with_name(f"like{layers}")
     like.mkdir()

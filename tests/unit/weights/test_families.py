@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_empg.weights.mapping import rows
-from megatron_empg.weights.model_config import ModelConfig, ModelConfigError, RopeScaling
+from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError, RopeScaling
+from megatron_empg.weights.mapping.parameters import rows
 
 CONFIGS = Path(__file__).parent / "configs"
 PUBLISHED = {

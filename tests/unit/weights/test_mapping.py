@@ -9,10 +9,10 @@ from models import save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_empg.weights.hugging_face import CheckpointError, CheckpointReader, write_folder
-from megatron_empg.weights.initialise import random_tensors
-from megatron_empg.weights.mapping import Row, merge, rows, shard, split, unshard
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.checkpoints.hugging_face import CheckpointError, CheckpointReader, write_folder
+from megatron_empg.weights.mapping.initialise import random_tensors
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import Row, merge, rows, shard, split, unshard
 
 SHAPES = ("qwen2", "qwen2-untied", "llama")
 

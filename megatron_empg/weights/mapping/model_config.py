@@ -1,0 +1,262 @@
+"""A model's shape, read from a Hugging Face ``config.json``; what is not understood is refused by name."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_empg.weights.checkpoints.json_files import JsonFileError, read_object
+from megatron_empg.weights.mapping.config_keys import key_fault
+from megatron_empg.weights.mapping.families import FAMILIES, family_of
+from megatron_empg.weights.mapping.known_models import how_to_get
+from megatron_empg.weights.mapping.rope_config import RopeConfigError, RopeScaling, rope_scaling, rope_theta
+
+__all__ = ["Experts", "ModelConfig", "ModelConfigError", "RopeScaling"]
+
+
+class ModelConfigError(ValueError):
+    """A config.json this project cannot represent; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts that stands in the place of every layer's MLP."""
+
+    number: int
+    per_token: int
+    intermediate_size: int
+    normalise: bool
+    """Whether the weights of a token's experts are scaled to sum to 1."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer with RMSNorm, rotary positions and gated SiLU MLPs."""
+
+    family: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    initializer_range: float = 0.02
+    qk_norm: bool = False
+    """Whether queries and keys are normalised, head by head."""
+    rope_scaling: RopeScaling | None = None
+    experts: Experts | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ModelConfig":
+        """Read ``folder/config.json``. Raises ModelConfigError naming what is missing or unsupported."""
+        path = Path(folder) / "config.json"
+        try:
+            raw = read_object(path)
+        except JsonFileError as error:
+            fix = "" if path.exists() else f"; {how_to_get(Path(folder))}"
+            raise ModelConfigError(f"{error}{fix}") from error
+        try:
+            return cls.from_dict(raw)
+        except ModelConfigError as error:
+            raise ModelConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "ModelConfig":
+        """Interpret the keys of a config.json, all of them. Raises ModelConfigError."""
+        name = _family(raw)
+        family = FAMILIES[name]
+        with_experts = family.has("mlp.router.weight")
+        if fault := key_fault(raw, experts=with_experts):
+            raise ModelConfigError(fault)
+        _refuse_partial_attention(raw)
+        try:
+            theta, scaling = rope_theta(raw), rope_scaling(raw)
+        except RopeConfigError as error:
+            raise ModelConfigError(str(error)) from None
+        heads = _count(raw, "num_attention_heads")
+        config = cls(
+            family=name,
+            hidden_size=_count(raw, "hidden_size"),
+            num_layers=_count(raw, "num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=_count(raw, "num_key_value_heads", default=heads),
+            head_dim=_head_dim(raw, name, heads),
+            intermediate_size=_count(raw, "intermediate_size"),
+            vocab_size=_count(raw, "vocab_size"),
+            max_position_embeddings=_count(raw, "max_position_embeddings"),
+            rope_theta=theta,
+            rms_norm_eps=_number(raw, "rms_norm_eps"),
+            tie_word_embeddings=_switch(raw, "tie_word_embeddings"),
+            qkv_bias=family.has("self_attention.linear_qkv.bias"),
+            initializer_range=_number(raw, "initializer_range", default=0.02),
+            qk_norm=family.has("self_attention.q_layernorm.weight"),
+            rope_scaling=scaling,
+            experts=_experts(raw) if with_experts else None,
+        )
+        if config.num_heads % config.num_kv_heads:
+            raise ModelConfigError(
+                f"num_key_value_heads: {config.num_kv_heads} does not divide num_attention_heads "
+                f"({config.num_heads})"
+            )
+        return config
+
+    def padded_vocab_size(self, tensor_parallel: int) -> int:
+        """Rows of the embedding as Megatron pads it: a multiple of 128 on every tensor-parallel rank."""
+        unit = 128 * tensor_parallel
+        return -(-self.vocab_size // unit) * unit
+
+    @property
+    def qkv_rows(self) -> int:
+        """Rows of the query-key-value projection over all tensor-parallel ranks."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    def _splits_a_head(self, tensor_parallel: int) -> bool:
+        """Whether key-value heads are not shared out evenly; Megatron lets whole groups of ranks share one."""
+        if self.num_kv_heads >= tensor_parallel:
+            return self.num_kv_heads % tensor_parallel != 0
+        return tensor_parallel % self.num_kv_heads != 0 or self.qkv_rows % tensor_parallel != 0
+
+    def layout_faults(
+        self, *, tensor_parallel: int, pipeline_parallel: int, max_sequence_length: int
+    ) -> list[str]:
+        """Why the model cannot be laid out so; empty when it can."""
+        faults = []
+        for what, size in (
+            ("num_attention_heads", self.num_heads),
+            *((("intermediate_size", self.intermediate_size),) if self.experts is None else ()),
+        ):
+            if size % tensor_parallel:
+                allowed = [n for n in range(1, size + 1) if size % n == 0][:8]
+                faults.append(
+                    f"actor.tensor_parallel is {tensor_parallel}, which does not divide the model's {what} "
+                    f"({size}); divisors: {allowed}"
+                )
+        if self._splits_a_head(tensor_parallel):
+            faults.append(
+                f"actor.tensor_parallel is {tensor_parallel}, which neither divides the model's "
+                f"num_key_value_heads ({self.num_kv_heads}) nor is a multiple of it that divides the rows of its "
+                f"query-key-value projection ({self.qkv_rows})"
+            )
+        if self.num_layers % pipeline_parallel:
+            faults.append(
+                f"actor.pipeline_parallel is {pipeline_parallel}, which does not divide the model's "
+                f"num_hidden_layers ({self.num_layers})"
+            )
+        if max_sequence_length > self.max_position_embeddings:
+            faults.append(
+                f"rollout.max_episode_tokens is {max_sequence_length}, more than the model's "
+                f"max_position_embeddings ({self.max_position_embeddings})"
+            )
+        return faults
+
+
+def _family(raw: dict[str, Any]) -> str:
+    """The family's name, by the architecture. Raises ModelConfigError."""
+    given = raw.get("architectures") or ["none"]
+    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], str):
+        raise ModelConfigError(f"architectures: {given!r} is not a list of one name")
+    name = family_of(given[0])
+    if name is None:
+        supported = ", ".join(family.architecture for family in FAMILIES.values())
+        raise ModelConfigError(f"architectures: {given[0]} is not supported; supported: {supported}")
+    if raw.get("model_type", name) != name:
+        raise ModelConfigError(
+            f"model_type: {raw['model_type']!r} is not of the architecture {given[0]} ({name!r})"
+        )
+    # Code of its own may compute anything under a known name; engines and actor run none.
+    if own := sorted(str(key) for key in raw.get("auto_map") or () if "Model" in str(key)):
+        raise ModelConfigError(f"auto_map: the model brings its own code ({', '.join(own)}), which is never run")
+    return name
+
+
+def _refuse_partial_attention(raw: dict[str, Any]) -> None:
+    """Every layer here attends to everything before it. Raises ModelConfigError."""
+    window = raw.get("sliding_window", "given by default")
+    if raw.get("use_sliding_window") and window is not None:
+        raise ModelConfigError("use_sliding_window: true is not supported; attention here is full")
+    if raw.get("sliding_window") is not None and _family(raw) == "llama" and raw.get("use_sliding_window") is None:
+        raise ModelConfigError(
+            f"sliding_window: {window!r} is not supported; attention here is full. Where the model was trained "
+            "with full attention, take the key out or set use_sliding_window to false"
+        )
+    types = raw.get("layer_types")
+    if types is None:
+        return
+    other = [kind for kind in types if kind != "full_attention"] if isinstance(types, list) else [types]
+    if other:
+        raise ModelConfigError(f"layer_types: {other[0]!r} is not supported; supported: full_attention")
+    if len(types) != raw.get("num_hidden_layers"):
+        raise ModelConfigError(
+            f"layer_types: names {len(types)} layers, num_hidden_layers is {raw.get('num_hidden_layers')}"
+        )
+
+
+def _head_dim(raw: dict[str, Any], family: str, heads: int) -> int:
+    # Hugging Face's own default for Qwen3 is not hidden_size / num_attention_heads.
+    if family == "qwen3" or raw.get("head_dim") is not None:
+        size = _count(raw, "head_dim")
+    elif _count(raw, "hidden_size") % heads:
+        raise ModelConfigError(
+            f"num_attention_heads: {heads} does not divide hidden_size ({raw['hidden_size']}), and there is no "
+            "head_dim"
+        )
+    else:
+        size = _count(raw, "hidden_size") // heads
+    if size % 2:
+        raise ModelConfigError(f"head_dim: {size} is odd; rotary positions turn pairs")
+    return size
+
+
+def _experts(raw: dict[str, Any]) -> Experts:
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) not in (1, None):
+        key = "mlp_only_layers" if raw.get("mlp_only_layers") else "decoder_sparse_step"
+        raise ModelConfigError(f"{key}: {raw[key]} is not supported; every layer must be a mixture of experts")
+    experts = Experts(
+        number=_count(raw, "num_experts" if raw.get("num_local_experts") is None else "num_local_experts"),
+        per_token=_count(raw, "num_experts_per_tok"),
+        intermediate_size=_count(raw, "moe_intermediate_size"),
+        normalise=_switch(raw, "norm_topk_prob"),
+    )
+    if raw.get("num_experts") not in (None, experts.number):
+        raise ModelConfigError(f"num_experts: {raw['num_experts']}, but num_local_experts is {experts.number}")
+    if experts.per_token > experts.number:
+        raise ModelConfigError(f"num_experts_per_tok: {experts.per_token} of {experts.number} experts")
+    return experts
+
+
+def _count(raw: dict[str, Any], key: str, *, default: int | None = None) -> int:
+    """A positive integer; null and missing are alike. Raises ModelConfigError."""
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ModelConfigError(f"{key}: missing from config.json")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelConfigError(f"{key}: {value!r} is not a positive integer")
+    return value
+
+
+def _number(raw: dict[str, Any], key: str, *, default: float | None = None) -> float:
+    """A positive, finite number. Raises ModelConfigError."""
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ModelConfigError(f"{key}: missing from config.json")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelConfigError(f"{key}: {value!r} is not a positive number")
+    return float(value)
+
+
+def _switch(raw: dict[str, Any], key: str) -> bool:
+    """True or false, false where it is missing. Raises ModelConfigError."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelConfigError(f"{key}: {value!r} is neither true nor false")
+    return bool(value)

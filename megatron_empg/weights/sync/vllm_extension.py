@@ -1,0 +1,159 @@
+"""The engine's side of weight transfer: over gloo where there is no NCCL, and vLLM's own NCCL engine.
+
+vLLM imports this module in every worker (`worker_extension_cls`), which registers both. The lifecycle (layer-wise
+reload, start / update / finish) is vLLM's own; over gloo, rendezvous and data movement are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from megatron_empg.weights.sync.broadcast import BroadcastGroup, dtype_from_name
+
+
+@dataclass
+class TorchInitInfo(WeightTransferInitInfo):
+    """Where the trainer waits. `rank_offset`: rank of this engine's first worker; `timeout`: seconds."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    timeout: float
+
+
+@dataclass
+class TorchUpdateInfo(WeightTransferUpdateInfo):
+    """What the trainer is about to broadcast, tensor by tensor, in this order."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class CheckedReload(WeightTransferEngine[Any, Any]):
+    """vLLM's layer-wise reload, made whole: a broken session can be followed by a new one, a layer that received
+    nothing is an error, and a tied LM head takes part."""
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        try:
+            if not update_info:
+                raise RuntimeError("the trainer abandoned this weight update")
+            super().update_weights(update_info)
+        except BaseException:
+            # Puts every unfinished layer back together, so that a new session starts from a sound model.
+            # (A mix of old and new weights: the trainer keeps this engine paused until it has sent all again.)
+            self._finalize()
+            raise
+
+    def finish_weight_update(self) -> None:
+        """Raises RuntimeError naming the layers that received nothing (vLLM would keep their old weights)."""
+        untouched = self._untouched_layers()
+        self._finalize()
+        if untouched:
+            raise RuntimeError(f"the trainer sent no weights for {', '.join(untouched[:8])}")
+
+    def _untouched_layers(self) -> list[str]:
+        tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
+        untouched = []
+        for name, module in self.model.named_modules():
+            info = get_layerwise_info(module)
+            if tied and isinstance(module, ParallelLMHead):
+                continue
+            if any(True for _ in module.parameters(recurse=False)) and info.can_load() and not info.load_numel:
+                untouched.append(name)
+        return untouched
+
+    def _finalize(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type != "cpu":
+            return
+        # vLLM's reload misses an LM head tied to the embedding; on CPU that works on a packed copy, now stale.
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                head: Any = module
+                head.quant_method.process_weights_after_loading(head)
+
+
+class TorchWeightTransferEngine(CheckedReload):
+    """Receives whole tensors by broadcast from rank 0 and loads each as it comes."""
+
+    init_info_cls = TorchInitInfo
+    update_info_cls = TorchUpdateInfo
+
+    def __init__(
+        self,
+        config: WeightTransferConfig,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        model: torch.nn.Module,
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        if device.type != "cpu":
+            raise ValueError(f"weight transfer over gloo is for CPU engines; use backend nccl on {device}")
+        self._group: BroadcastGroup | None = None
+
+    def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
+        self.shutdown()  # a trainer that lost its group comes back with a new one
+        parallel = self.parallel_config
+        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
+        self._group = BroadcastGroup.join(
+            init_info.master_address,
+            init_info.master_port,
+            rank,
+            init_info.world_size,
+            init_info.timeout,
+        )
+
+    def receive_weights(self, update_info: TorchUpdateInfo) -> None:
+        if self._group is None:
+            raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
+        model: Any = self.model
+        described = zip(update_info.dtype_names, update_info.shapes, strict=True)
+        empty = (torch.empty(shape, dtype=dtype_from_name(name), device=self.device) for name, shape in described)
+        # One call for all: each walks over the whole model once.
+        model.load_weights(zip(update_info.names, self._group.stream(empty), strict=True))
+
+    def shutdown(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+
+class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
+    """vLLM's own NCCL engine with the same care about the reload."""
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        self.shutdown()  # a trainer that comes back must not leave its old communicator on the GPU
+        super().init_transfer_engine(init_info)
+
+
+ENGINES: dict[str, type[WeightTransferEngine]] = {
+    "empg_torch_pg": TorchWeightTransferEngine,
+    "empg_nccl": CheckedNcclEngine,
+}
+for _name, _engine in ENGINES.items():
+    if _name not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(_name, _engine)
+
+
+class WeightTransferExtension:
+    """Mixed into vLLM's worker; importing this module is what counts."""

@@ -1,0 +1,105 @@
+"""Processes get GPUs of the caller's list, never others'."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_empg.common.visible_gpus import visible_gpus
+from megatron_empg.launch import engine_process as engines
+from megatron_empg.launch import local as launch
+from megatron_empg.launch.environment_variables import trainer_environment
+from megatron_empg.recipe import RecipeError, parse_recipe
+from megatron_empg.run.folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "count", "expected"),
+    [
+        (None, 2, 2, "2,3"),
+        ("4,5,6,7", 0, 2, "4,5"),
+        ("4,5,6,7", 2, 2, "6,7"),
+        ("7, 3", 1, 1, "3"),
+        ("GPU-8932f937,GPU-08ff9c2d", 1, 1, "GPU-08ff9c2d"),
+        ("MIG-a/1/0,MIG-a/2/0", 0, 1, "MIG-a/1/0"),
+    ],
+)
+def test_places_are_those_of_the_callers_list(given: str | None, first: int, count: int, expected: str) -> None:
+    assert visible_gpus(first, count, {} if given is None else {"CUDA_VISIBLE_DEVICES": given}) == expected
+
+
+@pytest.mark.parametrize("given", ["4,5", "", "-1", "NoDevFiles"])
+def test_a_list_that_is_too_short_is_an_error(given: str) -> None:
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is"):
+        visible_gpus(1, 2, {"CUDA_VISIBLE_DEVICES": given})
+
+
+class Started(Exception):
+    """Carries the environment with which a process was to be started."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may use four GPUs; it starts nothing."""
+
+    def start(command: list[str], env: dict[str, str], **_: Any) -> None:
+        raise Started(env)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(engines.subprocess, "Popen", start)
+    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def recipe(**engine: int) -> Any:
+    return parse_recipe({
+        "run": {"folder": "runs/x", "steps": 3}, "model": {"path": "some/model"},
+        "environment": {"name": "deep_search"}, "rollout": {"groups": 2, "group_size": 4},
+        "actor": {"tensor_parallel": 2}, "engines": {"count": 1, "tensor_parallel": 2, **engine},
+    })  # fmt: skip
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_engines_come_after_the_trainer_in_the_callers_list(tmp_path: Path) -> None:
+    family = launch.Family(RunFolder(tmp_path))
+    with pytest.raises(Started) as started:
+        launch.start_engines(recipe(), family)
+    assert started.value.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in started.value.environment
+    assert "PYTORCH_ALLOC_CONF" not in started.value.environment
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_without_training_the_engines_come_first(tmp_path: Path) -> None:
+    with pytest.raises(Started) as started:
+        launch.start_engines(recipe(), launch.Family(RunFolder(tmp_path)), trains=False)
+    assert started.value.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_trainer_ranks_have_their_gpus_and_their_variables(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.logs.mkdir()
+    with pytest.raises(Started) as started:
+        launch._start_trainer(recipe(), launch.Family(folder), [])
+    environment = started.value.environment
+    assert environment["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_too_few_gpus_are_an_error_before_anything_starts() -> None:
+    with pytest.raises(RecipeError, match="4 GPUs of this machine are ours to use; the recipe needs 6"):
+        launch.check_machine(recipe(count=2))
+
+
+def test_what_the_user_has_set_wins() -> None:
+    given = {"CUDA_DEVICE_MAX_CONNECTIONS": "8", "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+    assert trainer_environment(given) == {}
+    assert set(trainer_environment({})) == {"CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF"}

@@ -1,0 +1,261 @@
+"""An interrupt at any moment of a run's start: a plain end, one line, no process left. With stand-in processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from megatron_empg.evaluate import launch as evaluation
+from megatron_empg.launch import local as launch
+from megatron_empg.launch.interrupts import Interrupted, Interrupts
+from megatron_empg.run.folder import RunFolder
+
+RECIPE = Path("recipes/quickstart.yaml")
+Started = list["subprocess.Popen[bytes]"]
+STUBBORN = ["sh", "-c", "trap '' TERM; sleep 600 & wait; wait"]
+"""It does not end when it is asked to, nor does what it has started."""
+FORGETFUL = ["sh", "-c", "(trap '' TERM; exec sleep 600) & wait"]
+"""It ends when it is asked to, what it has started does not."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+    """Stand-ins in place of engines, driver and trainer; all processes that were started."""
+    found: Started = []
+    real = subprocess.Popen
+
+    def popen(*arguments: Any, **settings: Any) -> "subprocess.Popen[bytes]":
+        process = real(*arguments, **settings)
+        if settings.get("start_new_session"):  # not a git that tells versions
+            found.append(process)
+        return process
+
+    def start_engine(*_: object, log_path: Path, **__: object) -> Any:
+        process = popen(STUBBORN, start_new_session=True)
+        return SimpleNamespace(process=process, log_path=log_path, url="http://127.0.0.1:9")
+
+    def start_driver(recipe: Any, family: launch.Family, urls: list[str]) -> str:
+        family.start("driver", ["sleep", "600"])
+        return "http://127.0.0.1:9"
+
+    def start_trainer(recipe: Any, family: launch.Family, arguments: list[str]) -> launch.Child:
+        return family.start("trainer", ["sleep", "600"])
+
+    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setattr(launch, "check_recipe", lambda recipe: None)
+    monkeypatch.setattr(launch, "_first_engine_gpu", lambda recipe, trains=True: None)
+    monkeypatch.setattr(launch, "start_engine", start_engine)
+    monkeypatch.setattr(launch, "_start_driver", start_driver)
+    monkeypatch.setattr(launch, "_start_trainer", start_trainer)
+    monkeypatch.setattr(launch.Family.stop, "__defaults__", (0.5,))
+    yield found
+    for number in alive(found, within=0):
+        os.kill(number, signal.SIGKILL)
+
+
+def alive(started: Started, within: float = 5.0) -> list[int]:
+    """Processes of the stand-ins' groups that have not ended within so many seconds."""
+    deadline = time.monotonic() + within
+    while (found := members({process.pid for process in started})) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a kill takes a moment
+    return found
+
+
+def members(groups: set[int]) -> list[int]:
+    """Living processes of the process groups."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def before(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """The function, with a signal just before it."""
+
+    def signalled(*arguments: Any, **settings: Any) -> Any:
+        signal.raise_signal(number)
+        return function(*arguments, **settings)
+
+    return signalled
+
+
+def after(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """The function, with a signal before its result is handed over."""
+
+    def signalled(*arguments: Any, **settings: Any) -> Any:
+        result = function(*arguments, **settings)
+        signal.raise_signal(number)
+        return result
+
+    return signalled
+
+
+def train(folder: Path) -> None:
+    launch.launch_training(RECIPE, [f"run.folder={folder}", "engines.count=2"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("moment", "name", "processes"),
+    [
+        (after, "start_engine", 1),  # the engine is there and nobody has it in a list
+        (before, "_start_driver", 2),
+        (after, "_start_trainer", 4),
+        (before, "wait_until_healthy", 4),
+    ],
+)
+def test_while_engines_start_an_interrupt_ends_the_run_at_once(
+    moment: Any, name: str, processes: int, number: int, started: Started, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(launch, name, moment(getattr(launch, name), number))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "run")
+    assert ended.value.code == 128 + number
+    assert len(started) == processes
+    assert alive(started) == []
+    printed = capsys.readouterr()
+    assert printed.err == "interrupted: all processes have ended; the same command goes on after step 0\n"
+    assert "report" not in printed.out
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    RunFolder(tmp_path / "run").open("a: 1").close()  # the folder is free
+    assert not (tmp_path / "run/STOP").exists()
+
+
+@pytest.mark.parametrize("moment", [before, after])
+def test_an_interrupt_while_processes_end_leaves_none(
+    moment: Any, started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Impatient users press Ctrl-C again, here before or after each signal that ends a process."""
+    monkeypatch.setattr(launch, "_signal_group", moment(launch._signal_group, signal.SIGTERM))
+    monkeypatch.setattr(launch, "wait_until_healthy", before(launch.wait_until_healthy, signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "run")
+    assert ended.value.code == 130
+    assert alive(started) == []
+
+
+def test_what_a_process_leaves_behind_ends_too(started: Started, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").open("a: 1")
+    with launch.processes_of(folder) as family:
+        process = family.start("engine_0", FORGETFUL).process
+        while len(members({process.pid})) < 2:
+            time.sleep(0.05)
+    assert alive(started) == []
+
+
+def test_once_engines_are_there_the_first_interrupt_waits_for_the_step_and_the_second_does_not(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    polls: list[bool] = []
+
+    def sleep(_: float) -> None:
+        polls.append((tmp_path / "run/STOP").exists())
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(launch, "wait_until_healthy", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "run")
+    assert ended.value.code == 130
+    assert polls == [False, True]
+    assert alive(started) == []
+    printed = capsys.readouterr()
+    assert "ending after this step, with a checkpoint; interrupt again to end now" in printed.out
+    assert printed.err == "interrupted: all processes have ended; the same command goes on after step 0\n"
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_an_evaluation_ends_by_an_interrupt_inside_of_the_event_loop(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def play(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(evaluation, "wait_until_healthy", lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "_play", play)
+    with pytest.raises(SystemExit) as ended:
+        evaluation.launch_evaluation(RECIPE, [], None)
+    assert ended.value.code == 130
+    assert alive(started) == []
+    assert capsys.readouterr().err == "interrupted: all processes have ended\n"
+
+
+def test_a_failure_is_told_though_interrupts_come_too(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run").open("a: 1")
+    monkeypatch.setattr(launch, "_signal_group", before(launch._signal_group, signal.SIGTERM))
+
+    def fail() -> None:
+        with launch.processes_of(folder) as family:
+            family.start("engine_1", STUBBORN)
+            raise launch.LaunchError("engine_0 ended with status 1")
+
+    with pytest.raises(launch.LaunchError, match="engine_0 ended"):
+        fail()
+    assert alive(started) == []
+
+
+def test_what_is_held_back_comes_at_the_end_of_the_section() -> None:
+    interrupts, reached = Interrupts(), []
+
+    def section() -> None:
+        with interrupts.held_back():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("its end")
+
+    with interrupts.handled():
+        with pytest.raises(Interrupted) as raised:
+            section()
+        signal.raise_signal(signal.SIGINT)  # the run is ending already
+    assert (reached, raised.value.code) == (["its end"], 143)
+
+
+def test_the_command_ends_without_a_traceback(tmp_path: Path) -> None:
+    """`empg train` as a process, interrupted while it waits for an engine that never answers."""
+    script = f"""
+import subprocess, sys
+from types import SimpleNamespace
+from megatron_empg.launch import local as launch
+from megatron_empg.cli import app as cli
+
+def start_engine(*_, log_path, **__):
+    log_path.touch()
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    print("engine", process.pid, flush=True)
+    return SimpleNamespace(process=process, log_path=log_path, url="http://127.0.0.1:9")
+
+launch.check_recipe = lambda recipe: None
+launch._first_engine_gpu = lambda recipe, trains=True: None
+launch.start_engine = start_engine
+launch._start_driver = lambda recipe, family, urls: "http://127.0.0.1:9"
+launch._start_trainer = lambda recipe, family, arguments: family.start("trainer", ["sleep", "600"])
+sys.argv = ["empg", "train", "{RECIPE}", "run.folder={tmp_path / "run"}"]
+cli.main()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        assert command.stdout is not None
+        engine = int(command.stdout.readline().split()[1])
+        assert command.stdout.readline().startswith("run folder")
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert out == ""
+    assert err == "interrupted: all processes have ended; the same command goes on after step 0\n"
+    assert not psutil.pid_exists(engine)

@@ -1,0 +1,250 @@
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from demo_run import write_demo
+
+from megatron_empg.common.jsonl import append_line
+from megatron_empg.report import figures, svg, write_learning_curve, write_report
+from megatron_empg.report.data import RunData, part, read_run, smooth, thin
+from megatron_empg.report.episode import episode_html
+from megatron_empg.run.episode_log import write_episodes
+from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
+from megatron_empg.run.folder import RunFolder
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag closed out of order; collects text, tag counts and everything loaded from elsewhere."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.loads += [f"{name}={value}" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+
+def report_of(folder: RunFolder) -> Balanced:
+    return Balanced(write_report(folder.root).read_text())
+
+
+def run_with(
+    metrics: list[dict[str, float]] | None = None, steps: list[dict[str, object]] | None = None
+) -> RunData:
+    return RunData("run", {}, "", [], metrics or [], steps or [], [], [])
+
+
+def test_a_whole_run_has_every_figure_and_loads_nothing(tmp_path: Path) -> None:
+    page = report_of(write_demo(tmp_path, steps=12))
+    for title in (
+        "Success on held-out questions",
+        "Success in training",
+        "KL of old to new policy",
+        "KL to the initial policy",
+        "Entropy",
+        "Step entropy by bin, first and last",
+        "Advantage against step entropy",
+        "Final against trajectory advantage",
+        "Gradient scale g",
+        "An episode, step by step",
+        "Time of a step",
+        "Gradient norm",
+    ):
+        assert title in page.text
+    assert page.loads == []
+    assert page.counts["svg"] >= 15
+    assert "http" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_without_modulation_and_evaluation(tmp_path: Path) -> None:
+    page = report_of(write_demo(tmp_path, steps=5, planned=40, modulated=False, evaluated=False))
+    assert "held-out" not in page.text
+    assert "Gradient scale g" not in page.text
+    assert "Without modulation" in page.text
+    assert "so far" in page.text
+
+
+def test_one_step(tmp_path: Path) -> None:
+    page = report_of(write_demo(tmp_path, steps=1, planned=40))
+    assert "at the first evaluation" in page.text
+    assert "Step entropy by bin" not in page.text
+
+
+def test_an_empty_folder_and_none(tmp_path: Path) -> None:
+    page = report_of(RunFolder(tmp_path))
+    assert "No step has finished yet." in page.text
+    assert "svg" not in page.counts
+    with pytest.raises(FileNotFoundError, match="no run folder at"):
+        write_report(tmp_path / "absent")
+
+
+def test_a_run_killed_while_writing(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path, steps=3)
+    for path in (folder.metrics, folder.steps, folder.episodes / "step_000003.jsonl"):
+        path.write_bytes(path.read_bytes()[:-25])
+    append_line(folder.metrics, {"step": 4, "policy/loss": None, "train/success": None})
+    folder.versions.write_text("{")
+    folder.recipe.write_text("a: [")
+    assert "Success in training" in report_of(folder).text
+
+
+def test_text_of_the_agent_is_escaped(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).open("")
+    text = '<think>a & b</think></pre></div><script>alert("x")</script>'
+    played = EpisodeText("task", text, text, [TurnText(text, text * 20)])
+    numbers = TurnNumbers(entropy=0.5, advantage=1.0, tokens=9)
+    write_episodes(folder, 1, [EpisodeRecord(1, played, 1.0, 1.0, [numbers])])
+    page = report_of(folder)
+    assert page.counts["script"] == 1
+    assert text in page.text
+
+
+def test_an_annotated_turn_shows_its_numbers() -> None:
+    turn = {
+        "text": "t",
+        "entropy": 0.4126,
+        "h_norm": 0.31,
+        "g": 1.12,
+        "bonus": 0.081,
+        "advantage": -0.9,
+        "tokens": 7,
+    }
+    page = Balanced(episode_html({"question": "q", "advantage": -1.0, "turns": [turn]}))
+    for shown in ("0.413", "0.31", "1.12", "+0.081", "-0.900", "trajectory advantage -1.000"):
+        assert shown in page.text
+    assert "--h:0.557" in episode_html({"turns": [turn]})
+
+
+def test_without_h_norm_the_tint_is_the_place_within_the_episode() -> None:
+    turns = [{"text": "", "entropy": entropy} for entropy in (0.2, 0.6, 1.0)]
+    page = episode_html({"turns": turns})
+    assert [f"--h:{tint}" in page for tint in ("0.000", "0.707", "1.000")] == [True] * 3
+
+
+def test_deciles_compare_the_first_with_the_last_batches() -> None:
+    first = [float(n) for n in range(100, 0, -1)]
+    run = run_with(steps=[{"step_entropies": first}, {"step_entropies": [value / 2 for value in first]}])
+    figure = figures.entropy_change(run)
+    assert figure is not None
+    assert "surest: 5.5 → 2.75 (-2.750)" in figure.chart.content
+    assert "unsure: 95.5 → 47.8 (-47.750)" in figure.chart.content
+
+
+def test_fewer_steps_than_bins() -> None:
+    run = run_with(steps=[{"step_entropies": [0.1]}, {"step_entropies": [0.1, 0.4, 0.2]}])
+    assert figures.entropy_change(run) is not None
+
+
+def test_the_interval_of_sampled_success_by_hand() -> None:
+    # 40 of 100: centre (0.4 + 1.92/100) / (1 + 3.84/100) = 0.4037, half width 0.0942.
+    asked = {"eval/test_id/sampled": 0.4, "eval/test_id/sampled_questions": 100}
+    nothing = {"eval/test_id/sampled": 0.0, "eval/test_id/sampled_questions": 50}
+    unknown = {"eval/test_id/sampled": 0.5}
+    run = run_with([{"step": 1, **asked}, {"step": 2, **unknown}, {"step": 3, **nothing}])
+    first, last = figures._likely(run, "test_id")
+    assert first == (1, pytest.approx(0.3094, abs=2e-4), pytest.approx(0.4980, abs=2e-4))
+    assert last[:2] == (3, 0.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 3e-4, -2.0, 1e9])
+def test_a_constant_series_can_be_drawn(value: float) -> None:
+    run = run_with([{"step": step, "policy/approx_kl": value} for step in range(1, 4)])
+    figure = figures.kl_step(run)
+    assert figure is not None
+    assert "nan" not in figure.chart.content
+    ElementTree.fromstring(figure.chart.html())
+
+
+def test_rounding_is_not_drawn_as_a_curve() -> None:
+    figure = figures.kl_step(run_with([{"step": n, "policy/approx_kl": n * 1e-17} for n in range(3)]))
+    assert figure is not None
+    assert "has not moved yet" in figure.caption
+    assert "e-17" not in figure.chart.content
+
+
+def test_a_supervised_warm_up_shows_its_loss_and_no_episodes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).open("sft: {batch_size: 8}\nrun: {steps: 3}\n")
+    for step in range(1, 4):
+        append_line(folder.metrics, {"step": step, "policy/loss": 1.0 / step, "policy/correct_surely": 0.5})
+    page = report_of(folder)
+    assert "Sure tokens" in page.text
+    assert "An episode, step by step" not in page.text
+
+
+def test_ticks_are_round_and_enclose_the_values() -> None:
+    scale = svg.scale([0.013, 0.297], 0, 100)
+    assert scale.ticks == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert scale(0.0) == 0
+    assert scale(0.3) == pytest.approx(100)
+    assert svg.scale([1, 40], 0, 100, whole=True).ticks == [10, 20, 30, 40]
+    assert svg.scale([7, 7], 0, 100, whole=True)(7) == 50
+
+
+def test_numbers_are_short() -> None:
+    assert [svg.number(v) for v in (0, 0.25, 1234.5, 3e-5, -1.5e-4)] == ["0", "0.25", "1,234", "3e-5", "-1.5e-4"]
+
+
+def test_thinning_keeps_the_mean_and_smoothing_the_length() -> None:
+    points = [(float(n), float(n % 2)) for n in range(1000)]
+    thinned = thin(points, most=300)
+    assert len(thinned) == 250
+    assert sum(y for _, y in thinned) / 250 == 0.5
+    assert len(smooth(points, 5)) == 1000
+    assert smooth([(0, 1.0), (1, 2.0), (2, 6.0)], 3) == [(0, 1.0), (1, 3.0), (2, 6.0)]
+
+
+def test_learning_curve_is_an_image_of_its_own(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path, steps=12)
+    path = write_learning_curve(folder.root, tmp_path / "curve.svg")
+    drawing = ElementTree.parse(path).getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "out of distribution, greedy" in path.read_text()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no evaluation"):
+        write_learning_curve(tmp_path / "empty", tmp_path / "none.svg")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ({"modulation": {"name": "empg", "zeta": 0.2}}, {"name": "empg", "zeta": 0.2}),
+        ({"modulation": "none"}, {"name": "none"}),
+        ({"modulation": "empg", "empg": {"zeta": 0.2}}, {"name": "empg", "zeta": 0.2}),
+        ({}, {"name": ""}),
+    ],
+)
+def test_a_part_of_the_algorithm_is_found_in_new_recipes_and_old(
+    algorithm: dict[str, object], expected: dict[str, object]
+) -> None:
+    run = RunData("run", {"algorithm": algorithm}, "", [], [], [], [], [])
+    assert part(run, "modulation") == expected
+
+
+def test_reading_a_run_gives_what_was_logged(tmp_path: Path) -> None:
+    run = read_run(write_demo(tmp_path, steps=3))
+    assert [step for step, _ in run.series("train/success")] == [1, 2, 3]
+    assert run.setting("algorithm.modulation.zeta") == 0.1
+    assert run.setting("algorithm.nothing", "x") == "x"
+    assert run.first_episodes[0]["step"] == 1
+    assert run.last_episodes[0]["step"] == 3

@@ -1,0 +1,252 @@
+"""The figures of what the papers measure, from metrics written by hand under the registry's own names."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from megatron_empg.algorithms.diagnostics import BINS
+from megatron_empg.report import paper_figures, svg, write_report
+from megatron_empg.report.data import RunData, ranges
+from megatron_empg.report.figure import Figure
+from megatron_empg.report.figures import health
+from megatron_empg.report.page import page
+from megatron_empg.report.style import CHART, COLOURS
+from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.metric_names import AEM, AGREEMENT, DIAGNOSTICS, EMPG, EPO, POLICY, Family
+
+PAPERS = "What the papers measure"
+MEASURED = (
+    paper_figures.entropy_change_by_bin,
+    paper_figures.gradient_by_bin,
+    paper_figures.relative_surprisal,
+    paper_figures.amplified_and_damped,
+)
+CREDIT = (
+    paper_figures.entropy_spread,
+    paper_figures.scale_spread,
+    paper_figures.bonus_share,
+    paper_figures.length_push,
+)
+
+
+def names(*families: Family) -> list[str]:
+    """Every name of the families as a run writes it."""
+    told = [name for family in families for metric in family.metrics for name in metric.names]
+    bins = [name.replace("BIN", str(number)) for name in told if "BIN" in name for number in range(BINS)]
+    return [name for name in told if "BIN" not in name] + bins
+
+
+def line(step: int, *families: Family) -> dict[str, float]:
+    """A step at which all of the families' metrics were measured; each number differs from every other."""
+    measured = {name: 0.01 * step + 0.001 * place for place, name in enumerate(names(*families))}
+    return {"step": step, **measured}
+
+
+def run_of(*metrics: dict[str, float], recipe: dict[str, object] | None = None) -> RunData:
+    return RunData("run", recipe or {}, "", [], list(metrics), [], [], [])
+
+
+def drawn(figure: Figure | None) -> Figure:
+    """The figure, once its drawing is sound XML without a number that is none."""
+    assert figure is not None
+    ElementTree.fromstring(figure.chart.html().split("</div>")[-1])
+    assert not re.search(r"\b(nan|inf|None)\b", figure.chart.html())
+    return figure
+
+
+def labels(figure: Figure) -> list[str]:
+    return [label for label, _, _ in figure.chart.legend]
+
+
+def drawings(shown: str) -> list[str]:
+    return re.findall("<svg.*?</svg>", shown, re.DOTALL)
+
+
+def written(folder: Path, lines: list[str]) -> str:
+    """The page of a run whose metrics.jsonl has these lines."""
+    RunFolder(folder).open("algorithm: {name: grpo, modulation: empg}\nrun: {steps: 9}\n").close()
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("figure", [*MEASURED, *CREDIT])
+def test_every_figure_is_drawn_from_the_registrys_names_and_says_what_to_look_for(
+    figure: Callable[[RunData], Figure | None],
+) -> None:
+    shown = drawn(figure(run_of(*(line(step, EMPG, DIAGNOSTICS) for step in range(1, 21)))))
+    assert "Look for" in shown.caption
+    assert re.search("EMPG|AEM", shown.caption)
+
+
+@pytest.mark.parametrize("figure", [*MEASURED, paper_figures.entropy_spread, paper_figures.scale_spread])
+def test_aem_has_the_same_figures_under_its_own_names(figure: Callable[[RunData], Figure | None]) -> None:
+    drawn(figure(run_of(line(1, AEM, DIAGNOSTICS), line(2, AEM, DIAGNOSTICS))))
+
+
+def test_no_line_of_a_figure_lost_its_metric() -> None:
+    empg = run_of(*(line(step, EMPG, DIAGNOSTICS) for step in (1, 2, 3)))
+    aem = run_of(*(line(step, AEM, DIAGNOSTICS) for step in (1, 2, 3)))
+    # Without those of aem that say the same.
+    alone = run_of(*(line(step, EMPG) for step in (1, 2, 3)))
+    assert labels(drawn(paper_figures.scale_spread(alone))) == ["largest", "95%", "5%", "smallest"]
+    assert labels(drawn(paper_figures.scale_spread(aem))) == ["largest", "95%", "5%", "smallest"]
+    assert labels(drawn(paper_figures.entropy_spread(alone))) == ["95%", "mean", "5%"]
+    assert labels(drawn(paper_figures.entropy_spread(aem))) == ["95%", "5%"]
+    assert labels(drawn(paper_figures.length_push(alone))) == ["of a token", "of a turn"]
+    assert labels(drawn(paper_figures.length_push(aem))) == ["of a token", "of a turn"]
+    assert len(labels(drawn(paper_figures.amplified_and_damped(empg)))) == 4
+    assert len(labels(drawn(paper_figures.relative_surprisal(empg)))) == 2
+    assert len(labels(drawn(paper_figures.bonus_share(empg)))) == 3
+
+
+def test_clip_correction_and_epo_have_small_charts_of_all_their_metrics() -> None:
+    shown = {figure.title: figure for figure in health(run_of(line(1, POLICY, AGREEMENT, EPO))) if figure}
+    for title in ("Clipped tokens", "Ratio of new to old probability", "Weight of the correction"):
+        assert "Look for" in drawn(shown[title]).caption
+    assert len(labels(shown["What the correction changed"])) == 3
+    assert len(labels(shown["Turns outside EPO's band"])) == 2
+
+
+def test_a_run_without_diagnostics_has_no_figure_and_no_empty_frame(tmp_path: Path) -> None:
+    shown = written(tmp_path, [json.dumps(line(step, POLICY)) for step in (1, 2, 3)])
+    assert PAPERS not in shown
+    for figure in (*MEASURED, *CREDIT):
+        assert figure(run_of(line(1, POLICY))) is None
+        assert figure(run_of()) is None
+
+
+def test_a_run_whose_diagnostics_are_each_steps_own_has_no_figure_of_bins(tmp_path: Path) -> None:
+    """``logging.diagnostics_every`` 0: the metrics that cost nothing are there, the others are not."""
+    paid = ("entropy_change", "gradient_norm")
+    kept = {name: value for name, value in line(1, EMPG, DIAGNOSTICS).items() if not any(p in name for p in paid)}
+    shown = written(tmp_path, [json.dumps(kept)])
+    assert PAPERS in shown
+    assert "Amplified and damped turns" in shown
+    assert "Entropy change by initial entropy" not in shown
+    assert "Gradient of single turns" not in shown
+    assert "drift that was measured" not in shown
+
+
+def test_one_measurement_is_drawn_alone_and_dated() -> None:
+    run = run_of(line(7, EMPG, DIAGNOSTICS))
+    change = drawn(paper_figures.entropy_change_by_bin(run))
+    assert change.caption.startswith("Measured once, in step 7.")
+    assert change.chart.content.count("<circle") == BINS
+    gradient = drawn(paper_figures.gradient_by_bin(run))
+    assert "mean over 1 measurement." in gradient.caption
+    assert "Bars:" not in gradient.caption
+    for figure in (*MEASURED, *CREDIT):
+        drawn(figure(run))
+
+
+def test_first_middle_and_last_measurement() -> None:
+    few = [{"step": step, "diagnostics/entropy_change_bin_0": float(step)} for step in (5, 10, 15, 20, 25)]
+    two = drawn(paper_figures.entropy_change_by_bin(run_of(*few[:2])))
+    assert labels(two) == ["step 5", "step 10"]
+    assert "surest\nstep 5: 5\nstep 10: 10" in two.chart.content
+    assert labels(drawn(paper_figures.entropy_change_by_bin(run_of(*few)))) == ["step 5", "step 15", "step 25"]
+
+
+def test_of_many_measurements_neighbours_are_averaged() -> None:
+    many = [{"step": step, "diagnostics/entropy_change_bin_9": float(step)} for step in range(1, 61)]
+    figure = drawn(paper_figures.entropy_change_by_bin(run_of(*many)))
+    assert labels(figure) == ["steps 1 to 5", "steps 28 to 32", "steps 56 to 60"]
+    assert "unsure\nsteps 1 to 5: 3\nsteps 28 to 32: 30\nsteps 56 to 60: 58" in figure.chart.content
+
+
+def test_a_bin_that_is_missing_or_not_a_number_leaves_a_gap() -> None:
+    values = {f"diagnostics/gradient_norm_bin_{number}": 1.0 for number in range(BINS)}
+    holes = {name: float("nan") if name.endswith("4") else value for name, value in values.items()}
+    del holes["diagnostics/gradient_norm_bin_0"]
+    figure = drawn(paper_figures.gradient_by_bin(run_of({"step": 1, **holes})))
+    assert figure.chart.content.count("<circle") == BINS - 2
+    # Lines join bins 1 to 3 and 5 to 9 alone.
+    assert figure.chart.content.count('class="line"') == 2 + 4
+    assert "surest\nstep 1: not measured" in figure.chart.content
+
+
+def test_a_bin_that_did_not_change_is_no_gap() -> None:
+    measured = {f"diagnostics/entropy_change_bin_{number}": 0.0 for number in range(BINS)}
+    figure = drawn(paper_figures.entropy_change_by_bin(run_of({"step": 1, **measured})))
+    assert figure.chart.content.count("<circle") == BINS
+    assert "unsure\nstep 1: 0<" in figure.chart.content
+
+
+def test_gradients_are_means_of_all_measurements_with_their_spread() -> None:
+    measured = [{"step": n, "diagnostics/gradient_norm_bin_2": value} for n, value in enumerate((1.0, 2.0, 6.0))]
+    figure = drawn(paper_figures.gradient_by_bin(run_of(*measured, recipe={"logging": {"diagnostics_turns": 16}})))
+    assert "3\nsteps 0 to 2: 3 (1.1 to 5.6)" in figure.chart.content
+    assert figure.chart.content.count('class="span"') == 1
+    assert "16 turns" in figure.caption
+
+
+def test_a_file_with_nan_null_and_texts_is_shown_without_them(tmp_path: Path) -> None:
+    whole = json.dumps(line(1, EMPG, AEM, EPO, POLICY, AGREEMENT, DIAGNOSTICS))
+    bad = [re.sub(r": [\d.e-]+(?=[,}])", f": {value}", whole) for value in ("NaN", "null", '"<b>"', "-Infinity")]
+    lines = [text.replace(text[: text.index(",")], f'{{"step": {n}', 1) for n, text in enumerate(bad, 2)]
+    assert all(json.loads(text)["step"] in range(2, 6) for text in lines)
+    shown, alone = written(tmp_path / "bad", [whole, *lines]), written(tmp_path / "good", [whole])
+    assert drawings(shown) == drawings(alone)
+    assert "&lt;b&gt;" not in shown
+
+
+def test_every_number_bad_means_no_figure(tmp_path: Path) -> None:
+    bad = {name: float("nan") for name in names(EMPG, DIAGNOSTICS)}
+    assert PAPERS not in written(tmp_path, [json.dumps({"step": 1, **bad})])
+
+
+def test_without_a_bonus_there_is_no_figure_of_its_share() -> None:
+    """AEM logs a ratio of 0, and EMPG with zeta 0 a share of 0."""
+    none = {"empg/bonus_share": 0.0, "diagnostics/bonus_ratio": 0.0, "empg/bonus_only_tokens": 0.2}
+    assert paper_figures.bonus_share(run_of({"step": 1, **none})) is None
+
+
+def test_the_bonus_is_shown_beside_its_target() -> None:
+    recipe: dict[str, object] = {"algorithm": {"modulation": {"name": "empg", "target_bonus_ratio": 0.25}}}
+    figure = drawn(paper_figures.bonus_share(run_of(line(1, DIAGNOSTICS), line(2, DIAGNOSTICS), recipe=recipe)))
+    assert labels(figure) == ["|bonus| by |advantage|", "target of |bonus| by |advantage|"]
+
+
+def test_rounding_of_a_centred_advantage_is_no_curve() -> None:
+    steps = [{"step": n, "empg/advantage_mean": n * 1e-18, "empg/advantage_token_mean": -0.01} for n in range(9)]
+    assert "e-1" not in drawn(paper_figures.length_push(run_of(*steps))).chart.html()
+
+
+def test_figures_keep_to_the_pages_colours() -> None:
+    """A colour written out would not change in the dark; a name that the style lacks would be black."""
+    shown = page(run_of(*(line(n, EMPG, AEM, EPO, POLICY, AGREEMENT, DIAGNOSTICS) for n in range(1, 31))))
+    svgs = "".join(drawings(shown))
+    assert len(svgs) > 10_000
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", svgs))
+    assert used <= set(re.findall(r"(--[a-z0-9]+):", COLOURS))
+    assert re.findall(r'(?:fill|stroke)="(?!var)', svgs) == []
+    classes = {word for group in re.findall(r'class="([^"]+)"', svgs) for word in group.split()}
+    assert classes <= set(re.findall(r"\.([a-z]+)[{ ]", CHART))
+
+
+def test_a_long_run_stays_a_small_page() -> None:
+    families = (EMPG, AEM, EPO, POLICY, AGREEMENT, DIAGNOSTICS)
+    run = run_of(*(line(step, *families) for step in range(1, 3001)))
+    assert len(page(run).encode()) < 2_000_000
+
+
+def test_ranges_are_of_steps_that_have_both_ends() -> None:
+    assert ranges([(1, 0.1), (2, 0.2), (4, 0.4)], [(2, 2.0), (3, 3.0), (4, 4.0)]) == [(2, 0.2, 2.0), (4, 0.4, 4.0)]
+    assert ranges([], [(1, 1.0)]) == []
+    many = [(float(step), float(step % 2)) for step in range(1000)]
+    assert len(ranges(many, many)) == 250
+
+
+def test_a_chart_of_bins_without_values_is_none() -> None:
+    assert svg.bin_chart(["a", "b"], [svg.Marks("x", [None, None])], x_label="", y_label="") is None
+    assert svg.bin_chart(["a", "b"], [], x_label="", y_label="") is None
+
+
+def test_names_of_bins_are_escaped() -> None:
+    chart = svg.bin_chart(["<&>"], [svg.Marks("<script>", [1.0])], x_label="<", y_label="&")
+    assert chart is not None
+    ElementTree.fromstring(chart.html())

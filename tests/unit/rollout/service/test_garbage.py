@@ -1,0 +1,27 @@
+"""Episodes are not looked through again and again while a batch is played."""
+
+import gc
+
+from megatron_empg.rollout.service.garbage import no_full_collections
+
+
+def full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
+def long_lived(count: int) -> list[list[int]]:
+    """Containers that live on, of which there are ever more: what makes the collector look at all."""
+    return [[number] for number in range(count)]
+
+
+def test_only_young_objects_are_collected_until_it_is_left() -> None:
+    before = gc.get_threshold()
+    with no_full_collections():
+        begun = full_collections()
+        kept = long_lived(400_000)
+        assert full_collections() == begun
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+    begun = full_collections()
+    kept += long_lived(400_000)
+    assert full_collections() > begun, "as it is by default"
