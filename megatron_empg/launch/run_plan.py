@@ -1,0 +1,57 @@
+"""What the launcher must know of a recipe, as JSON: it is made inside the image and read on the batch host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """A server that the environment asks for. `arguments` go behind python; host and port are added.
+
+    Example: ServicePlan("search", "search_url", "EMPG_SEARCH_TOKEN", ("-m", "…search_service", "corpus.jsonl"))
+    """
+
+    name: str
+    setting: str
+    """The environment's setting that holds its address."""
+    token_variable: str
+    arguments: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run. Sizes are in GPUs, or in processes where there is none."""
+
+    kind: str
+    """"train" or "sft"."""
+    run_folder: str
+    steps: int
+    checkpoint: int
+    """The step of the newest checkpoint; 0 without one."""
+    finished: bool
+    environment: str
+    trainer_ranks: int
+    engines: int
+    engine_size: int
+    """Of one engine: its tensor-parallel ranks."""
+    engine_arguments: Sequence[str]
+    """Of an engine's server, without host and port: model, dtype, lengths, cache."""
+    services: Sequence[ServicePlan] = ()
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> RunPlan:
+        """Raises ValueError for anything else."""
+        try:
+            values = json.loads(text)
+            services = [ServicePlan(**{**one, "arguments": tuple(one["arguments"])}) for one in values["services"]]
+            arguments = tuple(values["engine_arguments"])
+            return cls(**{**values, "services": tuple(services), "engine_arguments": arguments})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"this is no plan of a run: {error}") from None
