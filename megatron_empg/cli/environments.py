@@ -81,10 +81,10 @@ def print_settings(name: str) -> None:
 def check(name: str, given: Sequence[str], call_timeout: float) -> bool:
     """Whether no rule is broken; each has a line. Raises RecipeError where the environment cannot be made."""
     from megatron_empg.common.section import Section
+    from megatron_empg.common.values import plain_settings
     from megatron_empg.environments.conformance import check_environment
     from megatron_empg.recipe import RecipeError
     from megatron_empg.recipe.overrides import apply_overrides
-    from megatron_empg.recipe.values import plain_settings
 
     settings: dict[str, Any] = {}
     apply_overrides(settings, given, Section)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from megatron_empg.recipe.values import expanded, not_empty
+from megatron_empg.common.values import expanded, not_empty
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.registry import AlgorithmKey
 from megatron_empg.common.section import LARGEST, NonNegative, Positive, Section
+from megatron_empg.common.values import expanded, not_empty, plain_settings
 from megatron_empg.common.waits import Waits, nested_waits
 from megatron_empg.environments.registry import is_known, unknown
 from megatron_empg.recipe.combinations import check_algorithm
 from megatron_empg.recipe.errors import RecipeError, explained
 from megatron_empg.recipe.overrides import apply_overrides
-from megatron_empg.recipe.values import expanded, not_empty, plain_settings
 from megatron_empg.recipe.yaml_text import read_yaml
 
 __all__ = ["Recipe", "RecipeError", "SftRecipe", "dump_recipe", "load_recipe", "parse_recipe"]

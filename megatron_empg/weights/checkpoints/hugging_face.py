@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from megatron_empg.common.json_files import JsonFileError, read_object, write_object
 from megatron_empg.weights.checkpoints.dtypes import DTYPES
 from megatron_empg.weights.checkpoints.errors import CheckpointError
-from megatron_empg.weights.checkpoints.json_files import JsonFileError, read_object, write_object
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import Part, Row, piece
 

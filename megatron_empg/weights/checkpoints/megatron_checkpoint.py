@@ -13,8 +13,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, L
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from megatron_empg.common.json_files import JsonFileError, read_object
 from megatron_empg.weights.checkpoints.errors import CheckpointError
-from megatron_empg.weights.checkpoints.json_files import JsonFileError, read_object
 from megatron_empg.weights.mapping.megatron_layout import METADATA, WEIGHTS, chunks, place
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import Row, split

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.weights.checkpoints.json_files import JsonFileError, read_object
+from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.json_files import JsonFileError, read_object
 from megatron_empg.weights.mapping.config_keys import key_fault
 from megatron_empg.weights.mapping.families import FAMILIES, family_of
 from megatron_empg.weights.mapping.known_models import how_to_get
@@ -14,7 +15,7 @@ from megatron_empg.weights.mapping.rope_config import RopeConfigError, RopeScali
 __all__ = ["Experts", "ModelConfig", "ModelConfigError", "RopeScaling"]
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(EmpgError, ValueError):
     """A config.json this project cannot represent; the message names the key."""
 
 

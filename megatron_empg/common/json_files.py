@@ -1,11 +1,13 @@
-"""JSON files that say what weights are: read as UTF-8, with every fault named by file and line."""
+"""JSON files of keys and values: read as UTF-8, with every fault named by file and line."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError
 
-class JsonFileError(ValueError):
+
+class JsonFileError(EmpgError, ValueError):
     """A file that is not what it should be; the message names the file, and the line where there is one."""
 
 

@@ -1,4 +1,4 @@
-"""Values of recipes that pydantic's own types do not describe: paths, and an environment's free settings."""
+"""Values of configs that pydantic's own types do not describe: paths, and free settings."""
 
 import math
 from pathlib import Path
