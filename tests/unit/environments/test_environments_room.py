@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOM = Path(__file__).resolve().parents[3] / "megatron_empg/environments"
-BELOW = ("environments", "processes", "recipe_values", "token_access")
+BELOW = ("environments", "common")
 """What modules of this room may import of the project: themselves, and what lies below."""
 
 
