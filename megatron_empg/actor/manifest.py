@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from megatron_empg.weights.checkpoints.errors import CheckpointError
+
 MANIFEST = "manifest.json"
 Value = TypeVar("Value")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or loaded; the message names file or mismatch, and the fix."""
 
 
 def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from megatron_empg.common.errors import EmpgError
+
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 DEFAULT_PORT = 29500
 
 
-class PlaceError(RuntimeError):
+class PlaceError(EmpgError, RuntimeError):
     """The environment does not say where this process stands."""
 
 

@@ -1,6 +1,29 @@
-"""Which errors say themselves what is wrong and how to mend it, so that nobody needs to see where they arose."""
+"""The base of the project's errors, which say what is wrong and how to mend it; and how a program ends with one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
 
 
-def is_own(error: BaseException) -> bool:
-    """Whether it is of a class of the project, and meant to be read: a RuntimeError or ValueError."""
-    return isinstance(error, RuntimeError | ValueError) and type(error).__module__.split(".")[0] == "megatron_empg"
+class EmpgError(Exception):
+    """Somebody can mend what it says: the message names the thing, its value, the rule and the fix.
+
+    Nobody needs to see where it arose, so a program ends with the message alone. A subclass also derives from
+    RuntimeError or ValueError where callers that do not know the project expect one.
+    """
+
+    exit_code: ClassVar[int] = 1
+    """With which a program ends that it ends: 2 where what the user gave cannot be used, 1 otherwise."""
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """One of the project's errors ends the program: ``error: …`` on stderr, its exit code, and no traceback."""
+    try:
+        yield
+    except EmpgError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None

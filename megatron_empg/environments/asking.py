@@ -14,16 +14,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from megatron_empg.common.errors import EmpgError
+
 R = TypeVar("R")
 
 _left_behind: WeakSet[asyncio.Task[Any]] = WeakSet()
 
 
-class EnvironmentSilent(RuntimeError):
+class EnvironmentSilent(EmpgError, RuntimeError):
     """The environment did not answer within its time."""
 
 
-class EnvironmentMisbehaved(RuntimeError):
+class EnvironmentMisbehaved(EmpgError, RuntimeError):
     """The environment did what would have ended more than its episode."""
 
 

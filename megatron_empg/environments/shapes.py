@@ -11,10 +11,11 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.base import Opening, StepResult, Task
 
 
-class InvalidAnswer(ValueError):
+class InvalidAnswer(EmpgError, ValueError):
     """What an environment returned is not what it must return; the text names each fault."""
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.log_ends import why
 from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 
 
-class EngineStartError(RuntimeError):
+class EngineStartError(EmpgError, RuntimeError):
     """An engine that did not come up; the message ends with the tail of its log."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.log_ends import why
 from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.launch.engine_process import free_port, start_engine
@@ -36,7 +37,7 @@ from megatron_empg.run.progress import Progress
 POLL_SECONDS = 0.2
 
 
-class LaunchError(RuntimeError):
+class LaunchError(EmpgError, RuntimeError):
     """A process of the run failed; the message holds the end of its log."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from megatron_empg.common.errors import is_own
+from megatron_empg.common.errors import told_plainly
 from megatron_empg.common.options import finite
 from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.launch.environment_variables import trainer_environment
@@ -280,7 +280,7 @@ def main() -> None:
             added.add_argument("--per-node", type=int, required=True)
             added.add_argument("--gpus-per-node", type=int, help="leave out for a run without GPUs")
     given, rest = parser.parse_known_args()
-    try:
+    with told_plainly():
         if given.command == "engine":
             _become(*engine_command(load_recipe(given.recipe), given.per_node, given.gpus_per_node))
         if given.command == "service":
@@ -291,12 +291,6 @@ def main() -> None:
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}")
         _answer(given)
-    except RecipeError as error:
-        raise SystemExit(f"error: {error}") from None
-    except (RuntimeError, ValueError) as error:
-        if not is_own(error):
-            raise
-        raise SystemExit(f"error: {error}") from None
 
 
 def _become(command: list[str], environment: dict[str, str]) -> NoReturn:

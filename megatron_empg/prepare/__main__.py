@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.prepare.errors import PrepareError
+from megatron_empg.common.errors import told_plainly
 from megatron_empg.prepare.sources import SHIPPED, read_sources
 
 PARTS = ("model", "data", "corpus", "index")
@@ -50,9 +50,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        _prepare(given)
-    except PrepareError as error:
-        raise SystemExit(f"error: {error}") from None
+        with told_plainly():
+            _prepare(given)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,7 +1,9 @@
 """Why a preparation stopped; what was fetched stays, and the same command goes on."""
 
+from megatron_empg.common.errors import EmpgError
 
-class PrepareError(RuntimeError):
+
+class PrepareError(EmpgError, RuntimeError):
     """A fault that the user can mend; the message says what, where and how."""
 
 

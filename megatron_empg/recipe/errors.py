@@ -9,11 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.section import Section, choices, section_of
 
 
-class RecipeError(ValueError):
+class RecipeError(EmpgError, ValueError):
     """A recipe that cannot be run; the message names the key, what was given and what is allowed."""
+
+    exit_code = 2
 
 
 MOVED_SECTIONS = {

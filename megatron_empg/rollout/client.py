@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.rollout.access import ROUTES_PATH
 from megatron_empg.rollout.threads import apart
 
@@ -22,11 +23,11 @@ LARGEST_INLINE_BYTES = 1 << 16
 LARGEST_INLINE_TOKENS = 8192
 
 
-class EngineError(RuntimeError):
+class EngineError(EmpgError, RuntimeError):
     """The engine did not answer, or answered that it failed. Another engine may do."""
 
 
-class RequestRefused(RuntimeError):
+class RequestRefused(EmpgError, RuntimeError):
     """The engine understood the request and refused it (status 4xx): it would refuse again."""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.asking import EnvironmentSilent, answer_of, misbehaviour
 from megatron_empg.environments.base import Environment, Message, Opening, Task, admission
 from megatron_empg.environments.shapes import checked_opening, checked_result
@@ -131,7 +132,7 @@ def state_number(text: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-class EngineFailed(RuntimeError):
+class EngineFailed(EmpgError, RuntimeError):
     """The engine failed during an episode; `episode` is what there is of it, with outcome "error"."""
 
     def __init__(self, episode: Episode) -> None:
@@ -139,11 +140,11 @@ class EngineFailed(RuntimeError):
         self.episode = episode
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(EmpgError, ValueError):
     """A task whose prompt leaves no room for a turn: a fault of the data or of the limit."""
 
 
-class EnvironmentTimeout(RuntimeError):
+class EnvironmentTimeout(EmpgError, RuntimeError):
     """The environment did not answer within its limit."""
 
 

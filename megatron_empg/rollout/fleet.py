@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from megatron_empg.common.errors import EmpgError
+
 
 class EngineState(Enum):
     HEALTHY = "healthy"
@@ -28,7 +30,7 @@ class EngineRecord:
     failures: int = 0
 
 
-class NoHealthyEngine(RuntimeError):
+class NoHealthyEngine(EmpgError, RuntimeError):
     """No engine may generate at the moment."""
 
 

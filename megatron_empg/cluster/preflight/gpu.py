@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.cluster.preflight.facts import Gpu, Gpus
+from megatron_empg.common.errors import EmpgError
 
 _THROTTLE = {
     "power brake": "nvmlClocksEventReasonHwPowerBrakeSlowdown",
@@ -28,7 +29,7 @@ def read_gpus() -> Gpus:
         return Gpus(absent=str(error), device_files=Path("/dev/nvidiactl").exists())
 
 
-class NoNvml(Exception):
+class NoNvml(EmpgError):
     """NVML cannot be used here; the message says why."""
 
 

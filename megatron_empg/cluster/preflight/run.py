@@ -17,12 +17,13 @@ from megatron_empg.cluster.preflight.gather import gather, send
 from megatron_empg.cluster.preflight.judge import HOST_CHECKS, Finding, Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
 from megatron_empg.cluster.preflight.report import show, verdict, write_json
+from megatron_empg.common.errors import EmpgError
 
 # Compared between nodes even when no requirements file is given.
 PACKAGES = ("megatron_empg", "torch", "vllm", "megatron-core", "transformer-engine", "transformers", "numpy")
 
 
-class PreflightError(RuntimeError):
+class PreflightError(EmpgError, RuntimeError):
     """Questions that cannot be asked."""
 
 

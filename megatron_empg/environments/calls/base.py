@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.base import Message
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -19,7 +20,7 @@ TYPES: dict[str, str] = {
 """JSON schema types that an argument may have, and what an observation calls them."""
 
 
-class MalformedCall(ValueError):
+class MalformedCall(EmpgError, ValueError):
     """A turn that is no call; its text is the observation to give."""
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError
+
 LONGEST_LINE = 64 << 20
 """Bytes of one line. A longer one is no record: the file is of another kind, and would fill the memory."""
 _BOM = b"\xef\xbb\xbf"
@@ -17,7 +19,7 @@ _GZIP = b"\x1f\x8b"
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
-class LineFault(ValueError):
+class LineFault(EmpgError, ValueError):
     """What is wrong with a line; `line` is None where the whole file is at fault."""
 
     def __init__(self, line: int | None, fault: str) -> None:

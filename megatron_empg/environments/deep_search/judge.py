@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, scored
 from megatron_empg.environments.deep_search.http_statuses import passes
 from megatron_empg.environments.settings import EnvironmentSettings, ServiceAddress
@@ -50,7 +51,7 @@ answer: {answer}
 Is the answer right? The mark is {mark}. Reply with "{mark} right" or "{mark} wrong"."""
 
 
-class JudgeError(RuntimeError):
+class JudgeError(EmpgError, RuntimeError):
     """The judge gave no verdict; the episode that asked is an error."""
 
 

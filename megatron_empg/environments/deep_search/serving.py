@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.processes import die_with_parent
 from megatron_empg.common.token_access import TokenMiddleware, token_of
 from megatron_empg.environments.blocking import in_thread
@@ -26,7 +27,7 @@ Answer = Callable[[dict[str, Any]], Any]
 """From a request's JSON object to what is answered. It runs in a thread, and raises BadRequest or QueryRefused."""
 
 
-class BadRequest(ValueError):
+class BadRequest(EmpgError, ValueError):
     """What is wrong with a request, and its status."""
 
     def __init__(self, fault: str, status: int = 400) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.blocking import in_thread
 
 
-class QueryRefused(ValueError):
+class QueryRefused(EmpgError, ValueError):
     """A query that will not be answered. Its text is the observation: what a policy asks is its own doing."""
 
 
-class SearchServiceError(RuntimeError):
+class SearchServiceError(EmpgError, RuntimeError):
     """The service did not answer; the episode that asked ends as an error."""
 
 

@@ -1,7 +1,9 @@
 """What goes wrong with worker processes. Each costs one episode, but for `WorkerStartError`."""
 
+from megatron_empg.common.errors import EmpgError
 
-class EnvironmentWorkerError(RuntimeError):
+
+class EnvironmentWorkerError(EmpgError, RuntimeError):
     """A worker process failed an episode. The message ends with what the worker wrote last."""
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import httpx
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.rollout.service.evaluation import Evaluation
 
 
-class DriverClientError(RuntimeError):
+class DriverClientError(EmpgError, RuntimeError):
     """The driver did not answer, or says why it has no batch."""
 
 

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.rollout.episode import Episode
 
 SHOWN_TURNS = 3
 SHOWN_CHARACTERS = 400
 
 
-class DriverError(RuntimeError):
+class DriverError(EmpgError, RuntimeError):
     """The episodes are not worth training on; the message says what happened to them and shows one."""
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.rollout.service.evaluation import Evaluation
@@ -34,7 +35,7 @@ class Served(Protocol):
     async def probe(self) -> int: ...
 
 
-class Superseded(RuntimeError):
+class Superseded(EmpgError, RuntimeError):
     """A later request took the place of this one."""
 
 

@@ -1,5 +1,9 @@
 """The fault of a checkpoint."""
 
+from megatron_empg.common.errors import EmpgError
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or made; the message names the file or tensor and what was expected."""
+
+class CheckpointError(EmpgError, ValueError):
+    """A checkpoint cannot be written, read or made; the message names the file or tensor and what was expected."""
+
+    exit_code = 2

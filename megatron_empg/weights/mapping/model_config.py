@@ -18,6 +18,8 @@ __all__ = ["Experts", "ModelConfig", "ModelConfigError", "RopeScaling"]
 class ModelConfigError(EmpgError, ValueError):
     """A config.json this project cannot represent; the message names the key."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Experts:

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError
 
-class RopeConfigError(ValueError):
+
+class RopeConfigError(EmpgError, ValueError):
     """Rotary positions that cannot be represented; the message names the key."""
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 
+from megatron_empg.common.errors import EmpgError
 
-class WeightTransferError(RuntimeError):
+
+class WeightTransferError(EmpgError, RuntimeError):
     """A weight transfer that did not reach every engine; `engines` names those that failed."""
 
     def __init__(self, phase: str, failures: dict[str, str]) -> None:

@@ -9,10 +9,10 @@ import pytest
 from megatron_empg.actor import checkpoint
 from megatron_empg.actor.checkpoint import Checkpoints
 from megatron_empg.actor.layout import Layout
-from megatron_empg.actor.manifest import CheckpointError
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.epo import Epo
 from megatron_empg.algorithms.grpo import Grpo
+from megatron_empg.weights.checkpoints.errors import CheckpointError
 
 
 class History:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from megatron_empg.common.errors import EmpgError
+
 MAX_ITEM = 64 * 2**20
 """Characters that an item may have."""
 _CHUNK = 2**20
@@ -16,7 +18,7 @@ _BEHIND = 2
 """Letters behind a number that may still belong to it, when the window ends there: "1.", "1e", "1e-"."""
 
 
-class JsonFault(ValueError):
+class JsonFault(EmpgError, ValueError):
     """The text is not the JSON that was expected; says what is wrong."""
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_empg.common.errors import EmpgError
+
 
 @dataclass(frozen=True)
 class PublishedQuestion:
@@ -21,7 +23,7 @@ class PublishedQuestion:
     dataset: str
 
 
-class QuestionDataError(ValueError):
+class QuestionDataError(EmpgError, ValueError):
     """A file of questions is broken. The message names the file, the place, what is there and what should be."""
 
     def __init__(self, path: Path, place: str, fault: str):

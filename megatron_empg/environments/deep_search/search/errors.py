@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_empg.common.errors import EmpgError
 
-class SearchError(ValueError):
+
+class SearchError(EmpgError, ValueError):
     """The root of the faults that whoever starts the search can mend. The text says how. A ValueError, as a task
     source may raise it."""
 
