@@ -1,0 +1,20 @@
+"""`empg report`: the page of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write RUN/report.html anew from what the run has logged so far."""
+    from megatron_empg.report import write_report
+    from megatron_empg.run.folder import RunFolder, RunFolderError
+
+    folder = RunFolder(run)
+    if not folder.recipe.exists() and not folder.metrics.exists():
+        raise RunFolderError(
+            f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
+        )
+
+    typer.echo(write_report(run))
