@@ -40,6 +40,10 @@ class RunPlan:
     engine_arguments: Sequence[str]
     """Of an engine's server, without host and port: model, dtype, lengths, cache."""
     services: Sequence[ServicePlan] = ()
+    model_parallel: int = 1
+    """Ranks of one replica of the actor; `trainer_ranks` is a multiple of it."""
+    layout: str = ""
+    """How the trainer's ranks come about, for messages: "tensor 2 x pipeline 1 x context 1 x data 1"."""
 
     def to_json(self) -> str:
         """One line."""
