@@ -1,6 +1,7 @@
 """What groups of recipe keys are made of: the base of sections, choices among them, and ranges of numbers."""
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -22,6 +23,21 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Mark(Enum):
+    """What other parts do with a key, said where the key is.
+
+    Example: ``tensor_parallel: Annotated[Positive, Mark.PLANNED] = 1``.
+    """
+
+    PLANNED = "`empg plan` chooses it"
+    MAY_CHANGE = "a run may go on with another value"
+
+
+def marked(section: type[Section], mark: Mark) -> tuple[str, ...]:
+    """Names of the section's own keys that have the mark, in their order."""
+    return tuple(name for name, field in section.model_fields.items() if mark in field.metadata)
 
 
 def named(default: str) -> BeforeValidator:
