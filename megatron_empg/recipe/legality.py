@@ -3,6 +3,13 @@
 from megatron_empg.recipe import ActorSection, EngineSection, Recipe, SftRecipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
+_KEYS = {
+    "tensor_parallel": "actor.tensor_parallel",
+    "pipeline_parallel": "actor.pipeline_parallel",
+    "max_sequence_length": "rollout.max_episode_tokens",
+}
+"""What a recipe calls the sizes of `ModelConfig.layout_faults`."""
+
 
 def layout_faults(recipe: Recipe | SftRecipe, config: ModelConfig) -> list[str]:
     """Each fault names the keys, what was given and what is allowed; empty when model and layout fit."""
@@ -15,7 +22,7 @@ def layout_faults(recipe: Recipe | SftRecipe, config: ModelConfig) -> list[str]:
         max_sequence_length=longest,
     )
     return (
-        faults
+        [fault.told(_KEYS[fault.size]) for fault in faults]
         + _context_faults(actor, config)
         + _stage_faults(actor, config)
         + _expert_faults(actor, config)

@@ -169,7 +169,7 @@ def _check_layout(config: ModelConfig, tensor_parallel: int, pipeline_parallel: 
         tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel, max_sequence_length=1
     )
     if faults:
-        raise CheckpointError("; ".join(fault.removeprefix("actor.") for fault in faults))
+        raise CheckpointError("; ".join(fault.told(fault.size) for fault in faults))
 
 
 def _commonest_dtype(reader: Reader, dtype: torch.dtype | None) -> torch.dtype:

@@ -10,6 +10,7 @@ from megatron_empg.common.json_files import JsonFileError, read_object
 from megatron_empg.weights.mapping.config_keys import key_fault
 from megatron_empg.weights.mapping.families import FAMILIES, family_of
 from megatron_empg.weights.mapping.known_models import how_to_get
+from megatron_empg.weights.mapping.model_sizes import ModelSizes, SizeFault
 from megatron_empg.weights.mapping.rope_config import RopeConfigError, RopeScaling, rope_scaling, rope_theta
 
 __all__ = ["Experts", "ModelConfig", "ModelConfigError", "RopeScaling"]
@@ -109,54 +110,62 @@ class ModelConfig:
             )
         return config
 
+    @property
+    def sizes(self) -> ModelSizes:
+        """The dimensions of the model's tensors."""
+        return ModelSizes(
+            layers=self.num_layers,
+            vocabulary=self.vocab_size,
+            hidden=self.hidden_size,
+            head=self.head_dim,
+            q=self.num_heads * self.head_dim,
+            kv=self.num_kv_heads * self.head_dim,
+            inner=self.intermediate_size,
+            experts=self.experts.number if self.experts else 0,
+            expert_inner=self.experts.intermediate_size if self.experts else 0,
+        )
+
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """Rows of the embedding as Megatron pads it: a multiple of 128 on every tensor-parallel rank."""
-        unit = 128 * tensor_parallel
-        return -(-self.vocab_size // unit) * unit
+        return self.sizes.padded_vocabulary(tensor_parallel)
 
     @property
     def qkv_rows(self) -> int:
         """Rows of the query-key-value projection over all tensor-parallel ranks."""
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return self.sizes.qkv
+
+    def layout_faults(
+        self, *, tensor_parallel: int, pipeline_parallel: int, max_sequence_length: int
+    ) -> list[SizeFault]:
+        """Why the model cannot be laid out so; empty when it can."""
+        faults = []
+        divided = [("num_attention_heads", self.num_heads)]
+        if self.experts is None:
+            divided.append(("intermediate_size", self.intermediate_size))
+        for what, size in divided:
+            if size % tensor_parallel:
+                allowed = [n for n in range(1, size + 1) if size % n == 0][:8]
+                rule = f"which does not divide the model's {what} ({size}); divisors: {allowed}"
+                faults.append(SizeFault("tensor_parallel", tensor_parallel, rule))
+        if self._splits_a_head(tensor_parallel):
+            rule = (
+                f"which neither divides the model's num_key_value_heads ({self.num_kv_heads}) nor is a multiple "
+                f"of it that divides the rows of its query-key-value projection ({self.qkv_rows})"
+            )
+            faults.append(SizeFault("tensor_parallel", tensor_parallel, rule))
+        if self.num_layers % pipeline_parallel:
+            rule = f"which does not divide the model's num_hidden_layers ({self.num_layers})"
+            faults.append(SizeFault("pipeline_parallel", pipeline_parallel, rule))
+        if max_sequence_length > self.max_position_embeddings:
+            rule = f"more than the model's max_position_embeddings ({self.max_position_embeddings})"
+            faults.append(SizeFault("max_sequence_length", max_sequence_length, rule))
+        return faults
 
     def _splits_a_head(self, tensor_parallel: int) -> bool:
         """Whether key-value heads are not shared out evenly; Megatron lets whole groups of ranks share one."""
         if self.num_kv_heads >= tensor_parallel:
             return self.num_kv_heads % tensor_parallel != 0
         return tensor_parallel % self.num_kv_heads != 0 or self.qkv_rows % tensor_parallel != 0
-
-    def layout_faults(
-        self, *, tensor_parallel: int, pipeline_parallel: int, max_sequence_length: int
-    ) -> list[str]:
-        """Why the model cannot be laid out so; empty when it can."""
-        faults = []
-        for what, size in (
-            ("num_attention_heads", self.num_heads),
-            *((("intermediate_size", self.intermediate_size),) if self.experts is None else ()),
-        ):
-            if size % tensor_parallel:
-                allowed = [n for n in range(1, size + 1) if size % n == 0][:8]
-                faults.append(
-                    f"actor.tensor_parallel is {tensor_parallel}, which does not divide the model's {what} "
-                    f"({size}); divisors: {allowed}"
-                )
-        if self._splits_a_head(tensor_parallel):
-            faults.append(
-                f"actor.tensor_parallel is {tensor_parallel}, which neither divides the model's "
-                f"num_key_value_heads ({self.num_kv_heads}) nor is a multiple of it that divides the rows of its "
-                f"query-key-value projection ({self.qkv_rows})"
-            )
-        if self.num_layers % pipeline_parallel:
-            faults.append(
-                f"actor.pipeline_parallel is {pipeline_parallel}, which does not divide the model's "
-                f"num_hidden_layers ({self.num_layers})"
-            )
-        if max_sequence_length > self.max_position_embeddings:
-            faults.append(
-                f"rollout.max_episode_tokens is {max_sequence_length}, more than the model's "
-                f"max_position_embeddings ({self.max_position_embeddings})"
-            )
-        return faults
 
 
 def _family(raw: dict[str, Any]) -> str:

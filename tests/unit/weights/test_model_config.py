@@ -22,4 +22,4 @@ def test_ranks_may_share_a_key_value_head_in_whole_groups(
     shape = config(num_kv_heads=num_kv_heads, head_dim=4 if tensor_parallel == 12 else 12)
     faults = shape.layout_faults(tensor_parallel=tensor_parallel, pipeline_parallel=1, max_sequence_length=8)
     assert (not faults) == fits, faults
-    assert fits or f"num_key_value_heads ({num_kv_heads})" in faults[0]
+    assert fits or f"num_key_value_heads ({num_kv_heads})" in faults[0].told("tensor_parallel")
