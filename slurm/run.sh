@@ -157,7 +157,7 @@ start_run() { # engines, driver, trainer ranks, and the watchdog beside them
   start engines "${ROLLOUTS[*]}" "$engines_per_node" "$EMPG_PYTHON" -m megatron_empg.launch.tasks engine \
     "$recipe" --per-node "$engines_per_node" "${gpus[@]}"
   driver=$(address_of "${ROLLOUTS[0]}")
-  start driver "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.rollout.service.driver "$recipe" \
+  start driver "${ROLLOUTS[0]}" 1 env CUDA_VISIBLE_DEVICES= "$EMPG_PYTHON" -m megatron_empg.launch.rollout_service "$recipe" \
     --host "$driver" --port $((EMPG_BASE_PORT + 1)) "${engines[@]}"
   export EMPG_WEIGHTS_PORT=$((EMPG_BASE_PORT + 4)) # where the trainer's rank 0 and the engines meet
   start trainer "${TRAINERS[*]}" 1 "$EMPG_PYTHON" -m megatron_empg.launch.tasks trainer "$recipe" \

@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def not_empty(given: Any) -> Any:
@@ -20,6 +22,10 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"is {str(path)!r}: {error}") from None
+
+
+# YAML knows no paths.
+PathText = Annotated[Path, Field(strict=False), BeforeValidator(not_empty), AfterValidator(expanded)]
 
 
 def plain_settings(settings: dict[str, Any], key: str = "environment.settings") -> dict[str, Any]:

@@ -9,21 +9,8 @@ the batch instead of an episode that starts over on another engine.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class GivenWaits(Protocol):
-    """A recipe's own limits, in seconds; None where one follows from the wait it lies in."""
-
-    rollout_timeout: int
-    round_timeout: float | None
-    episode_timeout: float | None
-    turn_timeout: float | None
-    request_timeout: float | None
-    environment_timeout: float | None
-    sync_timeout: int
-    phase_timeout: float | None
-    collective_timeout: float | None
+from megatron_empg.common.limits import LimitsConfig
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ _NESTED = (
 )
 
 
-def nested_waits(given: GivenWaits, *, several_rounds: bool) -> Waits:
+def nested_waits(given: LimitsConfig, *, several_rounds: bool) -> Waits:
     """The limits in force: those given, and the others by their defaults.
 
     Raises ValueError naming two that do not lie inside each other.

@@ -41,5 +41,5 @@ def _ask(evaluation: EvaluationRun, policy: Policy) -> None:
 
 
 async def _play(recipe: Recipe, urls: list[str], token: str, evaluation: EvaluationRun, policy: Policy) -> None:
-    async with open_driver(recipe, urls, token) as driver:
+    async with open_driver(recipe.service_config(), urls, token) as driver:
         await evaluation.ask(driver, policy)

@@ -48,11 +48,11 @@ async def play(
         # An evaluation has many episodes, whose tokens nobody asks for any more.
         episode.tokens, episode.earlier, episode.logprobs, episode.turns = [], [], [], []
 
-    temperature = 0.0 if asked.decoding == "greedy" else driver.recipe.evaluation.temperature
+    temperature = 0.0 if asked.decoding == "greedy" else driver.config.evaluation.temperature
     sampling = Sampling(temperature=temperature)
     await driver.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling, on_episode=ended)
     found = record.outcomes(policy, asked)
-    refuse_errors(found, driver.recipe.limits.max_error_share, asked.name, example)
+    refuse_errors(found, driver.config.limits.max_error_share, asked.name, example)
     return found
 
 

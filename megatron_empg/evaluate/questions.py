@@ -10,6 +10,7 @@ from typing import Literal
 
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.evaluate.errors import EvaluationError
+from megatron_empg.rollout.config import EvaluationConfig
 
 Decoding = Literal["sampled", "greedy"]
 End = Literal["success", "failure", "truncated", "error"]
@@ -56,18 +57,21 @@ class Pass:
         return len(self.tasks) * self.samples
 
 
-def passes(source: TaskSource, splits: Sequence[Split], questions: int, samples: int, greedy: bool) -> list[Pass]:
+def passes(source: TaskSource, asked: EvaluationConfig, samples: int) -> list[Pass]:
     """Every pass of an evaluation. Greedy decoding gives the same answer each time, so it is asked for once.
 
     Raises EvaluationError where two questions of a split have one name, or one has hops that are no number.
     """
+    tasks: dict[Split, Sequence[Task]] = {}
+    for split in asked.splits:
+        tasks[split] = source.fixed(split, asked.questions)
+        _check(split, tasks[split])
     found: list[Pass] = []
-    for split in splits:
-        tasks = source.fixed(split, questions)
-        _check(split, tasks)
-        found.append(Pass(split, "sampled", tasks, samples))
+    for split, greedy in asked.grid():
         if greedy:
-            found.append(Pass(split, "greedy", tasks, 1))
+            found.append(Pass(split, "greedy", tasks[split], 1))
+        else:
+            found.append(Pass(split, "sampled", tasks[split], samples))
     return found
 
 

@@ -24,7 +24,6 @@ from megatron_empg.evaluate.record import Record
 from megatron_empg.evaluate.table import result_line
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_recipe
-from megatron_empg.recipe.task_source import task_source_of
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.run.folder import versions
 from megatron_empg.weights.mapping.megatron_layout import is_megatron
@@ -128,9 +127,9 @@ def _passes(recipe: Recipe, samples: int) -> list[Pass]:
     """Raises RecipeError for an environment that cannot be, or questions that it does not have."""
     asked = recipe.evaluation
     with _faults_of("environment.settings"):
-        source = task_source_of(recipe)
+        source = recipe.task_source()
     with _faults_of(f"evaluation.questions is {asked.questions}"):
-        return passes(source, asked.splits, asked.questions, samples, asked.greedy)
+        return passes(source, asked, samples)
 
 
 @contextmanager

@@ -239,7 +239,7 @@ def _first_engine_gpu(recipe: Recipe | SftRecipe, *, trains: bool = True) -> int
 def _start_driver(recipe: Recipe, family: Family, urls: list[str]) -> str:
     port = free_port()
     engines = [word for url in urls for word in ("--engine", url)]
-    command = [sys.executable, "-m", "megatron_empg.rollout.service.driver", str(family.folder.recipe)]
+    command = [sys.executable, "-m", "megatron_empg.launch.rollout_service", str(family.folder.recipe)]
     family.start("driver", [*command, "--port", str(port), *engines])
     return f"http://127.0.0.1:{port}"
 

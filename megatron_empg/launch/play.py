@@ -33,7 +33,7 @@ async def _play_one(recipe: Recipe) -> list[str]:
 
     async with AsyncExitStack() as stack:
         try:
-            source = await stack.enter_async_context(open_episode_source(recipe))
+            source = await stack.enter_async_context(open_episode_source(recipe.service_config()))
         except Exception as error:  # an environment may be anyone's, and fail in any way
             raise _refused(error) from error
         return await _played(recipe, source)

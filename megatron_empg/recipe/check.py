@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
 from megatron_empg.recipe.legality import layout_faults
-from megatron_empg.recipe.task_source import task_source_of
 from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _check_logging(recipe: Recipe | SftRecipe) -> None:
 
 def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:
     with _faults_of_the_source():
-        return task_source_of(recipe)
+        return recipe.task_source()
 
 
 @contextmanager

@@ -12,12 +12,14 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.waits import Waits
 from megatron_empg.environments.asking import EnvironmentSilent, answer_of, misbehaviour
 from megatron_empg.environments.base import Environment, Message, Opening, Task, admission
 from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
+from megatron_empg.rollout.config import RolloutConfig
 from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.rollout.threads import apart
 from megatron_empg.rollout.token_bound import TooManyTokens
@@ -29,33 +31,6 @@ Outcome = Literal["success", "failure", "truncated", "error"]
 LARGEST_INLINE_CHARACTERS = 4096
 LARGEST_INLINE_TOKENS = 1024
 SECONDS_TO_CLOSE = 5.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """`turns` of an episode, `turn_tokens` sampled in one, `episode_tokens` of the prompt and all that follows;
-    where thoughts are stripped, of all that a turn reads and the turn.
-
-    `turn_timeout` and `environment_timeout` are seconds that one turn's sampling and one call of the environment
-    may take; there is no limit when None. What an environment waits for before it can begin, such as the start of
-    a worker process, is not among its calls.
-    """
-
-    turns: int
-    turn_tokens: int
-    episode_tokens: int
-    turn_timeout: float | None = None
-    environment_timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("turns", "turn_tokens", "episode_tokens"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"limit {name} is {value}; it must be at least 1")
-        for name in ("turn_timeout", "environment_timeout"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"limit {name} is {value}; it must be above 0 seconds")
 
 
 @dataclass
@@ -154,13 +129,20 @@ async def run_episode(
     make_environment: Callable[[], Environment],
     task: Task,
     sampling: Sampling,
-    limits: Limits,
+    rollout: RolloutConfig,
+    waits: Waits,
+    max_turns: int,
     seed_of_turn: Callable[[int], int],
     *,
     group: int = 0,
     sample: int = 0,
 ) -> Episode:
-    """Play `task` to its end. Its tokens are never more than `limits.episode_tokens`, at no moment.
+    """Play `task` to its end, of `max_turns` turns at most. What a turn reads, and the turn, are never more than
+    `rollout.max_episode_tokens`, at no moment.
+
+    `waits.turn` and `waits.environment` are seconds that one turn's sampling and one call of the environment may
+    take. What an environment waits for before it can begin, such as the start of a worker process, is not among
+    its calls. Tokens are drawn by `sampling`, which an evaluation chooses for itself.
 
     Reaching a limit gives "truncated", with the rewards earned until then; a failing environment, "error".
     The chat template's end of turn is always a stop token. Raises EngineFailed (so that the caller can try another
@@ -168,13 +150,13 @@ async def run_episode(
     """
     episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
-    play = _Play(episode, task, ChatUse.of(task), list(task.prompt), client, chat, sampling, limits)
+    play = _Play(episode, task, ChatUse.of(task), list(task.prompt), client, chat, sampling, rollout, waits)
     try:
         environment = make_environment()
         try:
             await answer_of("admitted", partial(admission, environment))
             await play.begin(checked_opening(await play.call("reset", environment.reset)))
-            await play.turns(environment, seed_of_turn)
+            await play.turns(environment, max_turns, seed_of_turn)
         finally:
             await _close(environment)
     except EngineError as error:
@@ -205,7 +187,8 @@ class _Play:
     client: EngineClient
     chat: ChatTokens
     sampling: Sampling
-    limits: Limits
+    rollout: RolloutConfig
+    waits: Waits
     anchor: str = ""
     stripped: StrippedHistory | None = None
 
@@ -231,16 +214,17 @@ class _Play:
             self.episode.gold = await apart(len(gold) > LARGEST_INLINE_CHARACTERS, self.chat.turn, gold)
 
     def _prompt_too_long(self, tokens: str) -> PromptTooLong:
+        room = self.rollout.max_episode_tokens
         return PromptTooLong(
             f"the prompt of task {self.episode.task_id!r} has {tokens} tokens, which leave no room for a turn in "
-            f"the {self.limits.episode_tokens} of rollout.max_episode_tokens: raise it, or shorten the task or "
+            f"the {room} of rollout.max_episode_tokens: raise it, or shorten the task or "
             "what environment.settings put before it"
         )
 
-    async def turns(self, environment: Environment, seed_of_turn: Callable[[int], int]) -> None:
-        """Play until the environment or a limit ends the episode."""
+    async def turns(self, environment: Environment, most: int, seed_of_turn: Callable[[int], int]) -> None:
+        """Play until the environment or a limit, `most` turns among them, ends the episode."""
         anchor = self.anchor
-        for number in range(self.limits.turns):
+        for number in range(most):
             turn = await self._sample(seed_of_turn(number), state_number(anchor))
             ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
             if not ended_itself and self._most_after() < 0:
@@ -257,14 +241,14 @@ class _Play:
             assert result.observation is not None, "an environment that goes on must give an observation"
             turn.observation = result.observation
             anchor = result.observation if result.anchor is None else result.anchor
-            last = number + 1 == self.limits.turns
+            last = number + 1 == most
             if last or not await self._observe(result.observation, cut=not ended_itself):
                 break
         self.episode.outcome = "truncated"
 
     async def call(self, doing: str, method: Callable[[], Awaitable[R]]) -> R:
         """What the environment answers, within its time. Raises EnvironmentTimeout."""
-        seconds = self.limits.environment_timeout
+        seconds = self.waits.environment
         try:
             return await answer_of(doing, method, seconds)
         except EnvironmentSilent:
@@ -284,15 +268,15 @@ class _Play:
 
     async def _sample(self, seed: int, anchor: int) -> Turn:
         """One turn of the policy's, in the state of that number. Raises EngineError."""
-        room = self.limits.episode_tokens - len(self.episode.tokens)
-        most = min(self.limits.turn_tokens, room)
+        room = self.rollout.max_episode_tokens - len(self.episode.tokens)
+        most = min(self.rollout.max_turn_tokens, room)
         try:
-            async with asyncio.timeout(self.limits.turn_timeout):
+            async with asyncio.timeout(self.waits.turn):
                 generation = await self.client.generate(
                     self.episode.tokens, self.sampling, max_tokens=most, seed=seed
                 )
         except TimeoutError:
-            seconds = self.limits.turn_timeout
+            seconds = self.waits.turn
             raise EngineError(f"a turn took more than {seconds} s (limits.turn_timeout)") from None
         if not 1 <= len(generation.token_ids) <= most:
             raise EngineError(
@@ -312,7 +296,7 @@ class _Play:
             last = self.episode.turns[-1]
             own = self.episode.tokens[last.start : last.end]
             read = await apart(len(own) > LARGEST_INLINE_TOKENS, self.stripped.with_turn, own)
-        most = self.limits.episode_tokens - len(read) - 1
+        most = self.rollout.max_episode_tokens - len(read) - 1
         try:
             tokens = await apart(large, self.chat.between_turns, observation, self.use, cut=cut, most=most)
         except TooManyTokens:
@@ -329,7 +313,7 @@ class _Play:
 
     def _most_after(self) -> int:
         """Tokens that may be appended so that one could still be sampled; below 0 where none could now."""
-        return self.limits.episode_tokens - len(self.episode.tokens) - 1
+        return self.rollout.max_episode_tokens - len(self.episode.tokens) - 1
 
 
 def _is_being_cancelled() -> bool:

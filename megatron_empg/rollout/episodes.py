@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
+from megatron_empg.common.waits import Waits
 from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Environment, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
-from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode
+from megatron_empg.rollout.config import RolloutConfig
+from megatron_empg.rollout.episode import EngineFailed, Episode, run_episode
 from megatron_empg.rollout.fleet import Fleet, NoHealthyEngine
 from megatron_empg.rollout.seeds import derive_seed
 
@@ -35,24 +37,13 @@ class Group:
     samples: Sequence[int]
 
 
-@dataclass(frozen=True)
-class RolloutSettings:
-    """How episodes are played. `concurrency`: at most so many at once over all engines.
-
-    Seconds: `request_timeout` of one request, `episode_timeout` of one try at an episode from its first request
-    on; what it waits for its turn among the `concurrency` does not count.
-    """
-
-    sampling: Sampling
-    limits: Limits
-    run_seed: int
-    concurrency: int = 256
-    request_timeout: float = 600.0
-    episode_timeout: float | None = None
-
-
 class Rollout:
-    """Open connections to a fleet. Use as `async with Rollout(...) as rollout`."""
+    """Open connections to a fleet. Use as `async with Rollout(...) as rollout`.
+
+    An episode has `max_turns` turns at most, and its random numbers begin with the run's `seed`. One try at it may
+    take `waits.episode` seconds from its first request on: what it waits for its turn among the `concurrency` does
+    not count.
+    """
 
     def __init__(
         self,
@@ -60,15 +51,22 @@ class Rollout:
         token: str,
         chat: ChatTokens,
         make_environment: Callable[[Task], Environment],
-        settings: RolloutSettings,
+        config: RolloutConfig,
+        waits: Waits,
+        *,
+        max_turns: int,
+        seed: int,
     ) -> None:
         self.fleet = fleet
         self._chat = chat
         self._make_environment = make_environment
-        self._settings = settings
+        self._config = config
+        self._waits = waits
+        self._max_turns = max_turns
+        self._seed = seed
         # A request must not spend its time waiting for a connection.
         self._clients = {
-            url: EngineClient(url, token, timeout=settings.request_timeout, max_connections=settings.concurrency)
+            url: EngineClient(url, token, timeout=waits.request, max_connections=config.concurrency)
             for url in fleet.engines
         }
         self._stack = AsyncExitStack()
@@ -98,11 +96,11 @@ class Rollout:
     ) -> list[Episode]:
         """All episodes of all groups, ordered as given, whatever order they end in.
 
-        `step` goes into the seeds; `sampling` replaces the settings' (evaluation). `on_episode` sees each as it
-        ends. Failures become episodes with outcome "error", as does what is not over after `timeout` seconds.
-        Whoever cancels this cancels every episode and every request.
+        `step` goes into the seeds; `sampling` replaces the config's temperature (evaluation). `on_episode` sees
+        each as it ends. Failures become episodes with outcome "error", as does what is not over after `timeout`
+        seconds. Whoever cancels this cancels every episode and every request.
         """
-        drawn = sampling or self._settings.sampling
+        drawn = sampling or Sampling(self._config.temperature)
         plays = [(group, sample) for group in groups for sample in group.samples]
         episodes = [_unplayed(group, sample, "begun", timeout) for group, sample in plays]
         waiting = iter(enumerate(plays))
@@ -116,7 +114,7 @@ class Rollout:
 
         try:
             async with asyncio.timeout(timeout), asyncio.TaskGroup() as players:
-                for _ in range(min(self._settings.concurrency, len(plays))):
+                for _ in range(min(self._config.concurrency, len(plays))):
                     players.create_task(play_waiting())
         except TimeoutError:
             pass  # what is missing says so itself
@@ -146,10 +144,10 @@ class Rollout:
             tried.append(url)
             started = time.monotonic()
             try:
-                async with asyncio.timeout(self._settings.episode_timeout):
+                async with asyncio.timeout(self._waits.episode):
                     return await self._play_on(url, group, sample, step, sampling)
             except TimeoutError:
-                seconds = f"{self._settings.episode_timeout:g} s"
+                seconds = f"{self._waits.episode:g} s"
                 what = f"EpisodeTimeout: not over after {seconds} (limits.episode_timeout) on {url}"
                 return Episode(group.task.id, group.index, sample, error=what)
             except EngineFailed as error:
@@ -167,7 +165,7 @@ class Rollout:
         """
         client = self._clients[url]
         silent = time.monotonic() - max(since, client.answered_at)
-        return silent < 0.99 * self._settings.request_timeout and await client.health()
+        return silent < 0.99 * self._waits.request and await client.health()
 
     async def _play_on(self, url: str, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         """All turns of an episode go to one engine, which has their prefix in its cache."""
@@ -178,8 +176,10 @@ class Rollout:
             partial(self._make_environment, task),
             task,
             sampling,
-            self._settings.limits,
-            partial(derive_seed, self._settings.run_seed, step, task.id, sample),
+            self._config,
+            self._waits,
+            self._max_turns,
+            partial(derive_seed, self._seed, step, task.id, sample),
             group=group.index,
             sample=sample,
         )

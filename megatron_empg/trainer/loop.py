@@ -259,12 +259,11 @@ class Training:
         if not settings.questions:
             return metrics
         started = time.monotonic()
-        for split in settings.splits:
-            for greedy in (False, True) if settings.greedy else (False,):
-                self._enter("evaluate")
-                if self.driver:
-                    metrics |= self.driver.evaluate(split, greedy).metrics()
-                dist.barrier()
+        for split, greedy in settings.grid():
+            self._enter("evaluate")
+            if self.driver:
+                metrics |= self.driver.evaluate(split, greedy).metrics()
+            dist.barrier()
         metrics["time/evaluate"] = time.monotonic() - started
         return metrics
 

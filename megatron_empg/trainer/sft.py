@@ -16,7 +16,6 @@ from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.recipe import RecipeError, SftRecipe
-from megatron_empg.recipe.task_source import task_source_of
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
 from megatron_empg.rollout.stripped_history import StrippedHistory
@@ -49,7 +48,7 @@ def run_sft(recipe: SftRecipe) -> None:
     """Train to the recipe's last step, or until asked to stop, on every rank; the policy of the newest checkpoint
     ends in ``run.folder/policy``."""
     actor = build_actor(recipe)
-    source = task_source_of(recipe)
+    source = recipe.task_source()
     walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence, history=recipe.sft.history)
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)

@@ -140,7 +140,7 @@ def test_a_stopped_rank_is_named_and_the_run_resumes(run, undisturbed):
     ("module", "code", "step"),
     [
         ("megatron_empg.rollout.server", 14, "engines"),
-        ("megatron_empg.rollout.service.driver", 15, "driver"),
+        ("megatron_empg.launch.rollout_service", 15, "driver"),
         ("megatron_empg.trainer.worker", 16, "trainer"),
         ("megatron_empg.environments.deep_search.search_service", 13, "search"),
     ],

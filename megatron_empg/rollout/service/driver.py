@@ -1,10 +1,9 @@
 """The driver: no GPU and no state of its own; plays the episodes of a step and hands over a batch.
 
 What a step's batch is follows from (seed, step, weights) alone, so a driver can die and come back, or be asked
-twice. Started by the launcher: ``python -m megatron_empg.rollout.service.driver RECIPE --port P --engine URL …``.
+twice.
 """
 
-import argparse
 import asyncio
 import logging
 import math
@@ -12,20 +11,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-from megatron_empg.common.processes import die_with_parent
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.environments.blocking import CALLS
-from megatron_empg.recipe import Recipe, load_recipe
-from megatron_empg.rollout.access import token_from_environment
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Episode, Limits
-from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.collect import Collection
+from megatron_empg.rollout.service.config import ServiceConfig
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
@@ -48,32 +44,30 @@ class Driver:
 
     def __init__(
         self,
-        recipe: Recipe,
+        config: ServiceConfig,
         source: TaskSource,
         rollout: Rollout,
-        end_of_turn: int,
         source_metrics: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        self.recipe, self.source, self.rollout = recipe, source, rollout
-        self._stop = (end_of_turn,)
+        self.config, self.source, self.rollout = config, source, rollout
         self._source_metrics = source_metrics
 
     async def collect(self, step: int) -> bytes:
         """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
 
-        Rounds of new questions go on until there are enough groups, the recipe's number of rounds is over, or
+        Rounds of new questions go on until there are enough groups, the algorithm's number of rounds is over, or
         the time left is less than the last round took.
         """
-        recipe = self.recipe
-        texts = recipe.logging.episodes_per_step
-        collection = Collection(recipe.rollout.groups, recipe.algorithm.keeps, texts, self.rollout.prompt_of)
+        config = self.config
+        texts = config.episodes_per_step
+        collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
         drawn: Counter[str] = Counter()
         ends = time.monotonic() + self._time_to_play
-        for number in range(recipe.algorithm.generation_rounds):
+        for number in range(config.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)
             try:
-                refuse_errors(collection.played, recipe.limits.max_error_share, f"step {step}")
+                refuse_errors(collection.played, config.limits.max_error_share, f"step {step}")
             except DriverError:
                 name, title = f"refused_{step + 1:06d}", f"Step {step + 1}, which was not trained"
                 await self._write(name, title, collection.tasks.values(), collection.played)
@@ -91,15 +85,15 @@ class Driver:
 
         An episode that ended in an error is a question not answered. Raises DriverError.
         """
-        settings = self.recipe.evaluation
+        settings = self.config.evaluation
         started = time.monotonic()
         tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
-        sampling = Sampling(temperature=0.0 if greedy else settings.temperature, stop_token_ids=self._stop)
+        sampling = Sampling(temperature=0.0 if greedy else settings.temperature)
         episodes = await self.rollout.run_group_batch(
             groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
         )
-        refuse_errors(episodes, self.recipe.limits.max_error_share, f"evaluation of {split}")
+        refuse_errors(episodes, self.config.limits.max_error_share, f"evaluation of {split}")
         by_kind: dict[str, list[bool]] = {}
         for task, episode in zip(tasks, episodes, strict=True):
             by_kind.setdefault(task.kind, []).append(episode.outcome == "success")
@@ -119,18 +113,18 @@ class Driver:
         Some of them are written to ``episodes/probe.jsonl`` of the run folder, whatever they are worth. Raises
         DriverError with one of the episodes when too many fail or no turn can be read.
         """
-        seed = derive_seed(self.recipe.run.seed, PROBE_STEP, "questions", 0, 0)
+        seed = derive_seed(self.config.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
         groups = _groups(tasks, 1, Counter())
-        episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.recipe.waits.round)
+        episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
         await self._write("probe", "Before the first step", tasks, episodes)
-        refuse_errors(episodes, self.recipe.limits.max_error_share, "before the first step")
+        refuse_errors(episodes, self.config.limits.max_error_share, "before the first step")
         refuse_malformed(episodes, "before the first step")
         return len(episodes)
 
     async def _write(self, name: str, title: str, tasks: Iterable[Task], episodes: Sequence[Episode]) -> None:
         """Some episodes that no step trains on, where people look for them; a fault of the disk is only told."""
-        count, folder = self.recipe.logging.episodes_per_step, RunFolder(self.recipe.run.folder)
+        count, folder = self.config.episodes_per_step, RunFolder(self.config.folder)
         by_id = {task.id: task for task in tasks}
 
         def write() -> None:
@@ -146,21 +140,21 @@ class Driver:
 
     @property
     def _time_to_play(self) -> float:
-        return (1 - HAND_OVER_SHARE) * self.recipe.waits.batch
+        return (1 - HAND_OVER_SHARE) * self.config.waits.batch
 
     async def _play_round(
         self, collection: Collection, step: int, number: int, drawn: Counter[str], *, time_left: float
     ) -> None:
         """The first round asks for a whole batch, later ones for what the filter took, each for more where the
         algorithm oversamples."""
-        recipe = self.recipe
-        seed = derive_seed(recipe.run.seed, step, "questions", number, 0)
-        questions = math.ceil(collection.missing * recipe.algorithm.asked_by_wanted)
+        config = self.config
+        seed = derive_seed(config.seed, step, "questions", number, 0)
+        questions = math.ceil(collection.missing * config.algorithm.asked_by_wanted)
         tasks = await asyncio.to_thread(self._draw, questions, seed, drawn)
-        groups = _groups(tasks, recipe.rollout.group_size, drawn)
-        timeout = min(recipe.waits.round, time_left)
+        groups = _groups(tasks, config.rollout.group_size, drawn)
+        timeout = min(config.waits.round, time_left)
         episodes = await self.rollout.run_group_batch(groups, step, timeout=timeout)
-        shuffle = seed if recipe.algorithm.shuffle_rewards else None
+        shuffle = seed if config.algorithm.shuffle_rewards else None
         await asyncio.to_thread(collection.add, tasks, episodes, shuffle)
 
     def _draw(self, count: int, seed: int, drawn: Counter[str]) -> list[Task]:
@@ -182,52 +176,20 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 
 
 @asynccontextmanager
-async def open_driver(recipe: Recipe, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
+async def open_driver(config: ServiceConfig, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
     """A driver connected to the engines."""
-    chat = ChatTokens.from_pretrained(recipe.model.path, history=recipe.rollout.history)
-    rollout, waits = recipe.rollout, recipe.waits
-    async with open_episode_source(recipe) as episodes:
-        settings = RolloutSettings(
-            sampling=Sampling(temperature=rollout.temperature, stop_token_ids=(chat.end_of_turn,)),
-            limits=Limits(
-                recipe.environment.max_turns,
-                rollout.max_turn_tokens,
-                rollout.max_episode_tokens,
-                turn_timeout=waits.turn,
-                environment_timeout=waits.environment,
-            ),
-            run_seed=recipe.run.seed,
-            concurrency=episodes.at_once(rollout.concurrency),
-            request_timeout=waits.request,
-            episode_timeout=waits.episode,
+    chat = ChatTokens.from_pretrained(config.model, history=config.rollout.history)
+    async with open_episode_source(config) as episodes:
+        at_once = episodes.at_once(config.rollout.concurrency)
+        rollout = Rollout(
+            Fleet(engine_urls),
+            token,
+            chat,
+            episodes.make,
+            config.rollout.model_copy(update={"concurrency": at_once}),
+            config.waits,
+            max_turns=config.environment.max_turns,
+            seed=config.seed,
         )
-        async with Rollout(Fleet(engine_urls), token, chat, episodes.make, settings) as connected:
-            yield Driver(recipe, episodes.tasks, connected, chat.end_of_turn, episodes.metrics)
-
-
-def main() -> None:
-    import uvicorn
-
-    from megatron_empg.rollout.service.server import application
-
-    die_with_parent()
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.rollout.service.driver")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--engine", action="append", required=True, help="URL of an engine; repeat for each")
-    arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe)
-    app = application(open_driver(recipe, arguments.engine, token_from_environment()), token_from_environment())
-    uvicorn.run(
-        app,
-        host=arguments.host,
-        port=arguments.port,
-        log_level="warning",
-        timeout_keep_alive=600,
-        timeout_graceful_shutdown=2,
-    )
-
-
-if __name__ == "__main__":
-    main()
+        async with rollout as connected:
+            yield Driver(config, episodes.tasks, connected, episodes.metrics)

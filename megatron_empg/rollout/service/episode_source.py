@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from megatron_empg.environments.base import Environment, Task, TaskSource
+from megatron_empg.environments.config import task_source_of
 from megatron_empg.environments.source_metrics import metric_faults
 from megatron_empg.environments.workers.pool import WorkerPool
-from megatron_empg.recipe import Recipe
-from megatron_empg.recipe.task_source import task_source_of
+from megatron_empg.rollout.service.config import ServiceConfig
 from megatron_empg.run.metric_names import find
 
 GIB = 1 << 30
@@ -46,14 +46,14 @@ class EpisodeSource:
 
 
 @asynccontextmanager
-async def open_episode_source(recipe: Recipe) -> AsyncIterator[EpisodeSource]:
-    """The source of the recipe's environment, and its workers until the end. Raises ValueError."""
-    source = task_source_of(recipe)
+async def open_episode_source(config: ServiceConfig) -> AsyncIterator[EpisodeSource]:
+    """The source of the run's environment, and its workers until the end. Raises ValueError."""
+    source = task_source_of(config.environment, config.waits)
     try:
         if source.isolation == "coroutine":
             yield _checked(EpisodeSource(source, source.make))
         else:
-            async with _workers(recipe, source) as pool:
+            async with _workers(config, source) as pool:
                 yield _checked(EpisodeSource(source, pool.make, pool))
     finally:
         await source.close()
@@ -66,12 +66,12 @@ def _checked(source: EpisodeSource) -> EpisodeSource:
 
 
 @asynccontextmanager
-async def _workers(recipe: Recipe, source: TaskSource) -> AsyncIterator[WorkerPool]:
+async def _workers(config: ServiceConfig, source: TaskSource) -> AsyncIterator[WorkerPool]:
     pool = WorkerPool(
-        recipe.environment.name,
+        config.environment.name,
         source.settings,
         source.limits,
-        memory_gib=recipe.limits.environment_memory or free_memory_gib() * FREE_SHARE,
+        memory_gib=config.limits.environment_memory or free_memory_gib() * FREE_SHARE,
         worker_memory_gib=source.worker_memory_gib,
     )
     try:
