@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.exit_codes import LASTING_FAULT, ExitCode
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Part:
     between the tasks of a part follows from the node and the number of the task there (SLURMD_NODENAME,
     SLURM_LOCALID). Secrets are in `environment` alone.
 
-    Example: Part("driver", ("python", "-m", "…driver", "…"), ExitCode.DRIVER, nodes=("node5",))
+    Example: Part("driver", ("python", "-m", "…driver", "…"), ExitCode.DRIVER, addresses=("http://10.0.0.5:10001",))
     """
 
     name: str
@@ -29,14 +31,48 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     ends: bool = False
     """Whether it ends by itself when all is done, as the trainer does; the others serve until they are stopped."""
+    addresses: Sequence[str] = ()
+    """URLs of a part that serves: it is healthy once each has answered GET /health."""
+    start_seconds: float = math.inf
+    """How long it may take until it is healthy."""
+    heartbeat: str = ""
+    """The file in which a trainer's rank 0 says what it does: past the phase "start" it has begun to work."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A part that has ended. `status` is its exit status, negative for a signal's number as subprocess has it."""
+    """A part that has ended. `status` is its exit status, negative for a signal's number as subprocess has it.
+
+    Of several tasks: LASTING_FAULT if any ended so, else the first that is not 0.
+    """
 
     part: Part
     status: int
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether a signal ended it."""
+        return self.status < 0
+
+    def __str__(self) -> str:
+        if self.by_signal:
+            return f"{self.part.name} was ended by {signal_name(-self.status)}"
+        if self.status == LASTING_FAULT:
+            return f"{self.part.name} ended by its own error"
+        return f"{self.part.name} ended with status {self.status}"
+
+
+def status_of(code: int) -> int:
+    """An exit status as subprocess has it: what a shell, srun and torchrun say as 128 + N is the signal -N."""
+    return 128 - code if 128 < code < 128 + signal.NSIG else code
+
+
+def signal_name(number: int) -> str:
+    """Example: signal_name(9) is "SIGKILL"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Runner(Protocol):
@@ -46,10 +82,14 @@ class Runner(Protocol):
         """Start the part's tasks and return at once; their output goes to the run's logs."""
 
     def ended(self) -> Ended | None:
-        """One that has ended since it was asked last, the likelier cause first; None while all run."""
+        """One that has ended and was not told yet, in any order; None while all others run."""
 
-    def lost_nodes(self) -> Sequence[str]:
-        """Nodes of the run that no longer answer, as cheaply as it can be asked; none on one machine."""
+    def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
+        """Nodes of the run that no longer answer; none on one machine.
+
+        It is asked every few seconds, and must be cheap then; `ask_each`: something has ended, so each node is
+        asked, which may take half a minute.
+        """
 
     def end_of_logs(self, part: Part) -> str:
         """The first error in the part's logs and their ends, to be shown."""

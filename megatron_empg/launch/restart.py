@@ -8,13 +8,16 @@ from enum import Enum
 
 from megatron_empg.launch.exit_codes import ExitCode
 
+MOST_FROM_ONE_CHECKPOINT = 3
+"""Starts from one checkpoint after which the run is given up: the third has brought no newer one either."""
+
 
 class Cause(Enum):
     """Why an attempt ended."""
 
     FINISHED = "finished"  # all steps are done
     STOPPED = "stopped"  # by a signal or the file STOP, after a whole step
-    DIED = "died"  # a process was killed or crashed after all had begun to work
+    DIED = "died"  # a process was killed, or crashed after all had begun to work
     FAULT = "fault"  # it would happen again: one of the project's errors, or a process that never became healthy
     HUNG = "hung"  # the watchdog named a rank
     UNFIT_NODE = "unfit node"  # the watchdog named a GPU
@@ -41,15 +44,24 @@ class Start:
 
 @dataclass(frozen=True)
 class AttemptEnd:
-    """How an attempt ended. `part` is "" where no part is at fault; `code` is what the job would end with.
+    """How an attempt ended.
 
-    `requested`: a signal asked for the end, so the job is to be started again on its next turn.
+    `part` is "" where no part is at fault; `code` is what the job would end with; `says` is for people.
+    `requested`: a signal asked for the end, so where there is a queue the run goes on at its next turn.
+    `part_restarts`: how often this part alone was restarted in this attempt.
     """
 
     cause: Cause
     part: str = ""
     code: ExitCode = ExitCode.TRAINER
     requested: bool = False
+    says: str = ""
+    part_restarts: int = 0
+
+    @property
+    def of_watchdog_alone(self) -> bool:
+        """The watchdog was killed; nothing else waits for it."""
+        return self.cause is Cause.DIED and self.code is ExitCode.WATCHDOG
 
 
 @dataclass(frozen=True)
@@ -72,4 +84,42 @@ class Decision:
 
 def decide(end: AttemptEnd, history: Sequence[Start], checkpoint: int, means: Means) -> Decision:
     """`history`: the starts of this job so far, the last one that which ended. `checkpoint`: the newest now."""
-    raise NotImplementedError
+    if end.cause is Cause.FINISHED:
+        return Decision(Action.DONE, "all steps are done")
+    if end.cause is Cause.FAULT:
+        return Decision(Action.GIVE_UP, end.says, end.code)
+    if end.of_watchdog_alone:
+        return _watchdog_again(end, means)
+    if end.cause is Cause.STOPPED and not end.requested:
+        return Decision(Action.DONE, f"stopped after step {checkpoint}")
+    if end.requested and not means.requeue:
+        return Decision(Action.DONE, f"ended on request; the newest checkpoint is of step {checkpoint}")
+
+    spent = used_up(history, checkpoint, means.most_restarts)
+    if spent:
+        return Decision(Action.GIVE_UP, f"{end.says}; {spent}", ExitCode.RESTARTS)
+    # A hanging rank may hold its GPU or its node; a new start of the job has both anew.
+    if means.requeue and (end.requested or end.cause is Cause.HUNG):
+        return Decision(Action.REQUEUE, f"{end.says}; newest checkpoint: step {checkpoint}")
+    if means.nodes:
+        number = f"restart {len(history)} of at most {means.most_restarts}"
+        return Decision(Action.RESTART_ALL, f"{end.says}; going on from step {checkpoint} ({number})")
+    if means.requeue:
+        return Decision(Action.REQUEUE, f"{end.says}; too few nodes are left; newest checkpoint: step {checkpoint}")
+    return Decision(Action.GIVE_UP, f"{end.says}; too few nodes are left, and there is no queue", ExitCode.NODE)
+
+
+def _watchdog_again(end: AttemptEnd, means: Means) -> Decision:
+    if end.part_restarts < means.most_restarts:
+        return Decision(Action.RESTART_PART, f"{end.says}; it is started again, the run goes on")
+    return Decision(Action.GIVE_UP, f"{end.says}, after {end.part_restarts} restarts of it", ExitCode.WATCHDOG)
+
+
+def used_up(history: Sequence[Start], checkpoint: int, most_restarts: int) -> str:
+    """Why a job with these starts may not start again from this checkpoint; "" when it may."""
+    if len(history) > most_restarts:
+        return f"restarted {most_restarts} times (EMPG_MAX_RESTARTS): giving up"
+    last = list(history[-MOST_FROM_ONE_CHECKPOINT:])
+    if len(last) == MOST_FROM_ONE_CHECKPOINT and all(start.checkpoint == checkpoint for start in last):
+        return f"two restarts brought no checkpoint after step {checkpoint}: giving up"
+    return ""
