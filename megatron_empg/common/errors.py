@@ -1,4 +1,4 @@
-"""The base of the project's errors, which say what is wrong and how to mend it; and how a program ends with one."""
+"""The base of the project's errors, which say what is wrong and how to mend it, and how a program ends by one."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from megatron_empg.common.dtypes import name_of
 from megatron_empg.vocab_parallel.debug import debug_enabled, require_same_on_all_ranks
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,8 +51,8 @@ def check_matrix(name: str, matrix: Tensor, layout: str) -> None:
     if matrix.dim() != 2:
         raise ValueError(f"{name} must be {layout}, got the shape {tuple(matrix.shape)}")
     if matrix.dtype not in FLOATS:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
-        raise ValueError(f"{name} must be one of {allowed}, got {str(matrix.dtype).removeprefix('torch.')}")
+        allowed = ", ".join(name_of(dtype) for dtype in FLOATS)
+        raise ValueError(f"{name} must be one of {allowed}, got {name_of(matrix.dtype)}")
 
 
 def check_temperature(temperature: float) -> None:
@@ -71,7 +72,7 @@ def kept_targets(
     if targets.shape != (tokens,):
         raise ValueError(f"targets must be [tokens] = [{tokens}], got the shape {tuple(targets.shape)}")
     if targets.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"targets must be int64 or int32, got {str(targets.dtype).removeprefix('torch.')}")
+        raise ValueError(f"targets must be int64 or int32, got {name_of(targets.dtype)}")
     if targets.device != device:
         raise ValueError(f"targets are on {targets.device}, the other inputs on {device}; move them there")
     keep = targets != ignore_index

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from megatron_empg.cluster.preflight.facts import Product
+from megatron_empg.common.dtypes import name_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def find_faults(
             left, right, expected = known_product(size, dtype, seed=turn)
             found = multiply(left.to(device), right.to(device)).to("cpu")
             if fault := _compare(found, expected):
-                faults.append(f"{str(dtype).removeprefix('torch.')}: {fault}")
+                faults.append(f"{name_of(dtype)}: {fault}")
                 break
     return faults
 
