@@ -17,6 +17,13 @@ class EmpgError(Exception):
 
     exit_code: ClassVar[int] = 1
     """With which a program ends that it ends: 2 where what the user gave cannot be used, 1 otherwise."""
+    accident: ClassVar[bool] = False
+    """Whether it need not come again when a run goes on, as when another of its processes was killed."""
+
+
+LASTING_FAULT = 78
+"""Status of a process of a run that would fail in the same way again (sysexits' EX_CONFIG): one of the project's
+own errors, such as a setting that cannot be or a policy that diverged. Every other status may be an accident."""
 
 
 @contextmanager
@@ -27,3 +34,13 @@ def told_plainly() -> Iterator[None]:
     except EmpgError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
+def told_to_the_launcher() -> Iterator[None]:
+    """As `told_plainly`, for a process of a run: LASTING_FAULT, unless the error is an accident."""
+    try:
+        yield
+    except EmpgError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code if error.accident else LASTING_FAULT) from None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 from megatron_empg.launch.run_plan import RunPlan, ServicePlan
 
@@ -27,9 +26,9 @@ class EngineSettings:
     dtype: str = "float32"
     max_num_seqs: int = 256
     tensor_parallel: int = 1
-    threads: Optional[int] = None
-    kv_cache_bytes: Optional[int] = None
-    backend: Optional[str] = None
+    threads: int | None = None
+    kv_cache_bytes: int | None = None
+    backend: str | None = None
 
     def arguments(self) -> tuple[str, ...]:
         """Those of `megatron_empg.rollout.server`, but for host and port."""
@@ -69,7 +68,7 @@ def engine(
 
 def driver(python: str, plan: RunPlan, host: str, port: int, engines: Sequence[str]) -> tuple[str, ...]:
     """The rollout service. `engines` are their URLs."""
-    module = "megatron_empg.rollout.service.driver"
+    module = "megatron_empg.launch.rollout_service"
     return (python, "-m", module, recipe_of(plan), "--host", host, "--port", str(port), *engine_words(engines))
 
 
@@ -81,7 +80,7 @@ def service(python: str, plan: ServicePlan, host: str, port: int) -> tuple[str, 
 def trainer(
     python: str, plan: RunPlan, place: TrainerPlace, driver_url: str = "", engines: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """One node's torchrun with its ranks. The rendezvous is static, so that node 0 is the first one by any name."""
+    """One node's torchrun with its ranks. The rendezvous is static: node 0 is the first one by any name."""
     worker = ["-m", "megatron_empg.trainer.worker", plan.kind, recipe_of(plan)]
     if driver_url:
         worker += ["--driver", driver_url]

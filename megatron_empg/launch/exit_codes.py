@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Of a Slurm job, and of `empg train` where a process of the run failed."""
+    """Of a Slurm job. `empg train` ends with 1 in their place, and says which process failed."""
 
     CONFIGURATION = 10
     PREFLIGHT = 11
@@ -18,8 +18,3 @@ class ExitCode(IntEnum):
     WATCHDOG = 17
     NODE = 18
     RESTARTS = 19
-
-
-LASTING_FAULT = 78
-"""Status of a process of the run that would fail in the same way again (sysexits' EX_CONFIG): one of the project's own
-errors, such as a setting that cannot be or a policy that diverged. Every other status may be an accident."""

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from megatron_empg.launch.exit_codes import LASTING_FAULT, ExitCode
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.launch.exit_codes import ExitCode
 
 
 @dataclass(frozen=True)
 class Part:
     """One kind of process of a run.
 
-    `nodes` are names of Slurm's, none on one machine. Every task has the same command and environment; what differs
-    between the tasks of a part follows from the node and the number of the task there (SLURMD_NODENAME,
+    `nodes` are names of Slurm's, none on one machine. Every task has the same command and environment; what
+    differs between the tasks of a part follows from the node and the number of the task there (SLURMD_NODENAME,
     SLURM_LOCALID). Secrets are in `environment` alone.
 
     Example: Part("driver", ("python", "-m", "…driver", "…"), ExitCode.DRIVER, addresses=("http://10.0.0.5:10001",))

@@ -105,7 +105,7 @@ def decide(end: AttemptEnd, history: Sequence[Start], checkpoint: int, means: Me
         number = f"restart {len(history)} of at most {means.most_restarts}"
         return Decision(Action.RESTART_ALL, f"{end.says}; going on from step {checkpoint} ({number})")
     if means.requeue:
-        return Decision(Action.REQUEUE, f"{end.says}; too few nodes are left; newest checkpoint: step {checkpoint}")
+        return Decision(Action.REQUEUE, f"{end.says}; too few nodes are left; newest checkpoint: {checkpoint}")
     return Decision(Action.GIVE_UP, f"{end.says}; too few nodes are left, and there is no queue", ExitCode.NODE)
 
 

@@ -6,6 +6,7 @@ Started as ``python -m megatron_empg.launch.rollout_service RECIPE --port P --en
 import argparse
 from pathlib import Path
 
+from megatron_empg.common.errors import told_to_the_launcher
 from megatron_empg.common.processes import die_with_parent
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.access import token_from_environment
@@ -37,4 +38,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_to_the_launcher():
+        main()

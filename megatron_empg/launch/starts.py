@@ -1,7 +1,7 @@
 """RUN/starts: a line "JOB CHECKPOINT" for each start of a run, which the limits on restarts are read from.
 
-JOB is Slurm's number, which a requeued job keeps; on one machine it is "local-PID-TIME" of the command, so that each
-command counts its own restarts.
+JOB is Slurm's number, which a requeued job keeps; on one machine it is "local-PID-TIME" of the command, so that
+each command counts its own restarts.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from megatron_empg.launch.exit_codes import LASTING_FAULT, ExitCode
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.health import has_begun, healthy
 from megatron_empg.launch.parts import Ended, Part, Runner
 from megatron_empg.launch.restart import Action, AttemptEnd, Cause, Decision, Means, Start, decide, used_up
@@ -47,6 +48,10 @@ class Site(Protocol):
     @property
     def run_folder(self) -> Path:
         """RUN."""
+
+    @property
+    def most_restarts(self) -> int:
+        """After which the run is given up."""
 
     def stages(self, number: int) -> Sequence[Stage]:
         """What start `number` (1 is the first) runs, after all that must be done before. Raises StartRefused."""
@@ -94,10 +99,10 @@ class Supervisor:
 
         No part runs when it returns or raises.
         """
-        history = self._history()
-        spent = used_up(history, self.site.checkpoint(), self.site.means(_REQUEUED).most_restarts) if history else ""
-        if spent:
-            return Decision(Action.GIVE_UP, spent, ExitCode.RESTARTS)
+        if self._history():  # a requeued job's
+            spent = used_up(self._history(), self.site.checkpoint(), self.site.most_restarts)
+            if spent:
+                return Decision(Action.GIVE_UP, spent, ExitCode.RESTARTS)
         while True:
             note_start(self.site.run_folder, Start(self.site.job, self.site.checkpoint()))
             try:
@@ -121,7 +126,7 @@ class Supervisor:
             if decision:
                 return decision
         cause = Cause.FINISHED if self.site.finished() else Cause.STOPPED
-        return self._decide(self._end(cause, says="a signal came"))
+        return self._decide(AttemptEnd(cause, requested=self.site.asked_to_end(), says="a signal came"))
 
     def _start(self, part: Part) -> None:
         if part.heartbeat:
@@ -164,12 +169,13 @@ class Supervisor:
         for part in self._attempt.parts.values():
             if not self._serves(part) and self._attempt.seconds(part) > part.start_seconds:
                 self.site.say(self.runner.end_of_logs(part))
-                says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
-                return self._end(Cause.FAULT, part, says=says)
+                return self._end(
+                    Cause.FAULT, part, f"{part.name} was not healthy after {part.start_seconds:.0f} s"
+                )
         if self._attempt.is_time_for_nodes():
             lost = self.runner.lost_nodes()
             if lost:
-                return self._end(Cause.LOST_NODE, code=ExitCode.NODE, says=f"lost {' '.join(lost)}")
+                return self._lost(lost)
         return None
 
     def _new_ends(self) -> list[Ended]:
@@ -188,7 +194,7 @@ class Supervisor:
         """Why the attempt ends: a lost node before the watchdog's word, that before the part that ended first."""
         lost = self.runner.lost_nodes(ask_each=True)
         if lost:
-            return self._end(Cause.LOST_NODE, code=ExitCode.NODE, says=f"lost {' '.join(lost)}")
+            return self._lost(lost)
         first = self._likeliest(ended)
         verdict = self.site.watchdog_verdict()
         if verdict and first.part.code is ExitCode.WATCHDOG:
@@ -196,7 +202,7 @@ class Supervisor:
         cause = Cause.FAULT if self._would_come_again(first) else Cause.DIED
         if not (cause is Cause.DIED and first.part.code is ExitCode.WATCHDOG):
             self.site.say(self.runner.end_of_logs(first.part))
-        return self._end(cause, first.part, says=str(first))
+        return self._end(cause, first.part, str(first))
 
     def _likeliest(self, ended: list[Ended]) -> Ended:
         """Who ended first in truth: what follows from an engine's death may be seen before it."""
@@ -249,10 +255,13 @@ class Supervisor:
 
     # --- small things ------------------------------------------------------------------------------------------
 
-    def _end(self, cause: Cause, part: Part | None = None, *, code: ExitCode | None = None, says: str) -> AttemptEnd:
-        name, at_fault = ("", ExitCode.TRAINER) if part is None else (part.name, part.code)
-        restarts = self._attempt.restarts.get(name, 0)
-        return AttemptEnd(cause, name, code or at_fault, self.site.asked_to_end(), says, restarts)
+    def _lost(self, nodes: Sequence[str]) -> AttemptEnd:
+        requested = self.site.asked_to_end()
+        return AttemptEnd(Cause.LOST_NODE, "", ExitCode.NODE, requested, f"lost {' '.join(nodes)}")
+
+    def _end(self, cause: Cause, part: Part, says: str) -> AttemptEnd:
+        restarts = self._attempt.restarts.get(part.name, 0)
+        return AttemptEnd(cause, part.name, part.code, self.site.asked_to_end(), says, restarts)
 
     def _decide(self, end: AttemptEnd) -> Decision:
         if not end.of_watchdog_alone:
@@ -299,7 +308,6 @@ class _Attempt:
 
 
 _KILLED = -9
-_REQUEUED = AttemptEnd(Cause.STOPPED, requested=True)
 
 
 def _likelihood(ended: Ended) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
-from megatron_empg.common.errors import EmpgError, told_plainly
+from megatron_empg.common.errors import EmpgError, told_to_the_launcher
 
 
 class PlainErrors(ErrorHandler):
@@ -20,7 +20,7 @@ class PlainErrors(ErrorHandler):
 
 
 def run_rank(main: Callable[[], None]) -> None:
-    """Run a rank's `main`. Raises SystemExit in the place of one of the project's errors, and whatever else it
-    raises."""
-    with told_plainly():
+    """Run a rank's `main`. Raises SystemExit in the place of one of the project's errors, with a status that says
+    whether it would come again, and whatever else `main` raises."""
+    with told_to_the_launcher():
         record(main, PlainErrors())()

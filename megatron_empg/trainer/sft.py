@@ -14,6 +14,7 @@ from megatron_empg.actor.manifest import on_first_rank
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
+from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
@@ -21,7 +22,7 @@ from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
 from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metrics import MetricsWriter
-from megatron_empg.trainer.build import build_actor
+from megatron_empg.trainer.initial_actor import initial_actor
 
 
 class Imitation:
@@ -44,10 +45,10 @@ VALIDATION_BATCHES = 4
 """So many batches of held-out walkthroughs make a measurement."""
 
 
-def run_sft(recipe: SftRecipe) -> None:
+def run_sft(recipe: SftRecipe, heartbeat: Heartbeat | None = None) -> None:
     """Train to the recipe's last step, or until asked to stop, on every rank; the policy of the newest checkpoint
     ends in ``run.folder/policy``."""
-    actor = build_actor(recipe)
+    actor = initial_actor(recipe)
     source = recipe.task_source()
     walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence, history=recipe.sft.history)
     held_out = _held_out(recipe, source, walkthroughs)
@@ -56,6 +57,8 @@ def run_sft(recipe: SftRecipe) -> None:
         actor, folder.checkpoints, keep=recipe.run.keep_checkpoints, recipe=recipe.model_dump(mode="json")
     )
     first = checkpoints.load_newest()
+    if heartbeat:
+        heartbeat.enter("update")
     writer = _open_writer(recipe, folder, first)
     if first == 0 and held_out:
         before = validate(actor, held_out)
@@ -63,6 +66,8 @@ def run_sft(recipe: SftRecipe) -> None:
             writer.write(0, before)
     for step in range(first, recipe.run.steps):
         started = time.monotonic()
+        if heartbeat:
+            heartbeat.step = step + 1
         tasks = source.sample(recipe.sft.split, recipe.sft.batch_size, seed=recipe.run.seed * 1_000_003 + step)
         samples = walkthroughs.samples(source, tasks, seed=step)
         report = actor.update(samples, Imitation())

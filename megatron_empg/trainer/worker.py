@@ -28,9 +28,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if arguments.kind == "sft":
+        from megatron_empg.run.heartbeat import Heartbeat
         from megatron_empg.trainer.sft import run_sft
 
-        run_sft(load_recipe(arguments.recipe, kind=SftRecipe))
+        recipe = load_recipe(arguments.recipe, kind=SftRecipe)
+        with Heartbeat(recipe.run.folder, int(os.environ["RANK"])) as heartbeat:
+            run_sft(recipe, heartbeat)
     else:
         train(load_recipe(arguments.recipe), arguments.driver, arguments.engine)
 
@@ -38,18 +41,18 @@ def main() -> None:
 def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     """Build this rank's part of the run and train."""
     from megatron_empg.actor.platform import device
-    from megatron_empg.cluster.watchdog import Heartbeat
+    from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.rollout.access import token_from_environment
     from megatron_empg.rollout.service.client import DriverClient, wait_until_healthy
     from megatron_empg.run.folder import RunFolder
-    from megatron_empg.trainer.build import build_actor
+    from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Training
     from megatron_empg.trainer.phases import driver_timeout, phase_limits
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     rank, waits = int(os.environ["RANK"]), recipe.waits
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
-        actor = build_actor(recipe)
+        actor = initial_actor(recipe)
         weights = actor.weights()
         driver, publisher = None, None
         if rank == 0:  # nothing in here may wait for another rank

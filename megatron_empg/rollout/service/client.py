@@ -13,6 +13,12 @@ class DriverClientError(EmpgError, RuntimeError):
     """The driver did not answer, or says why it has no batch."""
 
 
+class DriverGoneError(DriverClientError):
+    """It did not answer at all, as when it was killed."""
+
+    accident = True
+
+
 def wait_until_healthy(
     urls: list[str], token: str, *, timeout: float, check: Callable[[], None] = lambda: None
 ) -> None:
@@ -62,7 +68,7 @@ class DriverClient:
         try:
             answer = self._client.post(path, json=body)
         except httpx.HTTPError as error:
-            raise DriverClientError(f"the driver at {self.url}{path}: {type(error).__name__} {error}") from error
+            raise DriverGoneError(f"the driver at {self.url}{path}: {type(error).__name__} {error}") from error
         if answer.status_code != 200:
             raise DriverClientError(
                 f"the driver at {self.url}{path} answered {answer.status_code}: {_explanation(answer)}"

@@ -1,0 +1,78 @@
+"""The plan of a run, from its recipe: what the launcher must know of it."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_empg.environments.base import SideService
+from megatron_empg.environments.registry import plugin
+from megatron_empg.environments.settings import read_settings
+from megatron_empg.launch.commands import EngineSettings
+from megatron_empg.launch.ports import SERVICES
+from megatron_empg.launch.run_plan import RunPlan, ServicePlan
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
+from megatron_empg.run.folder import RunFolder
+
+MOST_SEQUENCES = 1024
+"""Sequences that an engine generates at once, at most, however many episodes there are."""
+
+
+def plan_of(recipe: Recipe | SftRecipe) -> RunPlan:
+    """The plan, with how far the run in its folder is by now. Raises RecipeError."""
+    folder = RunFolder(recipe.run.folder)
+    actor = recipe.actor
+    rl = recipe if isinstance(recipe, Recipe) else None
+    return RunPlan(
+        kind="sft" if rl is None else "train",
+        run_folder=str(folder.root.absolute()),
+        steps=recipe.run.steps,
+        checkpoint=folder.last_checkpoint(),
+        finished=folder.finished(recipe.run.steps),
+        environment=recipe.environment.name,
+        trainer_ranks=actor.world_size,
+        engines=0 if rl is None else rl.engines.count,
+        engine_size=1 if rl is None else rl.engines.tensor_parallel,
+        engine_arguments=() if rl is None else engine_settings(rl).arguments(),
+        services=() if rl is None else service_plans(rl),
+        model_parallel=actor.world_size // actor.data_parallel,
+        layout=f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "
+        f"{actor.context_parallel} x data {actor.data_parallel}",
+    )
+
+
+def engine_settings(recipe: Recipe) -> EngineSettings:
+    """What each of the run's engines is started with."""
+    engines = recipe.engines
+    return EngineSettings(
+        model=str(recipe.model.path),
+        max_model_len=recipe.rollout.max_episode_tokens,
+        dtype=recipe.model.dtype,
+        max_num_seqs=min(MOST_SEQUENCES, recipe.rollout.concurrency),
+        tensor_parallel=engines.tensor_parallel,
+        kv_cache_bytes=engines.kv_cache_bytes,
+    )
+
+
+def service_plans(recipe: Recipe) -> tuple[ServicePlan, ...]:
+    """The servers that a job starts for the environment, without those that run already. Raises RecipeError."""
+    acting = recipe.environment
+    try:
+        kind = plugin(acting.name)
+        found = kind.services(read_settings(kind.Settings, acting.settings, acting.name))
+    except ValueError as error:
+        raise RecipeError(f"environment.settings: {error}") from None
+    if len(found) > len(SERVICES):
+        raise RecipeError(
+            f"the environment {acting.name} asks for {len(found)} services; a job starts {len(SERVICES)} at most"
+        )
+    for service in found:
+        _check_words(service, acting.name)
+    return tuple(
+        ServicePlan(service.name, service.setting, service.token_variable, service.arguments) for service in found
+    )
+
+
+def _check_words(service: SideService, environment: str) -> None:
+    words = (service.name, service.setting, service.token_variable)
+    if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", word) for word in words):
+        raise RecipeError(f"the environment {environment} asks for the service {words}: these must be plain words")
