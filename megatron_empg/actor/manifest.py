@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from megatron_empg.run.checkpoint_folders import MANIFEST
 from megatron_empg.weights.checkpoints.errors import CheckpointError
 
-MANIFEST = "manifest.json"
 Value = TypeVar("Value")
 
 

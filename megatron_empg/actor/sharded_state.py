@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_empg.actor.optimizer import keep_settings
-from megatron_empg.actor.optimizer_repairs import complete_state, complete_step
 from megatron_empg.actor.platform import device
+from megatron_empg.common.dtypes import name_of
+from megatron_empg.upstream.megatron_optimizer import complete_state, complete_step
 
 # The keys are the model parameters' own, so that any layout can read them.
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -18,7 +19,7 @@ def kind(actor: Any) -> dict[str, Any]:
     """What a checkpoint must share with the actor that loads it; the layout need not be."""
     return {
         "model": asdict(actor.config),
-        "dtype": str(actor.mcore.params_dtype).removeprefix("torch."),
+        "dtype": name_of(actor.mcore.params_dtype),
         "distributed_optimizer": actor.model[0].ddp_config.use_distributed_optimizer,
     }
 

@@ -4,17 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-PEAK_TFLOPS = {
-    ("H100", "PCIE"): 756.0,
-    ("H100", "NVL"): 835.0,
-    ("H200", "NVL"): 835.0,
-    ("A100",): 312.0,
-    ("H100",): 989.0,
-    ("H200",): 989.0,
-    ("GH200",): 989.0,
-    ("B200",): 2250.0,
-}
-"""Dense bfloat16 peaks by words of the device's name, the first that fit; source: NVIDIA's data sheets."""
+from megatron_empg.common.gpus import peak_tflops
 
 
 @dataclass(frozen=True)
@@ -39,8 +29,7 @@ class Throughput:
             if torch.version.cuda is None or not torch.cuda.is_available():
                 return None
             device_name = torch.cuda.get_device_name()
-        words = set(device_name.upper().replace("-", " ").split())
-        peak = next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name)), None)
+        peak = peak_tflops(device_name)
         return None if peak is None else self.tflops_per_rank / peak
 
     def metrics(self, prefix: str) -> dict[str, float]:

@@ -117,7 +117,7 @@ def _of_recipe(recipe: Path, overrides: list[str], gpus: int | None) -> _Paths:
 
 def _host_memory(recipe: Recipe, gpus: int | None) -> float:
     """GiB for a checkpoint; 0 for a model whose configuration cannot be read, which another check says."""
-    from megatron_empg.planner.assumptions import GPUS_PER_NODE
+    from megatron_empg.common.gpus import GPUS_PER_NODE
     from megatron_empg.planner.host_memory import checkpoint_host_memory
     from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_empg.cluster.preflight.gpu import FELL_OFF_THE_BUS, GpuEvents, NoNvml
 from megatron_empg.cluster.preflight.judge_gpus import FATAL_XIDS
+from megatron_empg.run.names import RunPaths
 
 WAIT = 1.0
 """Seconds that NVML is asked to wait for an event."""
@@ -44,7 +45,7 @@ def say(line: str) -> None:
 
 def watch_node(run_folder: Path, node: str) -> None:
     """Write this node's events until there can be no more; then say why and return."""
-    path = run_folder / f"heartbeats/gpu_{node}.jsonl"
+    path = RunPaths(run_folder).gpu_events(node)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with GpuEvents() as events:
@@ -64,12 +65,12 @@ class EventLog:
     """What the nodes have written, each event once."""
 
     def __init__(self, run_folder: Path) -> None:
-        self._folder = run_folder / "heartbeats"
+        self._paths = RunPaths(run_folder)
         self._read: dict[Path, int] = {}
 
     def new(self) -> Iterator[NodeEvent]:
         """Events since the last call; a line that is still being written waits for the next."""
-        for path in sorted(self._folder.glob("gpu_*.jsonl")):
+        for path in self._paths.all_gpu_events():
             with suppress(OSError):  # a shared file system that has not caught up: read again next time
                 lines = path.read_text(encoding="utf-8").split("\n")[:-1]
                 read, self._read[path] = self._read.get(path, 0), len(lines)
@@ -78,5 +79,5 @@ class EventLog:
 
 def leave_out(run_folder: Path, job: str, event: NodeEvent) -> None:
     """Note that this job is to go on without that node: a line "job node what" of ``bad_nodes``."""
-    with (run_folder / "bad_nodes").open("a", encoding="utf-8") as file:
+    with RunPaths(run_folder).bad_nodes.open("a", encoding="utf-8") as file:
         file.write(f"{job} {event.node} {event}\n")

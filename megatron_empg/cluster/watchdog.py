@@ -10,150 +10,20 @@ Each node's task also writes its GPUs' errors there; one that makes the node unf
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_empg.cluster.gpu_watch import EventLog, leave_out, say, watch_node
-from megatron_empg.run.checkpoint_folders import last_step, step_folder
+from megatron_empg.run.heartbeat import INTERVAL, Beat, read_beats
+from megatron_empg.run.names import RunPaths
 
 HUNG = 17
 """Exit code of the watchdog when ranks hang or a GPU fails."""
-INTERVAL = 2.0
-"""Seconds between two heartbeats of a rank."""
-PHASE_LIMIT = 900.0
-"""Seconds a phase may take in which no collective ends, unless the rank knows better."""
-SLOWEST_READ = 500e6
-"""Bytes of a checkpoint a second that all ranks together read at least."""
-
-
-def reading_seconds(run_folder: Path) -> float:
-    """What reading the newest checkpoint may take, to be added to the limit of the phase "start"; 0 without one.
-
-    Ranks read on their own and no collective ends meanwhile; a policy of 32 billion parameters has 460 GB.
-    """
-    checkpoints, size = run_folder / "checkpoints", 0
-    newest = last_step(checkpoints)
-    if not newest:
-        return 0.0
-    for path in step_folder(checkpoints, newest).rglob("*"):
-        with suppress(OSError):  # an old one may be taken away meanwhile
-            size += path.stat().st_size
-    return size / SLOWEST_READ
-
-
-@dataclass
-class Beat:
-    """Where a rank is. `limit`: seconds it may stay there."""
-
-    rank: int
-    node: str
-    pid: int
-    beat: int
-    step: int
-    phase: str
-    collectives: int
-    where: str
-    limit: float
-
-    @property
-    def place(self) -> tuple[int, str, int]:
-        """What changes when the rank gets on."""
-        return self.step, self.phase, self.collectives
-
-    def __str__(self) -> str:
-        return (
-            f"rank {self.rank} on {self.node} (pid {self.pid}): step {self.step}, {self.phase}, collective "
-            f"{self.collectives}, in {self.where}"
-        )
-
-
-class Heartbeat:
-    """A rank's: set `step`, call `enter(phase)`; a thread writes. `limits`: seconds by phase."""
-
-    def __init__(self, run_folder: Path, rank: int, limits: Mapping[str, float] | None = None) -> None:
-        self._folder, self._rank, self._limits = run_folder, rank, dict(limits or {})
-        self._node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        self._main = threading.main_thread().ident or 0
-        self.step, self.phase = 0, "start"
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._write_all, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        (self._folder / "heartbeats").mkdir(parents=True, exist_ok=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def enter(self, phase: str) -> None:
-        """The rank now does this."""
-        self.phase = phase
-
-    def _write_all(self) -> None:
-        number, dumped = 0, False
-        while not self._stopped.is_set():
-            with suppress(OSError):  # a full disk must not end the training
-                self._write(number)
-                if not dumped and (self._folder / "heartbeats/DUMP").exists():
-                    dumped = True
-                    dump(self._folder / "flight_recorder", self._rank)
-            number += 1
-            self._stopped.wait(INTERVAL)
-        (self._folder / f"heartbeats/rank_{self._rank}.json").unlink(missing_ok=True)
-
-    def _write(self, number: int) -> None:
-        limit = self._limits.get(self.phase, PHASE_LIMIT)
-        beat = Beat(
-            self._rank, self._node, os.getpid(), number, self.step, self.phase, collectives(), self._where(), limit
-        )
-        path = self._folder / f"heartbeats/rank_{self._rank}.json"
-        aside = path.with_suffix(".writing")
-        aside.write_text(json.dumps(asdict(beat)), encoding="utf-8")
-        os.replace(aside, path)
-
-    def _where(self) -> str:
-        """The main thread's innermost frame, and the innermost one of this package."""
-        stack = traceback.extract_stack(sys._current_frames().get(self._main))
-        own = [frame for frame in stack if "megatron_empg" in frame.filename]
-        named = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in [*own[-1:], *stack[-1:]]]
-        return " > ".join(dict.fromkeys(named))
-
-
-def collectives() -> int:
-    """Collectives this rank has begun, over all its process groups."""
-    dist = sys.modules.get("torch.distributed")  # never import from this thread: the main one may be importing
-    if dist is None or not hasattr(dist, "is_initialized") or not dist.is_initialized():
-        return 0
-    total = 0
-    for group in list(dist.distributed_c10d._world.pg_map):
-        with suppress(RuntimeError):  # a group that counts none
-            total += group._get_sequence_number_for_group()
-    return total
-
-
-def dump(folder: Path, rank: int) -> None:
-    """The stacks of this process's threads, and the flight recorder's last collectives where there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"stacks_rank_{rank}.txt").open("w", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-    c10d = sys.modules.get("torch._C._distributed_c10d")
-    for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
-        if hasattr(c10d, name):
-            (folder / f"collectives_rank_{rank}.json").write_bytes(getattr(c10d, name)())
-            return
 
 
 class Watchdog:
@@ -196,17 +66,9 @@ class Watchdog:
         return [f"{beat}; there for {now - self._moved[beat.rank]:.0f} s" for beat in behind]
 
 
-def read_beats(folder: Path) -> list[Beat]:
-    """All ranks' last heartbeats."""
-    found = []
-    for path in sorted((folder / "heartbeats").glob("rank_*.json")):
-        with suppress(OSError, ValueError, TypeError):  # being replaced, or left from another version
-            found.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
-    return found
-
-
 def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
     """Until a GPU fails, or ranks hang and the others have written what they were at: says who, a line each."""
+    paths = RunPaths(folder)
     watchdog, events = Watchdog(silence=silence, stall=stall), EventLog(folder)
     while True:
         for event in events.new():
@@ -216,9 +78,9 @@ def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
             say(str(event))
         watchdog.read(read_beats(folder), time.monotonic())
         if hung := watchdog.verdict(time.monotonic()):
-            (folder / "heartbeats/DUMP").touch()
+            paths.dump_request.touch()
             time.sleep(3 * INTERVAL)
-            others = f"what the other ranks were at is in {folder / 'flight_recorder'}"
+            others = f"what the other ranks were at is in {paths.flight_recorder}"
             return [*(f"hanging: {line}" for line in hung), others]
         time.sleep(INTERVAL)
 

@@ -22,7 +22,7 @@ def healthy(url: str, token: str, seconds: float = 10.0) -> bool:
 
 
 def has_begun(heartbeat: str) -> bool:
-    """Whether the rank that writes this file (cluster/watchdog.py) has left the phase "start"."""
+    """Whether the rank that writes this file (run/heartbeat.py) has left the phase "start"."""
     try:
         beat = json.loads(Path(heartbeat).read_text(encoding="utf-8"))
         return beat["phase"] != "start"

@@ -1,36 +1,5 @@
 """What the predicted times rest on: published figures with their source, and assumptions said to be such."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Of one GPU, from NVIDIA's data sheets (SXM parts, dense bfloat16, each direction of the links)."""
-
-    name: str
-    tflops: float
-    memory_gib: float
-    """That CUDA offers, which is less than the name says."""
-    bandwidth: float
-    """Of the memory, bytes a second."""
-    nvlink: float
-    """To the other GPUs of a node, bytes a second."""
-    network: float = 50e9
-    """To other nodes, bytes a second: one 400 Gb/s adapter a GPU, as in DGX H100."""
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("A100", 312, 79, 2.0e12, 300e9, network=25e9),
-        Gpu("H100", 989, 79, 3.35e12, 450e9),
-        Gpu("H200", 989, 139, 4.8e12, 450e9),
-        Gpu("B200", 2250, 178, 8.0e12, 900e9),
-    )
-}
-GPUS_PER_NODE = 8
-"""Tensor parallelism stays inside a node."""
-
 PACKED_BUFFER_BYTES = 2**30
 PACKED_BUFFERS = 2
 """vLLM's, of its weight transfer (DEFAULT_PACKED_BUFFER_SIZE_BYTES, DEFAULT_PACKED_NUM_BUFFERS)."""

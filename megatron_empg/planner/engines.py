@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from megatron_empg.common.dtypes import DTYPE_BYTES
+from megatron_empg.common.gpus import Gpu
 from megatron_empg.planner.assumptions import (
     ALL_REDUCE_LATENCY,
     DECODE_BANDWIDTH,
@@ -10,9 +12,7 @@ from megatron_empg.planner.assumptions import (
     EPISODE_SHARE,
     PREFILL_MFU,
     TURN_SECONDS,
-    Gpu,
 )
-from megatron_empg.planner.memory import DTYPE_BYTES
 from megatron_empg.planner.shards import model_parameters
 from megatron_empg.recipe import Recipe
 from megatron_empg.weights.mapping.flops import forward_flops

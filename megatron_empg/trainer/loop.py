@@ -24,12 +24,12 @@ from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Credit, Experience, Probe, Scores
 from megatron_empg.algorithms.diagnostics import batch_diagnostics
 from megatron_empg.algorithms.policy_loss import kl_estimate
-from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.batch import Batch, without_texts
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.run.episode_log import write_episodes, write_steps
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.heartbeat import Heartbeat
 from megatron_empg.run.metrics import MetricsWriter
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement

@@ -1,7 +1,8 @@
 """How long a phase of training may take, for the watchdog, and how long ranks wait for each other."""
 
-from megatron_empg.cluster.watchdog import PHASE_LIMIT, reading_seconds
 from megatron_empg.recipe import Recipe, SftRecipe
+from megatron_empg.run.checkpoint_folders import reading_seconds
+from megatron_empg.run.heartbeat import PHASE_LIMIT
 
 LOADING = 600.0
 """Seconds to build the actor, read its weights or a small checkpoint and join the engines' group."""

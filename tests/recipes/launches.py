@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 from recipe_files import ROOT
 
-from megatron_empg.cluster.watchdog import read_beats
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.run.heartbeat import read_beats
 
 STANDSTILL = 30.0
 """Seconds in which a run takes next to no processor time though it could: it waits for what never comes."""

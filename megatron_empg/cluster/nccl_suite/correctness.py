@@ -17,6 +17,7 @@ from megatron_empg.cluster.nccl_suite.collectives import (
 )
 from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame
 from megatron_empg.cluster.nccl_suite.session import Session
+from megatron_empg.common.dtypes import name_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
 _SIZES = (8, 4096, 2**20, 16 * 2**20, 64 * 2**20, 256 * 2**20, 2**30)
@@ -127,4 +128,4 @@ def _json(wrong: Sequence[WrongBytes]) -> list[dict[str, Any]]:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return name_of(dtype)

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
+from megatron_empg.common.dtypes import DTYPE_BYTES, dtype_of, name_of
 from megatron_empg.weights.checkpoints.errors import CheckpointError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:
     """The dtype of that name; None (as stored) for None. Raises CheckpointError naming what is allowed."""
-    if name is not None and name not in DTYPES:
-        raise CheckpointError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
-    return DTYPES[name] if name else None
+    if name is None:
+        return None
+    if name not in DTYPE_BYTES:
+        raise CheckpointError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPE_BYTES)}")
+    return dtype_of(name)
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -29,7 +30,7 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     ):
         if lost.any():
             raise CheckpointError(
-                f"{name}: {tensor[lost][0].item():.6g} {fault} in {str(dtype).removeprefix('torch.')} "
+                f"{name}: {tensor[lost][0].item():.6g} {fault} in {name_of(dtype)} "
                 f"({int(lost.sum())} such values); take bfloat16 or float32"
             )
     return result

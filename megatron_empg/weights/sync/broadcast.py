@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections import deque
@@ -13,22 +12,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_empg.common.dtypes import DTYPE_BYTES, dtype_of, name_of
+from megatron_empg.upstream.torch_distributed import broadcast_from_first, gloo_group
+
 WINDOW_BYTES = 64 << 20
 """Bytes under way at once."""
 _PREFIX = "empg_weight_transfer"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def dtype_from_name(name: str) -> torch.dtype:
     """The dtype of that name. Raises ValueError for one that weights are not sent in."""
-    if name not in _DTYPES:
-        raise ValueError(f"weights are sent as {', '.join(_DTYPES)}, not {name}")
-    return _DTYPES[name]
+    if name not in DTYPE_BYTES:
+        raise ValueError(f"weights are sent as {', '.join(DTYPE_BYTES)}, not {name}")
+    return dtype_of(name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """The name `dtype_from_name` reads back. Raises ValueError for another dtype."""
-    name = str(dtype).removeprefix("torch.")
+    name = name_of(dtype)
     dtype_from_name(name)
     return name
 
@@ -73,11 +74,10 @@ class BroadcastGroup:
         """Blocks until all `world_size` ranks are there; raises RuntimeError after `timeout` seconds."""
         self._store: dist.TCPStore | None = store
         self._limit = timedelta(seconds=timeout)
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._timeout = self._limit
-        options._devices = [_gloo_device(host)]
         prefixed = dist.PrefixStore(_PREFIX, store)
-        self._group: dist.ProcessGroupGloo | None = dist.ProcessGroupGloo(prefixed, rank, world_size, options)
+        self._group: dist.ProcessGroupGloo | None = gloo_group(
+            prefixed, rank, world_size, host=host, timeout=self._limit
+        )
 
     @classmethod
     def join(cls, host: str, port: int, rank: int, world_size: int, timeout: float) -> BroadcastGroup:
@@ -112,23 +112,9 @@ class BroadcastGroup:
     def _start(self, tensor: torch.Tensor) -> Any:
         if self._group is None:
             raise RuntimeError("the weight transfer group is closed")
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        options.timeout = self._limit
-        return self._group.broadcast([tensor], options)  # type: ignore[attr-defined]
+        return broadcast_from_first(self._group, tensor, self._limit)
 
     def close(self) -> None:
         """Drop the connections; a peer still waiting in a broadcast gets an error."""
         self._group = None  # gloo's connections close when the group is freed, not before
         self._store = None  # and with it the port
-
-
-def _gloo_device(host: str) -> dist.ProcessGroupGloo.Device:
-    """Gloo's transport: loopback when the rendezvous is, else the interface that reaches other machines."""
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if loopback:
-        return dist.ProcessGroupGloo.create_device(hostname=host)
-    return dist.ProcessGroupGloo.create_default_device()

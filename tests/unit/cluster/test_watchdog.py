@@ -8,16 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.cluster.watchdog import (
-    HUNG,
-    SLOWEST_READ,
-    Beat,
-    Heartbeat,
-    Watchdog,
-    read_beats,
-    reading_seconds,
-)
-from megatron_empg.run.checkpoint_folders import step_folder
+from megatron_empg.cluster.watchdog import HUNG, Watchdog
+from megatron_empg.run.checkpoint_folders import SLOWEST_READ, reading_seconds, step_folder
+from megatron_empg.run.heartbeat import Beat, Heartbeat, read_beats
 
 
 def beat(rank, number, collectives, *, step=3, phase="update", where="loop.py:9 x", limit=100.0):
@@ -79,7 +72,7 @@ def test_a_heartbeat_tells_where_the_rank_is_and_leaves_with_it(tmp_path):
 RANK = """
 import sys, time
 from pathlib import Path
-from megatron_empg.cluster.watchdog import Heartbeat
+from megatron_empg.run.heartbeat import Heartbeat
 with Heartbeat(Path(sys.argv[1]), int(sys.argv[2])):
     time.sleep(600)
 """

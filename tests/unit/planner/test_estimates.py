@@ -10,16 +10,18 @@ import pytest
 import torch
 from vllm.distributed.weight_transfer import packed_tensor
 
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.gpus import GPUS
 from megatron_empg.planner import transfer
 from megatron_empg.planner.activations import Microbatch, layer_activations
-from megatron_empg.planner.assumptions import GPUS, PACKED_BUFFER_BYTES, PACKED_BUFFERS
+from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
 from megatron_empg.planner.engines import engine_memory
 from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import chunks_in_flight, optimizer_bytes, rank_memory
 from megatron_empg.planner.shards import Parameters, model_parameters, stage_parameters
 from megatron_empg.planner.timing import bubble_share, step_time
 from megatron_empg.planner.transfer import transfer_bytes
-from megatron_empg.recipe import ActorSection, Recipe, load_recipe
+from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import rows
 
@@ -51,7 +53,7 @@ def test_published_sizes(name: str, billions: float) -> None:
 
 def test_pipeline_stages_and_expert_ranks_share_out_the_model() -> None:
     moe = config("qwen3-30b-a3b")
-    actor = ActorSection(pipeline_parallel=4, expert_parallel=8, data_parallel=8)
+    actor = ActorConfig(pipeline_parallel=4, expert_parallel=8, data_parallel=8)
     stages = [stage_parameters(moe, actor, stage) for stage in range(4)]
     padding = 2 * (moe.padded_vocab_size(1) - moe.vocab_size) * moe.hidden_size
     assert sum(s.dense + 8 * s.experts for s in stages) == model_parameters(moe) + padding
@@ -67,28 +69,28 @@ def test_pipeline_stages_and_expert_ranks_share_out_the_model() -> None:
     ],
 )
 def test_forward_passes_in_flight(actor: dict[str, int], in_flight: list[int]) -> None:
-    section = ActorSection(**actor)
+    section = ActorConfig(**actor)
     assert [chunks_in_flight(section, stage, 16) for stage in range(len(in_flight))] == in_flight
     assert chunks_in_flight(section, 0, 1) <= section.virtual_pipeline
 
 
 def test_bubble_of_the_paper() -> None:
     """Narayanan et al.: (p - 1) / m of the ideal time, divided by the number of chunks."""
-    plain, interleaved = ActorSection(pipeline_parallel=8), ActorSection(pipeline_parallel=8, virtual_pipeline=2)
+    plain, interleaved = ActorConfig(pipeline_parallel=8), ActorConfig(pipeline_parallel=8, virtual_pipeline=2)
     assert bubble_share(plain, 64) / (1 - bubble_share(plain, 64)) == pytest.approx(7 / 64)
     assert bubble_share(interleaved, 64) / (1 - bubble_share(interleaved, 64)) == pytest.approx(7 / 128)
-    assert bubble_share(ActorSection(), 5) == 0
+    assert bubble_share(ActorConfig(), 5) == 0
 
 
 def test_adam_in_mixed_precision_takes_18_bytes_a_parameter() -> None:
     """Weight 2, float32 gradient 4, main weight 4, moments 8; 6 + 12/n with the distributed optimizer."""
     held = Parameters(dense=10**6)
-    sharded = ActorSection(data_parallel=4, context_parallel=2, distributed_optimizer=True)
-    assert optimizer_bytes(held, ActorSection(data_parallel=8), 2) == 12e6
+    sharded = ActorConfig(data_parallel=4, context_parallel=2, distributed_optimizer=True)
+    assert optimizer_bytes(held, ActorConfig(data_parallel=8), 2) == 12e6
     assert optimizer_bytes(held, sharded, 2) == 12e6 / 8
     assert optimizer_bytes(held, sharded, 4) == 8e6 / 8
     experts = Parameters(experts=10**6)
-    of_experts = ActorSection(
+    of_experts = ActorConfig(
         tensor_parallel=2, sequence_parallel=True, data_parallel=4, expert_parallel=4, distributed_optimizer=True
     )
     assert optimizer_bytes(experts, of_experts, 2) == 12e6 / 2
@@ -181,7 +183,7 @@ def test_main_memory_of_a_checkpoint_is_never_less_than_the_largest_parameter() 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-32b", "qwen3-30b-a3b"])
 def test_fused_layers_keep_less(name: str) -> None:
-    actor, batch = ActorSection(tensor_parallel=4, sequence_parallel=True), Microbatch((8192,))
+    actor, batch = ActorConfig(tensor_parallel=4, sequence_parallel=True), Microbatch((8192,))
     fused = layer_activations(config(name), actor, batch, "transformer_engine", 2)
     local = layer_activations(config(name), actor, batch, "local", 2)
     assert fused.input == local.input == 8192 * config(name).hidden_size * 2 / 4

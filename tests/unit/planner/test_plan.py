@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from megatron_empg.actor.throughput import PEAK_TFLOPS
 from megatron_empg.cli import app
-from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.common.gpus import GPUS, PEAK_TFLOPS
 from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, changed_keys, plan
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_model

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.cluster.watchdog import SLOWEST_READ, reading_seconds
 from megatron_empg.launch.tasks import Shape, facts
 from megatron_empg.recipe import Recipe, load_recipe
-from megatron_empg.run.checkpoint_folders import finished_steps, last_step, step_folder
+from megatron_empg.run.checkpoint_folders import (
+    SLOWEST_READ,
+    finished_steps,
+    last_step,
+    reading_seconds,
+    step_folder,
+)
 from megatron_empg.run.folder import RunFolder
 
 NEWEST = 1_000_010
@@ -72,7 +77,7 @@ def test_a_job_is_not_finished_while_the_policy_is_that_of_an_older_checkpoint(r
         assert facts(recipe, Shape(1, 1, 1, cpu=True))["finished"] == finished
 
 
-@pytest.mark.parametrize("module", ["checkpoint_folders", "trainer.run_folder", "cluster.watchdog"])
+@pytest.mark.parametrize("module", ["run.checkpoint_folders", "run.folder", "cluster.watchdog"])
 def test_to_ask_does_not_take_the_seconds_of_torchs_import(module: str) -> None:
     asked = f"import sys, megatron_empg.{module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", asked], check=True)

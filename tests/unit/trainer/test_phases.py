@@ -8,9 +8,10 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_empg.cluster.watchdog import PHASE_LIMIT, Beat, Watchdog
+from megatron_empg.cluster.watchdog import Watchdog
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe, parse_recipe
 from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.run.heartbeat import PHASE_LIMIT, Beat
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phases import collective_timeout, driver_timeout, phase_limits
 
