@@ -42,8 +42,7 @@ from module_times import COMMUNICATION, clock, time_by_part
 from torch import Tensor
 
 from megatron_empg.actor import platform
-from megatron_empg.actor.layout import Layout
-from megatron_empg.actor.optimizer import OptimizerSettings
+from megatron_empg.actor.config import ActorConfig, OptimizerConfig
 from megatron_empg.actor.packing import IGNORE, Microbatch, Packer
 from megatron_empg.actor.throughput import Throughput
 from megatron_empg.algorithms.sample import Sample, TokenStreams
@@ -178,25 +177,28 @@ def bare_loss(batch: Microbatch, output: Tensor) -> tuple[Tensor, Tensor, dict[s
     return loss, tokens, {"sum": torch.stack([loss.detach(), tokens.float()])}
 
 
-def packed_microbatches(
-    sequences: list[Sample], config: ModelConfig, budget: int, layout: Layout
-) -> list[Microbatch]:
+def packed_microbatches(sequences: list[Sample], config: ModelConfig, settings: ActorConfig) -> list[Microbatch]:
     """This rank's microbatches as the actor plans them."""
     from megatron_empg.actor.microbatches import plan_microbatches
     from megatron_empg.actor.parallel import data_rank
 
     lengths = [len(s.tokens) for s in sequences]
-    plan = plan_microbatches(lengths, budget=budget, ranks=layout.data, cost=partial(forward_flops, config))
+    plan = plan_microbatches(
+        lengths,
+        budget=settings.microbatch_tokens,
+        ranks=settings.data_parallel,
+        cost=partial(forward_flops, config),
+    )
     return laid_out(sequences, plan[data_rank()])
 
 
 def padded_microbatches(
-    sequences: list[Sample], count: int, maximum: int | None, layout: Layout
+    sequences: list[Sample], count: int, maximum: int | None, settings: ActorConfig
 ) -> list[Microbatch]:
     """This rank's microbatches of `count` sequences, padded to `maximum` or else to the microbatch's longest."""
     from megatron_empg.actor.parallel import data_rank
 
-    mine = sequences[data_rank() :: layout.data]
+    mine = sequences[data_rank() :: settings.data_parallel]
     batches = [mine[i : i + count] for i in range(0, len(mine), count)]
     rows = [[padded(s, maximum or max(len(s.tokens) for s in batch)) for s in batch] for batch in batches]
     flat = [sequence for batch in rows for sequence in batch]
@@ -216,25 +218,30 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)
     platform.prepare()
     from megatron_empg.actor.actor import Actor, describe_parts
-    from megatron_empg.actor.model import Execution
     from megatron_empg.algorithms.algorithm import PolicyLoss
     from megatron_empg.algorithms.policy_loss import TokenClip
 
-    layout = Layout(tensor=options.tensor_parallel, data=options.data_parallel)
+    budget = options.per_microbatch * options.maximum
+    settings = ActorConfig(
+        tensor_parallel=options.tensor_parallel,
+        data_parallel=options.data_parallel,
+        max_tokens_per_microbatch=budget,
+        # Which no recipe may have: every contender's turns begin with the same weights.
+        optimizer=OptimizerConfig.model_construct(lr=0.0),
+    )
     if options.device == "cuda":
         torch.cuda.set_device(rank)
-    store = dist.FileStore(os.path.join(folder, "store"), layout.world_size)
+    store = dist.FileStore(os.path.join(folder, "store"), settings.world_size)
     dist.init_process_group(
         platform.collective_backend(),
         store=store,
         rank=rank,
-        world_size=layout.world_size,
+        world_size=settings.world_size,
         timeout=timedelta(minutes=10),
     )
     config = ModelConfig(**QWEN2, **SHAPES[options.device], max_position_embeddings=options.maximum)
-    settings, execution = OptimizerSettings(lr=0.0), Execution(DTYPES[options.device])
-    budget = options.per_microbatch * options.maximum
-    actor = Actor(config, layout, settings, execution, max_tokens_per_microbatch=budget)
+    dtype = DTYPES[options.device]
+    actor = Actor(config, settings, dtype=dtype)
     actor.initialise_weights(0)
     bare = Bare(actor)
     lengths = mixed_lengths(options.sequences, options.maximum)
@@ -243,9 +250,9 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     full = with_streams(actor, make_sequences([options.maximum] * count, config.vocab_size, all_own=True))
     loss = PolicyLoss(TokenClip(*CLIP), [])
     batches = {
-        "bare": packed_microbatches(mixed, config, budget, layout),
-        LONGEST: padded_microbatches(mixed, options.per_microbatch, None, layout),
-        MAXIMUM: padded_microbatches(mixed, options.per_microbatch, options.maximum, layout),
+        "bare": packed_microbatches(mixed, config, settings),
+        LONGEST: padded_microbatches(mixed, options.per_microbatch, None, settings),
+        MAXIMUM: padded_microbatches(mixed, options.per_microbatch, options.maximum, settings),
     }
     contenders: dict[str, Callable[[], float]] = {
         "update": lambda: actor.update(mixed, loss).loss,
@@ -255,7 +262,7 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
     times = measure(contenders, options.repeat, TOLERANCE[options.device])
     table = time_by_part(actor, contenders["full"])
     if rank == 0:
-        shape = f"{config.num_layers} layers of {config.hidden_size}, {config.vocab_size} words, {execution.dtype}"
+        shape = f"{config.num_layers} layers of {config.hidden_size}, {config.vocab_size} words, {dtype}"
         if options.json:
             figures = {
                 "shape": shape,
@@ -268,14 +275,14 @@ def rank_main(rank: int, options: argparse.Namespace, folder: str) -> None:
                 figures,
                 times,
                 sum(lengths),
-                full_figures(times["full"], config, full, layout),
+                full_figures(times["full"], config, full, settings),
                 table,
             )
         print(shape)
         print(f"{len(lengths)} sequences, mean {sum(lengths) / len(lengths) / options.maximum:.3f} of the maximum")
         print(f"microbatches of {budget} tokens: {len(batches['bare'])} packed, {len(batches[MAXIMUM])} padded")
         show(times, sum(lengths))
-        show_full(times["full"], table, config, full, layout)
+        show_full(times["full"], table, config, full, settings)
     dist.destroy_process_group()
 
 
@@ -312,14 +319,16 @@ def show(times: dict[str, list[float]], tokens: int) -> None:
         print(f"  {name} / update: {ratio(name, 'update')}")
 
 
-def flops_of(config: ModelConfig, sequences: list[Sample], layout: Layout) -> dict[str, float]:
+def flops_of(config: ModelConfig, sequences: list[Sample], settings: ActorConfig) -> dict[str, float]:
     """One rank's floating-point operations of an update, by part of the model."""
     parts = [flops_by_part(config, len(s.tokens), s.num_own_tokens) for s in sequences]
-    return {name: 3 * sum(part[name] for part in parts) / layout.world_size for name in parts[0]}
+    return {name: 3 * sum(part[name] for part in parts) / settings.world_size for name in parts[0]}
 
 
-def full_figures(turns: list[float], config: ModelConfig, sequences: list[Sample], layout: Layout) -> Throughput:
-    flops = sum(flops_of(config, sequences, layout).values())
+def full_figures(
+    turns: list[float], config: ModelConfig, sequences: list[Sample], settings: ActorConfig
+) -> Throughput:
+    flops = sum(flops_of(config, sequences, settings).values())
     return Throughput(sum(len(s.tokens) for s in sequences), min(turns), flops)
 
 
@@ -346,10 +355,14 @@ def write_json(
 
 
 def show_full(
-    turns: list[float], table: dict[str, float], config: ModelConfig, sequences: list[Sample], layout: Layout
+    turns: list[float],
+    table: dict[str, float],
+    config: ModelConfig,
+    sequences: list[Sample],
+    settings: ActorConfig,
 ) -> None:
-    flops = flops_of(config, sequences, layout)
-    whole = full_figures(turns, config, sequences, layout)
+    flops = flops_of(config, sequences, settings)
+    whole = full_figures(turns, config, sequences, settings)
     mfu = whole.mfu()
     print(f"full: {whole.tokens_per_second:.0f} tokens/s, {whole.tflops_per_rank:.3f} TFLOP/s a rank, MFU "
           + (f"{mfu:.3f}" if mfu is not None else "unknown, as the device's peak is"))  # fmt: skip

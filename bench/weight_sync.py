@@ -88,13 +88,14 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.actor.config import ActorConfig
     from megatron_empg.weights.mapping.model_config import ModelConfig
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
-    layout = Layout(tensor=arguments.tensor_parallel, pipeline=arguments.pipeline_parallel)
-    actor = Actor(ModelConfig.from_folder(Path(job["model"])), layout, OptimizerSettings(lr=1e-3))
+    settings = ActorConfig(
+        tensor_parallel=arguments.tensor_parallel, pipeline_parallel=arguments.pipeline_parallel
+    )
+    actor = Actor(ModelConfig.from_folder(Path(job["model"])), settings, dtype="float32")
     actor.load_weights(Path(job["model"]))
     seconds: dict[str, list[float]] = {}
     weights = actor.weights()

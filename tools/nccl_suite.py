@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_empg.cluster.nccl_suite.layout import Layout, LayoutError
+from megatron_empg.cluster.nccl_suite.layout import LayoutError, parse_layout
 from megatron_empg.cluster.nccl_suite.session import Inject
 from megatron_empg.cluster.nccl_suite.suite import SECTIONS, SuiteOptions, run_suite
 from megatron_empg.cluster.place import PlaceError
@@ -66,12 +66,7 @@ def options(parser: argparse.ArgumentParser) -> SuiteOptions:
         if backend == "nccl" and not torch.cuda.is_available():
             parser.error("--backend nccl needs CUDA, and this machine has none; --backend gloo runs on CPU")
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-    layout = Layout.parse(given.layout)
-    if given.recipe:
-        actor = load_recipe(given.recipe).actor
-        layout = Layout(
-            actor.tensor_parallel, actor.pipeline_parallel, actor.context_parallel, actor.expert_parallel
-        )
+    layout = load_recipe(given.recipe).actor if given.recipe else parse_layout(given.layout)
     return SuiteOptions(
         backend=backend,
         layout=layout,

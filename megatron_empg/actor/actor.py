@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megatron_empg.actor import layout as layouts
-from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.actor.microbatches import plan_microbatches
-from megatron_empg.actor.model import DTYPES, Execution, build_model
-from megatron_empg.actor.optimizer import OptimizerSettings, build_optimizer
+from megatron_empg.actor.model import build_model
+from megatron_empg.actor.optimizer import build_optimizer
 from megatron_empg.actor.packing import IGNORE, Microbatch, Packer
 from megatron_empg.actor.parallel import (
     context_group,
@@ -32,6 +32,8 @@ from megatron_empg.actor.throughput import Throughput
 from megatron_empg.actor.weights import ActorWeights, initialise, load
 from megatron_empg.algorithms.base import LossFunction
 from megatron_empg.algorithms.sample import Sample, Score, TokenStreams
+from megatron_empg.common.dtypes import dtype_of
+from megatron_empg.upstream.megatron_optimizer import parts as optimizer_parts
 from megatron_empg.weights.mapping.flops import forward_flops
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
@@ -60,23 +62,22 @@ class Actor:
     def __init__(
         self,
         config: ModelConfig,
-        layout: Layout,
-        optimizer: OptimizerSettings,
-        execution: Execution | None = None,
+        settings: ActorConfig,
         *,
-        max_tokens_per_microbatch: int = 16384,
+        dtype: str,
+        total_steps: int = 1,
         seed: int = 0,
         collective_timeout: int = 1800,
     ) -> None:
-        """``max_tokens_per_microbatch`` is what a rank holds at once; ``collective_timeout`` the seconds it waits
-        for the others, e.g. while rank 0 waits for a rollout."""
-        layouts.initialize(layout, seed=seed, timeout_seconds=collective_timeout)
-        execution = execution or Execution()
-        self.config, self.layout, self.execution = config, layout, execution
-        self.budget = max_tokens_per_microbatch * layout.context
-        self.model, self.mcore = build_model(config, layout, execution)
-        self.optimizer, self.scheduler = build_optimizer(self.model, self.mcore, optimizer, execution)
-        self.sends_weights = data_and_context_group().rank() == 0 or layout.expert > layout.tensor
+        """``dtype`` is what the model computes in, "float32" or "bfloat16"; ``total_steps`` the updates that the
+        learning rate's schedule ends with; ``collective_timeout`` the seconds that a rank waits for the others,
+        e.g. while rank 0 waits for a rollout."""
+        layouts.initialize(settings, seed=seed, timeout_seconds=collective_timeout)
+        self.config, self.settings, self.dtype = config, settings, dtype_of(dtype)
+        self.model, self.mcore = build_model(config, settings, self.dtype)
+        self.optimizer, self.scheduler = build_optimizer(self.model, self.mcore, settings, total_steps=total_steps)
+        experts_leave_a_replica = settings.expert_parallel > settings.tensor_parallel
+        self.sends_weights = data_and_context_group().rank() == 0 or experts_leave_a_replica
         """Whether this rank belongs to the model's first replica, which exports and publishes, or to any of those
         over which experts are split."""
         self.throughput: dict[str, Throughput] = {}
@@ -88,12 +89,12 @@ class Actor:
 
         The optimizer's float32 copies start from them.
         """
-        load(self.model, self.config, self.layout, folder)
+        load(self.model, self.config, self.settings, folder)
         self.optimizer.reload_model_params()
 
     def initialise_weights(self, seed: int) -> None:
         """Fill the model at random, the same in every layout."""
-        initialise(self.model, self.config, self.layout, seed)
+        initialise(self.model, self.config, self.settings, seed)
         self.optimizer.reload_model_params()
 
     def weights(self) -> ActorWeights:
@@ -102,7 +103,7 @@ class Actor:
         Making it communicates nothing. Iterating is collective over a replica and wants whole parameters: every
         rank calls `settle` before.
         """
-        return ActorWeights(self.model, self.config, self.layout, DTYPES[self.execution.dtype])
+        return ActorWeights(self.model, self.config, self.settings, self.dtype)
 
     def settle(self) -> None:
         """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass.
@@ -210,22 +211,22 @@ class Actor:
                 f"a sequence has {longest} tokens, the model's max_position_embeddings is "
                 f"{self.config.max_position_embeddings}"
             )
-        layout = self.layout
-        multiple = layout.tensor if layout.sequence_parallel else 1
-        return Packer(samples, streams, context=layout.context, rank=context_rank(), multiple=multiple)
+        multiple = self.settings.tensor_parallel if self.settings.sequence_parallel else 1
+        context = self.settings.context_parallel
+        return Packer(samples, streams, context=context, rank=context_rank(), multiple=multiple)
 
     def _microbatches(self, packer: Packer) -> list[Microbatch]:
         """This rank's share; context-parallel ranks hold parts of the same microbatches."""
-        layout = self.layout
+        settings = self.settings
         plan = plan_microbatches(
             [packer.padded(len(s.tokens)) for s in packer.samples],
-            budget=self.budget,
-            ranks=layout.data,
+            budget=settings.microbatch_tokens,
+            ranks=settings.data_parallel,
             cost=partial(forward_flops, self.config),
             # Megatron's interleaved schedule takes the microbatches in rounds of one a stage.
-            multiple=layout.pipeline if layout.virtual_pipeline > 1 else 1,
+            multiple=settings.pipeline_parallel if settings.virtual_pipeline > 1 else 1,
             # Experts are spread over data-parallel ranks, which exchange tokens in every microbatch.
-            equal=layout.expert > 1,
+            equal=settings.expert_parallel > 1,
         )
         return [packer.pack(indices).to(layouts.platform.device()) for indices in plan[data_rank()]]
 
@@ -253,7 +254,7 @@ class Actor:
 
     def _sum_over_context(self) -> Callable[[Tensor], None] | None:
         """Adds a tensor up over the context-parallel ranks, in place; None where a rank holds samples whole."""
-        if self.layout.context == 1:
+        if self.settings.context_parallel == 1:
             return None
 
         def add_up(tensor: Tensor) -> None:
@@ -264,9 +265,9 @@ class Actor:
     def _share_results(self, results: Tensor) -> None:
         """Each position was filled on one replica's last stage, alike by its tensor-parallel ranks; a sum makes
         it known to all."""
-        if self.layout.pipeline > 1:
+        if self.settings.pipeline_parallel > 1:
             dist.all_reduce(results, group=pipeline_group())
-        if self.layout.data * self.layout.context > 1:
+        if self.settings.data_parallel * self.settings.context_parallel > 1:
             dist.all_reduce(results, group=data_and_context_group())
 
     @contextmanager
@@ -279,7 +280,7 @@ class Actor:
         seconds = time.perf_counter() - started
         tokens = sum(len(s.tokens) for s in samples)
         flops = passes * sum(forward_flops(self.config, len(s.tokens), s.num_own_tokens) for s in samples)
-        self.throughput[what] = Throughput(tokens, seconds, flops / self.layout.world_size)
+        self.throughput[what] = Throughput(tokens, seconds, flops / self.settings.world_size)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.model:
@@ -318,7 +319,7 @@ def _model_inputs(batch: Microbatch) -> dict[str, Any]:
 def describe_parts(actor: Actor) -> str:
     """Which layers, attention and optimizer are in use: a missing fused one is silent otherwise."""
     layer = actor.model[0].module.decoder.layers[0]
-    inner = getattr(actor.optimizer, "chained_optimizers", [actor.optimizer])[0].optimizer
+    inner = optimizer_parts(actor.optimizer)[0].optimizer
     parts = {
         "qkv": layer.self_attention.linear_qkv,
         "norm": layer.pre_mlp_layernorm,

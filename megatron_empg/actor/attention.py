@@ -1,6 +1,5 @@
 """Causal attention over packed sequences without Transformer Engine: torch's varlen attention on GPU or SDPA."""
 
-import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_empg.actor.context_parallel import ContextShard, gather_tokens, heads_to_tokens, tokens_to_heads
+from megatron_empg.actor.layout_rules import heads_divide
+from megatron_empg.upstream.torch_kernels import packed_attention
 
 SHORT_HEADS = (
     "all-to-all needs heads and key-value groups of a tensor-parallel rank to divide by the context ranks"
@@ -91,7 +92,7 @@ class PackedAttention(MegatronModule):
 
     def _all_to_all(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
         group, shard = self.context_group, _shard(packed)
-        if query.shape[1] % group.size() or key.shape[1] % group.size():
+        if not heads_divide(query.shape[1], key.shape[1], group.size()):
             raise ValueError(f"{SHORT_HEADS}: {query.shape[1]} heads, {key.shape[1]} groups, {group.size()} ranks")
         query, key, value = (tokens_to_heads(x, group)[shard.gathered] for x in (query, key, value))
         whole = Spans(packed.lengths, packed.cu_seqlens_q, packed.max_seqlen_q)
@@ -126,25 +127,8 @@ def causal_attention(
 ) -> Float[Tensor, "queries heads head_dim"]:
     """Each span of queries attends to the like-numbered span of keys, their last tokens aligned."""
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
-        # Releases before the argument share keys among queries unasked.
-        grouped = query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters
-        sharing: dict[str, Any] = {"enable_gqa": True} if grouped else {}
-        output = varlen_attn(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            queries.cumulative,
-            keys.cumulative,
-            queries.longest,
-            keys.longest,
-            scale=scale,
-            window_size=(-1, 0),
-            **sharing,
-        )
-        assert isinstance(output, Tensor)
-        return output
+        boundaries = queries.cumulative, keys.cumulative
+        return packed_attention(query, key, value, *boundaries, queries.longest, keys.longest, scale)
     if queries is keys:
         return _same_spans(query, key, value, queries.as_list(), scale)
     parts = zip(

@@ -1,14 +1,12 @@
 """Checkpoints by megatron-core's dist_checkpointing: written in the background, read in any layout."""
 
-import inspect
 import json
 import os
 import platform
-import queue
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -29,6 +27,7 @@ from megatron_empg.actor.manifest import (
 )
 from megatron_empg.actor.parallel import data_and_context_group
 from megatron_empg.run.checkpoint_folders import finished_steps, step_folder
+from megatron_empg.upstream import megatron_checkpointing
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Checkpoints:
         return {
             "step": step,
             "schedule_steps": self.actor.scheduler.num_steps,
-            "layout": asdict(self.actor.layout),
+            "layout": self.actor.settings.sizes,
             **sharded_state.kind(self.actor),
             "recipe": self.recipe,
             **state,
@@ -207,7 +206,8 @@ def load(actor: Any, root: Path, step: int) -> dict[str, Any]:
     except CheckpointError as error:
         raise CheckpointError(f"{error}. {_way_on(Path(root), step)}") from None
     _require_same_kind(manifest, actor, folder)
-    state = sharded_state.sharded_state(actor, loading=True, with_rng=manifest["layout"] == asdict(actor.layout))
+    same_layout = manifest["layout"] == actor.settings.sizes
+    state = sharded_state.sharded_state(actor, loading=True, with_rng=same_layout)
     loaded = _read(state, folder / "megatron")
     sharded_state.restore(actor, loaded, schedule_steps=manifest["schedule_steps"])
     return manifest
@@ -248,19 +248,12 @@ def _plan(state: dict[str, Any], folder: Path) -> Any:
 
     What several ranks hold alike is shared out among them, so that all of them write.
     """
-    from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
-    # Spares the manager process that Megatron starts on each rank for the results of other processes.
-    if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.Queue()
-    # Newer releases write by a package of their own unless told otherwise.
-    known = inspect.signature(dist_checkpointing.save).parameters
-    how = {"async_strategy": "mcore"} if "async_strategy" in known else {}
+    megatron_checkpointing.queue_of_this_process()
     strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), data_and_context_group())
-    return dist_checkpointing.save(state, str(folder), strategy, async_sharded_save=True, **how)
+    return megatron_checkpointing.planned_save(state, folder, strategy)
 
 
 def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:

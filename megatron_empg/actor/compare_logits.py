@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from megatron_empg.actor import platform
-from megatron_empg.weights.mapping.megatron_layout import is_megatron
+from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import rows
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 Model = Callable[[Tensor], Tensor]
 BYTES_PER_PARAMETER = 12
@@ -56,7 +56,7 @@ def fits(config: ModelConfig) -> bool:
     """Whether `compare_logits` finds the memory for the model."""
     import psutil
 
-    parameters = sum(torch.Size(row.full_shape).numel() for row in rows(config))
+    parameters = sum(torch.Size(parameter.full_shape).numel() for parameter in parameter_table(config))
     return parameters * BYTES_PER_PARAMETER < int(psutil.virtual_memory().available)
 
 
@@ -82,13 +82,13 @@ def _hugging_face(folder: Path) -> Iterator[Model]:
 def _megatron(folder: Path, like: Path | None) -> Iterator[Model]:
     platform.prepare()
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout, shutdown
-    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.actor.config import ActorConfig
+    from megatron_empg.actor.layout import shutdown
 
     config = ModelConfig.from_folder(like or folder)
     dist.init_process_group(platform.collective_backend(), store=dist.HashStore(), rank=0, world_size=1)
     try:
-        actor = Actor(config, Layout(), OptimizerSettings(lr=0.0))
+        actor = Actor(config, ActorConfig(), dtype="float32")
         actor.load_weights(folder)
         (model,) = actor.model
         model.eval()

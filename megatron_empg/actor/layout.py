@@ -1,35 +1,16 @@
-"""How a model lies over ranks: the parallel sizes, and the process groups made from them."""
+"""How a model lies over ranks: the process groups made from the parallel sizes."""
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from megatron_empg.actor import platform
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.actor.layout_rules import rank_faults
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Sizes of the parallel dimensions; tensor x pipeline x context x data is the number of ranks."""
-
-    tensor: int = 1
-    pipeline: int = 1
-    data: int = 1
-    sequence_parallel: bool = False
-    context: int = 1
-    """Ranks among which the tokens of each sequence are split."""
-    virtual_pipeline: int = 1
-    """Model chunks a pipeline stage; above 1 the schedule is the interleaved one."""
-    expert: int = 1
-    """Ranks, of a stage's tensor x context x data ranks, among which the experts of a layer are split."""
-
-    @property
-    def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.context * self.data
-
-
-def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> None:
+def initialize(settings: ActorConfig, *, seed: int, timeout_seconds: int = 1800) -> None:
     """Join the ranks (torchrun's environment) and make Megatron's process groups and random states.
 
     Raises ValueError when the number of ranks is not the layout's.
@@ -43,17 +24,16 @@ def initialize(layout: Layout, *, seed: int, timeout_seconds: int = 1800) -> Non
             timeout=timedelta(seconds=timeout_seconds),
             device_id=platform.device() if torch.cuda.is_available() else None,
         )
-    if dist.get_world_size() != layout.world_size:
-        raise ValueError(
-            f"the layout needs {layout.world_size} ranks (tensor {layout.tensor} x pipeline {layout.pipeline} "
-            f"x context {layout.context} x data {layout.data}) but {dist.get_world_size()} were started"
-        )
+    faults = rank_faults(settings, dist.get_world_size())
+    if faults:
+        raise ValueError(faults[0])
+    interleaved = settings.virtual_pipeline > 1
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
-        context_parallel_size=layout.context,
-        expert_model_parallel_size=layout.expert,
+        tensor_model_parallel_size=settings.tensor_parallel,
+        pipeline_model_parallel_size=settings.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=settings.virtual_pipeline if interleaved else None,
+        context_parallel_size=settings.context_parallel,
+        expert_model_parallel_size=settings.expert_parallel,
         expert_tensor_parallel_size=1,  # an expert lies whole on its rank
         distributed_timeout_minutes=-(-timeout_seconds // 60),  # never below the limit
     )

@@ -2,32 +2,17 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.actor.layout_rules import exchange_faults
+from megatron_empg.common.dtypes import name_of
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the model is computed, whatever its layout; none of it changes what is computed."""
-
-    dtype: str = "float32"
-    recompute: str = "none"
-    """Activations computed again in backward: none, selective (attention), block (`recompute_layers`), full."""
-    recompute_layers: int = 1
-    """Layers of each pipeline stage's chunk that ``block`` recomputes."""
-    distributed_optimizer: bool = False
-    overlap: bool = False
-    """Reduce gradients, and gather the distributed optimizer's parameters, while computing."""
-    context_exchange: str | None = None
-    """Attention's exchange under context parallelism; None is what is best here (see `context_exchanges`)."""
 
 
 def context_exchanges(dtype: torch.dtype) -> tuple[str, ...]:
@@ -40,19 +25,16 @@ def context_exchanges(dtype: torch.dtype) -> tuple[str, ...]:
     return ("p2p", "a2a") if uses_transformer_engine(dtype) else ("all_gather", "a2a")
 
 
-def transformer_config(config: ModelConfig, layout: Layout, execution: Execution) -> Any:
-    """Megatron's TransformerConfig for this model and layout."""
+def transformer_config(config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) -> Any:
+    """Megatron's TransformerConfig for this model, laid out and computed as the settings say."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    torch_dtype = DTYPES[execution.dtype]
-    interleaved = layout.virtual_pipeline > 1
-    exchanges = context_exchanges(torch_dtype)
-    exchange = execution.context_exchange or exchanges[0]
-    if exchange not in exchanges:
-        raise ValueError(
-            f"actor.context_exchange is {exchange}, which this machine cannot do on packed sequences in "
-            f"{execution.dtype}; it can do {' and '.join(exchanges)}"
-        )
+    interleaved = settings.virtual_pipeline > 1
+    exchanges = context_exchanges(dtype)
+    faults = exchange_faults(settings, exchanges, name_of(dtype))
+    if faults:
+        raise ValueError(faults[0])
+    exchange = settings.context_exchange or exchanges[0]
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -70,27 +52,27 @@ def transformer_config(config: ModelConfig, layout: Layout, execution: Execution
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=config.initializer_range,
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if interleaved else None,
-        context_parallel_size=layout.context,
-        cp_comm_type=exchange if layout.context > 1 else None,
+        tensor_model_parallel_size=settings.tensor_parallel,
+        pipeline_model_parallel_size=settings.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=settings.virtual_pipeline if interleaved else None,
+        context_parallel_size=settings.context_parallel,
+        cp_comm_type=exchange if settings.context_parallel > 1 else None,
         # Sending in batches gives wrong gradients under interleaving.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        sequence_parallel=layout.sequence_parallel,
-        pipeline_dtype=torch_dtype,
-        params_dtype=torch_dtype,
-        bf16=execution.dtype == "bfloat16",
+        sequence_parallel=settings.sequence_parallel,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
         # Packed microbatches differ in length, so pipeline stages tell each other the shape.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
-        **_expert_settings(config, layout, torch_dtype),
+        **_expert_settings(config, settings, dtype),
         # The schedule then sums gradients over tokens and divides once by the global number of them.
         calculate_per_token_loss=True,
         attention_softmax_in_fp32=True,
-        **_fusions(torch_dtype),
-        **_recompute_settings(execution),
+        **_fusions(dtype),
+        **_recompute_settings(settings, dtype),
     )
 
 
@@ -110,7 +92,7 @@ def _fusions(dtype: torch.dtype) -> dict[str, bool]:
     }
 
 
-def _expert_settings(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+def _expert_settings(config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Routing as Hugging Face's: softmax, then the best experts, no load balancing, no token dropped."""
     if config.experts is None:
         return {}
@@ -126,28 +108,30 @@ def _expert_settings(config: ModelConfig, layout: Layout, dtype: torch.dtype) ->
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
         "moe_grouped_gemm": uses_transformer_engine(dtype),
-        "expert_model_parallel_size": layout.expert,
+        "expert_model_parallel_size": settings.expert_parallel,
         "expert_tensor_parallel_size": 1,
     }
 
 
-def _recompute_settings(execution: Execution) -> dict[str, Any]:
-    if execution.recompute == "none":
+def _recompute_settings(settings: ActorConfig, dtype: torch.dtype) -> dict[str, Any]:
+    if settings.recompute == "none":
         return {}
-    if execution.recompute == "selective":
+    if settings.recompute == "selective":
         from megatron_empg.actor.layer_spec import uses_transformer_engine
 
-        if uses_transformer_engine(DTYPES[execution.dtype]):
+        if uses_transformer_engine(dtype):
             logger.warning(
                 "actor.recompute=selective computes attention again, of which Transformer Engine keeps no more "
                 "than the statistics: it costs a forward pass and saves next to nothing; use none or block"
             )
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    method, layers = ("uniform", 1) if execution.recompute == "full" else ("block", execution.recompute_layers)
-    return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": layers}
+    whole: dict[str, Any] = {"recompute_granularity": "full"}
+    if settings.recompute == "full":
+        return {**whole, "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {**whole, "recompute_method": "block", "recompute_num_layers": settings.recompute_layers}
 
 
-def build_model(config: ModelConfig, layout: Layout, execution: Execution) -> tuple[list[Any], Any]:
+def build_model(config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) -> tuple[list[Any], Any]:
     """(this stage's model chunks under Megatron's DistributedDataParallel, their TransformerConfig)."""
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -155,32 +139,32 @@ def build_model(config: ModelConfig, layout: Layout, execution: Execution) -> tu
         finalize_model_grads,
     )
 
-    mcore = transformer_config(config, layout, execution)
-    settings = DistributedDataParallelConfig(
+    mcore = transformer_config(config, settings, dtype)
+    replication = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=execution.overlap,
-        overlap_param_gather=execution.overlap and execution.distributed_optimizer,
-        use_distributed_optimizer=execution.distributed_optimizer,
+        overlap_grad_reduce=settings.overlap,
+        overlap_param_gather=settings.overlap and settings.distributed_optimizer,
+        use_distributed_optimizer=settings.distributed_optimizer,
     )
     chunks = [
         DistributedDataParallel(
             config=mcore,
-            ddp_config=settings,
-            module=_chunk(config, layout, mcore, number),
+            ddp_config=replication,
+            module=_chunk(config, settings, mcore, number),
             # Only the first chunk's communication is on the critical path.
             disable_bucketing=number > 0,
         )
-        for number in range(layout.virtual_pipeline)
+        for number in range(settings.virtual_pipeline)
     ]
     mcore.finalize_model_grads_func = finalize_model_grads
     mcore.grad_scale_func = None  # set by the optimizer in fp16 only
-    if execution.overlap:
+    if settings.overlap:
         no_sync = [chunk.no_sync for chunk in chunks]
         mcore.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
     return chunks, mcore
 
 
-def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
+def _chunk(config: ModelConfig, settings: ActorConfig, mcore: Any, number: int) -> Any:
     """One of the stage's model chunks, its LM head fused."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
@@ -188,15 +172,16 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
     from megatron_empg.actor.layer_spec import block_spec
     from megatron_empg.actor.lm_head import fuse_lm_head
     from megatron_empg.actor.platform import device
-    from megatron_empg.actor.rope import one_rotary_table, scaled_frequencies
+    from megatron_empg.actor.rope import scaled_frequencies
+    from megatron_empg.upstream.megatron_model import one_rotary_table, set_rotary_frequencies
 
     spec = block_spec(config, mcore.params_dtype)
-    stage = {"ignore_virtual": False, "vp_stage": number if layout.virtual_pipeline > 1 else None}
-    layers = config.num_layers // (layout.pipeline * layout.virtual_pipeline)
+    stage = {"ignore_virtual": False, "vp_stage": number if settings.virtual_pipeline > 1 else None}
+    layers = config.num_layers // settings.chunks
     model: Any = GPTModel(
         config=mcore,
         transformer_layer_spec=spec(layers) if callable(spec) else spec,
-        vocab_size=config.padded_vocab_size(layout.tensor),
+        vocab_size=config.padded_vocab_size(settings.tensor_parallel),
         max_sequence_length=config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**stage),
         post_process=parallel_state.is_pipeline_last_stage(**stage),
@@ -207,7 +192,7 @@ def _chunk(config: ModelConfig, layout: Layout, mcore: Any, number: int) -> Any:
         vp_stage=stage["vp_stage"],
     )
     if config.rope_scaling is not None:
-        model.rotary_pos_emb.inv_freq = scaled_frequencies(model.rotary_pos_emb.inv_freq, config.rope_scaling)
+        set_rotary_frequencies(model, partial(scaled_frequencies, scaling=config.rope_scaling))
     one_rotary_table(model, config.max_position_embeddings)
     fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())

@@ -1,40 +1,25 @@
 """Megatron-core's Adam with gradient clipping, and its learning-rate schedule."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from megatron_empg.actor.model import Execution
-from megatron_empg.actor.optimizer_repairs import parts_of_state
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.upstream.megatron_optimizer import parts_of_state
 
 _SETTINGS = "betas", "eps", "max_lr", "min_lr", "start_wd", "end_wd"
-"""What all parameter groups have alike from `OptimizerSettings`, by Megatron's and torch's names."""
+"""What all parameter groups have alike from `OptimizerConfig`, by Megatron's and torch's names."""
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Constants of Adam and of the schedule, which counts updates from 1.
+def build_optimizer(model: list[Any], mcore: Any, actor: ActorConfig, *, total_steps: int) -> tuple[Any, Any]:
+    """(optimizer, schedule) over the model chunks' parameters; float32 main weights under bfloat16.
 
-    Update k of `warmup_steps` has k/`warmup_steps` of `lr`; a cosine is at a tenth of it in update `total_steps`.
+    The schedule ends with update ``total_steps``.
     """
-
-    lr: float
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    total_steps: int = 1
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip_grad: float = 1.0
-
-
-def build_optimizer(
-    model: list[Any], mcore: Any, settings: OptimizerSettings, execution: Execution
-) -> tuple[Any, Any]:
-    """(optimizer, schedule) over the model chunks' parameters; float32 main weights under bfloat16."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+    settings = actor.optimizer
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -46,7 +31,7 @@ def build_optimizer(
             clip_grad=settings.clip_grad,
             bf16=mcore.bf16,
             params_dtype=mcore.params_dtype,
-            use_distributed_optimizer=execution.distributed_optimizer,
+            use_distributed_optimizer=actor.distributed_optimizer,
         ),
         model,
     )
@@ -59,7 +44,7 @@ def build_optimizer(
         max_lr=settings.lr,
         min_lr=settings.lr if settings.schedule == "constant" else settings.lr / 10,
         lr_warmup_steps=climb,
-        lr_decay_steps=max(settings.total_steps - 1, climb + 1),
+        lr_decay_steps=max(total_steps - 1, climb + 1),
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,

@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.actor.parallel import (
     expert_group,
-    owner_stage,
     pipeline_group,
     stage_rank,
     tensor_group,
@@ -20,16 +19,12 @@ from megatron_empg.actor.parallel import (
 )
 from megatron_empg.actor.platform import device
 from megatron_empg.weights.checkpoints.hugging_face import write_folder
-from megatron_empg.weights.checkpoints.reader import open_weights
+from megatron_empg.weights.checkpoints.open_weights import open_weights
+from megatron_empg.weights.mapping.families import unfused
 from megatron_empg.weights.mapping.initialise import random_tensors
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row, merge, rows, shard, split, unshard
-
-_FUSED_NORMS = {  # Transformer Engine fuses each norm into the linear layer behind it.
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
-
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
+from megatron_empg.weights.mapping.parameters import EMBEDDING, OUTPUT_LAYER, parameter_table
 
 _EXPERT = re.compile(
     r"mlp\.experts\.(local_experts\.(?P<module>\d+)\.)?(?P<linear>linear_fc[12])\.weight(?P<weight>\d*)$"
@@ -53,7 +48,7 @@ def _global_name(name: str, module: Any) -> str:
         return name
     local, rest = name.removeprefix(prefix).split(".", 1)
     layer = module.decoder.layers[int(local)]
-    rest = _EXPERT.sub(lambda match: _expert_name(match, layer.mlp), _FUSED_NORMS.get(rest, rest))
+    rest = _EXPERT.sub(lambda match: _expert_name(match, layer.mlp), unfused(rest))
     return f"{prefix}{layer.layer_number - 1}.{rest}"
 
 
@@ -63,42 +58,44 @@ def _expert_name(match: re.Match[str], mlp: Any) -> str:
     return f"mlp.experts.{number}.{match['linear']}.weight"
 
 
-def load(model: list[Any], config: ModelConfig, layout: Layout, folder: Path) -> None:
+def load(model: list[Any], config: ModelConfig, settings: ActorConfig, folder: Path) -> None:
     """Fill every local parameter from a Hugging Face folder or a Megatron checkpoint; reads what this rank needs.
 
     Raises CheckpointError naming a missing, surplus or misshapen tensor, and ValueError for a parameter of the
     model that the mapping does not know.
     """
     with open_weights(folder, config) as reader:
-        fill(model, config, lambda row: reader.piece(row, layout.tensor, tensor_rank()))
+        ranks, rank = settings.tensor_parallel, tensor_rank()
+        fill(model, config, lambda parameter: reader.read_shard(parameter, ranks, rank))
 
 
 @torch.no_grad()
-def fill(model: list[Any], config: ModelConfig, piece_of: Callable[[Row], Tensor]) -> None:
-    """Give every local parameter this tensor-parallel rank's piece of its row."""
+def fill(model: list[Any], config: ModelConfig, shard_of: Callable[[ParameterMapping], Tensor]) -> None:
+    """Give every local parameter this tensor-parallel rank's shard of it."""
     named = local_parameters(model)
-    for row in rows(config):
-        for name in _places(row, config):
+    for parameter in parameter_table(config):
+        for name in _places(parameter, config):
             if name in named:
-                named.pop(name).copy_(piece_of(row))
+                named.pop(name).copy_(shard_of(parameter))
     if named:
         raise ValueError(f"no Hugging Face tensor is mapped to {sorted(named)}")
 
 
-def initialise(model: list[Any], config: ModelConfig, layout: Layout, seed: int) -> None:
+def initialise(model: list[Any], config: ModelConfig, settings: ActorConfig, seed: int) -> None:
     """Fill every local parameter at random, the same in every layout."""
 
-    def piece_of(row: Row) -> Tensor:
-        full = merge(row, random_tensors(row, config, seed), config)
-        return shard(row, full, config, layout.tensor, tensor_rank())
+    def shard_of(parameter: ParameterMapping) -> Tensor:
+        full = parameter.merge(random_tensors(parameter, config, seed))
+        return parameter.shard(full, settings.tensor_parallel, tensor_rank())
 
-    fill(model, config, piece_of)
+    fill(model, config, shard_of)
 
 
-def _places(row: Row, config: ModelConfig) -> list[str]:
+def _places(parameter: ParameterMapping, config: ModelConfig) -> list[str]:
     """Tied embeddings stand a second time on the last pipeline stage, as its output layer."""
-    tied = config.tie_word_embeddings and row.megatron == "embedding.word_embeddings.weight"
-    return [row.megatron, "output_layer.weight"] if tied else [row.megatron]
+    if config.tie_word_embeddings and parameter.megatron == EMBEDDING:
+        return [EMBEDDING, OUTPUT_LAYER]
+    return [parameter.megatron]
 
 
 class ActorWeights:
@@ -108,61 +105,68 @@ class ActorWeights:
     only while it is at the front. Memory above the model's own: one parameter.
     """
 
-    def __init__(self, model: list[Any], config: ModelConfig, layout: Layout, dtype: torch.dtype) -> None:
-        self.config, self.layout, self.dtype = config, layout, dtype
-        self.table = rows(config)
+    def __init__(self, model: list[Any], config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) -> None:
+        self.config, self.settings, self.dtype = config, settings, dtype
+        self.table = parameter_table(config)
         self._local: Callable[[], dict[str, torch.nn.Parameter]] = lambda: local_parameters(model)
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, shape) of every tensor, in the order of iteration."""
-        return [
-            (name, self.dtype, shape) for row in self.table for name, shape in zip(row.hf, row.shapes, strict=True)
-        ]
+        described = []
+        for parameter in self.table:
+            for name, shape in zip(parameter.hf, parameter.shapes, strict=True):
+                described.append((name, self.dtype, shape))
+        return described
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         named = self._local()
-        for row in self.table:
-            full = self._gather(row, named.get(row.megatron))
-            yield from zip(row.hf, split(row, full, self.config), strict=True)
+        for parameter in self.table:
+            full = self._gather(parameter, named.get(parameter.megatron))
+            yield from zip(parameter.hf, parameter.split(full), strict=True)
 
-    def _gather(self, row: Row, local: Tensor | None) -> Tensor:
-        layout = self.layout
-        full: Tensor | None = None
-        if local is not None:
-            piece = local.data.to(self.dtype).contiguous()
-            if row.kind == "replicated" or row.expert is not None or layout.tensor == 1:
-                full = piece
-            else:
-                pieces = [torch.empty_like(piece) for _ in range(layout.tensor)]
-                dist.all_gather(pieces, piece, group=tensor_group())
-                full = unshard(row, pieces)
-        stage = owner_stage(row, self.config.num_layers, layout.pipeline, layout.virtual_pipeline)
-        if row.expert is not None and layout.expert > 1 and stage == pipeline_group().rank():
-            full = self._share_expert(row, full)
-        if layout.pipeline == 1:
-            assert full is not None, row.megatron
+    def take_part(self) -> None:
+        """Gather every tensor with rank 0, which iterates, and keep none; for the other ranks of its replica."""
+        for _ in self:
+            pass
+
+    def _gather(self, parameter: ParameterMapping, local: Tensor | None) -> Tensor:
+        settings = self.settings
+        full = None if local is None else self._unshard(parameter, local.data.to(self.dtype).contiguous())
+        stage = parameter.pipeline_stage(settings.pipeline_parallel, settings.virtual_pipeline)
+        shares_experts = parameter.expert is not None and settings.expert_parallel > 1
+        if shares_experts and stage == pipeline_group().rank():
+            full = self._share_expert(parameter, full)
+        if settings.pipeline_parallel == 1:
+            assert full is not None, parameter.megatron
             return full.contiguous()
         if full is None:
-            full = torch.empty(self._padded_shape(row), dtype=self.dtype, device=device())
+            full = self._empty(parameter)
         full = full.contiguous()
         dist.broadcast(full, stage_rank(stage), group=pipeline_group())
         return full
 
-    def _share_expert(self, row: Row, full: Tensor | None) -> Tensor:
+    def _unshard(self, parameter: ParameterMapping, shard: Tensor) -> Tensor:
+        """The full parameter from the shards of the tensor-parallel ranks; collective over them."""
+        ranks = self.settings.tensor_parallel
+        if not parameter.divided or ranks == 1:
+            return shard
+        shards = [torch.empty_like(shard) for _ in range(ranks)]
+        dist.all_gather(shards, shard, group=tensor_group())
+        return parameter.unshard(shards)
+
+    def _share_expert(self, parameter: ParameterMapping, full: Tensor | None) -> Tensor:
         """The expert's parameter, from the rank of this stage that has it."""
-        assert row.expert is not None
-        assert self.config.experts is not None
-        owner = row.expert // (self.config.experts.number // self.layout.expert)
+        owner = parameter.expert_owner(self.settings.expert_parallel)
         if full is None:
-            full = torch.empty(row.full_shape, dtype=self.dtype, device=device())
+            full = self._empty(parameter)
         dist.broadcast(full, dist.get_process_group_ranks(expert_group())[owner], group=expert_group())
         return full
 
-    def _padded_shape(self, row: Row) -> tuple[int, ...]:
-        if row.kind != "vocabulary":
-            return row.full_shape
-        return (self.config.padded_vocab_size(self.layout.tensor), *row.full_shape[1:])
+    def _empty(self, parameter: ParameterMapping) -> Tensor:
+        """Room for a full parameter that another rank has."""
+        shape = parameter.padded_shape(self.settings.tensor_parallel)
+        return torch.empty(shape, dtype=self.dtype, device=device())
 
 
 def export_hugging_face(actor: Any, destination: Path, *, like: Path) -> None:
@@ -173,6 +177,5 @@ def export_hugging_face(actor: Any, destination: Path, *, like: Path) -> None:
         if dist.get_rank() == 0:
             write_folder(destination, weights, like)
         else:
-            for _ in weights:
-                pass
+            weights.take_part()
     dist.barrier()

@@ -9,7 +9,7 @@ saves, each storage once; buffers that live within one operation are not here (s
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_empg.recipe import ActorSection
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 Spec = Literal["local", "transformer_engine"]
@@ -75,7 +75,7 @@ class LayerActivations:
 
 
 def layer_activations(
-    config: ModelConfig, actor: ActorSection, batch: Microbatch, spec: Spec, dtype_bytes: int
+    config: ModelConfig, actor: ActorConfig, batch: Microbatch, spec: Spec, dtype_bytes: int
 ) -> LayerActivations:
     """What a layer keeps, without recomputation."""
     tokens = batch.tokens
@@ -97,7 +97,7 @@ def norm_bytes(config: ModelConfig, spec: Spec, dtype_bytes: int) -> float:
     return config.hidden_size * (inside + dtype_bytes) + FLOAT32
 
 
-def sequence_share(actor: ActorSection, tokens: int) -> float:
+def sequence_share(actor: ActorConfig, tokens: int) -> float:
     """Tokens between the tensor-parallel layers, which sequence parallelism splits over their ranks."""
     return tokens / actor.tensor_parallel if actor.sequence_parallel else tokens
 
@@ -114,7 +114,7 @@ def _attention(config: ModelConfig, width: LayerWidths, tokens: int, spec: Spec,
 
 
 def _core_attention(
-    actor: ActorSection, width: LayerWidths, batch: Microbatch, spec: Spec, dtype_bytes: int
+    actor: ActorConfig, width: LayerWidths, batch: Microbatch, spec: Spec, dtype_bytes: int
 ) -> tuple[float, float]:
     """(kept inside, its inputs): rotated queries and keys, and the projection that holds the values.
 

@@ -1,10 +1,11 @@
 """Main memory that a node needs while its ranks save a checkpoint: what they write passes through it."""
 
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.dtypes import DTYPE_BYTES
+from megatron_empg.common.gpus import GPUS_PER_NODE
 from megatron_empg.planner.activations import FLOAT32
-from megatron_empg.planner.assumptions import GPUS_PER_NODE
-from megatron_empg.planner.memory import DTYPE_BYTES
 from megatron_empg.planner.shards import stage_parameters
-from megatron_empg.recipe import ActorSection, Recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
@@ -27,7 +28,7 @@ def _state_bytes(recipe: Recipe) -> int:
     return (3 if apart else 2) * FLOAT32
 
 
-def _written(config: ModelConfig, actor: ActorSection, stage: int) -> float:
+def _written(config: ModelConfig, actor: ActorConfig, stage: int) -> float:
     """Parameters that one rank of the stage writes; none is cut."""
     held = stage_parameters(config, actor, stage)
     copies = actor.data_parallel * actor.context_parallel

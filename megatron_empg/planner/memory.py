@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, fields
 
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.dtypes import DTYPE_BYTES
 from megatron_empg.planner.activations import (
     FLOAT32,
     Microbatch,
@@ -13,10 +15,9 @@ from megatron_empg.planner.activations import (
 )
 from megatron_empg.planner.shards import Parameters, stage_parameters
 from megatron_empg.planner.transfer import transfer_bytes
-from megatron_empg.recipe import ActorSection, Recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CONTEXT_BYTES = 3 * 2**30
 """Allowance for what no formula gives: CUDA context and kernels, NCCL's channels, cuBLAS workspaces."""
 FRAGMENTATION = 0.05
@@ -71,7 +72,7 @@ def rank_memory(
     )
 
 
-def optimizer_bytes(held: Parameters, actor: ActorSection, dtype_bytes: int) -> float:
+def optimizer_bytes(held: Parameters, actor: ActorConfig, dtype_bytes: int) -> float:
     """Shared out by the distributed optimizer among the ranks that hold the same parameters."""
     each = 2 * FLOAT32 + (FLOAT32 if dtype_bytes < FLOAT32 else 0)
     if not actor.distributed_optimizer:
@@ -83,22 +84,21 @@ def optimizer_bytes(held: Parameters, actor: ActorSection, dtype_bytes: int) -> 
 
 def full_microbatch(recipe: Recipe) -> Microbatch:
     """As many of the longest episodes as a microbatch holds, filled up by a shorter one."""
-    longest, context = recipe.rollout.max_episode_tokens, recipe.actor.context_parallel
-    whole, rest = divmod(recipe.actor.max_tokens_per_microbatch * context, longest)
-    return Microbatch((longest,) * whole + ((rest,) if rest else ()), context)
+    longest = recipe.rollout.max_episode_tokens
+    whole, rest = divmod(recipe.actor.microbatch_tokens, longest)
+    return Microbatch((longest,) * whole + ((rest,) if rest else ()), recipe.actor.context_parallel)
 
 
 def microbatches(recipe: Recipe) -> int:
     """Most that one rank works on in an optimizer step: every episode of full length."""
     rollout, actor = recipe.rollout, recipe.actor
     episodes = rollout.groups * rollout.group_size / recipe.algorithm.updates_per_batch / actor.data_parallel
-    budget = actor.max_tokens_per_microbatch * actor.context_parallel
-    count = math.ceil(episodes / (budget // rollout.max_episode_tokens))
+    count = math.ceil(episodes / (actor.microbatch_tokens // rollout.max_episode_tokens))
     stages = actor.pipeline_parallel if actor.virtual_pipeline > 1 else 1
     return math.ceil(count / stages) * stages
 
 
-def chunks_in_flight(actor: ActorSection, stage: int, count: int) -> int:
+def chunks_in_flight(actor: ActorConfig, stage: int, count: int) -> int:
     """Forward passes of a model chunk that wait for their backward pass at most, with ``count`` microbatches.
 
     Megatron's schedules: 1F1B (arXiv 2104.04473, section 2.2) keeps one for each stage from this to the last, the
@@ -119,8 +119,8 @@ def saved_activations(
     """
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     layer = layer_activations(config, actor, batch, spec, size)
-    layers = config.num_layers // (actor.pipeline_parallel * actor.virtual_pipeline)
-    again = recomputed_layers(actor, layers)
+    layers = config.num_layers // actor.chunks
+    again = actor.recomputed_layers(layers)
     kept = layer.rest if actor.recompute == "selective" else layer.whole
     chunk = again * layer.input + (layers - again) * kept
     # A block's recomputed layers come last in backward, when a layer that was kept has made room.
@@ -129,15 +129,8 @@ def saved_activations(
     return chunks_in_flight(actor, stage, count) * chunk + max(on_top, ends)
 
 
-def recomputed_layers(actor: ActorSection, layers: int) -> int:
-    """Of a model chunk's layers, those computed again whole."""
-    return {"none": 0, "selective": 0, "block": min(actor.recompute_layers, layers), "full": layers}[
-        actor.recompute
-    ]
-
-
 def _ends(
-    config: ModelConfig, actor: ActorSection, stage: int, batch: Microbatch, spec: Spec, dtype_bytes: int
+    config: ModelConfig, actor: ActorConfig, stage: int, batch: Microbatch, spec: Spec, dtype_bytes: int
 ) -> float:
     """Outside of the layers: token ids, and on the last stage the final norm, the head's input and vectors."""
     kept = 9.0 * batch.tokens if stage == 0 else 0.0
@@ -150,7 +143,7 @@ def _ends(
     return kept
 
 
-def _logits(config: ModelConfig, actor: ActorSection, batch: Microbatch, dtype_bytes: int, device: str) -> float:
+def _logits(config: ModelConfig, actor: ActorConfig, batch: Microbatch, dtype_bytes: int, device: str) -> float:
     """A chunk in float32, its gradient in half precision, and the hidden states and their gradient whole."""
     import torch
 

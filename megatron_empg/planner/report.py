@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_empg.planner.assumptions import GPUS
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.gpus import GPUS
 from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, plan
 from megatron_empg.planner.shape import Shape, shape_of
-from megatron_empg.recipe import ActorSection, RecipeError, load_recipe
+from megatron_empg.recipe import RecipeError, load_recipe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -136,7 +137,7 @@ def verdict(plan: Plan) -> str:
     return "\n".join([*lines, f"Nearest fix: {fix}"])
 
 
-def layout_name(actor: ActorSection) -> str:
+def layout_name(actor: ActorConfig) -> str:
     """As in TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
     chunks = f"x{actor.virtual_pipeline}" if actor.virtual_pipeline > 1 else ""
     experts = f" EP{actor.expert_parallel}" if actor.expert_parallel > 1 else ""
@@ -173,8 +174,7 @@ def _layout_table(title: str) -> "Table":
 
 def _add(table: "Table", candidate: Candidate) -> None:
     actor = candidate.actor
-    recompute = f"block {actor.recompute_layers}" if actor.recompute == "block" else actor.recompute
-    row = [layout_name(actor), recompute]
+    row = [layout_name(actor), actor.recomputation]
     if candidate.stages and candidate.time:
         memory, time = candidate.stages[candidate.fullest], candidate.time
         row += [f"{getattr(memory, kind) / GIB:.1f}" for kind in (*MEMORY, "total")]

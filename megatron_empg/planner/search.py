@@ -4,29 +4,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from megatron_empg.planner.assumptions import GPUS_PER_NODE, Gpu
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.gpus import GPUS_PER_NODE, Gpu
+from megatron_empg.common.section import Mark, marked
 from megatron_empg.planner.engines import EngineMemory, engine_memory
 from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import RankMemory, rank_memory
 from megatron_empg.planner.timing import StepTime, step_time
-from megatron_empg.recipe import ActorSection, Recipe, RecipeError, parse_recipe
+from megatron_empg.recipe import Recipe, RecipeError, parse_recipe
 from megatron_empg.recipe.legality import layout_faults
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 GIB = 2**30
-KEYS = (
-    "tensor_parallel", "pipeline_parallel", "virtual_pipeline", "context_parallel", "expert_parallel",
-    "data_parallel", "sequence_parallel", "distributed_optimizer", "recompute", "recompute_layers",
-    "max_tokens_per_microbatch",
-)  # fmt: skip
-"""Of `ActorSection`: what the search chooses."""
+KEYS = marked(ActorConfig, Mark.PLANNED)
+"""Keys of the actor that the search chooses."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One layout of the trainer's GPUs."""
 
-    actor: ActorSection
+    actor: ActorConfig
     faults: tuple[str, ...] = ()
     """Why it cannot be, or cannot fit; empty when it fits."""
     stages: tuple[RankMemory, ...] = ()
@@ -124,7 +122,7 @@ def plan(
     )
 
 
-def changed_keys(given: ActorSection, wanted: ActorSection) -> dict[str, object]:
+def changed_keys(given: ActorConfig, wanted: ActorConfig) -> dict[str, object]:
     """Keys in which two actor sections differ, with the second's values."""
     keys = [key for key in KEYS if key != "recompute_layers" or wanted.recompute == "block"]
     return {f"actor.{key}": getattr(wanted, key) for key in keys if getattr(given, key) != getattr(wanted, key)}
@@ -133,10 +131,10 @@ def changed_keys(given: ActorSection, wanted: ActorSection) -> dict[str, object]
 def _split(recipe: Recipe, gpus: int, trainer_gpus: int | None) -> tuple[Recipe, int]:
     each = recipe.engines.tensor_parallel
     if trainer_gpus is None:
-        trainer_gpus = gpus - recipe.engines.count * each
+        trainer_gpus = gpus - recipe.engines.world_size
         if trainer_gpus < 1:
             raise RecipeError(
-                f"--gpus is {gpus}, but the engines alone take {recipe.engines.count * each} (engines.count "
+                f"--gpus is {gpus}, but the engines alone take {recipe.engines.world_size} (engines.count "
                 f"{recipe.engines.count} x engines.tensor_parallel {each}); give more GPUs or lower engines.count"
             )
         return recipe, trainer_gpus
@@ -155,7 +153,7 @@ def _layouts(recipe: Recipe, config: ModelConfig, ranks: int) -> Iterator[Recipe
     A microbatch's tokens over all context-parallel ranks stay the recipe's. Sequence parallelism and the
     distributed optimizer cost nothing and are used wherever they can be.
     """
-    budget = recipe.actor.max_tokens_per_microbatch * recipe.actor.context_parallel
+    budget = recipe.actor.microbatch_tokens
     for tensor, pipeline, context, data, expert in _sizes(config, ranks):
         for chunks in (1, 2, 4) if pipeline > 1 else (1,):
             keys: dict[str, object] = {
@@ -204,7 +202,7 @@ def _legal(recipe: Recipe, config: ModelConfig, keys: dict[str, object]) -> Reci
 
 def _with_least_recomputation(recipe: Recipe, judge: Judge, num_layers: int) -> Candidate:
     """The fastest kind of recomputation that fits; where none does, all of it is shown."""
-    layers = num_layers // (recipe.actor.pipeline_parallel * recipe.actor.virtual_pipeline)
+    layers = num_layers // recipe.actor.chunks
 
     def judged(kind: str, count: int = 1) -> Candidate:
         update = {"recompute": kind, "recompute_layers": count}

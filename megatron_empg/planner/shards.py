@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from megatron_empg.recipe import ActorSection
-from megatron_empg.weights.mapping.megatron_layout import full_shape
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row, rows
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
+from megatron_empg.weights.mapping.parameters import EMBEDDING, FINAL_NORM, OUTPUT_LAYER, parameter_table
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Parameters:
         return self.dense + self.experts
 
 
-def stage_parameters(config: ModelConfig, actor: ActorSection, stage: int) -> Parameters:
+def stage_parameters(config: ModelConfig, actor: ActorConfig, stage: int) -> Parameters:
     """Of one rank of a pipeline stage. Tied embeddings stand a second time on a last stage of its own."""
     stages = actor.pipeline_parallel
     layer, embedding, norm, head = _parts(config, actor.tensor_parallel, actor.expert_parallel)
@@ -49,14 +49,18 @@ def stage_parameters(config: ModelConfig, actor: ActorSection, stage: int) -> Pa
 @lru_cache
 def model_parameters(config: ModelConfig) -> int:
     """Of the whole model, tied embeddings counted once, vocabulary not padded."""
-    layer, outer = (sum(math.prod(row.full_shape) for row in part) for part in _sample_rows(config))
-    return config.num_layers * layer + outer
+    inner, outer = _sample(config)
+    layer = sum(math.prod(parameter.full_shape) for parameter in inner)
+    rest = sum(math.prod(parameter.full_shape) for parameter in outer)
+    return config.num_layers * layer + rest
 
 
-def _sample_rows(config: ModelConfig) -> tuple[list[Row], list[Row]]:
-    """(the first layer's rows, those outside of layers); all layers are alike."""
-    table = rows(replace(config, num_layers=1))
-    return [row for row in table if row.layer is not None], [row for row in table if row.layer is None]
+def _sample(config: ModelConfig) -> tuple[list[ParameterMapping], list[ParameterMapping]]:
+    """(the first layer's parameters, those outside of layers); all layers are alike."""
+    table = parameter_table(replace(config, num_layers=1))
+    inner = [parameter for parameter in table if parameter.layer is not None]
+    outer = [parameter for parameter in table if parameter.layer is None]
+    return inner, outer
 
 
 @lru_cache
@@ -64,28 +68,23 @@ def _parts(
     config: ModelConfig, tensor_parallel: int, expert_parallel: int
 ) -> tuple[Parameters, Parameters, Parameters, Parameters | None]:
     """A rank's part of (a layer, the embedding, the final norm, the head unless it is tied)."""
-    inner, outer = _sample_rows(config)
+    inner, outer = _sample(config)
     layer = Parameters()
-    for row in inner:
-        size = _numel(row, config, tensor_parallel)
-        if row.expert is None:
+    for parameter in inner:
+        size = parameter.shard_numel(tensor_parallel)
+        if parameter.expert is None:
             layer += Parameters(dense=size, largest=size)
-        elif row.expert < _experts_of_a_rank(config, expert_parallel):
+        elif parameter.expert < _experts_of_a_rank(config, expert_parallel):
             layer += Parameters(experts=size, largest=size)
-    sizes = {row.megatron: _numel(row, config, tensor_parallel) for row in outer}
+    sizes = {parameter.megatron: parameter.shard_numel(tensor_parallel) for parameter in outer}
     parts = {name: Parameters(dense=size, largest=size) for name, size in sizes.items()}
     return (
         layer,
-        parts["embedding.word_embeddings.weight"],
-        parts["decoder.final_layernorm.weight"],
-        parts.get("output_layer.weight"),
+        parts[EMBEDDING],
+        parts[FINAL_NORM],
+        parts.get(OUTPUT_LAYER),
     )
 
 
 def _experts_of_a_rank(config: ModelConfig, expert_parallel: int) -> int:
     return config.experts.number // expert_parallel if config.experts else 0
-
-
-def _numel(row: Row, config: ModelConfig, tensor_parallel: int) -> int:
-    full = math.prod(full_shape(row, config, tensor_parallel))
-    return full if row.kind == "replicated" or row.expert is not None else full // tensor_parallel

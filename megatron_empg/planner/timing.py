@@ -3,18 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from megatron_empg.planner.assumptions import (
-    EPISODE_SHARE,
-    GPUS_PER_NODE,
-    MFU,
-    SYNC_SECONDS,
-    SYNC_SECONDS_PER_GB,
-    Gpu,
-)
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.dtypes import DTYPE_BYTES
+from megatron_empg.common.gpus import GPUS_PER_NODE, Gpu
+from megatron_empg.planner.assumptions import EPISODE_SHARE, MFU, SYNC_SECONDS, SYNC_SECONDS_PER_GB
 from megatron_empg.planner.engines import EngineMemory, rollout_seconds
-from megatron_empg.planner.memory import DTYPE_BYTES, FLOAT32, recomputed_layers
+from megatron_empg.planner.memory import FLOAT32
 from megatron_empg.planner.shards import model_parameters, stage_parameters
-from megatron_empg.recipe import ActorSection, Recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.weights.mapping.flops import flops_by_part
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
@@ -55,7 +51,7 @@ def step_time(recipe: Recipe, config: ModelConfig, memory: EngineMemory, gpu: Gp
     )
 
 
-def bubble_share(actor: ActorSection, count: int) -> float:
+def bubble_share(actor: ActorConfig, count: int) -> float:
     """Idle share of a pipeline of p stages and v chunks: (p-1) / (v·m + p-1) (arXiv 2104.04473, section 2.2)."""
     waiting = actor.pipeline_parallel - 1
     return waiting / (actor.virtual_pipeline * count + waiting)
@@ -64,8 +60,8 @@ def bubble_share(actor: ActorSection, count: int) -> float:
 def _microbatches(recipe: Recipe) -> int:
     """Of one optimizer step on one rank, episodes of mean length packed."""
     actor = recipe.actor
-    budget = actor.max_tokens_per_microbatch * actor.context_parallel
-    return math.ceil(_tokens(recipe) / recipe.algorithm.updates_per_batch / actor.data_parallel / budget)
+    of_rank = _tokens(recipe) / recipe.algorithm.updates_per_batch / actor.data_parallel
+    return math.ceil(of_rank / actor.microbatch_tokens)
 
 
 def _tokens(recipe: Recipe) -> float:
@@ -83,10 +79,10 @@ def _recomputed_seconds(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> float:
     actor, flops = recipe.actor, _flops(recipe, config)
     if actor.recompute == "selective":
         return flops["attention"] / _speed(recipe, gpu)
-    layers = config.num_layers // (actor.pipeline_parallel * actor.virtual_pipeline)
+    layers = config.num_layers // actor.chunks
     of_layers = (sum(flops.values()) - flops["head"]) / _speed(recipe, gpu)
     again = of_layers + _forward_communication(recipe, config, gpu)
-    return again * recomputed_layers(actor, layers) / layers
+    return again * actor.recomputed_layers(layers) / layers
 
 
 def _flops(recipe: Recipe, config: ModelConfig) -> dict[str, float]:

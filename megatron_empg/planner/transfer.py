@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import rows
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 
 @lru_cache
@@ -20,13 +20,10 @@ def transfer_bytes(config: ModelConfig, dtype_bytes: int, tensor_parallel: int) 
     its tensor-parallel pieces and the whole, or the whole and what it is split into.
     """
     fullest, held = 0, 0
-    for row in rows(config):
-        length = row.full_shape[0]
-        if row.kind == "vocabulary":
-            length = config.padded_vocab_size(tensor_parallel)
-        whole = length * math.prod(row.full_shape[1:]) * dtype_bytes
+    for parameter in parameter_table(config):
+        whole = math.prod(parameter.padded_shape(tensor_parallel)) * dtype_bytes
         fullest = max(fullest, held + 2 * whole)
-        for shape in row.shapes:
+        for shape in parameter.shapes:
             held += math.prod(shape) * dtype_bytes
             if held > PACKED_BUFFER_BYTES:
                 fullest, held = max(fullest, 2 * held), 0

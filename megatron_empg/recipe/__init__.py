@@ -1,8 +1,6 @@
 """What a run is: every key of a recipe, read, checked and explained."""
 
 from megatron_empg.recipe.recipe import (
-    ActorSection,
-    EngineSection,
     Recipe,
     RecipeError,
     SftRecipe,
@@ -12,8 +10,6 @@ from megatron_empg.recipe.recipe import (
 )
 
 __all__ = [
-    "ActorSection",
-    "EngineSection",
     "Recipe",
     "RecipeError",
     "SftRecipe",

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.jsonl import write_aside
-from megatron_empg.common.section import Section, choices, section_of, shared_keys
+from megatron_empg.common.section import Mark, Section, choices, marked, section_of, shared_keys
 from megatron_empg.environments.registry import data_files, default_settings, place_settings
 from megatron_empg.environments.settings import names_a_place
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
@@ -24,10 +25,7 @@ MAY_CHANGE = frozenset({
     "run.folder", "run.steps", "run.checkpoint_every", "run.keep_checkpoints",
     "logging.*", "limits.*", "evaluation.*", "sft.validate_every", "algorithm.kl_to_initial_every",
     # Where and how fast it is computed.
-    "engines.*", "rollout.concurrency",
-    "actor.tensor_parallel", "actor.pipeline_parallel", "actor.virtual_pipeline", "actor.context_parallel",
-    "actor.context_exchange", "actor.expert_parallel", "actor.data_parallel", "actor.sequence_parallel",
-    "actor.overlap", "actor.recompute", "actor.recompute_layers", "actor.max_tokens_per_microbatch",
+    "engines.*", "rollout.concurrency", *(f"actor.{key}" for key in marked(ActorConfig, Mark.MAY_CHANGE)),
     # In force from the first step of the continuation on.
     "actor.optimizer.*",
 })  # fmt: skip

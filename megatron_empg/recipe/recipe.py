@@ -7,11 +7,13 @@ any process starts, by an error that names the key, what was given and what is a
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.actor.layout_rules import batch_faults, episode_faults, size_faults
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.registry import AlgorithmKey
 from megatron_empg.common.limits import LimitsConfig
@@ -26,14 +28,11 @@ from megatron_empg.recipe.overrides import apply_overrides
 from megatron_empg.recipe.yaml_text import read_yaml
 from megatron_empg.rollout.chat_use import HistoryKind
 from megatron_empg.rollout.config import EvaluationConfig, RolloutConfig
+from megatron_empg.rollout.engine_config import EngineConfig
 from megatron_empg.rollout.service.config import ServiceConfig
 from megatron_empg.run.config import LoggingConfig, RunConfig, SftLoggingConfig
 
 __all__ = ["Recipe", "RecipeError", "SftRecipe", "dump_recipe", "load_recipe", "parse_recipe"]
-
-# At 1 a moving average would never move. YAML knows no tuples.
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 
 
 class ModelSection(Section):
@@ -45,70 +44,6 @@ class ModelSection(Section):
     """What the actor computes in and the engines hold; optimizer state and gradients are float32."""
 
 
-class EngineSection(Section):
-    count: Positive = 1
-    """vLLM servers."""
-    tensor_parallel: Positive = 1
-    """GPUs (or CPU processes) a server."""
-    kv_cache_gib: Annotated[float, Field(ge=0.001, le=100_000)] | None = None
-    """Memory of the key-value cache on each of a server's GPUs; vLLM decides when empty (on GPU)."""
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """The interface the servers listen on. Every route asks for the run's token."""
-    start_timeout: Positive = 600
-    """Seconds a server may take from its start to its first healthy answer."""
-
-
-class OptimizerSection(Section):
-    lr: Annotated[float, Field(gt=0, le=10)] = 1e-6
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or cosine down to a tenth at the last step."""
-    warmup_steps: NonNegative = 0
-    betas: Betas = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    clip_grad: Annotated[float, Field(gt=0, le=1e9)] = 1.0
-    """Largest norm of the whole gradient, over all ranks."""
-
-
-class ActorSection(Section):
-    tensor_parallel: Positive = 1
-    pipeline_parallel: Positive = 1
-    virtual_pipeline: Positive = 1
-    """Model chunks a pipeline stage; above 1 the schedule is interleaved, which shortens the pipeline's bubble."""
-    context_parallel: Positive = 1
-    """Ranks among which the tokens of each sequence are split, for episodes too long for one."""
-    context_exchange: Literal["p2p", "all_gather", "a2a"] | None = None
-    """How attention reaches the other context ranks' tokens, in Megatron's words. p2p (ring) and a2a (all-to-all;
-    heads must divide) with Transformer Engine; all_gather and a2a without. Empty: the first of them."""
-    expert_parallel: Positive = 1
-    """Ranks, of a stage's tensor x context x data ranks, among which a layer's experts are split."""
-    data_parallel: Positive = 1
-    sequence_parallel: bool = False
-    """Split the activations between tensor-parallel layers over the tensor-parallel ranks."""
-    distributed_optimizer: bool = False
-    """Shard optimizer state over data-parallel (and context-parallel) ranks."""
-    overlap: bool = False
-    """Reduce gradients, and gather the distributed optimizer's parameters, while computing."""
-    recompute: Literal["none", "selective", "block", "full"] = "none"
-    """Activations computed again in backward instead of kept: attention's (selective), those of some layers
-    (block: `recompute_layers`), those of all."""
-    recompute_layers: Positive = 1
-    """Layers of each model chunk that `recompute: block` recomputes."""
-    max_tokens_per_microbatch: Positive = 16384
-    """Tokens a rank holds at once. Sequences are packed up to this times `context_parallel`, none longer."""
-    optimizer: OptimizerSection = OptimizerSection()
-
-    @property
-    def world_size(self) -> int:
-        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel * self.data_parallel
-
-    @property
-    def longest_sequence(self) -> int:
-        """Tokens of the longest sequence that a microbatch holds. Under context parallelism every sequence is
-        padded to a multiple of twice the ranks, and the padding must find room too."""
-        room = self.max_tokens_per_microbatch * self.context_parallel
-        return room - room % (2 * self.context_parallel) if self.context_parallel > 1 else room
-
-
 class Recipe(Section):
     """A reinforcement-learning run: `empg train`."""
 
@@ -116,32 +51,41 @@ class Recipe(Section):
     model: ModelSection
     environment: EnvironmentConfig
     rollout: RolloutConfig
-    engines: EngineSection = EngineSection()
+    engines: EngineConfig = EngineConfig()
     algorithm: AlgorithmKey = Grpo()
-    actor: ActorSection = ActorSection()
+    actor: ActorConfig = ActorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        rollout, actor = self.rollout, self.actor
-        if rollout.max_episode_tokens > actor.longest_sequence:
-            raise ValueError(
-                f"rollout.max_episode_tokens is {rollout.max_episode_tokens}, more than a microbatch can hold "
-                f"({actor.longest_sequence}: actor.max_tokens_per_microbatch x actor.context_parallel, in "
-                "multiples of twice the second where that is above 1); raise the microbatch or lower the episode"
-            )
+        rollout = self.rollout
+        _refuse(episode_faults(self.actor, rollout.max_episode_tokens))
         if self.limits.min_groups is not None and self.limits.min_groups > rollout.groups:
             raise ValueError(
                 f"limits.min_groups is {self.limits.min_groups}, more than rollout.groups ({rollout.groups}): no "
                 "batch would be trained on; lower it"
             )
-        _check_actor(actor)
-        _check_batch(self)
+        _refuse(size_faults(self.actor))
+        _refuse(self._batch_faults())
         check_algorithm(self)
         _ = self.waits
         return self
+
+    def _batch_faults(self) -> list[str]:
+        rollout, parts = self.rollout, self.algorithm.updates_per_batch
+        episodes = rollout.groups * rollout.group_size // parts
+        because = (
+            f"rollout.groups {rollout.groups} x rollout.group_size {rollout.group_size} / "
+            f"algorithm.updates_per_batch {parts}"
+        )
+        return batch_faults(self.actor, episodes, because)
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.run.steps * self.algorithm.updates_per_batch
 
     @property
     def waits(self) -> Waits:
@@ -200,50 +144,28 @@ class SftRecipe(Section):
     model: ModelSection
     environment: EnvironmentConfig
     sft: SftSection
-    actor: ActorSection = ActorSection()
+    actor: ActorConfig = ActorConfig()
     logging: SftLoggingConfig = SftLoggingConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        _check_actor(self.actor)
+        _refuse(size_faults(self.actor))
         return self
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.run.steps
 
     def task_source(self) -> TaskSource:
         """As a `Recipe`'s, but without a limit of a step's time: nobody acts in it."""
         return task_source_of(self.environment)
 
 
-def _check_actor(actor: ActorSection) -> None:
-    for given, needed, does in (
-        ("sequence_parallel", "tensor_parallel", "it splits over tensor-parallel ranks"),
-        ("virtual_pipeline", "pipeline_parallel", "it cuts each pipeline stage into chunks"),
-        ("context_exchange", "context_parallel", "it is between context-parallel ranks"),
-    ):
-        value = getattr(actor, given)
-        if value != ActorSection.model_fields[given].default and getattr(actor, needed) == 1:
-            raise ValueError(
-                f"actor.{given} is {value} with actor.{needed} 1: {does}, so raise {needed} or leave {given} out"
-            )
-    if actor.expert_parallel > 1:
-        ranks = actor.world_size // actor.pipeline_parallel
-        if ranks % actor.expert_parallel:
-            raise ValueError(
-                f"actor.expert_parallel is {actor.expert_parallel}, which does not divide a stage's {ranks} ranks "
-                "(actor.tensor_parallel x context_parallel x data_parallel)"
-            )
-
-
-def _check_batch(recipe: Recipe) -> None:
-    """Each optimizer step must give every rank a sequence, and every pipeline stage something to do."""
-    rollout, actor, parts = recipe.rollout, recipe.actor, recipe.algorithm.updates_per_batch
-    sequences, wanted = rollout.groups * rollout.group_size // parts, actor.data_parallel * actor.pipeline_parallel
-    if sequences < wanted:
-        raise ValueError(
-            f"an optimizer step has {sequences} episodes (rollout.groups {rollout.groups} x rollout.group_size "
-            f"{rollout.group_size} / algorithm.updates_per_batch {parts}), too few for the layout: "
-            f"actor.data_parallel {actor.data_parallel} x actor.pipeline_parallel {actor.pipeline_parallel} wants "
-            f"{wanted}, one for each stage of each pipeline"
-        )
+def _refuse(faults: list[str]) -> None:
+    """Raise ValueError with the first of the faults: the others may follow from it."""
+    if faults:
+        raise ValueError(faults[0])
 
 
 R = TypeVar("R", Recipe, SftRecipe)

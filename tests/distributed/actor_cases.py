@@ -53,6 +53,20 @@ def answer(results: list[dict[str, Any]], case: Callable[..., Any], rank: int = 
     return found[rank]
 
 
+def actor_config(layout: dict[str, Any], **settings: Any) -> Any:
+    """What an actor is told. Layouts have the short names that checkpoints record them under; the optimizer's keys
+    stand among the others."""
+    from megatron_empg.actor.config import ActorConfig, OptimizerConfig
+
+    sizes = {
+        name if name in ActorConfig.model_fields else f"{name}_parallel": size for name, size in layout.items()
+    }
+    constants = {name: settings.pop(name) for name in OptimizerConfig.model_fields if name in settings}
+    # Without its checks: a learning rate of 0, which no recipe may have, leaves the weights where they are.
+    optimizer = OptimizerConfig.model_construct(**constants)
+    return ActorConfig(**sizes, **settings, optimizer=optimizer)
+
+
 def fresh_actor(
     folder: Path,
     layout: dict[str, Any],
@@ -66,20 +80,14 @@ def fresh_actor(
     from megatron.core import parallel_state
 
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.model import Execution
-    from megatron_empg.actor.optimizer import OptimizerSettings
     from megatron_empg.weights.mapping.model_config import ModelConfig
 
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    seed = settings.pop("seed", 0)
-    names = [field.name for field in dataclasses.fields(Execution)]
-    execution = Execution(**{name: settings.pop(name) for name in names if name in settings})
-    actor = Actor(
-        ModelConfig.from_folder(folder / model), Layout(**layout), OptimizerSettings(lr=lr, **settings), execution,
-        max_tokens_per_microbatch=budget, seed=seed,
-    )  # fmt: skip
+    dtype = settings.pop("dtype", "float32")
+    run = {name: settings.pop(name) for name in ("seed", "total_steps") if name in settings}
+    told = actor_config(layout, max_tokens_per_microbatch=budget, lr=lr, **settings)
+    actor = Actor(ModelConfig.from_folder(folder / model), told, dtype=dtype, **run)
     actor.load_weights(folder / model)
     return actor
 

@@ -4,21 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from actor_cases import actor_config
 from models import save_random_model
 from ranks import run_ranks
 
 
 def _scores(folder: str, layout: dict, sequences: list, temperature: float) -> list:
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.optimizer import OptimizerSettings
     from megatron_empg.algorithms.sample import Sample
     from megatron_empg.weights.mapping.model_config import ModelConfig
 
-    actor = Actor(
-        ModelConfig.from_folder(Path(folder)), Layout(**layout), OptimizerSettings(lr=1e-3),
-        max_tokens_per_microbatch=64,
-    )  # fmt: skip
+    settings = actor_config(layout, max_tokens_per_microbatch=64, lr=1e-3)
+    actor = Actor(ModelConfig.from_folder(Path(folder)), settings, dtype="float32")
     actor.load_weights(Path(folder))
     scores = actor.score([Sample(t, s) for t, s in sequences], temperature=temperature)
     exported = {name: tensor.clone() for name, tensor in actor.weights()}

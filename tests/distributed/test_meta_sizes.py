@@ -15,6 +15,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.actor.parallel import owner_stage
 from megatron_empg.planner.memory import rank_memory
 from megatron_empg.planner.shards import model_parameters
@@ -87,33 +88,25 @@ def build_all(cases: list[Case]) -> list[list[dict[str, tuple[int, ...]]]]:
     built = []
     for case in cases:
         actor = case.recipe().actor
-        layout = layouts.Layout(
-            tensor=actor.tensor_parallel,
-            pipeline=actor.pipeline_parallel,
-            virtual_pipeline=actor.virtual_pipeline,
-            context=actor.context_parallel,
-            data=actor.data_parallel,
-            sequence_parallel=actor.sequence_parallel,
-        )
         shapes = []
         for stage, tensor_rank in case.sampled_ranks():
-            rank = stage * (layout.world_size // layout.pipeline) + tensor_rank
-            dist.init_process_group("fake", rank=rank, world_size=layout.world_size, store=FakeStore())
-            layouts.initialize(layout, seed=0)
-            shapes.append(parameter_shapes(case.config(), layout))
+            rank = stage * actor.stage_ranks + tensor_rank
+            dist.init_process_group("fake", rank=rank, world_size=actor.world_size, store=FakeStore())
+            layouts.initialize(actor, seed=0)
+            shapes.append(parameter_shapes(case.config(), actor))
             layouts.shutdown()
         built.append(shapes)
     return built
 
 
-def parameter_shapes(config: ModelConfig, layout: Any) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig, actor: ActorConfig) -> dict[str, tuple[int, ...]]:
     """Of the parameters of this rank's model chunks."""
-    from megatron_empg.actor.model import Execution, _chunk, transformer_config
+    from megatron_empg.actor.model import _chunk, transformer_config
     from megatron_empg.actor.weights import local_parameters
 
-    mcore = transformer_config(config, layout, Execution(dtype="bfloat16"))
+    mcore = transformer_config(config, actor, torch.bfloat16)
     with torch.device("meta"):
-        chunks = [_chunk(config, layout, mcore, number) for number in range(layout.virtual_pipeline)]
+        chunks = [_chunk(config, actor, mcore, number) for number in range(actor.virtual_pipeline)]
     parameters = local_parameters(chunks)
     assert {p.dtype for p in parameters.values()} == {torch.bfloat16}
     assert {p.device.type for p in parameters.values()} == {"meta"}

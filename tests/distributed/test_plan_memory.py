@@ -57,11 +57,7 @@ class Case:
         actor = recipe.actor
         held = fresh_actor(
             folder,
-            {
-                "tensor": actor.tensor_parallel, "pipeline": actor.pipeline_parallel, "data": actor.data_parallel,
-                "context": actor.context_parallel, "sequence_parallel": actor.sequence_parallel,
-                "virtual_pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel,
-            },
+            actor.sizes,
             model=self.model, budget=actor.max_tokens_per_microbatch, dtype=self.dtype,
             recompute=actor.recompute, recompute_layers=actor.recompute_layers,
             distributed_optimizer=actor.distributed_optimizer, context_exchange=actor.context_exchange,

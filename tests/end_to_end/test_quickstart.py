@@ -203,12 +203,11 @@ def test_the_runs_token_is_nowhere_on_disk(run: Launches) -> None:
 def checkpoint_scores(finished: str, samples: list[Any]) -> torch.Tensor:
     from megatron_empg.actor import checkpoint
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.actor.config import ActorConfig
     from megatron_empg.weights.mapping.model_config import ModelConfig
 
     folder = Path(finished)
-    actor = Actor(ModelConfig.from_folder(folder / "policy"), Layout(), OptimizerSettings(lr=1e-3))
+    actor = Actor(ModelConfig.from_folder(folder / "policy"), ActorConfig(), dtype="float32")
     actor.initialise_weights(0)
     checkpoint.load(actor, folder / "checkpoints", STEPS)
     return torch.cat([score.logprobs for score in actor.score(samples)])

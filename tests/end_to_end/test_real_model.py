@@ -73,12 +73,11 @@ def test_there_and_back(model: Path, tmp_path: Path) -> None:
 
 def _scores(folder: str, tokens: Tensor) -> Tensor:
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.optimizer import OptimizerSettings
+    from megatron_empg.actor.config import ActorConfig
     from megatron_empg.algorithms.sample import Sample
     from megatron_empg.weights.mapping.model_config import ModelConfig
 
-    actor = Actor(ModelConfig.from_folder(Path(folder)), Layout(tensor=3), OptimizerSettings(lr=0.0))
+    actor = Actor(ModelConfig.from_folder(Path(folder)), ActorConfig(tensor_parallel=3), dtype="float32")
     actor.load_weights(Path(folder))
     (score,) = actor.score([Sample(tokens, torch.tensor([[1, len(tokens)]]))])
     return score.logprobs

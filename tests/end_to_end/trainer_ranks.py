@@ -7,14 +7,13 @@ from typing import Any
 def push(layout: dict[str, int], pushes: list[tuple[str, int, list[str]]], token: str) -> list[Any]:
     """On every trainer rank: load each (folder, version, engines) and push it; rank 0 tells what was sent."""
     import torch.distributed as dist
+    from actor_cases import actor_config
 
     from megatron_empg.actor.actor import Actor
-    from megatron_empg.actor.layout import Layout
-    from megatron_empg.actor.optimizer import OptimizerSettings
     from megatron_empg.weights.mapping.model_config import ModelConfig
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
-    actor = Actor(ModelConfig.from_folder(Path(pushes[0][0])), Layout(**layout), OptimizerSettings(lr=1e-3))
+    actor = Actor(ModelConfig.from_folder(Path(pushes[0][0])), actor_config(layout), dtype="float32")
     reports = []
     for folder, version, urls in pushes:
         actor.load_weights(Path(folder))
@@ -25,7 +24,6 @@ def push(layout: dict[str, int], pushes: list[tuple[str, int, list[str]]], token
             reports.append(publisher.publish(weights, version))
             publisher.close()
         else:
-            for _ in weights:
-                pass
+            weights.take_part()
         dist.barrier()
     return reports

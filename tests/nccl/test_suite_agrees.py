@@ -17,13 +17,13 @@ def _seconds() -> dict[str, tuple[float, float]]:
     import torch
     import torch.distributed as dist
 
+    from megatron_empg.actor.config import ActorConfig
     from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES
-    from megatron_empg.cluster.nccl_suite.layout import Layout
     from megatron_empg.cluster.nccl_suite.performance import time_exchange
     from megatron_empg.cluster.nccl_suite.session import Session
     from megatron_empg.cluster.place import Place
 
-    session = Session(Place.from_environment(), "gloo", layout=Layout())
+    session = Session(Place.from_environment(), "gloo", layout=ActorConfig())
     case = session.case(session.groups["world"], torch.float32, SIZE)
     whole, half = torch.zeros(SIZE // 4), torch.zeros(SIZE // 8)
     loops = {

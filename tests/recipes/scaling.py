@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.algorithms.dapo import Dapo, OverlongSection
-from megatron_empg.recipe import ActorSection, Recipe, SftRecipe
+from megatron_empg.recipe import Recipe, SftRecipe
 
 DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 """The actor's degrees that multiply to its ranks."""
@@ -54,7 +55,7 @@ def words(overrides: Overrides) -> list[str]:
     return [f"{key}={value}" for key, value in overrides.items()]
 
 
-def _actor_passes(actor: ActorSection, ranks: int) -> list[dict[str, int]]:
+def _actor_passes(actor: ActorConfig, ranks: int) -> list[dict[str, int]]:
     above = [name for name in DEGREES if getattr(actor, name) > 1]
     bound = [name for name in above if name in _bound_by_flags(actor)]
     free = [name for name in above if name not in bound]
@@ -63,7 +64,7 @@ def _actor_passes(actor: ActorSection, ranks: int) -> list[dict[str, int]]:
     return [_degrees(actor, {*bound, *part}) for part in parts]
 
 
-def _bound_by_flags(actor: ActorSection) -> set[str]:
+def _bound_by_flags(actor: ActorConfig) -> set[str]:
     """Degrees that must be above 1 in every pass, as a flag of the recipe means nothing without them."""
     bound = set()
     if actor.sequence_parallel:
@@ -73,7 +74,7 @@ def _bound_by_flags(actor: ActorSection) -> set[str]:
     return bound
 
 
-def _degrees(actor: ActorSection, above: set[str]) -> dict[str, int]:
+def _degrees(actor: ActorConfig, above: set[str]) -> dict[str, int]:
     """All of the actor's degrees in a pass where those in ``above`` are 2."""
     degrees = {name: 2 if name in above else 1 for name in DEGREES}
     degrees["virtual_pipeline"] = min(actor.virtual_pipeline, degrees["pipeline_parallel"])

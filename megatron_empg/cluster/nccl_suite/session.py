@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.cluster.nccl_suite.arrival import ArrivalWatch
 from megatron_empg.cluster.nccl_suite.collectives import Case, Exchange, Members
 from megatron_empg.cluster.nccl_suite.faults import Fault
-from megatron_empg.cluster.nccl_suite.layout import Layout
+from megatron_empg.cluster.nccl_suite.layout import rank_groups
 from megatron_empg.cluster.place import Place, PlaceError
 
 Backend = Literal["nccl", "gloo"]
@@ -47,7 +48,7 @@ class Session:
         place: Place,
         backend: Backend,
         *,
-        layout: Layout,
+        layout: ActorConfig,
         step_limit: float = 60.0,
         start_limit: float = 600.0,
         time_limit: float = 1800.0,
@@ -60,7 +61,7 @@ class Session:
             raise PlaceError(
                 f"a fault cannot be planted on rank {inject.rank}: there are {place.world_size} ranks"
             )
-        lists = layout.groups(place.world_size)
+        lists = rank_groups(layout, place.world_size)
         store = place.connect(start_limit)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
         self.store = dist.PrefixStore(f"nccl_suite/{attempt}", store)

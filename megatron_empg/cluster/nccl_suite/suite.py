@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.cluster.nccl_suite.faults import Fault
-from megatron_empg.cluster.nccl_suite.layout import Layout
 from megatron_empg.cluster.nccl_suite.session import Backend, Inject, Session
 from megatron_empg.cluster.place import Place
 
@@ -26,7 +26,7 @@ class SuiteOptions:
     """What to run. Sizes in bytes, times in seconds unless said; None is the backend's default."""
 
     backend: Backend
-    layout: Layout = field(default_factory=Layout)
+    layout: ActorConfig = field(default_factory=ActorConfig)
     max_bytes: int | None = None
     sections: tuple[str, ...] = SECTIONS
     trainers: int | None = None

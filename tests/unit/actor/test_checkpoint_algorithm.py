@@ -8,7 +8,7 @@ import pytest
 
 from megatron_empg.actor import checkpoint
 from megatron_empg.actor.checkpoint import Checkpoints
-from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.epo import Epo
 from megatron_empg.algorithms.grpo import Grpo
@@ -37,7 +37,7 @@ def checkpoints(monkeypatch: pytest.MonkeyPatch, algorithm: Any, manifest: dict[
     monkeypatch.setattr(checkpoint, "finished_steps", lambda root: [4] if manifest is not None else [])
     monkeypatch.setattr(checkpoint, "load", lambda actor, root, step: manifest)
     monkeypatch.setattr(checkpoint.sharded_state, "kind", lambda actor: {})
-    actor = SimpleNamespace(layout=Layout(), scheduler=SimpleNamespace(num_steps=4))
+    actor = SimpleNamespace(settings=ActorConfig(), scheduler=SimpleNamespace(num_steps=4))
     return Checkpoints(actor, Path("runs/x/checkpoints"), keep=2, algorithm=algorithm)
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from megatron_empg.actor import layer_spec, model, platform
-from megatron_empg.actor.layout import Layout
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.common.dtypes import dtype_of
+from megatron_empg.upstream import transformer_engine
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 BOTH_PARTS = {"transformer_engine", "transformer_engine_torch"}
@@ -45,7 +47,7 @@ def test_transformer_engine_wants_both_its_parts_and_a_device(
     monkeypatch: pytest.MonkeyPatch, parts: set[str], cuda: bool, usable: bool
 ) -> None:
     install(monkeypatch, parts, cuda=cuda)
-    assert platform.transformer_engine_available() == usable
+    assert transformer_engine.available() == usable
 
 
 def test_float32_has_local_layers_where_transformer_engine_is(
@@ -75,19 +77,19 @@ def test_what_hangs_on_transformer_engine_follows_the_dtype_too(
     monkeypatch: pytest.MonkeyPatch, config: ModelConfig, dtype: str, fused: bool
 ) -> None:
     install(monkeypatch, BOTH_PARTS)
-    torch_dtype = model.DTYPES[dtype]
+    torch_dtype = dtype_of(dtype)
     assert model._fusions(torch_dtype)["apply_rope_fusion"] == fused
     assert model.context_exchanges(torch_dtype)[0] == ("p2p" if fused else "all_gather")
-    other = model.Execution(dtype, context_exchange="all_gather" if fused else "p2p")
+    other = ActorConfig(context_parallel=2, context_exchange="all_gather" if fused else "p2p")
     with pytest.raises(ValueError, match=f"in {dtype}; it can do"):
-        model.transformer_config(config, Layout(context=2), other)
+        model.transformer_config(config, other, torch_dtype)
 
 
 def test_a_half_installed_transformer_engine_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Megatron catches that one; the package itself would answer with a FileNotFoundError."""
     install(monkeypatch, {"transformer_engine"})
     monkeypatch.setitem(sys.modules, "transformer_engine", sys)  # forgotten with the patch
-    platform.hide_half_installed()
+    transformer_engine.hide_half_installed()
     with pytest.raises(ImportError):
         importlib.import_module("transformer_engine")
     with pytest.raises(ImportError):
@@ -108,5 +110,5 @@ def test_recomputing_attention_that_keeps_nothing_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dtype: str, recompute: str, warns: bool
 ) -> None:
     install(monkeypatch, BOTH_PARTS)
-    assert model._recompute_settings(model.Execution(dtype=dtype, recompute=recompute))
+    assert model._recompute_settings(ActorConfig(recompute=recompute), dtype_of(dtype))
     assert ("actor.recompute=selective" in caplog.text) == warns

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 
 from megatron_empg.actor import platform
-from megatron_empg.cluster.nccl_suite.layout import Layout, LayoutError, _split
+from megatron_empg.actor.config import ActorConfig
+from megatron_empg.cluster.nccl_suite.layout import LayoutError, _split, parse_layout, rank_groups
 
 ORDER = "tp-cp-ep-dp-pp"  # the default of initialize_model_parallel
 
@@ -47,7 +48,10 @@ def test_every_group_is_what_the_rank_generator_makes(tensor: int, pipeline: int
             "expert": sparse.get_ranks("ep"),
             "expert data": sparse.get_ranks("dp"),
         }
-        made = Layout(tensor, pipeline, context, expert).groups(world)
+        layout = ActorConfig(
+            tensor_parallel=tensor, pipeline_parallel=pipeline, context_parallel=context, expert_parallel=expert
+        )
+        made = rank_groups(layout, world)
         assert made.pop("world") == [list(range(world))]
         for kind, groups in made.items():
             assert groups == expected[kind], kind
@@ -66,11 +70,11 @@ def test_ranks_inside_a_group_keep_megatrons_order() -> None:
 )
 def test_a_wrong_layout_is_refused_by_name(text: str, said: str) -> None:
     with pytest.raises(LayoutError, match=said):
-        Layout.parse(text)
+        parse_layout(text)
 
 
 def test_a_layout_that_does_not_divide_the_ranks_is_refused() -> None:
     with pytest.raises(LayoutError, match="multiple of 6 ranks; there are 8"):
-        Layout.parse("tensor=3,pipeline=2").groups(8)
+        rank_groups(parse_layout("tensor=3,pipeline=2"), 8)
     with pytest.raises(LayoutError, match="expert 3 does not divide the 4 ranks"):
-        Layout.parse("expert=3,pipeline=2").groups(8)
+        rank_groups(parse_layout("expert=3,pipeline=2"), 8)

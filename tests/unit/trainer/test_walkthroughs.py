@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from megatron_empg.actor.config import ActorConfig
 from megatron_empg.environments.base import Task
-from megatron_empg.recipe import ActorSection
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.trainer.sft import WalkthroughTokens
 
@@ -73,5 +73,5 @@ def test_a_stripped_walkthrough_is_a_sample_for_each_turn() -> None:
 
 @pytest.mark.parametrize(("context", "room", "longest"), [(1, 101, 101), (2, 101, 200), (4, 8192, 32768)])
 def test_the_longest_sequence_leaves_room_for_its_padding(context: int, room: int, longest: int) -> None:
-    actor = ActorSection(context_parallel=context, max_tokens_per_microbatch=room)
+    actor = ActorConfig(context_parallel=context, max_tokens_per_microbatch=room)
     assert actor.longest_sequence == longest
