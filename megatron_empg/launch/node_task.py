@@ -1,0 +1,167 @@
+"""What each task of a job step does first, inside the image: its log, its node's variables, then its own command.
+
+    python -m megatron_empg.launch.node_task run [--no-gpu] -- COMMAND …
+    python -m megatron_empg.launch.node_task engine PLAN --per-node 2 [--gpus-per-node 8 --first-gpu 4]
+    python -m megatron_empg.launch.node_task trainer PLAN --driver URL --engine URL …
+
+PLAN is the file that the job wrote (`run_plan`). Which task it is follows from Slurm's variables; addresses, ports
+and roles come from the job, in EMPG_ADDRESSES ("node1=10.0.0.1 …"), EMPG_BASE_PORT, EMPG_TRAINER_NODE_NAMES and
+EMPG_ROLLOUT_NODE_NAMES; the name of its log begins with EMPG_LOG.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_empg.common.errors import EmpgError, told_to_the_launcher
+from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
+from megatron_empg.launch import commands
+from megatron_empg.launch.environment_variables import trainer_environment
+from megatron_empg.launch.node_environment import added, described, pairs, read_node, task_variables
+from megatron_empg.launch.ports import Ports
+from megatron_empg.launch.run_plan import RunPlan
+
+
+class TaskError(EmpgError, RuntimeError):
+    """This task cannot run on its node; the message says what to change."""
+
+
+def engine_command(
+    plan: RunPlan, environment: Mapping[str, str], *, per_node: int, gpus_per_node: int | None, first_gpu: int = 0
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """This task's engine, and what is added to its environment: its place among the rollout nodes gives the port,
+    its place on the node the GPUs, from `first_gpu` on.
+
+    `gpus_per_node` None is a run without GPUs. Raises TaskError when too few GPUs are left for the engine.
+    """
+    local, node = int(environment["SLURM_LOCALID"]), environment["SLURMD_NODENAME"]
+    nodes = environment["EMPG_ROLLOUT_NODE_NAMES"].split()
+    index = nodes.index(node) * per_node + local
+    host = pairs(environment["EMPG_ADDRESSES"])[node]
+    port = Ports(int(environment["EMPG_BASE_PORT"])).engine(index)
+    command = commands.engine(sys.executable, plan.engine_arguments, host, port)
+    if gpus_per_node is None:
+        return command, {VARIABLE: ""}
+    first = first_gpu + local * plan.engine_size
+    try:
+        devices = visible_gpus(first, plan.engine_size, environment, present=gpus_per_node)
+    except ValueError as error:
+        before = "trainer and the engines" if first_gpu else "engines"
+        raise TaskError(
+            f"engine {local} of {node} takes {plan.engine_size} GPUs (engines.tensor_parallel), after {first} of "
+            f"the {before} before it: {error}. Ask Slurm for enough "
+            "(--gpus-per-node), or lower engines.tensor_parallel or EMPG_ENGINES_PER_NODE"
+        ) from None
+    return command, {VARIABLE: devices}
+
+
+def trainer_command(
+    plan: RunPlan,
+    environment: Mapping[str, str],
+    *,
+    driver: str,
+    engines: Sequence[str],
+    gpus_per_node: int | None,
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """This node's torchrun, and what is added to its environment. Node 0 is the first trainer node, whatever it is
+    called.
+
+    Ranks that do not fill the node take its first GPUs. Raises TaskError when it has too few.
+    """
+    nodes = environment["EMPG_TRAINER_NODE_NAMES"].split()
+    ranks = plan.trainer_ranks // len(nodes)
+    place = commands.TrainerPlace(
+        ranks=ranks,
+        address=pairs(environment["EMPG_ADDRESSES"])[nodes[0]],
+        port=Ports(int(environment["EMPG_BASE_PORT"])).trainer,
+        nodes=len(nodes),
+        number=nodes.index(environment["SLURMD_NODENAME"]),
+    )
+    variables = trainer_environment(environment)
+    if gpus_per_node is not None and ranks < gpus_per_node:
+        try:
+            variables[VARIABLE] = visible_gpus(0, ranks, environment, present=gpus_per_node)
+        except ValueError as error:
+            raise TaskError(f"the trainer takes {ranks} GPUs of a node: {error}") from None
+    return commands.trainer(sys.executable, plan, place, driver, engines), variables
+
+
+def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Run the command in this process's place, with its node's variables and these; all are printed first."""
+    for name, value in variables.items():
+        print(f"env: {name}={value}", flush=True)
+    try:
+        os.execvpe(command[0], list(command), {**os.environ, **variables})
+    except OSError as error:
+        raise TaskError(f"{command[0]} cannot be run: {error.strerror}; set EMPG_PYTHON") from None
+
+
+def take_place() -> None:
+    """Write to this task's own log from now on, and set the variables of its node, printed at its top.
+
+    srun's %N would be the machine's name, which need not be the node's.
+    """
+    log = os.environ.get("EMPG_LOG")
+    if log:
+        path = f"{log}.{os.environ['SLURMD_NODENAME']}.{os.environ['SLURM_LOCALID']}.log"
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(opened, 1)
+        os.dup2(opened, 2)
+        os.close(opened)
+    wanted = task_variables(read_node(os.environ), os.environ.get("EMPG_RUN_FOLDER", ""))
+    for line in described(wanted, os.environ):
+        print(line, flush=True)
+    os.environ.update(added(wanted, os.environ))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m megatron_empg.launch.node_task", allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    run = kinds.add_parser("run", help="any command, the same in each task")
+    run.add_argument("--no-gpu", action="store_true", help="let it see none")
+    run.add_argument("command", nargs="+")
+    engine = kinds.add_parser("engine", help="a rollout engine")
+    engine.add_argument("--per-node", type=int, required=True, help="engines on each rollout node")
+    engine.add_argument("--first-gpu", type=int, default=0, help="after those of the trainer on the node")
+    trainer = kinds.add_parser("trainer", help="a node's trainer ranks")
+    trainer.add_argument("--driver", default="", help="its URL; none for a supervised warm-up")
+    trainer.add_argument("--engine", action="append", default=[], help="URL of an engine; repeat for each")
+    for one in (engine, trainer):
+        one.add_argument("plan", type=Path)
+        one.add_argument("--gpus-per-node", type=int, help="leave out for a run without GPUs")
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
+    take_place()
+    with told_to_the_launcher():
+        if given.kind == "run":
+            become(given.command, {VARIABLE: ""} if given.no_gpu else {})
+        plan = RunPlan.from_json(given.plan.read_text(encoding="utf-8"))
+        if given.kind == "engine":
+            command, variables = engine_command(
+                plan,
+                os.environ,
+                per_node=given.per_node,
+                gpus_per_node=given.gpus_per_node,
+                first_gpu=given.first_gpu,
+            )
+        else:
+            command, variables = trainer_command(
+                plan,
+                os.environ,
+                driver=given.driver,
+                engines=given.engine,
+                gpus_per_node=given.gpus_per_node,
+            )
+        become(command, variables)
+
+
+if __name__ == "__main__":
+    main()
