@@ -31,7 +31,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_empg.launch.engine_process import EngineProcess, free_port, start_engine
+from megatron_empg.launch.engine_process import EngineProcess, start_engine
+from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
 
 TOKENIZER = Path(__file__).parent.parent / "recipes" / "miniature" / "tokenizer"

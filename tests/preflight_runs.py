@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 
 TOOL = Path(__file__).parents[1] / "tools" / "preflight.py"
 

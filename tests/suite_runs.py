@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 
 TOOL = Path(__file__).parents[1] / "tools" / "nccl_suite.py"
 _PATIENCE = 20.0  # for the other ranks, once one has ended

@@ -9,7 +9,8 @@ from megatron_empg.evaluate.document import Document
 from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.evaluate.policies import Policy
 from megatron_empg.evaluate.run import EvaluationRun
-from megatron_empg.launch.local import check_machine, processes_of, start_engines
+from megatron_empg.launch.local_parts import check_machine, engine_parts
+from megatron_empg.launch.local_runner import processes_of
 from megatron_empg.recipe import Recipe, dump_recipe
 from megatron_empg.rollout.service.client import wait_until_healthy
 from megatron_empg.rollout.service.driver import open_driver
@@ -34,10 +35,13 @@ def _ask(evaluation: EvaluationRun, policy: Policy) -> None:
     """By engines that are there for this policy alone."""
     recipe = evaluation.recipe_of(policy)
     folder = RunFolder(evaluation.scratch / policy.key).open(dump_recipe(recipe))
-    with processes_of(folder, goes_on=False) as family:
-        urls = start_engines(recipe, family, trains=False)
-        wait_until_healthy(urls, family.token, timeout=recipe.engines.start_timeout, check=family.check)
-        asyncio.run(_play(recipe, urls, family.token, evaluation, policy))
+    engines = engine_parts(recipe, trains=False)
+    urls = [url for engine in engines for url in engine.addresses]
+    with processes_of(folder, goes_on=False) as runner:
+        for engine in engines:
+            runner.start(engine)
+        wait_until_healthy(urls, runner.token, timeout=recipe.engines.start_timeout, check=runner.check)
+        asyncio.run(_play(recipe, urls, runner.token, evaluation, policy))
 
 
 async def _play(recipe: Recipe, urls: list[str], token: str, evaluation: EvaluationRun, policy: Policy) -> None:

@@ -137,3 +137,8 @@ def engine_words(urls: Sequence[str]) -> list[str]:
     for url in urls:
         words += ["--engine", url]
     return words
+
+
+def url_of(host: str, port: int) -> str:
+    """An IPv6 address stands in brackets there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

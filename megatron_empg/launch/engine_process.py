@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from typing import IO
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.log_ends import why
 from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
+from megatron_empg.launch.commands import EngineSettings, engine, url_of
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 
 
@@ -72,24 +71,6 @@ class EngineProcess:
         return EngineStartError(f"engine {self.url} {what}; {why(self.log_path)}")
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port of that interface that nobody has now. Raises OSError for an interface that is not here.
-
-    Below those that the kernel gives to outgoing connections (32768 and up), one of which could have it by the
-    time that a server wants to listen there.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for tries_left in reversed(range(100)):
-        with socket.socket(family) as probe:
-            try:
-                probe.bind((host, port := 20_000 + secrets.randbelow(12_000)))
-                return port
-            except OSError:
-                if not tries_left:
-                    raise
-    raise AssertionError
-
-
 def start_engine(
     model_path: str | Path,
     *,
@@ -115,16 +96,10 @@ def start_engine(
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("start engines from the main thread: they die with the thread that started them")
-    command = [sys.executable, "-m", "megatron_empg.rollout.server", "--model", str(model_path)]
-    command += ["--host", host, "--port", str(port), "--dtype", dtype]
-    command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)]
-    command += ["--tensor-parallel", str(tensor_parallel), "--threads", str(threads)]
-    if kv_cache_bytes is not None:
-        command += ["--kv-cache-bytes", str(kv_cache_bytes)]
-    if backend is not None:
-        command += ["--backend", backend]
-    if extra_arguments:
-        command += ["--", *extra_arguments]
+    settings = EngineSettings(
+        str(model_path), max_model_len, dtype, max_num_seqs, tensor_parallel, threads, kv_cache_bytes, backend
+    )
+    command = engine(sys.executable, settings.arguments(), host, port, extra_arguments)
     environment = os.environ | {TOKEN_VARIABLE: token, "PYTHONUNBUFFERED": "1"}
     if device_index is not None:
         environment[VARIABLE] = visible_gpus(device_index, tensor_parallel, os.environ)
@@ -139,8 +114,4 @@ def start_engine(
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C is for the run to handle; the engines end with it
     )
-    return EngineProcess(f"http://{_in_url(host)}:{port}", path, process, token, log)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return EngineProcess(url_of(host, port), path, process, token, log)

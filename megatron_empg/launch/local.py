@@ -1,4 +1,4 @@
-"""Starts a run's processes on this machine, watches over them, and ends them together.
+"""`empg train` and `empg sft`: a run on this machine, by the supervisor that a Slurm job has too.
 
 Engines (vLLM servers), the driver and the trainer ranks (torchrun) are processes of their own, as on a cluster;
 here one parent starts them. What they print goes to ``logs/``; the parent shows the steps as they are logged.
@@ -6,30 +6,19 @@ here one parent starts them. What they print goes to ``logs/``; the parent shows
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import secrets
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.log_ends import why
-from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
-from megatron_empg.launch.engine_process import free_port, start_engine
-from megatron_empg.launch.environment_variables import trainer_environment
-from megatron_empg.launch.interrupts import Interrupted, Interrupts
-from megatron_empg.launch.service_check import check_services
-from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
+from megatron_empg.launch.local_parts import check_machine, driver_part, engine_parts, trainer_part
+from megatron_empg.launch.local_runner import LaunchError, LocalRunner, processes_of
+from megatron_empg.launch.recipe_plan import plan_of
+from megatron_empg.launch.restart import Action, AttemptEnd, Means, most_restarts
+from megatron_empg.launch.supervisor import Stage, Supervisor
+from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.check import check_recipe
 from megatron_empg.recipe.identity import take_up
-from megatron_empg.rollout.access import TOKEN_VARIABLE
-from megatron_empg.rollout.service.client import wait_until_healthy
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metrics import read_metrics
 from megatron_empg.run.progress import Progress
@@ -37,101 +26,10 @@ from megatron_empg.run.progress import Progress
 POLL_SECONDS = 0.2
 
 
-class LaunchError(EmpgError, RuntimeError):
-    """A process of the run failed; the message holds the end of its log."""
-
-
-@dataclass
-class Child:
-    """One started process and where it writes."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
-@dataclass
-class Family:
-    """The run's processes: one failing, or an interrupt, ends them all."""
-
-    folder: RunFolder
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    children: list[Child] = field(default_factory=list)
-    interrupts: Interrupts = field(default_factory=Interrupts)
-
-    def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Child:
-        """Start a process with its output in ``logs/NAME.log``, and more `environment` than this process has."""
-        log = self.folder.logs / f"{name}.log"
-        # An interrupt in between would leave a process that nobody ends.
-        with log.open("wb") as output, self.interrupts.held_back():
-            # Its own session: a Ctrl-C in the terminal reaches the parent alone, which ends things in order.
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1", **(environment or {})},
-                start_new_session=True,
-            )
-            return self.adopt(name, process, log)
-
-    def adopt(self, name: str, process: subprocess.Popen[bytes], log: Path) -> Child:
-        """Watch over a process that was started elsewhere."""
-        self.children.append(Child(name, process, log))
-        return self.children[-1]
-
-    def check(self) -> None:
-        """Raise LaunchError if a process has failed, or one that serves has gone."""
-        for child in self.children:
-            status = child.process.poll()
-            if status is not None and (status != 0 or child.name != "trainer"):
-                raise LaunchError(f"{child.name} ended with status {status}; {why(child.log)}")
-
-    def stop(self, grace: float = 10.0) -> None:
-        """End every process and its own children: asked first, then killed. No interrupt cuts it short."""
-        self.interrupts.ignore()
-        alive = [child.process for child in self.children if child.process.poll() is None]
-        for process in alive:
-            _signal_group(process, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        for process in alive:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-            _signal_group(process, signal.SIGKILL)  # one that ended in order may have left a child
-            process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-@contextlib.contextmanager
-def processes_of(folder: RunFolder, *, goes_on: bool = True) -> Iterator[Family]:
-    """The processes of a run that has taken up `folder`; they end, and give it free, with the block.
-
-    An interrupt that ends the run ends this process too: with one line and the exit code of its signal. `goes_on`:
-    the same command would continue the run.
-    """
-    family = Family(folder)
-    try:
-        with family.interrupts.handled():
-            try:
-                yield family
-            finally:
-                family.stop()
-    except Interrupted as interrupted:
-        further = f"; the same command goes on after step {folder.last_checkpoint()}" if goes_on else ""
-        print(f"interrupted: all processes have ended{further}", file=sys.stderr)
-        raise SystemExit(interrupted.code) from None
-    finally:
-        folder.close()
-
-
 def launch_training(path: Path, overrides: list[str]) -> Path:
     """Train by a recipe on this machine; returns the report's path.
 
-    Raises RecipeError before anything starts, LaunchError when a process fails.
+    Raises RecipeError before anything starts, LaunchError when a process fails for good.
     """
     recipe = load_recipe(path, overrides)
     check_recipe(recipe)
@@ -139,16 +37,13 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     folder = take_up(recipe)
     if _told_finished(folder, recipe.run.steps):
         return _report(folder)
-    with processes_of(folder) as family:
+    with processes_of(folder) as runner:
         try:
-            urls = start_engines(recipe, family)
-            driver = _start_driver(recipe, family, urls)
-            engines = [word for url in urls for word in ("--engine", url)]
-            trainer = _start_trainer(recipe, family, ["train", str(folder.recipe), "--driver", driver, *engines])
-            _watch(family, trainer, recipe.run.steps, urls)
+            _supervise(recipe, folder, runner)
         finally:
-            family.stop()
-            if family.interrupts.training:
+            runner.interrupts.ignore()
+            runner.stop()
+            if runner.interrupts.training:
                 _report(folder)
     return folder.report
 
@@ -160,9 +55,8 @@ def launch_sft(path: Path, overrides: list[str]) -> Path:
     check_machine(recipe)
     folder = take_up(recipe)
     if not _told_finished(folder, recipe.run.steps):
-        with processes_of(folder) as family:
-            trainer = _start_trainer(recipe, family, ["sft", str(folder.recipe)])
-            _watch(family, trainer, recipe.run.steps)
+        with processes_of(folder) as runner:
+            _supervise(recipe, folder, runner)
     print(f"policy: {folder.policy}")
     return folder.policy
 
@@ -176,126 +70,97 @@ def _told_finished(folder: RunFolder, steps: int) -> bool:
     return True
 
 
-def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
-    """Raise RecipeError unless this machine has the GPUs and the interface that the recipe wants, and the services
-    that its environment names answer."""
-    if isinstance(recipe, Recipe):
-        try:
-            free_port(recipe.engines.host)
-        except OSError as error:
-            raise RecipeError(
-                f"engines.host is {recipe.engines.host!r}, which is no interface of this machine ({error}); "
-                "127.0.0.1 is"
-            ) from None
-    _first_engine_gpu(recipe, trains=trains)
-    check_services(recipe)
+def _supervise(recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunner) -> None:
+    steps = StepsShown(folder, recipe.run.steps)
+    with steps.progress:
+        site = LocalSite(recipe, folder, runner, steps)
+        decision = Supervisor(site, runner, runner.token, POLL_SECONDS).run()
+        steps.show()
+        if decision.action is Action.GIVE_UP:
+            raise LaunchError(f"{decision.why}; {decision.logs}" if decision.logs else decision.why)
+        steps.end()
 
 
-def start_engines(recipe: Recipe, family: Family, *, trains: bool = True) -> list[str]:
-    """Start the recipe's engines; returns their URLs. If it `trains` too, their GPUs come after the trainer's."""
-    settings = recipe.engines
-    first_gpu = _first_engine_gpu(recipe, trains=trains)
-    kv_cache = None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30)
-    urls = []
-    for index in range(settings.count):
-        name = f"engine_{index}"
-        with family.interrupts.held_back():
-            engine = start_engine(
-                recipe.model.path,
-                port=free_port(settings.host),
-                token=family.token,
-                log_path=family.folder.logs / f"{name}.log",
-                max_model_len=recipe.rollout.max_episode_tokens,
-                dtype=recipe.model.dtype,
-                host=settings.host,
-                kv_cache_bytes=kv_cache,
-                max_num_seqs=min(1024, recipe.rollout.concurrency),
-                tensor_parallel=settings.tensor_parallel,
-                device_index=None if first_gpu is None else first_gpu + index * settings.tensor_parallel,
+class LocalSite:
+    """A run on this machine, as the supervisor sees it."""
+
+    def __init__(
+        self, recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunner, steps: StepsShown
+    ) -> None:
+        self.job = f"local-{os.getpid()}-{int(time.time())}"
+        self.run_folder = folder.root
+        self.most_restarts = most_restarts(os.environ)
+        self._recipe, self._folder, self._runner, self._steps = recipe, folder, runner, steps
+
+    def stages(self, number: int) -> Sequence[Stage]:
+        """Everything at once: the trainer waits for the engines itself."""
+        plan = plan_of(self._recipe, starts_services=False)
+        if not isinstance(self._recipe, Recipe):
+            return [[trainer_part(plan)]]
+        engines = engine_parts(self._recipe)
+        urls = [url for engine in engines for url in engine.addresses]
+        driver = driver_part(plan, urls)
+        return [[*engines, driver, trainer_part(plan, driver.addresses[0], urls)]]
+
+    def checkpoint(self) -> int:
+        return self._folder.last_checkpoint()
+
+    def finished(self) -> bool:
+        return self._folder.finished(self._recipe.run.steps)
+
+    def asked_to_end(self) -> bool:
+        """Whether the file STOP is there, by an interrupt or by hand."""
+        return self._folder.stop.exists()
+
+    def watchdog_verdict(self) -> AttemptEnd | None:
+        """One machine has no watchdog."""
+        return None
+
+    def means(self, end: AttemptEnd) -> Means:
+        return Means(most_restarts=self.most_restarts)
+
+    def serving(self) -> None:
+        """From now on the first interrupt asks the trainer to end in order."""
+        self._runner.interrupts.train(self._folder.stop, self._steps.progress.note)
+
+    def look(self) -> None:
+        self._steps.show()
+
+    def say(self, line: str) -> None:
+        self._steps.progress.note(line)
+
+
+class StepsShown:
+    """Shows steps as they are logged."""
+
+    def __init__(self, folder: RunFolder, total: int) -> None:
+        self._folder, self._total, self._size = folder, total, 0
+        self._shown = max((record["step"] for record in read_metrics(folder)), default=-1)
+        self.progress = Progress(total, done=max(self._shown, 0))
+        self.progress.note(f"run folder {folder.root}; logs in {folder.logs}")
+        if self._shown > 0:
+            self.progress.note(f"continuing a run that has logged {self._shown} steps")
+
+    def show(self) -> None:
+        """Those that were logged since the last call."""
+        size = self._folder.metrics.stat().st_size if self._folder.metrics.exists() else 0
+        if size == self._size:
+            return
+        self._size = size
+        records = read_metrics(self._folder)
+        last = max((record["step"] for record in records), default=-1)
+        shown = min(self._shown, last)  # a resumed run cuts away what it will do again
+        for record in records:
+            if record["step"] > shown:
+                self.progress.finish_step(record["step"], record)
+        self._shown = last
+
+    def end(self) -> None:
+        """Say so where the run ended before its last step."""
+        if self._shown < self._total:
+            self.progress.note(
+                f"ended after step {self._shown} of {self._total}; the same command goes on from there"
             )
-            family.adopt(name, engine.process, engine.log_path)
-        urls.append(engine.url)
-    return urls
-
-
-def _first_engine_gpu(recipe: Recipe | SftRecipe, *, trains: bool = True) -> int | None:
-    """The engines' GPUs come after the trainer's, if it `trains`; None where there is no GPU. Raises RecipeError
-    if there are too few."""
-    import torch
-
-    # Of those that CUDA_VISIBLE_DEVICES leaves visible, as everything here.
-    present = torch.cuda.device_count()
-    actor = recipe.actor.world_size if trains else 0
-    engines = recipe.engines.count * recipe.engines.tensor_parallel if isinstance(recipe, Recipe) else 0
-    if present and present < actor + engines:
-        raise RecipeError(
-            f"{present} GPUs of this machine are ours to use; the recipe needs {actor + engines}: {actor} for the "
-            f"actor (actor.tensor_parallel x pipeline_parallel x context_parallel x data_parallel) and {engines} "
-            "for the engines (engines.count x engines.tensor_parallel)"
-        )
-    return actor if present else None
-
-
-def _start_driver(recipe: Recipe, family: Family, urls: list[str]) -> str:
-    port = free_port()
-    engines = [word for url in urls for word in ("--engine", url)]
-    command = [sys.executable, "-m", "megatron_empg.launch.rollout_service", str(family.folder.recipe)]
-    family.start("driver", [*command, "--port", str(port), *engines])
-    return f"http://127.0.0.1:{port}"
-
-
-def _start_trainer(recipe: Recipe | SftRecipe, family: Family, arguments: list[str]) -> Child:
-    command = [
-        *(sys.executable, "-m", "megatron_empg.launch.torchrun"),
-        *("--nproc-per-node", str(recipe.actor.world_size), "--nnodes", "1"),
-        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        *("-m", "megatron_empg.trainer.worker", *arguments),
-    ]
-    return family.start("trainer", command, _trainer_environment(recipe))
-
-
-def _trainer_environment(recipe: Recipe | SftRecipe) -> dict[str, str]:
-    """The variables of the step, and the first of the caller's GPUs."""
-    import torch
-
-    added = trainer_environment(os.environ)
-    if torch.cuda.device_count():
-        added[VARIABLE] = visible_gpus(0, recipe.actor.world_size, os.environ)
-    return added
-
-
-def _watch(family: Family, trainer: Child, total_steps: int, engines: Sequence[str] = ()) -> None:
-    """Show steps as they are logged, until the trainer ends. `engines`: the URLs of those that it needs.
-
-    Once they are there, the first interrupt asks the trainer to end in order.
-    """
-    records, size = read_metrics(family.folder), 0
-    shown = max((record["step"] for record in records), default=-1)
-    with Progress(total_steps, done=max(shown, 0)) as progress:
-        progress.note(f"run folder {family.folder.root}; logs in {family.folder.logs}")
-        if shown > 0:
-            progress.note(f"continuing a run that has logged {shown} steps")
-        # The trainer waits for them too, and says when it has been too long.
-        wait_until_healthy(list(engines), family.token, timeout=math.inf, check=family.check)
-        family.interrupts.train(family.folder.stop, progress.note)
-        while True:
-            ended = trainer.process.poll() is not None
-            size, before = family.folder.metrics.stat().st_size if family.folder.metrics.exists() else 0, size
-            records = read_metrics(family.folder) if size != before else records
-            last = max((record["step"] for record in records), default=-1)
-            shown = min(shown, last)  # a resumed run cuts away what it will do again
-            for record in records:
-                if record["step"] > shown:
-                    progress.finish_step(record["step"], record)
-            shown = last
-            family.check()
-            if ended:
-                if shown < total_steps:
-                    progress.note(
-                        f"ended after step {shown} of {total_steps}; the same command goes on from there"
-                    )
-                return
-            time.sleep(POLL_SECONDS)
 
 
 def _report(folder: RunFolder) -> Path:

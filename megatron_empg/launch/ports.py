@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 from dataclasses import dataclass
 
 SERVICES = (2, 5, 6, 7)
 """Of an environment's services, counted from the base port."""
 FIRST_ENGINE = 8
+LOWEST_FREE, FREE = 20_000, 12_000
+"""Free ports are looked for in so many from the lowest on: below those that the kernel gives to outgoing
+connections (32768 and up), one of which could have it by the time that a server wants to listen there."""
+TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -47,3 +53,21 @@ class Ports:
     def engine(self, index: int) -> int:
         """Of engine number `index` over all nodes."""
         return self.base + FIRST_ENGINE + index
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of that interface that nobody has now. Raises OSError for an interface that is not here."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(TRIES - 1):
+        try:
+            return _bound_port(family, host)
+        except OSError:
+            continue
+    return _bound_port(family, host)
+
+
+def _bound_port(family: int, host: str) -> int:
+    port = LOWEST_FREE + secrets.randbelow(FREE)
+    with socket.socket(family) as probe:
+        probe.bind((host, port))
+    return port

@@ -17,8 +17,11 @@ MOST_SEQUENCES = 1024
 """Sequences that an engine generates at once, at most, however many episodes there are."""
 
 
-def plan_of(recipe: Recipe | SftRecipe) -> RunPlan:
-    """The plan, with how far the run in its folder is by now. Raises RecipeError."""
+def plan_of(recipe: Recipe | SftRecipe, *, starts_services: bool = True) -> RunPlan:
+    """The plan, with how far the run in its folder is by now. Raises RecipeError.
+
+    `starts_services`: as a job does; on one machine episodes do without.
+    """
     folder = RunFolder(recipe.run.folder)
     actor = recipe.actor
     rl = recipe if isinstance(recipe, Recipe) else None
@@ -33,7 +36,7 @@ def plan_of(recipe: Recipe | SftRecipe) -> RunPlan:
         engines=0 if rl is None else rl.engines.count,
         engine_size=1 if rl is None else rl.engines.tensor_parallel,
         engine_arguments=() if rl is None else engine_settings(rl).arguments(),
-        services=() if rl is None else service_plans(rl),
+        services=() if rl is None or not starts_services else service_plans(rl),
         model_parallel=actor.world_size // actor.data_parallel,
         layout=f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "
         f"{actor.context_parallel} x data {actor.data_parallel}",

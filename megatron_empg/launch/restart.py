@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.launch.exit_codes import ExitCode
 
+MOST_RESTARTS_VARIABLE = "EMPG_MAX_RESTARTS"
+MOST_RESTARTS = 20
 MOST_FROM_ONE_CHECKPOINT = 3
 """Starts from one checkpoint after which the run is given up: the third has brought no newer one either."""
+
+
+class RestartsError(EmpgError, ValueError):
+    """The variable that bounds restarts holds no number."""
 
 
 class Cause(Enum):
@@ -70,16 +77,28 @@ class Means:
 
     nodes: bool = True
     requeue: bool = False
-    most_restarts: int = 20
+    most_restarts: int = MOST_RESTARTS
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done, in words for the log too; `code` of a run that is given up."""
+    """What is done, in words for the log too. Of a run that is given up: `code`, and the end of the logs of the
+    part at fault."""
 
     action: Action
     why: str
     code: ExitCode | None = None
+    logs: str = ""
+
+
+def most_restarts(environment: Mapping[str, str]) -> int:
+    """As EMPG_MAX_RESTARTS says. Raises RestartsError."""
+    given = environment.get(MOST_RESTARTS_VARIABLE, "")
+    if not given:
+        return MOST_RESTARTS
+    if not given.isdecimal():
+        raise RestartsError(f"{MOST_RESTARTS_VARIABLE} is {given!r}; set it to a number of 0 or more")
+    return int(given)
 
 
 def decide(end: AttemptEnd, history: Sequence[Start], checkpoint: int, means: Means) -> Decision:

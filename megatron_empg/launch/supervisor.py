@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -168,7 +168,6 @@ class Supervisor:
             return self._explain(ended)
         for part in self._attempt.parts.values():
             if not self._serves(part) and self._attempt.seconds(part) > part.start_seconds:
-                self.site.say(self.runner.end_of_logs(part))
                 return self._end(
                     Cause.FAULT, part, f"{part.name} was not healthy after {part.start_seconds:.0f} s"
                 )
@@ -200,8 +199,6 @@ class Supervisor:
         if verdict and first.part.code is ExitCode.WATCHDOG:
             return verdict
         cause = Cause.FAULT if self._would_come_again(first) else Cause.DIED
-        if not (cause is Cause.DIED and first.part.code is ExitCode.WATCHDOG):
-            self.site.say(self.runner.end_of_logs(first.part))
         return self._end(cause, first.part, str(first))
 
     def _likeliest(self, ended: list[Ended]) -> Ended:
@@ -266,7 +263,10 @@ class Supervisor:
     def _decide(self, end: AttemptEnd) -> Decision:
         if not end.of_watchdog_alone:
             self.runner.stop()  # before the site looks for nodes to go on with
-        return decide(end, self._history(), self.site.checkpoint(), self.site.means(end))
+        decision = decide(end, self._history(), self.site.checkpoint(), self.site.means(end))
+        if decision.action is Action.GIVE_UP and end.part:
+            return replace(decision, logs=self.runner.end_of_logs(self._attempt.parts[end.part]))
+        return decision
 
     def _restart(self, name: str) -> None:
         self._attempt.restarts[name] = self._attempt.restarts.get(name, 0) + 1

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from collective_order import Order
 
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 
 # Ranks are forked from a process that has imported what takes seconds: on two cores most of a small test.
 _SERVER = mp.get_context("forkserver")

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import secrets
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -12,11 +13,11 @@ import pytest
 import torch
 
 from megatron_empg.environments.base import Opening, StepResult, Task
-from megatron_empg.launch.engine_process import EngineStartError, free_port, start_engine
+from megatron_empg.launch.engine_process import EngineStartError, start_engine
+from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
-from megatron_empg.rollout.episode import Limits
-from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.transfer import WeightPublisher
@@ -29,6 +30,7 @@ from tests.end_to_end.engine_model import (
     perturb,
     save_policy,
 )
+from tests.limited import limited
 
 PROMPT = [1, 50, 60, 70, 80]
 GREEDY = Sampling(temperature=0.0)
@@ -282,16 +284,13 @@ def task(name, **payload):
 
 def play(engines, chat, groups, *, urls=None, limits=None, fleet=None, temperature=1.0, meanwhile=None):
     fleet = fleet or Fleet(urls or engines.urls)
-    settings = RolloutSettings(
-        sampling=Sampling(temperature),
-        limits=limits or Limits(turns=4, turn_tokens=12, episode_tokens=MAX_MODEL_LEN),
-        run_seed=7,
-        request_timeout=30.0,
-    )
+    config, waits, turns = limits or limited(4, 12, MAX_MODEL_LEN)
+    waits = replace(waits, request=30.0)
 
     async def run():
-        async with Rollout(fleet, engines.token, chat, Chatter, settings) as rollout:
-            batch = asyncio.create_task(rollout.run_group_batch(groups, step=1))
+        async with Rollout(fleet, engines.token, chat, Chatter, config, waits, max_turns=turns, seed=7) as rollout:
+            playing = rollout.run_group_batch(groups, step=1, sampling=Sampling(temperature))
+            batch = asyncio.create_task(playing)
             if meanwhile is not None:
                 await asyncio.sleep(0.1)
                 meanwhile()
@@ -353,14 +352,14 @@ def test_same_seeds_same_episodes_on_any_engine(engines, chat):
 
 def test_limits_truncate_with_reward_zero(engines, chat):
     groups = [Group(task("long", turns=99), 0, range(4))]
-    for episode in play(engines, chat, groups, limits=Limits(3, 8, MAX_MODEL_LEN)):
+    for episode in play(engines, chat, groups, limits=limited(3, 8, MAX_MODEL_LEN)):
         assert (episode.outcome, episode.reward, len(episode.turns)) == ("truncated", 0.0, 3)
         assert episode.tokens[-1] == episode.tokens[episode.turns[-1].end - 1]
     prompt = len(chat.prompt(groups[0].task.prompt))
-    for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt + 60)):
+    for episode in play(engines, chat, groups, limits=limited(50, 8, prompt + 60)):
         assert (episode.outcome, episode.reward) == ("truncated", 0.0)
         assert episode.turns[-1].end <= prompt + 60
-    for episode in play(engines, chat, groups, limits=Limits(50, 8, prompt)):
+    for episode in play(engines, chat, groups, limits=limited(50, 8, prompt)):
         assert (episode.outcome, episode.turns) == ("error", [])
         assert "PromptTooLong" in str(episode.error)
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_empg.launch.engine_process import free_port, start_engine
+from megatron_empg.launch.engine_process import start_engine
+from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.weights.sync.transfer import WeightPublisher
 from tests.end_to_end.engine_model import END_OF_TEXT, MAX_MODEL_LEN, ModelSource

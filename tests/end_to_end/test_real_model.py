@@ -18,7 +18,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_empg.launch.engine_process import free_port, start_engine
+from megatron_empg.launch.engine_process import start_engine
+from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.client import EngineClient, Sampling
 from tests.end_to_end.engine_model import greedy
 from tests.end_to_end.trainer_ranks import push

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.launch.engine_process import free_port, start_engine
+from megatron_empg.launch.engine_process import start_engine
+from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.client import EngineClient, Sampling
 from tests.distributed.ranks import run_ranks
 from tests.end_to_end.engine_model import MAX_MODEL_LEN, greedy, perturb, save_policy

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from suite_runs import TOOL, run_suite
 
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 
 SMALL = ["--max-bytes", "65536"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_empg.launch import local as launch
-from megatron_empg.launch.engine_process import free_port
 from megatron_empg.launch.local import check_machine
+from megatron_empg.launch.ports import free_port
 from megatron_empg.launch.service_check import check_services
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 
 RANK = """
 from megatron_empg.trainer.rank_errors import run_rank

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import open_store, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
 from megatron_empg.weights.sync.transfer import WeightPublisher, _NcclSender, in_stream_order

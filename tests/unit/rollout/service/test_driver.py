@@ -20,12 +20,10 @@ import uvicorn
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.search_service import LocalTools
-from megatron_empg.launch.engine_process import free_port
+from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Limits
-from megatron_empg.rollout.episodes import Rollout, RolloutSettings
+from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError
@@ -34,6 +32,7 @@ from megatron_empg.rollout.service.failures import DriverError
 from megatron_empg.rollout.service.server import OneAtATime, Superseded, application
 from megatron_empg.run.episode_log import read_episodes
 from megatron_empg.run.folder import RunFolder
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -108,12 +107,10 @@ def limits(batch: int, round_: float) -> list[str]:
 
 @asynccontextmanager
 async def driver(chat: ChatTokens, url: str, source: Any, recipe: Recipe) -> Any:
-    waits = recipe.waits
-    settings = RolloutSettings(
-        Sampling(1.0, (chat.end_of_turn,)), Limits(2, 50, 500), 7, 64, waits.request, waits.episode
-    )
-    async with Rollout(Fleet([url]), TOKEN, chat, Oracle, settings) as rollout:
-        yield Driver(recipe, source, rollout, chat.end_of_turn)
+    config, _, turns = limited(2, 50, 500, concurrency=64)
+    rollout = Rollout(Fleet([url]), TOKEN, chat, Oracle, config, recipe.waits, max_turns=turns, seed=7)
+    async with rollout as connected:
+        yield Driver(recipe.service_config(), source, connected)
 
 
 def with_driver(
@@ -456,7 +453,7 @@ def test_look_ups_never_run_on_the_event_loop(tmp_path: Path, monkeypatch: pytes
 
     async def run(url: str) -> bytes:
         given = recipe(f"environment.settings={{corpus: {corpus}, prompt: none}}")
-        async with open_driver(given, [url], TOKEN) as opened:
+        async with open_driver(given.service_config(), [url], TOKEN) as opened:
             return await opened.collect(0)
 
     with StubEngine(search_and_answer) as engine:

@@ -1,0 +1,137 @@
+"""The parts of a run as processes of this machine, which end with the one that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.log_ends import why
+from megatron_empg.launch.interrupts import Interrupted, Interrupts
+from megatron_empg.launch.parts import Ended, Part, status_of
+from megatron_empg.rollout.access import TOKEN_VARIABLE
+from megatron_empg.run.folder import RunFolder
+
+GRACE_SECONDS = 10.0
+"""Between asking a process to end and killing it."""
+
+
+class LaunchError(EmpgError, RuntimeError):
+    """A process of the run failed; the message holds the end of its log."""
+
+
+@dataclass
+class Child:
+    """One started process and where it writes."""
+
+    part: Part
+    process: subprocess.Popen[bytes]
+    log: Path
+    told: bool = False
+    """Whether its end was told already."""
+
+
+class LocalRunner:
+    """A Runner of processes. Output goes to ``NAME.log`` of the folder `logs`, the token into the environment."""
+
+    def __init__(self, logs: Path, grace: float = GRACE_SECONDS) -> None:
+        self.token = secrets.token_urlsafe(32)
+        self.interrupts = Interrupts()
+        self._logs, self._grace = logs, grace
+        self._children: list[Child] = []
+
+    def start(self, part: Part) -> None:
+        """Start it, in a session of its own."""
+        log = self._new_log(part.name)
+        # An interrupt in between would leave a process that nobody ends.
+        with log.open("wb") as output, self.interrupts.held_back():
+            # Its own session: a Ctrl-C in the terminal reaches the parent alone, which ends things in order.
+            process = subprocess.Popen(
+                list(part.command),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1", **part.environment},
+                start_new_session=True,
+            )
+            self._children.append(Child(part, process, log))
+
+    def ended(self) -> Ended | None:
+        """One that has ended and was not told yet."""
+        for child in self._children:
+            status = child.process.poll()
+            if status is not None and not child.told:
+                child.told = True
+                return Ended(child.part, status_of(status))
+        return None
+
+    def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
+        """There are none to lose."""
+        return ()
+
+    def end_of_logs(self, part: Part) -> str:
+        """The first error in its log, and the log's end."""
+        return why(self._logs / f"{part.name}.log")
+
+    def check(self) -> None:
+        """Raise LaunchError if a process has ended."""
+        ended = self.ended()
+        if ended:
+            raise LaunchError(f"{ended}; {self.end_of_logs(ended.part)}")
+
+    def stop(self) -> None:
+        """End every process and its own children: asked first, then killed. No interrupt cuts it short."""
+        with self.interrupts.held_back():
+            alive = [child.process for child in self._children if child.process.poll() is None]
+            for process in alive:
+                _signal_group(process, signal.SIGTERM)
+            deadline = time.monotonic() + self._grace
+            for process in alive:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, deadline - time.monotonic()))
+                _signal_group(process, signal.SIGKILL)  # one that ended in order may have left a child
+                process.wait()
+            self._children = []
+
+    def _new_log(self, name: str) -> Path:
+        """The part's log. That of the attempt before, which says why it ended, is kept beside it."""
+        log = self._logs / f"{name}.log"
+        if log.exists():
+            log.replace(self._logs / f"{name}.before.log")
+        return log
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+@contextlib.contextmanager
+def processes_of(folder: RunFolder, *, goes_on: bool = True) -> Iterator[LocalRunner]:
+    """The processes of a run that has taken up `folder`; they end, and give it free, with the block.
+
+    An interrupt that ends the run ends this process too: with one line and the exit code of its signal. `goes_on`:
+    the same command would continue the run.
+    """
+    runner = LocalRunner(folder.logs)
+    try:
+        with runner.interrupts.handled():
+            try:
+                yield runner
+            finally:
+                runner.interrupts.ignore()
+                runner.stop()
+    except Interrupted as interrupted:
+        further = f"; the same command goes on after step {folder.last_checkpoint()}" if goes_on else ""
+        print(f"interrupted: all processes have ended{further}", file=sys.stderr)
+        raise SystemExit(interrupted.code) from None
+    finally:
+        folder.close()
