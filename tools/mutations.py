@@ -170,7 +170,7 @@ PROGRAM = [
     ),
     Mutation(
         "one step tensor for all parameters after loading",
-        "megatron_empg/actor/optimizer_repairs.py",
+        "megatron_empg/upstream/megatron_optimizer.py",
         'state["step"].clone()',
         'state["step"]',
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_distributed_optimizer]",
@@ -178,7 +178,7 @@ PROGRAM = [
     ),
     Mutation(
         "step missing in the reshardable format",
-        "megatron_empg/actor/optimizer_repairs.py",
+        "megatron_empg/upstream/megatron_optimizer.py",
         '{**tensors, "step": self.optimizer.state[parameter]["step"]}',
         "tensors",
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_distributed_optimizer]",

@@ -5,7 +5,6 @@ forked from a rank with open collectives, and a manager for their results that o
 ends with its rank and needs neither; torch and the file system release the interpreter lock for the long parts.
 """
 
-import queue
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from megatron_empg.actor.manifest import file_records
 from megatron_empg.actor.platform import device
+from megatron_empg.upstream import megatron_checkpointing
 
 
 class BackgroundWrite:
@@ -26,9 +26,7 @@ class BackgroundWrite:
         """Why writing failed; nothing if it did not."""
         self._request, self._folder = request, folder
         self._written: dict[int, Any] = {}
-        self._buckets: list[Any] = []
-        if request.async_fn is not None:  # None on a rank that has nothing to write
-            self._buckets = _copied_to_cpu(request.async_fn_args[1])
+        self._buckets = _copied_to_cpu(megatron_checkpointing.buckets_of(request))
         # Not a daemon: the interpreter would tear the thread down inside torch.
         self._thread = threading.Thread(target=self._write, name="checkpoint")
         self._thread.start()
@@ -43,17 +41,14 @@ class BackgroundWrite:
 
     def finalize(self) -> None:
         """Megatron's metadata, from what all ranks wrote; all ranks together."""
-        if self._request.async_fn is not None:
-            self._request.async_fn_args[2].put(self._written)
-        for function in self._request.finalize_fns:
-            function()
+        megatron_checkpointing.finish(self._request, self._written)
 
     def _write(self) -> None:
         path: Any = self._folder
         try:
             for number, bucket in enumerate(self._buckets):
                 path = Path(bucket[0])
-                self._written[number] = _write_bucket(self._request.async_fn.args[0], bucket)
+                self._written[number] = _write_bucket(self._request, bucket)
                 self.files |= file_records(self._folder, [path])
         except Exception as error:
             self.error = f"{path}: {_first_cause(error)}"
@@ -78,15 +73,6 @@ def _copied_to_cpu(buckets: list[Any]) -> list[Any]:
     return copied
 
 
-def _write_bucket(transforms: Any, bucket: Any) -> Any:
-    """One file, by Megatron's writer; its write results. Raises what the writer met."""
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-
-    results: queue.Queue[Any] = queue.Queue()
-    unfinished: queue.Queue[int] = queue.Queue()
-    unfinished.put(0)
-    FileSystemWriterAsync.write_preloaded_data(transforms, 0, bucket, results, unfinished, use_fsync=True)
-    _, result = results.get_nowait()
-    if isinstance(result, Exception):
-        raise result
-    return result
+def _write_bucket(request: Any, bucket: Any) -> Any:
+    """One file; its write results. Raises what the writer met."""
+    return megatron_checkpointing.write_bucket(request, bucket)

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from megatron_empg.actor import expert_repairs, platform
 from megatron_empg.actor.attention import PackedAttention
+from megatron_empg.upstream import megatron_layers, transformer_engine
+from megatron_empg.upstream.megatron_layers import RMSNorm
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
@@ -16,7 +16,7 @@ def uses_transformer_engine(dtype: torch.dtype) -> bool:
     Its matrix products of float32 are TF32's, which keep ten bits of the mantissa: engines and checks that compute
     in float32 would disagree with the actor.
     """
-    return dtype == torch.bfloat16 and platform.transformer_engine_available()
+    return dtype == torch.bfloat16 and transformer_engine.available()
 
 
 def layer_spec(config: ModelConfig, dtype: torch.dtype) -> Any:
@@ -31,14 +31,12 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     spec = get_gpt_layer_local_spec(num_experts=experts, qk_layernorm=config.qk_norm, normalization="RMSNorm")
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
-    attention = spec.submodules.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if config.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if experts:  # named in checkpoints as Transformer Engine's layer does, where nothing fuses this norm
-        del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
-        expert_repairs.apply()
+    megatron_layers.take_own_norms(spec, qk_norm=config.qk_norm)
+    megatron_layers.take_own_attention(spec, PackedAttention)
+    if experts:
+        megatron_layers.name_norm_before_experts(spec)
+        megatron_layers.name_missing_gemm()
+        megatron_layers.give_sizes_as_numbers()
     return spec
 
 
@@ -50,20 +48,3 @@ def block_spec(config: ModelConfig, dtype: torch.dtype) -> Any:
 
     layer = layer_spec(config, dtype)
     return lambda layers: TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm whose weight says that its gradient is partial under sequence parallelism.
-
-    Megatron's wrapper of torch's norm refuses sequence parallelism; with the mark on the weight,
-    `finalize_model_grads` sums the ranks' gradients.
-    """
-
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)

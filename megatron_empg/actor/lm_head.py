@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from megatron_empg.upstream import megatron_model
 from megatron_empg.vocab_parallel import linear_logprob_and_entropy
 
 
@@ -29,7 +30,7 @@ def fuse_lm_head(model: Any, *, vocab_size: int | None = None, chunk_tokens: int
     if model.post_process:
         _refuse_unsupported(model)
         head = _FusedHead(model.output_layer, vocab_size, chunk_tokens)
-        model.output_layer.forward = head.forward
+        megatron_model.replace_output_layer_forward(model, head.forward)
 
     def take_labels(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         labels, temperature = kwargs.pop("labels", None), kwargs.pop("temperature", 1.0)
@@ -88,4 +89,4 @@ class _FusedHead:
 
 def _accumulates(weight: Tensor) -> bool:
     """Whether Megatron's DistributedDataParallel holds a main_grad for this weight."""
-    return getattr(weight, "main_grad", None) is not None and hasattr(weight, "grad_added_to_main_grad")
+    return megatron_model.accumulates(weight)

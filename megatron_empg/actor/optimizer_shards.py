@@ -17,16 +17,15 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from megatron_empg.upstream import megatron_optimizer
+
 STATE = "param", "exp_avg", "exp_avg_sq"
 """What Adam keeps of a parameter, by Megatron's names: the main weight and two moments, float32."""
 
 
 def apply() -> None:
     """Replace what Megatron does for its format ``fully_reshardable``. Safe to call again."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    DistributedOptimizer.sharded_param_state_fully_reshardable = _sharded_state
-    DistributedOptimizer.load_parameter_state_from_fully_reshardable = _load_state
+    megatron_optimizer.share_out_fully_reshardable(_sharded_state, _load_state)
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,15 @@ class _Place:
 def _buckets(optimizer: Any) -> Iterator[list[_Place]]:
     """The parameters of each bucket in their order; alike on all ranks of the optimizer's group."""
     ranks = optimizer.data_parallel_group.size()
-    indices = [buffer.param_index_map for buffer in optimizer.buffers]
-    owners = even_owners([end - start for index in indices for start, end, _ in index.values()], ranks)
-    number = 0
-    for buffer, index in zip(optimizer.buffers, indices, strict=True):
-        places: list[list[_Place]] = [[] for _ in buffer.buckets]
-        for parameter, (start, _, bucket_number) in index.items():
-            bucket = buffer.buckets[bucket_number]
-            part = bucket.grad_data.numel() // ranks
-            place = _Place(number, parameter, start - bucket.offset, part, owners[number])
-            places[bucket_number].append(place)
-            number += 1
-        yield from (sorted(of_bucket, key=lambda place: place.start) for of_bucket in places)
+    buckets = megatron_optimizer.parameters_by_bucket(optimizer)
+    sizes = {each.number: each.size for bucket in buckets for each in bucket}
+    owners = even_owners([sizes[number] for number in range(len(sizes))], ranks)
+    for bucket in buckets:
+        places = []
+        for each in bucket:
+            part = each.bucket_size // ranks
+            places.append(_Place(each.number, each.parameter, each.start, part, owners[each.number]))
+        yield places
 
 
 def even_owners(sizes: list[int], ranks: int) -> list[int]:
@@ -126,7 +122,7 @@ def _gather(optimizer: Any, places: list[_Place], name: str) -> dict[int, Float[
     mine = [place for place in places if place.owner == rank]
     sent = [
         [
-            _local(optimizer, place)[name].flatten()
+            megatron_optimizer.local_state(optimizer, place.parameter)[name].flatten()
             for place in places
             if place.owner == owner and place.length(rank)
         ]
@@ -161,13 +157,7 @@ def _load_state(self: Any, state_dict: dict[int, Any]) -> None:
                         local[place.number][name] = piece
         for place in places:
             if place.number in local:
-                self._set_main_param_and_optimizer_states(place.parameter, local[place.number])
-
-
-def _local(optimizer: Any, place: _Place) -> dict[str, Tensor]:
-    """This rank's part of a parameter's state."""
-    tensors: dict[str, Tensor] = optimizer._get_main_param_and_optimizer_states(place.parameter)
-    return tensors
+                megatron_optimizer.set_local_state(self, place.parameter, local[place.number])
 
 
 def _exchange(sent: list[list[Tensor]], counts: list[int], group: Any) -> tuple[Float[Tensor, "count"], ...]:

@@ -13,13 +13,10 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from megatron_empg.common.processes import die_with_parent, forked_children_die_with_parent
 from megatron_empg.rollout.access import TokenMiddleware, token_from_environment
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from megatron_empg.upstream import vllm_server
 
 WORKER_EXTENSION = "megatron_empg.weights.sync.vllm_extension.WeightTransferExtension"
 
@@ -102,36 +99,6 @@ def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) ->
     return command + extra
 
 
-def guard_application(token: str) -> None:
-    """Put TokenMiddleware around the application vLLM builds, outside all of vLLM's own middleware."""
-    from starlette.middleware import Middleware
-    from vllm.entrypoints.launchers.api_server import entry
-
-    build_app = entry.build_app
-
-    def build_guarded_app(*args: Any, **kwargs: Any) -> FastAPI:
-        app = build_app(*args, **kwargs)
-        # add_middleware() refuses here: vLLM's last step has built the stack already.
-        app.user_middleware.insert(0, Middleware(TokenMiddleware, token=token))
-        app.middleware_stack = app.build_middleware_stack()
-        return app
-
-    entry.build_app = build_guarded_app
-
-
-def fork_engine_core() -> None:
-    """Start the engine core by fork: it inherits our imports, which are most of a start on CPU.
-
-    vLLM's CPU platform insists on spawn for the sake of OpenMP threads; with one thread there are none to lose.
-    """
-    import multiprocessing
-
-    import vllm.v1.engine.utils as engine_utils
-
-    engine_utils.get_mp_context = lambda: multiprocessing.get_context("fork")
-    forked_children_die_with_parent()
-
-
 def main(argv: list[str] | None = None) -> None:
     args, extra = parse_arguments(sys.argv[1:] if argv is None else argv)
     token = token_from_environment()
@@ -152,9 +119,10 @@ def main(argv: list[str] | None = None) -> None:
 
     serve_args = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments(args, extra, cuda=cuda))
     validate_parsed_serve_args(serve_args)
-    guard_application(token)
+    vllm_server.put_outermost(TokenMiddleware, token=token)
     if not cuda and args.threads == 1 and args.tensor_parallel == 1:
-        fork_engine_core()
+        vllm_server.fork_engine_core()
+        forked_children_die_with_parent()
     gc.freeze()
     gc.enable()
     uvloop.run(run_server(serve_args))

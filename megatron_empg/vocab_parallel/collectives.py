@@ -4,9 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# PyTorch 2.13 renamed both and warns of the old names.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+from megatron_empg.upstream.torch_distributed import single_tensor_collectives
+
+_all_gather, _reduce_scatter = single_tensor_collectives()
 
 
 def ranks_of(group: dist.ProcessGroup | None) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from megatron_empg.common.dtypes import name_of
+from megatron_empg.upstream.torch_kernels import assert_on_device
 from megatron_empg.vocab_parallel.debug import debug_enabled, require_same_on_all_ranks
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -78,7 +79,7 @@ def kept_targets(
     keep = targets != ignore_index
     valid = (targets >= 0) & (targets < shard.vocab_size) | ~keep
     if targets.is_cuda and not debug_enabled():
-        torch._assert_async(valid.all())
+        assert_on_device(valid.all())
     elif not bool(valid.all()):
         where = int((~valid).nonzero()[0])
         raise ValueError(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from megatron_empg.upstream.megatron_model import stand_in_gradient
 from megatron_empg.vocab_parallel.gemm import multiply, multiply_add
 from megatron_empg.vocab_parallel.statistics import statistics_dtype
 
@@ -40,11 +41,4 @@ class WeightGradient:
             return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
         if not self.in_place and total is not None:
             weight.main_grad.add_(total)
-        if not hasattr(weight, "grad_added_to_main_grad"):
-            return None
-        weight.grad_added_to_main_grad = True
-        # Tied embeddings on one stage: the hook adds this to main_grad together with the embedding's gradient,
-        # so it must be 0; autograd's sum of the two reads one broadcast number and allocates nothing.
-        if getattr(weight, "zero_out_wgrad", False):
-            return weight.new_zeros(()).expand(weight.shape)
-        return torch.empty_like(weight)
+        return stand_in_gradient(weight)

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_empg.cluster.nccl_suite import patterns
+from megatron_empg.upstream.torch_distributed import coalesced, single_tensor_collectives
 
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather, _reduce_scatter = single_tensor_collectives()
 
 
 @dataclass(frozen=True)
@@ -287,12 +287,7 @@ def _ring_buffers(case: Case) -> tuple[Tensor, Tensor, int, int]:
 
 
 def _coalesced(case: Case, call: Callable[..., Any], arguments: Iterable[tuple[Tensor, ...]]) -> list[Any]:
-    from torch.distributed.distributed_c10d import _coalescing_manager
-
-    with _coalescing_manager(group=case.members.group, async_ops=True) as manager:
-        for given in arguments:
-            call(*given)
-    return [manager]
+    return coalesced(case.members.group, call, arguments)
 
 
 COLLECTIVES: dict[str, Callable[[Case], Exchange]] = {

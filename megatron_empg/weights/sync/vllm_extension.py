@@ -17,12 +17,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from megatron_empg.upstream import vllm_reload
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, dtype_from_name
 
 
@@ -73,24 +72,16 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
 
     def _untouched_layers(self) -> list[str]:
         tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
-        untouched = []
-        for name, module in self.model.named_modules():
-            info = get_layerwise_info(module)
-            if tied and isinstance(module, ParallelLMHead):
-                continue
-            if any(True for _ in module.parameters(recurse=False)) and info.can_load() and not info.load_numel:
-                untouched.append(name)
-        return untouched
+        found = []
+        for name, module in vllm_reload.untouched_layers(self.model):
+            if not (tied and isinstance(module, ParallelLMHead)):
+                found.append(name)
+        return found
 
     def _finalize(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type != "cpu":
-            return
-        # vLLM's reload misses an LM head tied to the embedding; on CPU that works on a packed copy, now stale.
-        for module in self.model.modules():
-            if isinstance(module, ParallelLMHead):
-                head: Any = module
-                head.quant_method.process_weights_after_loading(head)
+        if self.device.type == "cpu":
+            vllm_reload.pack_lm_head_again(self.model)
 
 
 class TorchWeightTransferEngine(CheckedReload):
@@ -151,8 +142,7 @@ ENGINES: dict[str, type[WeightTransferEngine]] = {
     "empg_nccl": CheckedNcclEngine,
 }
 for _name, _engine in ENGINES.items():
-    if _name not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(_name, _engine)
+    vllm_reload.register_once(_name, _engine)
 
 
 class WeightTransferExtension:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from megatron_empg.actor.rope import one_rotary_table
+from megatron_empg.upstream.megatron_model import one_rotary_table
 
 
 class Embedding(torch.nn.Module):
