@@ -199,7 +199,7 @@ async def _play(name: str, settings: Settings, arguments: argparse.Namespace) ->
         f"limits.environment_memory={WORKER_MEMORY_GIB}",
     ]
     chat = ChatTokens.from_pretrained(TOKENIZER)
-    async with open_episode_source(load_recipe(RECIPE, overrides)) as source:
+    async with open_episode_source(load_recipe(RECIPE, overrides).service_config()) as source:
         tasks = source.tasks.sample("train", arguments.episodes, seed=0)
         turns_of = partial(_turns, rounds=arguments.rounds, thought=arguments.thought)
         turns = [turns_of(source.tasks.rehearse(task), task) for task in tasks]

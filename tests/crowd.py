@@ -15,12 +15,12 @@ from aiohttp import web
 
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Episode, Limits
-from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.episode_source import EpisodeSource
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
@@ -74,11 +74,15 @@ async def play_crowd(
     """An episode of each task, all at once as far as the source lets them, with these turns of the policy."""
     script = _Script(chat, tasks, turns)
     at_once = source.at_once(len(tasks))
-    limits = Limits(script.turns, script.longest, 1 << 20, environment_timeout=PATIENCE)
-    settings = RolloutSettings(Sampling(1.0), limits, RUN_SEED, concurrency=at_once, request_timeout=PATIENCE)
+    config, waits, most = limited(
+        script.turns, script.longest, 1 << 20, concurrency=at_once, environment=PATIENCE, request=PATIENCE
+    )
     groups = [Group(task, number, [0]) for number, task in enumerate(tasks)]
     with GatheringEngine(script.reply, wanted=at_once) as engine:
-        async with Rollout(Fleet([engine.url]), TOKEN, chat, source.make, settings) as rollout:
+        rollout = Rollout(
+            Fleet([engine.url]), TOKEN, chat, source.make, config, waits, max_turns=most, seed=RUN_SEED
+        )
+        async with rollout:
             episodes = await rollout.run_group_batch(groups, 0, timeout=PATIENCE)
         return Crowd(episodes, engine.most)
 

@@ -16,13 +16,13 @@ from scaling import scaled, words
 from stand_ins import INSTRUCT, INSTRUCT_TOOLS, data_of, is_published, start_of
 from transformers import AutoTokenizer
 
-from megatron_empg.cluster.watchdog import Beat, Watchdog
+from megatron_empg.cluster.watchdog import Watchdog
+from megatron_empg.common.gpus import GPUS
 from megatron_empg.environments.base import SPLITS
 from megatron_empg.environments.deep_search.actions import Call, Tool
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
-from megatron_empg.planner.assumptions import GPUS
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.check import check_recipe
@@ -30,8 +30,9 @@ from megatron_empg.recipe.legality import layout_faults
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import Generation, Sampling
-from megatron_empg.rollout.episode import Limits, run_episode
+from megatron_empg.rollout.episode import run_episode
 from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.run.heartbeat import Beat
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phases import phase_limits
 from megatron_empg.weights.mapping.model_config import ModelConfig
@@ -167,8 +168,9 @@ def test_no_observation_carries_an_episode_past_its_limit(path: Path, prepared: 
     visitor = Visitor([*own, chat.end_of_turn])
     prompt, sampling = len(chat.prompt(task.prompt, ChatUse.of(task))), Sampling(temperature=1.0)
     for limit in range(prompt + 2, prompt + 200):
-        limits = Limits(recipe.environment.max_turns, recipe.rollout.max_turn_tokens, limit)
-        play = run_episode(visitor, chat, partial(source.make, task), task, sampling, limits, lambda turn: turn)
+        rollout = recipe.rollout.model_copy(update={"max_episode_tokens": limit})
+        limits = (rollout, recipe.waits, recipe.environment.max_turns)
+        play = run_episode(visitor, chat, partial(source.make, task), task, sampling, *limits, lambda turn: turn)
         episode = asyncio.run(play)
         assert episode.outcome == "truncated", episode.error
         assert len(episode.tokens) <= limit, "an observation carried the episode past its limit"

@@ -1,19 +1,15 @@
 """Waits lie inside each other, whatever a recipe says of them."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_empg.common.limits import LimitsConfig
 from megatron_empg.common.waits import Waits, nested_waits
 
-OPTIONAL = ("round", "episode", "turn", "request", "environment", "phase", "collective")
 
-
-def limits(batch: int = 3600, sync: int = 600, **given_waits: float) -> SimpleNamespace:
-    empty: dict[str, float | None] = {f"{name}_timeout": None for name in OPTIONAL}
-    return SimpleNamespace(rollout_timeout=batch, sync_timeout=sync, **(empty | given_waits))
+def limits(batch: int = 3600, sync: int = 600, **given_waits: float) -> LimitsConfig:
+    return LimitsConfig(rollout_timeout=batch, sync_timeout=sync, **given_waits)
 
 
 def assert_nested(waits: Waits) -> None:

@@ -13,7 +13,8 @@ from megatron_empg.environments.conformance import check_environment
 from megatron_empg.environments.registry import installed, make_task_source, origins, plugin
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
-from megatron_empg.rollout.episode import Episode, Limits, run_episode
+from megatron_empg.rollout.episode import Episode, run_episode
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -64,8 +65,8 @@ def test_the_example_is_played_by_an_engine() -> None:
 
     async def play(url: str) -> Episode:
         async with EngineClient(url, "0123456789abcdef") as client:
-            make, limits = partial(source.make, task), Limits(8, 60, 2000)
-            return await run_episode(client, chat, make, task, Sampling(1.0), limits, lambda turn: turn)
+            make, limits = partial(source.make, task), limited(8, 60, 2000)
+            return await run_episode(client, chat, make, task, Sampling(1.0), *limits, lambda turn: turn)
 
     with StubEngine(lambda body: turns[len(engine.bodies) - 1]) as engine:
         episode = asyncio.run(play(engine.url))
@@ -90,8 +91,8 @@ def test_the_example_of_an_opening_keeps_every_rule_and_names_the_states(
 
     async def play(url: str) -> Episode:
         async with EngineClient(url, "0123456789abcdef") as client:
-            make, limits = partial(source.make, task), Limits(8, 60, 2000)
-            return await run_episode(client, chat, make, task, Sampling(1.0), limits, lambda turn: turn)
+            make, limits = partial(source.make, task), limited(8, 60, 2000)
+            return await run_episode(client, chat, make, task, Sampling(1.0), *limits, lambda turn: turn)
 
     with StubEngine(lambda body: turns[len(engine.bodies) - 1]) as engine:
         episode = asyncio.run(play(engine.url))

@@ -67,7 +67,7 @@ def play(chat: ChatTokens, settings: dict[str, Any], *overrides: str) -> tuple[C
         recipe = load_recipe(
             ROOT / "recipes/quickstart.yaml", [f"environment.settings={json.dumps(settings)}", *overrides]
         )
-        async with open_episode_source(recipe) as source:
+        async with open_episode_source(recipe.service_config()) as source:
             return await _played(source), source.metrics()
 
     async def _played(source: EpisodeSource) -> Crowd:
@@ -131,7 +131,7 @@ def test_episodes_beyond_the_workers_wait_for_one(chat: ChatTokens, corpus: Path
     )
 
     async def play_all() -> tuple[int, int, set[bool | None]]:
-        async with open_episode_source(recipe) as source:
+        async with open_episode_source(recipe.service_config()) as source:
             pool = source.pool
             assert pool is not None
             tasks = source.tasks.sample("train", EPISODES, seed=0)

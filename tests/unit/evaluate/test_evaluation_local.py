@@ -60,7 +60,7 @@ def test_published_questions_are_asked_over_an_index_in_this_process(
         (policy,) = evaluation.unanswered()
 
         async def ask() -> None:
-            async with open_driver(evaluation.recipe_of(policy), [engine.url], TOKEN) as driver:
+            async with open_driver(evaluation.recipe_of(policy).service_config(), [engine.url], TOKEN) as driver:
                 await evaluation.ask(driver, policy)
 
         asyncio.run(ask())

@@ -18,11 +18,11 @@ from megatron_empg.evaluate.questions import Decoding, Outcome, Pass, passes
 from megatron_empg.evaluate.record import Record
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Limits
-from megatron_empg.rollout.episodes import Rollout, RolloutSettings
+from megatron_empg.rollout.config import EvaluationConfig
+from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.driver import Driver
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -79,9 +79,10 @@ def recipe() -> Recipe:
 @asynccontextmanager
 async def driver(chat: ChatTokens, url: str, source: Any) -> Any:
     used = recipe()
-    settings = RolloutSettings(Sampling(1.0), Limits(2, 50, 500), used.run.seed, 4)
-    async with Rollout(Fleet([url]), TOKEN, chat, source.make, settings) as rollout:
-        yield Driver(used, source, rollout, chat.end_of_turn)
+    config, waits, turns = limited(2, 50, 500, concurrency=4)
+    rollout = Rollout(Fleet([url]), TOKEN, chat, source.make, config, waits, max_turns=turns, seed=used.run.seed)
+    async with rollout as connected:
+        yield Driver(used.service_config(), source, connected)
 
 
 def asked(decoding: Decoding = "sampled", samples: int = 2, kind: str = "seen") -> Pass:
@@ -168,8 +169,11 @@ def test_errors_are_shown_and_tried_once_more(chat: ChatTokens, tmp_path: Path) 
     assert {(outcome.end, outcome.success) for outcome in outcomes} == {("error", False)}
 
 
+TWO_QUESTIONS = EvaluationConfig(splits=["test_id"], questions=2, greedy=False)
+
+
 def test_greedy_decoding_is_asked_once(tmp_path: Path) -> None:
-    found = passes(Source("seen"), ["test_id", "test_ood"], 5, samples=3, greedy=True)  # type: ignore[arg-type]
+    found = passes(Source("seen"), EvaluationConfig(questions=5), samples=3)  # type: ignore[arg-type]
     assert [(one.name, one.samples, one.episodes) for one in found] == [
         ("test_id sampled", 3, 15), ("test_id greedy", 1, 5),
         ("test_ood sampled", 3, 15), ("test_ood greedy", 1, 5),
@@ -182,7 +186,7 @@ def test_questions_of_one_name_are_refused() -> None:
             return super().fixed(split, 1) * count
 
     with pytest.raises(EvaluationError, match="2 questions have 1 names"):
-        passes(Twins("seen"), ["test_id"], 2, samples=1, greedy=False)  # type: ignore[arg-type]
+        passes(Twins("seen"), TWO_QUESTIONS, samples=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("hops", [True, "2", 1.0])
@@ -192,4 +196,4 @@ def test_hops_that_are_no_number_are_refused_before_anything_is_asked(hops: Any)
             return [replace(task, hops=hops) for task in super().fixed(split, count)]
 
     with pytest.raises(EvaluationError, match=r"the hops of question 'test_id 0' are .*whole number or None"):
-        passes(Strange("seen"), ["test_id"], 2, samples=1, greedy=False)  # type: ignore[arg-type]
+        passes(Strange("seen"), TWO_QUESTIONS, samples=1)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ HANDED_ON = {
 """Sections that are passed on as keywords, and the module that reads them."""
 
 IN_RECIPE = {
-    "limits": "read by waits.nested_waits, or by properties of Recipe that others read",
+    "limits": "read by waits.nested_waits, or by methods of LimitsConfig that others call",
 }
 
 # (dotted key, the section that has it)
@@ -50,12 +50,15 @@ OF_ALGORITHMS = [(key, section) for key, section in KEYS if ".algorithms." in se
 OTHERS = [key for key, section in KEYS if ".algorithms." not in section.__module__]
 
 
+OF_RECIPES = {PACKAGE / "recipe" / name for name in ("recipe.py", "errors.py", "overrides.py", "yaml_text.py")}
+
+
 @cache
 def attributes_read() -> dict[str, set[str]]:
     """{attribute: names of what it is read from, the last of each chain} in all modules but those of recipes."""
     found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
-        if path.parent == PACKAGE and path.name.startswith("recipe"):
+        if path in OF_RECIPES:
             continue
         for attribute, owner in attributes(path):
             found.setdefault(attribute, set()).add(owner)
@@ -113,8 +116,9 @@ def test_a_key_of_an_algorithm_is_read_where_it_is_declared_or_of_what_is_called
 
 
 def name_in_recipe(name: str) -> bool:
-    """Whether recipe.py or waits.py reads the attribute."""
-    trees = [ast.parse((PACKAGE / file).read_text(encoding="utf-8")) for file in ("recipe.py", "waits.py")]
+    """Whether limits.py or waits.py reads the attribute."""
+    files = ("common/limits.py", "common/waits.py")
+    trees = [ast.parse((PACKAGE / file).read_text(encoding="utf-8")) for file in files]
     return any(isinstance(node, ast.Attribute) and node.attr == name for tree in trees for node in ast.walk(tree))
 
 

@@ -12,14 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_empg.common.limits import LimitsConfig
 from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.blocking import in_thread
+from megatron_empg.environments.config import EnvironmentConfig
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import Generation, Sampling, VersionSpan
-from megatron_empg.rollout.episode import EngineFailed, Episode, Limits, run_episode, state_number
+from megatron_empg.rollout.config import RolloutConfig
+from megatron_empg.rollout.episode import EngineFailed, Episode, run_episode, state_number
 from megatron_empg.rollout.text_tokens import TextTokens
 from megatron_empg.rollout.token_bound import TokenBound
+from tests.limited import Limited, limited
 from tests.tokenizers_for_tests import make_tokenizer
 
 TASK = Task("t", [{"role": "user", "content": "the capital of Peru"}], {})
@@ -72,14 +76,14 @@ def encode(chat: ChatTokens, text: str) -> list[int]:
 def play(
     chat: ChatTokens,
     turns: list[list[int]],
-    limits: Limits,
+    limits: Limited,
     environment: Callable[[], Any] = Echo,
     task: Task = TASK,
 ) -> tuple[Episode, ScriptedPolicy]:
     policy = ScriptedPolicy(turns, chat.end_of_turn)
     engine: Any = policy
     episode = asyncio.run(
-        run_episode(engine, chat, environment, task, Sampling(1.0), limits, lambda turn: 100 + turn)
+        run_episode(engine, chat, environment, task, Sampling(1.0), *limits, lambda turn: 100 + turn)
     )
     return episode, policy
 
@@ -91,7 +95,7 @@ def test_a_cut_turn_gets_its_end_from_the_template(chat: ChatTokens) -> None:
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
     limit = len(rambling) - 1
     assert limit >= len(ended), "only the second turn is to be cut"
-    episode, policy = play(chat, [ended, rambling, answer], Limits(4, limit, 500))
+    episode, policy = play(chat, [ended, rambling, answer], limited(4, limit, 500))
     cut = rambling[:limit]
     assert [turn.finish for turn in episode.turns] == ["stop", "length", "stop"]
     assert [turn.cut for turn in episode.turns] == [False, True, False]
@@ -110,7 +114,7 @@ def test_a_cut_turn_gets_its_end_from_the_template(chat: ChatTokens) -> None:
 def test_a_turn_cut_by_the_episodes_length_is_the_last(chat: ChatTokens) -> None:
     rambling = encode(chat, "search search search search")
     room = len(rambling) - 2
-    limits = Limits(4, 50, len(chat.prompt(TASK.prompt)) + room)
+    limits = limited(4, 50, len(chat.prompt(TASK.prompt)) + room)
     episode, policy = play(chat, [rambling], limits)
     assert episode.tokens[episode.turns[0].start : episode.turns[0].end] == rambling[:room]
     assert len(episode.tokens) == limits.episode_tokens
@@ -120,7 +124,7 @@ def test_a_turn_cut_by_the_episodes_length_is_the_last(chat: ChatTokens) -> None
 
 def test_the_last_turn_is_not_followed_by_anything(chat: ChatTokens) -> None:
     turn = [*encode(chat, "search Peru"), chat.end_of_turn]
-    episode, policy = play(chat, [turn, turn, turn], Limits(2, 50, 500))
+    episode, policy = play(chat, [turn, turn, turn], limited(2, 50, 500))
     assert len(episode.turns) == 2
     assert episode.turns[-1].end == len(episode.tokens)
     assert [seed for _, _, seed in policy.seen] == [100, 101]
@@ -156,7 +160,7 @@ def test_an_episode_never_has_more_tokens_than_its_limit(
     prompt = len(chat.prompt(TASK.prompt))
     word = encode(chat, "search")[0]
     turns = [[*[word] * length, chat.end_of_turn] for length in lengths]
-    limits = Limits(6, turn_tokens, prompt + room)
+    limits = limited(6, turn_tokens, prompt + room)
     episode, policy = play(chat, turns, limits, lambda: Pages(pages))
     assert len(episode.tokens) <= limits.episode_tokens
     assert all(len(read) + most <= limits.episode_tokens for read, most, _ in policy.seen)
@@ -180,7 +184,7 @@ def test_an_episode_never_has_more_tokens_than_its_limit(
 
 def test_an_observation_that_does_not_fit_ends_the_episode(chat: ChatTokens) -> None:
     turn = [*encode(chat, "search Peru"), chat.end_of_turn]
-    episode, policy = play(chat, [turn, turn], Limits(4, 50, 100), lambda: Pages(["long " * 1000]))
+    episode, policy = play(chat, [turn, turn], limited(4, 50, 100), lambda: Pages(["long " * 1000]))
     assert len(policy.seen) == 1
     assert episode.tokens == chat.prompt(TASK.prompt) + turn
     assert (episode.outcome, episode.reward, episode.error) == ("truncated", 0.0, None)
@@ -206,7 +210,7 @@ def test_a_huge_observation_ends_the_episode_without_being_cut_into_tokens(
     chat: ChatTokens, longest_cut: list[int], page: str
 ) -> None:
     turn = [*encode(chat, "search Peru"), chat.end_of_turn]
-    episode, policy = play(chat, [turn, turn], Limits(4, 50, 16384), lambda: Pages([page]))
+    episode, policy = play(chat, [turn, turn], limited(4, 50, 16384), lambda: Pages([page]))
     assert (len(policy.seen), episode.tokens) == (1, chat.prompt(TASK.prompt) + turn)
     assert (episode.outcome, episode.reward, episode.error) == ("truncated", 0.0, None)
     assert max(longest_cut) < 1000
@@ -214,7 +218,7 @@ def test_a_huge_observation_ends_the_episode_without_being_cut_into_tokens(
 
 def test_a_huge_prompt_is_an_error_without_being_cut_into_tokens(chat: ChatTokens, longest_cut: list[int]) -> None:
     task = Task("t", [{"role": "user", "content": "long " * 2_000_000}], {})
-    episode, policy = play(chat, [], Limits(4, 50, 16384), task=task)
+    episode, policy = play(chat, [], limited(4, 50, 16384), task=task)
     assert (policy.seen, episode.outcome, episode.tokens) == ([], "error", [])
     assert episode.error is not None
     assert "the prompt of task 't' has at least " in episode.error
@@ -227,7 +231,7 @@ def test_episodes_are_those_that_cutting_everything_gives(
 ) -> None:
     """At every length of a page up to where it no longer has room, and far beyond."""
     turn = encode(chat, "search Peru") if cut else [*encode(chat, "search Peru"), chat.end_of_turn]
-    limits = Limits(3, len(turn), 120)
+    limits = limited(3, len(turn), 120)
 
     def episodes() -> list[Episode]:
         pages = [piece * length for piece in ("long ", "é") for length in (*range(60), 500)]
@@ -246,7 +250,7 @@ def test_an_engine_that_samples_more_than_it_may_has_failed(chat: ChatTokens) ->
 
     engine: Any = Garrulous([encode(chat, "search Peru search Peru")], chat.end_of_turn)
     with pytest.raises(EngineFailed, match="where 1 to 2 were asked"):
-        asyncio.run(run_episode(engine, chat, Echo, TASK, Sampling(1.0), Limits(2, 2, 500), lambda turn: 0))
+        asyncio.run(run_episode(engine, chat, Echo, TASK, Sampling(1.0), *limited(2, 2, 500), lambda turn: 0))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +259,7 @@ def test_an_engine_that_samples_more_than_it_may_has_failed(chat: ChatTokens) ->
 def test_rewards_are_summed_over_the_turns(chat: ChatTokens, turns: int, outcome: str, reward: float) -> None:
     turn = [*encode(chat, "search"), chat.end_of_turn]
     pages = Pages(["a", "b"], [0.5, 0.5, 0.25])
-    episode, _ = play(chat, [turn] * turns, Limits(turns, 50, 500), lambda: pages)
+    episode, _ = play(chat, [turn] * turns, limited(turns, 50, 500), lambda: pages)
     assert (episode.outcome, episode.reward) == (outcome, reward)
     assert [turn.reward for turn in episode.turns] == [0.5, 0.5, 0.25][:turns]
 
@@ -264,7 +268,7 @@ def test_a_turn_that_the_environment_never_saw_has_no_reward(chat: ChatTokens) -
     """The episode's limit cut it, so that nothing could follow."""
     turn, rambling = [*encode(chat, "search"), chat.end_of_turn], encode(chat, "search search search search")
     room = len(turn) + len(chat.between_turns("a", cut=False)) + 3
-    limits = Limits(4, 50, len(chat.prompt(TASK.prompt)) + room)
+    limits = limited(4, 50, len(chat.prompt(TASK.prompt)) + room)
     episode, _ = play(chat, [turn, rambling], limits, lambda: Pages(["a"], [0.5, 9.0]))
     assert episode.outcome == "truncated"
     assert [turn.reward for turn in episode.turns] == [0.5, 0.0]
@@ -289,7 +293,7 @@ def test_a_turn_is_anchored_in_the_state_it_acted_in(chat: ChatTokens) -> None:
 
     def anchors(told: list[str], rooms: list[str | None], task: Task = TASK) -> list[int]:
         turns = [turn] * (len(told) + 1)
-        episode, _ = play(chat, turns, Limits(9, 50, 900), lambda: Rooms(told, rooms), task=task)
+        episode, _ = play(chat, turns, limited(9, 50, 900), lambda: Rooms(told, rooms), task=task)
         assert episode.outcome == "success"
         return [each.anchor for each in episode.turns]
 
@@ -312,9 +316,9 @@ def test_the_number_of_a_state_is_the_same_on_every_machine() -> None:
 def test_the_gold_turn_is_what_the_policy_would_have_to_write(chat: ChatTokens) -> None:
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
     knows = Task("t", TASK.prompt, {}, gold="answer Lima")
-    episode, _ = play(chat, [answer], Limits(2, 50, 500), task=knows)
+    episode, _ = play(chat, [answer], limited(2, 50, 500), task=knows)
     assert episode.gold == chat.turn("answer Lima") == answer
-    episode, _ = play(chat, [answer], Limits(2, 50, 500))
+    episode, _ = play(chat, [answer], limited(2, 50, 500))
     assert episode.gold == []
 
 
@@ -322,14 +326,14 @@ def test_the_gold_turn_is_what_the_policy_would_have_to_write(chat: ChatTokens) 
 def test_a_reward_that_is_no_number_costs_its_episode(chat: ChatTokens, reward: float) -> None:
     """In a batch it would cost them all."""
     turn = [*encode(chat, "search"), chat.end_of_turn]
-    episode, _ = play(chat, [turn] * 2, Limits(4, 50, 500), lambda: Pages(["a"], [0.5, reward]))
+    episode, _ = play(chat, [turn] * 2, limited(4, 50, 500), lambda: Pages(["a"], [0.5, reward]))
     assert (episode.outcome, episode.reward) == ("error", 0.0)
     assert episode.error == f"InvalidAnswer: step returned a reward of {reward}, which is no finite number"
 
 
 def test_the_success_of_an_episode_is_its_last_steps(chat: ChatTokens) -> None:
     turn = [*encode(chat, "search"), chat.end_of_turn]
-    episode, _ = play(chat, [turn] * 2, Limits(4, 50, 500), lambda: Pages(["a"], [0.5, 0.0]))
+    episode, _ = play(chat, [turn] * 2, limited(4, 50, 500), lambda: Pages(["a"], [0.5, 0.0]))
     assert (episode.outcome, episode.reward) == ("failure", 0.5)
 
 
@@ -339,7 +343,7 @@ def test_a_measurement_cannot_change_an_episode(chat: ChatTokens, monkeypatch: p
 
     monkeypatch.setattr(chat, "drift", refuse)
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500))
+    episode, _ = play(chat, [answer], limited(2, 50, 500))
     assert (episode.outcome, episode.reward, episode.error) == ("success", 1.0, None)
     assert episode.token_drift is None
 
@@ -348,7 +352,7 @@ def test_an_environment_that_cannot_be_made_is_an_error_of_its_episode(chat: Cha
     def fail() -> None:
         raise ConnectionError("the simulator did not reset")
 
-    episode, policy = play(chat, [], Limits(2, 50, 500), fail)
+    episode, policy = play(chat, [], limited(2, 50, 500), fail)
     assert (episode.outcome, episode.error) == ("error", "ConnectionError: the simulator did not reset")
     assert not policy.seen
 
@@ -378,7 +382,7 @@ def test_a_hanging_environment_costs_its_episode(chat: ChatTokens, hangs: str, i
             closed.append(True)
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    limits = Limits(2, 50, 500, environment_timeout=0.2)
+    limits = limited(2, 50, 500, environment=0.2)
     episode, _ = play(chat, [answer], limits, Hanging)
     over.set()
     assert episode.outcome == "error"
@@ -401,7 +405,7 @@ def test_a_wait_for_its_place_is_no_part_of_an_environments_time(chat: ChatToken
             return Opening()
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500, environment_timeout=1.0), Queued)
+    episode, _ = play(chat, [answer], limited(2, 50, 500, environment=1.0), Queued)
     assert (episode.outcome, episode.error) == ("success", None)
     assert admitted == ["admitted", "reset"]
 
@@ -412,7 +416,7 @@ def test_a_time_out_of_the_environments_own_keeps_its_name(chat: ChatTokens) -> 
             raise TimeoutError("the simulator's own")
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500, environment_timeout=20.0), Slow)
+    episode, _ = play(chat, [answer], limited(2, 50, 500, environment=20.0), Slow)
     assert episode.error == "TimeoutError: the simulator's own"
 
 
@@ -422,7 +426,7 @@ def test_what_an_environment_tells_at_its_beginning_follows_the_prompt(chat: Cha
             return Opening([{"role": "user", "content": "you are in the kitchen"}], anchor="kitchen")
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500), Kitchen)
+    episode, _ = play(chat, [answer], limited(2, 50, 500), Kitchen)
     told = [*TASK.prompt, {"role": "user", "content": "you are in the kitchen"}]
     assert episode.tokens[: episode.prompt_length] == chat.prompt(told)  # type: ignore[arg-type]
     assert episode.turns[0].anchor == state_number("kitchen")
@@ -449,7 +453,7 @@ def test_an_environment_is_closed_whatever_it_meets(chat: ChatTokens, fails: str
             raise OSError("not closed")
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500), Failing)
+    episode, _ = play(chat, [answer], limited(2, 50, 500), Failing)
     assert closed == [True]
     assert episode.outcome == ("success" if fails == "close" else "error")
 
@@ -468,7 +472,7 @@ def test_a_cancelled_episode_closes_its_environment(chat: ChatTokens) -> None:
     async def cancelled() -> None:
         policy: Any = ScriptedPolicy([[*encode(chat, "answer"), chat.end_of_turn]], chat.end_of_turn)
         playing = asyncio.ensure_future(
-            run_episode(policy, chat, Waiting, TASK, Sampling(1.0), Limits(2, 50, 500), lambda turn: 0)
+            run_episode(policy, chat, Waiting, TASK, Sampling(1.0), *limited(2, 50, 500), lambda turn: 0)
         )
         while not policy.seen:
             await asyncio.sleep(0.01)
@@ -488,16 +492,23 @@ def test_a_turn_that_takes_too_long_is_the_engines_failure(chat: ChatTokens) -> 
             await asyncio.sleep(30)
 
     engine: Any = Frozen([], chat.end_of_turn)
-    limits = Limits(2, 50, 500, turn_timeout=0.1)
+    limits = limited(2, 50, 500, turn=0.1)
     with pytest.raises(EngineFailed, match=r"limits\.turn_timeout") as caught:
-        asyncio.run(run_episode(engine, chat, Echo, TASK, Sampling(1.0), limits, lambda turn: 0))
+        asyncio.run(run_episode(engine, chat, Echo, TASK, Sampling(1.0), *limits, lambda turn: 0))
     assert (caught.value.episode.outcome, caught.value.episode.engine) == ("error", "http://frozen")
 
 
 def test_limits_must_leave_something() -> None:
-    for limits in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1, 0.0), (1, 1, 1, None, float("nan"))):
-        with pytest.raises(ValueError, match=r"limit .* it must be"):
-            Limits(*limits)  # type: ignore[arg-type]
+    needed = {"groups": 1, "group_size": 2}
+    for config, keys in (
+        (EnvironmentConfig, {"name": "deep_search", "max_turns": 0}),
+        (RolloutConfig, {**needed, "max_turn_tokens": 0}),
+        (RolloutConfig, {**needed, "max_turn_tokens": 1, "max_episode_tokens": 0}),
+        (LimitsConfig, {"turn_timeout": 0.0}),
+        (LimitsConfig, {"environment_timeout": float("nan")}),
+    ):
+        with pytest.raises(ValueError, match=r"Input should be (greater than|a finite number)"):
+            config(**keys)
 
 
 def test_long_texts_do_not_hold_up_the_event_loop(chat: ChatTokens) -> None:
@@ -518,7 +529,7 @@ def test_long_texts_do_not_hold_up_the_event_loop(chat: ChatTokens) -> None:
     pages = [page, "short", page]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio.events.Handle, "_run", timed)
-        limits = Limits(4, 50, 400_000)
+        limits = limited(4, 50, 400_000)
         episode, _ = play(chat, [turn] * 4, limits, lambda: Pages(pages), task=task)
     assert episode.error is None
     assert len(episode.tokens) > 60_000
@@ -572,7 +583,7 @@ def test_what_an_environment_does_to_the_event_loop_costs_its_episode_alone(
             await deed()
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500, environment_timeout=20.0), Hostile)
+    episode, _ = play(chat, [answer], limited(2, 50, 500, environment=20.0), Hostile)
     assert episode.outcome == "error"
     assert episode.error == "EnvironmentMisbehaved: the environment " + said.format(where)
 
@@ -584,7 +595,7 @@ def test_whatever_a_close_does_the_episode_stays_what_it_is(chat: ChatTokens, de
             await deed()
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500), Hostile)
+    episode, _ = play(chat, [answer], limited(2, 50, 500), Hostile)
     assert (episode.outcome, episode.error) == ("success", None)
 
 
@@ -592,7 +603,7 @@ def test_an_environment_that_leaves_while_it_is_made_costs_its_episode(chat: Cha
     def leave() -> None:
         raise SystemExit(0)
 
-    episode, _ = play(chat, [], Limits(2, 50, 500), leave)
+    episode, _ = play(chat, [], limited(2, 50, 500), leave)
     assert episode.error == "EnvironmentMisbehaved: the environment raised SystemExit in make: 0"
 
 
@@ -602,7 +613,7 @@ def test_a_result_of_wrong_values_costs_its_episode_with_the_fault(chat: ChatTok
             return StepResult(None, True, reward=True)
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
-    episode, _ = play(chat, [answer], Limits(2, 50, 500), Wrong)
+    episode, _ = play(chat, [answer], limited(2, 50, 500), Wrong)
     assert episode.error == "InvalidAnswer: step returned a reward of True, which is no finite number"
 
 
@@ -615,9 +626,9 @@ def test_a_caller_that_is_cancelled_stays_cancelled(chat: ChatTokens) -> None:
 
     async def cancelled() -> bool:
         engine: Any = ScriptedPolicy([[*encode(chat, "answer Lima"), chat.end_of_turn]], chat.end_of_turn)
-        limits = Limits(2, 50, 500)
+        limits = limited(2, 50, 500)
         player = asyncio.ensure_future(
-            run_episode(engine, chat, Waiting, TASK, Sampling(1.0), limits, lambda turn: turn)
+            run_episode(engine, chat, Waiting, TASK, Sampling(1.0), *limits, lambda turn: turn)
         )
         await begun.wait()
         player.cancel()
@@ -641,8 +652,8 @@ def test_a_close_that_catches_its_cancellation_holds_nothing_up(
 
     async def run() -> Episode:
         engine: Any = ScriptedPolicy([[*encode(chat, "answer Lima"), chat.end_of_turn]], chat.end_of_turn)
-        limits = Limits(2, 50, 500)
-        episode = await run_episode(engine, chat, Clinging, TASK, Sampling(1.0), limits, lambda turn: turn)
+        limits = limited(2, 50, 500)
+        episode = await run_episode(engine, chat, Clinging, TASK, Sampling(1.0), *limits, lambda turn: turn)
         await abandon_what_was_left_behind(0.1)
         return episode
 

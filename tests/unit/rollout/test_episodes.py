@@ -14,10 +14,10 @@ from megatron_empg.environments import blocking
 from megatron_empg.environments.base import Environment, Opening, StepResult, Task
 from megatron_empg.environments.blocking import PatientThreads, in_thread
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Episode, Limits
-from megatron_empg.rollout.episodes import Group, Rollout, RolloutSettings
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -75,11 +75,13 @@ def play(
     cancel_when: Callable[[], bool] | None = None,
 ) -> list[list[Episode]]:
     """The episodes of each batch, played one after the other."""
-    limits = Limits(3, 50, 500, environment_timeout=environment)
-    settings = RolloutSettings(Sampling(1.0), limits, 7, concurrency, request, episode)
+    seconds = {"environment": environment, "request": request, "episode": episode}
+    config, waits, turns = limited(3, 50, 500, concurrency=concurrency, **seconds)
 
     async def run() -> list[list[Episode]]:
-        async with Rollout(fleet or Fleet(urls), TOKEN, chat, make, settings) as rollout:
+        async with Rollout(
+            fleet or Fleet(urls), TOKEN, chat, make, config, waits, max_turns=turns, seed=7
+        ) as rollout:
             played = []
             for batch in batches:
                 task = asyncio.create_task(rollout.run_group_batch(batch, 0, timeout=timeout))

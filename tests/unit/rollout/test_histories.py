@@ -13,10 +13,11 @@ from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import PLAIN, ChatUse
 from megatron_empg.rollout.client import EngineClient, Sampling
-from megatron_empg.rollout.episode import Limits, run_episode
+from megatron_empg.rollout.episode import run_episode
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.collect import Collection, samples_of
 from megatron_empg.rollout.thoughts import ThoughtRule
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import FAMILIES, ORDINARY, make_tokenizer
 
@@ -65,7 +66,7 @@ def play(chat, turns, pages, limits=None, task=TASK):
         async with EngineClient(url, "token") as client:
             make = partial(Pages, pages)
             return await run_episode(
-                client, chat, make, task, Sampling(1.0), limits or Limits(9, 200, 900), lambda turn: turn
+                client, chat, make, task, Sampling(1.0), *(limits or limited(9, 200, 900)), lambda turn: turn
             )
 
     with StubEngine(lambda body: next(waiting)) as engine:
@@ -206,7 +207,7 @@ def test_a_cut_turn_in_the_middle_of_its_thought():
         opening = "" if family == "qwen3-thinking" else "<think>\n"
         cut = encode(tokenizer, f"{opening}why why why why")
         last = [*encode(tokenizer, "</think>\n\nanswer"), chat.end_of_turn]
-        episode, read = play(chat, [cut, last], ["page"], Limits(3, len(cut), 900))
+        episode, read = play(chat, [cut, last], ["page"], limited(3, len(cut), 900))
         assert episode.turns[0].cut
         assert episode.token_drift == 0
         assert ("why why" in tokenizer.decode(read[1])) == stays, family
@@ -220,7 +221,7 @@ def test_the_limit_holds_for_each_sequence():
     turn = [*encode(tokenizer, "<think>\n" + "so " * 30 + "\n</think>\n\ngo"), chat.end_of_turn]
     prompt = len(chat.prompt(TASK.prompt))
     limit = prompt + len(turn) + 40
-    episode, read = play(chat, [turn] * 9, ["p"] * 8, Limits(9, 200, limit))
+    episode, read = play(chat, [turn] * 9, ["p"] * 8, limited(9, 200, limit))
     assert sum(map(len, episode.sequences)) > 2 * limit
     assert len(episode.turns) > 2
     assert all(len(sequence) <= limit for sequence in episode.sequences)

@@ -17,13 +17,12 @@ import pytest
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import Sampling
-from megatron_empg.rollout.episode import Limits
-from megatron_empg.rollout.episodes import Rollout, RolloutSettings
+from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.rollout.service.garbage import no_full_collections
+from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
@@ -116,12 +115,12 @@ def test_text_never_holds_the_event_loop(groups: int, characters: int) -> None:
             f"actor.max_tokens_per_microbatch={episode_tokens}",
         ],
     )
-    limits = Limits(2, len(turn), episode_tokens)
-    settings = RolloutSettings(Sampling(1.0), limits, 7, concurrency=256, request_timeout=600.0)
+    config, waits, turns = limited(2, len(turn), episode_tokens, request=600.0)
 
     async def run(url: str) -> bytes:
-        async with Rollout(Fleet([url]), "0123456789abcdef", chat, Library, settings) as rollout:
-            return await Driver(recipe, Pages(characters), rollout, chat.end_of_turn).collect(1)  # type: ignore[arg-type]
+        fleet, token = Fleet([url]), "0123456789abcdef"
+        async with Rollout(fleet, token, chat, Library, config, waits, max_turns=turns, seed=7) as rollout:
+            return await Driver(recipe.service_config(), Pages(characters), rollout).collect(1)  # type: ignore[arg-type]
 
     with StubEngine(lambda body: turn) as engine, longest_hold() as holds:
         full = gc.get_stats()[2]["collections"]

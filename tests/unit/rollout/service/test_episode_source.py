@@ -9,7 +9,6 @@ import pytest
 from megatron_empg.environments.base import Opening, Task, TaskSource
 from megatron_empg.environments.workers.errors import WorkerTimeout
 from megatron_empg.recipe import Recipe, load_recipe
-from megatron_empg.recipe.task_source import task_source_of
 from megatron_empg.rollout.service.episode_source import EpisodeSource, open_episode_source
 from megatron_empg.run.metric_names import find
 
@@ -53,7 +52,7 @@ def of(environment: str, *overrides: str) -> Recipe:
 
 def test_a_step_is_over_before_the_wait_around_it() -> None:
     wanted = recipe("limits.environment_timeout=20", "environment.max_turns=5")
-    source = task_source_of(wanted)
+    source = wanted.task_source()
     assert source.limits.max_turns == 5
     assert source.limits.step_timeout == pytest.approx(18.0)
 
@@ -74,7 +73,7 @@ class Counts(TaskSource):
 
 
 async def metrics_of(environment: str) -> dict[str, float]:
-    async with open_episode_source(of(environment)) as source:
+    async with open_episode_source(of(environment).service_config()) as source:
         return source.metrics()
 
 
@@ -121,7 +120,7 @@ def test_a_worker_that_hangs_is_counted_and_shows_what_it_wrote() -> None:
             await episode.step("go on")
 
     async def counted() -> dict[str, float]:
-        async with open_episode_source(wanted) as source:
+        async with open_episode_source(wanted.service_config()) as source:
             with pytest.raises(WorkerTimeout, match="about to hang"):
                 await step(source)
             return source.metrics()
