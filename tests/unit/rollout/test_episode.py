@@ -117,7 +117,7 @@ def test_a_turn_cut_by_the_episodes_length_is_the_last(chat: ChatTokens) -> None
     limits = limited(4, 50, len(chat.prompt(TASK.prompt)) + room)
     episode, policy = play(chat, [rambling], limits)
     assert episode.tokens[episode.turns[0].start : episode.turns[0].end] == rambling[:room]
-    assert len(episode.tokens) == limits.episode_tokens
+    assert len(episode.tokens) == limits.rollout.max_episode_tokens
     assert policy.seen[0][1] == room
     assert (episode.outcome, episode.reward) == ("truncated", 0.0)
 
@@ -162,8 +162,8 @@ def test_an_episode_never_has_more_tokens_than_its_limit(
     turns = [[*[word] * length, chat.end_of_turn] for length in lengths]
     limits = limited(6, turn_tokens, prompt + room)
     episode, policy = play(chat, turns, limits, lambda: Pages(pages))
-    assert len(episode.tokens) <= limits.episode_tokens
-    assert all(len(read) + most <= limits.episode_tokens for read, most, _ in policy.seen)
+    assert len(episode.tokens) <= limits.rollout.max_episode_tokens
+    assert all(len(read) + most <= limits.rollout.max_episode_tokens for read, most, _ in policy.seen)
     if room < 1:
         assert episode.outcome == "error"
         assert episode.error is not None
@@ -171,7 +171,7 @@ def test_an_episode_never_has_more_tokens_than_its_limit(
             "PromptTooLong",
             "task 't'",
             f"{prompt} tokens",
-            f"{limits.episode_tokens} of",
+            f"{limits.rollout.max_episode_tokens} of",
             "max_episode",
         ):
             assert part in episode.error
