@@ -79,11 +79,11 @@ def write_sparse_weights(folder: Path, *, files: int = 1) -> None:
 
     from megatron_empg.weights.checkpoints.hugging_face import shard_names, write_index
     from megatron_empg.weights.mapping.model_config import ModelConfig
-    from megatron_empg.weights.mapping.parameters import rows
+    from megatron_empg.weights.mapping.parameters import parameter_table
 
-    tensors = [
-        pair for row in rows(ModelConfig.from_folder(folder)) for pair in zip(row.hf, row.shapes, strict=True)
-    ]
+    tensors: list[tuple[str, tuple[int, ...]]] = []
+    for parameter in parameter_table(ModelConfig.from_folder(folder)):
+        tensors += zip(parameter.hf, parameter.shapes, strict=True)
     shards = []
     for number, name in enumerate(shard_names(files)):
         header: dict[str, Any] = {}

@@ -2,8 +2,6 @@
 
 import torch.distributed as dist
 
-from megatron_empg.weights.mapping.parameters import Row
-
 
 def tensor_group() -> dist.ProcessGroup:
     from megatron.core import parallel_state
@@ -58,13 +56,3 @@ def expert_group() -> dist.ProcessGroup:
 def stage_rank(stage: int) -> int:
     """Global rank of a pipeline stage in this rank's pipeline."""
     return dist.get_process_group_ranks(pipeline_group())[stage]
-
-
-def owner_stage(row: Row, num_layers: int, stages: int, chunks: int = 1) -> int:
-    """The pipeline stage that holds a parameter; tied embeddings count as the first stage's.
-
-    With ``chunks`` model chunks a stage, runs of layers go round the stages.
-    """
-    if row.layer is not None:
-        return row.layer // (num_layers // (stages * chunks)) % stages
-    return 0 if row.megatron.startswith("embedding.") else stages - 1

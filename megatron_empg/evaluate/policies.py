@@ -17,7 +17,7 @@ from megatron_empg.recipe.fingerprint import fingerprint_model
 from megatron_empg.recipe.identity import SETTINGS, describe, flat
 from megatron_empg.run.checkpoint_folders import step_folder
 from megatron_empg.run.folder import RunFolder
-from megatron_empg.weights.mapping.megatron_layout import is_megatron
+from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 
 DECIDING_KEYS = (
     *("run.seed", "model.dtype", "environment.name", "environment.max_turns", "evaluation.temperature"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from megatron_empg.common.jsonl import write_aside
+from megatron_empg.common.files import write_text
 from megatron_empg.evaluate.destination import make_folder, require_destination
 from megatron_empg.evaluate.document import Document, document
 from megatron_empg.evaluate.errors import EvaluationError
@@ -26,7 +26,7 @@ from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_recipe
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.run.folder import versions
-from megatron_empg.weights.mapping.megatron_layout import is_megatron
+from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 
 
 class EvaluationRun:
@@ -107,7 +107,7 @@ class EvaluationRun:
         made = document(self.recipe, self._options.samples, self.record.starts, answered)
         path = self._options.json_path
         if path is not None:
-            write_aside(path, json.dumps(made.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+            write_text(path, json.dumps(made.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
         _say("\n" + made.text(markdown=self._options.markdown))
         if path is not None:
             _say(f"\nevery outcome: {path}")

@@ -264,16 +264,15 @@ def _check_gold(recipe: Recipe | SftRecipe, config: ModelConfig, chat: ChatToken
 def _check_weights(recipe: Recipe | SftRecipe, config: ModelConfig) -> None:
     """Names, shapes, types and sizes, by the files' headers."""
     from megatron_empg.weights.checkpoints.errors import CheckpointError
-    from megatron_empg.weights.checkpoints.hugging_face import CheckpointReader
-    from megatron_empg.weights.checkpoints.reader import open_weights
-    from megatron_empg.weights.mapping.parameters import rows
+    from megatron_empg.weights.checkpoints.hugging_face import HuggingFaceReader
+    from megatron_empg.weights.checkpoints.open_weights import open_weights
 
     if isinstance(recipe, SftRecipe) and recipe.model.initialise == "random":
         return
     folder = recipe.model.path
     # Engines start from safetensors, whatever the actor starts from.
     engines = isinstance(recipe, Recipe)
-    opened = CheckpointReader(folder, rows(config), config) if engines else open_weights(folder, config)
+    opened = HuggingFaceReader(folder, config) if engines else open_weights(folder, config)
     try:
         with opened as reader:
             for note in reader.notes:

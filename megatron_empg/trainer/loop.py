@@ -237,8 +237,7 @@ class Training:
         if self.publisher:
             self.publisher.publish(weights, version)
         elif self.actor.sends_weights and dist.get_rank() > 0:
-            for _ in weights:
-                pass
+            weights.take_part()
         dist.barrier()
 
     def _probe(self) -> None:

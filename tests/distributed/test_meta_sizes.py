@@ -16,12 +16,13 @@ import torch
 from ranks import run_ranks
 
 from megatron_empg.actor.config import ActorConfig
-from megatron_empg.actor.parallel import owner_stage
 from megatron_empg.planner.memory import rank_memory
 from megatron_empg.planner.shards import model_parameters
 from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.weights.mapping.mappings import Replicated
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row, rows, shard
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 CONFIGS = Path(__file__).parents[1] / "unit/weights/configs"
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -118,9 +119,9 @@ def built() -> list[list[dict[str, tuple[int, ...]]]]:
     return run_ranks(build_all, 1, CASES)[0]
 
 
-def mapped_shape(row: Row, config: ModelConfig, recipe: Recipe, tensor_rank: int) -> tuple[int, ...]:
-    full = torch.empty(row.full_shape, device="meta")
-    return tuple(shard(row, full, config, recipe.actor.tensor_parallel, tensor_rank).shape)
+def mapped_shape(parameter: ParameterMapping, recipe: Recipe, tensor_rank: int) -> tuple[int, ...]:
+    full = torch.empty(parameter.full_shape, device="meta")
+    return tuple(parameter.shard(full, recipe.actor.tensor_parallel, tensor_rank).shape)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
@@ -129,9 +130,9 @@ def test_each_rank_holds_its_part_of_the_mapping(number: int, built: Any) -> Non
     actor = recipe.actor
     for (stage, tensor_rank), shapes in zip(case.sampled_ranks(), built[number], strict=True):
         expected = {
-            row.megatron: mapped_shape(row, config, recipe, tensor_rank)
-            for row in rows(config)
-            if owner_stage(row, config.num_layers, actor.pipeline_parallel, actor.virtual_pipeline) == stage
+            parameter.megatron: mapped_shape(parameter, recipe, tensor_rank)
+            for parameter in parameter_table(config)
+            if parameter.pipeline_stage(actor.pipeline_parallel, actor.virtual_pipeline) == stage
         }
         assert shapes == expected
         # What `empg plan` says of this rank.
@@ -154,9 +155,11 @@ def test_all_ranks_together_are_hugging_faces_model(model: str, built: Any) -> N
             continue
         config, names = case.config(), set().union(*built[number])
         assert model_parameters(config) == sum(map(math.prod, shapes.values()))
-        mine = {n: shape for row in rows(config) for n, shape in zip(row.hf, row.shapes, strict=True)}
+        mine: dict[str, tuple[int, ...]] = {}
+        for parameter in parameter_table(config):
+            mine.update(zip(parameter.hf, parameter.shapes, strict=True))
         assert mine == shapes
-        assert names == {row.megatron for row in rows(config)}
+        assert names == {parameter.megatron for parameter in parameter_table(config)}
         assert held_by_all_ranks(case, built[number]) == sum(map(math.prod, shapes.values()))
 
 
@@ -171,8 +174,8 @@ def held_by_all_ranks(case: Case, of_ranks: list[dict[str, tuple[int, ...]]]) ->
         if tensor_rank == 0
     }
     total = 0
-    for row in rows(config):
-        copies = 1 if row.kind == "replicated" else size
-        total += copies * math.prod(first[row.megatron])
-        total -= padding * config.hidden_size if row.kind == "vocabulary" else 0
+    for parameter in parameter_table(config):
+        copies = 1 if isinstance(parameter, Replicated) else size
+        total += copies * math.prod(first[parameter.megatron])
+        total -= padding * config.hidden_size if parameter.padded else 0
     return total

@@ -38,11 +38,13 @@ def policy_folder(scratch: Path) -> Path:
     from megatron_empg.weights.checkpoints.hugging_face import write_folder
     from megatron_empg.weights.mapping.initialise import random_tensors
     from megatron_empg.weights.mapping.model_config import ModelConfig
-    from megatron_empg.weights.mapping.parameters import rows
+    from megatron_empg.weights.mapping.parameters import parameter_table
 
     like = ROOT / "recipes/miniature/tokenizer"
     config = ModelConfig.from_folder(like)
-    tensors = (pair for row in rows(config) for pair in zip(row.hf, random_tensors(row, config, 1), strict=True))
+    tensors = []
+    for parameter in parameter_table(config):
+        tensors += zip(parameter.hf, random_tensors(parameter, config, 1), strict=True)
     write_folder(scratch / "policy", tensors, like)
     return scratch / "policy"
 

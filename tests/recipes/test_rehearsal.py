@@ -26,7 +26,7 @@ from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.identity import take_up
 from megatron_empg.weights.mapping.initialise import random_tensors
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import rows
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 RANKS = 4
 WHOLE_STEPS = 3
@@ -143,8 +143,8 @@ def drawn(recipe: Recipe | SftRecipe) -> dict[str, torch.Tensor]:
     """The weights of a random start."""
     config = ModelConfig.from_folder(recipe.model.path)
     found = {}
-    for row in rows(config):
-        found |= dict(zip(row.hf, random_tensors(row, config, recipe.run.seed), strict=True))
+    for parameter in parameter_table(config):
+        found |= dict(zip(parameter.hf, random_tensors(parameter, config, recipe.run.seed), strict=True))
     return found
 
 

@@ -3,10 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_empg.weights.checkpoints.dtypes import cast
 from megatron_empg.weights.checkpoints.errors import CheckpointError
@@ -20,12 +22,13 @@ from megatron_empg.weights.checkpoints.hugging_face import (
     write_index,
     write_shard,
 )
+from megatron_empg.weights.checkpoints.megatron_folder import WEIGHTS
 from megatron_empg.weights.checkpoints.megatron_writer import MegatronWriter
-from megatron_empg.weights.checkpoints.reader import Reader, open_weights
+from megatron_empg.weights.checkpoints.open_weights import open_weights
+from megatron_empg.weights.checkpoints.reader import WeightReader
 from megatron_empg.weights.checkpoints.staging import Staging
-from megatron_empg.weights.mapping.megatron_layout import WEIGHTS
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -93,25 +96,53 @@ def to_hugging_face(
         open_weights(source, config) as reader,
         _stage(reader, destination, dtype, shard_bytes, {"to": "hugging_face"}) as staging,
     ):
-        sized = [(row, _nbytes(row, dtype or reader.dtype(row))) for row in reader.table]
-        report = _Bytes(progress, sum(size for _, size in sized))
-        shards = list(group_by_size(sized, shard_bytes))
-        sizes = dict((row.megatron, size) for row, size in sized)
-        totals = [sum(sizes[row.megatron] for row in shard) for shard in shards]
-        for name, shard, total in zip(shard_names(len(shards)), shards, totals, strict=True):
-            if name not in staging.done:
-                tensors = {
-                    name: owned_copy(cast(name, tensor, dtype))
-                    for row in shard
-                    for name, tensor in zip(row.hf, reader.read(row), strict=True)
-                }
-                write_shard(staging.folder / name, tensors)
-                staging.record(name, total)
-                del tensors
-            report.add(total)
-        names = [[name for row in shard for name in row.hf] for shard in shards]
+        files = _files_to_write(reader, dtype, shard_bytes)
+        report = _Bytes(progress, sum(file.nbytes for file in files))
+        for file in files:
+            if file.name not in staging.done:
+                write_shard(staging.folder / file.name, _read_tensors(reader, file.parameters, dtype))
+                staging.record(file.name, file.nbytes)
+            report.add(file.nbytes)
         copy_configuration(like or source, staging.folder, _commonest_dtype(reader, dtype))
-        write_index(staging.folder, list(zip(names, totals, strict=True)))
+        write_index(staging.folder, [(file.tensor_names(), file.nbytes) for file in files])
+
+
+@dataclass(frozen=True)
+class _SafetensorsFile:
+    """A file to write, the parameters whose tensors it gets, and the bytes of those."""
+
+    name: str
+    parameters: list[ParameterMapping]
+    nbytes: int
+
+    def tensor_names(self) -> list[str]:
+        return [tensor for parameter in self.parameters for tensor in parameter.hf]
+
+
+def _files_to_write(reader: WeightReader, dtype: torch.dtype | None, shard_bytes: int) -> list[_SafetensorsFile]:
+    """The model's parameters in order, in files of at most ``shard_bytes``."""
+
+    def nbytes(parameter: ParameterMapping) -> int:
+        return _nbytes(parameter, dtype or reader.dtype(parameter))
+
+    sized = [(parameter, nbytes(parameter)) for parameter in reader.table]
+    groups = list(group_by_size(sized, shard_bytes))
+    files = []
+    for name, group in zip(shard_names(len(groups)), groups, strict=True):
+        total = sum(nbytes(parameter) for parameter in group)
+        files.append(_SafetensorsFile(name, group, total))
+    return files
+
+
+def _read_tensors(
+    reader: WeightReader, parameters: list[ParameterMapping], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """A file's tensors by name, as they are written."""
+    tensors = {}
+    for parameter in parameters:
+        for name, tensor in zip(parameter.hf, reader.read(parameter), strict=True):
+            tensors[name] = owned_copy(cast(name, tensor, dtype))
+    return tensors
 
 
 def verify(source: Path, converted: Path, *, like: Path | None = None, progress: Progress | None = None) -> int:
@@ -122,9 +153,10 @@ def verify(source: Path, converted: Path, *, like: Path | None = None, progress:
     config = _config(source, like)
     compared = 0
     with open_weights(source, config) as ours, open_weights(converted, config) as theirs:
-        report = _Bytes(progress, sum(_nbytes(row, ours.dtype(row)) for row in ours.table))
-        for row in ours.table:
-            for name, before, after in zip(row.hf, ours.read(row), theirs.read(row), strict=True):
+        report = _Bytes(progress, sum(_nbytes(parameter, ours.dtype(parameter)) for parameter in ours.table))
+        for parameter in ours.table:
+            pairs = zip(parameter.hf, ours.read(parameter), theirs.read(parameter), strict=True)
+            for name, before, after in pairs:
                 expected = cast(name, before, after.dtype)
                 if not torch.equal(expected.view(torch.uint8), after.contiguous().view(torch.uint8)):
                     raise CheckpointError(
@@ -132,7 +164,7 @@ def verify(source: Path, converted: Path, *, like: Path | None = None, progress:
                         f"{int((expected != after).sum())} of {after.numel()} values"
                     )
                 compared += 1
-            report.add(_nbytes(row, ours.dtype(row)))
+            report.add(_nbytes(parameter, ours.dtype(parameter)))
     return compared
 
 
@@ -149,7 +181,7 @@ class _Bytes:
 
 
 def _stage(
-    reader: Reader, destination: Path, dtype: torch.dtype | None, shard_bytes: int, options: dict[str, Any]
+    reader: WeightReader, destination: Path, dtype: torch.dtype | None, shard_bytes: int, options: dict[str, Any]
 ) -> Staging:
     """A repetition goes on only where source, options and the size of files are the same."""
     for note in reader.notes:
@@ -172,13 +204,15 @@ def _check_layout(config: ModelConfig, tensor_parallel: int, pipeline_parallel: 
         raise CheckpointError("; ".join(fault.told(fault.size) for fault in faults))
 
 
-def _commonest_dtype(reader: Reader, dtype: torch.dtype | None) -> torch.dtype:
+def _commonest_dtype(reader: WeightReader, dtype: torch.dtype | None) -> torch.dtype:
     bytes_of: Counter[torch.dtype] = Counter()
-    for row in reader.table:
-        stored = reader.dtype(row)
-        bytes_of[stored] += _nbytes(row, stored)
+    for parameter in reader.table:
+        stored = reader.dtype(parameter)
+        bytes_of[stored] += _nbytes(parameter, stored)
     return dtype or commonest(bytes_of)
 
 
-def _nbytes(row: Row, dtype: torch.dtype) -> int:
-    return sum(torch.Size(shape).numel() for shape in row.shapes) * dtype.itemsize
+def _nbytes(parameter: ParameterMapping, dtype: torch.dtype) -> int:
+    """Bytes of the parameter's Hugging Face tensors in this element type."""
+    elements = sum(torch.Size(shape).numel() for shape in parameter.shapes)
+    return elements * dtype.itemsize

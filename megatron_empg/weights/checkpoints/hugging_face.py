@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from megatron_empg.common.dtypes import dtype_of, name_of
 from megatron_empg.common.json_files import JsonFileError, read_object, write_object
-from megatron_empg.weights.checkpoints.dtypes import DTYPES
 from megatron_empg.weights.checkpoints.errors import CheckpointError
+from megatron_empg.weights.checkpoints.reader import WeightReader
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Part, Row, piece
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping, TensorSlice
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -29,57 +30,53 @@ _FUSED_EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)(\.weight)
 _COMPARED_ROWS = 4096
 
 
-class CheckpointReader:
-    """Reads the tensors of a Hugging Face folder row by row. Opening checks names, shapes and types of them all.
+class HuggingFaceReader(WeightReader):
+    """Reads the tensors of a Hugging Face folder. Entering it checks names, shapes and types of them all.
 
-    Files are mapped only while a tensor is read: memory is what the caller holds. `notes` says what was ignored.
+    Files are mapped only while a tensor is read: memory is what the caller holds.
     """
 
-    def __init__(self, folder: Path, table: list[Row], config: ModelConfig) -> None:
-        self.folder = Path(folder)
-        self.table, self.config = table, config
-        self.notes: list[str] = []
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        super().__init__(folder, config)
         self._where: dict[str, Path] = {}
         self._dtypes: dict[str, torch.dtype] = {}
 
-    def __enter__(self) -> "CheckpointReader":
+    def __enter__(self) -> Self:
         self._where = _locate(self.folder)
         self._leave_out_recomputed()
         self._check_names()
         shapes: dict[str, tuple[int, ...]] = {}
         for path in self.files():
             shapes.update(self._inspect(path))
-        for row in self.table:
-            for name, expected in zip(row.hf, row.shapes, strict=True):
-                if shapes[name] != expected:
-                    raise CheckpointError(
-                        f"{self.folder}: {name} has shape {list(shapes[name])}, expected {list(expected)}"
-                    )
-            if len({self._dtypes[name] for name in row.hf}) > 1:
-                raise CheckpointError(f"{self.folder}: {', '.join(row.hf)} make one parameter and differ in dtype")
+        for parameter in self.table:
+            self._check_tensors_of(parameter, shapes)
         if self.config.tie_word_embeddings and HEAD in self._where:
             self._check_tied_head(shapes)
         return self
 
-    def __exit__(self, *_: object) -> None: ...
-
     def files(self) -> list[Path]:
-        """The files with the tensors."""
         return sorted(set(self._where.values()))
 
-    def dtype(self, row: Row) -> torch.dtype:
-        """Of the row's tensors, as stored."""
-        return self._dtypes[row.hf[0]]
+    def dtype(self, parameter: ParameterMapping) -> torch.dtype:
+        return self._dtypes[parameter.hf[0]]
 
-    def read(self, row: Row) -> list[Tensor]:
-        """The row's tensors, on the CPU."""
-        return [self._part(name, None) for name in row.hf]
+    def read(self, parameter: ParameterMapping) -> list[Tensor]:
+        return [self._part(name, None) for name in parameter.hf]
 
-    def piece(self, row: Row, parallel_size: int, rank: int) -> Tensor:
-        """A tensor-parallel rank's piece of the row; little more than that is read."""
-        return piece(row, self.config, parallel_size, rank, self._part)
+    def read_shard(self, parameter: ParameterMapping, parallel_size: int, rank: int) -> Tensor:
+        return parameter.read_shard(parallel_size, rank, self._part)
 
-    def _part(self, name: str, part: Part | None) -> Tensor:
+    def _check_tensors_of(self, parameter: ParameterMapping, shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, expected in zip(parameter.hf, parameter.shapes, strict=True):
+            if shapes[name] != expected:
+                raise CheckpointError(
+                    f"{self.folder}: {name} has shape {list(shapes[name])}, expected {list(expected)}"
+                )
+        if len({self._dtypes[name] for name in parameter.hf}) > 1:
+            names = ", ".join(parameter.hf)
+            raise CheckpointError(f"{self.folder}: {names} make one parameter and differ in dtype")
+
+    def _part(self, name: str, part: TensorSlice | None) -> Tensor:
         with _open(self._where[name]) as file:
             if part is None:
                 return file.get_tensor(name)
@@ -98,7 +95,7 @@ class CheckpointReader:
             )
 
     def _check_names(self) -> None:
-        expected = {name for row in self.table for name in row.hf}
+        expected = {name for parameter in self.table for name in parameter.hf}
         present = set(self._where)
         if self.config.tie_word_embeddings:
             present.discard(HEAD)  # some exporters write the tied copy as well
@@ -114,7 +111,7 @@ class CheckpointReader:
         if shapes[HEAD] == shapes[EMBEDDING]:
             vocabulary, found = shapes[HEAD][0], True
             for start in range(0, vocabulary, _COMPARED_ROWS):
-                part = Part(0, start, min(vocabulary, start + _COMPARED_ROWS))
+                part = TensorSlice(0, start, min(vocabulary, start + _COMPARED_ROWS))
                 head, embedding = (self._part(name, part) for name in (HEAD, EMBEDDING))
                 found = found and torch.equal(head.float(), embedding.float())
             if found:
@@ -137,7 +134,7 @@ class CheckpointReader:
                     raise CheckpointError(
                         f"{path}: {name} is of type {tensor.get_dtype()}; supported: {', '.join(types)}"
                     )
-                self._dtypes[name] = DTYPES[types[tensor.get_dtype()]]
+                self._dtypes[name] = dtype_of(types[tensor.get_dtype()])
                 yield name, tuple(tensor.get_shape())
 
 
@@ -261,7 +258,7 @@ def copy_configuration(like: Path, folder: Path, dtype: torch.dtype) -> None:
         if file.suffix in {".json", ".txt", ".jinja", ".model"} and file.name != INDEX:
             shutil.copy2(file, folder / file.name)
     config = folder / "config.json"
-    name = str(dtype).removeprefix("torch.")
+    name = name_of(dtype)
     # The first is read by transformers from 4.56 on, the second by older ones.
     write_object(config, {**read_object(config), "dtype": name, "torch_dtype": name})
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,70 +14,63 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from megatron_empg.common.json_files import JsonFileError, read_object
+from megatron_empg.upstream.torch_checkpoint import DescriptionUnpickler
 from megatron_empg.weights.checkpoints.errors import CheckpointError
-from megatron_empg.weights.mapping.megatron_layout import METADATA, WEIGHTS, chunks, place
-from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row, split
+from megatron_empg.weights.checkpoints.megatron_folder import METADATA, WEIGHTS
+from megatron_empg.weights.checkpoints.reader import WeightReader
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 
 
-class MegatronReader:
-    """Reads the model's parameters of a Megatron checkpoint row by row; optimizer and random states are left out.
+class MegatronReader(WeightReader):
+    """Reads the model's parameters of a Megatron checkpoint; optimizer and random states are left out.
 
-    Opening checks names, shapes and the sizes of files. Memory: what the caller holds and one chunk of a file.
+    Entering it checks names, shapes and the sizes of files. Memory: what the caller holds and one chunk of a file.
     """
 
-    def __init__(self, folder: Path, table: list[Row], config: ModelConfig) -> None:
-        self.folder = Path(folder)
-        self.table, self.config = table, config
-        self.notes: list[str] = []
-
-    def __enter__(self) -> "MegatronReader":
+    def __enter__(self) -> Self:
         self._check_model()
         self._reader = _SafeReader(self.folder / WEIGHTS)
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._check_files(metadata)
         self._tensors = self._check_tensors(metadata)
-        self._chunks = {key: _by_lead(tensor, self._lead_dims[key]) for key, tensor in self._tensors.items()}
+        self._chunks = {}
+        for key, tensor in self._tensors.items():
+            self._chunks[key] = _by_stack_index(tensor, self._stack_dims[key])
         return self
 
-    def __exit__(self, *_: object) -> None: ...
-
     def files(self) -> list[Path]:
-        """The files with the tensors."""
         return [self.folder / WEIGHTS / name for name in sorted(self._ends)]
 
-    def dtype(self, row: Row) -> torch.dtype:
-        """Of the row's parameter, as stored."""
-        return self._tensors[place(row, self.config).key].properties.dtype
+    def dtype(self, parameter: ParameterMapping) -> torch.dtype:
+        return self._tensors[parameter.key].properties.dtype
 
-    def read(self, row: Row) -> list[Tensor]:
-        """The row's Hugging Face tensors, on the CPU."""
-        return split(row, self._region(row, (0,) * len(row.full_shape), row.full_shape), self.config)
+    def read(self, parameter: ParameterMapping) -> list[Tensor]:
+        origin = (0,) * len(parameter.full_shape)
+        return parameter.split(self._region(parameter, origin, parameter.full_shape))
 
-    def piece(self, row: Row, parallel_size: int, rank: int) -> Tensor:
-        """A tensor-parallel rank's piece of the row."""
-        parts = [
-            self._region(row, chunk.start, chunk.shape) for chunk in chunks(row, self.config, parallel_size, rank)
-        ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def read_shard(self, parameter: ParameterMapping, parallel_size: int, rank: int) -> Tensor:
+        blocks = parameter.blocks(parallel_size, rank)
+        held = [self._region(parameter, block.start, block.shape) for block in blocks]
+        return torch.cat(held) if len(held) > 1 else held[0]
 
-    def _region(self, row: Row, start: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    def _region(self, parameter: ParameterMapping, start: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         """A box of the full parameter; rows past the vocabulary are 0, whatever padding the checkpoint has."""
-        where = place(row, self.config)
-        target = torch.zeros(shape, dtype=self.dtype(row))
-        stop = [min(a + n, limit) for a, n, limit in zip(start, shape, row.full_shape, strict=True)]
-        box = ((*where.lead, *start), tuple(index + 1 for index in where.lead) + tuple(stop))
-        items = [
-            item
-            for chunk in self._chunks[where.key][where.lead]
-            if (item := _overlap(where.key, chunk, *box)) is not None
-        ]
-        into = _Into(target.view((1,) * len(where.lead) + shape))
+        key, index = parameter.key, parameter.stack_index
+        target = torch.zeros(shape, dtype=self.dtype(parameter))
+        limits = zip(start, shape, parameter.full_shape, strict=True)
+        stop = tuple(min(first + size, limit) for first, size, limit in limits)
+        after = tuple(number + 1 for number in index)
+        items = []
+        for chunk in self._chunks[key][index]:
+            item = _overlap(key, chunk, index + start, after + stop)
+            if item is not None:
+                items.append(item)
+        into = _Into(target.view((1,) * len(index) + shape))
         try:
             self._reader.read_data(LoadPlan(items), into).wait()
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{self.folder / WEIGHTS}: {where.key} cannot be read: {error}") from error
+            raise CheckpointError(f"{self.folder / WEIGHTS}: {key} cannot be read: {error}") from error
         return target
 
     def _check_model(self) -> None:
@@ -113,11 +106,13 @@ class MegatronReader:
             and key.startswith(("decoder.", "embedding.", "output_layer."))
         }
         expected: dict[str, tuple[int, ...]] = {}
-        self._lead_dims: dict[str, int] = {}
-        for row in self.table:
-            where = place(row, self.config)
-            expected[where.key] = (*where.lead_sizes, *row.full_shape)
-            self._lead_dims[where.key] = len(where.lead)
+        self._stack_dims: dict[str, int] = {}
+        padded = set()
+        for parameter in self.table:
+            expected[parameter.key] = (*parameter.stack_shape, *parameter.full_shape)
+            self._stack_dims[parameter.key] = len(parameter.stack_shape)
+            if parameter.padded:
+                padded.add(parameter.key)
         missing, surplus = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
         if missing or surplus:
             raise CheckpointError(
@@ -126,8 +121,8 @@ class MegatronReader:
             )
         for key, shape in expected.items():
             found = tuple(present[key].size)
-            padded = key.startswith(("embedding.", "output_layer.")) and found[0] > shape[0]
-            if found[1:] != shape[1:] or (found[0] != shape[0] and not padded):
+            has_padding = key in padded and found[0] > shape[0]
+            if found[1:] != shape[1:] or (found[0] != shape[0] and not has_padding):
                 raise CheckpointError(f"{self.folder}: {key} has shape {list(found)}, expected {list(shape)}")
             if sum(prod(chunk.sizes) for chunk in present[key].chunks) < prod(found):
                 raise CheckpointError(
@@ -136,7 +131,7 @@ class MegatronReader:
         return present
 
 
-def _by_lead(tensor: TensorStorageMetadata, dims: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+def _by_stack_index(tensor: TensorStorageMetadata, dims: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
     """The tensor's chunks by layer (and expert); Megatron stores each layer's apart."""
     found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
     for chunk in tensor.chunks:
@@ -183,27 +178,7 @@ class _SafeReader(FileSystemReader):
         path = Path(self.path) / METADATA
         try:
             with path.open("rb") as file:
-                metadata: Metadata = _Unpickler(file).load()
+                metadata: Metadata = DescriptionUnpickler(file).load()
         except (OSError, EOFError, pickle.UnpicklingError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{path} does not describe a Megatron checkpoint: {error}") from error
         return metadata
-
-
-class _Unpickler(pickle.Unpickler):
-    _CLASSES = (
-        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata ChunkStorageMetadata Metadata"),
-        ("torch.distributed.checkpoint.metadata", "MetadataIndex StorageMeta TensorProperties"),
-        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata _MEM_FORMAT_ENCODING"),
-        ("torch.distributed.checkpoint.planner", "SavePlan TensorWriteData WriteItem WriteItemType"),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo _StoragePrefix"),
-        ("torch", "Size float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"),
-        ("torch.serialization", "_get_layout"),
-        ("pathlib", "PosixPath"),
-        ("collections", "OrderedDict defaultdict"),
-    )
-    _ALLOWED = frozenset((module, name) for module, names in _CLASSES for name in names.split())
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return super().find_class(module, name)

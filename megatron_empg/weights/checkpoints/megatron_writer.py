@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_empg.upstream.torch_checkpoint import storage_info
 from megatron_empg.weights.checkpoints.dtypes import cast
 from megatron_empg.weights.checkpoints.hugging_face import group_by_size
-from megatron_empg.weights.checkpoints.reader import Reader
-from megatron_empg.weights.mapping.megatron_layout import Chunk, chunks, full_shape, place
-from megatron_empg.weights.mapping.parameters import Row
+from megatron_empg.weights.checkpoints.reader import WeightReader
+from megatron_empg.weights.mapping.parameter_mapping import Block, ParameterMapping
 
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
           "common_backend_version": 1}  # fmt: skip
@@ -33,7 +32,7 @@ class MegatronWriter(DefaultSavePlanner):
     def __init__(
         self,
         folder: Path,
-        source: Reader,
+        source: WeightReader,
         *,
         tensor_parallel: int,
         pipeline_parallel: int,
@@ -44,7 +43,7 @@ class MegatronWriter(DefaultSavePlanner):
         super().__init__()
         self.folder, self.source, self.dtype, self.written = Path(folder), source, dtype, written
         self.tensor_parallel, self.pipeline_parallel = tensor_parallel, pipeline_parallel
-        self._origin: dict[MetadataIndex, tuple[Row, int, Chunk]] = {}
+        self._origin: dict[MetadataIndex, tuple[ParameterMapping, int, Block]] = {}
         self._last: tuple[tuple[str, int], Tensor] | None = None
         sized = [
             [(item, _nbytes(item)) for item in self._items(stage, rank)]
@@ -73,7 +72,7 @@ class MegatronWriter(DefaultSavePlanner):
     def finish(self, records: list[list[Any]]) -> None:
         """Write the descriptions that make the files a checkpoint of Megatron's dist_checkpointing."""
         results = [
-            WriteResult(MetadataIndex(key, torch.Size(start)), length, _StorageInfo(file, offset, length))
+            WriteResult(MetadataIndex(key, torch.Size(start)), length, storage_info(file, offset, length))
             for record in records
             for key, start, file, offset, length in record
         ]
@@ -82,42 +81,29 @@ class MegatronWriter(DefaultSavePlanner):
         self._writer.finish(self._metadata, [results])
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        row, rank, chunk = self._origin[write_item.index]
-        if self._last is None or self._last[0] != (row.megatron, rank):
-            piece = self.source.piece(row, self.tensor_parallel, rank)
-            self._last = ((row.megatron, rank), cast(", ".join(row.hf), piece, self.dtype))
+        parameter, rank, block = self._origin[write_item.index]
+        if self._last is None or self._last[0] != (parameter.megatron, rank):
+            shard = self.source.read_shard(parameter, self.tensor_parallel, rank)
+            self._last = ((parameter.megatron, rank), cast(", ".join(parameter.hf), shard, self.dtype))
         self.written(_nbytes(write_item))
         assert write_item.tensor_data is not None
-        return self._last[1][slice(*chunk.rows)].reshape(write_item.tensor_data.chunk.sizes)
+        return self._last[1][slice(*block.rows)].reshape(write_item.tensor_data.chunk.sizes)
 
     def _items(self, stage: int, rank: int) -> Iterator[WriteItem]:
-        for row in self._rows(stage, rank):
-            for chunk in chunks(row, self.source.config, self.tensor_parallel, rank):
-                yield self._item(row, rank, chunk)
+        """What this rank writes: of what all tensor-parallel ranks hold, one writes it."""
+        for parameter in self.source.table:
+            held = parameter.pipeline_stage(self.pipeline_parallel) == stage
+            if held and parameter.is_written_by(rank, self.tensor_parallel):
+                for block in parameter.blocks(self.tensor_parallel, rank):
+                    yield self._item(parameter, rank, block)
 
-    def _rows(self, stage: int, rank: int) -> Iterator[Row]:
-        """The rows whose piece this rank writes: of what all tensor-parallel ranks hold, one writes it."""
-        config = self.source.config
-        per_stage = config.num_layers // self.pipeline_parallel
-        for row in self.source.table:
-            first = row.megatron.startswith("embedding.")
-            owner = row.layer // per_stage if row.layer is not None else 0 if first else self.pipeline_parallel - 1
-            if row.expert is not None:
-                assert config.experts is not None
-                mine = row.expert * self.tensor_parallel // config.experts.number == rank
-            else:
-                mine = row.kind != "replicated" or rank == 0
-            if owner == stage and mine:
-                yield row
-
-    def _item(self, row: Row, rank: int, chunk: Chunk) -> WriteItem:
-        where = place(row, self.source.config)
-        dtype = self.dtype or self.source.dtype(row)
-        start = torch.Size((*where.lead, *chunk.start))
-        index = MetadataIndex(where.key, start)
-        self._origin[index] = (row, rank, chunk)
-        shape = (*where.lead_sizes, *full_shape(row, self.source.config, self.tensor_parallel))
-        sizes = torch.Size((*(1 for _ in where.lead), *chunk.shape))
+    def _item(self, parameter: ParameterMapping, rank: int, block: Block) -> WriteItem:
+        dtype = self.dtype or self.source.dtype(parameter)
+        start = torch.Size((*parameter.stack_index, *block.start))
+        index = MetadataIndex(parameter.key, start)
+        self._origin[index] = (parameter, rank, block)
+        shape = (*parameter.stack_shape, *parameter.padded_shape(self.tensor_parallel))
+        sizes = torch.Size((*(1 for _ in parameter.stack_index), *block.shape))
         data = TensorWriteData(ChunkStorageMetadata(start, sizes), TensorProperties(dtype), torch.Size(shape))
         return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
 

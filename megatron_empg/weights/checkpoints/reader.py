@@ -1,50 +1,48 @@
-"""One way to read weights, whichever kind of folder they lie in."""
+"""What every reader of weights offers, whichever kind of folder they lie in."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from megatron_empg.weights.checkpoints.hugging_face import CheckpointReader
-from megatron_empg.weights.mapping.megatron_layout import is_megatron
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row, rows
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 
-class Reader(Protocol):
-    """A checkpoint, checked against the model's configuration when it is entered."""
+class WeightReader(ABC):
+    """Reads a checkpoint's weights parameter by parameter. Entering it checks the checkpoint against the model.
 
-    table: list[Row]
-    config: ModelConfig
-    notes: list[str]
-    """What was found and is not read."""
+    Raises CheckpointError, when it is entered or read, naming the file or tensor and what is wrong.
+    """
 
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self.table = parameter_table(config)
+        self.notes: list[str] = []
+        """What was found and is not read."""
+
+    @abstractmethod
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, *_: object) -> None:  # noqa: B027 (files are open only while they are read)
+        ...
 
+    @abstractmethod
     def files(self) -> list[Path]:
         """The files with the tensors."""
-        ...
 
-    def dtype(self, row: Row) -> torch.dtype:
-        """Of the row's tensors, as stored."""
-        ...
+    @abstractmethod
+    def dtype(self, parameter: ParameterMapping) -> torch.dtype:
+        """Of the parameter, as stored."""
 
-    def read(self, row: Row) -> list[Tensor]:
-        """The row's Hugging Face tensors, on the CPU."""
-        ...
+    @abstractmethod
+    def read(self, parameter: ParameterMapping) -> list[Tensor]:
+        """The parameter's Hugging Face tensors, on the CPU."""
 
-    def piece(self, row: Row, parallel_size: int, rank: int) -> Tensor:
-        """A tensor-parallel rank's piece of the row; little more than that is read."""
-        ...
-
-
-def open_weights(folder: Path, config: ModelConfig) -> Reader:
-    """A reader of a Hugging Face or Megatron folder; entering it raises CheckpointError naming what is wrong."""
-    if not is_megatron(folder):
-        return CheckpointReader(folder, rows(config), config)
-    from megatron_empg.weights.checkpoints.megatron_checkpoint import MegatronReader
-
-    return MegatronReader(folder, rows(config), config)
+    @abstractmethod
+    def read_shard(self, parameter: ParameterMapping, parallel_size: int, rank: int) -> Tensor:
+        """A tensor-parallel rank's shard of the parameter, on the CPU; little more than that is read."""

@@ -6,29 +6,24 @@ import torch
 from torch import Tensor
 
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 
 
-def random_tensors(row: Row, config: ModelConfig, seed: int) -> list[Tensor]:
-    """The row's Hugging Face tensors in float32.
+def random_tensors(parameter: ParameterMapping, config: ModelConfig, seed: int) -> list[Tensor]:
+    """The parameter's Hugging Face tensors in float32.
 
     Norm weights are 1 and biases 0. Embeddings have standard deviation `initializer_range`; projections
     1/sqrt(inputs), halved where they write into the residual stream: at small widths this learns much faster
     than one deviation for all.
     """
     made = []
-    for name, shape in zip(row.hf, row.shapes, strict=True):
+    for name, shape in zip(parameter.hf, parameter.shapes, strict=True):
         if name.endswith("bias"):
             made.append(torch.zeros(shape))
         elif len(shape) == 1:
             made.append(torch.ones(shape))
         else:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-            made.append(torch.randn(shape, generator=generator) * _deviation(row, shape, config))
+            deviation = parameter.initial_deviation(shape, config.initializer_range)
+            made.append(torch.randn(shape, generator=generator) * deviation)
     return made
-
-
-def _deviation(row: Row, shape: tuple[int, ...], config: ModelConfig) -> float:
-    if row.kind == "vocabulary":
-        return config.initializer_range
-    return float(shape[1] ** -0.5) * (0.5 if row.kind == "row" else 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.json_files import JsonFileError, read_object
 from megatron_empg.weights.mapping.config_keys import key_fault
-from megatron_empg.weights.mapping.families import FAMILIES, family_of
+from megatron_empg.weights.mapping.families import FAMILIES, Family, family_of
 from megatron_empg.weights.mapping.known_models import how_to_get
 from megatron_empg.weights.mapping.model_sizes import ModelSizes, SizeFault
 from megatron_empg.weights.mapping.rope_config import RopeConfigError, RopeScaling, rope_scaling, rope_theta
@@ -78,7 +78,7 @@ class ModelConfig:
         with_experts = family.has("mlp.router.weight")
         if fault := key_fault(raw, experts=with_experts):
             raise ModelConfigError(fault)
-        _refuse_partial_attention(raw)
+        _refuse_partial_attention(raw, family)
         try:
             theta, scaling = rope_theta(raw), rope_scaling(raw)
         except RopeConfigError as error:
@@ -90,7 +90,7 @@ class ModelConfig:
             num_layers=_count(raw, "num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=_count(raw, "num_key_value_heads", default=heads),
-            head_dim=_head_dim(raw, name, heads),
+            head_dim=_head_dim(raw, family, heads),
             intermediate_size=_count(raw, "intermediate_size"),
             vocab_size=_count(raw, "vocab_size"),
             max_position_embeddings=_count(raw, "max_position_embeddings"),
@@ -187,12 +187,13 @@ def _family(raw: dict[str, Any]) -> str:
     return name
 
 
-def _refuse_partial_attention(raw: dict[str, Any]) -> None:
+def _refuse_partial_attention(raw: dict[str, Any], family: Family) -> None:
     """Every layer here attends to everything before it. Raises ModelConfigError."""
     window = raw.get("sliding_window", "given by default")
     if raw.get("use_sliding_window") and window is not None:
         raise ModelConfigError("use_sliding_window: true is not supported; attention here is full")
-    if raw.get("sliding_window") is not None and _family(raw) == "llama" and raw.get("use_sliding_window") is None:
+    unsaid = raw.get("use_sliding_window") is None
+    if raw.get("sliding_window") is not None and family.window_is_used and unsaid:
         raise ModelConfigError(
             f"sliding_window: {window!r} is not supported; attention here is full. Where the model was trained "
             "with full attention, take the key out or set use_sliding_window to false"
@@ -209,9 +210,8 @@ def _refuse_partial_attention(raw: dict[str, Any]) -> None:
         )
 
 
-def _head_dim(raw: dict[str, Any], family: str, heads: int) -> int:
-    # Hugging Face's own default for Qwen3 is not hidden_size / num_attention_heads.
-    if family == "qwen3" or raw.get("head_dim") is not None:
+def _head_dim(raw: dict[str, Any], family: Family, heads: int) -> int:
+    if family.head_dim_is_said or raw.get("head_dim") is not None:
         size = _count(raw, "head_dim")
     elif _count(raw, "hidden_size") % heads:
         raise ModelConfigError(

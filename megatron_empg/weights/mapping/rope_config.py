@@ -73,16 +73,18 @@ def _section(raw: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _scaling(place: str, values: dict[str, Any]) -> RopeScaling | None:
-    kind = values.get("rope_type", values.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise RopeConfigError(f"{place}: type {kind!r} is not supported; supported: default, llama3")
+    rope_type = values.get("rope_type", values.get("type", "default"))
+    if rope_type not in ("default", "llama3"):
+        raise RopeConfigError(f"{place}: type {rope_type!r} is not supported; supported: default, llama3")
     if values.get("partial_rotary_factor", 1.0) not in (1, None):
         raise RopeConfigError(f"{place}.partial_rotary_factor: below 1 is not supported")
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *(_SCALING if kind == "llama3" else ())}
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    if rope_type == "llama3":
+        known.update(_SCALING)
     for key, value in values.items():
         if key not in known and value is not None:
-            raise RopeConfigError(f"{place}.{key}: {value!r} is not understood in positions of type {kind!r}")
-    if kind == "default":
+            raise RopeConfigError(f"{place}.{key}: {value!r} is not understood in positions of type {rope_type!r}")
+    if rope_type == "default":
         return None
     for key in _SCALING:
         if values.get(key) is None:

@@ -23,7 +23,7 @@ from megatron_empg.planner.timing import bubble_share, step_time
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import rows
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -114,9 +114,9 @@ def packed_by_vllm(model: ModelConfig, buffer: int) -> Packing:
 
     def tensors() -> Any:
         nonlocal given
-        for row in rows(model):
+        for parameter in parameter_table(model):
             found.waiting.append(given - sum(found.chunks))
-            for hf, shape in zip(row.hf, row.shapes, strict=True):
+            for hf, shape in zip(parameter.hf, parameter.shapes, strict=True):
                 given += 2 * math.prod(shape)
                 yield hf, torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
@@ -136,9 +136,9 @@ def test_rank_0_holds_what_vllms_packing_makes_it_hold(
     model = config(name)
     packing = packed_by_vllm(model, buffer)
     fullest = 2 * max(packing.chunks)
-    for row, waiting in zip(rows(model), packing.waiting, strict=True):
-        first = model.padded_vocab_size(8) if row.kind == "vocabulary" else row.full_shape[0]
-        fullest = max(fullest, waiting + 2 * 2 * first * math.prod(row.full_shape[1:]))
+    for parameter, waiting in zip(parameter_table(model), packing.waiting, strict=True):
+        first = model.padded_vocab_size(8) if parameter.padded else parameter.full_shape[0]
+        fullest = max(fullest, waiting + 2 * 2 * first * math.prod(parameter.full_shape[1:]))
     monkeypatch.setattr(transfer, "PACKED_BUFFER_BYTES", buffer)
     assert transfer_bytes.__wrapped__(model, 2, 8) == PACKED_BUFFERS * fullest
 
@@ -151,7 +151,7 @@ def test_buffers_are_as_many_and_as_large_as_vllms() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_rank_0_holds_two_chunks_twice_and_the_largest_parameter(name: str) -> None:
     model = config(name)
-    largest = max(math.prod(row.full_shape) * 2 for row in rows(model))
+    largest = max(math.prod(parameter.full_shape) * 2 for parameter in parameter_table(model))
     chunk = max(packed_by_vllm(model, PACKED_BUFFER_BYTES).chunks)
     held = transfer_bytes(model, 2, 8)
     assert held >= 2 * 2 * max(chunk, largest)

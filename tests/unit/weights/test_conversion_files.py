@@ -17,9 +17,9 @@ from torch import Tensor
 from megatron_empg.weights.checkpoints.conversion import to_hugging_face, to_megatron, verify
 from megatron_empg.weights.checkpoints.dtypes import cast
 from megatron_empg.weights.checkpoints.errors import CheckpointError
-from megatron_empg.weights.checkpoints.reader import open_weights
+from megatron_empg.weights.checkpoints.open_weights import open_weights
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import merge, rows, shard
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 SMALL = 64 * 1024
 """Bytes of a file in these tests: a dozen files a model."""
@@ -58,17 +58,19 @@ def test_there_and_back_by_way_of_two_layouts(models: Path, tmp_path: Path, shap
 
 @pytest.mark.parametrize("shape", ["qwen2", "qwen3_moe", "llama3"])
 @pytest.mark.parametrize("parallel_size", [1, 2, 4])
-def test_a_piece_is_the_shard_of_the_whole(models: Path, tmp_path: Path, shape: str, parallel_size: int) -> None:
+def test_what_a_rank_reads_is_the_shard_of_the_whole(
+    models: Path, tmp_path: Path, shape: str, parallel_size: int
+) -> None:
     """Of both kinds of folder, though each reads no more than the rank needs."""
     config = ModelConfig.from_folder(models / shape)
     to_megatron(models / shape, tmp_path / "megatron", tensor_parallel=2)
     with open_weights(models / shape, config) as ours, open_weights(tmp_path / "megatron", config) as theirs:
-        for row in rows(config):
-            full = merge(row, ours.read(row), config)
+        for parameter in parameter_table(config):
+            full = parameter.merge(ours.read(parameter))
             for rank in range(parallel_size):
-                expected = shard(row, full, config, parallel_size, rank)
-                assert torch.equal(ours.piece(row, parallel_size, rank), expected), row.megatron
-                assert torch.equal(theirs.piece(row, parallel_size, rank), expected), row.megatron
+                expected = parameter.shard(full, parallel_size, rank)
+                assert torch.equal(ours.read_shard(parameter, parallel_size, rank), expected), parameter.megatron
+                assert torch.equal(theirs.read_shard(parameter, parallel_size, rank), expected), parameter.megatron
 
 
 def test_the_folder_loads_in_transformers(models: Path, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_an_interrupted_conversion_goes_on(models: Path, tmp_path: Path, convert
     convert(models / "qwen2", tmp_path / "again", shard_bytes=SMALL, dtype=torch.bfloat16)
     config = ModelConfig.from_folder(models / "qwen2")
     with open_weights(tmp_path / "again", config) as reader:
-        assert {reader.dtype(row) for row in reader.table} == {torch.bfloat16}
+        assert {reader.dtype(parameter) for parameter in reader.table} == {torch.bfloat16}
 
 
 # Element types
@@ -343,7 +345,7 @@ def save_large_model(folder: Path, layers: int) -> None:
     (like / "config.json").write_text(json.dumps(config))
     tensors = (
         (name, torch.ones(shape))
-        for row in rows(ModelConfig.from_dict(config))
-        for name, shape in zip(row.hf, row.shapes, strict=True)
+        for parameter in parameter_table(ModelConfig.from_dict(config))
+        for name, shape in zip(parameter.hf, parameter.shapes, strict=True)
     )
     write_folder(folder, tensors, like)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError, RopeScaling
-from megatron_empg.weights.mapping.parameters import rows
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 CONFIGS = Path(__file__).parent / "configs"
 PUBLISHED = {
@@ -23,7 +23,10 @@ PUBLISHED = {
 
 
 def named_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    return {name: shape for row in rows(config) for name, shape in zip(row.hf, row.shapes, strict=True)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for parameter in parameter_table(config):
+        shapes.update(zip(parameter.hf, parameter.shapes, strict=True))
+    return shapes
 
 
 def raw(name: str) -> dict[str, Any]:

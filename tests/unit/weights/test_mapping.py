@@ -9,10 +9,12 @@ from models import save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_empg.weights.checkpoints.hugging_face import CheckpointError, CheckpointReader, write_folder
+from megatron_empg.weights.checkpoints.hugging_face import CheckpointError, HuggingFaceReader, write_folder
 from megatron_empg.weights.mapping.initialise import random_tensors
+from megatron_empg.weights.mapping.mappings import GateUp, Qkv, Replicated
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import Row, merge, rows, shard, split, unshard
+from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
+from megatron_empg.weights.mapping.parameters import parameter_table
 
 SHAPES = ("qwen2", "qwen2-untied", "llama")
 
@@ -24,76 +26,82 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-def read_all(folder: Path) -> tuple[ModelConfig, list[tuple[Row, list[Tensor]]]]:
+def read_all(folder: Path) -> tuple[ModelConfig, list[tuple[ParameterMapping, list[Tensor]]]]:
     config = ModelConfig.from_folder(folder)
-    with CheckpointReader(folder, rows(config), config) as reader:
-        return config, [(row, reader.read(row)) for row in rows(config)]
+    with HuggingFaceReader(folder, config) as reader:
+        return config, [(parameter, reader.read(parameter)) for parameter in parameter_table(config)]
 
 
-def test_every_tensor_of_the_folder_is_in_exactly_one_row(folder: Path) -> None:
+def test_every_tensor_of_the_folder_is_of_exactly_one_parameter(folder: Path) -> None:
     config = ModelConfig.from_folder(folder)
-    names = [name for row in rows(config) for name in row.hf]
+    names = [name for parameter in parameter_table(config) for name in parameter.hf]
     assert len(set(names)) == len(names)
     assert set(names) == set(load_file(folder / "model.safetensors"))
-    megatron = [row.megatron for row in rows(config)]
+    megatron = [parameter.megatron for parameter in parameter_table(config)]
     assert len(set(megatron)) == len(megatron)
 
 
 def test_split_inverts_merge(folder: Path) -> None:
-    config, table = read_all(folder)
-    for row, tensors in table:
-        full = merge(row, tensors, config)
-        assert tuple(full.shape) == row.full_shape, row.megatron
-        back = split(row, full, config)
-        assert len(back) == len(tensors) == len(row.hf), row.megatron
+    _, table = read_all(folder)
+    for parameter, tensors in table:
+        full = parameter.merge(tensors)
+        assert tuple(full.shape) == parameter.full_shape, parameter.megatron
+        back = parameter.split(full)
+        assert len(back) == len(tensors) == len(parameter.hf), parameter.megatron
         for before, after in zip(tensors, back, strict=True):
-            assert torch.equal(before, after), row.megatron
+            assert torch.equal(before, after), parameter.megatron
 
 
 @pytest.mark.parametrize("parallel_size", [1, 2])
 def test_unshard_inverts_shard(folder: Path, parallel_size: int) -> None:
     config, table = read_all(folder)
-    for row, tensors in table:
-        full = merge(row, tensors, config)
-        pieces = [shard(row, full, config, parallel_size, rank) for rank in range(parallel_size)]
-        back = unshard(row, pieces)
-        if row.kind == "vocabulary":
+    for parameter, tensors in table:
+        full = parameter.merge(tensors)
+        shards = [parameter.shard(full, parallel_size, rank) for rank in range(parallel_size)]
+        back = parameter.unshard(shards)
+        if parameter.padded:
             assert len(back) == config.padded_vocab_size(parallel_size)
             assert (back[config.vocab_size :] == 0).all()
             back = back[: config.vocab_size]
         else:
-            together = sum(piece.numel() for piece in pieces)
-            assert together == full.numel() * (parallel_size if row.kind == "replicated" else 1), row.megatron
-        assert torch.equal(back, full), row.megatron
+            together = sum(shard.numel() for shard in shards)
+            copies = parallel_size if isinstance(parameter, Replicated) else 1
+            assert together == full.numel() * copies, parameter.megatron
+        assert torch.equal(back, full), parameter.megatron
 
 
 def test_a_rank_holds_whole_heads_with_their_keys_and_values() -> None:
-    """Queries, keys and values of a group lie together, so that a rank's piece is heads of its own."""
+    """Queries, keys and values of a group lie together, so that a rank's shard is heads of its own."""
     folder = ModelConfig("llama", 8, 1, 4, 2, 2, 6, 10, 32, 1e4, 1e-6, False, False)
-    row = next(row for row in rows(folder) if row.kind == "qkv")
+    parameter = next(parameter for parameter in parameter_table(folder) if isinstance(parameter, Qkv))
     q, k, v = (torch.arange(n).float()[:, None].expand(n, 8) + 100 * i for i, n in enumerate((8, 4, 4)))
-    piece = shard(row, merge(row, [q, k, v], folder), folder, 2, 1)
-    assert piece[:, 0].tolist() == [4, 5, 6, 7, 102, 103, 202, 203]
+    shard = parameter.shard(parameter.merge([q, k, v]), 2, 1)
+    assert shard[:, 0].tolist() == [4, 5, 6, 7, 102, 103, 202, 203]
 
 
 def test_gate_and_up_are_sharded_alike() -> None:
     config = ModelConfig("llama", 8, 1, 4, 2, 2, 6, 10, 32, 1e4, 1e-6, False, False)
-    row = next(row for row in rows(config) if row.kind == "gate_up")
+    parameter = next(parameter for parameter in parameter_table(config) if isinstance(parameter, GateUp))
     gate, up = (torch.arange(6).float()[:, None].expand(6, 8) + 100 * i for i in range(2))
-    piece = shard(row, merge(row, [gate, up], config), config, 2, 1)
-    assert piece[:, 0].tolist() == [3, 4, 5, 103, 104, 105]
+    shard = parameter.shard(parameter.merge([gate, up]), 2, 1)
+    assert shard[:, 0].tolist() == [3, 4, 5, 103, 104, 105]
 
 
 def test_random_weights_follow_from_name_and_seed(folder: Path) -> None:
     config = ModelConfig.from_folder(folder)
-    for row in rows(config):
+    for parameter in parameter_table(config):
         for tensor, again, shape in zip(
-            random_tensors(row, config, 3), random_tensors(row, config, 3), row.shapes, strict=True
+            random_tensors(parameter, config, 3),
+            random_tensors(parameter, config, 3),
+            parameter.shapes,
+            strict=True,
         ):
             assert tuple(tensor.shape) == shape
             assert torch.equal(tensor, again)
-        if row.kind != "replicated" and not row.megatron.endswith("bias"):
-            assert not torch.equal(random_tensors(row, config, 3)[0], random_tensors(row, config, 4)[0])
+        if not isinstance(parameter, Replicated) and not parameter.megatron.endswith("bias"):
+            assert not torch.equal(
+                random_tensors(parameter, config, 3)[0], random_tensors(parameter, config, 4)[0]
+            )
 
 
 # Faulty folders
@@ -186,7 +194,7 @@ def test_frequencies_of_old_files_are_left_out_and_said(model: Path) -> None:
     _, before = read_all(model)
     change(model, **{f"model__layers__{n}__self_attn__rotary_emb__inv_freq": torch.ones(8) for n in range(4)})
     config = ModelConfig.from_folder(model)
-    with CheckpointReader(model, rows(config), config) as reader:
+    with HuggingFaceReader(model, config) as reader:
         assert [note.partition(": ")[2] for note in reader.notes] == [
             "4 tensors rotary_emb.inv_freq are not read; rope_theta stands in config.json"
         ]
@@ -306,7 +314,7 @@ def test_an_index_that_is_none(model: Path, content: str, says: str) -> None:
 
 def test_a_large_folder_is_written_in_several_files(model: Path, tmp_path: Path) -> None:
     _, table = read_all(model)
-    tensors = [(name, t) for row, ts in table for name, t in zip(row.hf, ts, strict=True)]
+    tensors = [(name, t) for parameter, ts in table for name, t in zip(parameter.hf, ts, strict=True)]
     write_folder(tmp_path / "written", iter(tensors), model, shard_bytes=100_000)
     files = sorted((tmp_path / "written").glob("*.safetensors"))
     assert len(files) > 3
@@ -321,7 +329,7 @@ def test_a_folder_is_replaced_as_a_whole(model: Path, tmp_path: Path) -> None:
     config, table = read_all(model)
     destination = tmp_path / "written"
     for factor in (1, 2):
-        tensors = ((name, t * factor) for row, ts in table for name, t in zip(row.hf, ts, strict=True))
+        tensors = ((name, t * factor) for parameter, ts in table for name, t in zip(parameter.hf, ts, strict=True))
         write_folder(destination, tensors, model)
     _, back = read_all(destination)
     for (_, one), (_, other) in zip(table, back, strict=True):
