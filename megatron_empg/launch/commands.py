@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_empg.launch.run_plan import RunPlan, ServicePlan
+from megatron_empg.run.names import RunPaths
 
 NO_GPU: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
 """The environment of processes that are to see none: driver, services and watchdog on a node with GPUs."""
@@ -123,12 +124,12 @@ def conversion(python: str, source: str, target: str, like: str = "") -> tuple[s
 
 def recipe_of(plan: RunPlan) -> str:
     """The resolved recipe, which every process of the run reads."""
-    return f"{plan.run_folder}/recipe.yaml"
+    return str(RunPaths(plan.run_folder).recipe)
 
 
 def heartbeat_of(plan: RunPlan) -> str:
     """The file in which the trainer's rank 0 says what it does."""
-    return f"{plan.run_folder}/heartbeats/rank_0.json"
+    return str(RunPaths(plan.run_folder).heartbeat(0))
 
 
 def engine_words(urls: Sequence[str]) -> list[str]:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_empg.launch.restart import Start
+from megatron_empg.run.names import RunPaths
 
 
 def read_starts(run_folder: Path, job: str) -> Sequence[Start]:
     """The starts of this job, oldest first; none without the file."""
     try:
-        text = (run_folder / "starts").read_text(encoding="utf-8")
+        text = RunPaths(run_folder).starts.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     found = []
@@ -29,7 +30,7 @@ def read_starts(run_folder: Path, job: str) -> Sequence[Start]:
 
 def note_start(run_folder: Path, start: Start) -> None:
     """Add a line, and bring it to disk before anything starts. Raises OSError."""
-    with (run_folder / "starts").open("a", encoding="utf-8") as file:
+    with RunPaths(run_folder).starts.open("a", encoding="utf-8") as file:
         file.write(f"{start.job} {start.checkpoint}\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,198 @@
+"""One attempt at a run: its parts, which of them are healthy, and why the first one that ends has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.health import has_begun, healthy
+from megatron_empg.launch.parts import Ended, Part, Runner
+from megatron_empg.launch.restart import AttemptEnd, Cause
+
+LIKELIER_CAUSES = (ExitCode.SERVICE, ExitCode.ENGINES, ExitCode.DRIVER, ExitCode.WATCHDOG, ExitCode.TRAINER)
+"""When several parts end, the first of these is why the others did."""
+FOLLOW_OTHERS = (ExitCode.DRIVER, ExitCode.TRAINER)
+"""They may fail of the death of a part that is not seen yet."""
+LOOK_FOR_CAUSE_SECONDS = 2.0
+LOOK_FOR_NODES_SECONDS = 15.0
+NEVER_AGAIN = (ExitCode.PREFLIGHT, ExitCode.CONVERSION)
+"""Parts whose failure ends the run, whatever their status."""
+
+
+@dataclass(frozen=True)
+class Senses:
+    """How an attempt sees the world; a test has its own. `is_healthy` is asked with a URL and the run's token."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    is_healthy: Callable[[str, str], bool] = healthy
+    has_begun: Callable[[str], bool] = has_begun
+
+
+@dataclass
+class Attempt:
+    """What is known of the parts that were started. `token` is the run's; `watchdog_verdict` as a Site has it."""
+
+    runner: Runner
+    token: str
+    watchdog_verdict: Callable[[], AttemptEnd | None]
+    senses: Senses
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Those that were started, by name."""
+    healthy: set[str] = field(default_factory=set)
+    """Names of those that have answered; one without an address counts at once."""
+    done: set[str] = field(default_factory=set)
+    """Names of those that were to end, and did so with status 0."""
+    restarts: dict[str, int] = field(default_factory=dict)
+    """How often a part alone was started again, by name."""
+    _started: dict[str, float] = field(default_factory=dict)
+    _nodes_asked: float = -1.0
+
+    def start(self, part: Part) -> None:
+        """Start a part. What an earlier attempt's ranks said of themselves is taken away, as they may have been
+        killed."""
+        if part.heartbeat:
+            _remove(part.heartbeat)
+        self.parts[part.name] = part
+        self._started[part.name] = self.senses.clock()
+        self.runner.start(part)
+
+    def restart(self, name: str) -> None:
+        """Start that part alone once more."""
+        self.restarts[name] = self.restarts.get(name, 0) + 1
+        self.start(self.parts[name])
+
+    def is_over(self, stage: Sequence[Part]) -> bool:
+        """Whether those of the stage that end have ended well, or, where none ends, all are healthy."""
+        ending = [part for part in stage if part.ends]
+        if ending:
+            return all(part.name in self.done for part in ending)
+        return all(part.name in self.healthy for part in stage)
+
+    def all_healthy(self) -> bool:
+        """Whether every part that was started has been healthy."""
+        return len(self.healthy) == len(self.parts)
+
+    def look(self) -> AttemptEnd | None:
+        """How the attempt ends now; None while it goes on."""
+        ended = self._new_ends()
+        if ended:
+            return self._explain(ended)
+        self._ask_health()
+        for part in self.parts.values():
+            if part.name not in self.healthy and self._seconds(part) > part.start_seconds:
+                says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
+                return self._end(Cause.FAULT, part, says)
+        if self._is_time_for_nodes():
+            lost = self.runner.lost_nodes()
+            if lost:
+                return _lost(lost)
+        return None
+
+    # --- what has ended, and why -------------------------------------------------------------------------------
+
+    def _new_ends(self) -> list[Ended]:
+        """Those that have ended since the last look, but for those that were to end and did so well."""
+        found = []
+        ended = self.runner.ended()
+        while ended:
+            if ended.part.ends and ended.status == 0:
+                self.done.add(ended.part.name)
+            else:
+                found.append(ended)
+            ended = self.runner.ended()
+        return found
+
+    def _explain(self, ended: list[Ended]) -> AttemptEnd:
+        """Why the attempt ends: a lost node before anything else, the watchdog's word before the first death."""
+        lost = self.runner.lost_nodes(ask_each=True)
+        if lost:
+            return _lost(lost)
+        ended = ended + self._causes_behind(ended)
+        if any(one.part.code is ExitCode.WATCHDOG for one in ended):
+            verdict = self.watchdog_verdict()
+            if verdict:
+                return verdict
+        first = min(ended, key=_likelihood)
+        cause = Cause.FAULT if self._would_come_again(first) else Cause.DIED
+        return self._end(cause, first.part, str(first))
+
+    def _causes_behind(self, ended: list[Ended]) -> list[Ended]:
+        """Parts whose death may be why these have ended, and is seen only now."""
+        found: list[Ended] = []
+        until = self.senses.clock() + LOOK_FOR_CAUSE_SECONDS
+        while all(one.part.code in FOLLOW_OTHERS for one in [*ended, *found]):
+            if self.senses.clock() >= until:
+                return [*found, *self._silent()]
+            self.senses.sleep(0.2)
+            found += self._new_ends()
+        return found
+
+    def _silent(self) -> list[Ended]:
+        """Engines and services that were healthy and no longer are, though their processes live: as if killed."""
+        found = []
+        for part in self.parts.values():
+            serves = part.code in (ExitCode.ENGINES, ExitCode.SERVICE) and part.name in self.healthy
+            if serves and not all(self.senses.is_healthy(url, self.token) for url in part.addresses):
+                found.append(Ended(part, 0))
+        return found
+
+    def _would_come_again(self, ended: Ended) -> bool:
+        """Whether the same would happen after a restart."""
+        if ended.part.code in NEVER_AGAIN or ended.status == LASTING_FAULT:
+            return True
+        if ended.by_signal or ended.status == 0:
+            return False
+        return ended.part.code is ExitCode.WATCHDOG or not self._has_worked(ended.part)
+
+    def _has_worked(self, part: Part) -> bool:
+        if part.heartbeat:
+            return self.senses.has_begun(part.heartbeat)
+        return part.name in self.healthy
+
+    def _end(self, cause: Cause, part: Part, says: str) -> AttemptEnd:
+        restarts = self.restarts.get(part.name, 0)
+        return AttemptEnd(cause, part.name, part.code, says=says, part_restarts=restarts)
+
+    # --- what the parts are at ---------------------------------------------------------------------------------
+
+    def _ask_health(self) -> None:
+        """Of those that were not healthy yet; once is enough, as then their end tells."""
+        for part in self.parts.values():
+            if part.name not in self.healthy and self._answers(part):
+                self.healthy.add(part.name)
+
+    def _answers(self, part: Part) -> bool:
+        return all(self.senses.is_healthy(url, self.token) for url in part.addresses)
+
+    def _seconds(self, part: Part) -> float:
+        """Since it was started."""
+        return self.senses.clock() - self._started[part.name]
+
+    def _is_time_for_nodes(self) -> bool:
+        """Every LOOK_FOR_NODES_SECONDS."""
+        now = self.senses.clock()
+        if now - self._nodes_asked < LOOK_FOR_NODES_SECONDS:
+            return False
+        self._nodes_asked = now
+        return True
+
+
+def _lost(nodes: Sequence[str]) -> AttemptEnd:
+    return AttemptEnd(Cause.LOST_NODE, code=ExitCode.NODE, says=f"lost {' '.join(nodes)}")
+
+
+def _likelihood(ended: Ended) -> int:
+    code = ended.part.code
+    return LIKELIER_CAUSES.index(code) if code in LIKELIER_CAUSES else -1
+
+
+def _remove(path: str) -> None:
+    try:
+        Path(path).unlink()
+    except FileNotFoundError:
+        return
