@@ -22,10 +22,10 @@ from megatron_empg.actor.manifest import (
     file_records,
     gathered,
     on_first_rank,
-    sync_folder,
     write_manifest,
 )
 from megatron_empg.actor.parallel import data_and_context_group
+from megatron_empg.common.files import sync
 from megatron_empg.run.checkpoint_folders import finished_steps, step_folder
 from megatron_empg.upstream import megatron_checkpointing
 
@@ -161,10 +161,10 @@ class Checkpoints:
                 target.aside, (p for p in others if str(p.relative_to(target.aside)) not in files)
             )
             write_manifest(target.aside, {**target.manifest, "files": files})
-            sync_folder(target.aside / "megatron")
+            sync(target.aside / "megatron")
             shutil.rmtree(target.final, ignore_errors=True)
             os.replace(target.aside, target.final)
-            sync_folder(self.root)
+            sync(self.root)
         for old in finished_steps(self.root)[: -self.keep]:
             shutil.rmtree(step_folder(self.root, old))
 

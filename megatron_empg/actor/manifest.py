@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from megatron_empg.common.files import sync, write_json
 from megatron_empg.run.checkpoint_folders import MANIFEST
 from megatron_empg.weights.checkpoints.errors import CheckpointError
 
@@ -24,22 +24,8 @@ def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """As the last file of a checkpoint."""
-    aside = folder / (MANIFEST + ".writing")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / MANIFEST)
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Let the names of the files in ``folder`` outlive a loss of power, as `os.fsync` does their content."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_json(folder / MANIFEST, content, indent=1)
+    sync(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.common.files import write_text
+
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line and bring it to disk. A number that is not finite is written as null: JSON has none."""
@@ -37,17 +39,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a file with the records for which ``keep`` is true, torn lines removed."""
     if path.exists():
         kept = [record for record in read_lines(path) if keep(record)]
-        write_aside(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Replace a file as a whole: written beside it, brought to disk, renamed. Readers never see a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
 def _finite(value: Any) -> Any:

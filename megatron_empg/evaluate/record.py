@@ -6,7 +6,6 @@ its own, and each outcome names its policy. How many questions, samples and poli
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self, get_args
 
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.questions import Decoding, End, Outcome, Pass, fingerprint_task
 
@@ -131,14 +131,8 @@ class Record:
 
     def _lock(self) -> None:
         assert self._file is not None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvaluationError(
-                f"another evaluation writes {self.path}; wait for it, or give another --json"
-            ) from None
-        except OSError:
-            pass  # some cluster file systems have no locks; the file is then the user's to keep single
+        busy = EvaluationError(f"another evaluation writes {self.path}; wait for it, or give another --json")
+        hold_where_possible(self._file, busy)
 
     def _read(self) -> None:
         assert self._file is not None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from megatron_empg.common.files import put_in_place
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.errors import PrepareError
 
@@ -28,7 +29,7 @@ def take_out(archive: Path, member: str, destination: Path) -> None:
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
             aside.unlink(missing_ok=True)
             raise PrepareError(f"{archive} is damaged or no archive: {error}; delete it and try again") from None
-        aside.replace(destination)
+        put_in_place(aside, destination)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from megatron_empg import __version__
+from megatron_empg.common.locks import hold
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
 from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest, verify_files
 from megatron_empg.prepare.costs import Bandwidth, Cost, require_room, table
@@ -301,9 +301,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock = (folder / ".prepare.lock").open("a", encoding="utf-8")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PrepareError(f"another preparation of {folder} is running; wait for it") from None
+            hold(lock, PrepareError(f"another preparation of {folder} is running; wait for it"))
         except OSError as error:
             raise PrepareError(f"{folder} cannot be locked: {error.strerror}") from None
         yield

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_empg.common.files import write_text
 from megatron_empg.prepare.errors import PrepareError
 
 _FULL = {
@@ -43,12 +43,7 @@ def named_disk_faults(path: Path) -> Iterator[None]:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Replace a file as a whole: written beside it, brought to disk, renamed. Raises PrepareError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    """Replace a file as a whole, its folder made where there is none. Raises PrepareError."""
     with named_disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_text(path, text)

@@ -6,7 +6,6 @@ NAME.part.json says what the part is of. Whatever moment a fetch is killed at, t
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from megatron_empg.common.files import put_in_place, write_json
 from megatron_empg.prepare.checksums import Checksum, Digest, digest_of
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.errors import NotThere, PrepareError
@@ -109,8 +109,7 @@ class Download:
                 if fresh:
                     raise PrepareError(f"{shown(wanted.url)}: {fault}; what came was deleted{wanted.if_changed}")
                 self._say(f"{wanted.path.name}: {fault}; fetching it again from the beginning")
-            _to_disk(wanted.part)
-            wanted.part.replace(wanted.path)
+            put_in_place(wanted.part, wanted.path)
             wanted.note.unlink(missing_ok=True)
         return digest.sha256
 
@@ -270,11 +269,6 @@ def _restart(wanted: Wanted, part: _Part) -> None:
     part.have, part.digest, part.total, part.version = 0, Digest(wanted.git_size), wanted.size, ""
 
 
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _discard(wanted: Wanted) -> None:
     wanted.part.unlink(missing_ok=True)
     wanted.note.unlink(missing_ok=True)
@@ -282,9 +276,7 @@ def _discard(wanted: Wanted) -> None:
 
 def _write_note(wanted: Wanted, part: _Part) -> None:
     note = {"url": url_key(wanted.url), "version": part.version, "total": part.total}
-    aside = wanted.note.with_name(f"{wanted.note.name}.new")
-    aside.write_text(json.dumps(note), encoding="utf-8")
-    aside.replace(wanted.note)
+    write_json(wanted.note, note, durable=False)
 
 
 def _read_note(wanted: Wanted) -> dict[str, Any]:

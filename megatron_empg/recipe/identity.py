@@ -11,7 +11,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from megatron_empg.actor.config import ActorConfig
-from megatron_empg.common.jsonl import write_aside
+from megatron_empg.common.files import write_json
 from megatron_empg.common.section import Mark, Section, choices, marked, section_of, shared_keys
 from megatron_empg.environments.registry import data_files, default_settings, place_settings
 from megatron_empg.environments.settings import names_a_place
@@ -296,7 +296,7 @@ def _write_start(folder: RunFolder, recipe: Recipe | SftRecipe) -> None:
     # What was not there at the first start (a model that the job converts) is noted when it is.
     ours |= {name: value for name, value in known.items() if value}
     if ours != known:
-        write_aside(folder.identity, json.dumps(ours, indent=2) + "\n")
+        write_json(folder.identity, ours, indent=2)
     changed = changed_keys(folder, recipe) if begun else {}
     noted = {"step": folder.last_checkpoint()} | ({"changed": changed} if changed else {})
     folder.write_start(dump_recipe(recipe), noted)

@@ -1,7 +1,6 @@
 """Where a run keeps everything: a folder that an interrupted run is continued from."""
 
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import platform
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.jsonl import keep_lines, read_lines, write_aside
+from megatron_empg.common.files import write_json, write_text
+from megatron_empg.common.jsonl import keep_lines, read_lines
+from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.run.checkpoint_folders import MANIFEST, last_step, step_folder
 from megatron_empg.run.names import RunPaths
 
@@ -54,7 +55,7 @@ class RunFolder(RunPaths):
     def write_start(self, recipe: str, noted: Mapping[str, Any]) -> None:
         """Add this start's versions, with what else is `noted` of it, then write the recipe. Raises OSError."""
         self._note_versions(noted)
-        write_aside(self.recipe, recipe)
+        write_text(self.recipe, recipe)
 
     def begun(self) -> bool:
         """Whether a run has come so far that something of it is here: a step's metrics, a checkpoint, a policy."""
@@ -87,7 +88,7 @@ class RunFolder(RunPaths):
 
     def note_export(self, step: int) -> None:
         """Say, after the fact, that ``policy/`` is that of `step`."""
-        write_aside(self.exported, json.dumps({"step": step}) + "\n")
+        write_json(self.exported, {"step": step})
 
     def close(self) -> None:
         """Release the lock."""
@@ -105,16 +106,16 @@ class RunFolder(RunPaths):
                 path.unlink()
 
     def _take_lock(self) -> None:
+        busy = RunFolderError(
+            f"another process is training in {self.root}; wait for it, end it, or give another run.folder"
+        )
         self._lock = self.lock_file.open("a", encoding="utf-8")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held = hold_where_possible(self._lock, busy)
+        except RunFolderError:
             self.close()
-            raise RunFolderError(
-                f"another process is training in {self.root}; wait for it, end it, or give another run.folder"
-            ) from None
-        except OSError:
-            # Some cluster file systems have no locks; the run is then the user's to keep single.
+            raise
+        if not held:
             self.close()
 
     def _note_versions(self, extra: Mapping[str, Any]) -> None:
@@ -125,7 +126,7 @@ class RunFolder(RunPaths):
             except (ValueError, KeyError, TypeError):
                 starts = []
         starts.append({**versions(), **extra})
-        write_aside(self.versions, json.dumps({"starts": starts}, indent=2) + "\n")
+        write_json(self.versions, {"starts": starts}, indent=2)
 
 
 def versions() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_empg.common.files import write_json
 from megatron_empg.run.names import RunPaths
 from megatron_empg.upstream.torch_distributed import collectives_begun, recorded_collectives
 
@@ -87,13 +88,9 @@ class Heartbeat:
 
     def _write(self, number: int) -> None:
         limit = self._limits.get(self.phase, PHASE_LIMIT)
-        beat = Beat(
-            self._rank, self._node, os.getpid(), number, self.step, self.phase, collectives_begun(), self._where(), limit
-        )
-        path = self._paths.heartbeat(self._rank)
-        aside = path.with_suffix(".writing")
-        aside.write_text(json.dumps(asdict(beat)), encoding="utf-8")
-        os.replace(aside, path)
+        begun, where = collectives_begun(), self._where()
+        beat = Beat(self._rank, self._node, os.getpid(), number, self.step, self.phase, begun, where, limit)
+        write_json(self._paths.heartbeat(self._rank), asdict(beat), durable=False)
 
     def _where(self) -> str:
         """The main thread's innermost frame, and the innermost one of this package."""

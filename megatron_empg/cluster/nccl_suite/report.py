@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from megatron_empg.common.files import write_json, written_aside
 
 if TYPE_CHECKING:
     from megatron_empg.cluster.nccl_suite.suite import Findings
@@ -18,7 +19,8 @@ def publish(findings: Findings, json_path: Path | None, heat_map: Path | None) -
     """Print the tables; write the files asked for."""
     show(findings)
     if json_path:
-        _written(json_path, json.dumps(findings.as_json(), indent=2).encode())
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_path, findings.as_json(), indent=2)
         print(f"written: {json_path}")
     if heat_map and findings.pairs:
         draw_pairs(findings, heat_map)
@@ -118,14 +120,6 @@ def draw_pairs(findings: Findings, path: Path) -> None:
         for sender, receiver, value in findings.pairs or []:
             ink = "black" if value > 0.6 * np.nanmax(matrix) else "white"
             axes.text(receiver, sender, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=7)
-    aside = path.with_name(path.name + ".writing")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(aside, format=path.suffix.lstrip(".") or "png", dpi=120)
-    os.replace(aside, path)
-
-
-def _written(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".writing")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format=path.suffix.lstrip(".") or "png", dpi=120)

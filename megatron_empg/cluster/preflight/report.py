@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from megatron_empg.cluster.preflight.facts import Node
 from megatron_empg.cluster.preflight.judge import Finding
+from megatron_empg.common import files
 
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
@@ -56,6 +56,4 @@ def write_json(path: Path, nodes: Sequence[Node], findings: Sequence[Finding]) -
         "nodes": [node.model_dump() for node in nodes],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    files.write_json(path, content, indent=2)

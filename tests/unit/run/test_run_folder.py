@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.common.jsonl import append_line, read_lines, write_aside
+from megatron_empg.common.files import write_text
+from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.folder import RunFolder, RunFolderError, versions
 
 
@@ -86,8 +87,8 @@ def test_any_text_survives(tmp_path: Path, text: str) -> None:
     assert read_lines(path) == [{"text": text}, {"text": "next"}]
 
 
-def test_write_aside_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    write_aside(tmp_path / "a", "old")
-    write_aside(tmp_path / "a", "new")
+def test_writing_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    write_text(tmp_path / "a", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "new"

@@ -7,7 +7,6 @@ query with every vector, which is as exact as faiss's "Flat" and slower.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
+from megatron_empg.common.files import aside_of, put_in_place, write_text
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array
@@ -74,14 +74,12 @@ def _build(folder: Path, encoder: Encoder, progress: Callable[[str], None]) -> N
         progress(f"{folder}: the vectors are there already")
         return
     (folder / SETTINGS).unlink(missing_ok=True)
-    aside = folder / f"{VECTORS}.writing"
+    aside = aside_of(folder / VECTORS)
     dimension = _write_vectors(aside, passages, encoder, progress)
     digest = file_digest(aside)
-    os.replace(aside, folder / VECTORS)
+    put_in_place(aside, folder / VECTORS)
     settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages), "sha256": digest}
-    aside = folder / f"{SETTINGS}.writing"
-    aside.write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, folder / SETTINGS)
+    write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
 
 
 def _write_vectors(path: Path, passages: Passages, encoder: Encoder, progress: Callable[[str], None]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_empg.common.files import aside_of, sync
+from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.environments.deep_search.search.bm25_index import SearchIndex
 from megatron_empg.environments.deep_search.search.corpus_lines import CorpusFile
 from megatron_empg.environments.deep_search.search.errors import (
@@ -52,7 +53,7 @@ def build_index(
     compiled_search()  # what is missing for searching must be told before hours of building
     bm25, rules = bm25 or Bm25(), rules or WordRules()
     source, out = CorpusFile(Path(corpus)), Path(out)
-    aside = out.with_name(out.name + ".writing")
+    aside = aside_of(out)
     with disk_errors_named(aside):
         if out.exists():
             return _present(source, out, bm25, rules, progress)
@@ -160,12 +161,7 @@ def _alone(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock_path = folder.with_name(folder.name + ".lock")
     with lock_path.open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IndexFolderError(f"another process is writing {folder}; wait for it") from None
-        except OSError:
-            pass  # some network file systems have no locks
+        hold_where_possible(lock, IndexFolderError(f"another process is writing {folder}; wait for it"))
         if not lock_path.exists() or lock_path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
             raise IndexFolderError(f"another process has just written {folder}; give the command again")
         shutil.rmtree(folder, ignore_errors=True)
@@ -182,11 +178,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _sync(folder: Path) -> None:
     """Have everything on the disk before the rename says that it is."""
     for path in [*folder.iterdir(), folder]:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        sync(path)
 
 
 def _size(folder: Path) -> int:
