@@ -11,7 +11,6 @@
 #SBATCH --time=02:00:00
 #SBATCH --output=%x_%j.out
 
-EMPG_TRAINER_NODES=1 EMPG_ROLLOUT_NODES=0
 EMPG_HOME=${EMPG_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$EMPG_HOME/slurm/lib.sh" || { echo "no slurm/lib.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
-convert "$@"
+source "$EMPG_HOME/slurm/job.sh" || { echo "no slurm/job.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
+job convert "$0" "$@"

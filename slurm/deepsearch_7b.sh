@@ -20,10 +20,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
 
-EMPG_RECIPE=${EMPG_RECIPE:-recipes/deepsearch_7b.yaml}
-EMPG_TRAINER_NODES=${EMPG_TRAINER_NODES:-1}
-EMPG_ROLLOUT_NODES=${EMPG_ROLLOUT_NODES:-1}
+export EMPG_RECIPE=${EMPG_RECIPE:-recipes/deepsearch_7b.yaml}
+export EMPG_TRAINER_NODES=${EMPG_TRAINER_NODES:-1} EMPG_ROLLOUT_NODES=${EMPG_ROLLOUT_NODES:-1}
 
 EMPG_HOME=${EMPG_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$EMPG_HOME/slurm/run.sh" || { echo "no slurm/run.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
-train "$@"
+source "$EMPG_HOME/slurm/job.sh" || { echo "no slurm/job.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
+job train "$0" "$@"

@@ -13,7 +13,6 @@
 #SBATCH --time=00:40:00
 #SBATCH --output=%x_%j.out
 
-EMPG_TRAINER_NODES=${SLURM_JOB_NUM_NODES:-$(sed -n 's/^#SBATCH --nodes=//p' "$0")} EMPG_ROLLOUT_NODES=0
 EMPG_HOME=${EMPG_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$EMPG_HOME/slurm/lib.sh" || { echo "no slurm/lib.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
-suite "$@"
+source "$EMPG_HOME/slurm/job.sh" || { echo "no slurm/job.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }
+job suite "$0" "$@"

@@ -1,5 +1,7 @@
 """What the log of a process that has ended says of why: its end, and the error that all else follows from."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

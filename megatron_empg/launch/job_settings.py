@@ -108,7 +108,7 @@ def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Words:
 
 def read_job(environment: Mapping[str, str], script: str, options: Sequence[str] = ()) -> JobSettings:
     """Raises JobError."""
-    home = str(Path(environment["EMPG_HOME"]).resolve())
+    home = os.path.abspath(environment["EMPG_HOME"])  # with its links: other nodes may know it by them alone
     device = environment.get("EMPG_DEVICE") or "cuda"
     if device not in ("cuda", "cpu"):
         raise misconfigured(f"EMPG_DEVICE is '{device}'; allowed: cuda, cpu")

@@ -1,0 +1,181 @@
+"""Parts of a run as steps of a Slurm job, side by side: a Runner."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.common.log_ends import first_error
+from megatron_empg.launch.containers import Container
+from megatron_empg.launch.parts import Ended, Part, status_of
+from megatron_empg.launch.slurm import Slurm
+from megatron_empg.launch.slurm_words import task_statuses
+
+STOP_SECONDS = 40.0
+"""Until srun must have ended after its step was cancelled; Slurm itself kills tasks that do not obey."""
+SHOWN_LINES = 15
+LONGEST = 1000
+"""Of a log's end, and characters of an error."""
+
+
+@dataclass
+class _Step:
+    part: Part
+    process: subprocess.Popen[bytes]
+
+
+def srun_command(part: Part, container: Container, *, binds_processors: bool = False) -> list[str]:
+    """The step of a part: an equal number of tasks on each of its nodes, beside the other steps.
+
+    One task that fails ends the others.
+    """
+    tasks = len(part.nodes) * part.tasks_per_node
+    command = ["srun", "--overlap", f"--job-name={part.name}", "--kill-on-bad-exit=1"]
+    if binds_processors:
+        command.append("--cpu-bind=none")
+    command += [f"--nodes={len(part.nodes)}", f"--ntasks={tasks}", f"--ntasks-per-node={part.tasks_per_node}"]
+    command.append(f"--nodelist={','.join(part.nodes)}")
+    return [*command, *container.in_srun, *container.in_task, *part.command]
+
+
+def status_of_step(code: int, said: str) -> int:
+    """The status that speaks for a step whose srun ended with `code` and `said` what became of its tasks.
+
+    A lasting fault of any task, else that of the task which failed first: srun's own may be one of those that were
+    killed then.
+    """
+    statuses = [status for _, status in task_statuses(said)]
+    if LASTING_FAULT in statuses or code == LASTING_FAULT:
+        return LASTING_FAULT
+    first = statuses[0] if code != 0 and statuses else code
+    return status_of(first)
+
+
+class SrunRunner:
+    """`environment` is of every step; `logs` is where each task writes NAME.NODE.TASK.log, and srun NAME.srun."""
+
+    def __init__(
+        self,
+        slurm: Slurm,
+        container: Container,
+        environment: Mapping[str, str],
+        *,
+        binds_processors: bool = False,
+    ) -> None:
+        self.slurm, self._container, self._binds = slurm, container, binds_processors
+        self.environment: dict[str, str] = dict(environment)
+        self.logs = Path()
+        self.nodes: Sequence[str] = ()
+        """Of the run, without spares."""
+        self.lost: Sequence[str] = ()
+        """Those of them that did not answer when it was asked last."""
+        self._steps: dict[str, _Step] = {}
+        self._beside: list[subprocess.Popen[bytes]] = []
+
+    def start(self, part: Part) -> None:
+        """Start the part's step and return at once."""
+        command = srun_command(part, self._container, binds_processors=self._binds)
+        environment = {**self.environment, **part.environment, "EMPG_LOG": str(self.logs / part.name)}
+        with self._srun_log(part).open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        self._steps[part.name] = _Step(part, process)
+
+    def start_beside(self, node: str, command: Sequence[str]) -> None:
+        """A step on one node, outside of the image, whose end means nothing; it ends with the parts."""
+        step = ("srun", "--overlap", "--job-name=guard", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
+        process = subprocess.Popen([*step, *command], stdin=subprocess.DEVNULL, env=self.environment)
+        self._beside.append(process)
+
+    def run(self, part: Part) -> int:
+        """Start the part and wait for its end; its status, negative for a signal."""
+        self.start(part)
+        self._steps[part.name].process.wait()
+        ended = self.ended()
+        assert ended is not None
+        return ended.status
+
+    def log_of(self, part: Part, node: str) -> str:
+        """What the part's first task on that node wrote."""
+        return _text(self.logs / f"{part.name}.{node}.0.log")
+
+    def ended(self) -> Ended | None:
+        """One whose step is over, and was not told yet."""
+        for name, step in self._steps.items():
+            code = step.process.poll()
+            if code is not None:
+                del self._steps[name]
+                said = _text(self._srun_log(step.part))
+                return Ended(step.part, status_of_step(code, said))
+        return None
+
+    def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
+        """Those of the run that Slurm has given up; `ask_each`: or on which nothing starts."""
+        down = self.slurm.down()
+        lost = [node for node in self.nodes if node in down]
+        if ask_each:
+            others = [node for node in self.nodes if node not in down]
+            lost += self.slurm.silent(others)
+        self.lost = tuple(lost)
+        return self.lost
+
+    def end_of_logs(self, part: Part) -> str:
+        """The first error of each of its logs as it stands there, then their ends."""
+        paths = sorted(self.logs.glob(f"{part.name}.*.log"))
+        if _text(self._srun_log(part)):
+            paths.append(self._srun_log(part))
+        errors, ends = [], []
+        for path in paths:
+            text = _text(path)
+            line = line_of_error(text)
+            if line:
+                errors.append(f"{path}:{line}")
+            ends += [f"==> {path} <==", *text.splitlines()[-SHOWN_LINES:]]
+        return "\n".join([*errors, *ends])
+
+    def stop(self) -> None:
+        """Cancel every step of the job, then kill what is left of srun."""
+        processes = [step.process for step in self._steps.values()] + self._beside
+        self._steps, self._beside = {}, []
+        if not processes:
+            return
+        for step in self.slurm.steps():
+            self.slurm.cancel(step)
+        until = time.monotonic() + STOP_SECONDS
+        for process in processes:
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _srun_log(self, part: Part) -> Path:
+        return self.logs / f"{part.name}.srun"
+
+
+def line_of_error(text: str) -> str:
+    """The whole line of a log's first error, with what a logger puts before it; "" without one."""
+    error = first_error(text)
+    if error is None:
+        return ""
+    for line in text.splitlines():
+        if error in line:
+            return line[:LONGEST]
+    return error
+
+
+def _text(path: Path) -> str:
+    """Of a log; "" where none is."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
