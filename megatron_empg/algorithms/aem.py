@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Modulated, Stateless
 from megatron_empg.algorithms.collectives import Group, reduce_sum
-from megatron_empg.algorithms.lazy_torch import torch, without_gradient
 from megatron_empg.algorithms.normalization import by_extremes, by_extremes_of_sets, fault_in
+from megatron_empg.common.lazy_torch import torch, without_gradient
 from megatron_empg.common.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

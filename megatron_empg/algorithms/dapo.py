@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from megatron_empg.algorithms.grpo import check_episodes, group_relative
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import DualClip, TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Fraction, NonNegative, NonNegativeCoefficient, Positive, Section
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.normalization import fault_in, spread
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -15,7 +15,6 @@ from pydantic import Field
 from megatron_empg.algorithms.automatic import Targets
 from megatron_empg.algorithms.base import Modulated
 from megatron_empg.algorithms.collectives import Group, raise_together, reduce_sum
-from megatron_empg.algorithms.lazy_torch import torch, without_gradient
 from megatron_empg.algorithms.normalization import (
     Normalization,
     Quantile,
@@ -24,6 +23,7 @@ from megatron_empg.algorithms.normalization import (
     normalized_entropy,
     quantiles,
 )
+from megatron_empg.common.lazy_torch import torch, without_gradient
 from megatron_empg.common.section import Coefficient, NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import model_validator
 
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:

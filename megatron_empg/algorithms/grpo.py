@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import DualClip, TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection, on_turns
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from megatron_empg.algorithms.base import Advantages, Probe
 from megatron_empg.algorithms.grpo import check_episodes, grouped, normalized_in_groups
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, is_last_turn
 from megatron_empg.algorithms.sample import Sample
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Stateless, Weighted
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.sample import TokenStreams
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Section
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from megatron_empg.algorithms.collectives import Group, reduce_max
-from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Advantages
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.returns import discounted_returns, turn_rewards_in_force
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:

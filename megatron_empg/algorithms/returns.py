@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

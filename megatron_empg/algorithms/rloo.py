@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.grpo import check_episodes, grouped, normalized_in_groups
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.section import AlgorithmSection, on_turns
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Fraction, NonNegativeCoefficient
 
 if TYPE_CHECKING:

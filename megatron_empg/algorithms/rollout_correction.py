@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from megatron_empg.algorithms.base import Weighted
-from megatron_empg.algorithms.lazy_torch import torch, without_gradient
 from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT
+from megatron_empg.common.lazy_torch import torch, without_gradient
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from megatron_empg.algorithms.lazy_torch import torch
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

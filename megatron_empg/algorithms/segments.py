@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_empg.algorithms.lazy_torch import torch, without_gradient
+from megatron_empg.common.lazy_torch import torch, without_gradient
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

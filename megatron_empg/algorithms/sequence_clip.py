@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT
+from megatron_empg.common.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from megatron_empg.algorithms.lazy_torch import torch
 from megatron_empg.algorithms.rollout_correction import (
     RatioBound,
     inside,
@@ -15,6 +14,7 @@ from megatron_empg.algorithms.rollout_correction import (
     rejected,
     require_interval,
 )
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Section
 
 if TYPE_CHECKING:

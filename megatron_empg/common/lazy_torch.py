@@ -1,8 +1,9 @@
 """torch, imported when it is first used: a recipe is read, checked and planned for without it.
 
-A recipe's keys are declared beside the formulas that read them, and torch takes seconds and 200 MB to import. So
-the files of this package say ``from megatron_empg.algorithms.lazy_torch import torch``, and import what stands in
-annotations alone (``Tensor``, shapes) for type checkers only.
+A recipe's keys are declared beside the formulas that read them, a model's sizes beside the mappings of its tensors,
+and torch takes seconds and 200 MB to import. So what a recipe needs says
+``from megatron_empg.common.lazy_torch import torch``, and imports what stands in annotations alone (``Tensor``,
+shapes) for type checkers only.
 """
 
 from __future__ import annotations
