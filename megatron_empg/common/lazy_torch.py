@@ -1,7 +1,7 @@
 """torch, imported when it is first used: a recipe is read, checked and planned for without it.
 
-A recipe's keys are declared beside the formulas that read them, a model's sizes beside the mappings of its tensors,
-and torch takes seconds and 200 MB to import. So what a recipe needs says
+A recipe's keys are declared beside the formulas that read them, a model's sizes beside the mappings of its
+tensors, and torch takes seconds and 200 MB to import. So what a recipe needs says
 ``from megatron_empg.common.lazy_torch import torch``, and imports what stands in annotations alone (``Tensor``,
 shapes) for type checkers only.
 """
