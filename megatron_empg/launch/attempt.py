@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.common.http import healthy
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.health import has_begun, healthy
+from megatron_empg.launch.health import has_begun
 from megatron_empg.launch.parts import Ended, Part, Runner
 from megatron_empg.launch.restart import AttemptEnd, Cause
 
@@ -138,7 +139,7 @@ class Attempt:
         for part in self.parts.values():
             serves = part.code in (ExitCode.ENGINES, ExitCode.SERVICE) and part.name in self.healthy
             if serves and not all(self.senses.is_healthy(url, self.token) for url in part.addresses):
-                found.append(Ended(part, 0))
+                found.append(Ended(part, 0, silent=True))
         return found
 
     def _would_come_again(self, ended: Ended) -> bool:

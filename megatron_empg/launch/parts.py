@@ -49,6 +49,8 @@ class Ended:
 
     part: Part
     status: int
+    silent: bool = False
+    """It has not ended but answers no more, as an engine's server whose core was killed."""
 
     @property
     def by_signal(self) -> bool:
@@ -56,6 +58,8 @@ class Ended:
         return self.status < 0
 
     def __str__(self) -> str:
+        if self.silent:
+            return f"{self.part.name} answers no more"
         if self.by_signal:
             return f"{self.part.name} was ended by {signal_name(-self.status)}"
         if self.status == LASTING_FAULT:

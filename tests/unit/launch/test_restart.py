@@ -1,0 +1,184 @@
+"""The restart policy as a table: what ended, how often before, what is left, and so what is done."""
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.restart import (
+    Action,
+    AttemptEnd,
+    Cause,
+    Means,
+    RestartsError,
+    Start,
+    decide,
+    most_restarts,
+    used_up,
+)
+
+JOB = Means(requeue=True)
+MACHINE = Means()
+FEW_NODES = Means(nodes=False, requeue=True)
+LOST_MACHINE = Means(nodes=False)
+SERVING = (ExitCode.SERVICE, ExitCode.ENGINES, ExitCode.DRIVER, ExitCode.TRAINER)
+AGAIN = (Cause.DIED, Cause.HUNG, Cause.UNFIT_NODE, Cause.LOST_NODE)
+"""What may not come again."""
+
+
+def starts(*checkpoints: int) -> list[Start]:
+    return [Start("7", checkpoint) for checkpoint in checkpoints]
+
+
+@pytest.mark.parametrize(
+    ("cause", "means", "action"),
+    [
+        (Cause.FINISHED, JOB, Action.DONE),
+        (Cause.FINISHED, MACHINE, Action.DONE),
+        (Cause.STOPPED, JOB, Action.DONE),  # by the file STOP
+        (Cause.STOPPED, MACHINE, Action.DONE),
+        (Cause.FAULT, JOB, Action.GIVE_UP),
+        (Cause.FAULT, MACHINE, Action.GIVE_UP),
+        (Cause.DIED, JOB, Action.RESTART_ALL),
+        (Cause.DIED, MACHINE, Action.RESTART_ALL),
+        (Cause.DIED, FEW_NODES, Action.REQUEUE),
+        (Cause.DIED, LOST_MACHINE, Action.GIVE_UP),
+        (Cause.HUNG, JOB, Action.REQUEUE),  # a new start of the job has its nodes anew
+        (Cause.HUNG, MACHINE, Action.RESTART_ALL),
+        (Cause.HUNG, FEW_NODES, Action.REQUEUE),
+        (Cause.HUNG, LOST_MACHINE, Action.GIVE_UP),
+        (Cause.UNFIT_NODE, JOB, Action.RESTART_ALL),  # there is a spare
+        (Cause.UNFIT_NODE, MACHINE, Action.RESTART_ALL),
+        (Cause.UNFIT_NODE, FEW_NODES, Action.REQUEUE),
+        (Cause.UNFIT_NODE, LOST_MACHINE, Action.GIVE_UP),
+        (Cause.LOST_NODE, JOB, Action.RESTART_ALL),
+        (Cause.LOST_NODE, MACHINE, Action.RESTART_ALL),
+        (Cause.LOST_NODE, FEW_NODES, Action.REQUEUE),
+        (Cause.LOST_NODE, LOST_MACHINE, Action.GIVE_UP),
+    ],
+)
+def test_what_is_done_after_an_end(cause: Cause, means: Means, action: Action) -> None:
+    decision = decide(AttemptEnd(cause, "engines", ExitCode.ENGINES), starts(0), 4, means)
+    assert decision.action is action
+
+
+@pytest.mark.parametrize(
+    ("cause", "with_queue", "without"),
+    [
+        (Cause.FINISHED, Action.DONE, Action.DONE),
+        (Cause.STOPPED, Action.REQUEUE, Action.DONE),
+        (Cause.FAULT, Action.GIVE_UP, Action.GIVE_UP),
+        (Cause.DIED, Action.REQUEUE, Action.DONE),  # the time is up, so a restart in place is in vain
+        (Cause.HUNG, Action.REQUEUE, Action.DONE),
+        (Cause.UNFIT_NODE, Action.REQUEUE, Action.DONE),
+        (Cause.LOST_NODE, Action.REQUEUE, Action.DONE),
+    ],
+)
+def test_what_is_done_after_an_end_that_a_signal_asked_for(
+    cause: Cause, with_queue: Action, without: Action
+) -> None:
+    end = AttemptEnd(cause, "trainer", ExitCode.TRAINER, requested=True)
+    assert decide(end, starts(0), 4, JOB).action is with_queue
+    assert decide(end, starts(0), 4, MACHINE).action is without
+
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        (ExitCode.CONFIGURATION, 10), (ExitCode.PREFLIGHT, 11), (ExitCode.CONVERSION, 12), (ExitCode.SERVICE, 13),
+        (ExitCode.ENGINES, 14), (ExitCode.DRIVER, 15), (ExitCode.TRAINER, 16), (ExitCode.WATCHDOG, 17),
+    ],
+)  # fmt: skip
+def test_a_lasting_fault_ends_the_run_with_the_code_of_its_part(code: ExitCode, number: int) -> None:
+    end = AttemptEnd(Cause.FAULT, "a part", code, says="a part ended by its own error")
+    decision = decide(end, starts(0), 4, JOB)
+    assert (decision.action, decision.code, decision.why) == (Action.GIVE_UP, number, end.says)
+
+
+@pytest.mark.parametrize("means", [JOB, MACHINE])
+@pytest.mark.parametrize("code", SERVING)
+def test_a_part_that_died_is_restarted_with_all_others(code: ExitCode, means: Means) -> None:
+    end = AttemptEnd(Cause.DIED, "a part", code, says="a part was ended by SIGKILL")
+    decision = decide(end, starts(0), 4, means)
+    assert (decision.action, decision.code) == (Action.RESTART_ALL, None)
+    assert decision.why == "a part was ended by SIGKILL; going on from step 4 (restart 1 of at most 20)"
+
+
+@pytest.mark.parametrize("means", [JOB, MACHINE, FEW_NODES])
+@pytest.mark.parametrize("requested", [False, True])
+def test_a_watchdog_that_was_killed_is_started_again_alone(means: Means, requested: bool) -> None:
+    end = AttemptEnd(Cause.DIED, "watchdog", ExitCode.WATCHDOG, requested)
+    assert decide(end, starts(0, 0, 0), 0, means).action is Action.RESTART_PART
+
+
+def test_a_watchdog_that_is_killed_again_and_again_ends_the_run() -> None:
+    end = AttemptEnd(Cause.DIED, "watchdog", ExitCode.WATCHDOG, part_restarts=3)
+    means = replace(JOB, most_restarts=3)
+    assert decide(replace(end, part_restarts=2), starts(0), 0, means).action is Action.RESTART_PART
+    decision = decide(end, starts(0), 0, means)
+    assert (decision.action, decision.code) == (Action.GIVE_UP, ExitCode.WATCHDOG)
+
+
+def test_too_few_nodes_without_a_queue_end_the_run_with_a_code_of_their_own() -> None:
+    end = AttemptEnd(Cause.LOST_NODE, says="lost node2")
+    decision = decide(end, starts(0), 4, LOST_MACHINE)
+    assert (decision.action, decision.code) == (Action.GIVE_UP, 18)
+    assert decision.why.startswith("lost node2")
+
+
+@pytest.mark.parametrize(
+    ("history", "most", "says"),
+    [
+        ((4,), 20, ""),
+        ((4, 4), 20, ""),
+        ((4, 4, 4), 20, "two restarts brought no checkpoint after step 4"),
+        ((2, 4, 4), 20, ""),
+        ((4, 4, 4, 2), 20, ""),
+        ((2, 2, 2), 20, ""),  # a newer one is there now
+        ((0, 2, 4), 2, "restarted 2 times (EMPG_MAX_RESTARTS)"),
+        ((0, 2), 2, ""),
+        ((4,), 0, "restarted 0 times"),
+        ((), 0, ""),
+    ],
+)
+def test_a_run_is_not_restarted_too_often_nor_a_third_time_from_one_checkpoint(
+    history: tuple[int, ...], most: int, says: str
+) -> None:
+    found = used_up(starts(*history), 4, most)
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
+
+
+@pytest.mark.parametrize("means", [JOB, MACHINE, FEW_NODES])
+@pytest.mark.parametrize("cause", AGAIN)
+def test_whatever_ended_a_run_whose_restarts_are_used_up_it_is_given_up(cause: Cause, means: Means) -> None:
+    end = AttemptEnd(cause, "driver", ExitCode.DRIVER, says="so it ended")
+    decision = decide(end, starts(4, 4, 4), 4, means)
+    assert (decision.action, decision.code) == (Action.GIVE_UP, 19)
+    assert decision.why == "so it ended; two restarts brought no checkpoint after step 4: giving up"
+    often = decide(end, starts(1, 2, 3), 4, replace(means, most_restarts=2))
+    assert (often.action, often.code) == (Action.GIVE_UP, 19)
+
+
+def test_a_chain_of_time_limits_counts_too() -> None:
+    end = AttemptEnd(Cause.STOPPED, requested=True, says="a signal came")
+    assert decide(end, starts(0, 4, 8), 12, JOB).action is Action.REQUEUE
+    assert decide(end, starts(4, 4, 4), 4, JOB).code is ExitCode.RESTARTS
+
+
+@pytest.mark.parametrize("end", [AttemptEnd(Cause.FINISHED), AttemptEnd(Cause.STOPPED)])
+def test_a_run_that_is_done_is_done_however_often_it_was_restarted(end: AttemptEnd) -> None:
+    assert decide(end, starts(4, 4, 4, 4), 4, JOB).action is Action.DONE
+
+
+@pytest.mark.parametrize(("given", "wanted"), [({}, 20), ({"EMPG_MAX_RESTARTS": ""}, 20)])
+def test_twenty_restarts_are_the_most_where_nothing_is_said(given: dict[str, str], wanted: int) -> None:
+    assert most_restarts(given) == wanted
+
+
+def test_the_variable_says_how_many_restarts() -> None:
+    assert most_restarts({"EMPG_MAX_RESTARTS": "0"}) == 0
+    assert most_restarts({"EMPG_MAX_RESTARTS": "7"}) == 7
+    for wrong in ("-1", "many", "1.5"):
+        with pytest.raises(RestartsError, match=f"EMPG_MAX_RESTARTS is '{wrong}'"):
+            most_restarts({"EMPG_MAX_RESTARTS": wrong})

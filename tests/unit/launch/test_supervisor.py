@@ -1,0 +1,405 @@
+"""The supervisor over parts that are only names: in which order they start, why an attempt ends, what follows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.launch.attempt import Senses
+from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.parts import Ended, Part, status_of
+from megatron_empg.launch.restart import Action, AttemptEnd, Cause, Decision, Means
+from megatron_empg.launch.supervisor import Stage, StartRefused, Supervisor
+
+KILLED = -9
+ENGINES = Part("engines", ("engine",), ExitCode.ENGINES, addresses=("http://e:1", "http://e:2"))
+DRIVER = Part("driver", ("driver",), ExitCode.DRIVER, addresses=("http://d:1",))
+TRAINER = Part("trainer", ("torchrun",), ExitCode.TRAINER, ends=True, heartbeat="rank_0.json")
+WATCHDOG = Part("watchdog", ("watchdog",), ExitCode.WATCHDOG)
+SEARCH = Part("search", ("search",), ExitCode.SERVICE, addresses=("http://s:1",), start_seconds=300)
+PREFLIGHT = Part("preflight", ("preflight",), ExitCode.PREFLIGHT, ends=True)
+CONVERSION = Part("conversion", ("convert",), ExitCode.CONVERSION, ends=True)
+RUN = [[CONVERSION], [PREFLIGHT], [SEARCH], [ENGINES, DRIVER, TRAINER, WATCHDOG]]
+
+World = Callable[["Stand"], None]
+
+
+@dataclass
+class Stand:
+    """Site, runner, clock and network of a run in which nothing happens but what `script` does at each look."""
+
+    folder: Path
+    script: Sequence[tuple[float, World]] = ()
+    """What happens, and at which second of the run."""
+    stages_of_run: Sequence[Stage] = field(default_factory=lambda: RUN)
+    job: str = "7"
+    most_restarts: int = 20
+    nodes_left: bool = True
+    queue: bool = True
+    now: float = 0.0
+    newest: int = 0
+    done: bool = False
+    asked: bool = False
+    verdict: AttemptEnd | None = None
+    lost: tuple[str, ...] = ()
+    unhealthy: set[str] = field(default_factory=set)
+    begun: bool = False
+    log: list[str] = field(default_factory=list)
+    """What was started, stopped and said, in order."""
+    running: dict[str, Part] = field(default_factory=dict)
+    ends: list[Ended] = field(default_factory=list)
+
+    # the site
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder
+
+    def stages(self, number: int) -> Sequence[Stage]:
+        self.log.append(f"attempt {number}")
+        self.begun, self.lost = False, ()
+        return self.stages_of_run
+
+    def checkpoint(self) -> int:
+        return self.newest
+
+    def finished(self) -> bool:
+        return self.done
+
+    def asked_to_end(self) -> bool:
+        return self.asked
+
+    def watchdog_verdict(self) -> AttemptEnd | None:
+        return self.verdict
+
+    def means(self, end: AttemptEnd) -> Means:
+        assert end.of_watchdog_alone or not self.running, "nodes are looked for when nothing runs on them"
+        return Means(self.nodes_left, self.queue, self.most_restarts)
+
+    def serving(self) -> None:
+        self.log.append("serving")
+
+    def look(self) -> None:
+        return
+
+    def say(self, line: str) -> None:
+        self.log.append(f"says: {line}")
+
+    # the runner
+
+    def start(self, part: Part) -> None:
+        self.log.append(part.name)
+        self.running[part.name] = part
+        if part in (CONVERSION, PREFLIGHT) and "fails" not in part.command:
+            self.end(part.name, 0)
+
+    def ended(self) -> Ended | None:
+        return self.ends.pop(0) if self.ends else None
+
+    def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
+        return self.lost
+
+    def end_of_logs(self, part: Part) -> str:
+        return f"the end of {part.name}'s logs"
+
+    def stop(self) -> None:
+        if self.running:
+            self.log.append("stop")
+        self.running, self.ends = {}, []
+
+    # what happens
+
+    def end(self, name: str, status: int) -> None:
+        part = self.running.pop(name)
+        self.ends.append(Ended(part, status))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        due = [what for when, what in self.script if self.now - seconds < when <= self.now]
+        for what in due:
+            what(self)
+        assert self.now < 10_000, "the run goes on for ever"
+
+    def is_healthy(self, url: str, token: str) -> bool:
+        assert token == "secret"
+        return url not in self.unhealthy
+
+    def run(self) -> Decision:
+        senses = Senses(lambda: self.now, self.sleep, self.is_healthy, lambda heartbeat: self.begun)
+        decision = Supervisor(self, self, "secret", 1.0, senses).run()
+        assert not self.running, "no part outlives the supervisor"
+        return decision
+
+    def starts(self) -> list[str]:
+        return (self.folder / "starts").read_text(encoding="utf-8").splitlines()
+
+
+def ends(name: str, status: int, *, begun: bool = True) -> World:
+    def happen(stand: Stand) -> None:
+        stand.begun = begun
+        if name in stand.running:
+            stand.end(name, status)
+
+    return happen
+
+
+def finishes(stand: Stand) -> None:
+    stand.done = True
+    stand.end("trainer", 0)
+
+
+def saves(step: int) -> World:
+    def happen(stand: Stand) -> None:
+        stand.newest = step
+
+    return happen
+
+
+def test_parts_start_in_order_each_stage_when_the_one_before_is_over(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, [(50, finishes), (10, lambda stand: stand.unhealthy.clear())])
+    stand.unhealthy = {"http://s:1"}
+    assert stand.run() == Decision(Action.DONE, "all steps are done")
+    parts = ["conversion", "preflight", "search", "engines", "driver", "trainer", "watchdog"]
+    assert stand.log == ["attempt 1", *parts, "serving", "stop"]
+    assert stand.starts() == ["7 0"]
+
+
+def test_all_serve_once_every_address_has_answered(tmp_path: Path) -> None:
+    seen: list[bool] = []
+    script = [
+        (20, lambda stand: seen.append("serving" in stand.log)),
+        (21, lambda stand: stand.unhealthy.clear()),
+        (25, lambda stand: seen.append("serving" in stand.log)),
+        (30, finishes),
+    ]
+    stand = Stand(tmp_path, script, unhealthy={"http://e:2"})
+    stand.run()
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize("name", ["search", "engines", "driver", "trainer"])
+@pytest.mark.parametrize("status", [KILLED, -15, 1, 3])
+def test_a_part_that_dies_once_all_work_restarts_the_run(tmp_path: Path, name: str, status: int) -> None:
+    stand = Stand(tmp_path, [(20, saves(4)), (30, ends(name, status)), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0", "7 4"]
+    (said,) = [line for line in stand.log if line.startswith("says")]
+    assert said.startswith(f"says: {name} ")
+    assert "going on from step 4 (restart 1 of at most 20)" in said
+    assert stand.log.index("stop") < stand.log.index(said) < stand.log.index("attempt 2")
+
+
+@pytest.mark.parametrize("name", ["search", "engines", "driver"])
+def test_one_that_serves_must_not_end_even_in_order(tmp_path: Path, name: str) -> None:
+    stand = Stand(tmp_path, [(30, ends(name, 0)), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0", "7 0"]
+
+
+@pytest.mark.parametrize(("part", "code"), [("search", 13), ("engines", 14), ("driver", 15), ("trainer", 16)])
+def test_an_error_of_the_project_s_own_is_never_retried(tmp_path: Path, part: str, code: int) -> None:
+    decision = Stand(tmp_path, [(30, ends(part, LASTING_FAULT))]).run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, code)
+    assert decision.why == f"{part} ended by its own error"
+    assert decision.logs == f"the end of {part}'s logs"
+
+
+@pytest.mark.parametrize(("part", "url", "code"), [("engines", "http://e:2", 14), ("driver", "http://d:1", 15)])
+def test_one_that_ends_by_itself_before_it_was_healthy_is_set_up_wrongly(
+    tmp_path: Path, part: str, url: str, code: int
+) -> None:
+    stand = Stand(tmp_path, [(30, ends(part, 1))], unhealthy={url})
+    assert stand.run().code == code
+
+
+def test_a_trainer_that_ends_by_itself_before_it_began_is_set_up_wrongly(tmp_path: Path) -> None:
+    decision = Stand(tmp_path, [(30, ends("trainer", 1, begun=False))]).run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, 16)
+
+
+@pytest.mark.parametrize("part", ["engines", "driver", "trainer"])
+def test_one_that_is_killed_while_it_starts_is_restarted(tmp_path: Path, part: str) -> None:
+    everything = {"http://e:1", "http://e:2", "http://d:1"}
+    script = [(30, ends(part, KILLED, begun=False)), (35, lambda stand: stand.unhealthy.clear()), (60, finishes)]
+    stand = Stand(tmp_path, script, unhealthy=everything)
+    assert stand.run().action is Action.DONE
+    assert len(stand.starts()) == 2
+
+
+def test_one_that_is_killed_in_every_start_is_given_up_after_the_third(tmp_path: Path) -> None:
+    script = [(second, ends("trainer", KILLED)) for second in (10, 30, 50, 70)]
+    stand = Stand(tmp_path, script)
+    decision = stand.run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, 19)
+    assert decision.logs == "the end of trainer's logs"
+    assert stand.starts() == ["7 0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "status"),
+    [(PREFLIGHT, 11, 1), (PREFLIGHT, 11, KILLED), (CONVERSION, 12, 1), (CONVERSION, 12, KILLED)],
+)
+def test_checks_and_conversion_that_fail_end_the_run(tmp_path: Path, part: Part, code: int, status: int) -> None:
+    failing = Part(part.name, ("fails",), part.code, ends=True)
+    stages = [[failing], [ENGINES, DRIVER, TRAINER]]
+    stand = Stand(tmp_path, [(5, ends(part.name, status))], stages_of_run=stages)
+    decision = stand.run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, code)
+    assert "engines" not in stand.log
+
+
+def test_a_service_that_does_not_become_healthy_in_time_ends_the_run(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, unhealthy={"http://s:1"})
+    decision = stand.run()
+    assert (decision.code, decision.why) == (13, "search was not healthy after 300 s")
+    assert 300 < stand.now < 310
+
+
+@pytest.mark.parametrize("part", ["search", "engines", "driver"])
+@pytest.mark.parametrize("follower", ["trainer", "driver"])
+@pytest.mark.parametrize("seconds", [0, 1.5])
+def test_who_died_first_is_named_not_who_failed_of_it(
+    tmp_path: Path, part: str, follower: str, seconds: float
+) -> None:
+    """Even when the one that failed of it is seen first, with an error of the project's own."""
+    script = [(30, ends(follower, LASTING_FAULT)), (30 + seconds, ends(part, KILLED)), (60, finishes)]
+    stand = Stand(tmp_path, script)
+    if part == follower:
+        return
+    assert stand.run().action is Action.DONE
+    assert any(line.startswith(f"says: {part} was ended by SIGKILL") for line in stand.log)
+
+
+def test_an_engine_that_answers_no_more_is_why_the_trainer_failed(tmp_path: Path) -> None:
+    """Its core died, and its server has not ended yet."""
+
+    def breaks(stand: Stand) -> None:
+        stand.unhealthy = {"http://e:2"}
+        stand.end("trainer", LASTING_FAULT)
+
+    stand = Stand(tmp_path, [(30, breaks), (35, lambda stand: stand.unhealthy.clear()), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert any(line.startswith("says: engines answers no more") for line in stand.log)
+
+
+def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, [(30, ends("watchdog", KILLED)), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert stand.log.count("watchdog") == 2
+    assert stand.log.count("trainer") == stand.log.count("stop") == 1
+    assert stand.starts() == ["7 0"]
+
+
+def test_a_watchdog_that_fails_of_itself_ends_the_run(tmp_path: Path) -> None:
+    assert Stand(tmp_path, [(30, ends("watchdog", 1))]).run().code is ExitCode.WATCHDOG
+
+
+@pytest.mark.parametrize(
+    ("cause", "nodes", "action"),
+    [
+        (Cause.HUNG, True, Action.REQUEUE),
+        (Cause.UNFIT_NODE, True, Action.DONE),
+        (Cause.UNFIT_NODE, False, Action.REQUEUE),
+    ],
+)
+@pytest.mark.parametrize("status", [17, KILLED])
+def test_what_the_watchdog_says_counts_whatever_its_status(
+    tmp_path: Path, cause: Cause, nodes: bool, action: Action, status: int
+) -> None:
+    """Slurm may tell that of a task which was killed when the one with the verdict ended."""
+    verdict = AttemptEnd(cause, code=ExitCode.WATCHDOG, says="watchdog: so it is")
+    stand = Stand(tmp_path, [(30, ends("watchdog", status)), (60, finishes)], nodes_left=nodes, verdict=verdict)
+    decision = stand.run()
+    assert decision.action is action
+    assert any("watchdog: so it is" in line for line in [*stand.log, decision.why])
+
+
+def test_a_rank_that_ends_for_a_gpu_that_fails_gives_way_to_the_watchdog_s_word(tmp_path: Path) -> None:
+    verdict = AttemptEnd(Cause.UNFIT_NODE, code=ExitCode.WATCHDOG, says="watchdog: unfit")
+    script = [(30, ends("trainer", LASTING_FAULT)), (31.5, ends("watchdog", 17))]
+    assert Stand(tmp_path, script, nodes_left=False, verdict=verdict).run().action is Action.REQUEUE
+
+
+def loses(*nodes: str) -> World:
+    def happen(stand: Stand) -> None:
+        stand.lost = nodes
+
+    return happen
+
+
+@pytest.mark.parametrize("nodes_left", [True, False])
+@pytest.mark.parametrize("seen_by", [None, "trainer", "engines", "watchdog"])
+def test_a_lost_node_is_the_cause_of_whatever_ends(tmp_path: Path, nodes_left: bool, seen_by: str | None) -> None:
+    script = [(30, loses("node2")), (90, finishes)]
+    if seen_by:
+        script.append((31, ends(seen_by, LASTING_FAULT)))
+    stand = Stand(tmp_path, script, nodes_left=nodes_left)
+    decision = stand.run()
+    assert decision.action is (Action.DONE if nodes_left else Action.REQUEUE)
+    assert any("lost node2" in line for line in [*stand.log, decision.why])
+
+
+@pytest.mark.parametrize(("queue", "action"), [(True, Action.REQUEUE), (False, Action.DONE)])
+def test_a_run_that_a_signal_stopped_goes_on_at_its_next_turn(tmp_path: Path, queue: bool, action: Action) -> None:
+    def stops(stand: Stand) -> None:
+        stand.newest = 3
+        stand.end("trainer", 0)
+
+    def asks(stand: Stand) -> None:
+        stand.asked = True
+
+    assert Stand(tmp_path, [(20, asks), (30, stops)], queue=queue).run().action is action
+
+
+def test_a_run_that_the_file_stop_ended_is_done(tmp_path: Path) -> None:
+    assert Stand(tmp_path, [(30, ends("trainer", 0))]).run() == Decision(Action.DONE, "stopped after step 0")
+
+
+def test_what_cannot_be_prepared_ends_the_run(tmp_path: Path) -> None:
+    class Refusing(Stand):
+        def stages(self, number: int) -> Sequence[Stage]:
+            raise StartRefused(ExitCode.CONFIGURATION, "another process trains here")
+
+    decision = Refusing(tmp_path).run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, 10)
+    assert decision.why == "another process trains here"
+
+
+def test_a_requeued_job_whose_restarts_are_used_up_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "starts").write_text("6 0\n7 4\n7 4\n7 4\n", encoding="utf-8")
+    stand = Stand(tmp_path, newest=4)
+    decision = stand.run()
+    assert (decision.action, decision.code, stand.log) == (Action.GIVE_UP, 19, [])
+    assert len(stand.starts()) == 4
+
+
+def test_the_starts_of_other_jobs_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "starts").write_text("6 0\n6 0\n6 0\ntorn", encoding="utf-8")
+    assert Stand(tmp_path, [(50, finishes)]).run().action is Action.DONE
+
+
+def test_parts_are_ended_whatever_goes_wrong(tmp_path: Path) -> None:
+    def fails(stand: Stand) -> None:
+        raise KeyboardInterrupt
+
+    stand = Stand(tmp_path, [(30, fails)])
+    with pytest.raises(KeyboardInterrupt):
+        stand.run()
+    assert stand.running == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(0, 0), (1, 1), (78, 78), (137, -9), (143, -15), (255, 255), (-9, -9)]
+)
+def test_a_status_above_128_is_a_signal(code: int, status: int) -> None:
+    assert status_of(code) == status
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(-9, "x was ended by SIGKILL"), (3, "x ended with status 3"), (78, "x ended by its own error")],
+)
+def test_an_end_says_what_it_was(status: int, said: str) -> None:
+    assert str(Ended(Part("x", (), ExitCode.DRIVER), status)) == said
