@@ -16,6 +16,7 @@ from megatron_empg.planner.activations import (
 from megatron_empg.planner.shards import Parameters, stage_parameters
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import Recipe
+from megatron_empg.vocab_parallel.chunk import default_chunk
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 CONTEXT_BYTES = 3 * 2**30
@@ -145,12 +146,8 @@ def _ends(
 
 def _logits(config: ModelConfig, actor: ActorConfig, batch: Microbatch, dtype_bytes: int, device: str) -> float:
     """A chunk in float32, its gradient in half precision, and the hidden states and their gradient whole."""
-    import torch
-
-    from megatron_empg.vocab_parallel.fused import default_chunk
-
     columns = config.padded_vocab_size(actor.tensor_parallel) // actor.tensor_parallel
-    chunk = min(batch.tokens, default_chunk(batch.tokens, columns, torch.device(device)))
+    chunk = min(batch.tokens, default_chunk(batch.tokens, columns, device))
     each = FLOAT32 + (dtype_bytes if dtype_bytes < FLOAT32 else 0)
     return float(chunk * columns * each + 2 * batch.tokens * config.hidden_size * dtype_bytes)
 

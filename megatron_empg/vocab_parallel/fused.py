@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_empg.vocab_parallel.chunk import default_chunk
 from megatron_empg.vocab_parallel.collectives import (
     gather_rows,
     ranks_of,
@@ -31,11 +32,6 @@ from megatron_empg.vocab_parallel.statistics import (
     statistics_dtype,
 )
 from megatron_empg.vocab_parallel.weight_gradient import WeightGradient
-
-# A chunk's logits in elements, and the fewest tokens of a chunk: smaller products are slower, and each chunk
-# reads and writes the weight's gradient once more.
-CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 27}
-LEAST_CHUNK = {"cpu": 128, "cuda": 2048}
 
 
 def linear_logprob_and_entropy(
@@ -86,12 +82,6 @@ def linear_logprob_and_entropy(
     return outputs
 
 
-def default_chunk(tokens: int, columns: int, device: torch.device) -> int:
-    """Tokens of a chunk: a fixed amount of memory, and no more than a quarter of the whole logits."""
-    kind = "cpu" if device.type == "cpu" else "cuda"
-    return max(LEAST_CHUNK[kind], min(CHUNK_LOGITS[kind] // max(1, columns), -(-tokens // 4)))
-
-
 @dataclass(frozen=True)
 class _Settings:
     shard: VocabShard
@@ -131,7 +121,7 @@ class _Settings:
             )
         tokens = hidden.shape[0] * (ranks_of(group) if sequence_parallel else 1)
         if chunk_tokens is None:
-            chunk_tokens = default_chunk(tokens, weight.shape[0], hidden.device)
+            chunk_tokens = default_chunk(tokens, weight.shape[0], hidden.device.type)
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         shard = VocabShard.of(weight.shape[0], vocab_size, group)

@@ -226,9 +226,9 @@ def test_target_outside_the_vocabulary_on_cuda():
 
 
 def test_default_chunk_is_bounded_by_memory_and_by_the_tokens():
-    from megatron_empg.vocab_parallel.fused import default_chunk
+    from megatron_empg.vocab_parallel.chunk import default_chunk
 
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    cpu, cuda = "cpu", "cuda"
     assert default_chunk(1024, 75_968, cpu) == 256, "a quarter of the tokens"
     assert default_chunk(10**6, 75_968, cpu) == 441, "128 MiB of float32"
     assert default_chunk(100, 75_968, cpu) == 128, "not below what a product needs to be fast"
