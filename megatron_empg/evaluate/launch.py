@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from megatron_empg.common.http import wait_until_healthy
 from megatron_empg.evaluate.document import Document
 from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.evaluate.policies import Policy
@@ -12,7 +13,6 @@ from megatron_empg.evaluate.run import EvaluationRun
 from megatron_empg.launch.local_parts import check_machine, engine_parts
 from megatron_empg.launch.local_runner import processes_of
 from megatron_empg.recipe import Recipe, dump_recipe
-from megatron_empg.rollout.service.client import wait_until_healthy
 from megatron_empg.rollout.service.driver import open_driver
 from megatron_empg.run.folder import RunFolder
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.http import NotHealthyError, bearer, wait_until_healthy
 from megatron_empg.common.log_ends import why
 from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.launch.commands import EngineSettings, engine, url_of
@@ -40,19 +41,11 @@ class EngineProcess:
         import httpx
 
         started = time.monotonic()
-        headers = {"Authorization": f"Bearer {self.token}"}
-        with httpx.Client(headers=headers, timeout=10.0, trust_env=False) as client:
-            while True:
-                try:
-                    if client.get(f"{self.url}/health").status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    pass
-                if self.process.poll() is not None:
-                    raise self._start_error(f"ended with status {self.process.returncode}")
-                if time.monotonic() - started > timeout:
-                    raise self._start_error(f"was not healthy after {timeout:.0f} s")
-                time.sleep(0.1)
+        try:
+            wait_until_healthy([self.url], self.token, timeout=timeout, check=self._check_lives)
+        except NotHealthyError:
+            raise self._start_error(f"was not healthy after {timeout:.0f} s") from None
+        with httpx.Client(headers=bearer(self.token), timeout=10.0, trust_env=False) as client:
             body = {"new_version": str(version)}
             client.post(f"{self.url}/update_weight_version", json=body).raise_for_status()
         return time.monotonic() - started
@@ -66,6 +59,10 @@ class EngineProcess:
             self.process.kill()
             self.process.wait()
         self.log.close()
+
+    def _check_lives(self) -> None:
+        if self.process.poll() is not None:
+            raise self._start_error(f"ended with status {self.process.returncode}")
 
     def _start_error(self, what: str) -> EngineStartError:
         return EngineStartError(f"engine {self.url} {what}; {why(self.log_path)}")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from megatron_empg.common.http import bearer
 from megatron_empg.prepare.errors import NotThere, PrepareError
 from megatron_empg.prepare.places import is_url, shown
 
@@ -43,7 +44,7 @@ def endpoint() -> str:
 def hub_headers() -> Mapping[str, str]:
     """What requests to the hub carry. A redirect to another host drops it."""
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return bearer(token) if token else {}
 
 
 def refusal(status: int, url: str) -> PrepareError | None:

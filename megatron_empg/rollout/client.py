@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.http import bearer
 from megatron_empg.rollout.access import ROUTES_PATH
 from megatron_empg.rollout.threads import apart
 
@@ -91,7 +92,7 @@ class EngineClient:
 
     def __init__(self, url: str, token: str, *, timeout: float = 600.0, max_connections: int = 1024) -> None:
         self.url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._headers = bearer(token)
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0))
         self._max_connections = max_connections
         self._session: aiohttp.ClientSession | None = None

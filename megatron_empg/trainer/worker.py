@@ -41,8 +41,9 @@ def main() -> None:
 def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     """Build this rank's part of the run and train."""
     from megatron_empg.actor.platform import device
+    from megatron_empg.common.http import wait_until_healthy
     from megatron_empg.rollout.access import token_from_environment
-    from megatron_empg.rollout.service.client import DriverClient, wait_until_healthy
+    from megatron_empg.rollout.service.client import DriverClient
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.trainer.initial_actor import initial_actor

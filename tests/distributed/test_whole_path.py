@@ -68,6 +68,7 @@ class Engines:
 def trained(folder: str, layout: dict[str, Any], steps: int) -> dict[str, Any]:
     """`worker.train`, from the newest checkpoint on; what rank 0's engines got."""
     from megatron_empg.actor import platform
+    from megatron_empg.common import http
     from megatron_empg.rollout.service import client as driver_client
     from megatron_empg.trainer import worker
     from megatron_empg.weights.sync import transfer
@@ -75,7 +76,7 @@ def trained(folder: str, layout: dict[str, Any], steps: int) -> dict[str, Any]:
     platform.prepare()
     engines = Engines()
     driver_client.DriverClient = lambda *_, **__: engines  # type: ignore[assignment, misc]
-    driver_client.wait_until_healthy = lambda *_, **__: None  # type: ignore[assignment]
+    http.wait_until_healthy = lambda *_, **__: None  # type: ignore[assignment]
     transfer.WeightPublisher = lambda *_, **__: engines  # type: ignore[assignment, misc]
     worker.train(recipe(Path(folder), layout, steps), "http://driver:1", [ENGINE])
     return {"versions": engines.versions, "weights": {n: t.numpy() for n, t in engines.weights.items()}}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.http import bearer
 from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, scored
 from megatron_empg.environments.deep_search.http_statuses import passes
 from megatron_empg.environments.settings import EnvironmentSettings, ServiceAddress
@@ -278,7 +279,7 @@ def _authorization(variable: str | None) -> dict[str, str]:
     key = os.environ.get(variable, "")
     if not key:
         raise ValueError(f"the judge's key_variable is {variable}; no such variable is set")
-    return {"Authorization": f"Bearer {key}"}
+    return bearer(key)
 
 
 async def _limited(response: httpx.Response) -> bytes:

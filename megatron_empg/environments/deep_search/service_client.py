@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from megatron_empg.common.http import bearer
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.http_statuses import (
     NO_SUCH_ROUTE,
@@ -159,7 +160,7 @@ class ServiceClient:
             headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
             token = os.environ.get(TOKEN_VARIABLE, "")
             if token:
-                headers["Authorization"] = f"Bearer {token}"
+                headers |= bearer(token)
             pool = httpx.Limits(max_connections=None, max_keepalive_connections=64)
             # Time limits are those of `_repeated`, for an attempt as a whole. A service lies on this machine or
             # beside it, so that no proxy is asked.

@@ -1,11 +1,9 @@
 """The trainer's side of the driver: plain HTTP, used on rank 0."""
 
-import time
-from collections.abc import Callable
-
 import httpx
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.http import bearer
 from megatron_empg.rollout.service.evaluation import Evaluation
 
 
@@ -19,38 +17,12 @@ class DriverGoneError(DriverClientError):
     accident = True
 
 
-def wait_until_healthy(
-    urls: list[str], token: str, *, timeout: float, check: Callable[[], None] = lambda: None
-) -> None:
-    """Wait until each answers GET /health. Raises DriverClientError naming the one that does not.
-
-    `check` is called while waiting, to raise when waiting on is pointless.
-    """
-    deadline = time.monotonic() + timeout
-    with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=10.0, trust_env=False) as client:
-        for url in urls:
-            while not _healthy(client, url):
-                check()
-                if time.monotonic() > deadline:
-                    raise DriverClientError(f"{url} was not healthy after {timeout:.0f} s")
-                time.sleep(0.1)
-
-
-def _healthy(client: httpx.Client, url: str) -> bool:
-    try:
-        return client.get(f"{url}/health").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 class DriverClient:
     """Asks the driver at `url` for batches; ``timeout`` is the seconds one answer may take."""
 
     def __init__(self, url: str, token: str, *, timeout: float) -> None:
         self.url = url
-        self._client = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, trust_env=False
-        )
+        self._client = httpx.Client(base_url=url, headers=bearer(token), timeout=timeout, trust_env=False)
 
     def rollout(self, step: int) -> bytes:
         """The batch of a step, as `Batch.to_bytes` made it."""

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.http import bearer
 
 
 class WeightTransferError(EmpgError, RuntimeError):
@@ -44,7 +45,7 @@ class EngineControl:
         self._failed: dict[str, BaseException] = {}
         self._phase = ""
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {token}"},
+            headers=bearer(token),
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             # One connection a call: after an error the server closes the one it came on.
             limits=httpx.Limits(max_keepalive_connections=0),
