@@ -14,13 +14,13 @@ from megatron_empg.actor.manifest import on_first_rank
 from megatron_empg.actor.weights import export_hugging_face
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.segments import Segments
-from megatron_empg.cluster.watchdog import Heartbeat
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.recipe import RecipeError, SftRecipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse, HistoryKind
 from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.heartbeat import Heartbeat
 from megatron_empg.run.metrics import MetricsWriter
 from megatron_empg.trainer.initial_actor import initial_actor
 

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_empg.common.log_ends import first_error, why
 
-RECORDED = Path(__file__).parent / "fixtures/engine_without_memory.log"
+RECORDED = Path(__file__).parents[1] / "fixtures/engine_without_memory.log"
 """What an engine of vLLM 0.32.0 wrote that was asked for a KV cache larger than the machine's memory."""
 
 
