@@ -13,7 +13,7 @@ from megatron_empg.prepare.checksums import Checksum
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.places import Place, file_name, read_place, safe_name
 
-SHIPPED = Path(__file__).resolve().parents[2] / "slurm/deepsearch_sources.yaml"
+SHIPPED = Path(__file__).resolve().parent / "deepsearch_sources.yaml"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
