@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_empg.launch.attempt import Senses
 from megatron_empg.launch.local_parts import check_machine, driver_part, engine_parts, trainer_part
 from megatron_empg.launch.local_runner import LaunchError, LocalRunner, processes_of
 from megatron_empg.launch.recipe_plan import plan_of
@@ -74,7 +75,7 @@ def _supervise(recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunne
     steps = StepsShown(folder, recipe.run.steps)
     with steps.progress:
         site = LocalSite(recipe, folder, runner, steps)
-        decision = Supervisor(site, runner, runner.token, POLL_SECONDS).run()
+        decision = Supervisor(site, runner, runner.token, POLL_SECONDS, Senses()).run()
         steps.show()
         if decision.action is Action.GIVE_UP:
             raise LaunchError(f"{decision.why}; {decision.logs}" if decision.logs else decision.why)

@@ -42,10 +42,10 @@ class Child:
 class LocalRunner:
     """A Runner of processes. Output goes to ``NAME.log`` of the folder `logs`, the token into the environment."""
 
-    def __init__(self, logs: Path, grace: float = GRACE_SECONDS) -> None:
+    def __init__(self, logs: Path) -> None:
         self.token = secrets.token_urlsafe(32)
         self.interrupts = Interrupts()
-        self._logs, self._grace = logs, grace
+        self._logs = logs
         self._children: list[Child] = []
 
     def start(self, part: Part) -> None:
@@ -93,7 +93,7 @@ class LocalRunner:
             alive = [child.process for child in self._children if child.process.poll() is None]
             for process in alive:
                 _signal_group(process, signal.SIGTERM)
-            deadline = time.monotonic() + self._grace
+            deadline = time.monotonic() + GRACE_SECONDS
             for process in alive:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.1, deadline - time.monotonic()))

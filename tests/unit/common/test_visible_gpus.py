@@ -1,17 +1,15 @@
 """Processes get GPUs of the caller's list, never others'."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_empg.common.visible_gpus import visible_gpus
-from megatron_empg.launch import engine_process as engines
-from megatron_empg.launch import local as launch
+from megatron_empg.launch import local_parts as launch
 from megatron_empg.launch.environment_variables import trainer_environment
+from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.recipe import RecipeError, parse_recipe
-from megatron_empg.run.folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -35,23 +33,12 @@ def test_a_list_that_is_too_short_is_an_error(given: str) -> None:
         visible_gpus(1, 2, {"CUDA_VISIBLE_DEVICES": given})
 
 
-class Started(Exception):
-    """Carries the environment with which a process was to be started."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-
-
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process may use four GPUs; it starts nothing."""
-
-    def start(command: list[str], env: dict[str, str], **_: Any) -> None:
-        raise Started(env)
+    """This process may use four GPUs."""
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(engines.subprocess, "Popen", start)
     for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
 
@@ -65,29 +52,22 @@ def recipe(**engine: int) -> Any:
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_engines_come_after_the_trainer_in_the_callers_list(tmp_path: Path) -> None:
-    family = launch.Family(RunFolder(tmp_path))
-    with pytest.raises(Started) as started:
-        launch.start_engines(recipe(), family)
-    assert started.value.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
-    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in started.value.environment
-    assert "PYTORCH_ALLOC_CONF" not in started.value.environment
+def test_engines_come_after_the_trainer_in_the_callers_list() -> None:
+    (engine,) = launch.engine_parts(recipe())
+    assert engine.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in engine.environment
+    assert "PYTORCH_ALLOC_CONF" not in engine.environment
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_without_training_the_engines_come_first(tmp_path: Path) -> None:
-    with pytest.raises(Started) as started:
-        launch.start_engines(recipe(), launch.Family(RunFolder(tmp_path)), trains=False)
-    assert started.value.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
+def test_without_training_the_engines_come_first() -> None:
+    (engine,) = launch.engine_parts(recipe(), trains=False)
+    assert engine.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_trainer_ranks_have_their_gpus_and_their_variables(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.logs.mkdir()
-    with pytest.raises(Started) as started:
-        launch._start_trainer(recipe(), launch.Family(folder), [])
-    environment = started.value.environment
+def test_trainer_ranks_have_their_gpus_and_their_variables() -> None:
+    environment = launch.trainer_part(plan_of(recipe(), starts_services=False)).environment
     assert environment["CUDA_VISIBLE_DEVICES"] == "4,5"
     assert environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

@@ -158,7 +158,7 @@ def test_a_policy_that_is_given_twice_starts_no_engine(monkeypatch: pytest.Monke
     def start(*_: Any, **__: Any) -> Any:
         raise AssertionError("engines were started")
 
-    for name in ("check_machine", "processes_of", "start_engines"):
+    for name in ("check_machine", "processes_of", "engine_parts"):
         monkeypatch.setattr(launch, name, start)
     for twice in ((POLICY, POLICY), (POLICY, POLICY / "../policy"), (POLICY.absolute(), POLICY)):
         with pytest.raises(EvaluationError, match="are the same policy"):

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,7 +14,12 @@ import pytest
 
 from megatron_empg.evaluate import launch as evaluation
 from megatron_empg.launch import local as launch
+from megatron_empg.launch import local_parts, local_runner
+from megatron_empg.launch.attempt import Attempt, Senses
+from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.interrupts import Interrupted, Interrupts
+from megatron_empg.launch.local_runner import LaunchError, processes_of
+from megatron_empg.launch.parts import Part
 from megatron_empg.run.folder import RunFolder
 
 RECIPE = Path("recipes/quickstart.yaml")
@@ -24,6 +28,7 @@ STUBBORN = ["sh", "-c", "trap '' TERM; sleep 600 & wait; wait"]
 """It does not end when it is asked to, nor does what it has started."""
 FORGETFUL = ["sh", "-c", "(trap '' TERM; exec sleep 600) & wait"]
 """It ends when it is asked to, what it has started does not."""
+SLEEPING = ["sleep", "600"]
 
 
 @pytest.fixture
@@ -38,27 +43,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
             found.append(process)
         return process
 
-    def start_engine(*_: object, log_path: Path, **__: object) -> Any:
-        process = popen(STUBBORN, start_new_session=True)
-        return SimpleNamespace(process=process, log_path=log_path, url="http://127.0.0.1:9")
-
-    def start_driver(recipe: Any, family: launch.Family, urls: list[str]) -> str:
-        family.start("driver", ["sleep", "600"])
-        return "http://127.0.0.1:9"
-
-    def start_trainer(recipe: Any, family: launch.Family, arguments: list[str]) -> launch.Child:
-        return family.start("trainer", ["sleep", "600"])
-
-    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setattr(local_runner.subprocess, "Popen", popen)
     monkeypatch.setattr(launch, "check_recipe", lambda recipe: None)
-    monkeypatch.setattr(launch, "_first_engine_gpu", lambda recipe, trains=True: None)
-    monkeypatch.setattr(launch, "start_engine", start_engine)
-    monkeypatch.setattr(launch, "_start_driver", start_driver)
-    monkeypatch.setattr(launch, "_start_trainer", start_trainer)
-    monkeypatch.setattr(launch.Family.stop, "__defaults__", (0.5,))
+    monkeypatch.setattr(local_parts, "first_engine_gpu", lambda recipe, trains=True: None)
+    monkeypatch.setattr(local_parts.commands, "engine", lambda *_: STUBBORN)
+    monkeypatch.setattr(local_parts.commands, "driver", lambda *_: SLEEPING)
+    monkeypatch.setattr(local_parts.commands, "trainer", lambda *_: SLEEPING)
+    monkeypatch.setattr(local_runner, "GRACE_SECONDS", 0.5)
     yield found
     for number in alive(found, within=0):
         os.kill(number, signal.SIGKILL)
+
+
+def engine(number: int, command: list[str]) -> Part:
+    return Part(f"engine_{number}", command, ExitCode.ENGINES)
 
 
 def alive(started: Started, within: float = 5.0) -> list[int]:
@@ -108,20 +106,28 @@ def train(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("moment", "name", "processes"),
+    ("moment", "where", "name", "processes"),
     [
-        (after, "start_engine", 1),  # the engine is there and nobody has it in a list
-        (before, "_start_driver", 2),
-        (after, "_start_trainer", 4),
-        (before, "wait_until_healthy", 4),
+        (after, local_runner.subprocess, "Popen", 1),  # the engine is there and nobody has it in a list
+        (before, Attempt, "start", 2),  # of the driver, after two engines
+        (after, Attempt, "start", 4),  # of the trainer
+        (before, Attempt, "look", 4),
     ],
 )
 def test_while_engines_start_an_interrupt_ends_the_run_at_once(
-    moment: Any, name: str, processes: int, number: int, started: Started, tmp_path: Path,
+    moment: Any, where: Any, name: str, processes: int, number: int, started: Started, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(launch, name, moment(getattr(launch, name), number))
+    real = getattr(where, name)
+    once = moment(real, number)
+
+    def called(*arguments: Any, **settings: Any) -> Any:
+        of_the_run = name != "Popen" or "start_new_session" in settings  # not a git that tells versions
+        due = of_the_run and len(started) == (processes if moment is before else processes - 1)
+        return (once if due else real)(*arguments, **settings)
+
+    monkeypatch.setattr(where, name, called)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run")
     assert ended.value.code == 128 + number
@@ -140,8 +146,8 @@ def test_an_interrupt_while_processes_end_leaves_none(
     moment: Any, started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Impatient users press Ctrl-C again, here before or after each signal that ends a process."""
-    monkeypatch.setattr(launch, "_signal_group", moment(launch._signal_group, signal.SIGTERM))
-    monkeypatch.setattr(launch, "wait_until_healthy", before(launch.wait_until_healthy, signal.SIGINT))
+    monkeypatch.setattr(local_runner, "_signal_group", moment(local_runner._signal_group, signal.SIGTERM))
+    monkeypatch.setattr(Attempt, "look", before(Attempt.look, signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run")
     assert ended.value.code == 130
@@ -150,9 +156,9 @@ def test_an_interrupt_while_processes_end_leaves_none(
 
 def test_what_a_process_leaves_behind_ends_too(started: Started, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").open("a: 1")
-    with launch.processes_of(folder) as family:
-        process = family.start("engine_0", FORGETFUL).process
-        while len(members({process.pid})) < 2:
+    with processes_of(folder) as runner:
+        runner.start(engine(0, FORGETFUL))
+        while len(members({process.pid for process in started})) < 2:
             time.sleep(0.05)
     assert alive(started) == []
 
@@ -166,8 +172,7 @@ def test_once_engines_are_there_the_first_interrupt_waits_for_the_step_and_the_s
         polls.append((tmp_path / "run/STOP").exists())
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(launch, "wait_until_healthy", lambda *_, **__: None)
-    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    monkeypatch.setattr(launch, "Senses", lambda: Senses(time.monotonic, sleep, lambda *_: True))
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run")
     assert ended.value.code == 130
@@ -198,14 +203,14 @@ def test_a_failure_is_told_though_interrupts_come_too(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "run").open("a: 1")
-    monkeypatch.setattr(launch, "_signal_group", before(launch._signal_group, signal.SIGTERM))
+    monkeypatch.setattr(local_runner, "_signal_group", before(local_runner._signal_group, signal.SIGTERM))
 
     def fail() -> None:
-        with launch.processes_of(folder) as family:
-            family.start("engine_1", STUBBORN)
-            raise launch.LaunchError("engine_0 ended with status 1")
+        with processes_of(folder) as runner:
+            runner.start(engine(1, STUBBORN))
+            raise LaunchError("engine_0 ended with status 1")
 
-    with pytest.raises(launch.LaunchError, match="engine_0 ended"):
+    with pytest.raises(LaunchError, match="engine_0 ended"):
         fail()
     assert alive(started) == []
 
@@ -228,34 +233,35 @@ def test_what_is_held_back_comes_at_the_end_of_the_section() -> None:
 def test_the_command_ends_without_a_traceback(tmp_path: Path) -> None:
     """`empg train` as a process, interrupted while it waits for an engine that never answers."""
     script = f"""
-import subprocess, sys
-from types import SimpleNamespace
-from megatron_empg.launch import local as launch
-from megatron_empg.cli import app as cli
+import sys
+from megatron_empg.launch import commands, local, local_parts
+from megatron_empg.launch.local_runner import LocalRunner
+from megatron_empg.cli.app import main
 
-def start_engine(*_, log_path, **__):
-    log_path.touch()
-    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    print("engine", process.pid, flush=True)
-    return SimpleNamespace(process=process, log_path=log_path, url="http://127.0.0.1:9")
+start = LocalRunner.start
 
-launch.check_recipe = lambda recipe: None
-launch._first_engine_gpu = lambda recipe, trains=True: None
-launch.start_engine = start_engine
-launch._start_driver = lambda recipe, family, urls: "http://127.0.0.1:9"
-launch._start_trainer = lambda recipe, family, arguments: family.start("trainer", ["sleep", "600"])
+def tell(runner, part):
+    start(runner, part)
+    print(part.name, runner._children[-1].process.pid, flush=True)
+
+LocalRunner.start = tell
+local.check_recipe = lambda recipe: None
+local_parts.first_engine_gpu = lambda recipe, trains=True: None
+for name in ("engine", "driver", "trainer"):
+    setattr(commands, name, lambda *_: ["sleep", "600"])
 sys.argv = ["empg", "train", "{RECIPE}", "run.folder={tmp_path / "run"}"]
-cli.main()
+main()
 """
     with subprocess.Popen(
         [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as command:
         assert command.stdout is not None
-        engine = int(command.stdout.readline().split()[1])
         assert command.stdout.readline().startswith("run folder")
+        started = dict(command.stdout.readline().split() for _ in range(3))
+        assert list(started) == ["engine_0", "driver", "trainer"]
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=60)
     assert command.returncode == 130
     assert out == ""
     assert err == "interrupted: all processes have ended; the same command goes on after step 0\n"
-    assert not psutil.pid_exists(engine)
+    assert not any(psutil.pid_exists(int(pid)) for pid in started.values())

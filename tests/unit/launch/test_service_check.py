@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.launch import local as launch
-from megatron_empg.launch.local import check_machine
+from megatron_empg.launch import local_parts as launch
+from megatron_empg.launch.local_parts import check_machine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.launch.service_check import check_services
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
@@ -26,7 +26,7 @@ def test_a_server_that_is_there_is_asked_nothing_more() -> None:
 def test_a_server_that_is_not_there_is_named_with_its_key_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "_first_engine_gpu", lambda *_, **__: None)  # another check's concern
+    monkeypatch.setattr(launch, "first_engine_gpu", lambda *_, **__: None)  # another check's concern
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(RecipeError) as caught:
         check_machine(recipe(url))
