@@ -11,12 +11,6 @@ from megatron_empg.recipe import Recipe, SftRecipe
 
 PACKAGE = Path(__file__).parents[3] / "megatron_empg"
 
-HANDED_ON = {
-    # Given as keywords to what has parameters or fields of the same names.
-    "actor.optimizer": "actor/optimizer.py",
-}
-"""Sections that are passed on as keywords, and the module that reads them."""
-
 IN_RECIPE = {
     "limits": "read by waits.nested_waits, or by methods of LimitsConfig that others call",
 }
@@ -67,7 +61,11 @@ def attributes_read() -> dict[str, set[str]]:
 
 def attributes(path: Path) -> list[tuple[str, str]]:
     """(attribute, the last name of what it is read from) of every attribute that a module reads."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return attributes_of(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def attributes_of(tree: ast.AST) -> list[tuple[str, str]]:
+    nodes = ast.walk(tree)
     read = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)]
     return [(node.attr, name_of(node.value)) for node in read]
 
@@ -84,15 +82,23 @@ ALIASES = {"settings", "recipe"}
 @pytest.mark.parametrize("key", OTHERS)
 def test_a_key_is_read_by_a_module_that_acts_on_it(key: str) -> None:
     section, _, name = key.rpartition(".")
-    if section in HANDED_ON:
-        tree = ast.parse((PACKAGE / HANDED_ON[section]).read_text(encoding="utf-8"))
-        reads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)]
-        assert name in map(name_of, reads), f"{key} is read nowhere"
-        return
     if section in IN_RECIPE and name_in_recipe(name):
         return
     owners = {section.rpartition(".")[2], *ALIASES}
-    assert owners & attributes_read().get(name, set()), f"{key} is read nowhere: use it, or take it away"
+    readers = [owners & attributes_read().get(read, set()) for read in (name, *derived(dict(KEYS)[key], name))]
+    assert any(readers), f"{key} is read nowhere: use it, or take it away"
+
+
+def derived(section: type[Section], name: str) -> list[str]:
+    """The section's own properties and methods that read the key, for others to read in its place."""
+    tree = ast.parse(file_of(section).read_text(encoding="utf-8"))
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == section.__name__]
+    functions = [node for node in ast.walk(classes[0]) if isinstance(node, ast.FunctionDef)]
+    return [function.name for function in functions if (name, "self") in attributes_of(function)]
+
+
+def file_of(section: type[Section]) -> Path:
+    return PACKAGE.parent / (section.__module__.replace(".", "/") + ".py")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +112,7 @@ def test_a_key_of_an_algorithm_is_read_where_it_is_declared_or_of_what_is_called
     above, _, name = key.rpartition(".")
     if name == "name":
         return
-    file = PACKAGE.parent / (section.__module__.replace(".", "/") + ".py")
-    own = {owner for attribute, owner in attributes(file) if attribute == name}
+    own = {owner for attribute, owner in attributes(file_of(section)) if attribute == name}
     everywhere = attributes_read().get(name, set())
     called = above.rpartition(".")[2]
     assert own & {"self", "section", called} or everywhere & {called, "algorithm", "section"}, (
