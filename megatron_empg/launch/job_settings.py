@@ -80,20 +80,20 @@ class Words:
 
 
 def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Words:
-    """Of a training job. A first word that is neither option nor key is its recipe, where EMPG_RECIPE names none.
+    """Of a training job. A word that is neither option nor key is its recipe, where EMPG_RECIPE names none.
 
     Raises JobError for a word that has no place.
     """
     recipe = environment.get("EMPG_RECIPE", "")
     overrides, options, check_only = [], [], False
-    for number, word in enumerate(words):
+    for word in words:
         if word == "--check":
             check_only = True
         elif word.startswith("-"):
             options.append(word)
         elif "=" in word:
             overrides.append(word)
-        elif number == 0 and not recipe:
+        elif not recipe:
             recipe = word
         else:
             raise misconfigured(

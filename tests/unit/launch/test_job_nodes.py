@@ -26,7 +26,9 @@ class Cluster:
         if command[:3] == ("scontrol", "show", "hostnames"):
             return Answer(0, "\n".join(self.nodes))
         if command[0] == "sinfo":
-            return Answer(0, "".join(f"{node} {'down*' if node in self.down else 'idle'}\n" for node in self.nodes))
+            return Answer(
+                0, "".join(f"{node} {'down*' if node in self.down else 'idle'}\n" for node in self.nodes)
+            )
         if command[:3] == ("scontrol", "show", "node"):
             address, machine = self.nodes[command[3]]
             return Answer(0, f"NodeName={command[3]} NodeAddr={address} NodeHostName={machine} Version=22.05")
@@ -81,7 +83,9 @@ def test_an_interface_without_a_usable_address_is_named() -> None:
 
 
 def test_what_ip_says_is_read_from_its_first_line() -> None:
-    said = "3: eth1    inet 10.0.0.7/16 brd 10.0.255.255 scope global eth1\\       valid_lft forever\n4: x inet 1.2\n"
+    said = (
+        "3: eth1    inet 10.0.0.7/16 brd 10.0.255.255 scope global eth1\\       valid_lft forever\n4: x inet 1.2\n"
+    )
     assert interface_address(said) == "10.0.0.7"
     assert interface_name(said) == "eth1"
     assert interface_address("") is None

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,15 @@ def test_engines_beside_the_trainer_come_after_its_gpus(visible: str | None, dev
         engine_command(settings, task(visible), per_node=2, gpus_per_node=8, first_gpu=6)
 
 
-def trainer(settings: RunPlan, given: Mapping[str, str], gpus: int | None) -> tuple[tuple[str, ...], dict[str, str]]:
+def trainer(
+    settings: RunPlan, given: Mapping[str, str], gpus: int | None
+) -> tuple[tuple[str, ...], dict[str, str]]:
     return trainer_command(settings, given, driver="http://d", engines=["http://e"], gpus_per_node=gpus)
 
 
 def test_node_0_of_the_trainer_is_the_first_trainer_node_by_any_name() -> None:
     command, _ = trainer(plan(), TASK | {"SLURMD_NODENAME": "node3"}, None)
-    words = dict(zip(command, command[1:], strict=False))
+    words = dict(pairwise(command))
     assert (words["--nnodes"], words["--node-rank"], words["--nproc-per-node"]) == ("2", "1", "1")
     assert (words["--master-addr"], words["--master-port"]) == ("10.0.0.4", "12000")
     assert (words["--driver"], words["--engine"]) == ("http://d", "http://e")

@@ -25,9 +25,7 @@ def plan(ranks: int, engines: int, size: int = 1, model_parallel: int = 1) -> Ru
     )
 
 
-def shares(
-    trainer_nodes: int, ranks: int, rollout_nodes: int, engines: int, *, shared: bool = False
-) -> Shares:
+def shares(trainer_nodes: int, ranks: int, rollout_nodes: int, engines: int, *, shared: bool = False) -> Shares:
     return Shares(trainer_nodes, ranks, rollout_nodes, engines, shared)
 
 

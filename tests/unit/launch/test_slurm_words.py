@@ -18,8 +18,8 @@ gpu-10 idle*
 """
 NODE = (
     "NodeName=node1 Arch=x86_64 CoresPerSocket=8 CPUAlloc=0 CPUTot=8 CPULoad=1.70 AvailableFeatures=(null) "
-    "Gres=gpu:8 NodeAddr=127.0.0.1 NodeHostName=box Port=34567 Version=22.05.8 OS=Linux 6.1.0 #1 SMP RealMemory=4000 "
-    "State=DOWN+NOT_RESPONDING Reason=Not responding [slurm@2026-11-26T18:00:00]"
+    "Gres=gpu:8 NodeAddr=127.0.0.1 NodeHostName=box Port=34567 Version=22.05.8 OS=Linux 6.1.0 #1 SMP "
+    "RealMemory=4000 State=DOWN+NOT_RESPONDING Reason=Not responding [slurm@2026-11-26T18:00:00]"
 )
 JOB = "JobId=7 JobName=train Requeue=1 Restarts=1 NodeList=node[1-3] ExcNodeList={} Power="
 CONFIG = """\
@@ -80,9 +80,7 @@ def test_steps_that_srun_started_have_numbers() -> None:
     assert slurm_words.step_ids("7.0\n7.12\n7.batch\n7.extern\n7.interactive\n") == ["7.0", "7.12"]
 
 
-@pytest.mark.parametrize(
-    ("word", "number"), [("8", "8"), ("h100:8", "8"), ("gpu:h100:4", "4"), ("", "")]
-)
+@pytest.mark.parametrize(("word", "number"), [("8", "8"), ("h100:8", "8"), ("gpu:h100:4", "4"), ("", "")])
 def test_gpus_may_come_with_their_kind(word: str, number: str) -> None:
     assert slurm_words.gpus_in(word) == number
 

@@ -1,0 +1,167 @@
+"""Parts as steps of a job: the command of each, what speaks for its end, and what is shown of its logs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.launch.containers import Container
+from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.parts import Part
+from megatron_empg.launch.slurm import Answer, Slurm
+from megatron_empg.launch.srun_runner import SrunRunner, srun_command, status_of_step
+
+ROOT = Path(__file__).parents[3]
+ENGINES = Part("engines", ("python", "-m", "x"), ExitCode.ENGINES, ("n1", "n3"), tasks_per_node=4)
+
+
+class Started:
+    """In the place of srun: what it was started with, and what is to become of it."""
+
+    all: ClassVar[list["Started"]] = []
+
+    def __init__(self, command: Sequence[str], *, env: dict[str, str], stdout: Any = None, **_: Any) -> None:
+        self.command, self.env, self.output = list(command), env, stdout
+        self.code: int | None = None
+        self.killed = False
+        Started.all.append(self)
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def wait(self, timeout: float = 0.0) -> int:
+        return self.code or 0
+
+    def end(self, code: int, said: str) -> None:
+        """As if srun had ended."""
+        Path(self.output.name).write_text(said, encoding="utf-8")
+        self.code = code
+
+
+class Cluster:
+    """A Slurm of which `down` is down and `silent` does not answer."""
+
+    def __init__(self, down: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
+        self.down, self.silent = down, silent
+        self.commands: list[Sequence[str]] = []
+
+    def run(self, command: Sequence[str], seconds: float) -> Answer:
+        self.commands.append(command)
+        if command[0] == "sinfo":
+            return Answer(0, "".join(f"{node} down*\n" for node in self.down))
+        if command[0] == "squeue":
+            return Answer(0, "7.0\n7.3\n7.batch\n")
+        if command[0] == "srun":
+            node = command[4].partition("=")[2]
+            return Answer(124 if node in self.silent else 0, "")
+        return Answer(0, "")
+
+
+@pytest.fixture(autouse=True)
+def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    Started.all = []
+    monkeypatch.setattr("subprocess.Popen", Started)
+
+
+def runner(tmp_path: Path, cluster: Cluster | None = None) -> SrunRunner:
+    made = SrunRunner(Slurm("7", "n[1-3]", (cluster or Cluster()).run), Container(), {"EMPG_TOKEN": "secret"})
+    made.logs = tmp_path
+    made.nodes = ("n1", "n2", "n3")
+    return made
+
+
+def test_a_part_is_a_step_beside_the_others_with_equally_many_tasks_on_each_node() -> None:
+    assert srun_command(ENGINES, Container()) == [
+        "srun", "--overlap", "--job-name=engines", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=8",
+        "--ntasks-per-node=4", "--nodelist=n1,n3", "python", "-m", "x",
+    ]  # fmt: skip
+
+
+def test_an_image_is_entered_by_options_of_srun_or_words_before_the_command() -> None:
+    pyxis = srun_command(ENGINES, Container(in_srun=("--container-image=i",)), binds_processors=True)
+    assert pyxis[-4:] == ["--container-image=i", "python", "-m", "x"]
+    assert "--cpu-bind=none" in pyxis
+    apptainer = srun_command(ENGINES, Container(in_task=("apptainer", "exec", "i")))
+    assert apptainer[-6:] == ["apptainer", "exec", "i", "python", "-m", "x"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "status"),
+    [
+        (0, "", 0),
+        (1, "", 1),
+        (137, "srun: error: n1: task 0: Killed\n", -9),
+        (143, "srun: error: n2: task 1: Exited with exit code 1\nsrun: error: n1: task 0: Terminated\n", 1),
+        (143, "srun: error: n2: task 1: Exited with exit code 137\nsrun: error: n1: task 0: Terminated\n", -9),
+        (143, "srun: error: n2: task 1: Exited with exit code 1\nsrun: error: n1: task 0: Exited with exit code 78",
+         LASTING_FAULT),
+        (78, "srun: error: n1: task 0: Exited with exit code 78\n", LASTING_FAULT),
+        (1, "srun: error: Unable to create step for job 7: Requested nodes are busy\n", 1),
+        (0, "srun: error: n1: task 0: Terminated\n", 0),
+    ],
+)  # fmt: skip
+def test_the_task_that_failed_first_speaks_for_its_step(code: int, said: str, status: int) -> None:
+    assert status_of_step(code, said) == status
+
+
+def test_each_part_that_ends_is_told_once(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    driver = Part("driver", ("d",), ExitCode.DRIVER, ("n3",), environment={"X": "1"})
+    run.start(ENGINES)
+    run.start(driver)
+    assert run.ended() is None
+    assert [started.env["EMPG_LOG"] for started in Started.all] == [
+        str(tmp_path / "engines"),
+        str(tmp_path / "driver"),
+    ]
+    assert Started.all[1].env["X"] == "1"
+    assert all("secret" not in " ".join(started.command) for started in Started.all)
+    Started.all[0].end(137, "srun: error: n1: task 0: Killed\n")
+    ended = run.ended()
+    assert ended is not None
+    assert (ended.part, ended.status) == (ENGINES, -9)
+    assert run.ended() is None
+
+
+def test_what_is_stopped_is_cancelled_step_by_step(tmp_path: Path) -> None:
+    cluster = Cluster()
+    run = runner(tmp_path, cluster)
+    run.stop()
+    assert cluster.commands == [], "nothing was started"
+    run.start(ENGINES)
+    run.start_beside("n2", ["bash", "guard"])
+    assert Started.all[1].command[-3:] == ["--nodelist=n2", "bash", "guard"]
+    run.stop()
+    assert [command for command in cluster.commands if command[0] == "scancel"] == [
+        ("scancel", "7.0"),
+        ("scancel", "7.3"),
+    ]
+    assert run.ended() is None, "what was stopped does not end"
+
+
+def test_lost_nodes_are_those_that_slurm_gave_up_and_if_asked_those_that_are_silent(tmp_path: Path) -> None:
+    run = runner(tmp_path, Cluster(down=["n3", "n9"], silent=["n1"]))
+    assert run.lost_nodes() == ("n3",)
+    assert run.lost_nodes(ask_each=True) == ("n3", "n1")
+    assert run.lost == ("n3", "n1")
+
+
+def test_the_errors_of_a_failed_step_stand_above_the_ends_of_its_logs(tmp_path: Path) -> None:
+    recorded = (ROOT / "tests/unit/fixtures/engine_without_memory.log").read_text(encoding="utf-8")
+    (tmp_path / "engines.n1.0.log").write_text(recorded, encoding="utf-8")
+    (tmp_path / "engines.n2.0.log").write_text("train/error: none\nan OSError: within\nended\n", encoding="utf-8")
+    first, *rest = runner(tmp_path).end_of_logs(ENGINES).splitlines()
+    assert first.startswith(f"{tmp_path}/engines.n1.0.log:(EngineCore pid=")
+    assert "ValueError: Available memory on node 0 (22.2/23.54 GiB) on kv cache allocation is less than" in first
+    assert f"==> {tmp_path}/engines.n1.0.log <==" in rest[0]
+    assert rest[-1] == "ended"
+
+
+def test_what_srun_itself_said_is_shown_too(tmp_path: Path) -> None:
+    (tmp_path / "engines.srun").write_text("srun: error: no such image\n", encoding="utf-8")
+    assert runner(tmp_path).end_of_logs(ENGINES).splitlines() == [
+        f"==> {tmp_path}/engines.srun <==",
+        "srun: error: no such image",
+    ]
