@@ -57,5 +57,5 @@ class RunPlan:
             services = [ServicePlan(**{**one, "arguments": tuple(one["arguments"])}) for one in values["services"]]
             arguments = tuple(values["engine_arguments"])
             return cls(**{**values, "services": tuple(services), "engine_arguments": arguments})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"this is no plan of a run: {error}") from None

@@ -1,0 +1,238 @@
+"""`empg train` with stand-ins for its processes: whichever is killed, it goes on and ends as if none had been."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.common.jsonl import read_lines
+from megatron_empg.launch import attempt, local_parts
+from megatron_empg.launch import local as launch
+from megatron_empg.launch.local_runner import LaunchError
+from megatron_empg.run.folder import RunFolder
+
+STEPS = 6
+SERVER = """
+import http.server, sys
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *words):
+        return
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+TRAINER = """
+import json, pathlib, socket, sys, time
+
+run, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+def wait_for_the_others():
+    for url in sys.argv[3:]:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", int(url.split(":")[-1]))).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+
+wait_for_the_others()
+done = max([int(path.name[5:]) for path in run.glob("checkpoints/step_*")], default=0)
+(run / "heartbeats").mkdir(exist_ok=True)
+(run / "heartbeats/rank_0.json").write_text(json.dumps({"phase": "update"}))
+path = run / "metrics.jsonl"
+lines = path.read_text().splitlines()[:done] if path.exists() else []
+path.write_text("".join(line + chr(10) for line in lines))
+for step in range(done + 1, steps + 1):
+    time.sleep(0.3)
+    wait_for_the_others()
+    with path.open("a") as file:
+        file.write(json.dumps({"step": step, "train/reward": 1 / step}) + chr(10))
+    (run / "writing").mkdir(exist_ok=True)
+    (run / "writing").rename(run / f"checkpoints/step_{step:06d}")
+    if (run / "STOP").exists():
+        sys.exit()
+(run / "policy").mkdir(exist_ok=True)
+(run / "exported.json").write_text(json.dumps({"step": steps}))
+"""
+Happening = Callable[[], None]
+
+
+def trainer(script: str) -> Callable[..., list[str]]:
+    """A trainer's command that runs this script."""
+
+    def command(python: str, plan: Any, place: Any, driver: str, engines: list[str]) -> list[str]:
+        return [python, "-S", "-c", script, plan.run_folder, str(plan.steps), driver, *engines]
+
+    return command
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Processes that start at once and train nothing."""
+
+    def serve(python: str, first: Any, host_or_plan: Any, *rest: Any) -> list[str]:
+        port = next(word for word in (host_or_plan, *rest) if isinstance(word, int))
+        return [python, "-S", "-c", SERVER, str(port)]
+
+    monkeypatch.setattr(local_parts.commands, "engine", serve)
+    monkeypatch.setattr(local_parts.commands, "driver", serve)
+    monkeypatch.setattr(local_parts.commands, "trainer", trainer(TRAINER))
+    monkeypatch.setattr(attempt, "LOOK_FOR_CAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(local_parts, "first_engine_gpu", lambda recipe, trains=True: None)
+    monkeypatch.setattr(launch, "check_recipe", lambda recipe: None)
+    return monkeypatch
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, happenings: dict[int, Happening]) -> None:
+    """Let something happen once, when the command has shown that step."""
+    real = launch.StepsShown.show
+
+    def show(steps: launch.StepsShown) -> None:
+        real(steps)
+        for step in [step for step in happenings if steps._shown >= step]:
+            happenings.pop(step)()
+
+    monkeypatch.setattr(launch.StepsShown, "show", show)
+
+
+def killer(log: str) -> Happening:
+    """Kills the child that writes this log, as the kernel would when memory runs out."""
+
+    def kill() -> None:
+        for child in psutil.Process().children():
+            if Path(f"/proc/{child.pid}/fd/1").resolve().name == log:
+                os.kill(child.pid, signal.SIGKILL)
+                return
+        raise AssertionError(f"nobody writes {log}")
+
+    return kill
+
+
+def train(folder: Path, *keys: str) -> None:
+    launch.launch_training(Path("recipes/quickstart.yaml"), [f"run.folder={folder}", f"run.steps={STEPS}", *keys])
+
+
+def starts(folder: Path) -> list[int]:
+    lines = (folder / "starts").read_text(encoding="utf-8").splitlines()
+    assert len({line.split()[0] for line in lines}) == 1, "one command is one job"
+    return [int(line.split()[1]) for line in lines]
+
+
+def test_whichever_process_is_killed_the_run_ends_as_if_none_had_been(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "undisturbed")
+    assert starts(tmp_path / "undisturbed") == [0]
+    capsys.readouterr()
+    killed = {
+        1: killer("engine_0.log"),
+        2: killer("engine_1.log"),
+        3: killer("driver.log"),
+        4: killer("trainer.log"),
+    }
+    at_step(stand_ins, dict(killed))
+    train(tmp_path / "disturbed", "engines.count=2")
+    assert len(starts(tmp_path / "disturbed")) == 5
+    printed = capsys.readouterr().out
+    for number, name in enumerate(("engine_0", "engine_1", "driver", "trainer"), 1):
+        assert f"{name} was ended by SIGKILL; going on from step " in printed
+        assert f"(restart {number} of at most 20)" in printed
+    both = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("undisturbed", "disturbed")]
+    assert both[0] == both[1]
+    assert psutil.Process().children() == []
+    RunFolder(tmp_path / "disturbed").open("a: 1").close()  # the folder is free
+
+
+def test_the_log_of_the_start_that_ended_is_kept(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    at_step(stand_ins, {2: killer("driver.log")})
+    train(tmp_path)
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {
+        f"{name}{which}.log" for name in ("engine_0", "driver", "trainer") for which in ("", ".before")
+    }
+
+
+@pytest.mark.parametrize("name", ["engine_0", "driver", "trainer"])
+def test_one_that_is_killed_again_and_again_is_given_up(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    failing = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    command = "engine" if name == "engine_0" else name
+    stand_ins.setattr(local_parts.commands, command, lambda python, *_: [python, "-S", "-c", failing])
+    said = (
+        rf"(?s){name} was ended by SIGKILL; two restarts brought no checkpoint after step 0.*end of .*{name}\.log"
+    )
+    with pytest.raises(LaunchError, match=said):
+        train(tmp_path)
+    assert starts(tmp_path) == [0, 0, 0]
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("name", ["engine_0", "driver", "trainer"])
+@pytest.mark.parametrize("status", [1, LASTING_FAULT])
+def test_one_that_is_set_up_wrongly_ends_the_run_at_once(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path, name: str, status: int
+) -> None:
+    failing = f"import sys; print('error: it cannot be'); sys.exit({status})"
+    command = "engine" if name == "engine_0" else name
+    stand_ins.setattr(local_parts.commands, command, lambda python, *_: [python, "-S", "-c", failing])
+    with pytest.raises(LaunchError, match=rf"(?s){name} ended .*error: it cannot be"):
+        train(tmp_path)
+    assert starts(tmp_path) == [0]
+
+
+def test_an_error_of_the_project_s_own_ends_the_run_also_when_it_has_trained(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    diverging = TRAINER.replace(
+        "    if (run", f"    if step == 3:\n        sys.exit({LASTING_FAULT})\n    if (run"
+    )
+    stand_ins.setattr(local_parts.commands, "trainer", trainer(diverging))
+    with pytest.raises(LaunchError, match="trainer ended by its own error"):
+        train(tmp_path)
+    assert starts(tmp_path) == [0]
+
+
+def test_a_crash_of_a_trainer_that_has_trained_is_an_accident(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crashing = TRAINER.replace("    if (run", "    if step == 3:\n        sys.exit(1)\n    if (run")
+    stand_ins.setattr(local_parts.commands, "trainer", trainer(crashing))
+    train(tmp_path)
+    assert starts(tmp_path) == [0, 3]
+
+
+def test_restarts_are_as_many_as_the_user_allows(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_ins.setenv("EMPG_MAX_RESTARTS", "0")
+    at_step(stand_ins, {2: killer("driver.log")})
+    with pytest.raises(LaunchError, match=r"driver was ended by SIGKILL; restarted 0 times \(EMPG_MAX_RESTARTS\)"):
+        train(tmp_path)
+
+
+def test_the_file_stop_ends_a_run_whose_process_is_killed(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who asks for the end does not wait for a new start."""
+
+    def stop_and_kill() -> None:
+        killer("trainer.log")()
+        (tmp_path / "STOP").touch()
+
+    at_step(stand_ins, {2: stop_and_kill})
+    train(tmp_path)
+    assert starts(tmp_path) == [0]
+    assert "of 6; the same command goes on from there" in capsys.readouterr().out
+
+
+def test_a_run_of_another_command_counts_its_own_restarts(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "starts").write_text("local-1-1 0\n" * 30, encoding="utf-8")
+    train(tmp_path)
+    last = (tmp_path / "starts").read_text(encoding="utf-8").splitlines()[-1]
+    assert last.startswith(f"local-{os.getpid()}-")
