@@ -95,7 +95,7 @@ def test_an_image_is_entered_by_options_of_srun_or_words_before_the_command() ->
         (137, "srun: error: n1: task 0: Killed\n", -9),
         (143, "srun: error: n2: task 1: Exited with exit code 1\nsrun: error: n1: task 0: Terminated\n", 1),
         (143, "srun: error: n2: task 1: Exited with exit code 137\nsrun: error: n1: task 0: Terminated\n", -9),
-        (143, "srun: error: n2: task 1: Exited with exit code 1\nsrun: error: n1: task 0: Exited with exit code 78",
+        (143, "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 78",
          LASTING_FAULT),
         (78, "srun: error: n1: task 0: Exited with exit code 78\n", LASTING_FAULT),
         (1, "srun: error: Unable to create step for job 7: Requested nodes are busy\n", 1),
