@@ -20,12 +20,12 @@ from megatron_empg.actor.manifest import (
     CheckpointError,
     check,
     file_records,
-    gathered,
     on_first_rank,
     write_manifest,
 )
 from megatron_empg.actor.parallel import data_and_context_group
 from megatron_empg.common.files import sync
+from megatron_empg.common.ranks import gathered
 from megatron_empg.run.checkpoint_folders import finished_steps, step_folder
 from megatron_empg.upstream import megatron_checkpointing
 

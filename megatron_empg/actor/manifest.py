@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from megatron_empg.common import ranks
 from megatron_empg.common.files import sync, write_json
 from megatron_empg.run.checkpoint_folders import MANIFEST
 from megatron_empg.weights.checkpoints.errors import CheckpointError
@@ -58,7 +59,7 @@ def check(folder: Path) -> dict[str, Any]:
     """
     manifest = on_first_rank(lambda: read_manifest(folder))
     largest_first = sorted(manifest["files"].items(), key=lambda item: (-item[1]["bytes"], item[0]))
-    faults = gathered(first_fault(folder, largest_first[dist.get_rank() :: dist.get_world_size()]))
+    faults = ranks.gathered(first_fault(folder, largest_first[dist.get_rank() :: dist.get_world_size()]))
     found = [fault for fault in faults if fault]
     if found:
         raise CheckpointError(found[0])
@@ -67,23 +68,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 def on_first_rank(work: Callable[[], Value]) -> Value:
     """What `work` returns on rank 0, on every rank; its OSError or CheckpointError is raised on every rank."""
-    answer: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            answer[0] = work()
-        except (OSError, CheckpointError) as error:
-            answer[1] = str(error)
-    dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise CheckpointError(answer[1])
-    return answer[0]
-
-
-def gathered(value: Value) -> list[Value]:
-    """Every rank's value, on every rank."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    return ranks.on_first_rank(work, CheckpointError)
 
 
 def _sha256(path: Path) -> str:

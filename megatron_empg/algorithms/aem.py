@@ -9,9 +9,9 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from megatron_empg.algorithms.base import Modulated, Stateless
-from megatron_empg.algorithms.collectives import Group, reduce_sum
 from megatron_empg.algorithms.normalization import by_extremes, by_extremes_of_sets, fault_in
 from megatron_empg.common.lazy_torch import torch, without_gradient
+from megatron_empg.common.ranks import Group, sum_over_ranks_
 from megatron_empg.common.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _normalized(entropies: Tensor, sets: Tensor | None, group: Group | None = No
 
 def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:
     scale = torch.exp(-strength * h_norm)
-    total, count = reduce_sum(torch.stack([scale.sum(), scale.new_tensor(float(len(scale)))]), group)
+    total, count = sum_over_ranks_(torch.stack([scale.sum(), scale.new_tensor(float(len(scale)))]), group)
     return scale / (total / count)
 
 

@@ -14,7 +14,6 @@ from pydantic import Field
 
 from megatron_empg.algorithms.automatic import Targets
 from megatron_empg.algorithms.base import Modulated
-from megatron_empg.algorithms.collectives import Group, raise_together, reduce_sum
 from megatron_empg.algorithms.normalization import (
     Normalization,
     Quantile,
@@ -24,6 +23,7 @@ from megatron_empg.algorithms.normalization import (
     quantiles,
 )
 from megatron_empg.common.lazy_torch import torch, without_gradient
+from megatron_empg.common.ranks import Group, raise_together, sum_over_ranks_
 from megatron_empg.common.section import Coefficient, NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _mean(values: Tensor, weights: Tensor | None, group: Group | None = None) ->
         sums = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
     else:
         sums = torch.stack([values.dot(weights), weights.sum()])
-    total, weight = reduce_sum(sums, group)
+    total, weight = sum_over_ranks_(sums, group)
     return total / weight
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from megatron_empg.algorithms.collectives import Group, reduce_max
 from megatron_empg.common.lazy_torch import torch
+from megatron_empg.common.ranks import Group, max_over_ranks_
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ def by_extremes(entropies: Float[Tensor, "turns"], group: Group | None = None) -
     if len(values):
         low, high = values.aminmax()
         extremes = torch.stack([-low, high])
-    negated_low, high = reduce_max(extremes, group)
+    negated_low, high = max_over_ranks_(extremes, group)
     return (values + negated_low).div_(high + negated_low + RANGE_EPS)
 
 

@@ -5,7 +5,6 @@ version n; so a run that goes on from checkpoint n asks for batch n next and rep
 """
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from megatron_empg.actor.actor import Actor
 from megatron_empg.actor.checkpoint import Checkpoints
@@ -24,6 +22,7 @@ from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Credit, Experience, Probe, Scores
 from megatron_empg.algorithms.diagnostics import batch_diagnostics
 from megatron_empg.algorithms.policy_loss import kl_estimate
+from megatron_empg.common.ranks import agreed, broadcast_bytes
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.batch import Batch, without_texts
 from megatron_empg.rollout.service.evaluation import Evaluation
@@ -226,9 +225,9 @@ class Training:
         """Rank 0 asks the driver and keeps the texts; every rank gets the numbers."""
         if self.driver:
             data = self.driver.rollout(step)
-            broadcast_bytes(without_texts(data))
+            broadcast_bytes(without_texts(data), device())
             return Batch.from_bytes(data)
-        return Batch.from_bytes(broadcast_bytes(memoryview(b"")))
+        return Batch.from_bytes(broadcast_bytes(memoryview(b""), device()))
 
     def _publish(self, version: int) -> None:
         """Rank 0 sends; the ranks of its replica gather the tensors with it."""
@@ -321,34 +320,4 @@ class Training:
 
     def _agree(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""
-        answer = torch.tensor([int(flag)], device=device())
-        dist.broadcast(answer, 0)
-        return bool(answer.item())
-
-
-CHUNK_BYTES = 64 << 20
-"""Bytes on the device at once while a batch goes to all ranks."""
-
-
-def broadcast_bytes(data: memoryview) -> bytes:
-    """Rank 0's bytes, on every other rank; rank 0 itself gets none back.
-
-    Holds one chunk on the device, and besides the result one copy of it on the host for a moment.
-    """
-    sending = dist.get_rank() == 0
-    size = torch.tensor([len(data)], device=device())
-    dist.broadcast(size, 0)
-    whole = _as_tensor(data) if sending else torch.empty(int(size), dtype=torch.uint8)
-    for part in whole.split(CHUNK_BYTES) if len(whole) else ():
-        chunk = part.to(size.device)
-        dist.broadcast(chunk, 0)
-        if not sending and chunk is not part:
-            part.copy_(chunk)
-    return b"" if sending else whole.numpy().tobytes()
-
-
-def _as_tensor(data: memoryview) -> Tensor:
-    """The same memory, which is only read."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(data, dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)
+        return agreed(flag, device())

@@ -4,14 +4,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_empg.common.ranks import ranks_of
 from megatron_empg.upstream.torch_distributed import single_tensor_collectives
 
 _all_gather, _reduce_scatter = single_tensor_collectives()
-
-
-def ranks_of(group: dist.ProcessGroup | None) -> int:
-    """Size of the group; None is a group of one."""
-    return 1 if group is None else group.size()
 
 
 def gather_rows(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -30,13 +26,6 @@ def reduce_scatter_rows(partial: Tensor, group: dist.ProcessGroup | None) -> Ten
     mine = partial.new_empty((partial.shape[0] // ranks_of(group), *partial.shape[1:]))
     _reduce_scatter(mine, partial, group=group)
     return mine
-
-
-def sum_over_ranks_(partial: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over ranks, in place."""
-    if ranks_of(group) > 1 and partial.numel() > 0:
-        dist.all_reduce(partial, group=group)
-    return partial
 
 
 def ranks_that_differ(tensor: Tensor, group: dist.ProcessGroup | None) -> list[int]:

@@ -10,12 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_empg.common.ranks import ranks_of, sum_over_ranks_
 from megatron_empg.vocab_parallel.chunk import default_chunk
 from megatron_empg.vocab_parallel.collectives import (
     gather_rows,
-    ranks_of,
     reduce_scatter_rows,
-    sum_over_ranks_,
 )
 from megatron_empg.vocab_parallel.debug import debug_enabled, require_same_on_all_ranks
 from megatron_empg.vocab_parallel.gemm import multiply, operand

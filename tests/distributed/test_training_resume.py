@@ -261,15 +261,16 @@ def modulation_switched_off(folder: Path) -> None:
 
 def fetched(folder: Path) -> dict[str, Any]:
     """A batch on this rank, sent in chunks of a hundred bytes."""
+    from megatron_empg.common import ranks
     from megatron_empg.trainer import loop
 
-    usual, loop.CHUNK_BYTES = loop.CHUNK_BYTES, 100
+    usual, ranks.CHUNK_BYTES = ranks.CHUNK_BYTES, 100
     publisher = RecordingPublisher()
     publisher.versions = [0]
     training: Any = object.__new__(loop.Training)
     training.driver = ReplayingDriver(None, publisher, None) if dist.get_rank() == 0 else None
     batch = training._fetch(0)
-    loop.CHUNK_BYTES = usual
+    ranks.CHUNK_BYTES = usual
     return {"tokens": [s.tokens for s in batch.experience.samples], "texts": batch.texts, "metrics": batch.metrics}
 
 
