@@ -6,11 +6,13 @@ To add one, write a class and name it in a family's table; nothing else asks whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.weights.mapping.parameter_mapping import Block, ParameterMapping, ReadTensor, TensorSlice
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class WholeOnRank(ParameterMapping):

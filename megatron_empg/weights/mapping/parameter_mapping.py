@@ -6,12 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from megatron_empg.common.lazy_torch import torch
 from megatron_empg.weights.mapping.model_sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TensorSlice:
     stop: int
 
 
-ReadTensor = Callable[[str, TensorSlice | None], Tensor]
+ReadTensor = Callable[[str, TensorSlice | None], "Tensor"]
 """``read(name, part)`` gives a slice of a Hugging Face tensor, or all of it for None."""
 
 
