@@ -17,8 +17,14 @@ SCRIPT = "slurm/deepsearch_32b.sh"
 STAND_INS = ROOT / "tests/slurm/stand_ins"
 """For what a test machine lacks: Pyxis, Apptainer, NVML."""
 SECONDS = 300
-"""How long one start of a job may take on a busy machine."""
+"""How long one start of a job may take on a machine that does little else."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+def patience(seconds: float) -> float:
+    """The same on this machine, as busy as it is now."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
 
 VARIABLES = {
     "EMPG_HOME": str(ROOT), "EMPG_RECIPE": "recipes/quickstart.yaml", "EMPG_DEVICE": "cpu",
@@ -42,6 +48,9 @@ class Run:
     variables: dict[str, str] = field(default_factory=dict)
     overrides: dict[str, object] = field(default_factory=dict)
     options: tuple[str, ...] = ("--nodes=3", "--gpus-per-node=1", "--signal=B:USR1@60")
+    script: str = SCRIPT
+    first_words: tuple[str, ...] = ()
+    """Before the keys."""
     number: int = 0
 
     @property
@@ -54,15 +63,15 @@ class Run:
         ports = str(random.randrange(10_000, 32_000, 128))
         variables = VARIABLES | {"EMPG_RUN_FOLDER": str(self.folder), "EMPG_BASE_PORT": ports} | self.variables
         output = self.cluster.run(
-            "sbatch", "--parsable", f"--output={self.scratch}/job.out", *self.options, str(ROOT / SCRIPT), *words,
-            **variables,
+            "sbatch", "--parsable", f"--output={self.scratch}/job.out", *self.options, str(ROOT / self.script),
+            *self.first_words, *words, **{name: value for name, value in variables.items() if value},
         )  # fmt: skip
         self.number = int(output.strip())
 
     def end(self, timeout: float = SECONDS) -> Job:
         """The job once it has ended for good; its output is shown when a test fails."""
         try:
-            return self.cluster.wait(self.number, timeout=timeout)
+            return self.cluster.wait(self.number, timeout=patience(timeout))
         finally:
             print(self.output)
 
@@ -78,8 +87,13 @@ class Run:
     def steps(self) -> list[int]:
         return [int(record["step"]) for record in self.metrics]
 
+    def starts(self) -> list[int]:
+        """The checkpoint that each start went on from."""
+        path = self.folder / "starts"
+        return [int(line.split()[1]) for line in path.read_text().splitlines()] if path.exists() else []
+
     def wait_for(self, what: str, seen: Callable[[], object], timeout: float = SECONDS) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patience(timeout)
         while not seen():
             state = self.cluster.job(self.number).state
             if state in ENDED or time.monotonic() > deadline:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from jobs import ROOT, STAND_INS, Run, assert_inside
+from jobs import ROOT, STAND_INS, Run, assert_inside, patience
 
 STEPS = 6
 
@@ -136,6 +136,31 @@ def test_a_signal_saves_requeues_and_resumes(cluster, tmp_path, undisturbed):
     assert assert_inside(run, [undisturbed, again]) == STEPS
 
 
+ONE_NODE = {
+    "script": "slurm/train.sh", "first_words": ("recipes/quickstart.yaml",), "options": ("--nodes=1",),
+    "variables": dict.fromkeys(
+        ("EMPG_RECIPE", "EMPG_TRAINER_NODES", "EMPG_ROLLOUT_NODES", "EMPG_ENGINES_PER_NODE"), ""
+    ),
+}  # fmt: skip
+"""Any recipe on one node of 8 (fake) GPUs: two ranks take the first two, as many engines as it asks the next."""
+
+
+def test_one_node_trains_and_rolls_out(cluster, tmp_path):
+    run = Run(cluster, tmp_path, overrides={"run.steps": 2, "engines.count": 2}, **ONE_NODE)
+    run.submit()
+    run.wait_for_step(0)
+    assert len(run.processes("megatron_empg.rollout.server")) == 2
+    assert len(run.processes("megatron_empg.trainer.worker")) == 2
+    assert {variables["SLURMD_NODENAME"] for _, variables, _ in run.processes("megatron_empg.trainer.worker")} == {
+        variables["SLURMD_NODENAME"] for _, variables, _ in run.processes("megatron_empg.rollout.server")
+    }
+    job = run.end()
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 0)
+    assert run.steps() == [0, 1, 2]
+    assert "rollout on node1 beside it, from GPU 2 on" in run.output
+    assert (run.folder / "policy").exists()
+
+
 def run_suite(cluster, folder, **variables):
     """slurm/nccl_suite.sh as a job between two nodes; it must succeed."""
     number = cluster.run(
@@ -144,7 +169,7 @@ def run_suite(cluster, folder, **variables):
         "--backend", "gloo", "--max-bytes", "65536", "--only", "correctness",
         EMPG_HOME=str(ROOT), EMPG_LOGS=str(folder / "logs"), **variables,
     )  # fmt: skip
-    job = cluster.wait(int(number), timeout=200)
+    job = cluster.wait(int(number), timeout=patience(200))
     output = (folder / "job.out").read_text()
     assert (job.state, job.exit_code) == ("COMPLETED", 0), output
     assert json.loads((folder / "logs/nccl_suite.json").read_text())["verdict"] == "PASS"
@@ -160,7 +185,7 @@ def convert(cluster, folder, *words, **variables):
         "sbatch", "--parsable", "--mem=1G", f"--output={folder}/%j.out", str(ROOT / "slurm/convert.sh"),
         *words, EMPG_HOME=str(ROOT), **variables,
     )  # fmt: skip
-    job = cluster.wait(int(number), timeout=200)
+    job = cluster.wait(int(number), timeout=patience(200))
     return job.exit_code, (folder / f"{int(number)}.out").read_text()
 
 
