@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from megatron_empg.cluster.preflight.facts import Gpu, Gpus, Node
-from megatron_empg.cluster.preflight.judge import GIB, Check, Finding, Requirements, Status, part_of, unlike
+from megatron_empg.cluster.preflight.facts import Gpu, Gpus, Node, Product
+from megatron_empg.cluster.preflight.judge import (
+    GIB,
+    Check,
+    Finding,
+    Requirements,
+    Status,
+    Verdict,
+    by_node,
+    unlike,
+    without,
+)
 
-Verdict = tuple[Status, str, str] | None
-"""(status, detail, fix) of one GPU; None is fine."""
+LookAtGpu = Callable[[Gpu, Requirements], "Verdict | None"]
+"""What to say of one GPU; None is fine."""
 
 # NVIDIA's XID catalogue: raised by the program on the GPU rather than by hardware or driver.
 APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 69})
@@ -24,34 +34,37 @@ def presence(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     A node that has fewer than another has lost some; the other has not.
     """
     known = {node.name: node.gpus for node in nodes if node.gpus}
-    described = {name: describe(facts) for name, facts in known.items()}
-    models = {name: " + ".join(sorted({g.name for g in _present(facts)})) for name, facts in known.items()}
-    odd = unlike({name: of for name, of in models.items() if of})
+    models = {}
+    for name, facts in known.items():
+        if _present(facts):
+            models[name] = " + ".join(sorted({gpu.name for gpu in _present(facts)}))
+    odd = unlike(models)
     most = max((len(_present(facts)) for facts in known.values()), default=0)
     expected = bool(wanted.use_gpus or wanted.gpus or most or any(facts.device_files for facts in known.values()))
     fix = "nvidia-smi on that node: a GPU that fell off the bus needs a reset or a reboot; or change the node list"
-    for node, facts, finding in part_of(nodes, "gpus", "GPUs"):
-        if finding:
-            yield finding
-            continue
-        number, text = len(_present(facts)), described[node.name]
+
+    @by_node("GPUs", part="gpus")
+    def of_node(node: Node, facts: Gpus, wanted: Requirements) -> Verdict:
+        number, text = len(_present(facts)), describe(facts)
         lost = [f"GPU {gpu.index} does not answer ({gpu.lost})" for gpu in facts.gpus if gpu.lost]
         if not facts.gpus and not expected:
-            yield Finding(node.name, "GPUs", "SKIP", facts.absent or "no GPU on any node")
-        elif not facts.gpus:
-            yield Finding(node.name, "GPUs", "FAIL", facts.absent or "no GPU", fix)
-        elif lost:
-            yield Finding(node.name, "GPUs", "FAIL", "; ".join([*lost, text]), fix)
-        elif wanted.gpus is not None and number != wanted.gpus:
-            yield Finding(node.name, "GPUs", "FAIL", f"{text}, {wanted.gpus} wanted", fix)
-        elif wanted.gpus is None and number < most:
-            yield Finding(node.name, "GPUs", "FAIL", f"{text}, another node has {most}", fix)
-        elif node.name in odd:
-            yield Finding(node.name, "GPUs", "FAIL", f"{text}: {odd[node.name]}", fix)
-        elif wanted.gpus is None and (doubt := _doubt(number, facts.on_bus)):
-            yield Finding(node.name, "GPUs", "WARN", f"{text}: {doubt}", "say how many there must be: --gpus N")
-        else:
-            yield Finding(node.name, "GPUs", "PASS", text)
+            return Verdict("SKIP", facts.absent or "no GPU on any node")
+        if not facts.gpus:
+            return Verdict("FAIL", facts.absent or "no GPU", fix)
+        if lost:
+            return Verdict("FAIL", "; ".join([*lost, text]), fix)
+        if wanted.gpus is not None and number != wanted.gpus:
+            return Verdict("FAIL", f"{text}, {wanted.gpus} wanted", fix)
+        if wanted.gpus is None and number < most:
+            return Verdict("FAIL", f"{text}, another node has {most}", fix)
+        if node.name in odd:
+            return Verdict("FAIL", f"{text}: {odd[node.name]}", fix)
+        doubt = _doubt(number, facts.on_bus)
+        if wanted.gpus is None and doubt:
+            return Verdict("WARN", f"{text}: {doubt}", "say how many there must be: --gpus N")
+        return Verdict("PASS", text)
+
+    return of_node(nodes, wanted)
 
 
 def describe(facts: Gpus) -> str:
@@ -71,96 +84,104 @@ def _doubt(number: int, on_bus: int | None) -> str:
     return "" if number & (number - 1) == 0 else "not a usual number for a machine"
 
 
-def by_gpu(check: str, verdict: Callable[[Gpu, Requirements], Verdict], fine: str) -> Check:
-    """A check that looks at each GPU by itself."""
+def by_gpu(check: str, look: LookAtGpu, fine: str) -> Check:
+    """A check that looks at each GPU by itself; `fine` is said where there is nothing to say of any."""
 
-    def run(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
-        for node, facts, finding in part_of(nodes, "gpus", check):
-            if finding or not facts.gpus:
-                yield finding or Finding(node.name, check, "SKIP", facts.absent or "no GPU")
-                continue
-            verdicts = [(gpu.index, found) for gpu in facts.gpus if (found := _of_gpu(verdict, gpu, wanted))]
-            if not verdicts:
-                yield Finding(node.name, check, "PASS", fine)
-                continue
-            order: list[Status] = ["FAIL", "WARN", "SKIP", "PASS"]
-            worst = min((found[0] for _, found in verdicts), key=order.index)
-            text = "; ".join(f"GPU {index}: {found[1]}" for index, found in verdicts)
-            fixes = dict.fromkeys(found[2] for _, found in verdicts if found[2])
-            yield Finding(node.name, check, worst, text, "; ".join(fixes))
+    @by_node(check, part="gpus")
+    def of_node(node: Node, facts: Gpus, wanted: Requirements) -> Verdict:
+        if not facts.gpus:
+            return Verdict("SKIP", facts.absent or "no GPU")
+        verdicts = {}
+        for gpu in facts.gpus:
+            found = _of_gpu(look, gpu, wanted)
+            if found:
+                verdicts[gpu.index] = found
+        return _together(verdicts) if verdicts else Verdict("PASS", fine)
 
-    return run
+    return of_node
 
 
-def _of_gpu(verdict: Callable[[Gpu, Requirements], Verdict], gpu: Gpu, wanted: Requirements) -> Verdict:
+def _of_gpu(look: LookAtGpu, gpu: Gpu, wanted: Requirements) -> Verdict | None:
     """What has not answered fails the first check, and no other."""
-    return ("SKIP", "does not answer", "") if gpu.lost else verdict(gpu, wanted)
+    return Verdict("SKIP", "does not answer") if gpu.lost else look(gpu, wanted)
 
 
-def memory(gpu: Gpu, wanted: Requirements) -> Verdict:
+def _together(verdicts: Mapping[int, Verdict]) -> Verdict:
+    """One of a node, from those of its GPUs by their index."""
+    order: list[Status] = ["FAIL", "WARN", "SKIP", "PASS"]
+    worst = min((found.status for found in verdicts.values()), key=order.index)
+    text = "; ".join(f"GPU {index}: {found.detail}" for index, found in verdicts.items())
+    fixes = dict.fromkeys(found.fix for found in verdicts.values() if found.fix)
+    return Verdict(worst, text, "; ".join(fixes))
+
+
+def memory(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.memory_free is None or not gpu.memory_total:
-        return "SKIP", "memory cannot be read", ""
+        return Verdict("SKIP", "memory cannot be read")
     if gpu.memory_free >= wanted.gpu_memory_free * gpu.memory_total:
         return None
     held = (gpu.memory_total - gpu.memory_free) / GIB
-    return "FAIL", f"{held:.1f} GiB are held by others", "end the left-over processes nvidia-smi lists"
+    return Verdict("FAIL", f"{held:.1f} GiB are held by others", "end the left-over processes nvidia-smi lists")
 
 
-def errors(gpu: Gpu, wanted: Requirements) -> Verdict:
+def errors(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     """Uncorrectable memory errors and failed row remaps."""
     if gpu.remap_failed:
-        return "FAIL", "a memory row could not be remapped", "drain the node; the GPU must be replaced"
+        return Verdict("FAIL", "a memory row could not be remapped", "drain the node; the GPU must be replaced")
     if gpu.remap_pending:
-        return "FAIL", "a row remap waits for a reset", "nvidia-smi --gpu-reset, or reboot the node"
+        return Verdict("FAIL", "a row remap waits for a reset", "nvidia-smi --gpu-reset, or reboot the node")
     if gpu.ecc_uncorrected:
         fix = "reset the GPU, and drain the node if it comes back"
-        return "FAIL", f"{gpu.ecc_uncorrected} uncorrectable memory errors", fix
+        return Verdict("FAIL", f"{gpu.ecc_uncorrected} uncorrectable memory errors", fix)
     if gpu.ecc_on is False:
-        return "WARN", "ECC is off", "nvidia-smi --ecc-config=1, then reset"
+        return Verdict("WARN", "ECC is off", "nvidia-smi --ecc-config=1, then reset")
     if gpu.ecc_on is None:
-        return "SKIP", "ECC cannot be read", ""
+        return Verdict("SKIP", "ECC cannot be read")
     return None
 
 
-def throttling(gpu: Gpu, wanted: Requirements) -> Verdict:
+def throttling(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.throttle is None:
-        return "SKIP", "reasons for low clocks cannot be read", ""
+        return Verdict("SKIP", "reasons for low clocks cannot be read")
     if not gpu.throttle:
         return None
-    return "FAIL", ", ".join(gpu.throttle), "check cooling and power supplies, and drain the node until then"
+    return Verdict(
+        "FAIL", ", ".join(gpu.throttle), "check cooling and power supplies, and drain the node until then"
+    )
 
 
-def power(gpu: Gpu, wanted: Requirements) -> Verdict:
+def power(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.power_limit is None or gpu.power_default is None:
-        return "SKIP", "the power cap cannot be read", ""
+        return Verdict("SKIP", "the power cap cannot be read")
     if gpu.power_limit >= 0.99 * gpu.power_default:
         return None
     text = f"capped at {gpu.power_limit:.0f} W, {gpu.power_default:.0f} by default"
-    return "WARN", text, "nvidia-smi --power-limit: one capped GPU slows all"
+    return Verdict("WARN", text, "nvidia-smi --power-limit: one capped GPU slows all")
 
 
 def nvlink(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """All links up; of cards that are bridged, or not, by hand: as many as on the best card of that model."""
     most: dict[str, int] = {}
-    for gpu in (gpu for node in nodes if node.gpus for gpu in node.gpus.gpus):
-        most[gpu.name] = max(most.get(gpu.name, 0), gpu.nvlinks_up or 0)
+    for node in nodes:
+        for gpu in node.gpus.gpus if node.gpus else ():
+            most[gpu.name] = max(most.get(gpu.name, 0), gpu.nvlinks_up or 0)
 
-    def verdict(gpu: Gpu, wanted: Requirements) -> Verdict:
+    def look(gpu: Gpu, wanted: Requirements) -> Verdict | None:
         if gpu.nvlinks_up is None:
-            return "SKIP", "no NVLink", ""
+            return Verdict("SKIP", "no NVLink")
         if not gpu.nvlinks_down:
             return None
         fix = "nvidia-smi nvlink --status; restart the fabric manager, else drain"
         down = f"NVLink {', '.join(map(str, gpu.nvlinks_down))} down"
         if gpu.nvlinks_up < most[gpu.name]:
-            return "FAIL", f"{down}, another {gpu.name} has {most[gpu.name]} up", fix
+            return Verdict("FAIL", f"{down}, another {gpu.name} has {most[gpu.name]} up", fix)
         if any(word in gpu.name for word in _CARDS):
-            return None if gpu.nvlinks_up else ("SKIP", "no NVLink bridge", "")
+            return None if gpu.nvlinks_up else Verdict("SKIP", "no NVLink bridge")
         if gpu.nvlinks_up:
-            return "FAIL", down, fix
-        return "WARN", f"none of the {len(gpu.nvlinks_down)} links is up, on no GPU of this model", fix
+            return Verdict("FAIL", down, fix)
+        return Verdict("WARN", f"none of the {len(gpu.nvlinks_down)} links is up, on no GPU of this model", fix)
 
-    yield from by_gpu("NVLink", verdict, "all links up, or as many as on other cards")(nodes, wanted)
+    return by_gpu("NVLink", look, "all links up, or as many as on other cards")(nodes, wanted)
 
 
 _CARDS = ("PCIe", "PCIE", "NVL")
@@ -169,59 +190,70 @@ _CARDS = ("PCIe", "PCIE", "NVL")
 
 def arithmetic(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """Matrix products are right, to the bit."""
-    check = "arithmetic"
-    for node, products, finding in part_of(nodes, "products", check):
+    return _where_gpus("arithmetic", nodes, lambda node, gpus: _products(node, gpus, wanted))
+
+
+def _products(node: Node, gpus: Gpus, wanted: Requirements) -> Verdict:
+    missing = without(node, "products")
+    if missing:
+        return missing
+    products = node.products or []
+    faults = _wrong_products(products, gpus)
+    fewest = 1 if wanted.gpus is None else wanted.gpus
+    if faults:
+        fix = "drain the node: such a GPU ruins a policy unseen; dcgmi diag -r 3 says more, then replace it"
+        return Verdict("FAIL", "; ".join(faults), fix)
+    if len(products) < fewest:
+        text = f"torch sees {len(products)} of {len(gpus.gpus)} GPUs"
+        fix = "see CUDA_VISIBLE_DEVICES there, and what python -c 'import torch; torch.cuda.init()' says"
+        return Verdict("FAIL", text, fix)
+    return Verdict("PASS", f"{len(products)} GPUs multiply exactly")
+
+
+def _wrong_products(products: Sequence[Product], gpus: Gpus) -> list[str]:
+    """A line for each GPU that multiplies wrongly, by NVML's number where it is known."""
+    numbers = {gpu.uuid.removeprefix("GPU-"): gpu.index for gpu in gpus.gpus if gpu.uuid}
+    faults = []
+    for product in products:
+        if product.faults:
+            number = numbers.get(product.uuid.removeprefix("GPU-"), product.index)
+            faults.append(f"GPU {number}: {'; '.join(product.faults)}")
+    return faults
+
+
+def _where_gpus(check: str, nodes: Sequence[Node], look: Callable[[Node, Gpus], Verdict]) -> Iterator[Finding]:
+    """A check of nodes that have GPUs; the others are skipped, whatever else they have not told."""
+    for node in nodes:
         if node.gpus is None or not node.gpus.gpus:
-            yield Finding(node.name, check, "SKIP", (node.gpus and node.gpus.absent) or "no GPU")
-            continue
-        if finding:
-            yield finding
-            continue
-        numbers = {gpu.uuid.removeprefix("GPU-"): gpu.index for gpu in node.gpus.gpus if gpu.uuid}
-        faults = [
-            f"GPU {numbers.get(product.uuid.removeprefix('GPU-'), product.index)}: {'; '.join(product.faults)}"
-            for product in products
-            if product.faults
-        ]
-        fewest = 1 if wanted.gpus is None else wanted.gpus
-        if faults:
-            fix = "drain the node: such a GPU ruins a policy unseen; dcgmi diag -r 3 says more, then replace it"
-            yield Finding(node.name, check, "FAIL", "; ".join(faults), fix)
-        elif len(products) < fewest:
-            text = f"torch sees {len(products)} of {len(node.gpus.gpus)} GPUs"
-            fix = "see CUDA_VISIBLE_DEVICES there, and what python -c 'import torch; torch.cuda.init()' says"
-            yield Finding(node.name, check, "FAIL", text, fix)
+            found = Verdict("SKIP", (node.gpus and node.gpus.absent) or "no GPU")
         else:
-            yield Finding(node.name, check, "PASS", f"{len(products)} GPUs multiply exactly")
+            found = look(node, node.gpus)
+        yield Finding(node.name, check, found.status, found.detail, found.fix)
 
 
-def persistence(gpu: Gpu, wanted: Requirements) -> Verdict:
+def persistence(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.persistence is None:
-        return "SKIP", "persistence mode cannot be read", ""
+        return Verdict("SKIP", "persistence mode cannot be read")
     if gpu.persistence:
         return None
-    return "WARN", "persistence mode is off: slow starts", "systemctl enable --now nvidia-persistenced"
+    return Verdict("WARN", "persistence mode is off: slow starts", "systemctl enable --now nvidia-persistenced")
 
 
 def xids(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """Driver errors of the last day in the kernel's log."""
-    for node in nodes:
-        if node.gpus is None or not node.gpus.gpus:
-            reason = (node.gpus and node.gpus.absent) or "no GPU"
-            yield Finding(node.name, "Xid", "SKIP", reason)
-            continue
-        if node.xids is None:
-            text = node.unanswered.get("xids", "the kernel's log was not read")
-            yield Finding(node.name, "Xid", "SKIP", text)
-            continue
-        recent = [xid for xid in node.xids if xid.hours_ago < _XID_HOURS and xid.code not in APPLICATION_XIDS]
-        if not recent:
-            yield Finding(node.name, "Xid", "PASS", "none in a day")
-            continue
-        text = ", ".join(f"Xid {xid.code} of {xid.device}, {xid.hours_ago:.1f} h ago" for xid in recent[-5:])
-        fatal = any(xid.code in FATAL_XIDS for xid in recent)
-        fix = "drain the node; reset or replace the GPU (NVIDIA's XID catalogue says which)"
-        yield Finding(node.name, "Xid", "FAIL" if fatal else "WARN", text, fix)
+    return _where_gpus("Xid", nodes, lambda node, gpus: _driver_errors(node))
+
+
+def _driver_errors(node: Node) -> Verdict:
+    if node.xids is None:
+        return Verdict("SKIP", node.unanswered.get("xids", "the kernel's log was not read"))
+    recent = [xid for xid in node.xids if xid.hours_ago < _XID_HOURS and xid.code not in APPLICATION_XIDS]
+    if not recent:
+        return Verdict("PASS", "none in a day")
+    text = ", ".join(f"Xid {xid.code} of {xid.device}, {xid.hours_ago:.1f} h ago" for xid in recent[-5:])
+    fatal = any(xid.code in FATAL_XIDS for xid in recent)
+    fix = "drain the node; reset or replace the GPU (NVIDIA's XID catalogue says which)"
+    return Verdict("FAIL" if fatal else "WARN", text, fix)
 
 
 GPU_CHECKS: tuple[Check, ...] = (

@@ -14,8 +14,9 @@ from megatron_empg.cluster.place import Place, PlaceError
 from megatron_empg.cluster.preflight.collect import Questions, collect_node
 from megatron_empg.cluster.preflight.facts import Clock, Node
 from megatron_empg.cluster.preflight.gather import gather, send
-from megatron_empg.cluster.preflight.judge import HOST_CHECKS, Finding, Requirements, judge
+from megatron_empg.cluster.preflight.judge import Finding, Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
+from megatron_empg.cluster.preflight.judge_hosts import HOST_CHECKS
 from megatron_empg.cluster.preflight.report import show, verdict, write_json
 from megatron_empg.common.errors import EmpgError
 

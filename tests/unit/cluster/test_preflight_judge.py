@@ -19,8 +19,9 @@ from megatron_empg.cluster.preflight.facts import (
     Versions,
     Xid,
 )
-from megatron_empg.cluster.preflight.judge import GIB, HOST_CHECKS, Finding, Requirements, judge
+from megatron_empg.cluster.preflight.judge import GIB, Finding, Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
+from megatron_empg.cluster.preflight.judge_hosts import HOST_CHECKS
 from megatron_empg.cluster.preflight.report import show
 
 CHECKS = GPU_CHECKS + HOST_CHECKS
