@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 import yaml
 from file_server import file_server
 
-from megatron_empg.launch import tasks as slurm_job
+from megatron_empg.common.http import healthy
+from megatron_empg.launch import commands
 from megatron_empg.launch.play import play_one_question
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides
+from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.prepare.deepsearch import Wishes, prepare
 from megatron_empg.prepare.sources import read_sources
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
@@ -82,22 +85,20 @@ def test_a_shipped_recipe_plays_a_question_over_what_was_prepared(prepared: Path
 def test_the_search_service_of_a_job_serves_the_prepared_index(prepared: Path) -> None:
     """As the job starts it, and as it asks for its health: with the run's token, and refused without."""
     recipe = resolved(prepared)
-    told = str(slurm_job.facts(recipe, slurm_job.Shape(1, 1, 8))["services"])
-    name, setting, variable = told.split()
+    (service,) = plan_of(recipe).services
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = slurm_job.service_command(recipe, name, [setting], "127.0.0.1", port)
+    command = commands.service(sys.executable, service, "127.0.0.1", port)
     token = "a-token-of-24-characters"
-    server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {variable: token})
+    server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {service.token_variable: token})
     try:
-        health = f"source slurm/lib.sh; EMPG_TOKEN={token}; healthy 127.0.0.1 {port}"
+        url = commands.url_of("127.0.0.1", port)
         deadline = time.monotonic() + 120
-        while subprocess.run(["bash", "-c", health], cwd=ROOT, check=False).returncode:
+        while not healthy(url, token):
             assert server.poll() is None, "it ended before it was healthy"
             assert time.monotonic() < deadline, "it was never healthy"
             time.sleep(0.2)
-        wrong = subprocess.run(["bash", "-c", health.replace(token, "wrong")], cwd=ROOT, check=False)
-        assert wrong.returncode != 0
+        assert not healthy(url, "wrong")
     finally:
         server.kill()
         server.wait()

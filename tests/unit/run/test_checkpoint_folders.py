@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.launch.tasks import Shape, facts
+from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.run.checkpoint_folders import (
     SLOWEST_READ,
@@ -52,7 +52,7 @@ def test_there_may_be_none(tmp_path: Path) -> None:
 
 def by_the_job_scripts(run: Path) -> object:
     recipe: Recipe = load_recipe(Path("recipes/quickstart.yaml"), [f"run.folder={run}"])
-    return facts(recipe, Shape(1, 1, 1, cpu=True))["checkpoint"]
+    return plan_of(recipe).checkpoint
 
 
 def by_the_watchdog(run: Path) -> object:
@@ -72,9 +72,9 @@ def test_a_job_is_not_finished_while_the_policy_is_that_of_an_older_checkpoint(r
     recipe = load_recipe(Path("recipes/quickstart.yaml"), [f"run.folder={run}", "run.steps=9"])
     folder = RunFolder(run)
     folder.policy.mkdir()
-    for exported, finished in ((9, 0), (NEWEST, 1)):
+    for exported, finished in ((9, False), (NEWEST, True)):
         folder.note_export(exported)
-        assert facts(recipe, Shape(1, 1, 1, cpu=True))["finished"] == finished
+        assert plan_of(recipe).finished is finished
 
 
 @pytest.mark.parametrize("module", ["run.checkpoint_folders", "run.folder", "cluster.watchdog"])
