@@ -72,10 +72,10 @@ class Placement:
         """Each once, trainers first."""
         return tuple(dict.fromkeys((*self.trainers, *self.rollouts)))
 
-    def __str__(self) -> str:
-        words = f"trainer on {' '.join(self.trainers)}"
-        if self.rollouts:
-            words += f"; rollout on {' '.join(self.rollouts)}"
+    @property
+    def rollout_words(self) -> str:
+        """Where engines run, for people."""
+        words = " ".join(self.rollouts) or "no node"
         if self.shares.shared:
             words += f" beside it, from GPU {self.shares.first_engine_gpu} on"
         return words

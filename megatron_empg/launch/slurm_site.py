@@ -79,8 +79,10 @@ class SlurmSite:
             return False
         self._addresses = self.nodes.addresses(self.placement)
         self.runner.nodes = self.placement.nodes
+        trainers, rollouts = " ".join(self.placement.trainers), self.placement.rollout_words
         addresses = " ".join(f"{node}={address}" for node, address in self._addresses.items())
-        self.say(f"{self.placement}; addresses {addresses}; ports from {self.settings.ports_from}")
+        ports = self.settings.ports_from
+        self.say(f"trainer on {trainers}; rollout on {rollouts}; addresses {addresses}; ports from {ports}")
         return True
 
     def unfit(self) -> list[str]:

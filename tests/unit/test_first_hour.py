@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.job_error import JobError
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/first_hour.md"
 ANYTHING = "…"
@@ -112,17 +115,16 @@ def test_what_nobody_says_is_not_found(invented: str) -> None:
 
 
 def test_the_prefixes_of_messages_are_the_programs_own() -> None:
-    lib = (ROOT / "slurm/lib.sh").read_text(encoding="utf-8")
+    job = (ROOT / "megatron_empg/launch/job_output.py").read_text(encoding="utf-8")
     watchdog = (ROOT / "megatron_empg/cluster/watchdog.py").read_text(encoding="utf-8")
-    assert 'say "error ($1): $2"' in lib
+    assert 'f"error ({error.word}): {error}"' in job
     assert 'f"hanging: {line}"' in watchdog
     assert 'f"unfit: {event}"' in watchdog
 
 
 def test_exit_codes_are_those_of_the_scripts() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    lib = (ROOT / "slurm/lib.sh").read_text(encoding="utf-8")
-    codes = {name: int(code) for name, code in re.findall(r"\[(\w+)\]=(\d+)", lib)}
+    codes = {JobError(code, "").word: int(code) for code in ExitCode}
     assert codes["configuration"] == 10
     headings = {
         "engines": f"Errors of the engines (exit code {codes['engines']})",

@@ -108,7 +108,7 @@ def test_the_first_nodes_train_and_the_next_roll_out() -> None:
     found = place(shares(2, 8, 1, 8), ["n1", "n3", "n4", "n9"])
     assert found is not None
     assert (found.trainers, found.rollouts, found.nodes) == (("n1", "n3"), ("n4",), ("n1", "n3", "n4"))
-    assert str(found) == "trainer on n1 n3; rollout on n4"
+    assert found.rollout_words == "n4"
     assert place(shares(2, 8, 1, 8), ["n1", "n3"]) is None
 
 
@@ -117,4 +117,4 @@ def test_a_shared_node_has_both_roles_and_engines_begin_after_the_trainers_gpus(
     assert found is not None
     assert (found.trainers, found.rollouts, found.nodes) == (("n7",), ("n7",), ("n7",))
     assert found.shares.first_engine_gpu == 4
-    assert str(found) == "trainer on n7; rollout on n7 beside it, from GPU 4 on"
+    assert found.rollout_words == "n7 beside it, from GPU 4 on"
