@@ -16,7 +16,7 @@ job() { # job train|suite|convert|guard WORDS…
   fi
   export EMPG_HOME
   exec "$found" -S -I -c 'import os, sys
-sys.path.insert(0, os.environ["EMPG_HOME"])
+sys.path.insert(0, os.path.abspath(os.environ["EMPG_HOME"]))
 from megatron_empg.launch.job import main
 main()' "$@"
 }
