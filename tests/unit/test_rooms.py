@@ -34,7 +34,6 @@ STOREYS = (
 """From the ground up. A room may import itself and every room of a lower storey."""
 
 NEXT_DOOR = {
-    ("upstream", "common"): "a patch writes files aside and names ranks as everything else does",
     ("weights.checkpoints", "weights.mapping"): "a file's tensors are named and laid out by the mapping",
 }
 """What may be imported on the same storey, and why."""
