@@ -64,7 +64,8 @@ class ActorConfig(Section):
     """Layers of each model chunk that `recompute: block` recomputes."""
     max_tokens_per_microbatch: Count = 16384
     """Tokens a rank holds at once. Sequences are packed up to this times `context_parallel`, none longer."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: Annotated[OptimizerConfig, Mark.MAY_CHANGE] = OptimizerConfig()
+    """In force from the first step of a continuation on."""
 
     @property
     def world_size(self) -> int:

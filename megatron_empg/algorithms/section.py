@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from megatron_empg.algorithms.base import Advantages
 from megatron_empg.algorithms.empg import Empg
@@ -10,7 +10,7 @@ from megatron_empg.algorithms.kl import KlSection
 from megatron_empg.algorithms.masks import MasksSection
 from megatron_empg.algorithms.no_part import NoCorrection, NoRegularizer
 from megatron_empg.algorithms.parts import CorrectionKey, ModulationKey, RegularizerKey
-from megatron_empg.common.section import NonNegative, Positive, Section
+from megatron_empg.common.section import Mark, NonNegative, Positive, Section
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -45,7 +45,7 @@ class AlgorithmSection(Section):
     loss_mean: Literal["token", "sequence"] | None = None
     """The loss is the mean over all own tokens, or over samples of their tokens' means; the algorithm's own unless
     given (sequence for gspo and sampo, else token)."""
-    kl_to_initial_every: NonNegative = 0
+    kl_to_initial_every: Annotated[NonNegative, Mark.MAY_CHANGE] = 0
     """Steps between measurements of the KL to the initial policy, a metric only; 0 is never. With a
     `kl.coefficient` it is measured in every step."""
     shuffle_rewards: bool = False

@@ -33,11 +33,27 @@ class Mark(Enum):
 
     PLANNED = "`empg plan` chooses it"
     MAY_CHANGE = "a run may go on with another value"
+    DECIDES_EPISODES = "an evaluation's episodes go another way with another value"
 
 
 def marked(section: type[Section], mark: Mark) -> tuple[str, ...]:
     """Names of the section's own keys that have the mark, in their order."""
     return tuple(name for name, field in section.model_fields.items() if mark in field.metadata)
+
+
+def marked_keys(kind: type[Section], mark: Mark, above: str = "") -> set[str]:
+    """Dotted keys that have the mark, in all sections below; `section.*` where a whole section has it."""
+    found: set[str] = set()
+    for name, field in kind.model_fields.items():
+        key = f"{above}{name}"
+        inner = section_of(field.annotation, {})
+        sections = [inner] if inner is not None else list(choices(field.annotation).values())
+        if mark in field.metadata:
+            found.add(f"{key}.*" if sections else key)
+            continue
+        for section in sections:
+            found |= marked_keys(section, mark, f"{key}.")
+    return found
 
 
 def named(default: str) -> BeforeValidator:

@@ -1,10 +1,10 @@
 """What a recipe says of the environment, and the task source that follows from it."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from megatron_empg.common.section import Positive, Section
+from megatron_empg.common.section import Mark, Positive, Section
 from megatron_empg.common.values import plain_settings
 from megatron_empg.common.waits import Waits
 from megatron_empg.environments.base import STEP_SHARE, TaskSource
@@ -14,11 +14,11 @@ from megatron_empg.environments.registry import is_known, make_task_source, unkn
 class EnvironmentConfig(Section):
     """Which environment the agent acts in, how it is set, and for how many turns."""
 
-    name: str
+    name: Annotated[str, Mark.DECIDES_EPISODES]
     """Which environment the agent acts in: one that `empg environments` lists, or ``module:Class``."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The environment's own settings; `empg environments NAME` lists them."""
-    max_turns: Positive = 8
+    max_turns: Annotated[Positive, Mark.DECIDES_EPISODES] = 8
     """Turns after which an episode without an answer ends as truncated; walkthroughs have no more either."""
 
     @field_validator("name")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.common.section import Mark, marked_keys
 from megatron_empg.environments.registry import place_settings
 from megatron_empg.environments.settings import names_a_place
 from megatron_empg.evaluate.errors import EvaluationError
@@ -19,10 +20,7 @@ from megatron_empg.run.checkpoint_folders import step_folder
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 
-DECIDING_KEYS = (
-    *("run.seed", "model.dtype", "environment.name", "environment.max_turns", "evaluation.temperature"),
-    *("rollout.max_turn_tokens", "rollout.max_episode_tokens", "rollout.history"),
-)
+DECIDING_KEYS = tuple(sorted(marked_keys(Recipe, Mark.DECIDES_EPISODES)))
 """Keys of a recipe that decide how an episode of an evaluation goes, beside the environment's settings."""
 
 

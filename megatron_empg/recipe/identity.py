@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.files import write_json
-from megatron_empg.common.section import Mark, Section, choices, marked, section_of, shared_keys
+from megatron_empg.common.json_files import object_or_nothing
+from megatron_empg.common.section import Mark, Section, choices, marked_keys, section_of, shared_keys
 from megatron_empg.environments.registry import data_files, default_settings, place_settings
 from megatron_empg.environments.settings import names_a_place
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
@@ -20,15 +20,7 @@ from megatron_empg.recipe.errors import MOVED_KEYS, MOVED_SECTIONS
 from megatron_empg.recipe.fingerprint import fingerprint_file, fingerprint_model
 from megatron_empg.run.folder import RunFolder, RunFolderError
 
-MAY_CHANGE = frozenset({
-    # How long it goes on, and what it keeps and tells.
-    "run.folder", "run.steps", "run.checkpoint_every", "run.keep_checkpoints",
-    "logging.*", "limits.*", "evaluation.*", "sft.validate_every", "algorithm.kl_to_initial_every",
-    # Where and how fast it is computed.
-    "engines.*", "rollout.concurrency", *(f"actor.{key}" for key in marked(ActorConfig, Mark.MAY_CHANGE)),
-    # In force from the first step of the continuation on.
-    "actor.optimizer.*",
-})  # fmt: skip
+MAY_CHANGE = frozenset(marked_keys(Recipe, Mark.MAY_CHANGE) | marked_keys(SftRecipe, Mark.MAY_CHANGE))
 """Keys that may be another on a continuation; `section.*` is all of a section. Every other key is fixed."""
 
 BY_CONTENT = frozenset({"model.path"})
@@ -304,11 +296,7 @@ def _write_start(folder: RunFolder, recipe: Recipe | SftRecipe) -> None:
 
 def _identity(folder: RunFolder) -> dict[str, Any]:
     """As recorded; empty for a folder of a release that did not."""
-    try:
-        found = json.loads(folder.identity.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return object_or_nothing(folder.identity)
 
 
 def _recorded_defaults(folder: RunFolder) -> dict[str, Any]:

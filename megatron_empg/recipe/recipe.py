@@ -7,7 +7,7 @@ any process starts, by an error that names the key, what was given and what is a
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -17,7 +17,7 @@ from megatron_empg.actor.layout_rules import batch_faults, episode_faults, size_
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.registry import AlgorithmKey
 from megatron_empg.common.limits import LimitsConfig
-from megatron_empg.common.section import NonNegative, Positive, Section
+from megatron_empg.common.section import Mark, NonNegative, Positive, Section
 from megatron_empg.common.values import PathText
 from megatron_empg.common.waits import Waits, nested_waits
 from megatron_empg.environments.base import TaskSource
@@ -40,7 +40,7 @@ class ModelSection(Section):
     """A Hugging Face model folder: config.json, tokenizer, and safetensors unless `initialise` is random."""
     initialise: Literal["checkpoint", "random"] = "checkpoint"
     """Where the initial weights come from; `random` is for supervised warm-up from nothing."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Annotated[Literal["float32", "bfloat16"], Mark.DECIDES_EPISODES] = "bfloat16"
     """What the actor computes in and the engines hold; optimizer state and gradients are float32."""
 
 
@@ -51,12 +51,12 @@ class Recipe(Section):
     model: ModelSection
     environment: EnvironmentConfig
     rollout: RolloutConfig
-    engines: EngineConfig = EngineConfig()
+    engines: Annotated[EngineConfig, Mark.MAY_CHANGE] = EngineConfig()
     algorithm: AlgorithmKey = Grpo()
     actor: ActorConfig = ActorConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    limits: LimitsConfig = LimitsConfig()
-    logging: LoggingConfig = LoggingConfig()
+    evaluation: Annotated[EvaluationConfig, Mark.MAY_CHANGE] = EvaluationConfig()
+    limits: Annotated[LimitsConfig, Mark.MAY_CHANGE] = LimitsConfig()
+    logging: Annotated[LoggingConfig, Mark.MAY_CHANGE] = LoggingConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -131,7 +131,7 @@ class SftSection(Section):
     batch_size: Positive
     """Walkthroughs an optimizer step."""
     split: Literal["train"] = "train"
-    validate_every: NonNegative = 0
+    validate_every: Annotated[NonNegative, Mark.MAY_CHANGE] = 0
     """Steps between measurements of the loss on held-out walkthroughs; 0 is never."""
     history: HistoryKind = "keep"
     """As `rollout.history` of the runs that follow."""
@@ -145,7 +145,7 @@ class SftRecipe(Section):
     environment: EnvironmentConfig
     sft: SftSection
     actor: ActorConfig = ActorConfig()
-    logging: SftLoggingConfig = SftLoggingConfig()
+    logging: Annotated[SftLoggingConfig, Mark.MAY_CHANGE] = SftLoggingConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

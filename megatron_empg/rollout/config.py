@@ -23,12 +23,12 @@ class RolloutConfig(Section):
     temperature: Temperature = 1.0
     """Sampling temperature, 0.01 to 100; the actor divides its logits by the same number. Never with top-p or
     top-k."""
-    max_turn_tokens: Positive = 512
+    max_turn_tokens: Annotated[Positive, Mark.DECIDES_EPISODES] = 512
     """A turn longer than this is cut; the end-of-turn token then comes from the template."""
-    max_episode_tokens: Positive = 16384
+    max_episode_tokens: Annotated[Positive, Mark.DECIDES_EPISODES] = 16384
     """Prompt, turns and observations together; an episode that would be longer ends as truncated. With `history`
     strip: what a turn reads, and the turn."""
-    history: HistoryKind = "keep"
+    history: Annotated[HistoryKind, Mark.DECIDES_EPISODES] = "keep"
     """What the policy reads of its earlier turns: `keep` is all of them, and an episode is one sequence; `strip`
     leaves out their thoughts (up to ``</think>``), as the templates of thinking models do, and every turn is a
     sequence of its own, with everything before it for a prompt."""
@@ -59,7 +59,7 @@ class EvaluationConfig(Section):
     splits: list[HeldOut] = Field(default_factory=lambda: list(HELD_OUT))
     greedy: bool = True
     """Also measure greedy success, beside sampled success."""
-    temperature: Temperature = 1.0
+    temperature: Annotated[Temperature, Mark.DECIDES_EPISODES] = 1.0
     """Of sampled success; it need not be `rollout.temperature`."""
 
     @model_validator(mode="after")

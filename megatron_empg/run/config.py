@@ -14,7 +14,7 @@ class RunConfig(Section):
     leading ``~`` is the home folder."""
     steps: Annotated[Positive, Mark.MAY_CHANGE]
     """How many batches to train on; a checkpoint of a finished run is continued by raising it."""
-    seed: NonNegative = 0
+    seed: Annotated[NonNegative, Mark.DECIDES_EPISODES] = 0
     """Everything random derives from it: question order, sampling, initial weights."""
     checkpoint_every: Annotated[Positive, Mark.MAY_CHANGE] = 10
     """Steps between checkpoints; one is also written at the end and when the run is interrupted."""

@@ -284,7 +284,7 @@ def test_every_key_of_a_recipe_decides_an_episode_or_is_known_not_to() -> None:
     open_keys = [key for key in keys if not key.startswith((*NO_SECTION_OF_EPISODES, SETTINGS))]
     assert {"rollout.history", "environment.max_turns"} <= set(open_keys)
     known = [(key in DECIDING_KEYS) + (key in NOT_DECIDING) for key in open_keys]
-    assert known == [1] * len(known), "list it: in DECIDING_KEYS of evaluate/policies.py, or in NOT_DECIDING here"
+    assert known == [1] * len(known), "classify it: by Mark.DECIDES_EPISODES where it is, or in NOT_DECIDING here"
     assert NOT_DECIDING | set(DECIDING_KEYS) <= set(open_keys), "a key that is no more"
 
 

@@ -138,7 +138,7 @@ def test_every_key_is_fixed_or_may_change_and_is_treated_so(
     kind: type[Section], key: str, names: dict[str, str], tmp_path: Path, shared: Path
 ) -> None:
     assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, (
-        "classify it: in MAY_CHANGE of recipe/identity.py, or in FIXED here and in docs/runs.md"
+        "classify it: by Mark.MAY_CHANGE where it is declared, or in FIXED here and in docs/runs.md"
     )
     recipe = recipe_of(kind, tmp_path / "run", shared, names)
     folder = begin(recipe)
