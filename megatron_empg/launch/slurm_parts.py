@@ -46,7 +46,7 @@ class SlurmParts:
     @property
     def engines(self) -> list[str]:
         """Their URLs, node by node."""
-        found = []
+        found: list[str] = []
         for node in self.placement.rollouts:
             for _ in range(self.placement.shares.engines_per_node):
                 found.append(commands.url_of(self.addresses[node], self.ports.engine(len(found))))
