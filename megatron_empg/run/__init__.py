@@ -1,0 +1,1 @@
+"""A run on disk: its folder, metrics, episode records, progress and heartbeats."""

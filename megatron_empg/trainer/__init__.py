@@ -1,1 +1,1 @@
-"""The training loop, its batches, metrics, run folder and report: the room that knows all others."""
+"""What the trainer's ranks run: the training loop, its phases, the policy update, and supervised warm-up."""

@@ -3,6 +3,7 @@
 `docs/architecture.md` draws the same order. Every import counts: at the top, inside a function, for type checkers.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -120,6 +121,16 @@ def test_no_rooms_form_a_circle(imports: list[Import]) -> None:
 def test_every_exception_is_in_use(imports: list[Import]) -> None:
     used = {(room_of(found.importer), room_of(found.imported)) for found in imports}
     assert set(NEXT_DOOR) - used == set()
+
+
+def test_the_page_of_the_architecture_draws_these_rooms() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (drawing,) = re.findall(r"^```rooms\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    storeys, _, next_door = drawing.partition("\n\n")
+    assert [tuple(line.split()) for line in reversed(storeys.splitlines())] == list(STOREYS)
+    assert next_door.splitlines() == [f"{here} → {there}" for here, there in NEXT_DOOR]
+    told = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert told == {room.partition(".")[0] for room in STOREY_OF}
 
 
 @pytest.fixture

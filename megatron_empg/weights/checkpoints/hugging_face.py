@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_empg.common.dtypes import dtype_of, name_of
+from megatron_empg.common.files import aside_of
 from megatron_empg.common.json_files import JsonFileError, read_object, write_object
 from megatron_empg.weights.checkpoints.errors import CheckpointError
 from megatron_empg.weights.checkpoints.reader import WeightReader
@@ -222,7 +223,7 @@ def write_folder(
     Holds one file's tensors at a time. An existing destination is replaced.
     """
     destination = Path(destination)
-    aside = destination.with_name(destination.name + ".writing")
+    aside = aside_of(destination)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     owned = ((name, owned_copy(tensor)) for name, tensor in tensors)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.common.files import aside_of
 from megatron_empg.weights.checkpoints.errors import CheckpointError
 
 _RECORD = "conversion.jsonl"
@@ -20,7 +21,7 @@ class Staging:
 
     def __init__(self, destination: Path, task: dict[str, Any]) -> None:
         self.destination = Path(destination)
-        self.folder = self.destination.with_name(self.destination.name + ".writing")
+        self.folder = aside_of(self.destination)
         self.done: dict[str, Any] = {}
         self._task = json.loads(json.dumps(task))
 
