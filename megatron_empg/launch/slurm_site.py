@@ -136,7 +136,7 @@ class SlurmSite:
         if others:
             script = f"{self.settings.home}/slurm/job.sh"
             log = str(self.runner.logs / "guard.log")
-            self.runner.start_beside(others[0], ["bash", script, "guard", self.settings.own_node, log])
+            self.runner.start_beside("guard", others[0], ["bash", script, "guard", self.settings.own_node, log])
 
     # --- while it runs -----------------------------------------------------------------------------------------
 

@@ -90,10 +90,17 @@ class SrunRunner:
             )
         self._steps[part.name] = _Step(part, process)
 
-    def start_beside(self, node: str, command: Sequence[str]) -> None:
+    def start_beside(self, name: str, node: str, command: Sequence[str]) -> None:
         """A step on one node, outside of the image, whose end means nothing; it ends with the parts."""
-        step = ("srun", "--overlap", "--job-name=guard", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
-        process = subprocess.Popen([*step, *command], stdin=subprocess.DEVNULL, env=self.environment)
+        step = ("srun", "--overlap", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
+        with (self.logs / f"{name}.srun").open("wb") as output:
+            process = subprocess.Popen(
+                [*step, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+            )
         self._beside.append(process)
 
     def run(self, part: Part) -> int:

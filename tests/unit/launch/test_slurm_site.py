@@ -75,7 +75,7 @@ class Job:
         slurm = Slurm("7", "n[1-4]", self.cluster.run, sleep=lambda seconds: None)
         self.runner = SrunRunner(slurm, Container(), {})
         self.beside: list[tuple[str, Sequence[str]]] = []
-        self.runner.start_beside = lambda node, command: self.beside.append((node, command))  # type: ignore[method-assign]
+        self.runner.start_beside = lambda name, node, command: self.beside.append((node, command))  # type: ignore[method-assign]
         self.signals = JobSignals(said.append)
         self.site = SlurmSite(
             settings=settings,

@@ -131,8 +131,8 @@ def test_what_is_stopped_is_cancelled_step_by_step(tmp_path: Path) -> None:
     run.stop()
     assert cluster.commands == [], "nothing was started"
     run.start(ENGINES)
-    run.start_beside("n2", ["bash", "guard"])
-    assert Started.all[1].command[-3:] == ["--nodelist=n2", "bash", "guard"]
+    run.start_beside("guard", "n2", ["bash", "job.sh"])
+    assert Started.all[1].command[-3:] == ["--nodelist=n2", "bash", "job.sh"]
     run.stop()
     assert [command for command in cluster.commands if command[0] == "scancel"] == [
         ("scancel", "7.0"),
