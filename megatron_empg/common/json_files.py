@@ -30,6 +30,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def object_or_nothing(path: Path) -> dict[str, Any]:
+    """The keys of a JSON file; none where it is missing, torn or no such file."""
+    try:
+        return read_object(path)
+    except JsonFileError:
+        return {}
+
+
 def write_object(path: Path, content: dict[str, Any]) -> None:
     """Write keys as UTF-8, readable by people."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,15 +6,18 @@ import fcntl
 from typing import IO, Any
 
 
-def hold(file: IO[Any], busy: Exception) -> None:
-    """Lock the open file. Raises `busy` when another process holds it, OSError where there can be no locks."""
+def hold(file: IO[Any] | int, busy: Exception) -> None:
+    """Lock an open file, or the one of a descriptor.
+
+    Raises `busy` when another process holds it, OSError where there can be no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise busy from None
 
 
-def hold_where_possible(file: IO[Any], busy: Exception) -> bool:
+def hold_where_possible(file: IO[Any] | int, busy: Exception) -> bool:
     """As `hold`, but False where there can be no locks, as on some cluster file systems.
 
     To keep the file to one process is then the user's.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
-from megatron_empg.launch.job_error import misconfigured
+from megatron_empg.common.locks import hold_where_possible
+from megatron_empg.launch.job_error import JobError, misconfigured
 from megatron_empg.run.names import RunPaths
 
 
@@ -20,15 +20,12 @@ class RunLock:
         """Raises JobError when another process holds it, OSError when the folder cannot be written."""
         self.release()
         self._file = os.open(RunPaths(run_folder).lock_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        busy = misconfigured(f"another process trains in {run_folder}; wait for it, or set EMPG_RUN_FOLDER")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            hold_where_possible(self._file, busy)
+        except JobError:
             self.release()
-            raise misconfigured(
-                f"another process trains in {run_folder}; wait for it, or set EMPG_RUN_FOLDER"
-            ) from None
-        except OSError:
-            return  # some cluster file systems have no locks; the run is then the user's to keep single
+            raise
 
     def release(self) -> None:
         """Give it free, as for the process in the image that writes the recipe there under the same lock."""

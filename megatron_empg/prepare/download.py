@@ -5,7 +5,6 @@ NAME.part.json says what the part is of. Whatever moment a fetch is killed at, t
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from megatron_empg.common.files import put_in_place, write_json
+from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.prepare.checksums import Checksum, Digest, digest_of
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.errors import NotThere, PrepareError
@@ -280,8 +280,4 @@ def _write_note(wanted: Wanted, part: _Part) -> None:
 
 
 def _read_note(wanted: Wanted) -> dict[str, Any]:
-    try:
-        note = json.loads(wanted.note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+    return object_or_nothing(wanted.note)

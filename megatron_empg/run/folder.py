@@ -11,6 +11,7 @@ from typing import IO, Any, Self
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.files import write_json, write_text
+from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import keep_lines, read_lines
 from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.run.checkpoint_folders import MANIFEST, last_step, step_folder
@@ -68,10 +69,7 @@ class RunFolder(RunPaths):
     def checkpoint_recipe(self) -> dict[str, Any] | None:
         """The recipe that the newest checkpoint was trained with, by its manifest; None where it says none."""
         manifest = step_folder(self.checkpoints, self.last_checkpoint()) / MANIFEST
-        try:
-            recipe = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        recipe = object_or_nothing(manifest).get("recipe")
         return recipe if isinstance(recipe, dict) else None
 
     def finished(self, steps: int) -> bool:
@@ -81,10 +79,8 @@ class RunFolder(RunPaths):
 
     def exported_step(self, default: int = 0) -> int:
         """The step that ``policy/`` is of; the default where that was not noted."""
-        try:
-            return int(json.loads(self.exported.read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return default
+        step = object_or_nothing(self.exported).get("step")
+        return step if isinstance(step, int) else default
 
     def note_export(self, step: int) -> None:
         """Say, after the fact, that ``policy/`` is that of `step`."""
