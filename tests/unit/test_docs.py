@@ -22,6 +22,8 @@ STAND_FOR_ANY = ("NAME",)
 """In a file's name: it stands for one of the reader's own."""
 NO_KEYS = ("actor.score", "actor.update", "actor.py", "model.safetensors")
 """Words that look like a recipe's keys and are files or calls."""
+NO_MODULES = (".sif", ".def", ".opo")
+"""How dotted names end that are files, or a module that the reader is told to write."""
 NO_METRICS = (".safetensors", ".py", "actor/score", "actor/update")
 """How strings end that look like names of metrics and are files, or what names begin with."""
 REGISTRY = ("metric_names", "test_metric_names")
@@ -76,6 +78,23 @@ def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
     )
     files = [name for name in named if not any(word in name for word in STAND_FOR_ANY)]
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def is_module_or_part(name: str) -> bool:
+    """Whether a dotted name is a module of the package, or something that a module's text names."""
+    words = name.split(".")
+    place = ROOT
+    while words and ((place / words[0]).is_dir() or (place / f"{words[0]}.py").is_file()):
+        place = place / words.pop(0)
+    home = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return not words or re.search(rf"\b{words[0]}\b", home.read_text(encoding="utf-8")) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"(?<![\w./])megatron_empg(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8"))
+    modules = [name for name in named if not name.endswith(NO_MODULES)]
+    assert [name for name in modules if not is_module_or_part(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
