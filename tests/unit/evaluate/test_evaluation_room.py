@@ -26,7 +26,7 @@ def test_no_module_but_the_command_imports_evaluations() -> None:
         for name in imported(path)
         if name.startswith("megatron_empg.evaluate")
     }
-    assert found == {"cli/app.py"}
+    assert found == {"cli/evaluate.py"}
 
 
 def test_the_trainer_starts_without_evaluations() -> None:
