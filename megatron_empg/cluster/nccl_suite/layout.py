@@ -32,7 +32,7 @@ def parse_layout(text: str) -> ActorConfig:
                 "(data parallel is what is left of the ranks)"
             )
         sizes[SIZES[name]] = int(value)
-    return ActorConfig(**sizes)
+    return ActorConfig.model_validate(sizes)
 
 
 def rank_groups(actor: ActorConfig, world_size: int) -> dict[str, list[list[int]]]:
