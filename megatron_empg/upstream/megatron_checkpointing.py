@@ -30,7 +30,7 @@ def queue_of_this_process() -> None:
 
 @private_api(
     "megatron-core",
-    symptom="ModuleNotFoundError: nvidia_resiliency_ext, or a save by that package's own processes",
+    symptom="ModuleNotFoundError: A compatible `nvidia-resiliency-ext` installation is required",
     trigger="an asynchronous save with megatron-core 0.19",
     why="newer releases write by a package of their own unless told otherwise, and older ones lack the argument",
     versions=("0.19.2",),

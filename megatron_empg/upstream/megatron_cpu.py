@@ -26,7 +26,10 @@ _TESTED = ("0.16.1", "0.19.2")
     can_go_when="an environment variable or a call before the first import switches the fuser off",
 )
 def import_without_compiling() -> Any:
-    """Import Megatron's modules that call torch.compile at import, with it switched off; the one of random states."""
+    """Import Megatron's modules that call torch.compile at import with it switched off.
+
+    Returns the module of random states.
+    """
     original = torch.compile
     torch.compile = lambda f=None, **_: f if f is not None else (lambda g: g)  # type: ignore[assignment]
     try:
@@ -40,9 +43,9 @@ def import_without_compiling() -> Any:
 
 @patch(
     "megatron-core",
-    symptom="AssertionError: Torch not compiled with CUDA enabled",
-    trigger="Megatron's tracker of random states is seeded or forked on CPU",
-    why="it reads and writes the states of CUDA's generators by private calls of torch",
+    symptom="numbers drawn in a fork of a random state move everybody's generator, so that ranks part; silent",
+    trigger="Megatron's tracker of random states is forked on CPU, as in making a layer's weights",
+    why="it sets the states of CUDA's generators by calls that wait for CUDA to be there",
     versions=_TESTED,
     can_go_when="the tracker knows CPU generators",
 )

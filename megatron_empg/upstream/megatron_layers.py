@@ -61,9 +61,9 @@ def take_own_attention(spec: Any, attention: type) -> None:
 
 @patch(
     "megatron-core",
-    symptom="a checkpoint of experts under Transformer Engine's layer lacks a tensor: mlp.linear_fc1.layer_norm_weight",
-    trigger="a mixture-of-experts model is saved with the local layer and loaded with the other, or converted",
-    why="the local layer names the norm before the experts as one fused into a linear layer, which no layer does there",
+    symptom="a checkpoint with a norm that the layer of another machine does not know: mlp.linear_fc1.layer_norm_",
+    trigger="a mixture-of-experts model is saved with the local layer and loaded with Transformer Engine's",
+    why="the local layer names the norm before the experts as one fused into a linear layer, which none is there",
     versions=_TESTED,
     can_go_when="the local layer's sharded_state_dict_keys_map leaves that norm out where there are experts",
 )
@@ -90,7 +90,7 @@ def name_missing_gemm() -> None:
 
 @patch(
     "megatron-core",
-    symptom="TypeError: all_to_all_single() of gloo is given tensors for sizes",
+    symptom="TypeError: all_to_all_single(): incompatible function arguments",
     trigger="experts' tokens are exchanged on CPU",
     why="sizes become numbers only on their way from a GPU; tensors that are on CPU already stay tensors",
     versions=_TESTED,

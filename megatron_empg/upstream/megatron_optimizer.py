@@ -21,8 +21,8 @@ _patched: set[str] = set()
 
 @private_api(
     "megatron-core",
-    symptom="an optimizer that has not stepped yet cannot be saved: its state is empty",
-    trigger="a checkpoint before the first update, and the state that loading wants to fill",
+    symptom="a checkpoint without Adam's moments, which cannot be loaded",
+    trigger="a checkpoint of an optimizer that has not stepped yet",
     why="nothing public makes Adam's state: `init_state_fn` does, and leaves out the step of torch's Adam",
     versions=_TESTED,
     can_go_when="sharded_state_dict makes the state it wants, with the step",
@@ -53,7 +53,7 @@ def complete_step(optimizer: Any, state: dict[Any, Any]) -> None:
 
 @patch(
     "megatron-core",
-    symptom="after a restart Adam counts n steps for one, so that its corrections of the moments are wrong; silent",
+    symptom="after a restart Adam counts n steps for one: its corrections of the moments are wrong; silent",
     trigger="the distributed optimizer loads a state with torch's Adam over n parameters",
     why="load_state_dict gives one and the same `step` tensor to all parameters",
     versions=_TESTED,
@@ -78,7 +78,7 @@ def own_step_after_loading() -> None:
 
 @patch(
     "megatron-core",
-    symptom="KeyError: 'step', or an error of autograd's about a leaf changed in place, on loading",
+    symptom="RuntimeError: a view of a leaf Variable … in-place; behind that, KeyError: 'step'",
     trigger="the distributed optimizer loads a reshardable checkpoint with torch's Adam",
     why="the formats leave out `step`, which the loading of each parameter looks up all the same",
     versions=_TESTED,
@@ -105,7 +105,7 @@ def keep_step_in_reshardable_loading() -> None:
 
 @patch(
     "megatron-core",
-    symptom="nodes run out of main memory in saving and loading: twelve bytes per parameter of the shard on each rank",
+    symptom="nodes run out of main memory at a checkpoint: every rank holds 12 bytes per parameter of its shard",
     trigger="checkpoints in the format `fully_reshardable` of a model with many parameters on a rank",
     why="Megatron gathers the state of all parameters of the model-parallel shard in main memory at once",
     versions=_TESTED,

@@ -27,8 +27,8 @@ class Kind(StrEnum):
 class Upstream:
     """Why one function of this room exists.
 
-    Example: ``Upstream("name_missing_gemm", "megatron_empg.upstream.megatron_experts", "megatron-core", Kind.PATCH,
-    symptom="NameError: te_general_gemm", …)``
+    Example: ``Upstream("name_missing_gemm", "megatron_empg.upstream.megatron_layers", "megatron-core",
+    Kind.PATCH, symptom="NameError: name 'te_general_gemm' is not defined", …)``
     """
 
     name: str

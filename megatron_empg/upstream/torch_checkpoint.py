@@ -31,7 +31,7 @@ def storage_info(file: str, offset: int, length: int) -> Any:
     trigger="reading a Megatron checkpoint",
     why="FileSystemReader.read_metadata unpickles without asking; classes of a description have private names",
     versions=_TESTED,
-    can_go_when="FileSystemReader reads descriptions without unpickling anything, as torch.load(weights_only=True)",
+    can_go_when="FileSystemReader reads a description as torch.load(weights_only=True) reads weights",
 )
 class DescriptionUnpickler(pickle.Unpickler):
     """Unpickles what describes a checkpoint and nothing else. Raises UnpicklingError naming the stranger."""

@@ -108,8 +108,8 @@ def keep_tensors_on_cpu() -> None:
 
 @patch(
     "torch",
-    symptom="TypeError: Wrapped parameters must be one of torch.cuda.FloatTensor, … Received torch.FloatTensor",
-    trigger="one of Megatron's optimizers is built on CPU",
+    symptom="AssertionError without a word; TypeError: Wrapped parameters must be one of torch.cuda.FloatTensor",
+    trigger="one of Megatron's optimizers is built, or clips gradients, on CPU",
     why="it accepts a parameter by comparing the text that Tensor.type() gives with CUDA's names",
     versions=_TESTED,
     can_go_when="megatron-core compares dtypes in place of these names",

@@ -14,11 +14,11 @@ _TESTED = ("0.32.0",)
 
 @patch(
     "vllm",
-    symptom="anybody who reaches the port can change weights, pause the engine and read its health without the token",
+    symptom="whoever reaches the port can pause the engine and change its weights without the token",
     trigger="an engine that listens beyond its own machine",
     why=(
-        "--api-key guards /v1 alone; --middleware adds inside what vLLM's last step puts around, and that step has "
-        "built the stack, so that add_middleware refuses"
+        "--api-key guards /v1 alone, and vLLM's last step has built the stack of middlewares, so that "
+        "add_middleware refuses"
     ),
     versions=_TESTED,
     can_go_when="--api-key guards every route, or --middleware can be put outermost",
