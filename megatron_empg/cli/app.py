@@ -16,6 +16,9 @@ from megatron_empg.cli.sft import sft
 from megatron_empg.cli.train import train
 from megatron_empg.common.errors import told_plainly
 
+OF_AN_EXTRA = ("torch", "megatron", "vllm", "matplotlib")
+"""Modules that an installation without extras lacks."""
+
 app = typer.Typer(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
     no_args_is_help=True,
@@ -33,6 +36,15 @@ def main(command: typer.Typer = app) -> None:
     try:
         with told_plainly():
             command()
+    except ModuleNotFoundError as error:
+        if error.name not in OF_AN_EXTRA:
+            raise
+        typer.echo(
+            f"error: this command needs {error.name}, which is not installed: "
+            "pip install 'megatron_empg[cpu]' or 'megatron_empg[gpu]', as README.md says",
+            err=True,
+        )
+        raise SystemExit(1) from None
     except OSError as error:
         # A file or folder that is not there, not ours to read or write, or on a full disk.
         if error.filename is None:
