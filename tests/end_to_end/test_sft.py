@@ -97,6 +97,22 @@ def test_continued_it_ends_as_one_that_was_never_interrupted(runs: tuple[Path, P
         assert (interrupted / file).read_bytes() == (whole / file).read_bytes()
 
 
+def test_one_whose_rank_is_killed_goes_on_by_itself_to_the_same_end(
+    runs: tuple[Path, Path, list[str]], tmp_path: Path
+) -> None:
+    whole, killed = runs[0], tmp_path / "killed"
+    process = start(killed, "run.checkpoint_every=2")
+    wait_for_step(process, killed, 3)
+    for rank in _ranks(process.pid):
+        os.kill(rank, signal.SIGKILL)
+    output = end(process)
+    assert process.returncode == 0, output
+    assert "trainer was ended by SIGKILL; going on from step " in output
+    assert len((killed / "starts").read_text(encoding="utf-8").splitlines()) == 2
+    assert without_clocks(killed) == without_clocks(whole)
+    assert (killed / "policy/model.safetensors").read_bytes() == (whole / "policy/model.safetensors").read_bytes()
+
+
 def test_held_out_walkthroughs_are_measured(runs: tuple[Path, Path, list[str]]) -> None:
     measured = [line for line in read_lines(runs[0] / "metrics.jsonl") if "validation/loss" in line]
     assert [line["step"] for line in measured] == [0, 3, 6, STEPS]
@@ -135,6 +151,13 @@ def _lives(process: int) -> bool:
 
 
 def _stopped_ranks(launcher: int) -> list[int]:
+    found = _ranks(launcher)
+    for rank in found:
+        os.kill(rank, signal.SIGSTOP)
+    return found
+
+
+def _ranks(launcher: int) -> list[int]:
     import psutil
 
     found = [
@@ -144,6 +167,4 @@ def _stopped_ranks(launcher: int) -> list[int]:
         and "megatron_empg.launch.torchrun" not in child.cmdline()
     ]
     assert found
-    for rank in found:
-        os.kill(rank, signal.SIGSTOP)
     return found
