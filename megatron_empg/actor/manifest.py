@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from megatron_empg.common import ranks
-from megatron_empg.common.files import sync, write_json
+from megatron_empg.common.files import put_json, sync
 from megatron_empg.run.checkpoint_folders import MANIFEST
 from megatron_empg.weights.checkpoints.errors import CheckpointError
 
@@ -25,7 +25,7 @@ def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """As the last file of a checkpoint."""
-    write_json(folder / MANIFEST, content, indent=1)
+    put_json(folder / MANIFEST, content, indent=1)
     sync(folder)
 
 

@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+def put_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file as a whole. What UTF-8 has no letter for is written as a backslash and its number.
 
     `durable`: bring it to disk before it is renamed, so that it outlives a loss of power. Raises OSError.
     """
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"), durable=durable)
+    put_bytes(path, text.encode("utf-8", errors="backslashreplace"), durable=durable)
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """As `write_text`."""
+def put_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """As `put_text`."""
     with written_aside(path, durable=durable) as aside:
         aside.write_bytes(content)
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = None, durable: bool = True) -> None:
-    """As `write_text`, with a newline at the end."""
-    write_text(path, json.dumps(value, indent=indent) + "\n", durable=durable)
+def put_json(path: Path, value: Any, *, indent: int | None = None, durable: bool = True) -> None:
+    """As `put_text`, with a newline at the end."""
+    put_text(path, json.dumps(value, indent=indent) + "\n", durable=durable)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a file with the records for which ``keep`` is true, torn lines removed."""
     if path.exists():
         kept = [record for record in read_lines(path) if keep(record)]
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        put_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
 def _finite(value: Any) -> Any:

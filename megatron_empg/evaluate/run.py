@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 from megatron_empg.evaluate.destination import make_folder, require_destination
 from megatron_empg.evaluate.document import Document, document
 from megatron_empg.evaluate.errors import EvaluationError
@@ -107,7 +107,7 @@ class EvaluationRun:
         made = document(self.recipe, self._options.samples, self.record.starts, answered)
         path = self._options.json_path
         if path is not None:
-            write_text(path, json.dumps(made.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+            put_text(path, json.dumps(made.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
         _say("\n" + made.text(markdown=self._options.markdown))
         if path is not None:
             _say(f"\nevery outcome: {path}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 from megatron_empg.prepare.errors import PrepareError
 
 _FULL = {
@@ -46,4 +46,4 @@ def write_aside(path: Path, text: str) -> None:
     """Replace a file as a whole, its folder made where there is none. Raises PrepareError."""
     with named_disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        put_text(path, text)

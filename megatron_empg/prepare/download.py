@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from megatron_empg.common.files import put_in_place, write_json
+from megatron_empg.common.files import put_in_place, put_json
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.prepare.checksums import Checksum, Digest, digest_of
 from megatron_empg.prepare.disk import named_disk_faults
@@ -276,7 +276,7 @@ def _discard(wanted: Wanted) -> None:
 
 def _write_note(wanted: Wanted, part: _Part) -> None:
     note = {"url": url_key(wanted.url), "version": part.version, "total": part.total}
-    write_json(wanted.note, note, durable=False)
+    put_json(wanted.note, note, durable=False)
 
 
 def _read_note(wanted: Wanted) -> dict[str, Any]:

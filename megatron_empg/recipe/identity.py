@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_empg.common.files import write_json
+from megatron_empg.common.files import put_json
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.section import Mark, Section, choices, marked_keys, section_of, shared_keys
 from megatron_empg.environments.registry import data_files, default_settings, place_settings
@@ -288,7 +288,7 @@ def _write_start(folder: RunFolder, recipe: Recipe | SftRecipe) -> None:
     # What was not there at the first start (a model that the job converts) is noted when it is.
     ours |= {name: value for name, value in known.items() if value}
     if ours != known:
-        write_json(folder.identity, ours, indent=2)
+        put_json(folder.identity, ours, indent=2)
     changed = changed_keys(folder, recipe) if begun else {}
     noted = {"step": folder.last_checkpoint()} | ({"changed": changed} if changed else {})
     folder.write_start(dump_recipe(recipe), noted)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 from megatron_empg.report import figures, paper_figures, svg
 from megatron_empg.report.data import RunData, part, read_run
 from megatron_empg.report.episode import choose, episode_html
@@ -27,7 +27,7 @@ def write_report(run_folder: Path | str) -> Path:
     Returns its path. Raises FileNotFoundError when there is no such folder.
     """
     folder = RunFolder(run_folder)
-    write_text(folder.report, page(read_run(folder)))
+    put_text(folder.report, page(read_run(folder)))
     return folder.report
 
 
@@ -39,7 +39,7 @@ def write_learning_curve(run_folder: Path | str, path: Path) -> Path:
     figure = figures.evaluation(run) or figures.training(run)
     if figure is None:
         raise ValueError(f"{run_folder} has logged no evaluation and no training success yet")
-    write_text(path, standalone(figure, run.name))
+    put_text(path, standalone(figure, run.name))
     return path
 
 

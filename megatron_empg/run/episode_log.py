@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, UntrainedRecord
 from megatron_empg.run.folder import RunFolder
@@ -41,9 +41,9 @@ def _write(folder: RunFolder, name: str, title: str, episodes: Sequence[dict[str
         return
     stem = folder.episodes / name
     lines = [json.dumps(episode, ensure_ascii=False) for episode in episodes]
-    write_text(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+    put_text(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
     pages = [f"# {title}", *(readable(episode, number) for number, episode in enumerate(episodes, 1))]
-    write_text(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
+    put_text(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
 
 
 def write_steps(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.files import write_json, write_text
+from megatron_empg.common.files import put_json, put_text
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import keep_lines, read_lines
 from megatron_empg.common.locks import hold_where_possible
@@ -56,7 +56,7 @@ class RunFolder(RunPaths):
     def write_start(self, recipe: str, noted: Mapping[str, Any]) -> None:
         """Add this start's versions, with what else is `noted` of it, then write the recipe. Raises OSError."""
         self._note_versions(noted)
-        write_text(self.recipe, recipe)
+        put_text(self.recipe, recipe)
 
     def begun(self) -> bool:
         """Whether a run has come so far that something of it is here: a step's metrics, a checkpoint, a policy."""
@@ -84,7 +84,7 @@ class RunFolder(RunPaths):
 
     def note_export(self, step: int) -> None:
         """Say, after the fact, that ``policy/`` is that of `step`."""
-        write_json(self.exported, {"step": step})
+        put_json(self.exported, {"step": step})
 
     def close(self) -> None:
         """Release the lock."""
@@ -122,7 +122,7 @@ class RunFolder(RunPaths):
             except (ValueError, KeyError, TypeError):
                 starts = []
         starts.append({**versions(), **extra})
-        write_json(self.versions, {"starts": starts}, indent=2)
+        put_json(self.versions, {"starts": starts}, indent=2)
 
 
 def versions() -> dict[str, Any]:

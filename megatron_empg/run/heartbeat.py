@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_empg.common.files import write_json
+from megatron_empg.common.files import put_json
 from megatron_empg.run.names import RunPaths
 from megatron_empg.upstream.torch_distributed import collectives_begun, recorded_collectives
 
@@ -90,7 +90,7 @@ class Heartbeat:
         limit = self._limits.get(self.phase, PHASE_LIMIT)
         begun, where = collectives_begun(), self._where()
         beat = Beat(self._rank, self._node, os.getpid(), number, self.step, self.phase, begun, where, limit)
-        write_json(self._paths.heartbeat(self._rank), asdict(beat), durable=False)
+        put_json(self._paths.heartbeat(self._rank), asdict(beat), durable=False)
 
     def _where(self) -> str:
         """The main thread's innermost frame, and the innermost one of this package."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.folder import RunFolder
 
@@ -108,7 +108,7 @@ def _open_wandb(folder: RunFolder, project: str, recipe: Mapping[str, Any]) -> A
     # The id is kept in the folder, so that a run that was ended in order goes on with the same curves.
     identity = folder.root / WANDB_RUN_ID
     if not identity.exists():
-        write_text(identity, wandb.util.generate_id())
+        put_text(identity, wandb.util.generate_id())
     return wandb.init(
         project=project,
         id=identity.read_text(encoding="utf-8").strip(),

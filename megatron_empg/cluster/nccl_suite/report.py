@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_empg.common.files import write_json, written_aside
+from megatron_empg.common.files import put_json, written_aside
 
 if TYPE_CHECKING:
     from megatron_empg.cluster.nccl_suite.suite import Findings
@@ -20,7 +20,7 @@ def publish(findings: Findings, json_path: Path | None, heat_map: Path | None) -
     show(findings)
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json_path, findings.as_json(), indent=2)
+        put_json(json_path, findings.as_json(), indent=2)
         print(f"written: {json_path}")
     if heat_map and findings.pairs:
         draw_pairs(findings, heat_map)

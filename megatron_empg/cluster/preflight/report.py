@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_empg.cluster.preflight.facts import Node
 from megatron_empg.cluster.preflight.judge import Finding
-from megatron_empg.common import files
+from megatron_empg.common.files import put_json
 
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
@@ -56,4 +56,4 @@ def write_json(path: Path, nodes: Sequence[Node], findings: Sequence[Finding]) -
         "nodes": [node.model_dump() for node in nodes],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, content, indent=2)
+    put_json(path, content, indent=2)

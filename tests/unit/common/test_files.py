@@ -11,30 +11,30 @@ import pytest
 from megatron_empg.common import files, locks
 from megatron_empg.common.files import (
     aside_of,
+    put_bytes,
     put_in_place,
-    write_bytes,
-    write_json,
-    write_text,
+    put_json,
+    put_text,
     written_aside,
 )
 
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path, durable: bool) -> None:
-    write_text(tmp_path / "a", "old, and longer", durable=durable)
-    write_text(tmp_path / "a", "new", durable=durable)
-    write_bytes(tmp_path / "b", b"\xff\x00", durable=durable)
-    write_json(tmp_path / "c", {"x": [1]}, durable=durable)
+    put_text(tmp_path / "a", "old, and longer", durable=durable)
+    put_text(tmp_path / "a", "new", durable=durable)
+    put_bytes(tmp_path / "b", b"\xff\x00", durable=durable)
+    put_json(tmp_path / "c", {"x": [1]}, durable=durable)
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert found == {"a": b"new", "b": b"\xff\x00", "c": b'{"x": [1]}\n'}
 
 
 def test_a_writing_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "old")
+    put_text(tmp_path / "a", "old")
     with pytest.raises(KeyboardInterrupt):
         interrupted(tmp_path / "a")
     with pytest.raises(TypeError):
-        write_json(tmp_path / "a", {"x": object()})
+        put_json(tmp_path / "a", {"x": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 
@@ -49,22 +49,22 @@ def interrupted(path: Path) -> None:
 def test_where_it_cannot_be_renamed_what_was_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_text(tmp_path / "a", "text")
+        put_text(tmp_path / "a", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_keeps_its_mode_and_a_new_one_has_the_usual(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    write_text(path, "old")
+    put_text(path, "old")
     (tmp_path / "usual").touch()
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
     path.chmod(0o600)
-    write_text(path, "new")
+    put_text(path, "new")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_what_utf_8_cannot_say_is_written_as_json_would(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", json.dumps({"text": "ü\ud83d"}, ensure_ascii=False))
+    put_text(tmp_path / "a", json.dumps({"text": "ü\ud83d"}, ensure_ascii=False))
     assert (tmp_path / "a").read_bytes() == b'{"text": "\xc3\xbc\\ud83d"}'
     assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"text": "ü\ud83d"}
 

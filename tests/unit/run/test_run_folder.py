@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.common.files import write_text
+from megatron_empg.common.files import put_text
 from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.folder import RunFolder, RunFolderError, versions
 
@@ -87,8 +87,8 @@ def test_any_text_survives(tmp_path: Path, text: str) -> None:
     assert read_lines(path) == [{"text": text}, {"text": "next"}]
 
 
-def test_writing_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "old")
-    write_text(tmp_path / "a", "new")
+def test_putting_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    put_text(tmp_path / "a", "old")
+    put_text(tmp_path / "a", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "new"

@@ -14,7 +14,7 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
-from megatron_empg.common.files import aside_of, put_in_place, write_text
+from megatron_empg.common.files import aside_of, put_in_place, put_text
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.arrays import ArrayWriter, open_array
@@ -79,7 +79,7 @@ def _build(folder: Path, encoder: Encoder, progress: Callable[[str], None]) -> N
     digest = file_digest(aside)
     put_in_place(aside, folder / VECTORS)
     settings = {"encoder": encoder.name, "dimension": dimension, "documents": len(passages), "sha256": digest}
-    write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
+    put_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
 
 
 def _write_vectors(path: Path, passages: Passages, encoder: Encoder, progress: Callable[[str], None]) -> int:
