@@ -118,6 +118,11 @@ class Run:
         return found
 
 
+def ranks(run: Run) -> list[tuple[int, dict[str, str], str]]:
+    """The trainer's, without the torchrun that started them, whose words are the same."""
+    return [found for found in run.processes("megatron_empg.trainer.worker") if "RANK" in found[1]]
+
+
 COMPARED = {"train/reward", "train/episodes", "policy/entropy", "policy/grad_norm", "policy/loss"}
 
 

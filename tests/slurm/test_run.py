@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from jobs import ROOT, STAND_INS, Run, assert_inside, patience
+from jobs import ROOT, STAND_INS, Run, assert_inside, patience, ranks
 
 STEPS = 6
 
@@ -149,11 +149,9 @@ def test_one_node_trains_and_rolls_out(cluster, tmp_path):
     run = Run(cluster, tmp_path, overrides={"run.steps": 2, "engines.count": 2}, **ONE_NODE)
     run.submit()
     run.wait_for_step(0)
-    assert len(run.processes("megatron_empg.rollout.server")) == 2
-    assert len(run.processes("megatron_empg.trainer.worker")) == 2
-    assert {variables["SLURMD_NODENAME"] for _, variables, _ in run.processes("megatron_empg.trainer.worker")} == {
-        variables["SLURMD_NODENAME"] for _, variables, _ in run.processes("megatron_empg.rollout.server")
-    }
+    engines, trainers = run.processes("megatron_empg.rollout.server"), ranks(run)
+    assert (len(engines), len(trainers)) == (2, 2)
+    assert {variables["SLURMD_NODENAME"] for _, variables, _ in [*engines, *trainers]} == {"node1"}
     job = run.end()
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 0)
     assert run.steps() == [0, 1, 2]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from jobs import STAND_INS, Run, assert_inside, patience, signal_all
+from jobs import STAND_INS, Run, assert_inside, patience, ranks, signal_all
 
 from megatron_empg.launch.restart import used_up
 from megatron_empg.launch.starts import read_starts
@@ -137,20 +137,20 @@ def test_a_stopped_rank_is_named_and_the_run_resumes(run, undisturbed):
 
 
 PROCESSES = {
-    "engines": "megatron_empg.rollout.server",
-    "driver": "megatron_empg.launch.rollout_service",
-    "search": "megatron_empg.environments.deep_search.search_service",
-    "trainer": "megatron_empg.trainer.worker",
-    "torchrun": "megatron_empg.launch.torchrun",
+    "engines": lambda run: run.processes("megatron_empg.rollout.server"),
+    "driver": lambda run: run.processes("megatron_empg.launch.rollout_service"),
+    "search": lambda run: run.processes("megatron_empg.environments.deep_search.search_service"),
+    "trainer": ranks,
+    "torchrun": lambda run: run.processes("megatron_empg.launch.torchrun"),
 }
-"""By the part of a run, a module that one of its processes runs."""
+"""Processes of each kind."""
 
 
 def kill_one(run: Run, name: str) -> None:
     """Kill -9 a process of a kind, once the run has a new checkpoint; wait until the run has begun anew."""
     step, starts = run.steps()[-1], len(run.starts())
     run.wait_for_step(step + 2)
-    signal_all(run.processes(PROCESSES[name])[-1:], signal.SIGKILL)
+    signal_all(PROCESSES[name](run)[-1:], signal.SIGKILL)
     run.wait_for(f"a start after {name} was killed", lambda: len(run.starts()) > starts)
 
 
@@ -159,7 +159,7 @@ def kill_one(run: Run, name: str) -> None:
 def test_a_run_goes_on_in_the_same_job_when_a_process_of_it_is_killed(run, undisturbed, name):
     run.submit()
     run.wait_for_step(1)
-    signal_all(run.processes(PROCESSES[name])[-1:], signal.SIGKILL)
+    signal_all(PROCESSES[name](run)[-1:], signal.SIGKILL)
     killed = time.monotonic()
     run.wait_for("another start", lambda: len(run.starts()) == 2)
     assert time.monotonic() - killed < patience(60)
