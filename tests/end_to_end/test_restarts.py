@@ -1,4 +1,4 @@
-"""`empg train` whose processes are killed one after another: it goes on by itself and learns the same to the bit."""
+"""`empg train` whose processes are killed in turn: it goes on by itself and learns the same to the bit."""
 
 import os
 import re
