@@ -19,6 +19,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[3]
 PREFIX = "case_"
 _MARK = "OUTCOMES "
 
@@ -34,13 +35,14 @@ class Outcome:
 
 def outcomes(module: str) -> dict[str, Outcome]:
     """Of every case of a module of this folder, by the entry's name."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.run(
         [sys.executable, __file__, module],
         capture_output=True,
         encoding="utf-8",
         env=environment,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     last = process.stdout.splitlines()[-1:]
