@@ -107,8 +107,8 @@ def test_scripts_outside_of_the_repository_say_where_they_looked(tmp_path: Path)
     for name in ("train", "deepsearch_32b", "deepsearch_7b", "nccl_suite", "convert"):
         done = subprocess.run(
             ["bash", str(ROOT / f"slurm/{name}.sh")], cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "EMPG_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60,
-            check=False,
+            env={"PATH": os.environ["PATH"], "EMPG_HOME": str(tmp_path)}, capture_output=True, text=True,
+            timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 10, name
         assert f"no slurm/job.sh in {tmp_path}: submit from the repository, or set EMPG_HOME" in done.stdout
