@@ -267,8 +267,8 @@ def test_a_fresh_environment_with_the_cpu_extra_has_an_empg_that_starts(tmp_path
     """As README.md says it; pip's own configuration says where CPU builds come from."""
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv/bin"
-    pip = (binaries / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "install", f"{source(tmp_path)}[cpu]", cwd=tmp_path, limit=3000)
+    pip = (binaries / "python", "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", f"{source(tmp_path)}[cpu]", cwd=tmp_path, limit=3000)
     listed = run(*pip, "list", "--format", "freeze", cwd=tmp_path)
     assert "torch==2.13.0+cpu" in listed
     if re.search(r"^torchvision==[\d.]+$", listed, re.MULTILINE):
