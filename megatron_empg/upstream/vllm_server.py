@@ -23,8 +23,8 @@ _TESTED = ("0.32.0",)
     versions=_TESTED,
     can_go_when="--api-key guards every route, or --middleware can be put outermost",
 )
-def put_outermost(middleware: type, **settings: Any) -> None:
-    """Put a middleware around the application vLLM builds, outside all of vLLM's own."""
+def put_outermost(middleware: Any, **settings: Any) -> None:
+    """Put a middleware (its class) around the application vLLM builds, outside all of vLLM's own."""
     from starlette.middleware import Middleware
     from vllm.entrypoints.launchers.api_server import entry
 
