@@ -9,7 +9,8 @@ import typer
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.report import write_report
-    from megatron_empg.run.folder import RunFolder, RunFolderError
+    from megatron_empg.run.folder import RunFolder
+    from megatron_empg.run.folder_lock import RunFolderError
 
     folder = RunFolder(run)
     if not folder.recipe.exists() and not folder.metrics.exists():

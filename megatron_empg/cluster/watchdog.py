@@ -1,6 +1,6 @@
 """A rank that hangs is found and named: each rank's heartbeat says where it is, and one process reads them all.
 
-    python -m megatron_empg.cluster.watchdog RUN_FOLDER      # a task on each node; exit code 17 when ranks hang
+    python -m megatron_empg.cluster.watchdog RUN_FOLDER      # a task on each node; ends with HUNG when ranks hang
 
 A heartbeat is ``heartbeats/rank_N.json`` of the run folder, written by a thread of the rank. A rank whose file no
 longer changes is stopped or gone; when all files change but no rank gets on, those behind the others are at fault.
@@ -19,11 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_empg.cluster.gpu_watch import EventLog, leave_out, say, watch_node
+from megatron_empg.common.errors import HUNG
 from megatron_empg.run.heartbeat import INTERVAL, Beat, read_beats
 from megatron_empg.run.names import RunPaths
-
-HUNG = 17
-"""Exit code of the watchdog when ranks hang or a GPU fails."""
 
 
 class Watchdog:

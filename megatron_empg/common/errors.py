@@ -15,7 +15,7 @@ class EmpgError(Exception):
     RuntimeError or ValueError where callers that do not know the project expect one.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     """With which a program ends that it ends: 2 where what the user gave cannot be used, 1 otherwise."""
     accident: ClassVar[bool] = False
     """Whether it need not come again when a run goes on, as when another of its processes was killed."""
@@ -24,6 +24,8 @@ class EmpgError(Exception):
 LASTING_FAULT = 78
 """Status of a process of a run that would fail in the same way again (sysexits' EX_CONFIG): one of the project's
 own errors, such as a setting that cannot be or a policy that diverged. Every other status may be an accident."""
+HUNG = 17
+"""Status of the watchdog when ranks hang or a GPU fails, and of a job that is given up for its watchdog."""
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 
 ROUTES_PATH = "/empg/routes"
 SHORTEST_TOKEN = 16
+RUN_TOKEN = "EMPG_TOKEN"
+"""The variable with the token of a run, which its engines and its driver ask for."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

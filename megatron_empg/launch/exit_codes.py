@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from megatron_empg.common.errors import HUNG
+
 
 class ExitCode(IntEnum):
     """Of a Slurm job. `empg train` ends with 1 in their place, and says which process failed."""
@@ -15,6 +17,6 @@ class ExitCode(IntEnum):
     ENGINES = 14
     DRIVER = 15
     TRAINER = 16
-    WATCHDOG = 17
+    WATCHDOG = HUNG
     NODE = 18
     RESTARTS = 19

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_empg.launch.containers import Container, choose_container, mounts
 from megatron_empg.launch.exit_codes import ExitCode
@@ -115,14 +116,14 @@ def check(job: JobSettings, questions: RecipeQuestions) -> RunPlan:
             "(README.md, 'On a cluster'; without a GPU 'make setup'), or set EMPG_PYTHON to a Python that has them"
         )
     plan = questions.check()
-    say("recipe, model, run folder and layout: well")
+    say("recipe, model, run folder and layout: OK")
     return plan
 
 
 def check_submission(job: JobSettings) -> int:
     """What Slurm says of the script, without a job. Raises JobError."""
     if shutil.which("sbatch") is None:
-        untold = "recipe and model are well; Slurm was not asked, since this machine has no sbatch"
+        untold = "recipe and model are OK; Slurm was not asked, since this machine has no sbatch"
         say(f"{untold}: check again on a login node", sys.stderr)
         return ExitCode.CONFIGURATION
     command = ["sbatch", "--test-only", *job.options, job.script]
@@ -150,6 +151,11 @@ def attempts(site: SlurmSite) -> Decision:
                 f"too few of {site.settings.node_list} are up and fit; {site.paths.bad_nodes} names GPU errors",
             )
         return Supervisor(site, site.runner, site.token).run()
+    except OSError as error:
+        raise misconfigured(
+            f"the job cannot go on in {site.run_folder}: {error}. Every part of the run is ended; fix that and "
+            "submit again: it goes on from its newest checkpoint"
+        ) from None
     finally:
         site.runner.stop()
 
@@ -157,7 +163,7 @@ def attempts(site: SlurmSite) -> Decision:
 def end(decision: Decision, site: SlurmSite) -> int:
     """A new start of the job, or the report of a run that is over. Returns the exit code; raises JobError."""
     if decision.action is Action.REQUEUE:
-        return requeue(site, decision.why)
+        requeue(site, decision.why)
     if decision.action is Action.GIVE_UP:
         if decision.logs:
             say(f"the logs are in {site.runner.logs}:")
@@ -171,15 +177,27 @@ def end(decision: Decision, site: SlurmSite) -> int:
     return 0
 
 
-def requeue(site: SlurmSite, why: str) -> int:
-    """A new start of this job, on other nodes than those it is to go on without. Slurm ends this one."""
+def requeue(site: SlurmSite, why: str) -> NoReturn:
+    """A new start of this job, on other nodes than those it is to go on without. Slurm ends this one.
+
+    Raises JobError where it does not.
+    """
     say(why)
     say(f"requeueing job {site.job}")
     site.signals.being_requeued()
-    if site.nodes.slurm.requeue(site.unfit()):
-        site.signals.is_requeued()
-        time.sleep(UNTIL_SLURM_ENDS_US)
-    return ExitCode.NODE
+    agreed = site.nodes.slurm.requeue(site.unfit())
+    site.signals.is_requeued()
+    if not agreed:
+        raise JobError(
+            ExitCode.NODE,
+            f"Slurm refuses to requeue job {site.job} (scontrol requeue; is it submitted with --requeue?): submit "
+            "again, the run goes on from its newest checkpoint",
+        )
+    time.sleep(UNTIL_SLURM_ENDS_US)
+    raise JobError(
+        ExitCode.NODE,
+        f"job {site.job} is requeued, but Slurm has not ended it within {UNTIL_SLURM_ENDS_US:.0f} s",
+    )
 
 
 def run_suite(words: Sequence[str], environment: Mapping[str, str], script: str) -> int:
@@ -229,6 +247,8 @@ KINDS = {"train": train, "suite": run_suite, "convert": run_conversion}
 def main() -> None:
     """`train`, `suite` or `convert` with the script and the words behind it; `guard` with a node and a log."""
     kind, first, *words = sys.argv[1:]
+    if kind != "guard":
+        first = os.path.abspath(first)  # before another folder is the working one
     home = os.environ["EMPG_HOME"] = os.path.abspath(os.environ["EMPG_HOME"])
     os.chdir(home)
     # An image has the packages, not this one.
@@ -238,5 +258,12 @@ def main() -> None:
             raise SystemExit(watch_node(first, words[0], os.environ))
         raise SystemExit(int(KINDS[kind](words, os.environ, first)))
     except JobError as error:
-        tell_error(error)
-        raise SystemExit(int(error.code)) from None
+        end_with(error)
+    except OSError as error:
+        end_with(misconfigured(f"{error}; nothing of the job runs any more"))
+
+
+def end_with(error: JobError) -> NoReturn:
+    """Say why the job ends, and end it."""
+    tell_error(error)
+    raise SystemExit(int(error.exit_code))

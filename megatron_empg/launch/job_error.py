@@ -7,16 +7,18 @@ from megatron_empg.launch.exit_codes import ExitCode
 
 
 class JobError(EmpgError, RuntimeError):
-    """The job ends with `code`; its output says "error (WORD): MESSAGE"."""
+    """The job ends with `exit_code`; its output says "error (WORD): MESSAGE"."""
+
+    exit_code: ExitCode
 
     def __init__(self, code: ExitCode, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = code
 
     @property
     def word(self) -> str:
         """What failed, in a word: the code's name, for every service "search"."""
-        return "search" if self.code is ExitCode.SERVICE else self.code.name.lower()
+        return "search" if self.exit_code is ExitCode.SERVICE else self.exit_code.name.lower()
 
 
 def misconfigured(message: str) -> JobError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_empg.launch import slurm_words
 from megatron_empg.launch.job_error import misconfigured
 from megatron_empg.launch.placement import Shape
+from megatron_empg.launch.restart import MOST_RESTARTS, RestartsError, most_restarts
 
 PORTS_OF_JOB = 128
 FIRST_PORT, JOBS_APART = 10_000, 170
@@ -57,7 +58,7 @@ class TrainSettings:
     shape: Shape
     gpu_memory: str
     check_only: bool = False
-    most_restarts: int = 20
+    most_restarts: int = MOST_RESTARTS
     preflight: bool = True
     preflight_arguments: tuple[str, ...] = ()
     model: str = ""
@@ -86,7 +87,12 @@ def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Words:
     """
     recipe = environment.get("EMPG_RECIPE", "")
     overrides, options, check_only = [], [], False
-    for word in words:
+    for before, word in zip(["", *words], words):  # noqa: B905 (Python 3.9)
+        if _lacks_value(before) and not word.startswith("-") and "=" not in word:
+            joined = f"{before}={word}" if before.startswith("--") else before + word
+            raise misconfigured(
+                f"'{before}' and '{word}' stand apart: write {joined}, or the recipe before sbatch's options"
+            )
         if word == "--check":
             check_only = True
         elif word.startswith("-"):
@@ -104,6 +110,13 @@ def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Words:
     if not recipe:
         raise misconfigured("no recipe is given: sbatch slurm/train.sh RECIPE [key=value …], or set EMPG_RECIPE")
     return Words(recipe, tuple(overrides), tuple(options), check_only)
+
+
+def _lacks_value(word: str) -> bool:
+    """Whether it is an option of sbatch whose value, if it has one, may be the next word: "--nodes", "-N"."""
+    if word.startswith("--"):
+        return word != "--check" and "=" not in word
+    return len(word) == 2 and word.startswith("-")
 
 
 def read_job(environment: Mapping[str, str], script: str, options: Sequence[str] = ()) -> JobSettings:
@@ -161,9 +174,10 @@ def read_training(environment: Mapping[str, str], words: Words, job: JobSettings
     miniature = given("MINIATURE", "0")
     if miniature not in ("0", "1"):
         raise misconfigured(f"EMPG_MINIATURE is '{miniature}'; allowed: 0, 1")
-    most_restarts = given("MAX_RESTARTS", "20")
-    if not re.fullmatch("[0-9]+", most_restarts):
-        raise misconfigured(f"EMPG_MAX_RESTARTS is '{most_restarts}', not a number")
+    try:
+        restarts = most_restarts(environment)
+    except RestartsError as error:
+        raise misconfigured(str(error)) from None
     overrides = []
     if given("RUN_FOLDER"):
         overrides.append(f"run.folder={given('RUN_FOLDER')}")
@@ -175,7 +189,7 @@ def read_training(environment: Mapping[str, str], words: Words, job: JobSettings
         shape=read_shape(environment, job),
         gpu_memory=_seconds(environment, "EMPG_GPU_MEMORY", "79"),
         check_only=words.check_only,
-        most_restarts=int(most_restarts),
+        most_restarts=restarts,
         preflight=given("PREFLIGHT", "1") != "0",
         preflight_arguments=tuple(given("PREFLIGHT_ARGS").split()),
         model=given("MODEL"),

@@ -77,5 +77,5 @@ def refuse_unreachable(addresses: Mapping[str, str], machines: Collection[str]) 
         if address.startswith(_UNREACHABLE):
             raise misconfigured(
                 f"node {node} has the address {address}, which other nodes cannot reach (loopback and link-local "
-                "ones belong to one machine or cable): mend NodeAddr in slurm.conf, or set EMPG_INTERFACE"
+                "ones belong to one machine or cable): fix NodeAddr in slurm.conf, or set EMPG_INTERFACE"
             )

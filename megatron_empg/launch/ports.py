@@ -54,6 +54,14 @@ class Ports:
         """Of engine number `index` over all nodes."""
         return self.base + FIRST_ENGINE + index
 
+    def beside_preflight(self, engines: int) -> str:
+        """Those of a run with so many engines that preflight does not take itself.
+
+        Example: Ports(10000).beside_preflight(2) is "10000-10002,10004-10009".
+        """
+        last = self.engine(engines) - 1
+        return f"{self.base}-{self.preflight - 1},{self.preflight + 1}-{last}"
+
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port of that interface that nobody has now. Raises OSError for an interface that is not here."""

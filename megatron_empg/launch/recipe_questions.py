@@ -11,6 +11,19 @@ from megatron_empg.launch.run_plan import RunPlan
 from megatron_empg.launch.slurm_parts import SlurmParts
 from megatron_empg.run.names import RunPaths
 
+REFUSED = {
+    "check": "nothing was started; fix the above and submit again",
+    "prepare": (
+        "this start has begun no process of the run; fix the above and submit again: it goes on from its newest "
+        "checkpoint"
+    ),
+    "plan": (
+        "how far the run has come could not be read; what it has trained and saved stands. Fix the above and "
+        "submit again: it goes on from its newest checkpoint, or ends at once where all steps are done"
+    ),
+}
+"""What holds, by question, where the image gives no answer."""
+
 
 @dataclass(frozen=True)
 class RecipeQuestions:
@@ -51,7 +64,7 @@ class RecipeQuestions:
         words = ["-m", "megatron_empg.launch.tasks", question, training.recipe, *training.overrides]
         answer = self.image.answer([*words, *shape_words(training), *options])
         if answer is None:
-            raise misconfigured("nothing was started; mend the above and submit again")
+            raise misconfigured(REFUSED[question])
         try:
             return RunPlan.from_json(answer)
         except ValueError as error:

@@ -112,7 +112,7 @@ class Slurm:
 
     def steps(self) -> list[str]:
         """Numbers of the job's steps that srun started and that run still."""
-        answer = self._ask("squeue", "--noheader", "--steps", f"--jobs={self.job}", "--format=%i")
+        answer = self._again("squeue", "--noheader", "--steps", f"--jobs={self.job}", "--format=%i")
         return slurm_words.step_ids(answer.text)
 
     def cancel(self, step: str) -> None:

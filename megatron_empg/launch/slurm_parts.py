@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron_empg.common.token_access import RUN_TOKEN
 from megatron_empg.launch import commands
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.job_settings import JobSettings, TrainSettings
@@ -77,13 +78,11 @@ class SlurmParts:
     def _preflight(self) -> Part:
         """Is every node fit for the run?"""
         ports = self.ports
-        last = ports.engine(len(self.engines)) - 1
-        asked = f"{ports.base}-{ports.base + 2},{ports.weights}-{last}"
         command = commands.preflight(
             self.job.python,
             self.plan,
             0 if self.training.shape.cpu else self.training.shape.gpus_per_node,
-            asked,
+            ports.beside_preflight(len(self.engines)),
             f"{self.logs}/preflight.json",
             self.training.preflight_arguments,
         )
@@ -149,8 +148,7 @@ class SlurmParts:
             ExitCode.TRAINER,
             self.placement.trainers,
             ends=True,
-            # A warm-up's ranks have none.
-            heartbeat=commands.heartbeat_of(self.plan) if self.plan.engines else "",
+            heartbeat=commands.heartbeat_of(self.plan),
         )
 
     def _watchdog(self) -> Part:
@@ -186,7 +184,7 @@ def variables(parts: SlurmParts, token: str) -> dict[str, str]:
         "EMPG_BASE_PORT": str(ports.base),
         "EMPG_WEIGHTS_PORT": str(ports.weights),  # where the trainer's rank 0 and the engines meet
         "EMPG_RUN_FOLDER": parts.plan.run_folder,
-        "EMPG_TOKEN": token,
+        RUN_TOKEN: token,
         "PYTHONUNBUFFERED": "1",
     }
     for service in parts.plan.services:

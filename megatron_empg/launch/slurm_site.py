@@ -19,12 +19,12 @@ from megatron_empg.launch.parts import Part
 from megatron_empg.launch.placement import Placement, Shares
 from megatron_empg.launch.recipe_questions import RecipeQuestions
 from megatron_empg.launch.restart import AttemptEnd, Cause, Means
-from megatron_empg.launch.run_lock import RunLock
 from megatron_empg.launch.run_plan import RunPlan
 from megatron_empg.launch.slurm_parts import SlurmParts, variables
 from megatron_empg.launch.srun_runner import SrunRunner
 from megatron_empg.launch.supervisor import StartRefused
 from megatron_empg.run.checkpoint_folders import last_step
+from megatron_empg.run.folder_lock import FolderLock, RunFolderError
 from megatron_empg.run.names import RunPaths
 
 LOOK_AGAIN_SECONDS = 2.0
@@ -48,7 +48,7 @@ class SlurmSite:
     say: Callable[[str], None]
     placement: Placement | None = None
     _addresses: dict[str, str] = field(default_factory=dict)
-    _lock: RunLock = field(default_factory=RunLock)
+    _lock: FolderLock = field(default_factory=FolderLock)
     _parts: SlurmParts | None = None
     _preflight_told: bool = False
 
@@ -100,12 +100,17 @@ class SlurmSite:
         try:
             self._parts = self._prepare(number)
         except JobError as error:
-            raise StartRefused(error.code, str(error)) from None
+            raise StartRefused(error.exit_code, str(error)) from None
+        except RunFolderError as error:
+            raise StartRefused(ExitCode.CONFIGURATION, str(error)) from None
         self._start_guard()
         return self._parts.stages()
 
     def _prepare(self, number: int) -> SlurmParts:
-        """The resolved recipe in the run folder, and this job its only one. Raises JobError."""
+        """The resolved recipe in the run folder, and this job its only one.
+
+        Raises JobError, RunFolderError when another process trains there.
+        """
         logs = self.paths.logs / f"{self.job}.{number}"
         self.say(f"attempt {number}: from step {self.checkpoint()}; logs in {logs}")
         assert self.placement is not None, "nodes are chosen before a start"
@@ -141,13 +146,19 @@ class SlurmSite:
     # --- while it runs -----------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Tell of preflight once its verdict is there."""
-        if self._preflight_told:
+        """Tell of preflight's verdict once it is over, and of a guard that is no more."""
+        for name in self.runner.ended_beside():
+            log = self.runner.logs / f"{name}.srun"
+            self.say(
+                f"the {name} has ended; the run goes on without it, but if {self.settings.own_node} is lost, "
+                f"nobody requeues this job. {log} says why. It needs a Python of 3.9 or newer on every node "
+                "(EMPG_HOST_PYTHON)"
+            )
+        if self._preflight_told or "preflight" not in self.runner.over:
             return
-        for line in self._lines("preflight", r"preflight: \S.*"):
+        self._preflight_told = True
+        for line in self._lines("preflight", r"preflight: \S.*")[:1]:
             self.say(line)
-            self._preflight_told = True
-            return
 
     def serving(self) -> None:
         """Tell where the environment's services are."""

@@ -17,6 +17,8 @@ from megatron_empg.launch.slurm_words import task_statuses
 
 STOP_SECONDS = 40.0
 """Until srun must have ended after its step was cancelled; Slurm itself kills tasks that do not obey."""
+TERM_SECONDS = 10.0
+"""Until it must have ended after it was asked to: an srun that is killed leaves its step behind."""
 SHOWN_LINES = 15
 LONGEST = 1000
 """Of a log's end, and characters of an error."""
@@ -26,6 +28,8 @@ LONGEST = 1000
 class _Step:
     part: Part
     process: subprocess.Popen[bytes]
+    log: Path
+    """What srun itself says."""
 
 
 def srun_command(part: Part, container: Container, *, binds_processors: bool = False) -> list[str]:
@@ -56,7 +60,8 @@ def status_of_step(code: int, said: str) -> int:
 
 
 class SrunRunner:
-    """`environment` is of every step; `logs` is where each task writes NAME.NODE.TASK.log, and srun NAME.srun."""
+    """`environment` is of every step; `logs` is where each task writes NAME.NODE.TASK.log, and srun NAME.srun;
+    of a part that is started again srun writes NAME.2.srun."""
 
     def __init__(
         self,
@@ -73,14 +78,22 @@ class SrunRunner:
         """Of the run, without spares."""
         self.lost: Sequence[str] = ()
         """Those of them that did not answer when it was asked last."""
+        self.over: set[str] = set()
+        """Names of parts whose end was told since all were stopped."""
         self._steps: dict[str, _Step] = {}
-        self._beside: list[subprocess.Popen[bytes]] = []
+        self._beside: dict[str, subprocess.Popen[bytes]] = {}
+        self._told: set[str] = set()
+        """Names of steps beside the parts whose end was told."""
+        self._may_run = False
+        """Whether anything was started since all were stopped."""
 
     def start(self, part: Part) -> None:
         """Start the part's step and return at once."""
         command = srun_command(part, self._container, binds_processors=self._binds)
         environment = {**self.environment, **part.environment, "EMPG_LOG": str(self.logs / part.name)}
-        with self._srun_log(part).open("wb") as output:
+        log = self._new_srun_log(part)
+        self._may_run = True
+        with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -88,11 +101,12 @@ class SrunRunner:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-        self._steps[part.name] = _Step(part, process)
+        self._steps[part.name] = _Step(part, process, log)
 
     def start_beside(self, name: str, node: str, command: Sequence[str]) -> None:
-        """A step on one node, outside of the image, whose end means nothing; it ends with the parts."""
+        """A step on one node, outside of the image, whose end ends nothing; it ends with the parts."""
         step = ("srun", "--overlap", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
+        self._may_run = True
         with (self.logs / f"{name}.srun").open("wb") as output:
             process = subprocess.Popen(
                 [*step, *command],
@@ -101,7 +115,16 @@ class SrunRunner:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
             )
-        self._beside.append(process)
+        self._beside[name] = process
+
+    def ended_beside(self) -> Sequence[str]:
+        """Names of steps beside the parts that have ended by themselves; each is told once."""
+        found = []
+        for name, process in self._beside.items():
+            if name not in self._told and process.poll() is not None:
+                self._told.add(name)
+                found.append(name)
+        return found
 
     def run(self, part: Part) -> int:
         """Start the part and wait for its end; its status, negative for a signal."""
@@ -121,7 +144,8 @@ class SrunRunner:
             code = step.process.poll()
             if code is not None:
                 del self._steps[name]
-                said = _text(self._srun_log(step.part))
+                self.over.add(name)
+                said = _text(step.log)
                 return Ended(step.part, status_of_step(code, said))
         return None
 
@@ -138,8 +162,7 @@ class SrunRunner:
     def end_of_logs(self, part: Part) -> str:
         """The first error of each of its logs as it stands there, then their ends."""
         paths = sorted(self.logs.glob(f"{part.name}.*.log"))
-        if _text(self._srun_log(part)):
-            paths.append(self._srun_log(part))
+        paths += [path for path in self._srun_logs(part) if _text(path)]
         errors, ends = [], []
         for path in paths:
             text = _text(path)
@@ -150,23 +173,56 @@ class SrunRunner:
         return "\n".join([*errors, *ends])
 
     def stop(self) -> None:
-        """Cancel every step of the job, then kill what is left of srun."""
-        processes = [step.process for step in self._steps.values()] + self._beside
-        self._steps, self._beside = {}, []
-        if not processes:
+        """Cancel every step of the job, then end what is left of srun.
+
+        A signal that ends the job may come in here: what was started is forgotten last, so that the next call does
+        all of it again.
+        """
+        if not self._may_run:
             return
+        processes = [*(step.process for step in self._steps.values()), *self._beside.values()]
+        self._cancel_steps()
+        left = _still_running(processes, STOP_SECONDS)
+        for process in left:
+            process.terminate()
+        left = _still_running(left, TERM_SECONDS)
+        for process in left:
+            process.kill()
+            process.wait()
+        if left:
+            self._cancel_steps()  # those that it left behind
+        self._steps, self._beside = {}, {}
+        self._told, self.over = set(), set()
+        self._may_run = False
+
+    def _cancel_steps(self) -> None:
         for step in self.slurm.steps():
             self.slurm.cancel(step)
-        until = time.monotonic() + STOP_SECONDS
-        for process in processes:
-            try:
-                process.wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
-    def _srun_log(self, part: Part) -> Path:
-        return self.logs / f"{part.name}.srun"
+    def _srun_logs(self, part: Part) -> Sequence[Path]:
+        """One for each time that the part was started, oldest first."""
+        found = [self.logs / f"{part.name}.srun"]
+        while found[-1].exists():
+            found.append(self.logs / f"{part.name}.{len(found) + 1}.srun")
+        return found[:-1]
+
+    def _new_srun_log(self, part: Part) -> Path:
+        number = len(self._srun_logs(part)) + 1
+        return self.logs / (f"{part.name}.srun" if number == 1 else f"{part.name}.{number}.srun")
+
+
+def _still_running(
+    processes: Sequence[subprocess.Popen[bytes]], seconds: float
+) -> Sequence[subprocess.Popen[bytes]]:
+    """Those that have not ended within so many seconds."""
+    until = time.monotonic() + seconds
+    left = []
+    for process in processes:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            left.append(process)
+    return left
 
 
 def line_of_error(text: str) -> str:

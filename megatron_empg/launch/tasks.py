@@ -104,7 +104,7 @@ def check_run_folder(folder: Path) -> None:
     except OSError as error:
         raise RecipeError(
             f"run.folder is {folder}; {existing} cannot be written: {error.strerror}. Give another by "
-            "EMPG_RUN_FOLDER, or mend its permissions"
+            "EMPG_RUN_FOLDER, or fix its permissions"
         ) from None
 
 

@@ -18,7 +18,8 @@ from megatron_empg.environments.settings import names_a_place
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, dump_recipe
 from megatron_empg.recipe.errors import MOVED_KEYS, MOVED_SECTIONS
 from megatron_empg.recipe.fingerprint import fingerprint_file, fingerprint_model
-from megatron_empg.run.folder import RunFolder, RunFolderError
+from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.folder_lock import RunFolderError
 
 MAY_CHANGE = frozenset(marked_keys(Recipe, Mark.MAY_CHANGE) | marked_keys(SftRecipe, Mark.MAY_CHANGE))
 """Keys that may be another on a continuation; `section.*` is all of a section. Every other key is fixed."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from megatron_empg.common.token_access import ROUTES_PATH, TokenMiddleware, route_table, token_of
+from megatron_empg.common.token_access import ROUTES_PATH, RUN_TOKEN, TokenMiddleware, route_table, token_of
 
 __all__ = ["ROUTES_PATH", "TOKEN_VARIABLE", "TokenMiddleware", "route_table", "token_from_environment"]
 
-TOKEN_VARIABLE = "EMPG_TOKEN"
+TOKEN_VARIABLE = RUN_TOKEN
 
 
 def token_from_environment() -> str:

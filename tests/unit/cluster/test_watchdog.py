@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.cluster.watchdog import HUNG, Watchdog
+from megatron_empg.cluster.watchdog import Watchdog
+from megatron_empg.common.errors import HUNG
 from megatron_empg.run.checkpoint_folders import SLOWEST_READ, reading_seconds, step_folder
 from megatron_empg.run.heartbeat import Beat, Heartbeat, read_beats
 

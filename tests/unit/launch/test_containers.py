@@ -26,7 +26,7 @@ def test_pyxis_goes_before_apptainer() -> None:
 def test_an_image_that_nothing_runs_is_refused() -> None:
     with pytest.raises(JobError, match=r"srun has no --container-image .*no apptainer") as refused:
         choose_container("i.sif", "", "/repo", pyxis=False, apptainer=False)
-    assert refused.value.code == 10
+    assert refused.value.exit_code == 10
 
 
 def test_what_is_to_be_made_is_seen_by_the_folder_it_is_made_in() -> None:

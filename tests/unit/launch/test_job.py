@@ -110,7 +110,7 @@ def test_a_run_that_is_done_ends_with_its_report(
     assert trained(monkeypatch, "run.steps=3") == 0
     said = capsys.readouterr().out
     for words in (
-        "EMPG_RECIPE=recipes/quickstart.yaml", "overrides: run.steps=3", "run folder and layout: well",
+        "EMPG_RECIPE=recipes/quickstart.yaml", "overrides: run.steps=3", "run folder and layout: OK",
         "trainer on n1 n2; rollout on n3", f"ended at step 3; policy: {scene.plan.run_folder}/policy",
     ):  # fmt: skip
         assert words in said
@@ -167,13 +167,63 @@ def test_a_job_is_requeued_on_other_nodes_than_the_unfit(
     scene.decision = Decision(Action.REQUEUE, "lost n4; newest checkpoint: step 2")
     monkeypatch.setattr(job.SlurmSite, "choose_nodes", lambda site: True)
     assert trained(monkeypatch) == ExitCode.NODE, "reached only if Slurm does not end it"
-    said = capsys.readouterr().out
+    said, error = capsys.readouterr()
+    assert "error (node): job 7 is requeued, but Slurm has not ended it within 120 s" in error
     assert "lost n4; newest checkpoint: step 2" in said
     assert "requeueing job 7" in said
     assert scene.slurm[-2:] == [
         ("scontrol", "requeue", "7"),
         ("scontrol", "update", "JobId=7", "ExcNodeList=n1,n2,n9"),
     ]
+
+
+def test_a_refused_requeue_is_an_error(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.decision, scene.requeued = Decision(Action.REQUEUE, "lost n4"), False
+    assert trained(monkeypatch) == ExitCode.NODE
+    assert "error (node): Slurm refuses to requeue job 7" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+
+
+def test_a_full_disk_is_one_error(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(supervisor: object) -> Decision:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(job.Supervisor, "run", full)
+    assert trained(monkeypatch) == ExitCode.CONFIGURATION
+    error = capsys.readouterr().err
+    assert f"error (configuration): the job cannot go on in {scene.plan.run_folder}: [Errno 28] No space" in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_ends_any_job_with_one_error(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMPG_LOGS", "/proc/no/logs")
+    assert ended(monkeypatch, "suite", SCRIPT) == ExitCode.CONFIGURATION
+    assert "error (configuration): [Errno 2] No such file or directory: '/proc/no" in capsys.readouterr().err
+
+
+def test_a_plan_that_cannot_be_had_at_the_end_says_that_the_run_stands(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.answers = [scene.plan.to_json(), None]
+    assert trained(monkeypatch) == ExitCode.CONFIGURATION
+    error = capsys.readouterr().err
+    assert "how far the run has come could not be read; what it has trained and saved stands" in error
+    assert "nothing was started" not in error
+
+
+def test_a_check_may_be_called_from_any_folder(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job, "check_submission", lambda settings: 0 if settings.script == SCRIPT else 1)
+    monkeypatch.chdir(ROOT / "docs")
+    monkeypatch.setenv("EMPG_HOME", "../slurm/..")
+    assert ended(monkeypatch, "train", "../slurm/train.sh", RECIPE, "--check", "--nodes=3") == 0
 
 
 def test_too_few_nodes_end_the_job(

@@ -69,7 +69,7 @@ def test_simulated_nodes_of_one_machine_may_meet_over_loopback() -> None:
 def test_an_address_that_others_cannot_use_is_refused_by_node(address: str, said: str) -> None:
     with pytest.raises(JobError) as refused:
         addresses(Cluster({"n1": ("10.1.1.7", "n1"), "n2": (address, "n2")}))
-    assert refused.value.code == 10
+    assert refused.value.exit_code == 10
     assert re.search(said, str(refused.value))
 
 

@@ -35,6 +35,7 @@ def test_words_behind_a_script_are_keys_or_with_check_options_of_sbatch() -> Non
 def test_the_first_word_is_the_recipe_where_none_is_given() -> None:
     assert sorted_words(["r.yaml", "run.steps=3"], {}).recipe == "r.yaml"
     assert sorted_words(["--check", "r.yaml", "--nodes=2"], {}).recipe == "r.yaml"
+    assert sorted_words(["--check", "--nodes=2", "-N2", "r.yaml", "--exclusive"], {}).recipe == "r.yaml"
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,15 @@ def test_the_first_word_is_the_recipe_where_none_is_given() -> None:
         (["other.yaml"], "r.yaml", "argument 'other.yaml': give recipe keys as key=value, or --check with sbatch"),
         (["r.yaml", "more"], "", "argument 'more': give recipe keys as key=value"),
         (["--nodes=3"], "r.yaml", "'--nodes=3' stands behind the script; sbatch options go before it"),
+        (["--check", "--nodes", "4", "r.yaml"], "", "'--nodes' and '4' stand apart: write --nodes=4, or"),
+        (["--check", "-N", "4"], "r.yaml", "'-N' and '4' stand apart: write -N4, or"),
         (["run.steps=3"], "", "no recipe is given: sbatch slurm/train.sh RECIPE"),
     ],
 )
 def test_a_word_that_has_no_place_is_refused(words: list[str], recipe: str, said: str) -> None:
     with pytest.raises(JobError, match=re.escape(said)) as refused:
         sorted_words(words, {"EMPG_RECIPE": recipe})
-    assert refused.value.code == 10
+    assert refused.value.exit_code == 10
 
 
 def test_gpus_are_slurms_word_else_the_scripts() -> None:
@@ -108,7 +111,7 @@ def test_the_nodes_of_a_check_are_its_options_and_may_be_a_range() -> None:
 def test_a_variable_that_cannot_be_is_named_with_its_value(given: dict[str, str], said: str) -> None:
     with pytest.raises(JobError, match=re.escape(said)) as refused:
         read_training(given, sorted_words(["r.yaml"], {}), read_job(environment(**given), SCRIPT))
-    assert refused.value.code == 10
+    assert refused.value.exit_code == 10
 
 
 def test_what_is_short_for_keys_stands_before_the_users_own() -> None:

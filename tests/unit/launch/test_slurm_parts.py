@@ -77,6 +77,11 @@ def test_each_part_runs_where_it_belongs_and_has_its_code() -> None:
     }
 
 
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, engines=0, kind="sft")])
+def test_what_the_trainer_is_at_its_heartbeat_says(plan: RunPlan) -> None:
+    assert part(parts(plan), "trainer").heartbeat == "/runs/a/heartbeats/rank_0.json"
+
+
 def test_engines_listen_node_by_node_and_everybody_is_told_the_same() -> None:
     found = parts(job="5")
     urls = [

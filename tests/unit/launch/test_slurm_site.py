@@ -67,7 +67,17 @@ class Job:
         said.clear()
         (tmp_path / "run").mkdir()
         self.plan = RunPlan(
-            "train", str(tmp_path / "run"), 3, 0, False, "deep_search", 2, 1, 1, ("--model", "m"), (SEARCH,)
+            "train",
+            str(tmp_path / "run"),
+            3,
+            0,
+            False,
+            "deep_search",
+            2,
+            1,
+            1,
+            ("--model", "m"),
+            services=(SEARCH,),
         )
         settings = JobSettings("/repo", "/s.sh", "python", job="7", node_list="n[1-4]", own_node="n1")
         training = TrainSettings("r.yaml", ("a=b",), Shape(4, 1, 2, 1), "79", node_timeout=0.0)
@@ -131,6 +141,17 @@ def test_the_guard_is_on_another_node_than_the_script(job: Job) -> None:
     assert job.beside == [("n2", ["bash", "/repo/slurm/job.sh", "guard", "n1", str(log)])]
 
 
+def test_a_guard_that_has_ended_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.start()
+    ended = [["guard"], []]
+    monkeypatch.setattr(job.runner, "ended_beside", lambda: ended.pop(0))
+    job.site.look()
+    job.site.look()
+    (line,) = [line for line in said if line.startswith("the guard has ended; the run goes on without it")]
+    assert "if n1 is lost, nobody requeues this job" in line
+    assert f"{job.runner.logs}/guard.srun says why. It needs a Python of 3.9 or newer on every node" in line
+
+
 def test_a_job_of_one_node_has_no_guard(job: Job) -> None:
     job.site.shares = Shares(1, 1, 1, 1, shared=True)
     assert job.site.choose_nodes()
@@ -150,7 +171,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(job: Job) -> None:
 
 
 def test_a_recipe_that_is_refused_by_then_ends_the_job(job: Job) -> None:
-    with pytest.raises(StartRefused, match="nothing was started") as refused:
+    with pytest.raises(StartRefused, match="this start has begun no process of the run; fix the above") as refused:
         job.site.stages(1)
     assert refused.value.code is ExitCode.CONFIGURATION
 
@@ -163,8 +184,10 @@ def test_a_signal_that_came_early_still_stops_the_run(job: Job) -> None:
 
 def test_services_and_preflight_are_told_once(job: Job) -> None:
     job.start()
-    job.site.look()
     (job.runner.logs / "preflight.n1.0.log").write_text("env: X\npreflight: PASS, 3 nodes\n", encoding="utf-8")
+    job.site.look()
+    assert "preflight: PASS, 3 nodes" not in said, "its logs are not read while it runs"
+    job.runner.over.add("preflight")
     job.site.look()
     job.site.look()
     job.site.serving()

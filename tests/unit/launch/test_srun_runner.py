@@ -1,5 +1,6 @@
 """Parts as steps of a job: the command of each, what speaks for its end, and what is shown of its logs."""
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,14 +26,25 @@ class Started:
     def __init__(self, command: Sequence[str], *, env: dict[str, str], stdout: Any = None, **_: Any) -> None:
         self.command, self.env, self.output = list(command), env, stdout
         self.code: int | None = None
-        self.killed = False
+        self.signals: list[str] = []
+        self.deaf = False
+        """Whether it outlives what it is asked."""
         Started.all.append(self)
 
     def poll(self) -> int | None:
         return self.code
 
     def wait(self, timeout: float = 0.0) -> int:
+        if self.deaf:
+            raise subprocess.TimeoutExpired(self.command, timeout)
         return self.code or 0
+
+    def terminate(self) -> None:
+        self.signals.append("TERM")
+
+    def kill(self) -> None:
+        self.signals.append("KILL")
+        self.deaf = False
 
     def end(self, code: int, said: str) -> None:
         """As if srun had ended."""
@@ -46,11 +58,16 @@ class Cluster:
     def __init__(self, down: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
         self.down, self.silent = down, silent
         self.commands: list[Sequence[str]] = []
+        self.refusals = 0
+        """How often squeue fails before it answers."""
 
     def run(self, command: Sequence[str], seconds: float) -> Answer:
         self.commands.append(command)
         if command[0] == "sinfo":
             return Answer(0, "".join(f"{node} down*\n" for node in self.down))
+        if command[0] == "squeue" and self.refusals > 0:
+            self.refusals -= 1
+            return Answer(1, "")
         if command[0] == "squeue":
             return Answer(0, "7.0\n7.3\n7.batch\n")
         if command[0] == "srun":
@@ -66,7 +83,8 @@ def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runner(tmp_path: Path, cluster: Cluster | None = None) -> SrunRunner:
-    made = SrunRunner(Slurm("7", "n[1-3]", (cluster or Cluster()).run), Container(), {"EMPG_TOKEN": "secret"})
+    slurm = Slurm("7", "n[1-3]", (cluster or Cluster()).run, lambda seconds: None)
+    made = SrunRunner(slurm, Container(), {"EMPG_TOKEN": "secret"})
     made.logs = tmp_path
     made.nodes = ("n1", "n2", "n3")
     return made
@@ -139,6 +157,76 @@ def test_what_is_stopped_is_cancelled_step_by_step(tmp_path: Path) -> None:
         ("scancel", "7.3"),
     ]
     assert run.ended() is None, "what was stopped does not end"
+
+
+def cancelled(cluster: Cluster) -> list[str]:
+    return [command[1] for command in cluster.commands if command[0] == "scancel"]
+
+
+def test_slurm_is_asked_for_the_steps_until_it_answers(tmp_path: Path) -> None:
+    cluster = Cluster()
+    cluster.refusals = 2
+    run = runner(tmp_path, cluster)
+    run.start(ENGINES)
+    run.stop()
+    assert cancelled(cluster) == ["7.0", "7.3"]
+
+
+def test_an_srun_is_asked_before_it_is_killed_and_its_steps_are_cancelled_again(tmp_path: Path) -> None:
+    cluster = Cluster()
+    cluster.refusals = 3
+    run = runner(tmp_path, cluster)
+    run.start(ENGINES)
+    run.start_beside("guard", "n2", ["bash", "job.sh"])
+    Started.all[0].deaf = True
+    run.stop()
+    assert Started.all[0].signals == ["TERM", "KILL"]
+    assert Started.all[1].signals == []
+    assert cancelled(cluster) == ["7.0", "7.3"], "it had left them behind"
+
+
+def test_a_stop_that_a_signal_ends_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    run = runner(tmp_path, cluster)
+    run.start(ENGINES)
+
+    def interrupted(slurm: Slurm) -> list[str]:
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slurm, "steps", interrupted)
+        with pytest.raises(SystemExit):
+            run.stop()
+    run.stop()
+    assert cancelled(cluster) == ["7.0", "7.3"]
+    run.stop()
+    assert cancelled(cluster) == ["7.0", "7.3"], "nothing is left to stop"
+
+
+def test_a_part_that_is_started_again_leaves_what_srun_said_before(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.start(ENGINES)
+    Started.all[0].end(137, "srun: error: n1: task 0: Killed\n")
+    first = run.ended()
+    run.start(ENGINES)
+    Started.all[1].end(1, "srun: error: n3: task 1: Exited with exit code 1\n")
+    second = run.ended()
+    assert first is not None
+    assert second is not None
+    assert (first.status, second.status) == (-9, 1)
+    shown = run.end_of_logs(ENGINES).splitlines()
+    assert shown[0::2] == [f"==> {tmp_path}/engines.srun <==", f"==> {tmp_path}/engines.2.srun <=="]
+    assert run.over == {"engines"}
+
+
+def test_the_end_of_a_step_beside_the_parts_is_told_once(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.start_beside("guard", "n2", ["bash", "job.sh"])
+    assert run.ended_beside() == []
+    Started.all[0].end(10, "srun: error: n2: task 0: Exited with exit code 10\n")
+    assert run.ended_beside() == ["guard"]
+    assert run.ended_beside() == []
+    assert run.ended() is None, "it ends nothing"
 
 
 def test_lost_nodes_are_those_that_slurm_gave_up_and_if_asked_those_that_are_silent(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from megatron_empg.common.files import put_text
 from megatron_empg.common.jsonl import append_line, read_lines
-from megatron_empg.run.folder import RunFolder, RunFolderError, versions
+from megatron_empg.run.folder import RunFolder, versions
+from megatron_empg.run.folder_lock import RunFolderError
 
 
 def test_a_new_folder_holds_recipe_and_versions(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
-        with pytest.raises(RunFolderError, match="another process is training in"):
+        with pytest.raises(RunFolderError, match=r"another process trains in .*run\.folder"):
             RunFolder(tmp_path).open("a: 2")
         assert (tmp_path / "recipe.yaml").read_text() == "a: 1"
         other.kill()
