@@ -48,6 +48,8 @@ class Attempt:
     """Names of those that have answered; one without an address counts at once."""
     done: set[str] = field(default_factory=set)
     """Names of those that were to end, and did so with status 0."""
+    begun: set[str] = field(default_factory=set)
+    """Names of those whose heartbeat was once past the start; a rank that ends takes its heartbeat away."""
     restarts: dict[str, int] = field(default_factory=dict)
     """How often a part alone was started again, by name."""
     _started: dict[str, float] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class Attempt:
         killed."""
         if part.heartbeat:
             _remove(part.heartbeat)
+            self.begun.discard(part.name)
         self.parts[part.name] = part
         self._started[part.name] = self.senses.clock()
         self.runner.start(part)
@@ -74,12 +77,18 @@ class Attempt:
             return all(part.name in self.done for part in ending)
         return all(part.name in self.healthy for part in stage)
 
+    def has_ended_well(self, stage: Sequence[Part]) -> bool:
+        """Whether those of the stage that end, of which there are some, have ended with status 0."""
+        ending = [part for part in stage if part.ends]
+        return bool(ending) and all(part.name in self.done for part in ending)
+
     def all_healthy(self) -> bool:
         """Whether every part that was started has been healthy."""
         return len(self.healthy) == len(self.parts)
 
     def look(self) -> AttemptEnd | None:
         """How the attempt ends now; None while it goes on."""
+        self._note_begun()
         ended = self._new_ends()
         if ended:
             return self._explain(ended)
@@ -118,7 +127,9 @@ class Attempt:
             verdict = self.watchdog_verdict()
             if verdict:
                 return verdict
-        first = min(ended, key=_likelihood)
+        # Nothing fails of the watchdog's death, so that of any other part counts before it.
+        others = [one for one in ended if one.part.code is not ExitCode.WATCHDOG]
+        first = min(others or ended, key=_likelihood)
         cause = Cause.FAULT if self._would_come_again(first) else Cause.DIED
         return self._end(cause, first.part, str(first))
 
@@ -152,7 +163,7 @@ class Attempt:
 
     def _has_worked(self, part: Part) -> bool:
         if part.heartbeat:
-            return self.senses.has_begun(part.heartbeat)
+            return part.name in self.begun or self.senses.has_begun(part.heartbeat)
         return part.name in self.healthy
 
     def _end(self, cause: Cause, part: Part, says: str) -> AttemptEnd:
@@ -166,6 +177,12 @@ class Attempt:
         for part in self.parts.values():
             if part.name not in self.healthy and self._answers(part):
                 self.healthy.add(part.name)
+
+    def _note_begun(self) -> None:
+        """Of those that have a heartbeat, while it is there."""
+        for part in self.parts.values():
+            if part.heartbeat and part.name not in self.begun and self.senses.has_begun(part.heartbeat):
+                self.begun.add(part.name)
 
     def _answers(self, part: Part) -> bool:
         return all(self.senses.is_healthy(url, self.token) for url in part.addresses)

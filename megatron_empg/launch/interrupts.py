@@ -17,13 +17,15 @@ class Interrupted(KeyboardInterrupt):
 
 class Interrupts:
     """Before the run trains, an interrupt ends it. Once it does, the first one asks it to end after the running
-    step, with a checkpoint, and the next one ends it.
+    step, with a checkpoint, and the next one ends it. While its processes are ended or started again, the first
+    one ends it as before.
 
     One that ends the run is raised as Interrupted, in the main thread, and none follows it.
     """
 
     def __init__(self) -> None:
         self._stop: Path | None = None
+        self._has_trained = False
         self._note: Callable[[str], None] = print
         self._held = False
         self._held_back: int | None = None
@@ -31,13 +33,18 @@ class Interrupts:
 
     @property
     def training(self) -> bool:
-        """Whether an interrupt waits for the running step."""
-        return self._stop is not None
+        """Whether the run has come so far that an interrupt would wait for the running step."""
+        return self._has_trained
 
     def train(self, stop: Path, note: Callable[[str], None]) -> None:
         """From now on the first interrupt makes the file `stop`, which training looks for after each step, and
         says so by `note`."""
         self._stop, self._note = stop, note
+        self._has_trained = True
+
+    def start(self) -> None:
+        """From now on an interrupt ends the run, as it does not train yet, or not yet again."""
+        self._stop = None
 
     def ignore(self) -> None:
         """From now on nothing is interrupted: the run is ending already."""
@@ -61,17 +68,18 @@ class Interrupts:
             yield
         finally:
             self._held = False
-        if self._held_back is not None:
-            self._end(self._held_back)
+        number, self._held_back = self._held_back, None
+        if number is not None:
+            self._end(number)
 
     def _handle(self, number: int, _: object) -> None:
         if self._over:
             return
-        if self._stop is not None and not self._stop.exists():
+        if self._held:  # no step is running that it could wait for
+            self._held_back = number
+        elif self._stop is not None and not self._stop.exists():
             self._stop.touch()
             self._note("ending after this step, with a checkpoint; interrupt again to end now")
-        elif self._held:
-            self._held_back = number
         else:
             self._end(number)
 

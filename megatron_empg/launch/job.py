@@ -169,6 +169,8 @@ def end(decision: Decision, site: SlurmSite) -> int:
             say(f"the logs are in {site.runner.logs}:")
             print(decision.logs, flush=True)
         raise JobError(decision.code or ExitCode.TRAINER, decision.why)
+    if not decision.in_order:
+        say(f"{decision.why}; the logs are in {site.runner.logs}")
     plan = site.questions.plan()
     if plan.kind == "train":
         site.questions.image.run(["-m", "megatron_empg.cli", "report", plan.run_folder])

@@ -77,8 +77,11 @@ def _supervise(recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunne
         site = LocalSite(recipe, folder, runner, steps)
         decision = Supervisor(site, runner, runner.token, POLL_SECONDS, Senses()).run()
         steps.show()
-        if decision.action is Action.GIVE_UP:
+        lost = not decision.in_order and steps.last > folder.last_checkpoint()
+        if decision.action is Action.GIVE_UP or lost:
             raise LaunchError(f"{decision.why}; {decision.logs}" if decision.logs else decision.why)
+        if not decision.in_order:
+            steps.progress.note(f"{decision.why}; logs in {folder.logs}")
         steps.end()
 
 
@@ -95,6 +98,7 @@ class LocalSite:
 
     def stages(self, number: int) -> Sequence[Stage]:
         """Everything at once: the trainer waits for the engines itself."""
+        self._runner.interrupts.start()
         plan = plan_of(self._recipe, starts_services=False)
         if not isinstance(self._recipe, Recipe):
             return [[trainer_part(plan)]]
@@ -110,8 +114,8 @@ class LocalSite:
         return self._folder.finished(self._recipe.run.steps)
 
     def asked_to_end(self) -> bool:
-        """Whether the file STOP is there, by an interrupt or by hand."""
-        return self._folder.stop.exists()
+        """No signal does: an interrupt makes the file STOP, which the supervisor sees, or ends the command."""
+        return False
 
     def watchdog_verdict(self) -> AttemptEnd | None:
         """One machine has no watchdog."""
@@ -141,6 +145,11 @@ class StepsShown:
         self.progress.note(f"run folder {folder.root}; logs in {folder.logs}")
         if self._shown > 0:
             self.progress.note(f"continuing a run that has logged {self._shown} steps")
+
+    @property
+    def last(self) -> int:
+        """The last step that was logged; -1 without one."""
+        return self._shown
 
     def show(self) -> None:
         """Those that were logged since the last call."""

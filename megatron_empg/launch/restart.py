@@ -18,6 +18,8 @@ MOST_FROM_ONE_CHECKPOINT = 3
 class RestartsError(EmpgError, ValueError):
     """The variable that bounds restarts holds no number."""
 
+    exit_code = 2
+
 
 class Cause(Enum):
     """Why an attempt ended."""
@@ -55,6 +57,7 @@ class AttemptEnd:
 
     `part` is "" where no part is at fault; `code` is what the job would end with; `says` is for people.
     `requested`: a signal asked for the end, so where there is a queue the run goes on at its next turn.
+    `stop_file`: the file STOP is there; without a signal somebody made it who wants the run to end for now.
     `part_restarts`: how often this part alone was restarted in this attempt.
     """
 
@@ -64,6 +67,7 @@ class AttemptEnd:
     requested: bool = False
     says: str = ""
     part_restarts: int = 0
+    stop_file: bool = False
 
     @property
     def of_watchdog_alone(self) -> bool:
@@ -83,12 +87,17 @@ class Means:
 @dataclass(frozen=True)
 class Decision:
     """What is done, in words for the log too. Of a run that is given up: `code`, and the end of the logs of the
-    part at fault."""
+    part at fault.
+
+    `in_order`: False of a run that is DONE since its end was asked for, after a part of it died: what it trained
+    since the newest checkpoint is lost, and `logs` are as above.
+    """
 
     action: Action
     why: str
     code: ExitCode | None = None
     logs: str = ""
+    in_order: bool = True
 
 
 def most_restarts(environment: Mapping[str, str]) -> int:
@@ -111,8 +120,9 @@ def decide(end: AttemptEnd, history: Sequence[Start], checkpoint: int, means: Me
         return _watchdog_again(end, means)
     if end.cause is Cause.STOPPED and not end.requested:
         return Decision(Action.DONE, f"stopped after step {checkpoint}")
-    if end.requested and not means.requeue:
-        return Decision(Action.DONE, f"ended on request; the newest checkpoint is of step {checkpoint}")
+    if (end.requested and not means.requeue) or (end.stop_file and not end.requested):
+        why = f"{end.says}; not started again, as its end was asked for; newest checkpoint: step {checkpoint}"
+        return Decision(Action.DONE, why, in_order=end.cause is Cause.STOPPED)
 
     spent = used_up(history, checkpoint, means.most_restarts)
     if spent:

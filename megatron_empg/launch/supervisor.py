@@ -11,19 +11,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.launch.attempt import Attempt, Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.parts import Part, Runner
 from megatron_empg.launch.restart import Action, AttemptEnd, Cause, Decision, Means, Start, decide, used_up
 from megatron_empg.launch.starts import note_start, read_starts
+from megatron_empg.run.names import RunPaths
 
 Stage = Sequence[Part]
 """Parts that start together. A stage is over when those of it that end have ended with status 0, or, where none of
 them ends, when all are healthy; then the next one starts. After the last one the run is over."""
 
 
-class StartRefused(Exception):
-    """A Site cannot start the run; `code` says what is at fault."""
+class StartRefused(EmpgError):
+    """A Site cannot start the run; `code` says what is at fault. The supervisor makes a decision of it."""
 
     def __init__(self, code: ExitCode, message: str) -> None:
         super().__init__(message)
@@ -122,6 +124,8 @@ class Supervisor:
         serving = False
         while True:
             end = attempt.look()
+            if end and last and attempt.has_ended_well(stage):
+                return None  # the run was over when the other part ended
             if end:
                 decision = self._decide(attempt, end)
                 if decision.action is not Action.RESTART_PART:
@@ -138,14 +142,22 @@ class Supervisor:
 
     def _decide(self, attempt: Attempt, end: AttemptEnd) -> Decision:
         """What is to be done; all parts have been stopped, unless the run goes on beside it."""
-        end = replace(end, requested=self.site.asked_to_end())
         if not end.of_watchdog_alone:
             self.runner.stop()  # before the site looks for nodes to go on with
-        decision = decide(end, self._history(), self.site.checkpoint(), self.site.means(end))
-        if decision.action is Action.GIVE_UP and end.part:
+        end = self._with_wishes(end)
+        means = self.site.means(end)
+        end = self._with_wishes(end)  # looking for nodes takes minutes
+        decision = decide(end, self._history(), self.site.checkpoint(), means)
+        if end.part and (decision.action is Action.GIVE_UP or not decision.in_order):
             logs = self.runner.end_of_logs(attempt.parts[end.part])
             return replace(decision, logs=logs)
         return decision
+
+    def _with_wishes(self, end: AttemptEnd) -> AttemptEnd:
+        """The end, with what was asked for until now."""
+        # In this order: a signal is noted before it makes the file.
+        stop_file = RunPaths(self.site.run_folder).stop.exists()
+        return replace(end, stop_file=stop_file, requested=self.site.asked_to_end())
 
     def _history(self) -> Sequence[Start]:
         return read_starts(self.site.run_folder, self.site.job)

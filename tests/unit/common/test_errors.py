@@ -20,7 +20,6 @@ SIGNALS = {
     "environments.deep_search.service_client._Passing": "says that a request is to be tried again",
     "environments.deep_search.search.top_k.DamagedPostingsError": "compiled code raises it; its caller explains",
     "environments.workers.wire.TooLong": "a message's size, of which the caller makes an error",
-    "launch.supervisor.StartRefused": "says with which code an attempt ends; the supervisor decides by it",
     "launch.interrupts.Interrupted": "an interrupt, which is no Exception",
     "prepare.download.Stopped": "says that another download has failed",
     "prepare.download._Again": "says that a download is to be tried again",

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from megatron_empg.evaluate import launch as evaluation
+from megatron_empg.launch import attempt, local_parts, local_runner
 from megatron_empg.launch import local as launch
-from megatron_empg.launch import local_parts, local_runner
 from megatron_empg.launch.attempt import Attempt, Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.interrupts import Interrupted, Interrupts
@@ -180,6 +180,41 @@ def test_once_engines_are_there_the_first_interrupt_waits_for_the_step_and_the_s
     assert alive(started) == []
     printed = capsys.readouterr()
     assert "ending after this step, with a checkpoint; interrupt again to end now" in printed.out
+    assert printed.err == "interrupted: all processes have ended; the same command goes on after step 0\n"
+    assert (tmp_path / "run/report.html").exists()
+
+
+@pytest.mark.parametrize("moment", ["as its processes end", "as they start again"])
+def test_in_a_restart_the_first_interrupt_ends_the_run(
+    moment: str, started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Though before it the first one would have waited for the running step."""
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 1:  # all serve
+            started[-1].kill()
+            started[-1].wait()
+        elif len(started) > 4:
+            signal.raise_signal(signal.SIGINT)
+
+    if moment == "as its processes end":
+        monkeypatch.setattr(local_runner, "_signal_group", before(local_runner._signal_group, signal.SIGINT))
+
+    def answers_in_the_first_start(*_: object) -> bool:
+        return len(started) <= 4
+
+    monkeypatch.setattr(attempt, "LOOK_FOR_CAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "Senses", lambda: Senses(time.monotonic, sleep, answers_in_the_first_start))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "run")
+    assert ended.value.code == 130
+    assert len(started) == (4 if moment == "as its processes end" else 8)
+    assert alive(started) == []
+    assert not (tmp_path / "run/STOP").exists()
+    printed = capsys.readouterr()
     assert printed.err == "interrupted: all processes have ended; the same command goes on after step 0\n"
     assert (tmp_path / "run/report.html").exists()
 

@@ -9,6 +9,7 @@ from megatron_empg.launch.restart import (
     Action,
     AttemptEnd,
     Cause,
+    Decision,
     Means,
     RestartsError,
     Start,
@@ -80,6 +81,28 @@ def test_what_is_done_after_an_end_that_a_signal_asked_for(
     end = AttemptEnd(cause, "trainer", ExitCode.TRAINER, requested=True)
     assert decide(end, starts(0), 4, JOB).action is with_queue
     assert decide(end, starts(0), 4, MACHINE).action is without
+
+
+@pytest.mark.parametrize("means", [JOB, MACHINE, FEW_NODES])
+@pytest.mark.parametrize("cause", AGAIN)
+def test_the_file_stop_without_a_signal_ends_a_run_that_would_be_started_again(cause: Cause, means: Means) -> None:
+    decision = decide(AttemptEnd(cause, says="so it ended", stop_file=True), starts(0), 4, means)
+    why = "so it ended; not started again, as its end was asked for; newest checkpoint: step 4"
+    assert decision == Decision(Action.DONE, why, in_order=False)
+
+
+@pytest.mark.parametrize("cause", [Cause.FINISHED, Cause.STOPPED, Cause.FAULT, *AGAIN])
+def test_with_a_signal_the_file_stop_says_nothing_more(cause: Cause) -> None:
+    signalled = AttemptEnd(cause, requested=True)
+    for means in (JOB, MACHINE):
+        assert decide(replace(signalled, stop_file=True), starts(0), 4, means) == decide(
+            signalled, starts(0), 4, means
+        )
+
+
+def test_a_run_that_ended_after_a_whole_step_ended_in_order() -> None:
+    for end in (AttemptEnd(Cause.STOPPED, stop_file=True), AttemptEnd(Cause.STOPPED, requested=True)):
+        assert decide(end, starts(0), 4, MACHINE).in_order
 
 
 @pytest.mark.parametrize(
@@ -180,5 +203,6 @@ def test_the_variable_says_how_many_restarts() -> None:
     assert most_restarts({"EMPG_MAX_RESTARTS": "0"}) == 0
     assert most_restarts({"EMPG_MAX_RESTARTS": "7"}) == 7
     for wrong in ("-1", "many", "1.5"):
-        with pytest.raises(RestartsError, match=f"EMPG_MAX_RESTARTS is '{wrong}'"):
+        with pytest.raises(RestartsError, match=f"EMPG_MAX_RESTARTS is '{wrong}'") as refused:
             most_restarts({"EMPG_MAX_RESTARTS": wrong})
+        assert refused.value.exit_code == 2

@@ -1,7 +1,7 @@
 """The supervisor over parts that are only names: in which order they start, why an attempt ends, what follows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,9 @@ class Stand:
     lost: tuple[str, ...] = ()
     unhealthy: set[str] = field(default_factory=set)
     begun: bool = False
+    """What rank 0's heartbeat says, which it takes away when it ends."""
+    while_stopping: World | None = None
+    while_choosing: World | None = None
     log: list[str] = field(default_factory=list)
     """What was started, stopped and said, in order."""
     running: dict[str, Part] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class Stand:
 
     def means(self, end: AttemptEnd) -> Means:
         assert end.of_watchdog_alone or not self.running, "nodes are looked for when nothing runs on them"
+        if self.while_choosing:
+            self.while_choosing(self)
         return Means(self.nodes_left, self.queue, self.most_restarts)
 
     def serving(self) -> None:
@@ -105,6 +110,8 @@ class Stand:
         return f"the end of {part.name}'s logs"
 
     def stop(self) -> None:
+        if self.running and self.while_stopping:
+            self.while_stopping(self)
         if self.running:
             self.log.append("stop")
         self.running, self.ends = {}, []
@@ -219,6 +226,23 @@ def test_a_trainer_that_ends_by_itself_before_it_began_is_set_up_wrongly(tmp_pat
     assert (decision.action, decision.code) == (Action.GIVE_UP, 16)
 
 
+@pytest.mark.parametrize("status", [1, 3])
+def test_a_trainer_that_began_and_took_its_heartbeat_away_as_it_crashed_is_restarted(
+    tmp_path: Path, status: int
+) -> None:
+    def begins(stand: Stand) -> None:
+        stand.begun = True
+
+    stand = Stand(tmp_path, [(20, begins), (30, ends("trainer", status, begun=False)), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0", "7 0"]
+
+
+def test_what_a_trainer_did_before_a_restart_does_not_count_after_it(tmp_path: Path) -> None:
+    script = [(30, ends("trainer", KILLED)), (50, ends("trainer", 1, begun=False))]
+    assert Stand(tmp_path, script).run().code == 16
+
+
 @pytest.mark.parametrize("part", ["engines", "driver", "trainer"])
 def test_one_that_is_killed_while_it_starts_is_restarted(tmp_path: Path, part: str) -> None:
     everything = {"http://e:1", "http://e:2", "http://d:1"}
@@ -292,6 +316,16 @@ def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path
     assert stand.starts() == ["7 0"]
 
 
+@pytest.mark.parametrize("part", ["trainer", "engines", "driver", "search"])
+@pytest.mark.parametrize("seconds", [0, 1.5])
+def test_a_part_that_dies_with_the_watchdog_restarts_the_run(tmp_path: Path, part: str, seconds: float) -> None:
+    script = [(30, ends(part, KILLED)), (30 + seconds, ends("watchdog", KILLED)), (60, finishes)]
+    stand = Stand(tmp_path, script)
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0", "7 0"]
+    assert any(line.startswith(f"says: {part} was ended by SIGKILL; going on") for line in stand.log)
+
+
 def test_a_watchdog_that_fails_of_itself_ends_the_run(tmp_path: Path) -> None:
     assert Stand(tmp_path, [(30, ends("watchdog", 1))]).run().code is ExitCode.WATCHDOG
 
@@ -347,10 +381,63 @@ def test_a_run_that_a_signal_stopped_goes_on_at_its_next_turn(tmp_path: Path, qu
         stand.newest = 3
         stand.end("trainer", 0)
 
-    def asks(stand: Stand) -> None:
-        stand.asked = True
-
     assert Stand(tmp_path, [(20, asks), (30, stops)], queue=queue).run().action is action
+
+
+def asks(stand: Stand) -> None:
+    """A signal comes, as a job's does."""
+    stand.asked = True
+    makes_stop(stand)
+
+
+def makes_stop(stand: Stand) -> None:
+    (stand.folder / "STOP").touch()
+
+
+@pytest.mark.parametrize("moment", ["while_stopping", "while_choosing"])
+def test_a_signal_before_a_new_start_is_seen(tmp_path: Path, moment: str) -> None:
+    stand = Stand(tmp_path, [(30, ends("driver", KILLED))])
+    setattr(stand, moment, asks)
+    assert stand.run().action is Action.REQUEUE
+    assert stand.starts() == ["7 0"]
+
+
+@pytest.mark.parametrize("moment", [None, "while_stopping", "while_choosing"])
+def test_the_file_stop_ends_a_run_in_the_place_of_a_new_start(tmp_path: Path, moment: str | None) -> None:
+    """Not even a queue starts it again."""
+    script = [(30, ends("driver", KILLED))]
+    if moment is None:
+        script.append((20, makes_stop))
+    stand = Stand(tmp_path, script, newest=4)
+    if moment:
+        setattr(stand, moment, makes_stop)
+    decision = stand.run()
+    assert (decision.action, decision.in_order) == (Action.DONE, False)
+    assert decision.why.startswith("driver was ended by SIGKILL; not started again, as its end was asked for")
+    assert decision.why.endswith("newest checkpoint: step 4")
+    assert decision.logs == "the end of driver's logs"
+    assert stand.starts() == ["7 4"]
+
+
+@pytest.mark.parametrize("part", ["engines", "driver", "search", "watchdog"])
+@pytest.mark.parametrize("status", [KILLED, LASTING_FAULT])
+def test_a_part_that_ends_as_the_trainer_has_done_all_steps_changes_nothing(
+    tmp_path: Path, part: str, status: int
+) -> None:
+    def both(stand: Stand) -> None:
+        ends(part, status)(stand)
+        finishes(stand)
+
+    stand = Stand(tmp_path, [(30, both)])
+    assert stand.run() == Decision(Action.DONE, "all steps are done")
+    assert stand.starts() == ["7 0"]
+
+
+def test_engines_that_do_not_become_healthy_in_time_end_the_run_with_their_code(tmp_path: Path) -> None:
+    slow = replace(ENGINES, start_seconds=600)
+    stand = Stand(tmp_path, stages_of_run=[[slow, DRIVER, TRAINER]], unhealthy={"http://e:2"})
+    decision = stand.run()
+    assert (decision.code, decision.why) == (14, "engines was not healthy after 600 s")
 
 
 def test_a_run_that_the_file_stop_ended_is_done(tmp_path: Path) -> None:
