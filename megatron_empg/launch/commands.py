@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_empg.launch.run_plan import RunPlan, ServicePlan
 from megatron_empg.run.names import RunPaths
-
-NO_GPU: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
-"""The environment of processes that are to see none: driver, services and watchdog on a node with GPUs."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
                 ExitCode.ENGINES,
                 environment=environment,
                 addresses=(commands.url_of(engines.host, port),),
+                start_seconds=engines.start_timeout,
             )
         )
     return parts

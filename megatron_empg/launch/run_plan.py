@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -39,6 +40,8 @@ class RunPlan:
     """Of one engine: its tensor-parallel ranks."""
     engine_arguments: Sequence[str]
     """Of an engine's server, without host and port: model, dtype, lengths, cache."""
+    engine_start_seconds: float = math.inf
+    """Until an engine must be healthy."""
     services: Sequence[ServicePlan] = ()
     model_parallel: int = 1
     """Ranks of one replica of the actor; `trainer_ranks` is a multiple of it."""

@@ -123,6 +123,7 @@ class SlurmParts:
             self.placement.rollouts,
             tasks_per_node=shares.engines_per_node,
             addresses=self.engines,
+            start_seconds=self.plan.engine_start_seconds,
         )
 
     def _driver(self) -> Part:
