@@ -22,6 +22,8 @@ from megatron_empg.run.folder import RunFolder
 
 GRACE_SECONDS = 10.0
 """Between asking a process to end and killing it."""
+LOGS_BEFORE = 9
+"""Logs that are kept of each process beside its newest, one for each start before."""
 
 
 class LaunchError(EmpgError, RuntimeError):
@@ -102,11 +104,14 @@ class LocalRunner:
             self._children = []
 
     def _new_log(self, name: str) -> Path:
-        """The part's log. That of the attempt before, which says why it ended, is kept beside it."""
-        log = self._logs / f"{name}.log"
-        if log.exists():
-            log.replace(self._logs / f"{name}.before.log")
-        return log
+        """The part's log. Those of the starts before, which say why they ended, are kept beside it: NAME.1.log is
+        of the last one, NAME.2.log of the one before that."""
+        logs = [self._logs / f"{name}.log"]
+        logs += [self._logs / f"{name}.{number}.log" for number in range(1, LOGS_BEFORE + 1)]
+        for number in range(LOGS_BEFORE, 0, -1):
+            if logs[number - 1].exists():
+                logs[number - 1].replace(logs[number])
+        return logs[0]
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

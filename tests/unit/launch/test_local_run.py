@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_empg.common.errors import LASTING_FAULT
+from megatron_empg.common.errors import LASTING_FAULT, EmpgError
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.launch import attempt, local_parts
 from megatron_empg.launch import local as launch
-from megatron_empg.launch.local_runner import LaunchError
+from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.local_runner import LaunchError, LocalRunner
+from megatron_empg.launch.parts import Part
 from megatron_empg.run.folder import RunFolder
 
 STEPS = 6
@@ -30,7 +33,7 @@ class Healthy(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 """
 TRAINER = """
-import json, pathlib, socket, sys, time
+import atexit, json, pathlib, socket, sys, time
 
 run, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 
@@ -46,6 +49,7 @@ def wait_for_the_others():
 wait_for_the_others()
 done = max([int(path.name[5:]) for path in run.glob("checkpoints/step_*")], default=0)
 (run / "heartbeats").mkdir(exist_ok=True)
+atexit.register((run / "heartbeats/rank_0.json").unlink)
 (run / "heartbeats/rank_0.json").write_text(json.dumps({"phase": "update"}))
 path = run / "metrics.jsonl"
 lines = path.read_text().splitlines()[:done] if path.exists() else []
@@ -155,8 +159,19 @@ def test_the_log_of_the_start_that_ended_is_kept(stand_ins: pytest.MonkeyPatch, 
     at_step(stand_ins, {2: killer("driver.log")})
     train(tmp_path)
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {
-        f"{name}{which}.log" for name in ("engine_0", "driver", "trainer") for which in ("", ".before")
+        f"{name}{which}.log" for name in ("engine_0", "driver", "trainer") for which in ("", ".1")
     }
+
+
+def test_the_logs_of_the_last_starts_are_kept_the_newest_first(tmp_path: Path) -> None:
+    runner = LocalRunner(tmp_path)
+    for number in range(12):
+        runner.start(Part("driver", ("echo", str(number)), ExitCode.DRIVER))
+        while runner.ended() is None:
+            time.sleep(0.01)
+    runner.stop()
+    said = {path.name: path.read_text(encoding="utf-8").strip() for path in tmp_path.iterdir()}
+    assert said == {"driver.log": "11", **{f"driver.{number}.log": str(11 - number) for number in range(1, 10)}}
 
 
 @pytest.mark.parametrize("name", ["engine_0", "driver", "trainer"])
@@ -228,7 +243,41 @@ def test_the_file_stop_ends_a_run_whose_process_is_killed(
     at_step(stand_ins, {2: stop_and_kill})
     train(tmp_path)
     assert starts(tmp_path) == [0]
-    assert "of 6; the same command goes on from there" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of 6; the same command goes on from there" in printed
+    assert "trainer was ended by SIGKILL; not started again, as its end was asked for; newest" in printed
+    assert f"logs in {tmp_path / 'logs'}" in printed.split("not started again")[1]
+
+
+def test_who_asks_for_the_end_is_told_that_steps_are_lost(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    unsaved = TRAINER.replace('    (run / "writing").rename', '    step % 4 or (run / "writing").rename')
+    stand_ins.setattr(local_parts.commands, "trainer", trainer(unsaved))
+
+    def stop_and_kill() -> None:
+        (tmp_path / "STOP").touch()
+        killer("trainer.log")()
+
+    at_step(stand_ins, {1: stop_and_kill})
+    said = r"(?s)trainer was ended by SIGKILL; not started again.*newest checkpoint: step 0; .*trainer\.log"
+    with pytest.raises(LaunchError, match=said):
+        train(tmp_path)
+    assert starts(tmp_path) == [0]
+
+
+def test_engines_have_the_recipe_s_time_to_become_healthy(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_ins.setattr(local_parts.commands, "engine", lambda *_: ["sleep", "60"])
+    with pytest.raises(LaunchError, match="engine_0 was not healthy after 1 s"):
+        train(tmp_path, "engines.start_timeout=1")
+
+
+def test_a_bound_on_restarts_that_is_no_number_is_the_user_s_fault(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_ins.setenv("EMPG_MAX_RESTARTS", "many")
+    with pytest.raises(EmpgError, match="EMPG_MAX_RESTARTS is 'many'; set it to a number of 0 or more") as refused:
+        train(tmp_path)
+    assert refused.value.exit_code == 2
+    assert not (tmp_path / "starts").exists()
 
 
 def test_a_run_of_another_command_counts_its_own_restarts(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
