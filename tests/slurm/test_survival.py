@@ -158,7 +158,7 @@ def kill_one(run: Run, name: str) -> None:
 @pytest.mark.parametrize("name", ["engines", "driver", "search", "trainer"])
 def test_a_run_goes_on_in_the_same_job_when_a_process_of_it_is_killed(run, undisturbed, name):
     run.submit()
-    run.wait_for_step(1)
+    run.wait_for_step(2)  # by then the checkpoint of step 1 is whole
     signal_all(PROCESSES[name](run)[-1:], signal.SIGKILL)
     killed = time.monotonic()
     run.wait_for("another start", lambda: len(run.starts()) == 2)
