@@ -1,7 +1,9 @@
 """Runs that lose a node, meet the time limit, hang or break: each resumes, or ends saying what failed."""
 
+import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from cluster import Cluster
 from jobs import STAND_INS, Run, assert_inside, patience, ranks, signal_all
 
+from megatron_empg.launch.ports import Ports
 from megatron_empg.launch.restart import used_up
 from megatron_empg.launch.starts import read_starts
 
@@ -199,6 +202,38 @@ def test_a_job_that_would_fail_again_ends_at_once(run):
     assert time.monotonic() - started < patience(120)
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", 14, 0)
     assert "error (engines)" in run.output
+    assert run.starts() == [0], "it was not tried again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "code", "port"),
+    [
+        ("search", 13, lambda ports: ports.service(0)),
+        ("driver", 15, lambda ports: ports.driver),
+    ],
+)
+def test_a_server_whose_port_is_taken_ends_the_job_with_its_code(run, word, code, port):
+    ports = Ports(random.randrange(10_000, 32_000, 128))
+    run.variables = {"EMPG_BASE_PORT": str(ports.base)}
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", port(ports)))  # of every simulated node, as they share this machine
+        run.submit()
+        job = run.end()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", code, 0)
+    assert f"error ({word})" in run.output
+    assert run.starts() == [0], "it was not tried again"
+
+
+@pytest.mark.slow
+def test_a_trainer_that_ends_by_its_own_error_ends_the_job_with_16(run):
+    """Engines and actor never agree as closely as this."""
+    run.overrides |= {"limits.logprob_gap": 1e-12}
+    run.submit()
+    job = run.end()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 16, 0)
+    assert "error (trainer): trainer ended by its own error" in run.output
+    assert "limits.logprob_gap" in run.output, "the end of its log is shown"
     assert run.starts() == [0], "it was not tried again"
 
 
