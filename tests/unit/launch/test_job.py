@@ -124,6 +124,14 @@ def test_a_run_that_was_stopped_by_hand_is_not_finished(
     assert "ended at step 0; not finished: STOP" in capsys.readouterr().out
 
 
+def test_a_job_whose_end_was_asked_for_says_what_ended_before(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.decision = Decision(Action.DONE, "driver was ended by SIGKILL; not started again", in_order=False)
+    assert trained(monkeypatch) == 0
+    assert "driver was ended by SIGKILL; not started again; the logs are in " in capsys.readouterr().out
+
+
 def test_a_run_that_has_finished_starts_nothing(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

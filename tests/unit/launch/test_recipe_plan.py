@@ -19,6 +19,7 @@ def test_a_plan_says_what_the_launcher_must_know(tmp_path: Path) -> None:
     assert (plan.kind, plan.run_folder, plan.checkpoint, plan.finished) == ("train", str(tmp_path), 0, False)
     assert (plan.engines, plan.engine_size, plan.trainer_ranks, plan.model_parallel) == (3, 2, 8, 2)
     assert plan.layout == "tensor 2 x pipeline 1 x context 1 x data 4"
+    assert plan_of(recipe("engines.start_timeout=70")).engine_start_seconds == 70
     (search,) = plan.services
     assert (search.name, search.setting, search.token_variable) == ("search", "search_url", "EMPG_SEARCH_TOKEN")
     assert plan_of(recipe(), starts_services=False).services == ()

@@ -82,6 +82,10 @@ def test_what_the_trainer_is_at_its_heartbeat_says(plan: RunPlan) -> None:
     assert part(parts(plan), "trainer").heartbeat == "/runs/a/heartbeats/rank_0.json"
 
 
+def test_engines_must_be_healthy_in_the_plan_s_time() -> None:
+    assert part(parts(replace(PLAN, engine_start_seconds=70)), "engines").start_seconds == 70
+
+
 def test_engines_listen_node_by_node_and_everybody_is_told_the_same() -> None:
     found = parts(job="5")
     urls = [
