@@ -7,11 +7,17 @@ from megatron_empg.run.heartbeat import PHASE_LIMIT
 LOADING = 600.0
 """Seconds to build the actor, read its weights or a small checkpoint and join the engines' group."""
 SFT_COLLECTIVE = 1800.0
-"""Seconds that the ranks of a supervised run wait for each other: none of them waits for another program."""
+"""Seconds that the ranks of a supervised run wait for each other, more where reading its checkpoint takes longer:
+none of them waits for another program."""
 
 
-def phase_limits(recipe: Recipe) -> dict[str, float]:
-    """Seconds by phase. A phase in which rank 0 waits for another program may take as long as that may."""
+def phase_limits(recipe: Recipe | SftRecipe) -> dict[str, float]:
+    """Seconds by phase. A phase in which rank 0 waits for another program may take as long as that may.
+
+    A supervised run has a limit of its own for the start alone, in which it reads its newest checkpoint.
+    """
+    if isinstance(recipe, SftRecipe):
+        return {"start": PHASE_LIMIT + reading_seconds(recipe.run.folder)}
     waits = recipe.waits
     computing = min(PHASE_LIMIT, waits.phase)
     return {
@@ -38,6 +44,5 @@ def driver_timeout(recipe: Recipe) -> float:
 
 def collective_timeout(recipe: Recipe | SftRecipe) -> float:
     """Seconds that ranks wait for each other: longer than any phase."""
-    if isinstance(recipe, SftRecipe):
-        return SFT_COLLECTIVE
-    return max(recipe.waits.collective, max(phase_limits(recipe).values()) + 60)
+    least = SFT_COLLECTIVE if isinstance(recipe, SftRecipe) else recipe.waits.collective
+    return max(least, max(phase_limits(recipe).values()) + 60)

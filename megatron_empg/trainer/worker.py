@@ -29,10 +29,11 @@ def main() -> None:
         torch.set_num_threads(1)
     if arguments.kind == "sft":
         from megatron_empg.run.heartbeat import Heartbeat
+        from megatron_empg.trainer.phase_limits import phase_limits
         from megatron_empg.trainer.sft import run_sft
 
         recipe = load_recipe(arguments.recipe, kind=SftRecipe)
-        with Heartbeat(recipe.run.folder, int(os.environ["RANK"])) as heartbeat:
+        with Heartbeat(recipe.run.folder, int(os.environ["RANK"]), phase_limits(recipe)) as heartbeat:
             run_sft(recipe, heartbeat)
     else:
         train(load_recipe(arguments.recipe), arguments.driver, arguments.engine)
@@ -48,7 +49,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Training
-    from megatron_empg.trainer.phases import driver_timeout, phase_limits
+    from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     rank, waits = int(os.environ["RANK"]), recipe.waits

@@ -13,7 +13,8 @@ from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe, pa
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.run.heartbeat import PHASE_LIMIT, Beat
 from megatron_empg.trainer.loop import Training
-from megatron_empg.trainer.phases import collective_timeout, driver_timeout, phase_limits
+from megatron_empg.trainer.phase_limits import collective_timeout, driver_timeout, phase_limits
+from megatron_empg.trainer.phases import Phases
 
 SECONDS = st.integers(1, 20_000)
 
@@ -47,10 +48,22 @@ def test_every_phase_may_take_what_its_parts_may(batch: int, sync: int, phase: i
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_wait_longer_for_each_other_than_a_phase_takes(path: Path) -> None:
-    kind: Any = SftRecipe if "\nsft:" in path.read_text() else Recipe
+    kind: Any = SftRecipe if "\nsft:" in path.read_text(encoding="utf-8") else Recipe
     settings = load_recipe(path, kind=kind)
-    limits = phase_limits(settings) if isinstance(settings, Recipe) else {"update": PHASE_LIMIT}
+    limits = {"update": PHASE_LIMIT} | phase_limits(settings)
     assert collective_timeout(settings) > max(limits.values())
+
+
+def test_a_supervised_start_may_take_as_long_as_its_checkpoint_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = sorted(Path("recipes").glob("*.yaml"))
+    shipped = next(path for path in recipes if "\nsft:" in path.read_text(encoding="utf-8"))
+    settings = load_recipe(shipped, [f"run.folder={tmp_path}"], SftRecipe)
+    assert phase_limits(settings) == {"start": PHASE_LIMIT}
+    monkeypatch.setattr("megatron_empg.trainer.phase_limits.reading_seconds", lambda folder: 2000.0)
+    assert phase_limits(settings) == {"start": PHASE_LIMIT + 2000.0}
+    assert collective_timeout(settings) > PHASE_LIMIT + 2000.0
 
 
 class Clock:
@@ -93,10 +106,10 @@ def test_an_evaluation_of_slow_passes_is_not_hanging_and_a_pass_that_hangs_is(
     share: float, hangs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe()
-    clock = Clock(phase_limits(settings))
+    clock: Any = Clock(phase_limits(settings))
     monkeypatch.setattr(dist, "barrier", clock.barrier)
     training: Any = object.__new__(Training)
-    training.recipe, training.heartbeat = settings, clock
+    training.recipe, training.phases = settings, Phases(clock)
     training.driver = SlowDriver(clock, share * driver_timeout(settings))
     metrics = training._evaluate()
     assert bool(clock.verdicts) == hangs
@@ -110,5 +123,5 @@ def test_without_questions_nothing_is_evaluated() -> None:
     settings = recipe()
     settings.evaluation.questions = 0
     training: Any = object.__new__(Training)
-    training.recipe, training.heartbeat, training.driver = settings, None, None
+    training.recipe, training.phases, training.driver = settings, Phases(None), None
     assert training._evaluate() == {}
