@@ -5,7 +5,7 @@ import math
 from megatron_empg.actor.actor import Actor
 from megatron_empg.recipe import Recipe, SftRecipe
 from megatron_empg.recipe.check import check_model
-from megatron_empg.trainer.phases import collective_timeout
+from megatron_empg.trainer.phase_limits import collective_timeout
 
 
 def initial_actor(recipe: Recipe | SftRecipe) -> Actor:

@@ -5,12 +5,9 @@ version n; so a run that goes on from checkpoint n asks for batch n next and rep
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 import torch.distributed as dist
 
 from megatron_empg.actor.actor import Actor
@@ -32,6 +29,7 @@ from megatron_empg.run.heartbeat import Heartbeat
 from megatron_empg.run.metrics import MetricsWriter
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement
+from megatron_empg.trainer.phases import Phases
 from megatron_empg.trainer.policy_update import update_policy
 from megatron_empg.trainer.progress_guard import ProgressGuard
 from megatron_empg.trainer.scoring import score_probes, score_samples
@@ -74,9 +72,7 @@ class Training:
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self.recipe, self.actor, self.folder = recipe, actor, folder
-        self.driver, self.publisher, self.heartbeat = driver, publisher, heartbeat
-        self.times: dict[str, float] = {}
-        self.checkpoint_seconds = 0.0
+        self.driver, self.publisher, self.phases = driver, publisher, Phases(heartbeat)
         self.progress = ProgressGuard(recipe)
         self.algorithm = Algorithm(recipe.algorithm)
         wanted = recipe.algorithm.kl_to_initial_every > 0 or self.algorithm.asks_reference
@@ -94,7 +90,7 @@ class Training:
     def run(self) -> None:
         """Train to the recipe's last step, or until asked to stop."""
         steps, every = self.recipe.run.steps, self.recipe.run.checkpoint_every
-        self._enter("sync")
+        self.phases.enter("sync")
         self._publish(self.first)
         if self.first == 0:
             self._probe()
@@ -103,14 +99,14 @@ class Training:
         for step in range(self.first, steps):
             metrics = self._step(step)
             if self.checkpoints.saving:
-                with self._checkpoint_clock():
+                with self.phases.checkpoint():
                     self.checkpoints.poll()
             done, stop = step + 1, self._agree(self.folder.stop.exists())
             if self._evaluation_due(done):
                 metrics |= self._evaluate()
             self._write(done, metrics)
             if done % every == 0 or done == steps or stop:
-                with self._checkpoint_clock():  # after the step's metrics are written, so that no step lacks them
+                with self.phases.checkpoint():  # after the step's metrics are written, so that no step lacks them
                     self.checkpoints.save(done)
                 saved = done
             if stop:
@@ -123,14 +119,12 @@ class Training:
 
     def _step(self, step: int) -> dict[str, float]:
         recipe, actor = self.recipe, self.actor
-        self.times, started = {}, time.monotonic()
-        if self.heartbeat:
-            self.heartbeat.step = step + 1
-        with self._clock("rollout"):
+        self.phases.begin(step + 1)
+        with self.phases.clock("rollout"):
             batch = self._fetch(step)
         metrics: dict[str, float] = {"policy_version": step, **batch.metrics}
         experience = replace(batch.experience, progress=step / recipe.run.steps)
-        with self._clock("score"):
+        with self.phases.clock("score"):
             scores = score_samples(actor, experience.samples, recipe.rollout.temperature)
         metrics |= check_agreement(batch, scores, step, recipe)
         if experience.samples:
@@ -149,21 +143,21 @@ class Training:
             metrics |= self._turn_gradients(step, experience, scores)
             metrics |= self._update(step, experience, scores, credit)
             metrics |= self._entropy_changes(step, experience, scores)
-        with self._clock("sync"):
+        with self.phases.clock("sync"):
             self._publish(step + 1)
-        return metrics | self._timing(started, 0 if idle else len(scores.logprobs))
+        return metrics | self.phases.metrics(0 if idle else len(scores.logprobs))
 
     def _score_probes(self, probes: list[Probe]) -> list[Scores]:
         """What is scored beside the batch."""
         if not probes:
             return []
-        with self._clock("score"):
+        with self.phases.clock("score"):
             return score_probes(self.actor, self.reference, probes, self.recipe.rollout.temperature)
 
     def _update(self, step: int, experience: Experience, scores: Scores, credit: Credit) -> dict[str, float]:
         """The batch's optimizer steps, and what was measured of them."""
         recipe, actor = self.recipe, self.actor
-        with self._clock("update"):
+        with self.phases.clock("update"):
             update = update_policy(
                 actor,
                 self.algorithm,
@@ -196,13 +190,13 @@ class Training:
         if not self._diagnoses(step):
             return {}
         turns, temperature = self.recipe.logging.diagnostics_turns, self.recipe.rollout.temperature
-        with self._clock("update"):
+        with self.phases.clock("update"):
             return turn_gradients(self.actor, experience, scores, turns, temperature)
 
     def _entropy_changes(self, step: int, experience: Experience, scores: Scores) -> dict[str, float]:
         if not self._diagnoses(step):
             return {}
-        with self._clock("score"):
+        with self.phases.clock("score"):
             return entropy_changes(self.actor, experience, scores, self.recipe.rollout.temperature)
 
     def _diagnoses(self, step: int) -> bool:
@@ -241,7 +235,7 @@ class Training:
 
     def _probe(self) -> None:
         """Before the first step a few episodes are played: what cannot be learnt from is an error now."""
-        self._enter("rollout")
+        self.phases.enter("rollout")
         if self.driver:
             self.driver.probe()
         dist.barrier()
@@ -258,7 +252,7 @@ class Training:
             return metrics
         started = time.monotonic()
         for split, greedy in settings.grid():
-            self._enter("evaluate")
+            self.phases.enter("evaluate")
             if self.driver:
                 metrics |= self.driver.evaluate(split, greedy).metrics()
             dist.barrier()
@@ -267,7 +261,7 @@ class Training:
 
     def _export(self) -> None:
         """The final policy as a Hugging Face folder, ready for any engine."""
-        self._enter("export")
+        self.phases.enter("export")
         export_hugging_face(self.actor, self.folder.policy, like=self.recipe.model.path)
         if dist.get_rank() == 0:
             self.folder.note_export(self.recipe.run.steps)
@@ -285,38 +279,6 @@ class Training:
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.writer:
             self.writer.write(step, metrics)
-
-    def _timing(self, started: float, trained: int) -> dict[str, float]:
-        """Seconds by phase, and the speed of so many tokens; what lies between the phases is ``time/other``."""
-        total = time.monotonic() - started
-        phases = {f"time/{name}": seconds for name, seconds in self.times.items()}
-        if self.checkpoint_seconds:
-            phases["time/checkpoint"] = self.checkpoint_seconds
-            self.checkpoint_seconds = 0.0
-        if trained:
-            phases["tokens_per_second"] = trained / total
-        return {**phases, "time/other": total - sum(self.times.values()), "time/step": total}
-
-    @contextmanager
-    def _clock(self, phase: str) -> Iterator[None]:
-        self._enter(phase)
-        started = time.monotonic()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times[phase] = self.times.get(phase, 0.0) + time.monotonic() - started
-
-    @contextmanager
-    def _checkpoint_clock(self) -> Iterator[None]:
-        """Seconds that training stands still for a checkpoint; they count with the next step."""
-        self._enter("checkpoint")
-        started = time.monotonic()
-        yield
-        self.checkpoint_seconds += time.monotonic() - started
-
-    def _enter(self, phase: str) -> None:
-        if self.heartbeat:
-            self.heartbeat.enter(phase)
 
     def _agree(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""
