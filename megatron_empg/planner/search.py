@@ -12,7 +12,7 @@ from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import RankMemory, rank_memory
 from megatron_empg.planner.timing import StepTime, step_time
 from megatron_empg.recipe import Recipe, RecipeError, parse_recipe
-from megatron_empg.recipe.legality import layout_faults
+from megatron_empg.recipe.check import layout_faults
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 GIB = 2**30

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from megatron_empg.actor.layout_rules import engine_faults, model_faults
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
-from megatron_empg.recipe.legality import layout_faults
 from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,18 @@ MOST_IDS = 1000
 """Tasks of each split whose ids are compared."""
 PROMPTS = 8
 """Prompts of each split whose length is looked at; the others are much alike."""
+
+
+def layout_faults(recipe: Recipe | SftRecipe, config: ModelConfig) -> list[str]:
+    """Why the recipe's layouts cannot be for this model, whatever the memory; empty when they fit it.
+
+    Each fault names the keys, what was given and what is allowed.
+    """
+    if isinstance(recipe, SftRecipe):
+        return model_faults(recipe.actor, config)
+    longest = recipe.rollout.max_episode_tokens
+    faults = model_faults(recipe.actor, config, longest_sequence=longest)
+    return faults + engine_faults(recipe.engines.tensor_parallel, config)
 
 
 def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:

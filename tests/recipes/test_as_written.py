@@ -25,8 +25,7 @@ from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
-from megatron_empg.recipe.check import check_recipe
-from megatron_empg.recipe.legality import layout_faults
+from megatron_empg.recipe.check import check_recipe, layout_faults
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import Generation, Sampling
@@ -34,7 +33,8 @@ from megatron_empg.rollout.episode import run_episode
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.run.heartbeat import Beat
 from megatron_empg.trainer.loop import Training
-from megatron_empg.trainer.phases import phase_limits
+from megatron_empg.trainer.phase_limits import phase_limits
+from megatron_empg.trainer.phases import Phases
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
 CONFIGS = ROOT / "tests/unit/weights/configs"
@@ -209,10 +209,10 @@ class SlowEvaluation:
 def test_an_evaluation_may_take_what_all_of_its_passes_take(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = read(path)
     assert isinstance(recipe, Recipe)
-    slow = SlowEvaluation(phase_limits(recipe), recipe.waits.batch)
+    slow: Any = SlowEvaluation(phase_limits(recipe), recipe.waits.batch)
     monkeypatch.setattr(dist, "barrier", slow.barrier)
     training: Any = object.__new__(Training)
-    training.recipe, training.heartbeat, training.driver = recipe, slow, slow
+    training.recipe, training.phases, training.driver = recipe, Phases(slow), slow
     training._evaluate()
     assert not slow.hanging, f"an evaluation longer than its limit: {slow.hanging[0]}"
     passes = len(recipe.evaluation.splits) * (1 + recipe.evaluation.greedy)
