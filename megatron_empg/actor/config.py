@@ -1,4 +1,4 @@
-"""What the actor is told: how the model lies over ranks, how it is computed, and how it learns.
+"""What the actor is told: its model, how that lies over ranks, how it is computed, and how it learns.
 
 Each key stands here alone: its range, its default and its meaning. A recipe holds an `ActorConfig` as its section
 `actor`; `megatron_empg.actor.layout_rules` says which sizes can be. Neither imports torch or Megatron.
@@ -9,12 +9,24 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_empg.common.section import Mark, NonNegative, Positive, Section
+from megatron_empg.common.values import PathText
 
 # At 1 a moving average would never move. YAML knows no tuples.
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 # A checkpoint is read in any layout, whatever recomputes its activations.
 Count = Annotated[Positive, Mark.PLANNED, Mark.MAY_CHANGE]
+
+
+class PolicyConfig(Section):
+    """The policy's model: a recipe's section `model`, of which the engines are told too."""
+
+    path: PathText
+    """A Hugging Face model folder: config.json, tokenizer, and safetensors unless `initialise` is random."""
+    initialise: Literal["checkpoint", "random"] = "checkpoint"
+    """Where the initial weights come from; `random` is for supervised warm-up from nothing."""
+    dtype: Annotated[Literal["float32", "bfloat16"], Mark.DECIDES_EPISODES] = "bfloat16"
+    """What the actor computes in and the engines hold; optimizer state and gradients are float32."""
 
 
 class OptimizerConfig(Section):

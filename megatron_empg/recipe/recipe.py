@@ -12,13 +12,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import ValidationError, model_validator
 
-from megatron_empg.actor.config import ActorConfig
+from megatron_empg.actor.config import ActorConfig, PolicyConfig
 from megatron_empg.actor.layout_rules import batch_faults, episode_faults, size_faults
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.registry import AlgorithmKey
 from megatron_empg.common.limits import LimitsConfig
 from megatron_empg.common.section import Mark, NonNegative, Positive, Section
-from megatron_empg.common.values import PathText
 from megatron_empg.common.waits import Waits, nested_waits
 from megatron_empg.environments.base import TaskSource
 from megatron_empg.environments.config import EnvironmentConfig, task_source_of
@@ -35,20 +34,11 @@ from megatron_empg.run.config import LoggingConfig, RunConfig, SftLoggingConfig
 __all__ = ["Recipe", "RecipeError", "SftRecipe", "dump_recipe", "load_recipe", "parse_recipe"]
 
 
-class ModelSection(Section):
-    path: PathText
-    """A Hugging Face model folder: config.json, tokenizer, and safetensors unless `initialise` is random."""
-    initialise: Literal["checkpoint", "random"] = "checkpoint"
-    """Where the initial weights come from; `random` is for supervised warm-up from nothing."""
-    dtype: Annotated[Literal["float32", "bfloat16"], Mark.DECIDES_EPISODES] = "bfloat16"
-    """What the actor computes in and the engines hold; optimizer state and gradients are float32."""
-
-
 class Recipe(Section):
     """A reinforcement-learning run: `empg train`."""
 
     run: RunConfig
-    model: ModelSection
+    model: PolicyConfig
     environment: EnvironmentConfig
     rollout: RolloutConfig
     engines: Annotated[EngineConfig, Mark.MAY_CHANGE] = EngineConfig()
@@ -128,6 +118,11 @@ class Recipe(Section):
 
 
 class SftSection(Section):
+    """The data of a supervised warm-up.
+
+    It stands with its recipe: the trainer alone acts on it, and a recipe may not import the trainer.
+    """
+
     batch_size: Positive
     """Walkthroughs an optimizer step."""
     split: Literal["train"] = "train"
@@ -141,7 +136,7 @@ class SftRecipe(Section):
     """A supervised warm-up on the environment's scripted walkthroughs: `empg sft`."""
 
     run: RunConfig
-    model: ModelSection
+    model: PolicyConfig
     environment: EnvironmentConfig
     sft: SftSection
     actor: ActorConfig = ActorConfig()
