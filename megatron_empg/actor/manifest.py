@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from megatron_empg.common import ranks
+from megatron_empg.common.checkpoint_names import MANIFEST
 from megatron_empg.common.files import put_json, sync
-from megatron_empg.run.checkpoint_folders import MANIFEST
 from megatron_empg.weights.checkpoints.errors import CheckpointError
 
 Value = TypeVar("Value")

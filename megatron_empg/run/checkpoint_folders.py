@@ -5,8 +5,6 @@ from pathlib import Path
 
 from megatron_empg.run.names import RunPaths
 
-MANIFEST = "manifest.json"
-"""The last file of a checkpoint, without which it is not whole."""
 SLOWEST_READ = 500e6
 """Bytes of a checkpoint per second that all ranks together read at least."""
 

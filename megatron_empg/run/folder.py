@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from megatron_empg.common.checkpoint_names import MANIFEST
 from megatron_empg.common.files import put_json, put_text
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import keep_lines, read_lines
-from megatron_empg.run.checkpoint_folders import MANIFEST, last_step, step_folder
+from megatron_empg.run.checkpoint_folders import last_step, step_folder
 from megatron_empg.run.folder_lock import FolderLock, RunFolderError
 from megatron_empg.run.names import RunPaths
 

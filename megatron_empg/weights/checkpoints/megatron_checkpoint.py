@@ -13,6 +13,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, L
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from megatron_empg.common.checkpoint_names import MANIFEST
 from megatron_empg.common.json_files import JsonFileError, read_object
 from megatron_empg.upstream.torch_checkpoint import DescriptionUnpickler
 from megatron_empg.weights.checkpoints.errors import CheckpointError
@@ -74,7 +75,7 @@ class MegatronReader(WeightReader):
         return target
 
     def _check_model(self) -> None:
-        manifest = self.folder / "manifest.json"
+        manifest = self.folder / MANIFEST
         try:
             recorded = read_object(manifest).get("model") if manifest.exists() else None
         except JsonFileError as error:
