@@ -15,7 +15,6 @@ import aiohttp
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
-from megatron_empg.rollout.access import ROUTES_PATH
 from megatron_empg.rollout.threads import apart
 
 UNVERSIONED = -1  # an engine that was never told which weights it holds
@@ -135,11 +134,6 @@ class EngineClient:
         except (EngineError, RequestRefused):
             return False
         return True
-
-    async def list_routes(self) -> list[dict[str, Any]]:
-        """The server's own route table: path, methods, kind."""
-        routes: list[dict[str, Any]] = json.loads(await self._call("GET", ROUTES_PATH))
-        return routes
 
     async def policy_version(self) -> int:
         """Version of the weights the engine holds."""

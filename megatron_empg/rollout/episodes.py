@@ -126,12 +126,6 @@ class Rollout:
         """What the policy read before its first turn, control tokens too; empty where it was given nothing."""
         return self._chat.spelled(episode.sequences[0][: episode.prompt_length])
 
-    async def revive(self) -> None:
-        """Ask the dead engines whether they answer again; those that do are STALE until refitted."""
-        for url, client in self._clients.items():
-            if url not in self.fleet.answering() and await client.health():
-                self.fleet.came_back(url)
-
     async def _play(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         failed = Episode(group.task.id, group.index, sample)
         tried: list[str] = []
