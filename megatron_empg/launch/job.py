@@ -47,6 +47,8 @@ from megatron_empg.launch.srun_runner import SrunRunner
 from megatron_empg.launch.supervisor import Supervisor
 from megatron_empg.run.names import RunPaths
 
+NO_ANSWER = ("unable to contact slurm controller", "could not establish a configuration source")
+"""What sbatch says, in lower case, where no controller answers it, and where it knows of none."""
 TOKEN_BYTES = 24
 UNTIL_SLURM_ENDS_US = 120.0
 """Seconds, once the job is requeued."""
@@ -123,13 +125,22 @@ def check(job: JobSettings, questions: RecipeQuestions) -> RunPlan:
 def check_submission(job: JobSettings) -> int:
     """What Slurm says of the script, without a job. Raises JobError."""
     if shutil.which("sbatch") is None:
-        untold = "recipe and model are OK; Slurm was not asked, since this machine has no sbatch"
-        say(f"{untold}: check again on a login node", sys.stderr)
-        return ExitCode.CONFIGURATION
+        return _slurm_was_not_asked("this machine has no sbatch")
     command = ["sbatch", "--test-only", *job.options, job.script]
-    if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
-        raise misconfigured("Slurm refuses it (sbatch --test-only)")
-    return 0
+    asked = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    told = asked.stderr.decode("utf-8", "replace")
+    sys.stderr.write(told)
+    if asked.returncode == 0:
+        return 0
+    if any(words in told.lower() for words in NO_ANSWER):
+        return _slurm_was_not_asked("sbatch reaches no controller")
+    raise misconfigured("Slurm refuses it (sbatch --test-only)")
+
+
+def _slurm_was_not_asked(why: str) -> int:
+    untold = f"recipe and model are OK; Slurm was not asked, since {why}"
+    say(f"{untold}: check again on a login node", sys.stderr)
+    return ExitCode.CONFIGURATION
 
 
 def make_run_folder(plan: RunPlan) -> None:

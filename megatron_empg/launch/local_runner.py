@@ -83,6 +83,10 @@ class LocalRunner:
         """The first error in its log, and the log's end."""
         return why(self._logs / f"{part.name}.log")
 
+    def logs_kept_of(self, part: Part) -> str:
+        """Where `_new_log` puts its log at the next start."""
+        return str(self._logs / f"{part.name}.1.log")
+
     def check(self) -> None:
         """Raise LaunchError if a process has ended."""
         ended = self.ended()

@@ -99,5 +99,8 @@ class Runner(Protocol):
     def end_of_logs(self, part: Part) -> str:
         """The first error in the part's logs and their ends, to be shown."""
 
+    def logs_kept_of(self, part: Part) -> str:
+        """Where the part's logs are once the run was started again, for people."""
+
     def stop(self) -> None:
         """End every part with all its children, asked first, then killed. May be called again."""

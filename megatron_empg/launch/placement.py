@@ -170,12 +170,24 @@ def _no_room_beside(plan: RunPlan, shape: Shape, shares: Shares) -> list[str]:
     left = shape.gpus_per_node - shares.ranks_per_node
     if on_node >= 1 and (shape.cpu or on_node * size <= left):
         return []
+    gpus = shape.nodes * shape.gpus_per_node
     return [
         f"--nodes is {shape.nodes}, all for the trainer: its {shares.ranks_per_node} ranks on each ({plan.layout})"
         f" leave {left} of {shape.gpus_per_node} GPUs, where {max(1, on_node)} engines of {size} "
-        f"(engines.tensor_parallel) do not fit: give one node more (sbatch --nodes={shape.nodes + 1}), or lower "
-        "actor.data_parallel, engines.tensor_parallel or EMPG_ENGINES_PER_NODE"
+        f"(engines.tensor_parallel) do not fit: give one node more (sbatch --nodes={shape.nodes + 1})"
+        f"{_or_lower(plan, shape)}. `empg plan RECIPE --gpus {gpus} engines.count=N` names layouts that leave N "
+        "engines room"
     ]
+
+
+def _or_lower(plan: RunPlan, shape: Shape) -> str:
+    """What else makes room: of the sizes those that can be lowered. "" where all are 1."""
+    names = list(plan.sizes_above_one)
+    if plan.engine_size > 1:
+        names.append("engines.tensor_parallel")
+    if (shape.engines_per_node or 0) > 1:
+        names.append("EMPG_ENGINES_PER_NODE")
+    return f", or lower {' or '.join(names)}" if names else ""
 
 
 def _too_few_nodes(plan: RunPlan, shape: Shape, shares: Shares) -> str:
@@ -183,6 +195,6 @@ def _too_few_nodes(plan: RunPlan, shape: Shape, shares: Shares) -> str:
         return f"--nodes is {shape.nodes}; EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES are {shares.nodes}"
     return (
         f"--nodes is {shape.nodes}; the trainer takes {shares.trainer_nodes} of {shape.gpus_per_node} GPUs "
-        f"({plan.layout}), the engines {shares.rollout_nodes} more: sbatch --nodes={shares.nodes}, or lower "
-        "actor.data_parallel"
+        f"({plan.layout}), the engines {shares.rollout_nodes} more: sbatch --nodes={shares.nodes}"
+        f"{_or_lower(plan, shape)}"
     )

@@ -14,6 +14,8 @@ from megatron_empg.launch.run_plan import RunPlan, ServicePlan
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
 from megatron_empg.run.folder import RunFolder
 
+SIZES = ("data_parallel", "context_parallel", "tensor_parallel", "pipeline_parallel")
+"""Of an actor's layout: the number of its ranks is their product."""
 MOST_SEQUENCES = 1024
 """Sequences that an engine generates at once, at most, however many episodes there are."""
 
@@ -42,6 +44,7 @@ def plan_of(recipe: Recipe | SftRecipe, *, starts_services: bool = True) -> RunP
         model_parallel=actor.world_size // actor.data_parallel,
         layout=f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "
         f"{actor.context_parallel} x data {actor.data_parallel}",
+        sizes_above_one=tuple(f"actor.{name}" for name in SIZES if getattr(actor, name) > 1),
     )
 
 

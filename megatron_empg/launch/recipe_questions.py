@@ -13,6 +13,7 @@ from megatron_empg.run.names import RunPaths
 
 REFUSED = {
     "check": "nothing was started; fix the above and submit again",
+    "check alone": "nothing was started; fix the above and check again",
     "prepare": (
         "this start has begun no process of the run; fix the above and submit again: it goes on from its newest "
         "checkpoint"
@@ -22,7 +23,7 @@ REFUSED = {
         "submit again: it goes on from its newest checkpoint, or ends at once where all steps are done"
     ),
 }
-"""What holds, by question, where the image gives no answer."""
+"""What holds, by question (with --check "check alone"), where the image gives no answer."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class RecipeQuestions:
         words = ["-m", "megatron_empg.launch.tasks", question, training.recipe, *training.overrides]
         answer = self.image.answer([*words, *shape_words(training), *options])
         if answer is None:
-            raise misconfigured(REFUSED[question])
+            alone = question == "check" and training.check_only
+            raise misconfigured(REFUSED["check alone" if alone else question])
         try:
             return RunPlan.from_json(answer)
         except ValueError as error:

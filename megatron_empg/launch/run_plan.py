@@ -47,6 +47,8 @@ class RunPlan:
     """Ranks of one replica of the actor; `trainer_ranks` is a multiple of it."""
     layout: str = ""
     """How the trainer's ranks come about, for messages: "tensor 2 x pipeline 1 x context 1 x data 1"."""
+    sizes_above_one: Sequence[str] = ()
+    """The keys of those of its sizes that can be lowered: ("actor.tensor_parallel",)."""
 
     def to_json(self) -> str:
         """One line."""
@@ -59,6 +61,8 @@ class RunPlan:
             values = json.loads(text)
             services = [ServicePlan(**{**one, "arguments": tuple(one["arguments"])}) for one in values["services"]]
             arguments = tuple(values["engine_arguments"])
-            return cls(**{**values, "services": tuple(services), "engine_arguments": arguments})
+            sizes = tuple(values.get("sizes_above_one", ()))
+            read = {"services": tuple(services), "engine_arguments": arguments, "sizes_above_one": sizes}
+            return cls(**{**values, **read})
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"this is no plan of a run: {error}") from None

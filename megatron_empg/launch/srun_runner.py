@@ -172,6 +172,10 @@ class SrunRunner:
             ends += [f"==> {path} <==", *text.splitlines()[-SHOWN_LINES:]]
         return "\n".join([*errors, *ends])
 
+    def logs_kept_of(self, part: Part) -> str:
+        """Each start has a folder of its own, where they stay."""
+        return str(self.logs / f"{part.name}.*.log")
+
     def stop(self) -> None:
         """Cancel every step of the job, then end what is left of srun.
 

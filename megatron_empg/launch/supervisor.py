@@ -148,6 +148,9 @@ class Supervisor:
         means = self.site.means(end)
         end = self._with_wishes(end)  # looking for nodes takes minutes
         decision = decide(end, self._history(), self.site.checkpoint(), means)
+        if end.part and decision.action is Action.RESTART_ALL:
+            kept = self.runner.logs_kept_of(attempt.parts[end.part])
+            return replace(decision, why=f"{decision.why}; logs in {kept}")
         if end.part and (decision.action is Action.GIVE_UP or not decision.in_order):
             logs = self.runner.end_of_logs(attempt.parts[end.part])
             return replace(decision, logs=logs)

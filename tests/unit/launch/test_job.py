@@ -225,6 +225,39 @@ def test_a_plan_that_cannot_be_had_at_the_end_says_that_the_run_stands(
     assert "nothing was started" not in error
 
 
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ("allocation failure: Unable to contact slurm controller (connect failure)", "OK; Slurm was not asked"),
+        ("sbatch: fatal: Could not establish a configuration source", "OK; Slurm was not asked"),
+        ("allocation failure: Invalid generic resource (gres) specification", "Slurm refuses it"),
+    ],
+)
+def test_a_check_tells_a_controller_that_does_not_answer_from_one_that_refuses(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, says: str,
+    told: str,
+) -> None:  # fmt: skip
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\necho '{says}' >&2\nexit 1\n", encoding="utf-8")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert trained(monkeypatch, "--check", "--nodes=3") == ExitCode.CONFIGURATION
+    error = capsys.readouterr().err
+    assert says in error
+    assert told in error
+    assert ("refuses" in error) == ("refuses" in told)
+
+
+def test_a_check_that_finds_a_fault_says_to_check_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.answers = [None]
+    assert trained(monkeypatch, "--check", "--nodes=3") == ExitCode.CONFIGURATION
+    error = capsys.readouterr().err
+    assert "fix the above and check again" in error
+    assert "submit again" not in error
+
+
 def test_a_check_may_be_called_from_any_folder(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

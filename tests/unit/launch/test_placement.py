@@ -22,6 +22,7 @@ def plan(ranks: int, engines: int, size: int = 1, model_parallel: int = 1) -> Ru
         engine_arguments=(),
         model_parallel=model_parallel,
         layout=f"tensor {model_parallel} x pipeline 1 x context 1 x data {ranks // model_parallel}",
+        sizes_above_one=("actor.tensor_parallel",) if model_parallel > 1 else (),
     )
 
 
@@ -96,6 +97,24 @@ def test_what_does_not_fit_is_refused_with_the_fix(
     with pytest.raises(PlacementError) as refused:
         share_out(plan(ranks, engines, size, model_parallel=2), shape)
     assert re.search(said, str(refused.value)), str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "engines", "size", "model_parallel", "shape", "fix"),
+    [
+        (8, 4, 1, 2, Shape(1, 8), "(sbatch --nodes=2), or lower actor.tensor_parallel. `empg"),
+        (8, 4, 1, 1, Shape(1, 8), "(sbatch --nodes=2). `empg plan RECIPE --gpus 8 engines.count=N` names layouts"),
+        (6, 4, 4, 1, Shape(1, 8), "(sbatch --nodes=2), or lower engines.tensor_parallel. `empg"),
+        (4, 8, 1, 1, Shape(1, 8, engines_per_node=5), "(sbatch --nodes=2), or lower EMPG_ENGINES_PER_NODE. `empg"),
+        (16, 4, 1, 2, Shape(2, 8), "or lower actor.tensor_parallel. `empg plan RECIPE --gpus 16 engines"),
+    ],
+)
+def test_where_engines_have_no_room_only_what_is_above_1_is_to_be_lowered(
+    ranks: int, engines: int, size: int, model_parallel: int, shape: Shape, fix: str
+) -> None:
+    with pytest.raises(PlacementError) as refused:
+        share_out(plan(ranks, engines, size, model_parallel), shape)
+    assert fix in str(refused.value)
 
 
 def test_every_fault_is_named_at_once() -> None:

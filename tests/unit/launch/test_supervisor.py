@@ -106,6 +106,9 @@ class Stand:
     def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
         return self.lost
 
+    def logs_kept_of(self, part: Part) -> str:
+        return f"logs/{part.name}.1.log"
+
     def end_of_logs(self, part: Part) -> str:
         return f"the end of {part.name}'s logs"
 
@@ -195,6 +198,7 @@ def test_a_part_that_dies_once_all_work_restarts_the_run(tmp_path: Path, name: s
     (said,) = [line for line in stand.log if line.startswith("says")]
     assert said.startswith(f"says: {name} ")
     assert "going on from step 4 (restart 1 of at most 20)" in said
+    assert said.endswith(f"; logs in logs/{name}.1.log")
     assert stand.log.index("stop") < stand.log.index(said) < stand.log.index("attempt 2")
 
 
