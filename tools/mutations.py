@@ -240,6 +240,39 @@ PROGRAM = [
         "tests/recipes/test_as_written.py::test_no_observation_carries_an_episode_past_its_limit[quickstart]",
         r"carried the episode past its limit",
     ),
+    Mutation(
+        "a rank begins to read at the wrong row",
+        "megatron_empg/weights/mapping/mappings.py",
+        "            parts.append(read(name, TensorSlice(0, rank * length, (rank + 1) * length)))\n",
+        "            parts.append(read(name, TensorSlice(0, rank, rank + length)))\n",
+        "tests/unit/weights/test_mapping_kinds.py::test_a_rank_reads_its_shard_and_little_more",
+        r"assert",
+    ),
+    Mutation(
+        "engines that may not share a key-value head",
+        "megatron_empg/actor/layout_rules.py",
+        "    if kv_heads % tensor_parallel and tensor_parallel % kv_heads:\n",
+        "    if kv_heads % tensor_parallel:\n",
+        "tests/unit/actor/test_layout_rules.py::test_engines_share_heads_evenly_or_a_head_in_whole_groups",
+        r"assert",
+    ),
+    Mutation(
+        "a third restart from one checkpoint",
+        "megatron_empg/launch/restart.py",
+        "MOST_FROM_ONE_CHECKPOINT = 3\n",
+        "MOST_FROM_ONE_CHECKPOINT = 4\n",
+        "tests/unit/launch/test_restart.py::"
+        "test_a_run_is_not_restarted_too_often_nor_a_third_time_from_one_checkpoint",
+        r"two restarts brought no checkpoint",
+    ),
+    Mutation(
+        "a lasting fault restarted",
+        "megatron_empg/launch/restart.py",
+        "    if end.cause is Cause.FAULT:\n        return Decision(Action.GIVE_UP, end.says, end.code)\n",
+        "",
+        "tests/unit/launch/test_restart.py::test_a_lasting_fault_ends_the_run_with_the_code_of_its_part",
+        r"assert",
+    ),
 ]
 
 ADVANTAGES = [

@@ -1,4 +1,7 @@
-"""Engines as processes of this one."""
+"""Engines as processes of this one, for tests and benchmarks; runs start theirs as parts, by `launch.commands`.
+
+It stands here because both need it: bench/ may import the package, but not tests/.
+"""
 
 from __future__ import annotations
 
