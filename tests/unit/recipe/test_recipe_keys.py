@@ -1,8 +1,10 @@
 """Every key of a recipe is read by some module that acts on it."""
 
 import ast
+import inspect
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -10,10 +12,6 @@ from megatron_empg.common.section import Section, choices
 from megatron_empg.recipe import Recipe, SftRecipe
 
 PACKAGE = Path(__file__).parents[3] / "megatron_empg"
-
-IN_RECIPE = {
-    "limits": "read by waits.nested_waits, or by methods of LimitsConfig that others call",
-}
 
 # (dotted key, the section that has it)
 Key = tuple[str, type[Section]]
@@ -45,18 +43,24 @@ OTHERS = [key for key, section in KEYS if ".algorithms." not in section.__module
 
 
 OF_RECIPES = {PACKAGE / "recipe" / name for name in ("recipe.py", "errors.py", "overrides.py", "yaml_text.py")}
+"""What holds, checks and tells keys; who reads one here has not acted on it yet."""
 
 
 @cache
-def attributes_read() -> dict[str, set[str]]:
-    """{attribute: names of what it is read from, the last of each chain} in all modules but those of recipes."""
-    found: dict[str, set[str]] = {}
+def readers() -> dict[str, set[tuple[str, Path]]]:
+    """{attribute: (what it is read from, the last name of each chain; file)} of modules other than recipes'."""
+    found: dict[str, set[tuple[str, Path]]] = {}
     for path in PACKAGE.rglob("*.py"):
         if path in OF_RECIPES:
             continue
         for attribute, owner in attributes(path):
-            found.setdefault(attribute, set()).add(owner)
+            found.setdefault(attribute, set()).add((owner, path))
     return found
+
+
+def attributes_read() -> dict[str, set[str]]:
+    """{attribute: names of what it is read from}"""
+    return {attribute: {owner for owner, _ in found} for attribute, found in readers().items()}
 
 
 def attributes(path: Path) -> list[tuple[str, str]]:
@@ -77,28 +81,73 @@ def name_of(node: ast.AST) -> str:
 
 ALIASES = {"settings", "recipe"}
 """Names that modules give to a section beside its own."""
+CALLED = {"limits": {"given"}}
+"""What `common.waits.nested_waits` calls the section."""
 
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_a_key_is_read_by_a_module_that_acts_on_it(key: str) -> None:
-    section, _, name = key.rpartition(".")
-    if section in IN_RECIPE and name_in_recipe(name):
-        return
-    owners = {section.rpartition(".")[2], *ALIASES}
-    readers = [owners & attributes_read().get(read, set()) for read in (name, *derived(dict(KEYS)[key], name))]
-    assert any(readers), f"{key} is read nowhere: use it, or take it away"
+    assert is_acted_on(key, dict(KEYS)[key]), f"{key} is read nowhere: use it, or take it away"
 
 
-def derived(section: type[Section], name: str) -> list[str]:
-    """The section's own properties and methods that read the key, for others to read in its place."""
-    tree = ast.parse(file_of(section).read_text(encoding="utf-8"))
-    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == section.__name__]
-    functions = [node for node in ast.walk(classes[0]) if isinstance(node, ast.FunctionDef)]
-    return [function.name for function in functions if (name, "self") in attributes_of(function)]
+def is_acted_on(key: str, section: type[Section]) -> bool:
+    """Whether another file reads the key, or a property or method that follows from it.
+
+    Such a method is one of the section's own, or one of a recipe's that reads the section.
+    """
+    called = key.rpartition(".")[0].rpartition(".")[2]
+    names = derived(section, {(key.rpartition(".")[2], "self")})
+    if read_elsewhere(names, {called, *ALIASES, *CALLED.get(called, ())}, file_of(section)):
+        return True
+    of_section = {(name, called) for name in names}
+    of_recipe = derived(Recipe, of_section) | derived(SftRecipe, of_section)
+    return read_elsewhere(of_recipe, {"recipe", *ALIASES}, file_of(Recipe))
+
+
+def read_elsewhere(names: set[str], owners: set[str], own: Path) -> bool:
+    """Whether a file other than the section's own reads one of the names of an owner, also kept as `_owner`."""
+    found = [reader for name in names for reader in readers().get(name, ())]
+    return any(owner.lstrip("_") in owners for owner, path in found if path != own)
+
+
+def derived(section: type[Section], read: set[tuple[str, str]]) -> set[str]:
+    """The section's own of these (attribute, owner), and its methods that read any of them, or each other."""
+    tree = ast.parse(dedent(inspect.getsource(section)))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    known, before = set(read), 0
+    while len(known) > before:
+        before = len(known)
+        for function in functions:
+            if known & set(attributes_of(function)):
+                known.add((function.name, "self"))
+    return {name for name, owner in known if owner == "self"}
 
 
 def file_of(section: type[Section]) -> Path:
     return PACKAGE.parent / (section.__module__.replace(".", "/") + ".py")
+
+
+class Planted(Section):
+    unused: int = 1
+    """Read by methods that nobody calls."""
+    stages: int = 1
+    """Read by a property that many read, as `actor.world_size`."""
+
+    def unheard_of(self) -> int:
+        return self._asked_by_it_alone() + 1
+
+    def _asked_by_it_alone(self) -> int:
+        return self.unused
+
+    @property
+    def world_size(self) -> int:
+        return self.stages
+
+
+def test_a_method_that_nobody_calls_is_no_reader() -> None:
+    assert derived(Planted, {("unused", "self")}) == {"unused", "unheard_of", "_asked_by_it_alone"}
+    assert is_acted_on("actor.stages", Planted)
+    assert not is_acted_on("actor.unused", Planted)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +167,6 @@ def test_a_key_of_an_algorithm_is_read_where_it_is_declared_or_of_what_is_called
     assert own & {"self", "section", called} or everywhere & {called, "algorithm", "section"}, (
         f"{key} is read nowhere"
     )
-
-
-def name_in_recipe(name: str) -> bool:
-    """Whether limits.py or waits.py reads the attribute."""
-    files = ("common/limits.py", "common/waits.py")
-    trees = [ast.parse((PACKAGE / file).read_text(encoding="utf-8")) for file in files]
-    return any(isinstance(node, ast.Attribute) and node.attr == name for tree in trees for node in ast.walk(tree))
 
 
 def test_the_keys_of_every_choice_are_looked_at() -> None:
