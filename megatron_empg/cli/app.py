@@ -3,6 +3,8 @@
 A subcommand imports what it runs when it runs: `empg --help` and every fault of a command line come at once.
 """
 
+import errno
+
 import typer
 
 from megatron_empg.cli import convert
@@ -18,6 +20,7 @@ from megatron_empg.common.errors import told_plainly
 
 OF_AN_EXTRA = ("torch", "megatron", "vllm", "matplotlib")
 """Modules that an installation without extras lacks."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
@@ -46,8 +49,9 @@ def main(command: typer.Typer = app) -> None:
         )
         raise SystemExit(1) from None
     except OSError as error:
-        # A file or folder that is not there, not ours to read or write, or on a full disk.
-        if error.filename is None:
+        # A file or folder that is not there, not ours to read or write, or on a full disk, whose writes name none.
+        if error.filename is None and error.errno not in FULL_DISK:
             raise
-        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror}", err=True)
         raise SystemExit(1) from None

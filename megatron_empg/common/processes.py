@@ -9,15 +9,21 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+PARENT_VARIABLE = "EMPG_PARENT_PID"
+"""The process id of who starts a process, for the process itself to read; a launcher puts its own there."""
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies. Called by the child itself; no-op off Linux.
 
-    `parent_pid`: the parent the caller expects. If that one is gone already, this process exits at once, which
-    closes the gap between start and this call. The kernel watches the parent's *thread* that started the
-    child (prctl(2), PR_SET_PDEATHSIG): start long-lived children from a thread that lives as long.
+    `parent_pid`: the parent the caller expects, else the one that EMPG_PARENT_PID names. If that one is gone
+    already, this process exits at once, which closes the gap between start and this call; call it before imports
+    that take seconds all the same. The kernel watches the parent's *thread* that started the child (prctl(2),
+    PR_SET_PDEATHSIG): start long-lived children from a thread that lives as long.
     """
+    told = os.environ.pop(PARENT_VARIABLE, "")  # it is not the parent of this process's own children
+    if parent_pid is None and told:
+        parent_pid = int(told)
     if not sys.platform.startswith("linux"):
         return
     signal_when_parent_dies(signal.SIGKILL)

@@ -204,9 +204,15 @@ def _lost(nodes: Sequence[str]) -> AttemptEnd:
     return AttemptEnd(Cause.LOST_NODE, code=ExitCode.NODE, says=f"lost {' '.join(nodes)}")
 
 
-def _likelihood(ended: Ended) -> int:
+def _likelihood(ended: Ended) -> tuple[int, int]:
+    """Sorts the likeliest cause first."""
     code = ended.part.code
-    return LIKELIER_CAUSES.index(code) if code in LIKELIER_CAUSES else -1
+    if code is ExitCode.TRAINER and ended.status == LASTING_FAULT:
+        # What it says of itself counts before a driver that crashed, though not before one that was killed.
+        return LIKELIER_CAUSES.index(ExitCode.DRIVER), 1
+    if code is ExitCode.DRIVER and not ended.by_signal and ended.status != LASTING_FAULT:
+        return LIKELIER_CAUSES.index(ExitCode.DRIVER), 2
+    return (LIKELIER_CAUSES.index(code), 0) if code in LIKELIER_CAUSES else (-1, 0)
 
 
 def _remove(path: str) -> None:

@@ -38,7 +38,10 @@ class Image:
             return 127
 
     def answer(self, words: Sequence[str]) -> str | None:
-        """The last line that it prints; None where it fails. What it says on stderr stands in the job's output."""
+        """The last line that it prints which is not empty; None where it fails.
+
+        What it says on stderr stands in the job's output.
+        """
         sys.stdout.flush()
         try:
             done = subprocess.run(
@@ -46,11 +49,12 @@ class Image:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 encoding="utf-8",
+                errors="replace",  # libraries may print what they like before the answer
                 check=False,
             )
         except OSError:
             return None
-        lines = done.stdout.splitlines()
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
         if done.returncode != 0 or not lines:
             return None
         return lines[-1]

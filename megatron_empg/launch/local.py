@@ -7,6 +7,7 @@ here one parent starts them. What they print goes to ``logs/``; the parent shows
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
             runner.interrupts.ignore()
             runner.stop()
             if runner.interrupts.training:
-                _report(folder)
+                _report_if_it_can_be_written(folder)
     return folder.report
 
 
@@ -179,3 +180,11 @@ def _report(folder: RunFolder) -> Path:
     path = write_report(folder.root)
     print(f"report: {path}")
     return path
+
+
+def _report_if_it_can_be_written(folder: RunFolder) -> None:
+    """The report of a run that may end with an error, which one of the report's own must not hide."""
+    try:
+        _report(folder)
+    except OSError as error:
+        print(f"no report was written: {error}", file=sys.stderr)

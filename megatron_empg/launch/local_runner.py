@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.log_ends import why
+from megatron_empg.common.processes import PARENT_VARIABLE
 from megatron_empg.launch.interrupts import Interrupted, Interrupts
 from megatron_empg.launch.parts import Ended, Part, status_of
 from megatron_empg.rollout.access import TOKEN_VARIABLE
@@ -61,7 +62,7 @@ class LocalRunner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, TOKEN_VARIABLE: self.token, "PYTHONUNBUFFERED": "1", **part.environment},
+                env={**os.environ, **self._variables(), **part.environment},
                 start_new_session=True,
             )
             self._children.append(Child(part, process, log))
@@ -72,6 +73,8 @@ class LocalRunner:
             status = child.process.poll()
             if status is not None and not child.told:
                 child.told = True
+                # Those that a killed torchrun started would train on beside their successors.
+                _signal_group(child.process, signal.SIGKILL)
                 return Ended(child.part, status_of(status))
         return None
 
@@ -96,7 +99,9 @@ class LocalRunner:
     def stop(self) -> None:
         """End every process and its own children: asked first, then killed. No interrupt cuts it short."""
         with self.interrupts.held_back():
-            alive = [child.process for child in self._children if child.process.poll() is None]
+            while self.ended():
+                continue  # what those have left behind ends with that
+            alive = [child.process for child in self._children if not child.told]
             for process in alive:
                 _signal_group(process, signal.SIGTERM)
             deadline = time.monotonic() + GRACE_SECONDS
@@ -106,6 +111,14 @@ class LocalRunner:
                 _signal_group(process, signal.SIGKILL)  # one that ended in order may have left a child
                 process.wait()
             self._children = []
+
+    def _variables(self) -> dict[str, str]:
+        """What each process is told; the token nowhere else."""
+        return {
+            TOKEN_VARIABLE: self.token,
+            PARENT_VARIABLE: str(os.getpid()),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def _new_log(self, name: str) -> Path:
         """The part's log. Those of the starts before, which say why they ended, are kept beside it: NAME.1.log is

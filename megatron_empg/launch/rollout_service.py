@@ -8,17 +8,18 @@ from pathlib import Path
 
 from megatron_empg.common.errors import told_to_the_launcher
 from megatron_empg.common.processes import die_with_parent
-from megatron_empg.recipe import load_recipe
-from megatron_empg.rollout.access import token_from_environment
-from megatron_empg.rollout.service.driver import open_driver
 
 
 def main() -> None:
+    """Serve until the launcher ends it, or has gone."""
+    die_with_parent()  # before imports that take seconds
     import uvicorn
 
+    from megatron_empg.recipe import load_recipe
+    from megatron_empg.rollout.access import token_from_environment
+    from megatron_empg.rollout.service.driver import open_driver
     from megatron_empg.rollout.service.server import application
 
-    die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m megatron_empg.launch.rollout_service")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--host", default="127.0.0.1")

@@ -4,12 +4,13 @@ Its ranks in turn end with it, so that a killed launcher leaves nobody writing t
 how they failed, which torchrun's own does not.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterable
 
 from megatron_empg.common.errors import LASTING_FAULT
-from megatron_empg.common.processes import die_with_parent
+from megatron_empg.common.processes import PARENT_VARIABLE, die_with_parent
 
 FOLLOWS = (-signal.SIGTERM, -signal.SIGABRT)
 """How ranks end when another has failed: torchrun's signal, and that of NCCL's own watchdog."""
@@ -32,6 +33,7 @@ def status_of_ranks(statuses: Iterable[int]) -> int:
 
 def main() -> None:
     die_with_parent()
+    os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

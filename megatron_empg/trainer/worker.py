@@ -1,20 +1,26 @@
 """One trainer rank, started by torchrun: ``python -m megatron_empg.trainer.worker train|sft RECIPE …``."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from megatron_empg.actor.platform import choose_device
 from megatron_empg.common.processes import die_with_parent
-from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
-from megatron_empg.trainer.rank_errors import run_rank
+
+if TYPE_CHECKING:
+    from megatron_empg.recipe import Recipe
 
 
 def main() -> None:
-    die_with_parent()
+    """Do a rank's work."""
+    import torch
+
+    from megatron_empg.actor.platform import choose_device
+    from megatron_empg.recipe import SftRecipe, load_recipe
+
     parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.worker")
     parser.add_argument("kind", choices=("train", "sft"))
     parser.add_argument("recipe", type=Path)
@@ -70,4 +76,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()  # before torch's import, which takes seconds
+    from megatron_empg.trainer.rank_errors import run_rank
+
     run_rank(main)

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from megatron_empg.common.processes import PARENT_VARIABLE
+
 CHILD = """
 import os, subprocess, sys, time
 from megatron_empg.common.processes import die_with_parent, forked_children_die_with_parent
@@ -49,3 +51,24 @@ def test_child_of_a_killed_parent_dies(how):
     if alive:
         os.kill(child, signal.SIGKILL)
     assert not alive
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_child_whose_parent_was_gone_before_it_looked_ends_at_once():
+    program = "from megatron_empg.common.processes import die_with_parent as d; d(); print('lives')"
+    for parent, said in ((os.getpid(), "lives\n"), (2**22, "")):
+        environment = {**os.environ, PARENT_VARIABLE: str(parent)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.returncode) == (said, 0 if said else 1), done.stderr
+
+
+def test_the_parent_that_is_told_is_not_that_of_a_processs_own_children():
+    program = (
+        "import os; from megatron_empg.common.processes import PARENT_VARIABLE, die_with_parent;"
+        "die_with_parent(); print(PARENT_VARIABLE in os.environ)"
+    )
+    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True).stdout
+    assert said == b"False\n"

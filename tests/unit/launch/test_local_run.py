@@ -1,7 +1,9 @@
 """`empg train` with stand-ins for its processes: whichever is killed, it goes on and ends as if none had been."""
 
+import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -285,3 +287,34 @@ def test_a_run_of_another_command_counts_its_own_restarts(stand_ins: pytest.Monk
     train(tmp_path)
     last = (tmp_path / "starts").read_text(encoding="utf-8").splitlines()[-1]
     assert last.startswith(f"local-{os.getpid()}-")
+
+
+def test_what_a_killed_process_has_started_ends_with_it(tmp_path):
+    """As torchrun's ranks, which would train on beside their successors."""
+    program = "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]]);"
+    program += "print(child.pid, flush=True); time.sleep(60)"
+    runner = LocalRunner(tmp_path)
+    runner.start(Part("trainer", [sys.executable, "-c", program, "import time; time.sleep(60)"], ExitCode.TRAINER))
+    log = tmp_path / "trainer.log"
+    wait_until(lambda: log.read_text(encoding="utf-8").strip() != "")
+    child = psutil.Process(int(log.read_text(encoding="utf-8")))
+    child.parent().kill()
+    wait_until(lambda: runner.ended() is not None)
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    runner.stop()
+
+
+def test_a_report_that_cannot_be_written_hides_no_error_of_the_run(tmp_path, monkeypatch, capsys):
+    def full_disk(folder: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("megatron_empg.report.write_report", full_disk)
+    launch._report_if_it_can_be_written(RunFolder(tmp_path))
+    assert "no report was written" in capsys.readouterr().err
+
+
+def wait_until(seen: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

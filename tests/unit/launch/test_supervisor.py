@@ -300,6 +300,15 @@ def test_who_died_first_is_named_not_who_failed_of_it(
     assert any(line.startswith(f"says: {part} was ended by SIGKILL") for line in stand.log)
 
 
+def test_of_driver_and_trainer_the_one_that_names_a_lasting_fault_is_the_cause(tmp_path: Path) -> None:
+    def both_end(stand: Stand) -> None:
+        stand.end("driver", 1)
+        stand.end("trainer", LASTING_FAULT)
+
+    decision = Stand(tmp_path, [(10, both_end)], begun=True).run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, ExitCode.TRAINER)
+
+
 def test_an_engine_that_answers_no_more_is_why_the_trainer_failed(tmp_path: Path) -> None:
     """Its core died, and its server has not ended yet."""
 
