@@ -51,7 +51,7 @@ def test_a_python_without_the_packages_is_named_with_the_fix(tmp_path: Path, pyt
 def test_a_check_without_slurm_looks_at_recipe_and_model_and_says_what_it_could_not(tmp_path: Path) -> None:
     """It plays one question through template, parser and search on the way."""
     said = check_said(tmp_path)
-    assert "recipe and model are well; Slurm was not asked, since this machine has no sbatch: check again " in said
+    assert "recipe and model are OK; Slurm was not asked, since this machine has no sbatch: check again " in said
     assert "error" not in said, "what could not be asked is no fault"
     assert "one question, " in said
     assert "<|im_start|>user" in said, "the prompt as the model's own template writes it"
@@ -136,4 +136,4 @@ def test_a_check_of_any_recipe_shares_out_one_node(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 10, done.stdout + done.stderr
     assert "EMPG_RECIPE=recipes/quickstart.yaml" in done.stdout
-    assert "recipe and model are well; Slurm was not asked" in done.stderr
+    assert "recipe and model are OK; Slurm was not asked" in done.stderr
