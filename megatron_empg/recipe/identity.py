@@ -52,7 +52,7 @@ def take_up(recipe: Recipe | SftRecipe) -> RunFolder:
     except (RunFolderError, OSError) as error:
         folder.close()
         raise RecipeError(f"run.folder: cannot write the run folder {folder.root}: {error}") from None
-    except RecipeError:
+    except BaseException:
         folder.close()
         raise
     return folder

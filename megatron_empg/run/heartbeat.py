@@ -87,9 +87,10 @@ class Heartbeat:
         self._paths.heartbeat(self._rank).unlink(missing_ok=True)
 
     def _write(self, number: int) -> None:
-        limit = self._limits.get(self.phase, PHASE_LIMIT)
+        phase = self.phase  # which another thread may change at any moment
+        limit = self._limits.get(phase, PHASE_LIMIT)
         begun, where = collectives_begun(), self._where()
-        beat = Beat(self._rank, self._node, os.getpid(), number, self.step, self.phase, begun, where, limit)
+        beat = Beat(self._rank, self._node, os.getpid(), number, self.step, phase, begun, where, limit)
         put_json(self._paths.heartbeat(self._rank), asdict(beat), durable=False)
 
     def _where(self) -> str:

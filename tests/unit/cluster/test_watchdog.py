@@ -63,8 +63,9 @@ def test_a_heartbeat_tells_where_the_rank_is_and_leaves_with_it(tmp_path):
     with Heartbeat(tmp_path, 3, {"rollout": 7.0}) as heartbeat:
         heartbeat.step = 5
         heartbeat.enter("rollout")
-        while not (found := read_beats(tmp_path)) or found[0].step != 5:
+        while not (found := read_beats(tmp_path)) or found[0].phase != "rollout":
             time.sleep(0.1)
+        assert found[0].step == 5
         assert (found[0].rank, found[0].phase, found[0].limit, found[0].pid) == (3, "rollout", 7.0, os.getpid())
         assert "test_watchdog.py" in found[0].where
     assert read_beats(tmp_path) == []
