@@ -17,8 +17,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.recipe import load_recipe
+from megatron_empg.run.folder import RunFolder
 
-RECIPE = "recipes/quickstart.yaml"
+RECIPE = Path("recipes/quickstart.yaml")
 RESULTS = Path("docs/screening.jsonl")
 RUNS = Path("runs/screening")
 # SAMPO draws again as often as the recipe's DAPO does, so that no algorithm plays more rounds.
@@ -80,10 +82,12 @@ def recorded(path: Path = RESULTS) -> dict[Run, dict[str, float]]:
 def train(run: Run) -> None:
     """Train or go on training, and write the run's line."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "megatron_empg.cli", "train", RECIPE, *run.overrides]
+    command = [sys.executable, "-m", "megatron_empg.cli", "train", str(RECIPE), *run.overrides]
     ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     records = read_lines(run.folder / "metrics.jsonl")
-    if ended.returncode:
+    steps = load_recipe(RECIPE, run.overrides).run.steps
+    # An interrupt ends a run in order, before its last step.
+    if ended.returncode or not RunFolder(run.folder).finished(steps):
         print(f"{run}: ended with status {ended.returncode}; the same command goes on", file=sys.stderr)
         return
     evaluated = [record for record in records if f"eval/{SERIES[0]}" in record]
