@@ -19,6 +19,11 @@ def show_with_choices(scene: Scene) -> str:
     return f"{scene.observation}\nCommands that are possible now:\n{listed}"
 
 
+def show_alone(scene: Scene) -> str:
+    """The observation."""
+    return scene.observation
+
+
 @dataclass(frozen=True)
 class TextWorldPrompt:
     """`rules` say what the world is and how to act in it, `show` writes a scene down, `how_to_write` is about the
