@@ -18,6 +18,7 @@ DESCRIPTION, FEATURES, REVIEWS, ATTRIBUTES = "Description", "Features", "Reviews
 SUB_PAGES = (DESCRIPTION, FEATURES, REVIEWS, ATTRIBUTES)
 SEARCH = "Search"
 RESULTS_PER_PAGE = 10
+"""Products on a page of results, unless settings say otherwise."""
 _INSTRUCTION = "Instruction:"
 
 
@@ -60,10 +61,12 @@ def results_page(found: Sequence[Product], number: int, total: int) -> Page:
     return Page(tuple(texts), _clickables(*buttons, *(product.asin for product in found)))
 
 
-def item_page(product: Product, *, attributes: bool) -> Page:
-    """A product with its options. `attributes`: whether there is a page of them, too."""
+def item_page(product: Product, *, attributes: bool, chosen: Sequence[str] = ()) -> Page:
+    """A product with its options. `attributes`: whether there is a page of them, too; `chosen`: values of which it
+    says that they were chosen."""
     sub_pages = SUB_PAGES if attributes else SUB_PAGES[:-1]
-    texts = [BACK_TO_SEARCH, PREVIOUS]
+    # The words are those of WebShop's rich text mode.
+    texts = [*(f"You have clicked {value}." for value in chosen), BACK_TO_SEARCH, PREVIOUS]
     for name, values in product.options.items():
         texts += [name, *values]
     texts += [product.title.strip(), f"Price: {product.price_tag}", "Rating: N.A.", *sub_pages, BUY]

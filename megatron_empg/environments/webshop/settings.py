@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 
 from megatron_empg.environments.settings import DataFile, ServiceAddress
 from megatron_empg.environments.text_worlds.settings import TextWorldSettings
+from megatron_empg.environments.webshop.pages import RESULTS_PER_PAGE
 
 HELD_OUT_OF_GENERATED = ("garden",)
 """The department of the generated catalogue that nothing is trained on, unless the settings say otherwise."""
 _OF_PRODUCTS = ("attributes", "instructions", "goals", "first_products")
 _OF_FILES = ("products", *_OF_PRODUCTS, "spacy_model", "held_out")
+_OF_PAGES = ("results_per_page", "show_attributes", "show_chosen")
 _GOALS_OF = {"human": "instructions", "synthetic": "attributes"}
 
 
@@ -50,6 +52,16 @@ class WebShopSettings(TextWorldSettings):
     share of it."""
     show_attributes: bool = False
     """Whether a product has a page of its attributes, too; not in WebShop's comparisons."""
+    results_per_page: Annotated[int, Field(ge=1, le=50)] = RESULTS_PER_PAGE
+    """Products on a page of results; WebShop shows ten."""
+    show_chosen: bool = False
+    """Whether a product's page begins with what was chosen on it, as WebShop's rich text mode does ("You have
+    clicked black."); its plain one, which the comparisons take, does not show it."""
+    list_commands: bool = True
+    """Whether a prompt lists the commands that are possible, behind the page that offers them."""
+    rules: Literal["full", "none"] = "full"
+    """What the policy is told beside the task and the page: "full" what can be done and how a turn is written,
+    "none" is for a policy that was warmed up without."""
     shopper: Literal["fallible", "flawless"] = "fallible"
     """Who plays demonstrations: one who now and then searches vaguely or forgets an option, or one who never
     does."""
@@ -63,6 +75,7 @@ class WebShopSettings(TextWorldSettings):
     def _fits_together(self) -> Self:
         if self.server is not None:
             given = [name for name in _OF_FILES if getattr(self, name) is not None]
+            given += [name for name in _OF_PAGES if getattr(self, name) != type(self).model_fields[name].default]
             if given:
                 raise ValueError(f"{', '.join(given)}: a server has its own; leave them out, or leave out server")
             self._leaves_some(self.server_goals)

@@ -43,14 +43,23 @@ class Place:
         return json.dumps(parts)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What pages show. `attributes`: a page of them; `chosen`: what was chosen of a product's options."""
+
+    results: int = pages.RESULTS_PER_PAGE
+    attributes: bool = False
+    chosen: bool = False
+
+
 class Visit:
     """The shop as one visitor sees it. Whatever is no command of the page leaves the page as it is."""
 
-    def __init__(self, catalogue: Catalogue, goal: Goal, titles: Titles, *, show_attributes: bool = False) -> None:
+    def __init__(self, catalogue: Catalogue, goal: Goal, titles: Titles, shown: Shown | None = None) -> None:
         self._catalogue = catalogue
         self._goal = goal
         self._titles = titles
-        self._show_attributes = show_attributes
+        self._shown = Shown() if shown is None else shown
         self.place = Place()
         self.page: Page = pages.search_page()
         self.score: Score | None = None
@@ -121,12 +130,13 @@ class Visit:
 
     def _page_of(self, place: Place) -> Page:
         if place.name == "results":
-            start = (place.page - 1) * pages.RESULTS_PER_PAGE
-            shown = place.found[start : start + pages.RESULTS_PER_PAGE]
-            products = [self._catalogue.store.product(number) for number in shown]
+            start = (place.page - 1) * self._shown.results
+            numbers = place.found[start : start + self._shown.results]
+            products = [self._catalogue.store.product(number) for number in numbers]
             return pages.results_page(products, place.page, len(place.found))
         if place.name == "item":
-            return pages.item_page(self._product, attributes=self._show_attributes)
+            chosen = tuple(place.chosen.values()) if self._shown.chosen else ()
+            return pages.item_page(self._product, attributes=self._shown.attributes, chosen=chosen)
         if place.name == "sub page":
             return pages.sub_page(self._product, place.sub_page)
         if place.name == "done":

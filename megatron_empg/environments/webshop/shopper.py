@@ -43,24 +43,24 @@ SHOPPERS = {
 
 @dataclass(frozen=True)
 class _Found:
-    """A product among results: where it stands, and how much of the goal it fulfils."""
+    """A product among results: where it stands, counted from 0, and how much of the goal it fulfils."""
 
     product: Product
     place: int
     fits: int
 
-    @property
-    def page(self) -> int:
-        return self.place // RESULTS_PER_PAGE + 1
-
 
 class Shopper:
     """Plays one goal, which it knows. Different seeds err differently."""
 
-    def __init__(self, catalogue: Catalogue, chances: ShopperChances, max_turns: int) -> None:
+    def __init__(
+        self, catalogue: Catalogue, chances: ShopperChances, max_turns: int, results: int = RESULTS_PER_PAGE
+    ) -> None:
+        """`results`: how many stand on a page."""
         self._catalogue = catalogue
         self._chances = chances
         self._max_turns = max_turns
+        self._results = results
 
     def turns(self, goal: Goal, seed: int) -> list[ScriptedTurn]:
         """A whole episode, which ends with a purchase if there are turns enough."""
@@ -69,7 +69,7 @@ class Shopper:
         turns = [ScriptedTurn(f"I search for {query}", f"search[{query}]")]
         if found is None:
             return turns
-        for number in range(2, found.page + 1):
+        for number in range(2, found.place // self._results + 2):
             turns.append(ScriptedTurn(f"nothing fits here, so I look at page {number}", _click(NEXT)))
         turns.append(ScriptedTurn(_why(found), _click(found.product.asin)))
         chosen = self._chosen(found.product, goal, rng)
@@ -85,12 +85,12 @@ class Shopper:
     def _search(self, goal: Goal, rng: random.Random) -> tuple[str, _Found | None]:
         """A query, and the product to open: the first one that fits within the turns there are."""
         if rng.random() < self._chances.vague:
-            return goal.query, self._best(goal.query, goal, RESULTS_PER_PAGE)
+            return goal.query, self._best(goal.query, goal, self._results)
         hasty = rng.random() < self._chances.hasty
         pages = max(1, self._max_turns - _TURNS_OF_A_PURCHASE - len(goal.options) + 1)
         tried: list[tuple[str, _Found | None]] = []
         for query in self._queries(goal):
-            found = self._best(query, goal, 1 if hasty else pages * RESULTS_PER_PAGE)
+            found = self._best(query, goal, 1 if hasty else pages * self._results)
             tried.append((query, found))
             if hasty or (found is not None and found.fits == _all_of(goal)):
                 return tried[-1]

@@ -9,7 +9,7 @@ from typing import ClassVar
 from megatron_empg.environments.base import EpisodeLimits, Split, Task
 from megatron_empg.environments.mapped import Mapped
 from megatron_empg.environments.settings import EnvironmentSettings
-from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt
+from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt, show_alone, show_with_choices
 from megatron_empg.environments.text_worlds.source import Script, TextWorldSource
 from megatron_empg.environments.text_worlds.world import World
 from megatron_empg.environments.webshop.catalogue import (
@@ -19,8 +19,10 @@ from megatron_empg.environments.webshop.catalogue import (
     shared_catalogue,
 )
 from megatron_empg.environments.webshop.goals import GoalSplits
+from megatron_empg.environments.webshop.pages import RESULTS_PER_PAGE
 from megatron_empg.environments.webshop.served_world import ServedWorld
 from megatron_empg.environments.webshop.settings import WebShopSettings
+from megatron_empg.environments.webshop.shop import Shown
 from megatron_empg.environments.webshop.shopper import SHOPPERS, Shopper
 from megatron_empg.environments.webshop.titles import SpacyTitles, Titles, WordTitles, require_model
 from megatron_empg.environments.webshop.world import LocalWorld, Rewards
@@ -61,6 +63,10 @@ class WebShop(TextWorldSource):
         found = list(_caveats_of_products(settings))
         if settings.spacy_model is None:
             found.append("substitute title score: a product's type is judged without spaCy's tagger")
+        if settings.results_per_page != RESULTS_PER_PAGE:
+            found.append(f"results per page: {settings.results_per_page}, where WebShop shows {RESULTS_PER_PAGE}")
+        if settings.show_chosen:
+            found.append("chosen options: a product's page says what was chosen, as in WebShop's rich text mode")
         if settings.show_attributes:
             found.append("page of attributes: a product shows more than in WebShop's comparisons")
         return tuple(found)
@@ -97,12 +103,16 @@ class WebShop(TextWorldSource):
             self._titles,
             self._rewards,
             measured_as=self.measured_as,
-            show_attributes=settings.show_attributes,
+            shown=Shown(settings.results_per_page, settings.show_attributes, settings.show_chosen),
         )
 
     def prompt(self, task: Task) -> TextWorldPrompt:
-        """The rules of the shop."""
-        return TextWorldPrompt(RULES)
+        """The rules of the shop, unless the policy knows them."""
+        settings = self.shop_settings
+        show = show_with_choices if settings.list_commands else show_alone
+        if settings.rules == "none":
+            return TextWorldPrompt("", show, how_to_write="")
+        return TextWorldPrompt(RULES, show)
 
     @property
     def has_scripts(self) -> bool:
@@ -114,7 +124,9 @@ class WebShop(TextWorldSource):
         if not self.has_scripts:
             return None
         catalogue = self.catalogue()
-        shopper = Shopper(catalogue, SHOPPERS[self.shop_settings.shopper], self.limits.max_turns)
+        settings = self.shop_settings
+        chances = SHOPPERS[settings.shopper]
+        shopper = Shopper(catalogue, chances, self.limits.max_turns, settings.results_per_page)
         goal = catalogue.goals[int(task.payload["number"])]
         return Script(self.world(task), shopper.turns(goal, seed))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_empg.environments.text_worlds.world import Scene
 from megatron_empg.environments.webshop.catalogue import Catalogue
-from megatron_empg.environments.webshop.shop import Visit
+from megatron_empg.environments.webshop.shop import Shown, Visit
 from megatron_empg.environments.webshop.titles import Titles
 
 
@@ -36,7 +36,7 @@ class LocalWorld:
         rewards: Rewards,
         *,
         measured_as: str,
-        show_attributes: bool = False,
+        shown: Shown | None = None,
     ) -> None:
         """`goal`: its number in the catalogue; `measured_as`: what results are to be called."""
         self._catalogue = catalogue
@@ -44,7 +44,7 @@ class LocalWorld:
         self._titles = titles
         self._rewards = rewards
         self._measured_as = measured_as
-        self._show_attributes = show_attributes
+        self._shown = shown
         self._visit: Visit | None = None
 
     def begin(self) -> Scene:
@@ -52,7 +52,7 @@ class LocalWorld:
         catalogue = self._catalogue()
         catalogue.build_search()  # no step may be long
         goal = catalogue.goals[self._goal]
-        self._visit = Visit(catalogue, goal, self._titles, show_attributes=self._show_attributes)
+        self._visit = Visit(catalogue, goal, self._titles, self._shown)
         return self._scene(self._visit)
 
     def act(self, command: str) -> Scene:

@@ -14,6 +14,7 @@ from megatron_empg.environments.webshop import catalogue as catalogues
 from megatron_empg.environments.webshop.catalogue import Catalogue, GeneratedCatalogue, shared_catalogue
 from megatron_empg.environments.webshop.goals import SHUFFLED_BY, combination
 from megatron_empg.environments.webshop.settings import WebShopSettings
+from megatron_empg.environments.webshop.source import WebShop
 
 SMALL = {"generated_products": 300, "test_goals": 50, "dev_goals": 20}
 
@@ -118,6 +119,37 @@ def test_the_fallible_shopper_errs_by_its_seed(source):
     assert source.walkthrough(task, 1) == source.walkthrough(task, 1)
 
 
+@pytest.mark.parametrize("results", [1, 3, 10])
+def test_the_shopper_turns_pages_until_its_product_is_there(results):
+    source = source_of(results_per_page=results, shopper="flawless")
+    turned = 0
+    for task in source.sample("train", 20, seed=0):
+        episode, seen = begun(source.make(task)), ""
+        for turn in source.scripted(task, 0).turns:
+            if turn.command.startswith("click[b0"):
+                assert turn.command[len("click[") : -1].upper() in seen
+            turned += turn.command == "click[next >]"
+            seen = act(episode, turn.command).observation
+    assert turned > 0 if results < 10 else turned == 0
+
+
+def test_a_prompt_may_be_the_task_and_the_page_alone(source):
+    told = ["Think first, within <think>", "Commands that are possible now:", "search[words] searches"]
+    task = source.tasks("train")[0]
+    full = source.walkthrough(task, 0).opening.messages[0]["content"]
+    assert all(words in full for words in told)
+    bare = source_of(rules="none", list_commands=False).walkthrough(task, 0).opening.messages[0]["content"]
+    assert bare == f"Your task: {task.payload['goal']}\n\nSearch"
+    listed = source_of(rules="none").walkthrough(task, 0).opening.messages[0]["content"]
+    assert listed == f"{bare}\nCommands that are possible now:\nsearch[<your query>]"
+
+
+def test_pages_that_are_not_webshops_are_named():
+    settings = WebShopSettings(results_per_page=3, show_chosen=True)
+    found = set(WebShop.caveats(settings)) - set(WebShop.caveats(WebShopSettings()))
+    assert {caveat.partition(":")[0] for caveat in found} == {"results per page", "chosen options"}
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 8])
 def test_a_walkthrough_fits_into_few_turns(most):
     source = make_task_source("webshop", max_turns=most, **SMALL)
@@ -154,6 +186,8 @@ def test_making_a_source_reads_nothing(monkeypatch):
     ("settings", "said"),
     [
         ({"server": "http://x", "spacy_model": "m"}, "spacy_model: a server has its own"),
+        ({"server": "http://x", "results_per_page": 3}, "results_per_page: a server has its own"),
+        ({"results_per_page": 0}, "results_per_page is 0"),
         ({"server": "http://x", "server_goals": 70}, "leave nothing of 70 goals"),
         ({"attributes": "a.json"}, "attributes: they go with products"),
         ({"products": "a.json"}, "without attributes or instructions"),
