@@ -29,6 +29,8 @@ TAG = re.compile(r"</?[a-z_]+>")
 """What marks the parts of a turn; each becomes one token."""
 VOCABULARY_STEP = 256
 """The model's vocabulary is a multiple of it: Megatron then adds nothing up to tensor parallel size 2."""
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Of attention heads, those that vLLM 0.32 serves on CPUs."""
 UNREAD_EVERY = 10
 """A turn that cannot be read is played in one of so many tasks, for the words that it is answered with."""
 
@@ -53,6 +55,13 @@ class Shape:
             raise ValueError(
                 f"--hidden is {self.hidden}, --heads {self.heads}, --kv-heads {self.kv_heads}: heads divide the "
                 "hidden size into even parts, and kv-heads divide the heads"
+            )
+        size = self.hidden // self.heads
+        if size not in HEAD_SIZES:
+            raise ValueError(
+                f"--hidden is {self.hidden} and --heads {self.heads}: heads of {size}, which no engine without a "
+                f"GPU serves; vLLM's attention on CPUs knows those of {', '.join(map(str, HEAD_SIZES))}: give "
+                "another --hidden or --heads"
             )
         if self.vocabulary < 2 * VOCABULARY_STEP or self.vocabulary % VOCABULARY_STEP:
             raise ValueError(

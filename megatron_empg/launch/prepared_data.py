@@ -18,7 +18,7 @@ from megatron_empg.launch.prepared_settings import (
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import NAME, Prepared, PreparedModel, read_prepared
 from megatron_empg.recipe import Recipe, RecipeError
-from megatron_empg.weights.mapping.known_models import known_model
+from megatron_empg.recipe.preparation import DEFAULT_FOLDER, prepare_command
 
 PREPARATIONS: Mapping[str, PreparedData] = {
     "deep_search": DeepSearchData(),
@@ -27,7 +27,6 @@ PREPARATIONS: Mapping[str, PreparedData] = {
     "scienceworld": ScienceWorldData(),
 }
 """By environment, what slurm/prepare.sh leaves for it; others need nothing."""
-DEFAULT_FOLDER = Path("data")
 _SETTINGS = "environment.settings."
 
 
@@ -154,11 +153,10 @@ def what_is_trained_on(recipe: Recipe) -> list[str]:
 
 
 def command(folder: Path, recipe: Recipe) -> str:
-    """What prepares `folder` for the recipe."""
-    preparation = PREPARATIONS[recipe.environment.name].preparation
-    known = known_model(recipe.model.path)
-    model = f" --model {known.hub_id}" if known is not None else ""
-    return f"bash slurm/prepare.sh {preparation} {folder}{model}"
+    """What prepares `folder` for the recipe, whose environment has a preparation."""
+    prepare = prepare_command(recipe, folder)
+    assert prepare is not None, f"{recipe.environment.name} is in PREPARATIONS"
+    return prepare
 
 
 def _model(prepared: Prepared, recipe: Recipe, folder: Path) -> PreparedModel | None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from megatron_empg.actor.layout_rules import engine_faults, model_faults
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
+from megatron_empg.recipe.preparation import prepare_command
+from megatron_empg.weights.mapping.known_models import known_model
 from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigError
 
 if TYPE_CHECKING:
@@ -46,11 +48,22 @@ def check_model(recipe: Recipe | SftRecipe) -> ModelConfig:
     try:
         config = ModelConfig.from_folder(recipe.model.path)
     except ModelConfigError as error:
-        raise RecipeError(f"model.path: {error}") from None
+        raise RecipeError(f"model.path: {error}{_or_prepared(recipe)}") from None
     faults = layout_faults(recipe, config)
     if faults:
         raise RecipeError("this recipe cannot be run:\n" + "\n".join(f"  - {fault}" for fault in faults))
     return config
+
+
+def _or_prepared(recipe: Recipe | SftRecipe) -> str:
+    """The other way to a model that is not there, which is that of jobs."""
+    prepare = prepare_command(recipe)
+    if prepare is None or recipe.model.path.exists() or known_model(recipe.model.path) is None:
+        return ""
+    return (
+        f", or by `{prepare}`, which fetches what {recipe.environment.name} is played with too and tells the jobs "
+        "of slurm/ where all of it lies"
+    )
 
 
 def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import sys
@@ -121,6 +122,8 @@ def test_a_windowed_prompt_is_a_sequence_of_its_own(tool: ModuleType) -> None:
         (["chess", "DIR"], "environment name 'chess' is unknown"),
         (["sokoban", "DIR", "--heads", "3"], "--hidden is 128, --heads 3"),
         (["sokoban", "DIR", "--kv-heads", "3"], "kv-heads divide the heads"),
+        (["sokoban", "DIR", "--hidden", "64"], "--hidden is 64 and --heads 4: heads of 16"),
+        (["sokoban", "DIR", "--hidden", "192"], "--hidden is 192 and --heads 4: heads of 48"),
         (["sokoban", "DIR", "--vocabulary", "300"], "--vocabulary is 300"),
         (["sokoban", "DIR", "--layers", "0"], "--layers is 0; it is 1 or more"),
         (["sokoban", "DIR", "--context", "60", *FEW], "--context is 60, but a walkthrough has"),
@@ -133,3 +136,21 @@ def test_what_cannot_be_is_refused_in_a_line(
         tool.main([str(tmp_path / "small") if word == "DIR" else word for word in words])
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_heads_are_of_the_sizes_that_the_engine_serves_without_a_gpu(tool: ModuleType) -> None:
+    """Read in vLLM's source: to import it takes seconds."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None:
+        pytest.skip("vLLM is not installed")
+    (folder,) = spec.submodule_search_locations or ()
+    source = (Path(folder) / "v1/attention/backends/cpu_attn.py").read_text(encoding="utf-8")
+    (method,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes"
+    ]
+    (returned,) = method.body
+    assert isinstance(returned, ast.Return)
+    assert returned.value is not None
+    assert tuple(ast.literal_eval(returned.value)) == tool.HEAD_SIZES

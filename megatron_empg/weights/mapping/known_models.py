@@ -11,9 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-PREPARE = "bash slurm/prepare.sh deepsearch data/deepsearch"
-"""The command that fetches a model, with all else that the Deep Search recipes want."""
-
 
 @dataclass(frozen=True)
 class KnownModel:
@@ -129,8 +126,4 @@ def how_to_get(folder: Path) -> str:
             "give a Hugging Face model folder: one that is there, or one downloaded as by "
             f"`hf download OWNER/NAME --local-dir {folder}` (`empg plan` needs its config.json alone)"
         )
-    prepare = f"{PREPARE} --model {model.hub_id}"
-    return (
-        f"fetch it by `hf download {model.hub_id} --local-dir {folder}`, or by `{prepare}`, which fetches the "
-        "questions and the corpus too and tells the jobs of slurm/ where all of it lies"
-    )
+    return f"fetch it by `hf download {model.hub_id} --local-dir {folder}`"

@@ -11,10 +11,13 @@ import yaml
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
+from megatron_empg.launch.prepared_data import PREPARATIONS
 from megatron_empg.planner.shape import shape_of
 from megatron_empg.planner.shards import model_parameters
+from megatron_empg.prepare.manifest import PARTS
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_model
+from megatron_empg.recipe.preparation import PREPARATION_OF
 from megatron_empg.weights.mapping.known_models import KNOWN, known_model
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
@@ -108,11 +111,29 @@ def test_an_unknown_model_that_is_not_there_is_refused_with_the_way_to_fetch_it(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_training_without_the_model_names_the_command_that_fetches_it(path: Path, tmp_path: Path) -> None:
+def test_training_without_the_model_names_the_commands_that_fetch_it(path: Path, tmp_path: Path) -> None:
+    """By slurm/prepare.sh with the data of the recipe's own environment; Sokoban needs a model alone."""
     name = load_recipe(path).model.path.name
     recipe = load_recipe(path, [f"model.path={tmp_path / name}"])
     with pytest.raises(RecipeError, match="cannot read") as refused:
         check_model(recipe)
     said = str(refused.value)
     assert f"hf download Qwen/{name} --local-dir {tmp_path / name}" in said
-    assert f"bash slurm/prepare.sh deepsearch data/deepsearch --model Qwen/{name}" in said
+    environment = recipe.environment.name
+    if environment == "sokoban":
+        assert "prepare.sh" not in said
+        return
+    preparation = environment.replace("_", "")
+    assert f"bash slurm/prepare.sh {preparation} data/{preparation} --model Qwen/{name}`" in said
+
+
+def test_every_preparation_of_jobs_is_one_of_the_command() -> None:
+    assert {name: data.preparation for name, data in PREPARATIONS.items()} == dict(PREPARATION_OF)
+    assert set(PREPARATION_OF.values()) == set(PARTS)
+
+
+def test_a_model_that_nobody_knows_is_not_to_be_prepared(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES[0], [f"model.path={tmp_path / 'Own-3B'}"])
+    with pytest.raises(RecipeError, match="hf download OWNER/NAME") as refused:
+        check_model(recipe)
+    assert "prepare.sh" not in str(refused.value)
