@@ -38,7 +38,7 @@ from megatron_empg.environments.alfworld.manifest import (
     write_manifest,
 )
 from megatron_empg.environments.alfworld.problem import Asked, furnish, game_files, invent
-from megatron_empg.environments.alfworld.scenes import read_scene, scenes_of
+from megatron_empg.environments.alfworld.scenes import ROOMS, read_scene, scenes_of
 from megatron_empg.environments.alfworld.text import goal_of_grammar
 from megatron_empg.environments.alfworld.transcript import (
     TRANSCRIPT_FILE,
@@ -55,7 +55,7 @@ MOST_TURNS = 50
 """Turns within which the expert must solve a game: those of an episode in the field's comparisons."""
 _UNFINISHED = ".unfinished"
 _GAMES_OF_A_PROCESS = 25
-"""The engine leaks; a process is replaced after these."""
+"""The engine leaks; processes are replaced after so many games each."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Job:
     split: Split
     kind: str
     index: int
+    rooms: tuple[str, ...] = tuple(ROOMS)
 
     @property
     def trial(self) -> str:
@@ -75,14 +76,23 @@ class Job:
 
     def made(self) -> Path | None:
         """Its folder, where it was made already."""
-        found = sorted((self.folder / GAMES / FOLDERS[self.split]).glob(f"{self.kind}-*/{self.trial}"))
-        return found[0] if found else None
+        scenes = scenes_of(self.split, self.rooms)
+        for place in sorted((self.folder / GAMES / FOLDERS[self.split]).glob(f"{self.kind}-*/{self.trial}")):
+            if _scene_of(place.parent.name) in scenes:
+                return place
+        return None
 
 
-def jobs_of(folder: Path, seed: int, counts: dict[Split, int]) -> list[Job]:
+def jobs_of(
+    folder: Path,
+    seed: int,
+    counts: dict[Split, int],
+    kinds: Sequence[str] = KINDS,
+    rooms: Sequence[str] = tuple(ROOMS),
+) -> list[Job]:
     """Of each split, as many of each kind."""
     return [
-        Job(folder, seed, split, KINDS[index % len(KINDS)], index)
+        Job(folder, seed, split, kinds[index % len(kinds)], index, tuple(rooms))
         for split, count in counts.items()
         for index in range(count)
     ]
@@ -102,12 +112,15 @@ def make_game(job: Job) -> Path:
             aside.rename(place)
             return place
     shutil.rmtree(aside, ignore_errors=True)
-    raise RuntimeError(f"{job.kind} of {job.split}: the expert solved none of {ATTEMPTS} games")
+    raise RuntimeError(
+        f"{job.kind} of {job.split}: the expert solved none of {ATTEMPTS} games in {', '.join(job.rooms)}; not "
+        "every room has what a task needs"
+    )
 
 
 def _attempt(job: Job, rng: random.Random, aside: Path) -> str | None:
     """Write a game aside. Its name; None where there is none or the expert does not solve it."""
-    scene = read_scene(rng.choice(scenes_of(job.split)))
+    scene = read_scene(rng.choice(scenes_of(job.split, job.rooms)))
     asked = invent(job.kind, scene, rng)
     room = furnish(asked, scene, rng) if asked is not None else None
     if asked is None or room is None:
@@ -133,6 +146,12 @@ def _finish(aside: Path, game: dict[str, object], transcript: Transcript) -> Non
 def _name(asked: Asked, scene: int) -> str:
     """As ALFRED names its tasks."""
     return f"{asked.kind}-{asked.thing}-None-{asked.place or asked.lamp}-{scene}"
+
+
+def _scene_of(name: str) -> int | None:
+    """The inverse of `_name`, for the scene; None for another name."""
+    number = name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else None
 
 
 def entry_of(folder: Path, place: Path) -> Game:
@@ -169,14 +188,23 @@ def _is_sound(folder: Path, place: Path, listed: Mapping[str, Game]) -> bool:
 
 
 def make_games(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
-    """The games' folders, in order, made by so many processes."""
+    """The games' folders, in order, made by so many processes.
+
+    They are replaced all at once: Python 3.11's own `max_tasks_per_child` may replace none, and wait for ever
+    (python/cpython#115634).
+    """
+    at_once = processes * _GAMES_OF_A_PROCESS
+    for first in range(0, len(jobs), at_once):
+        yield from _made_together(jobs[first : first + at_once], processes)
+
+
+def _made_together(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         processes,
         mp_context=context,
         initializer=die_with_parent,
         initargs=(os.getpid(),),
-        max_tasks_per_child=_GAMES_OF_A_PROCESS,
     )
     try:
         yield from pool.map(make_game, jobs)
@@ -184,12 +212,11 @@ def make_games(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
         pool.shutdown(cancel_futures=True)
 
 
-def generate(folder: Path, counts: dict[Split, int], seed: int, processes: int) -> Manifest:
-    """Make the games and the manifest. Raises ValueError for a folder of other games."""
+def generate(folder: Path, jobs: Sequence[Job], seed: int, processes: int) -> Manifest:
+    """Make the games and the manifest, which lists these alone. Raises ValueError for a folder of other games."""
     before = manifest_if_readable(folder)
     if has_other_games(folder) if before is None else not before.generated:
         raise ValueError(f"{str(folder)!r} holds games that were not generated; give a folder of its own")
-    jobs = jobs_of(folder, seed, counts)
     drop_damaged(folder, jobs, before)
     games: dict[Split, list[Game]] = {split: [] for split in FOLDERS}
     for number, (job, place) in enumerate(zip(jobs, make_games(jobs, processes), strict=True), 1):
@@ -209,13 +236,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=360, help="games of training (360)")
     parser.add_argument("--test-id", type=int, default=128, help="games of valid_seen (128)")
     parser.add_argument("--test-ood", type=int, default=128, help="games of valid_unseen (128)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="task types; all six")
+    parser.add_argument("--rooms", nargs="+", choices=tuple(ROOMS), default=tuple(ROOMS), help="all four")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="as many as there are cores")
     given = parser.parse_args(arguments)
     counts: dict[Split, int] = {"train": given.train, "test_id": given.test_id, "test_ood": given.test_ood}
     given.folder.mkdir(parents=True, exist_ok=True)
     try:
-        manifest = generate(given.folder, counts, given.seed, max(1, given.processes))
+        jobs = jobs_of(given.folder, given.seed, counts, given.kinds, given.rooms)
+        manifest = generate(given.folder, jobs, given.seed, max(1, given.processes))
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt
+from megatron_empg.environments.text_worlds.settings import RulesTold
 
 RULES = (
     "You are in a household, which is told to you in text, and carry a task out in it, one command per turn. "
@@ -11,4 +12,9 @@ RULES = (
     "command that is not possible now does nothing."
 )
 
-PROMPT = TextWorldPrompt(RULES)
+
+def prompt_of(told: RulesTold) -> TextWorldPrompt:
+    """The rules where they are told; the scene with its commands in any case."""
+    if told == "none":
+        return TextWorldPrompt("", how_to_write="")
+    return TextWorldPrompt(RULES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,13 @@ UNSEEN = (10, 219, 308, 424)
 """One of each kind of room: the scenes of ALFRED's valid_unseen."""
 HELD_OUT = (9, 29, 215, 226, 315, 325, 404, 425)
 """Those of ALFRED's unseen test, in which nothing is generated."""
-_ALL = (*range(1, 31), *range(201, 231), *range(301, 331), *range(401, 431))
+ROOMS: Mapping[str, range] = {
+    "kitchen": range(1, 31),
+    "living_room": range(201, 231),
+    "bedroom": range(301, 331),
+    "bathroom": range(401, 431),
+}
+_ALL = tuple(itertools.chain(*ROOMS.values()))
 SEEN = tuple(number for number in _ALL if number not in UNSEEN and number not in HELD_OUT)
 _BASINS = {"Sink": "SinkBasin", "Bathtub": "BathtubBasin"}
 _FIXTURES = {
@@ -52,9 +60,10 @@ class Scene:
         return sorted({receptacle.kind for receptacle in self.receptacles})
 
 
-def scenes_of(split: Split) -> tuple[int, ...]:
-    """Training and `test_id` share scenes; `test_ood` has others."""
-    return UNSEEN if split == "test_ood" else SEEN
+def scenes_of(split: Split, rooms: Collection[str] = tuple(ROOMS)) -> tuple[int, ...]:
+    """Those of the rooms, by `ROOMS`. Training and `test_id` share scenes; `test_ood` has others."""
+    scenes = UNSEEN if split == "test_ood" else SEEN
+    return tuple(number for number in scenes if any(number in ROOMS[room] for room in rooms))
 
 
 @lru_cache(maxsize=128)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from megatron_empg.environments.settings import DataFolder, PlainPath
-from megatron_empg.environments.text_worlds.settings import TextWorldSettings
+from megatron_empg.environments.text_worlds.settings import RulesTold, TextWorldSettings
 
 DATA_VARIABLE = "ALFWORLD_DATA"
 
@@ -27,3 +27,6 @@ class AlfWorldSettings(TextWorldSettings):
     python: PlainPath | None = None
     """The Python that has alfworld; .venv-alfworld of `make setup-alfworld`, or /opt/alfworld of an image, where
     nothing is said."""
+    rules: RulesTold = "full"
+    """What is told beside the task, the scene and its commands: "full" says what the world is and how a turn is
+    written, "none" is for a policy that was warmed up on walkthroughs without."""

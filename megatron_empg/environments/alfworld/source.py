@@ -15,7 +15,7 @@ from megatron_empg.environments.alfworld.manifest import (
     Game,
     read_manifest,
 )
-from megatron_empg.environments.alfworld.prompt import PROMPT
+from megatron_empg.environments.alfworld.prompt import prompt_of
 from megatron_empg.environments.alfworld.python import engine_python
 from megatron_empg.environments.alfworld.settings import DATA_VARIABLE, AlfWorldSettings
 from megatron_empg.environments.alfworld.thoughts import thought_before
@@ -44,6 +44,7 @@ class AlfWorld(TextWorldSource):
             )
         self._folder = settings.data
         self._reward = settings.success_reward
+        self._prompt = prompt_of(settings.rules)
         self._manifest = read_manifest(settings.data)
         self._tasks = {split: [_task(game) for game in self._manifest.games[split]] for split in SPLITS}
         self._games = {game.id: game for games in self._manifest.games.values() for game in games}
@@ -75,7 +76,7 @@ class AlfWorld(TextWorldSource):
 
     def prompt(self, task: Task) -> TextWorldPrompt:
         """The same for every game."""
-        return PROMPT
+        return self._prompt
 
     @property
     def has_scripts(self) -> bool:

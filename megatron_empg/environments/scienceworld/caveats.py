@@ -21,5 +21,7 @@ def caveats_of(settings: ScienceWorldSettings) -> Iterator[str]:
         yield f"other simplifications than EPO's: {settings.simplifications or 'none'}"
     if settings.choices != _EPO.choices:
         yield f"other choices than EPO's: a turn is told {settings.choices}"
+    if settings.rules != _EPO.rules:
+        yield "no rules are told, unlike EPO's"
     if settings.reward != _EPO.reward:
         yield f"another reward than EPO's: {settings.reward}"

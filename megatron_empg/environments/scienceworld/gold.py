@@ -10,7 +10,8 @@ from megatron_empg.environments.scienceworld.variations import Variation
 PATIENCE = 1200.0
 """Seconds that a solution may take: the engine plays some tasks through many times."""
 HEAP_MIB = 1024
-MOST_KEPT = 10_000
+MOST_KEPT = 4_000
+"""Solutions, and walkthroughs of them, each of which takes some tens of kB: more than the variations of train."""
 
 
 class GoldPaths:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from megatron_empg.environments.scienceworld.commands import commands_shown
 from megatron_empg.environments.scienceworld.settings import Choices
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt, show_with_choices
+from megatron_empg.environments.text_worlds.settings import RulesTold
+from megatron_empg.environments.text_worlds.turns import HOW_TO_WRITE
 from megatron_empg.environments.text_worlds.world import Scene
 
 _WORLD = """\
@@ -16,10 +18,13 @@ Where a command may mean several things you are asked which: the next command is
 focus on a wrong thing, or to put one into an answer box where it does not belong, ends the task in failure."""
 
 
-def prompt_of(task: str, simplifications: str, choices: Choices) -> TextWorldPrompt:
-    """The rules, with the commands that there are."""
+def prompt_of(task: str, simplifications: str, choices: Choices, told: RulesTold = "full") -> TextWorldPrompt:
+    """The rules, with the commands that there are, where they are told."""
+    show = _with_objects if choices == "templates" else show_with_choices
+    if told == "none":
+        return TextWorldPrompt("", show, how_to_write="")
     rules = _WORLD + commands_shown(task, simplifications) + _HINTS
-    return TextWorldPrompt(rules, show=_with_objects if choices == "templates" else show_with_choices)
+    return TextWorldPrompt(rules, show, HOW_TO_WRITE)
 
 
 def _with_objects(scene: Scene) -> str:

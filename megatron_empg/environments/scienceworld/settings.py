@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from megatron_empg.environments.scienceworld.commands import SIMPLIFICATIONS
 from megatron_empg.environments.scienceworld.variations import all_tasks
-from megatron_empg.environments.text_worlds.settings import TextWorldSettings
+from megatron_empg.environments.text_worlds.settings import RulesTold, TextWorldSettings
 
 Splits = Literal["published", "epo", "unseen_tasks"]
 Choices = Literal["none", "templates", "valid"]
@@ -37,6 +37,9 @@ class ScienceWorldSettings(TextWorldSettings):
     """What a turn is told of possible commands beside their forms: "templates" names all things that may be put
     into them, "valid" lists each command that would do something (hundreds or thousands, 25 to 50 thousand
     characters), "none" nothing."""
+    rules: RulesTold = "full"
+    """What is told beside the task and the scene: "full" names the commands and how a turn is written, "none" is
+    for a policy that was warmed up on walkthroughs without."""
     reward: RewardMode = "success"
     """What is earned: `success_reward` for a solved task and nothing else, or its share at each rise of the score,
     in sum score / 100 of it; what fails the task takes all of that back."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from megatron_empg.environments.base import STEP_SHARE, EpisodeLimits, Split, Task
+from megatron_empg.environments.base import STEP_SHARE, EpisodeLimits, Split, Task, Walkthrough
 from megatron_empg.environments.mapped import Mapped
 from megatron_empg.environments.scienceworld.caveats import caveats_of
 from megatron_empg.environments.scienceworld.engine import Engine
-from megatron_empg.environments.scienceworld.gold import GoldPaths
+from megatron_empg.environments.scienceworld.gold import MOST_KEPT, GoldPaths
 from megatron_empg.environments.scienceworld.installed import installed
 from megatron_empg.environments.scienceworld.prompt import prompt_of
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
@@ -43,6 +43,7 @@ class ScienceWorld(TextWorldSource):
         # What hangs is then named here, before the worker is killed for it.
         self._engine = Engine(needed, STEP_SHARE * timeout if timeout is not None else None)
         self._gold = GoldPaths(needed, settings.simplifications)
+        self._shown: dict[str, Walkthrough] = {}
         self._variations: dict[Split, list[Variation]] = {}
 
     @classmethod
@@ -67,12 +68,21 @@ class ScienceWorld(TextWorldSource):
 
     def prompt(self, task: Task) -> TextWorldPrompt:
         """The commands that the task has, and how they are meant."""
-        return prompt_of(task.payload["task"], self._settings.simplifications, self._settings.choices)
+        settings = self._settings
+        return prompt_of(task.payload["task"], settings.simplifications, settings.choices, settings.rules)
 
     def scripted(self, task: Task, seed: int) -> Script:
         """The engine's own solution, of which an episode shows the first `max_turns` turns."""
         turns = [ScriptedTurn(_thought(command), command) for command in self._gold.path(_variation(task))]
         return Script(ScienceWorldWorld(self._gold.engine, _variation(task), self._settings), turns)
+
+    def walkthrough(self, task: Task, seed: int) -> Walkthrough:
+        """The same for every seed. Each is played once, as the engine takes a second and more for it."""
+        if task.id not in self._shown:
+            if len(self._shown) >= MOST_KEPT:
+                self._shown.clear()
+            self._shown[task.id] = super().walkthrough(task, seed)
+        return self._shown[task.id]
 
     def rehearse(self, task: Task) -> list[str]:
         """Commands that every task has. No solution, which takes the engine seconds to find."""

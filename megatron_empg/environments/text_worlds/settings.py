@@ -15,6 +15,7 @@ def _turns_or_all(given: Any) -> Any:
     raise ValueError('give a whole number of turns from 0 on, or "all"')
 
 
+RulesTold = Literal["full", "none"]
 HistoryLength = Annotated[int | Literal["all"], BeforeValidator(_turns_or_all)]
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from alfworld_folder import write_game
 
-from megatron_empg.environments.alfworld.generate import Job, drop_damaged, jobs_of
+from megatron_empg.environments.alfworld import generate
+from megatron_empg.environments.alfworld.generate import Job, drop_damaged, jobs_of, make_games
 from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, GAMES, KINDS, Manifest
 from megatron_empg.environments.alfworld.problem import spelled
-from megatron_empg.environments.alfworld.scenes import HELD_OUT, SEEN, UNSEEN, scenes_of
+from megatron_empg.environments.alfworld.scenes import HELD_OUT, ROOMS, SEEN, UNSEEN, scenes_of
 from megatron_empg.environments.alfworld.thoughts import thought_before
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, Shown, Transcript, transcript_bytes
 
@@ -30,6 +31,16 @@ def test_every_split_has_as_many_games_of_each_kind():
     assert len({(job.split, job.trial) for job in jobs}) == len(jobs)
 
 
+def test_task_types_and_rooms_can_be_chosen():
+    jobs = jobs_of(Path("games"), 0, {"train": 4}, KINDS[1:3], ["bathroom"])
+    assert [job.kind for job in jobs] == [KINDS[1], KINDS[2]] * 2
+    assert {job.rooms for job in jobs} == {("bathroom",)}
+    by_room = [scenes_of("train", [room]) for room in ROOMS]
+    assert sorted(number for scenes in by_room for number in scenes) == sorted(SEEN)
+    assert all(401 <= number <= 430 for number in scenes_of("train", ["bathroom"]))
+    assert scenes_of("test_ood", ["bathroom"]) == (424,)
+
+
 def test_more_games_begin_with_the_same_ones():
     few = jobs_of(Path("games"), 0, {"train": 6})
     assert jobs_of(Path("games"), 0, {"train": 12})[:6] == few
@@ -41,6 +52,8 @@ def test_a_game_that_was_made_is_found_again(tmp_path):
     place = tmp_path / GAMES / "valid_unseen" / f"{KINDS[0]}-Mug-None-Desk-308" / job.trial
     place.mkdir(parents=True)
     assert job.made() == place
+    assert Job(tmp_path, 3, "test_ood", KINDS[0], 12, ("bedroom",)).made() == place
+    assert Job(tmp_path, 3, "test_ood", KINDS[0], 12, ("bathroom",)).made() is None, "it lies in another room"
     assert Job(tmp_path, 4, "test_ood", KINDS[0], 12).made() is None
     assert Job(tmp_path, 3, "test_id", KINDS[0], 12).made() is None
 
@@ -62,6 +75,17 @@ def two_made(folder):
     jobs = jobs_of(folder, 0, {"train": 2})
     games = [write_game(folder, f"train/{job.kind}-Mug-None-Desk-301/{job.trial}", job.kind) for job in jobs]
     return jobs, Manifest(True, {"train": tuple(games)})
+
+
+def test_processes_that_are_replaced_make_the_rest_too(tmp_path, monkeypatch):
+    jobs = jobs_of(tmp_path, 0, {"train": 5})
+    places = []
+    for job in jobs:
+        place = tmp_path / GAMES / "train" / f"{job.kind}-Mug-None-Desk-301" / job.trial
+        place.mkdir(parents=True)
+        places.append(place)
+    monkeypatch.setattr(generate, "_GAMES_OF_A_PROCESS", 2)
+    assert list(make_games(jobs, processes=1)) == places
 
 
 OTHER = transcript_bytes(Transcript(Shown("a room", ()), ()))

@@ -93,6 +93,13 @@ def test_a_walkthrough_is_the_experts_game_without_an_engine(source):
     assert source.rehearse(task) == [turn.action for turn in walkthrough.turns]
 
 
+def test_a_policy_that_was_warmed_up_without_rules_reads_task_scene_and_commands_alone(folder):
+    source = make_task_source("alfworld", data=folder, rules="none")
+    told = source.walkthrough(source.tasks("train")[0], seed=0).opening.messages[0]["content"]
+    commands = "go to desk 1\ngo to shelf 1\ninventory\nlook"
+    assert told == f"Your task: put a mug in desk.\n\n{ROOM}\nCommands that are possible now:\n{commands}"
+
+
 def test_games_without_transcripts_have_no_demonstrations_but_are_rehearsed(folder):
     from megatron_empg.environments.alfworld import index
 

@@ -44,3 +44,9 @@ def test_the_first_turn_reads_rules_task_and_scene_in_one_message():
     assert message["role"] == "user"
     for part in ("go to OBJ: ", "teleport to OBJ: ", "Your task is to boil water.", "A room.", "<action>"):
         assert part in message["content"]
+
+
+def test_a_policy_that_was_warmed_up_without_rules_reads_task_and_scene_alone():
+    prompt = prompt_of("boil", "easy", "none", "none")
+    (message,) = prompt.first("boil water.", Scene("A room."))
+    assert message["content"] == "Your task: boil water.\n\nA room."
