@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from megatron_empg.environments.settings import DataFile, ServiceAddress
-from megatron_empg.environments.text_worlds.settings import TextWorldSettings
+from megatron_empg.environments.text_worlds.settings import RulesTold, TextWorldSettings
 from megatron_empg.environments.webshop.pages import RESULTS_PER_PAGE
 
 HELD_OUT_OF_GENERATED = ("garden",)
@@ -59,7 +59,7 @@ class WebShopSettings(TextWorldSettings):
     clicked black."); its plain one, which the comparisons take, does not show it."""
     list_commands: bool = True
     """Whether a prompt lists the commands that are possible, behind the page that offers them."""
-    rules: Literal["full", "none"] = "full"
+    rules: RulesTold = "full"
     """What the policy is told beside the task and the page: "full" what can be done and how a turn is written,
     "none" is for a policy that was warmed up without."""
     shopper: Literal["fallible", "flawless"] = "fallible"
