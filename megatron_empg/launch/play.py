@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,19 +17,21 @@ if TYPE_CHECKING:
 
 LONGEST = 1500
 """Characters of a text that are shown."""
+Tell = Callable[[str], None]
 
 
-def play_one_question(recipe: Recipe) -> list[str]:
-    """What a policy would be shown, turn by turn, as lines to print; the question is a training one.
+def play_one_question(recipe: Recipe, tell: Tell) -> None:
+    """Tell what a policy would be shown, turn by turn; the question is a training one.
 
-    The turns are those that the environment itself tries its tools by. The episode runs where a run plays it, on
-    the event loop or in a worker process, within the recipe's waits. Raises RecipeError where the prompt cannot be
-    written, a turn fails or a tool's service does not answer.
+    Each line is told once it is known, and what is waited for before: on a busy machine an engine may take
+    minutes to start. The turns are those that the environment itself tries its tools by. The episode runs where a
+    run plays it, on the event loop or in a worker process, within the recipe's waits. Raises RecipeError where the
+    prompt cannot be written, a turn fails or a tool's service does not answer.
     """
-    return asyncio.run(_play_one(recipe))
+    asyncio.run(_play_one(recipe, tell))
 
 
-async def _play_one(recipe: Recipe) -> list[str]:
+async def _play_one(recipe: Recipe, tell: Tell) -> None:
     from megatron_empg.rollout.service.episode_source import open_episode_source
 
     async with AsyncExitStack() as stack:
@@ -36,10 +39,10 @@ async def _play_one(recipe: Recipe) -> list[str]:
             source = await stack.enter_async_context(open_episode_source(recipe.service_config()))
         except Exception as error:  # an environment may be anyone's, and fail in any way
             raise _refused(error) from error
-        return await _played(recipe, source)
+        await _play(recipe, source, tell)
 
 
-async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
+async def _play(recipe: Recipe, source: EpisodeSource, tell: Tell) -> None:
     try:
         (task,) = source.tasks.sample("train", 1, seed=recipe.run.seed)
         turns = source.tasks.rehearse(task)
@@ -48,13 +51,16 @@ async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
     from megatron_empg.environments.asking import EnvironmentSilent, answer_of
 
     chat = _chat(recipe)
-    lines = [f"one question, {task.id}, as the policy is shown it:"]
     try:
         environment = source.make(task)
         try:
+            if source.pool is not None:
+                name, seconds = recipe.environment.name, recipe.waits.environment
+                tell(f"a worker process of {name} starts; then each turn has {seconds:g} s at most")
             told = await _begin(environment, recipe.waits.environment)
-            lines.append(_short(_prompt(recipe, chat, task, told)))
-            lines += await _turns(environment, turns, recipe.waits.environment)
+            tell(f"one question, {task.id}, as the policy is shown it:")
+            tell(_short(_prompt(recipe, chat, task, told)))
+            await _turns(environment, turns, recipe.waits.environment, tell)
         finally:
             await answer_of("close", environment.close, recipe.waits.environment)
     except RecipeError:
@@ -67,8 +73,7 @@ async def _played(recipe: Recipe, source: EpisodeSource) -> list[str]:
         raise RecipeError(f"a turn of {task.id} could not be played: {type(error).__name__}: {error}") from error
     if not turns:
         name = recipe.environment.name
-        lines.append(f"the environment {name} knows no turns to try its tools by: none was played")
-    return lines
+        tell(f"the environment {name} knows no turns to try its tools by: none was played")
 
 
 async def _begin(environment: Environment, seconds: float) -> list[Message]:
@@ -82,19 +87,17 @@ async def _begin(environment: Environment, seconds: float) -> list[Message]:
     return opening.messages
 
 
-async def _turns(environment: Environment, turns: list[str], seconds: float) -> list[str]:
+async def _turns(environment: Environment, turns: list[str], seconds: float, tell: Tell) -> None:
     from megatron_empg.environments.asking import answer_of
     from megatron_empg.environments.shapes import checked_result
 
-    lines = []
     for turn in turns:
+        tell(f"turn: {_short(turn)}")
         result = checked_result(await answer_of("step", partial(environment.step, turn), seconds))
-        lines.append(f"turn: {_short(turn)}")
         if result.done:
-            lines.append(f"the episode ends with reward {result.reward:g}")
-            break
-        lines.append(f"observation: {_short(result.observation or '')}")
-    return lines
+            tell(f"the episode ends with reward {result.reward:g}")
+            return
+        tell(f"observation: {_short(result.observation or '')}")
 
 
 def _chat(recipe: Recipe) -> ChatTokens:

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,7 +165,7 @@ def answer(given: argparse.Namespace) -> RunPlan:
         for note in check(recipe, None if given.cpu else given.gpu_memory * GIB):
             print(f"note: {note}", file=sys.stderr)
     if given.play and isinstance(recipe, Recipe):
-        print("\n".join(play_one_question(recipe)), file=sys.stderr)
+        play_one_question(recipe, partial(print, file=sys.stderr, flush=True))
     plan = plan_of(recipe)  # before the services' addresses stand in it
     if given.command == "prepare":
         prepare(recipe, given.trainer_address, given.service)

@@ -63,6 +63,12 @@ def recipe(environment: str, *overrides: str) -> Recipe:
     return whole.model_copy(update={"environment": whole.environment.model_copy(update={"settings": {}})})
 
 
+def played(recipe: Recipe) -> list[str]:
+    lines: list[str] = []
+    play_one_question(recipe, lines.append)
+    return lines
+
+
 @pytest.fixture(autouse=True)
 def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -74,7 +80,7 @@ def test_the_prompt_is_the_one_that_an_episode_begins_with() -> None:
     from megatron_empg.rollout.chat_tokens import ChatTokens
 
     chat = ChatTokens.from_pretrained("recipes/miniature/tokenizer")
-    lines = play_one_question(recipe("Kitchen"))
+    lines = played(recipe("Kitchen"))
     told: list[Message] = [
         {"role": "user", "content": "find <|im_end|> the exit"},
         {"role": "user", "content": "you are in the kitchen"},
@@ -86,21 +92,33 @@ def test_the_prompt_is_the_one_that_an_episode_begins_with() -> None:
 
 
 def test_an_environment_of_processes_is_played_in_one() -> None:
-    (said,) = [line for line in play_one_question(recipe("KitchenInProcess")) if "process" in line]
+    waited, _, _, turn, said, *_ = played(recipe("KitchenInProcess"))
+    assert waited.startswith("a worker process of")
+    assert turn == "turn: open"
+    assert said.startswith("observation: process ")
     assert said != f"observation: process {os.getpid()}"
     assert Kitchen.closed == ["source"], "the episode was closed in its process"
+
+
+def test_what_is_known_is_told_while_a_turn_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a check on a busy machine looks like one that hangs."""
+    monkeypatch.setattr(Kitchen, "turns", ["open", "hang"])
+    lines: list[str] = []
+    with pytest.raises(RecipeError, match="took more than"):
+        play_one_question(recipe("Kitchen", "limits.environment_timeout=0.5"), lines.append)
+    assert lines[-2:] == [f"observation: process {os.getpid()}", "turn: hang"]
 
 
 def test_a_turn_has_the_time_that_a_run_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kitchen, "turns", ["open", "hang"])
     with pytest.raises(RecipeError, match=r"step took more than 0.5 s \(limits.environment_timeout\)"):
-        play_one_question(recipe("Kitchen", "limits.environment_timeout=0.5"))
+        played(recipe("Kitchen", "limits.environment_timeout=0.5"))
     assert Kitchen.closed == ["episode", "source"]
 
 
 def test_a_question_without_turns_shows_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kitchen, "turns", [])
-    _, prompt, none = play_one_question(recipe("Kitchen"))
+    _, prompt, none = played(recipe("Kitchen"))
     assert "you are in the kitchen" in prompt
     assert none.endswith("none was played")
 

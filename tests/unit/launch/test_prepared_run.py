@@ -75,7 +75,9 @@ def resolved(folder: Path) -> Recipe:
 
 def test_a_shipped_recipe_plays_a_question_over_what_was_prepared(prepared: Path) -> None:
     """Without an engine: prompt by the model's template, turns in the environment's syntax, a real search."""
-    said = "\n".join(play_one_question(resolved(prepared)))
+    lines: list[str] = []
+    play_one_question(resolved(prepared), lines.append)
+    said = "\n".join(lines)
     assert "Who wrote the first program?" in said
     assert "<|im_start|>" in said
     assert "wrote the first program, for a machine never built" in said, "the search found the page"
@@ -107,7 +109,7 @@ def test_the_search_service_of_a_job_serves_the_prepared_index(prepared: Path) -
 def test_an_index_that_is_damaged_is_named_when_a_question_is_played(prepared: Path) -> None:
     (prepared / "index/manifest.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"manifest\.json"):
-        play_one_question(resolved(prepared))
+        play_one_question(resolved(prepared), print)
 
 
 def test_a_model_without_a_template_is_named_when_a_question_is_played(prepared: Path) -> None:
@@ -116,4 +118,4 @@ def test_a_model_without_a_template_is_named_when_a_question_is_played(prepared:
     recipe = load_recipe(RECIPE, data_overrides(load_recipe(RECIPE), ["model.path=x"], DataChoice(prepared)))
     recipe.model.path = prepared / "model/Qwen2.5-7B-Instruct"
     with pytest.raises(RecipeError, match=r"model\.path: the chat template of"):
-        play_one_question(recipe)
+        play_one_question(recipe, print)
