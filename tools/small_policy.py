@@ -1,11 +1,13 @@
 """A small policy for an environment: a tokenizer that was trained on its walkthroughs, and a tiny Qwen2 model.
 
-    python tools/small_policy.py ENVIRONMENT DIR [setting=value ...] [--layers 3] [--hidden 128] [--weights]
+    python tools/small_policy.py ENVIRONMENT DIR [setting=value ...] [--layers 3] [--hidden 128] [--whole PATTERN]
+        [--weights]
 
 DIR becomes a Hugging Face folder. A warm-up of `empg sft` begins with it as it is (`model.initialise: random`);
 whatever else reads models wants weights, random ones, which `--weights` writes. The settings are those of the
-recipe's environment: the words that the policy is told are those that its tokenizer knows. Equal arguments give
-equal files.
+recipe's environment: the words that the policy is told are those that its tokenizer knows. What matches `--whole`
+anywhere in the walkthroughs, such as the numbers of a shop's products, is a token each: a small policy learns to
+copy one token long before it copies many. Equal arguments give equal files.
 """
 
 import argparse
@@ -109,12 +111,13 @@ async def _unread(source: TaskSource, task: Task) -> list[Message]:
     return [*told, *(result.context or [])]
 
 
-def texts(sequences: Sequence[Sequence[Message]]) -> Iterator[str]:
-    """What the tokenizer is trained on: messages as the chat template shows them, without the tags."""
+def texts(sequences: Sequence[Sequence[Message]], whole: Sequence[str]) -> Iterator[str]:
+    """What the tokenizer is trained on: messages as the chat template shows them, without what is `whole`."""
+    between = re.compile("|".join(re.escape(token) for token in sorted(whole, key=len, reverse=True)) or "(?!)")
     for messages in sequences:
         for message in messages:
             shown = f"{message['role']}\n{message['content']}"
-            yield from (part for part in TAG.split(shown) if part)
+            yield from (part for part in between.split(shown) if part)
 
 
 def tags_of(sequences: Sequence[Sequence[Message]]) -> list[str]:
@@ -125,22 +128,37 @@ def tags_of(sequences: Sequence[Sequence[Message]]) -> list[str]:
     return list(dict.fromkeys(tag for turn in turns for tag in TAG.findall(turn)))
 
 
-def write_tokenizer(folder: Path, sequences: Sequence[Sequence[Message]], shape: Shape) -> None:
-    """A byte-level BPE. Tags are single tokens, but ordinary ones, so that they stay in decoded text."""
+def matches_of(pattern: re.Pattern[str], sequences: Sequence[Sequence[Message]]) -> list[str]:
+    """What matches in any message, in the order in which it is met."""
+    told = (message["content"] for messages in sequences for message in messages)
+    return list(dict.fromkeys(found[0] for text in told for found in pattern.finditer(text) if found[0]))
+
+
+def write_tokenizer(
+    folder: Path, sequences: Sequence[Sequence[Message]], shape: Shape, whole: re.Pattern[str] | None = None
+) -> None:
+    """A byte-level BPE. Tags and what matches `whole` are single tokens, but ordinary ones, so that they stay in
+    decoded text. Raises ValueError where these are too many for the vocabulary."""
     import json
 
-    tokenizer = _trained(sequences, shape.vocabulary)
+    added = tags_of(sequences) + ([] if whole is None else matches_of(whole, sequences))
+    if len(added) + len(SPECIAL_TOKENS) + 256 > shape.vocabulary:
+        raise ValueError(
+            f"--vocabulary is {shape.vocabulary}, but {len(added)} texts are to be a token each beside 256 bytes: "
+            "raise it, or let --whole match less"
+        )
+    tokenizer = _trained(sequences, shape.vocabulary, list(dict.fromkeys(added)))
     state = json.loads(tokenizer.to_str())
     for token in state["added_tokens"]:
         token["special"] = token["content"] in SPECIAL_TOKENS
     write_json(folder / "tokenizer.json", state)
-    added = {
+    by_number = {
         str(token["id"]): {key: value for key, value in token.items() if key != "id"}
         for token in state["added_tokens"]
     }
     config = {
         "add_prefix_space": False,
-        "added_tokens_decoder": added,
+        "added_tokens_decoder": by_number,
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
@@ -153,7 +171,7 @@ def write_tokenizer(folder: Path, sequences: Sequence[Sequence[Message]], shape:
     write_json(folder / "tokenizer_config.json", config)
 
 
-def _trained(sequences: Sequence[Sequence[Message]], vocabulary: int) -> Any:
+def _trained(sequences: Sequence[Sequence[Message]], vocabulary: int, whole: Sequence[str]) -> Any:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -163,14 +181,14 @@ def _trained(sequences: Sequence[Sequence[Message]], vocabulary: int) -> Any:
     into_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, into_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    added = [*SPECIAL_TOKENS, *tags_of(sequences)]
+    added = [*SPECIAL_TOKENS, *whole]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in added],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(sequences), trainer)
+    tokenizer.train_from_iterator(texts(sequences, whole), trainer)
     return tokenizer
 
 
@@ -215,14 +233,22 @@ def longest(folder: Path, sequences: Sequence[Sequence[Message]]) -> int:
     return max(lengths)
 
 
-def build(source: TaskSource, folder: Path, shape: Shape, walkthroughs: int, weights: int | None) -> str:
-    """Write the folder; what is in it, in a line. `weights`: the seed of random ones, or none are written.
+def build(
+    source: TaskSource,
+    folder: Path,
+    shape: Shape,
+    walkthroughs: int,
+    weights: int | None,
+    whole: re.Pattern[str] | None = None,
+) -> str:
+    """Write the folder; what is in it, in a line. `weights`: the seed of random ones, or none are written; what
+    matches `whole` becomes a token each.
 
     Raises ValueError where the environment has no walkthroughs, or they do not fit into the context.
     """
     sequences = list(played(source, walkthroughs))
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder, sequences, shape)
+    write_tokenizer(folder, sequences, shape, whole)
     write_model(folder, shape)
     most = longest(folder, sequences)
     if most > shape.context:
@@ -258,8 +284,16 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"{value} unless given")
     parser.add_argument("--max-turns", type=int, default=8, help="as in the recipe: 8 unless given")
     parser.add_argument("--walkthroughs", type=int, default=2000, help="played for their words: 2000 unless given")
+    parser.add_argument("--whole", type=_pattern, metavar="PATTERN", help="matches become a token each")
     parser.add_argument("--weights", type=int, nargs="?", const=0, metavar="SEED", help="write random weights too")
     return parser.parse_intermixed_args(words)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -269,7 +303,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         shape.check()
         source = source_of(given.environment, given.settings, given.max_turns)
-        print(build(source, given.folder, shape, given.walkthroughs, given.weights))
+        print(build(source, given.folder, shape, given.walkthroughs, given.weights, given.whole))
     except (ValueError, OSError) as error:
         sys.exit(f"small_policy: {error}")
 

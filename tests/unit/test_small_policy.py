@@ -113,9 +113,23 @@ def test_a_windowed_prompt_is_a_sequence_of_its_own(tool: ModuleType) -> None:
     ]
 
 
+def test_what_matches_is_a_token_each_wherever_it_stands(tool: ModuleType, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    shop = ["webshop", str(tmp_path), "generated_products=150", "test_goals=20", "dev_goals=0", "rules=none"]
+    tool.main([*shop, *FEW, "--vocabulary", "1024", "--whole", r"B0[0-9A-Z]{8}|\[SEP\]"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    numbers = [token for token in tokenizer.get_added_vocab() if token.startswith("B0")]
+    assert len(numbers) > 20
+    text = f"click[{numbers[0]}] [SEP] {numbers[-1]}"
+    tokens = tokenizer.encode(text)
+    assert {tokenizer.decode([token]) for token in tokens} >= {numbers[0], numbers[-1], "[SEP]"}
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == text
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["sokoban", "DIR", "--whole", "(?s).{12}", *FEW], "--vocabulary is 512, but"),
         (["sokoban", "DIR", "size=4"], "small_policy: sokoban found no room of 4x4"),
         (["sokoban", "DIR", "colour=red"], "colour: there is no such setting"),
         (["sokoban", "DIR", "size"], "size"),

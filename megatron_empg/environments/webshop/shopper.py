@@ -42,6 +42,14 @@ SHOPPERS = {
 
 
 @dataclass(frozen=True)
+class _Query:
+    """Words to search for, and what is thought of them."""
+
+    thought: str
+    words: str
+
+
+@dataclass(frozen=True)
 class _Found:
     """A product among results: where it stands, counted from 0, and how much of the goal it fulfils."""
 
@@ -66,41 +74,47 @@ class Shopper:
         """A whole episode, which ends with a purchase if there are turns enough."""
         rng = random.Random(f"shopper {seed} {goal.number}")
         query, found = self._search(goal, rng)
-        turns = [ScriptedTurn(f"I search for {query}", f"search[{query}]")]
+        turns = [ScriptedTurn(query.thought, f"search[{query.words}]")]
         if found is None:
             return turns
         for number in range(2, found.place // self._results + 2):
             turns.append(ScriptedTurn(f"nothing fits here, so I look at page {number}", _click(NEXT)))
-        turns.append(ScriptedTurn(_why(found), _click(found.product.asin)))
+        # Its number is written as the page shows it, so that a policy can copy it.
+        shown = found.place % self._results + 1
+        turns.append(ScriptedTurn(f"result {shown} fits", f"click[{found.product.asin}]"))
         chosen = self._chosen(found.product, goal, rng)
         room = self._max_turns - len(turns) - 1
         chosen = chosen[: max(room, 0)]
         if rng.random() < self._chances.reads and room - len(chosen) >= 2:
             turns.append(ScriptedTurn("I read what it is", _click(DESCRIPTION)))
             turns.append(ScriptedTurn("I go back to choose", _click(PREVIOUS)))
-        turns += [ScriptedTurn(f"I choose {value}", f"click[{value}]") for value in chosen]
+        turns += [ScriptedTurn(f"I choose the {name}", f"click[{value}]") for name, value in chosen]
         turns.append(ScriptedTurn("all is chosen, so I buy it", "click[buy now]"))
         return turns
 
-    def _search(self, goal: Goal, rng: random.Random) -> tuple[str, _Found | None]:
+    def _search(self, goal: Goal, rng: random.Random) -> tuple[_Query, _Found | None]:
         """A query, and the product to open: the first one that fits within the turns there are."""
         if rng.random() < self._chances.vague:
-            return goal.query, self._best(goal.query, goal, self._results)
+            vague = _Query("I search for things of this kind", goal.query)
+            return vague, self._best(goal.query, goal, self._results)
         hasty = rng.random() < self._chances.hasty
         pages = max(1, self._max_turns - _TURNS_OF_A_PURCHASE - len(goal.options) + 1)
-        tried: list[tuple[str, _Found | None]] = []
+        tried: list[tuple[_Query, _Found | None]] = []
         for query in self._queries(goal):
-            found = self._best(query, goal, 1 if hasty else pages * self._results)
+            found = self._best(query.words, goal, 1 if hasty else pages * self._results)
             tried.append((query, found))
             if hasty or (found is not None and found.fits == _all_of(goal)):
                 return tried[-1]
         return max(tried, key=lambda one: -1 if one[1] is None else one[1].fits)
 
-    def _queries(self, goal: Goal) -> list[str]:
+    def _queries(self, goal: Goal) -> list[_Query]:
         """What the instruction says, then with options too, then what the product is called."""
         said = " ".join(_words_of(goal))
-        options = " ".join(option.value for option in goal.options)
-        return list(dict.fromkeys((said, f"{said} {options}".strip(), goal.title.lower())))
+        queries = [_Query("I search for what is asked", said)]
+        if goal.options:
+            options = " ".join(option.value for option in goal.options)
+            queries.append(_Query("I search for it with its options", f"{said} {options}"))
+        return [*queries, _Query("I search for it by its name", goal.title.lower())]
 
     def _best(self, query: str, goal: Goal, most: int) -> _Found | None:
         """Of the first results the one that fits best, the first of equal ones."""
@@ -114,14 +128,15 @@ class Shopper:
                 break
         return best
 
-    def _chosen(self, product: Product, goal: Goal, rng: random.Random) -> list[str]:
-        values: list[str] = []
+    def _chosen(self, product: Product, goal: Goal, rng: random.Random) -> list[tuple[str, str]]:
+        """(name, value) of each option in turn."""
+        values: list[tuple[str, str]] = []
         for name, value in right_options(product, goal).items():
             if rng.random() < self._chances.forgets:
                 continue
             others = [other for other in product.options[name] if other != value]
             err = others and rng.random() < self._chances.wrong
-            values.append(rng.choice(others) if err else value)
+            values.append((name, rng.choice(others) if err else value))
         return values
 
 
@@ -162,10 +177,6 @@ def _words_of(goal: Goal) -> list[str]:
     if any(option.name for option in goal.options):
         said = said.rpartition(_OPTIONS)[0] or said
     return [word for word in said.replace(",", " ").split() if word.lower() not in _ASKING]
-
-
-def _why(found: _Found) -> str:
-    return f"{found.product.asin} fits"
 
 
 def _click(name: str) -> str:
