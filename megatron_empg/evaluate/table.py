@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from megatron_empg.evaluate.comparison import Comparison, points
 from megatron_empg.evaluate.figures import ALL_SPLITS, Estimate, Figures, PassFigures
 from megatron_empg.evaluate.questions import Decoding
+from megatron_empg.report.table.sheet import Sheet, printable
 
 SPLIT_NAMES = {"train": "train", "test_id": "ID", "test_ood": "OOD", ALL_SPLITS: "all"}
-ESCAPED = "\\|`*_<>[]"
-"""What Markdown would read otherwise than as text."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, headings, and rows of as many cells."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
-
-    def plain(self) -> str:
-        """For a terminal: columns aligned, the first to the left."""
-        lines = []
-        for row in (self.headings, *self.rows):
-            lines.append([_printable(cell) for cell in row])
-        widths = []
-        for column in zip(*lines, strict=True):
-            widths.append(max(map(_width, column)))
-        headings, *rows = [_aligned(line, widths) for line in lines]
-        longest = max(map(_width, [headings, *rows]))
-        return "\n".join([_printable(self.title), headings, "-" * longest, *rows])
-
-    def markdown(self) -> str:
-        """As GitHub reads it."""
-        rule = [":---", *["---:"] * (len(self.headings) - 1)]
-        rows = [_markdown_row(self.headings), "| " + " | ".join(rule) + " |", *map(_markdown_row, self.rows)]
-        return "\n".join([f"**{_escaped(self.title)}**", "", *rows])
-
 
 Found = Mapping[str, Sequence[PassFigures]]
 """Figures by the policy's label."""
 
 
-def tables(found: Found, temperature: float) -> list[Table]:
+def tables(found: Found, temperature: float) -> list[Sheet]:
     """For each decoding: mean@K by kind, pass@K where there are several samples, and by hops where tasks say."""
-    made: list[Table] = []
+    made: list[Sheet] = []
     first = next(iter(found.values()), [])
     for decoding in dict.fromkeys(figures.decoding for figures in first):
         ours: dict[str, list[PassFigures]] = {}
@@ -58,7 +27,7 @@ def tables(found: Found, temperature: float) -> list[Table]:
     return made
 
 
-def _tables_of(decoding: Decoding, found: Found, temperature: float) -> list[Table]:
+def _tables_of(decoding: Decoding, found: Found, temperature: float) -> list[Sheet]:
     """Of one decoding."""
     how = "greedy"
     if decoding == "sampled":
@@ -84,7 +53,7 @@ def _pass_at_most(figures: Figures) -> Estimate:
     return figures.pass_at[figures.samples]
 
 
-def _table(title: str, found: Found, told: Callable[[Figures], Estimate]) -> Table:
+def _table(title: str, found: Found, told: Callable[[Figures], Estimate]) -> Sheet:
     headings, counts = ["policy"], ["questions"]
     for one in next(iter(found.values())):
         split = SPLIT_NAMES.get(one.split, one.split)
@@ -101,7 +70,7 @@ def _table(title: str, found: Found, told: Callable[[Figures], Estimate]) -> Tab
     rows = []
     for label, passes in found.items():
         rows.append([label, *_cells(passes, told), str(_errors(passes))])
-    return Table(title, headings, [*rows, counts])
+    return Sheet(title, headings, [*rows, counts])
 
 
 def _kinds(one: PassFigures) -> dict[str, Figures]:
@@ -129,7 +98,7 @@ def _errors(passes: Sequence[PassFigures]) -> int:
     return found
 
 
-def _hops_table(title: str, found: Found) -> Table:
+def _hops_table(title: str, found: Found) -> Sheet:
     headings, counts = ["policy"], ["questions"]
     for one in next(iter(found.values())):
         split = SPLIT_NAMES.get(one.split, one.split)
@@ -143,7 +112,7 @@ def _hops_table(title: str, found: Found) -> Table:
         for one in passes:
             cells += [with_interval(figures.mean) for figures in one.by_hops.values()]
         rows.append(cells)
-    return Table(title, headings, [*rows, counts])
+    return Sheet(title, headings, [*rows, counts])
 
 
 def with_interval(estimate: Estimate) -> str:
@@ -168,55 +137,22 @@ def compared_line(compared: Comparison) -> str:
     return f"{line}; McNemar's p = {compared.p_value:.2g}"
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escaped, cells)) + " |"
-
-
-def _escaped(text: str) -> str:
-    escaped = _printable(text)
-    for mark in ESCAPED:  # the backslash first, which the others are given
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped
-
-
-def _printable(text: str) -> str:
-    """Without what would move a cursor or break a line: names of kinds come from data."""
-    return "".join(mark if mark.isprintable() else "?" for mark in text)
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal."""
-    columns = 0
-    for mark in text:
-        if not unicodedata.combining(mark):
-            columns += 1 + (unicodedata.east_asian_width(mark) in "WF")
-    return columns
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = []
-    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        space = " " * (width - _width(cell))
-        aligned.append(space + cell if column else cell + space)
-    return "  ".join(aligned).rstrip()
-
-
 def result_line(label: str, figures: PassFigures, seconds: float) -> str:
     """A pass that is over: ``test_id sampled: 41.0% [34.4%, 47.9%] of 200 questions (seen 41.0%), 12 s``."""
     told = figures.all
     interval = f"[{told.mean.interval.low:.1%}, {told.mean.interval.high:.1%}]"
     kinds = []
     for kind, one in figures.by_kind.items():
-        kinds.append(f"{_printable(kind)} {one.mean.value:.1%}")
+        kinds.append(f"{printable(kind)} {one.mean.value:.1%}")
     line = (
         f"{figures.split} {figures.decoding}: {told.mean.value:.1%} {interval} of {told.questions} questions "
         f"({', '.join(kinds)}), {seconds:.0f} s"
     )
     if label:
-        line = f"{_printable(label)}, {line}"
+        line = f"{printable(label)}, {line}"
     if not told.errors:
         return line
     errors = []
     for kind, number in told.errors.items():
-        errors.append(f"{number} {_printable(kind)}")
+        errors.append(f"{number} {printable(kind)}")
     return f"{line}; errors, counted as failures: {', '.join(errors)}"

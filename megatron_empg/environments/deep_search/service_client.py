@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from megatron_empg.common.attempts import ATTEMPTS, attempts
 from megatron_empg.common.http import bearer
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.http_statuses import (
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "EMPG_SEARCH_TOKEN"
 """The variable that holds the token of a search service, which is not the run's: a service may be another's."""
-ATTEMPTS = 3
 
 T = TypeVar("T")
 
@@ -94,22 +94,16 @@ class ServiceClient:
             raise self._failed(route, f"the answer is malformed: {told:.300}") from None
 
     async def _repeated(self, route: str, asked: dict[str, Any], tool: str) -> bytes:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.limits.within
         failure = ""
-        for attempt in range(1, ATTEMPTS + 1):
-            left = end - loop.time()
-            # What is left is shared by the attempts to come, so that a server that hangs is asked again.
-            seconds = min(self.limits.attempt, left / (ATTEMPTS + 1 - attempt))
+        for attempt in attempts(self.limits.within, self.limits.attempt):
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(attempt.seconds):
                     return await self._attempt(route, asked, tool)
             except TimeoutError:
-                failure = f"no whole answer within {seconds:.3g} s"
+                failure = f"no whole answer within {attempt.seconds:.3g} s"
             except _Passing as error:
                 failure = str(error)
-            if attempt < ATTEMPTS:
-                await asyncio.sleep(min(1.0, self.limits.within / 20) * attempt)
+            await asyncio.sleep(attempt.pause)
         raise self._failed(route, f"{ATTEMPTS} attempts failed, the last one: {failure}")
 
     async def _attempt(self, route: str, asked: dict[str, Any], tool: str) -> bytes:

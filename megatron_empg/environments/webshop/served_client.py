@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
+from megatron_empg.common.attempts import ATTEMPTS, attempts
 from megatron_empg.common.http import bearer
 from megatron_empg.environments.webshop.errors import ShopServerError
 from megatron_empg.environments.webshop.served_pages import Link
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "EMPG_WEBSHOP_TOKEN"
 """The variable whose value is sent as a bearer token, for a site behind something that asks for one."""
-ATTEMPTS = 3
 _PASSING = (502, 503, 504)
 _LONGEST_ATTEMPT = 20.0
 _LONGEST_PAGE = 16 << 20
@@ -57,18 +57,13 @@ class ShopClient:
         where = urljoin(f"{self.url}/", address)
         if _site(where) != _site(self.url):
             raise self._failed(where, "the page leads to another site")
-        deadline = time.monotonic() + self._within
         failure = ""
-        for attempt in range(ATTEMPTS):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
+        for attempt in attempts(self._within, _LONGEST_ATTEMPT):
             try:
-                return self._attempt(method, where, form, min(_LONGEST_ATTEMPT, left / (ATTEMPTS - attempt)))
+                return self._attempt(method, where, form, attempt.seconds)
             except _Passing as error:
                 failure = str(error)
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(min(1.0, self._within / 20) * (attempt + 1))
+            time.sleep(attempt.pause)
         raise self._failed(where, f"no attempt of {ATTEMPTS} had an answer, the last one: {failure}")
 
     def _attempt(self, method: str, where: str, form: dict[str, str] | None, seconds: float) -> tuple[str, str]:

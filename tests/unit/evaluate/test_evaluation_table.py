@@ -13,7 +13,7 @@ from megatron_empg.evaluate.figures import Figures, figures, ks, summarise
 from megatron_empg.evaluate.intervals import mcnemar
 from megatron_empg.evaluate.policies import labels
 from megatron_empg.evaluate.questions import Decoding, Outcome
-from megatron_empg.evaluate.table import Table, compared_line, result_line, tables
+from megatron_empg.evaluate.table import compared_line, result_line, tables
 
 
 def outcome(number: int, success: bool, **other: Any) -> Outcome:
@@ -116,25 +116,6 @@ def test_pass_at_k_has_a_table_of_its_own() -> None:
     assert titles == [
         "mean@2 in %, sampled at temperature 0.7 (intervals of 95%)",
         "pass@2 in %, sampled at temperature 0.7 (intervals of 95%)",
-    ]
-
-
-def test_plain_tables_are_aligned_and_markdown_is_whole() -> None:
-    table = Table("success in %", ["policy", "ID avg"], [["größe", "5.0"], ["日本", "100.0 [99.0, 100.0]"]])
-    assert table.plain().splitlines() == [
-        "success in %",
-        "policy               ID avg",
-        "---------------------------",
-        "größe                   5.0",
-        "日本    100.0 [99.0, 100.0]",
-    ]
-    voiced = Table("t", ["policy", "x"], [["か\u3099 e\u0301", "1"]])
-    assert voiced.plain().splitlines()[3] == "か\u3099 e\u0301    1", "marks over a letter take no column"
-    assert table.markdown().splitlines()[2:] == [
-        "| policy | ID avg |",
-        "| :--- | ---: |",
-        "| größe | 5.0 |",
-        r"| 日本 | 100.0 \[99.0, 100.0\] |",
     ]
 
 
