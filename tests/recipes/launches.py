@@ -1,5 +1,6 @@
 """`empg` as a user types it, watched: killed at will, and ended with an account of itself when it stands still."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,13 +39,18 @@ class Launches:
     output: str = ""
     processor_seconds: float = 0.0
     """What the processes took, as far as they were seen."""
+    killed: list[str] = field(default_factory=list)
+    """The command lines of the launcher's processes when it was killed, itself among them."""
 
     @property
     def logged(self) -> list[dict[str, Any]]:
         return read_lines(self.folder / "metrics.jsonl")
 
     def run(self, *arguments: str, kill_after_step: int | None = None) -> None:
-        """Start ``empg`` and see it through, or kill it as soon as it has logged a step. Raises Stuck."""
+        """Start ``empg`` and see it through, or kill it as soon as it has logged a step. Raises Stuck.
+
+        Whatever it has started must end with it, a killed one too.
+        """
         log = self.folder.with_suffix(".log")
         with log.open("w") as output:
             launcher = subprocess.Popen(
@@ -55,6 +61,8 @@ class Launches:
             self._watch(launcher, kill_after_step)
         finally:
             family = family_of(launcher)
+            if kill_after_step is not None:
+                self.killed += command_lines(family)
             launcher.kill()
             launcher.wait()
             self.exits.append(launcher.returncode)
@@ -97,17 +105,19 @@ class Activity:
     """Looks since then, and those that found a process on a processor, or waiting for one or for a disk."""
 
     def look(self, processes: list[psutil.Process]) -> None:
-        found = []
+        found = 0
+        states: set[str] = set()
         for process in processes:
             try:
-                times, status = process.cpu_times(), process.status()
+                times = process.cpu_times()
+                self.seen[process.pid, process.create_time()] = times.user + times.system
             except psutil.Error:
                 continue
-            self.seen[process.pid, process.create_time()] = times.user + times.system
-            found.append(status)
-        self.largest = max(self.largest, len(found))
+            states |= thread_states(process.pid)
+            found += 1
+        self.largest = max(self.largest, found)
         self.looks += 1
-        self.ready += bool({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}.intersection(found))
+        self.ready += bool({"R", "D"} & states)
 
     def still_for(self, now: float) -> float:
         """Seconds since the processes last did more than to wait."""
@@ -120,6 +130,17 @@ class Activity:
     @property
     def processor_seconds(self) -> float:
         return sum(self.seen.values())
+
+
+def thread_states(pid: int) -> set[str]:
+    """Of all threads, as proc(5) has them: those of a JVM work while its first one waits for its end."""
+    states = set()
+    # A thread that ends meanwhile has no file any more.
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            _, _, behind_name = (thread / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
+            states.add(behind_name.split()[0])
+    return states
 
 
 def environment() -> dict[str, str]:
@@ -135,6 +156,15 @@ def family_of(launcher: "subprocess.Popen[bytes]") -> list[psutil.Process]:
         return [parent, *parent.children(recursive=True)] if parent.status() != psutil.STATUS_ZOMBIE else []
     except psutil.NoSuchProcess:
         return []
+
+
+def command_lines(processes: list[psutil.Process]) -> list[str]:
+    """Of those that are still there."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    return found
 
 
 KILLED = -signal.SIGKILL
