@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 ATTEMPTS = 3
@@ -20,14 +20,14 @@ class Attempt:
     pause: float
 
 
-def attempts(within: float, longest: float) -> Iterator[Attempt]:
-    """Up to `ATTEMPTS` within so many seconds, pauses among them, each of at most `longest`.
+def attempts(within: float, longest: float, clock: Callable[[], float] = time.monotonic) -> Iterator[Attempt]:
+    """Up to `ATTEMPTS` within so many seconds of the clock, pauses among them, each of at most `longest`.
 
     What is left is shared by those to come, so that a server that hangs is asked again.
     """
-    end = time.monotonic() + within
+    end = clock() + within
     for number in range(1, ATTEMPTS + 1):
-        left = end - time.monotonic()
+        left = end - clock()
         if left <= 0:
             return
         pause = min(_LONGEST_PAUSE, within / _PAUSES_WITHIN) * number if number < ATTEMPTS else 0.0

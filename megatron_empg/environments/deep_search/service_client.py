@@ -95,7 +95,8 @@ class ServiceClient:
 
     async def _repeated(self, route: str, asked: dict[str, Any], tool: str) -> bytes:
         failure = ""
-        for attempt in attempts(self.limits.within, self.limits.attempt):
+        clock = asyncio.get_running_loop().time
+        for attempt in attempts(self.limits.within, self.limits.attempt, clock):
             try:
                 async with asyncio.timeout(attempt.seconds):
                     return await self._attempt(route, asked, tool)
