@@ -8,7 +8,6 @@ from needed import needs
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
 from megatron_empg.environments.scienceworld.installed import Installed, installed
 
-
 HERE = Path(__file__).parent
 
 

@@ -141,22 +141,24 @@ def test_a_corrupted_game_costs_its_episode_and_no_other(source, folder, tmp_pat
     with_pool(broken, play)
 
 
-def as_published(folder):
-    """Generated games under names like those of published ones, and without a manifest."""
-    (folder / MANIFEST).unlink()
-    for game in sorted((folder / GAMES).rglob("trial_generated_*")):
+@pytest.fixture
+def published(folder, tmp_path):
+    """The games under names like those of published ones, and without a manifest."""
+    copied = tmp_path / "games"
+    shutil.copytree(folder, copied)
+    (copied / MANIFEST).unlink()
+    for game in sorted((copied / GAMES).rglob("trial_generated_*")):
         game.rename(game.with_name(game.name.replace("trial_generated", "trial_T")))
+    return copied
 
 
-def test_a_game_that_the_engine_cannot_read_costs_its_episode_with_the_engines_word(tmp_path):
+def test_a_game_that_the_engine_cannot_read_costs_its_episode_with_the_engines_word(published):
     """One whose manifest was written for it, so that only the engine finds the fault."""
-    generate(tmp_path, train=1)
-    as_published(tmp_path)
-    (path,) = (tmp_path / GAMES).rglob(GAME_FILE)
-    body = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(body | {"pddl_problem": "(define (problem cut)"}), encoding="utf-8")
-    run_engine("-m", "megatron_empg.environments.alfworld.index", tmp_path)
-    source = source_of(tmp_path)
+    for path in (published / GAMES).rglob(GAME_FILE):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(body | {"pddl_problem": "(define (problem cut)"}), encoding="utf-8")
+    run_engine("-m", "megatron_empg.environments.alfworld.index", published)
+    source = source_of(published)
 
     async def play(pool):
         with pytest.raises(errors.EnvironmentWorkerError, match=r"worker \d+ of environment 'alfworld'"):
@@ -211,18 +213,9 @@ def test_generation_goes_on_where_it_was_ended_and_makes_the_same(folder, tmp_pa
     assert read_manifest(copied) == manifest
 
 
-def test_generated_games_are_not_put_among_others(tmp_path):
-    generate(tmp_path, train=1)
-    as_published(tmp_path)
-    run_engine("-m", "megatron_empg.environments.alfworld.index", tmp_path)
-    words = (
-        "-m",
-        "megatron_empg.environments.alfworld.generate",
-        tmp_path,
-        "--train=1",
-        "--test-id=0",
-        "--test-ood=0",
-    )
-    done = run_engine(*words, check=False)
+def test_generated_games_are_not_put_among_others(published):
+    run_engine("-m", "megatron_empg.environments.alfworld.index", published)
+    words = ("--train=1", "--test-id=0", "--test-ood=0")
+    done = run_engine("-m", "megatron_empg.environments.alfworld.generate", published, *words, check=False)
     assert done.returncode == 1
     assert "holds games that were not generated" in done.stderr

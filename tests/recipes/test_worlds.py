@@ -1,18 +1,18 @@
 """Recipes of worlds of text commands, run small on their real engines, in their own windowed prompts.
 
 `make test-environments` runs these beside the tests of the engines, which must be there: all recipes for two
-cores, and of those for clusters as few as have every world and every layout among them. `make
-test-environments-all` runs all of them the whole way: killed, resumed, exported, evaluated.
+cores, and of those for clusters as few as have, with them, every world and every choice of dtype, actor and
+algorithm. `make test-environments-all` runs all of them the whole way: killed, resumed, exported, evaluated.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launches import Launches
-from recipe_files import ACTS, ROOT, environment_of, read
+from recipe_files import ACTS, ROOT, WORLDS, environment_of, read
 from rehearsal import ALL_THE_WAY, RANKS, WHOLE_STEPS, rehearse
 from scaling import Overrides, Size, scaled, words
 from stand_ins import start_of
@@ -30,6 +30,8 @@ from megatron_empg.weights.mapping.known_models import known_model
 STEPS = WHOLE_STEPS if ALL_THE_WAY else 2
 SIZE = Size(steps=STEPS, groups=2, group_size=4, episode_tokens=2048, turn_tokens=24, questions=1)
 MOST_TURNS = 4
+ENVIRONMENT_MEMORY = 1.6
+"""GiB of all worker processes: two or three, whose engines take seconds to start."""
 ON_CLUSTERS = [path for path in ACTS if known_model(read(path).model.path) is not None]
 
 
@@ -39,35 +41,47 @@ def small(path: Path) -> Overrides:
     (numbers,) = scaled(recipe, RANKS, SIZE)
     numbers["environment.max_turns"] = min(recipe.environment.max_turns, MOST_TURNS)
     if isinstance(recipe, Recipe):
-        numbers["limits.environment_memory"] = 3
+        numbers["limits.environment_memory"] = ENVIRONMENT_MEMORY
         if not ALL_THE_WAY:
             numbers["engines.count"] = 1
     return numbers
 
 
-def layout_of(path: Path) -> dict[str, Any]:
-    """A recipe's actor and algorithm, made small, without how many tokens there are."""
+def parts_of(path: Path) -> set[str]:
+    """A recipe's world, and what it chooses of policy, actor and algorithm, made small."""
     recipe = load_recipe(path, words(small(path)))
-    return recipe.model_dump(
-        include={"actor": True, "algorithm": True}, exclude={"actor": {"max_tokens_per_microbatch"}}
+    said = recipe.model_dump(
+        mode="json",
+        include={"model": {"dtype"}, "actor": True, "algorithm": True},
+        exclude={"actor": {"max_tokens_per_microbatch"}},
     )
+    return {recipe.environment.name, *leaves(said)}
 
 
-def of_every_world_and_layout() -> Iterator[Path]:
-    """Of the recipes for clusters, each time the one with most that none before it has: a world, a layout."""
-    parts = {path: {environment_of(path), str(layout_of(path))} for path in ON_CLUSTERS}
-    left = set().union(*parts.values())
-    while left:
-        best = max(parts, key=lambda path: len(parts[path] & left))
-        left -= parts[best]
-        yield best
+def leaves(said: dict[str, Any], above: str = "") -> Iterator[str]:
+    """``section.key=value`` of all that sections hold."""
+    for key, value in said.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}={value}"
 
 
-CHOSEN = (
-    ACTS
-    if ALL_THE_WAY
-    else [*sorted(of_every_world_and_layout()), *(path for path in ACTS if path not in ON_CLUSTERS)]
-)
+def few_with_all(paths: Sequence[Path], there: set[str]) -> list[Path]:
+    """As few as have all parts beside those that are `there`: each time the one with most that are missing."""
+    parts = {path: parts_of(path) for path in paths}
+    missing = set().union(*parts.values()) - there
+    chosen = []
+    while missing:
+        chosen.append(max(parts, key=lambda path: len(parts[path] & missing)))
+        missing -= parts[chosen[-1]]
+    return chosen
+
+
+ON_TWO_CORES = [path for path in ACTS if path not in ON_CLUSTERS]
+TRAINED_THERE = [path for path in ON_TWO_CORES if isinstance(read(path), Recipe)]
+SEEN_THERE = set().union(*map(parts_of, TRAINED_THERE))
+CHOSEN = ACTS if ALL_THE_WAY else [*ON_TWO_CORES, *few_with_all(ON_CLUSTERS, SEEN_THERE)]
 
 
 @pytest.fixture(scope="session")
@@ -125,10 +139,10 @@ def test_a_recipe_of_a_world_runs_from_its_own_kind_of_start(
 
 
 def test_each_world_has_a_recipe_for_a_cluster() -> None:
-    assert {environment_of(path) for path in ON_CLUSTERS} == {"alfworld", "scienceworld", "sokoban", "webshop"}
+    assert {environment_of(path) for path in ON_CLUSTERS} == set(WORLDS)
 
 
-def test_those_that_are_run_have_every_world_and_layout() -> None:
-    assert {environment_of(path) for path in CHOSEN} == {environment_of(path) for path in ACTS}
-    layouts = [layout_of(path) for path in CHOSEN if path in ON_CLUSTERS]
-    assert all(layout_of(path) in layouts for path in ON_CLUSTERS)
+def test_those_that_are_run_have_every_world_and_every_choice_of_all() -> None:
+    run = set().union(*(parts_of(path) for path in CHOSEN if isinstance(read(path), Recipe)))
+    assert all(parts_of(path) <= run for path in ON_CLUSTERS)
+    assert {environment_of(path) for path in CHOSEN} == set(WORLDS)
