@@ -14,10 +14,16 @@ PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
 SHELL_SCRIPTS := .ci/run $(wildcard slurm/*.sh) tests/slurm/install $(addprefix tests/slurm/stand_ins/,enter apptainer/apptainer pyxis/srun)
 TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py \
   tests/unit/upstream
+# Tests that share an engine stay in one process (tests/environments/conftest.py); recipes go where there is room.
+SPREAD := --numprocesses 2 --dist loadgroup
+# The planner is the PDDL one of ALFWorld's engine, whose steps take as long with it as with its own -O3 and debug
+# information (bench/alfworld.py); to compile it takes two thirds of the time. CMake's name for the flags of C++.
+PLANNER_FLAGS := CXX_FLAGS=-O1\ -DNDEBUG\ -std=c++11\ -fPIC
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test test-slow test-recipes test-recipes-all test-nccl test-slurm test-slurm-slow test-mutations \
-  test-environments test-packaging gpu-check setup-alfworld setup-py312 test-py312 lint typecheck format setup
+  test-environments test-environments-all test-packaging gpu-check setup-environments setup-alfworld setup-py312 \
+  test-py312 lint typecheck format setup
 
 quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
@@ -45,10 +51,15 @@ test-slurm: setup  ## the sbatch files on a real Slurm of simulated nodes: 5 min
 test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; whether requirements.txt resolves: half an hour
 	@tests/slurm/install && $(BIN)/python -m pytest -m slow tests/slurm
 
-test-environments: setup  ## real engines of ALFWorld, ScienceWorld, WebShop: five minutes behind `make setup-alfworld`
+test-environments: setup-environments  ## real engines of ALFWorld, ScienceWorld, WebShop, and recipes on them: six minutes
+	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest $(SPREAD) tests/environments tests/recipes/test_worlds.py
+
+test-environments-all: setup-environments  ## every recipe of a world killed, resumed, exported and evaluated: half an hour
+	RECIPES_ALL=1 EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest $(SPREAD) tests/recipes/test_worlds.py
+
+setup-environments: setup
 	$(BIN)/pip install --quiet --no-deps -r requirements-environments.txt
 	@$(MAKE) --no-print-directory setup-alfworld || { echo "so ALFWorld's tests are skipped"; [ -z "$$CI" ]; }
-	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/environments tests/recipes/test_worlds.py
 
 test-mutations: setup  ## known faults, each caught by a named test
 	$(BIN)/python tools/test_mutations.py
@@ -115,7 +126,7 @@ setup-alfworld: $(VENV_ALFWORLD)/.ready  ## the environment of ALFWorld's engine
 $(VENV_ALFWORLD)/.ready: requirements-alfworld.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed here ($(PYTHON) is not); give one with PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Setting up $(VENV_ALFWORLD): its planner is compiled, which takes two to four minutes on two cores"
+	@echo "Setting up $(VENV_ALFWORLD): its planner is compiled, which takes one to three minutes on two cores"
 	$(PYTHON) -m venv $(VENV_ALFWORLD)
-	PATH="$(CURDIR)/$(VENV_ALFWORLD)/bin:$$PATH" MAKEFLAGS= $(VENV_ALFWORLD)/bin/pip install --quiet --no-deps -r requirements-alfworld.txt
+	PATH="$(CURDIR)/$(VENV_ALFWORLD)/bin:$$PATH" MAKEFLAGS='$(PLANNER_FLAGS)' $(VENV_ALFWORLD)/bin/pip install --quiet --no-deps -r requirements-alfworld.txt
 	touch $@
