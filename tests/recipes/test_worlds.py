@@ -30,6 +30,8 @@ from megatron_empg.weights.mapping.known_models import known_model
 STEPS = WHOLE_STEPS if ALL_THE_WAY else 2
 SIZE = Size(steps=STEPS, groups=2, group_size=4, episode_tokens=2048, turn_tokens=24, questions=1)
 MOST_TURNS = 4
+LONGER = {"scienceworld_miniature": 8}
+"""Turns of those whose policy earns nothing in four, nor loses anything: there would be nothing to learn from."""
 ENVIRONMENT_MEMORY = 1.6
 """GiB of all worker processes: two or three, whose engines take seconds to start."""
 ON_CLUSTERS = [path for path in ACTS if known_model(read(path).model.path) is not None]
@@ -39,7 +41,7 @@ def small(path: Path) -> Overrides:
     """What makes a recipe small. One engine: what there is between two is rehearsed by recipes of Deep Search."""
     recipe = read(path)
     (numbers,) = scaled(recipe, RANKS, SIZE)
-    numbers["environment.max_turns"] = min(recipe.environment.max_turns, MOST_TURNS)
+    numbers["environment.max_turns"] = min(recipe.environment.max_turns, LONGER.get(path.stem, MOST_TURNS))
     if isinstance(recipe, Recipe):
         numbers["limits.environment_memory"] = ENVIRONMENT_MEMORY
         if not ALL_THE_WAY:
