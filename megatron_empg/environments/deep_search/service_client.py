@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from megatron_empg.common.attempts import ATTEMPTS, attempts
+from megatron_empg.common.attempts import all_failed, attempts
 from megatron_empg.common.http import bearer
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.http_statuses import (
@@ -94,9 +94,10 @@ class ServiceClient:
             raise self._failed(route, f"the answer is malformed: {told:.300}") from None
 
     async def _repeated(self, route: str, asked: dict[str, Any], tool: str) -> bytes:
-        failure = ""
+        made, failure = 0, ""
         clock = asyncio.get_running_loop().time
         for attempt in attempts(self.limits.within, self.limits.attempt, clock):
+            made = attempt.number
             try:
                 async with asyncio.timeout(attempt.seconds):
                     return await self._attempt(route, asked, tool)
@@ -105,7 +106,7 @@ class ServiceClient:
             except _Passing as error:
                 failure = str(error)
             await asyncio.sleep(attempt.pause)
-        raise self._failed(route, f"{ATTEMPTS} attempts failed, the last one: {failure}")
+        raise self._failed(route, all_failed(made, failure))
 
     async def _attempt(self, route: str, asked: dict[str, Any], tool: str) -> bytes:
         import httpx

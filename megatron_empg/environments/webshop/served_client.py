@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from megatron_empg.common.attempts import ATTEMPTS, attempts
+from megatron_empg.common.attempts import all_failed, attempts
 from megatron_empg.common.http import bearer
 from megatron_empg.environments.webshop.errors import ShopServerError
 from megatron_empg.environments.webshop.served_pages import Link
@@ -57,14 +57,15 @@ class ShopClient:
         where = urljoin(f"{self.url}/", address)
         if _site(where) != _site(self.url):
             raise self._failed(where, "the page leads to another site")
-        failure = ""
+        made, failure = 0, ""
         for attempt in attempts(self._within, _LONGEST_ATTEMPT):
+            made = attempt.number
             try:
                 return self._attempt(method, where, form, attempt.seconds)
             except _Passing as error:
                 failure = str(error)
             time.sleep(attempt.pause)
-        raise self._failed(where, f"no attempt of {ATTEMPTS} had an answer, the last one: {failure}")
+        raise self._failed(where, all_failed(made, failure))
 
     def _attempt(self, method: str, where: str, form: dict[str, str] | None, seconds: float) -> tuple[str, str]:
         import httpx

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_empg.common.attempts import ATTEMPTS, attempts
+from megatron_empg.common.attempts import ATTEMPTS, all_failed, attempts
 
 
 class Clock:
@@ -38,3 +38,22 @@ def test_when_the_time_is_over_there_are_no_more() -> None:
         number += 1
         clock.now += 6.0
     assert number == 1
+
+
+def test_attempts_are_numbered() -> None:
+    assert [attempt.number for attempt in attempts(6.0, 1.0, Clock())] == [1, 2, 3]
+
+
+def test_there_is_one_attempt_at_least() -> None:
+    clock = Clock()
+
+    def jumping() -> float:
+        clock.now += 10.0
+        return clock.now
+
+    assert len(list(attempts(6.0, 1.0, jumping))) == 1
+
+
+def test_what_is_said_at_the_end_counts_those_that_were_made() -> None:
+    assert all_failed(3, "status 503") == "3 attempts failed, the last one: status 503"
+    assert all_failed(1, "status 503") == "the only attempt that there was time for failed: status 503"

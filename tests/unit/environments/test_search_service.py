@@ -161,6 +161,18 @@ def test_what_is_no_fault_of_the_query_is_tried_again_and_then_an_error(status, 
     assert service.asked == 3
 
 
+def test_an_attempt_that_takes_all_the_time_is_said_to_be_the_only_one(monkeypatch):
+    class Slow(Answering):
+        async def handle_async_request(self, request):
+            time.sleep(0.3)
+            return await super().handle_async_request(request)
+
+    service = Slow(503)
+    with pytest.raises(SearchServiceError, match="the only attempt that there was time for failed: "):
+        asyncio.run(asked_of(monkeypatch, service).search("x"))
+    assert service.asked == 1
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 501, 302])
 def test_what_no_attempt_would_mend_is_an_error_at_once(status, monkeypatch):
     service = Answering(status)

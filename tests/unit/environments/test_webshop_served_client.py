@@ -1,9 +1,11 @@
-"""Where the client of a WebShop site sends what it asks, a token among it."""
+"""Where the client of a WebShop site sends what it asks, a token among it; how often it asks."""
+
+import time
 
 import pytest
 
 from megatron_empg.environments.webshop.errors import ShopServerError
-from megatron_empg.environments.webshop.served_client import ShopClient
+from megatron_empg.environments.webshop.served_client import ShopClient, _Passing
 from megatron_empg.environments.webshop.served_pages import Link
 from megatron_empg.environments.webshop.served_world import ServedWorld
 from megatron_empg.environments.webshop.world import Rewards
@@ -30,3 +32,20 @@ def test_every_scene_says_what_results_are_called(monkeypatch):
     world = ServedWorld("https://shop.example", 3, Rewards(), within=None, measured_as="WebShop, a running server")
     assert world.begin().info == {"measured_as": "WebShop, a running server"}
     assert world.act("search[lamp]").info == {"measured_as": "WebShop, a running server"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "within", "said"),
+    [
+        (0.2, 0.1, "the only attempt that there was time for failed: busy"),
+        (0.0, 4.0, "3 attempts failed, the last one: busy"),
+    ],
+)
+def test_a_site_is_said_to_have_been_asked_as_often_as_it_was(monkeypatch, seconds, within, said):
+    def fails(*_):
+        time.sleep(seconds)
+        raise _Passing("busy")
+
+    monkeypatch.setattr(ShopClient, "_attempt", fails)
+    with pytest.raises(ShopServerError, match=said):
+        ShopClient("https://shop.example", within).get("/s1")
