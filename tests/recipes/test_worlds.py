@@ -1,12 +1,13 @@
 """Recipes of worlds of text commands, run small on their real engines, in their own windowed prompts.
 
-`make test-environments` runs these beside the tests of the engines, which must be there: all recipes for two
-cores, and of those for clusters as few as have, with them, every world and every choice of dtype, actor and
-algorithm. `make test-environments-all` runs all of them the whole way: killed, resumed, exported, evaluated.
+`make test-environments` runs some of these beside the tests of the engines, which must be there. Of the recipes
+for clusters, whose prompts are the papers', it takes as few as have every world and every choice of dtype, actor
+and algorithm. It takes every warm-up, and of the small policies' training what brings a choice that others lack.
+`make test-environments-all` runs all of them the whole way: killed, resumed, exported, evaluated.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from megatron_empg.weights.mapping.known_models import known_model
 STEPS = WHOLE_STEPS if ALL_THE_WAY else 2
 SIZE = Size(steps=STEPS, groups=2, group_size=4, episode_tokens=2048, turn_tokens=24, questions=1)
 MOST_TURNS = 4
-LONGER = {"scienceworld_miniature": 8}
+LONGER = {"alfworld_miniature": 12, "scienceworld_miniature": 8}
 """Turns of those whose policy earns nothing in four, nor loses anything: there would be nothing to learn from."""
+TRAINED_BY_HAND = ("alfworld_miniature", "scienceworld_miniature")
+"""Recipes that tests/environments/test_worlds_reference.py trains on their engines, in the same `make` target."""
 ENVIRONMENT_MEMORY = 1.6
 """GiB of all worker processes: two or three, whose engines take seconds to start."""
 ON_CLUSTERS = [path for path in ACTS if known_model(read(path).model.path) is not None]
@@ -55,7 +58,7 @@ def parts_of(path: Path) -> set[str]:
     said = recipe.model_dump(
         mode="json",
         include={"model": {"dtype"}, "actor": True, "algorithm": True},
-        exclude={"actor": {"max_tokens_per_microbatch"}},
+        exclude={"actor": {"max_tokens_per_microbatch": True, "optimizer": {"lr"}}},
     )
     return {recipe.environment.name, *leaves(said)}
 
@@ -69,21 +72,28 @@ def leaves(said: dict[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}={value}"
 
 
-def few_with_all(paths: Sequence[Path], there: set[str]) -> list[Path]:
+def few_with_all(parts: Mapping[Path, set[str]], there: Iterable[str] = ()) -> list[Path]:
     """As few as have all parts beside those that are `there`: each time the one with most that are missing."""
-    parts = {path: parts_of(path) for path in paths}
-    missing = set().union(*parts.values()) - there
-    chosen = []
+    missing = set().union(*parts.values()) - set(there)
+    chosen: list[Path] = []
     while missing:
         chosen.append(max(parts, key=lambda path: len(parts[path] & missing)))
         missing -= parts[chosen[-1]]
     return chosen
 
 
-ON_TWO_CORES = [path for path in ACTS if path not in ON_CLUSTERS]
-TRAINED_THERE = [path for path in ON_TWO_CORES if isinstance(read(path), Recipe)]
-SEEN_THERE = set().union(*map(parts_of, TRAINED_THERE))
-CHOSEN = ACTS if ALL_THE_WAY else [*ON_TWO_CORES, *few_with_all(ON_CLUSTERS, SEEN_THERE)]
+def few() -> list[Path]:
+    """What is run where not all are."""
+    there = [path for path in ACTS if path not in ON_CLUSTERS]
+    warm_ups = [path for path in there if not isinstance(read(path), Recipe)]
+    trained = [path for path in there if path not in warm_ups and path.stem not in TRAINED_BY_HAND]
+    of_clusters = {path: parts_of(path) for path in ON_CLUSTERS}
+    of_trained = {path: parts_of(path) for path in trained}
+    chosen = few_with_all(of_clusters)
+    return [*chosen, *few_with_all(of_trained, set().union(*of_clusters.values())), *warm_ups]
+
+
+CHOSEN = ACTS if ALL_THE_WAY else few()
 
 
 @pytest.fixture(scope="session")
@@ -118,12 +128,20 @@ def check_turns(recipe: Recipe, launches: Launches) -> None:
         assert line["train/malformed_actions"] < turns, "no turn could be read"
 
 
+def engine_of(world: str) -> str | None:
+    """What the command line of a world's engine holds; None where the world has no process of its own."""
+    if world == "alfworld":
+        return str(python_with_engine())
+    if world == "scienceworld":
+        return "py4j.GatewayServer"
+    return None
+
+
 def check_engines_were_killed(world: str, launches: Launches) -> None:
     """The kill met the world's engine at work, which `Launches` has seen ended since."""
-    engines = {"alfworld": lambda: str(python_with_engine()), "scienceworld": lambda: "py4j.GatewayServer"}
-    if world in engines:
-        program = engines[world]()
-        assert any(program in line for line in launches.killed), launches.killed
+    engine = engine_of(world)
+    if engine is not None:
+        assert any(engine in line for line in launches.killed), launches.killed
 
 
 @pytest.mark.parametrize("path", CHOSEN, ids=lambda path: path.stem)
@@ -140,11 +158,35 @@ def test_a_recipe_of_a_world_runs_from_its_own_kind_of_start(
             check_engines_were_killed(environment_of(path), launches)
 
 
-def test_each_world_has_a_recipe_for_a_cluster() -> None:
-    assert {environment_of(path) for path in ON_CLUSTERS} == set(WORLDS)
+def test_of_each_world_a_recipe_for_clusters_is_run_and_every_warm_up() -> None:
+    assert {environment_of(path) for path in CHOSEN if path in ON_CLUSTERS} == set(WORLDS)
+    assert {environment_of(path) for path in CHOSEN if not isinstance(read(path), Recipe)} == set(WORLDS)
 
 
-def test_those_that_are_run_have_every_world_and_every_choice_of_all() -> None:
-    run = set().union(*(parts_of(path) for path in CHOSEN if isinstance(read(path), Recipe)))
-    assert all(parts_of(path) <= run for path in ON_CLUSTERS)
-    assert {environment_of(path) for path in CHOSEN} == set(WORLDS)
+def test_both_algorithms_and_dtypes_are_among_those_that_are_run() -> None:
+    run = [recipe for recipe in map(read, CHOSEN) if isinstance(recipe, Recipe)]
+    assert {recipe.algorithm.name for recipe in run} == {"dapo", "grpo"}
+    assert {recipe.model.dtype for recipe in run} == {"bfloat16", "float32"}
+
+
+def test_a_recipe_that_is_left_out_is_trained_elsewhere_or_has_a_like_one() -> None:
+    like = set().union(*(parts_of(path) for path in CHOSEN if isinstance(read(path), Recipe)))
+    elsewhere = (ROOT / "tests/environments/test_worlds_reference.py").read_text(encoding="utf-8")
+    for path in ACTS:
+        by_hand = path.stem in TRAINED_BY_HAND and f'run("{path.stem}"' in elsewhere
+        assert path in CHOSEN or by_hand or parts_of(path) <= like, path.stem
+
+
+@pytest.mark.parametrize(
+    ("parts", "there", "chosen"),
+    [
+        ({"one": "ab", "two": "bc", "most": "abc"}, "", ["most"]),
+        ({"one": "ab", "two": "bcd", "three": "a"}, "", ["two", "one"]),
+        ({"one": "ab", "two": "bcd"}, "cd", ["one"]),
+        ({"one": "ab"}, "abc", []),
+        ({}, "", []),
+    ],
+)
+def test_few_are_chosen_that_have_all_parts(parts: dict[str, str], there: str, chosen: list[str]) -> None:
+    sets = {Path(name): set(letters) for name, letters in parts.items()}
+    assert few_with_all(sets, there) == [Path(name) for name in chosen]
