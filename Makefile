@@ -16,8 +16,8 @@ TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py))
   tests/unit/upstream
 # Tests that share an engine stay in one process (tests/environments/conftest.py); recipes go where there is room.
 SPREAD := --numprocesses 2 --dist loadgroup
-# The planner is the PDDL one of ALFWorld's engine, whose steps take as long with it as with its own -O3 and debug
-# information (bench/alfworld.py); to compile it takes two thirds of the time. CMake's name for the flags of C++.
+# How ALFWorld's engine has its PDDL planner compiled. Steps take as long as with the planner's own flags, which are -O3
+# and debug information (bench/alfworld.py), and compiling takes two thirds of the time. CXX_FLAGS is CMake's name.
 PLANNER_FLAGS := CXX_FLAGS=-O1\ -DNDEBUG\ -std=c++11\ -fPIC
 export OMP_NUM_THREADS ?= 1
 
