@@ -4,34 +4,55 @@
     python bench/gains.py recipes/sokoban_miniature.yaml algorithm.modulation=empg --name sokoban_miniature-empg
     python bench/gains.py --table [--name NAME]
 
-Each seed is a run of `empg train` in --runs/NAME-SEED that evaluates 500 questions of each split before the first
-step and behind the last one, unless the overrides say otherwise. NAME is the recipe's where none is given; other
-overrides need another name. A finished run becomes a line of docs/gains.jsonl (or --results), and its folder is
-removed. A run that has a line is not made again, one that was interrupted is continued by the same command.
+Each seed is a run of `empg train` in --runs/NAME-SEED that is evaluated before the first step and behind the last
+one, by the recipe's `evaluation.questions` of each of its splits, or all that a split has. NAME is the recipe's
+where none is given. A finished run becomes a line of docs/gains.jsonl (or --results), and its folder is removed. A
+run that has a line is not made again, one that was interrupted is continued by the same command.
+
+Lines of a name are of runs that differ in their seed alone: a line has the identity of its run, and a name whose
+lines have another is refused. `--identity` prints that of a recipe with overrides.
+
 `--table` prints the lines as Markdown: each seed, and the mean over seeds with an interval of 95% of the gain, by
 Student's t.
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError, told_plainly
+from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import append_line, read_lines
-from megatron_empg.recipe import load_recipe
+from megatron_empg.environments.registry import place_settings
+from megatron_empg.environments.settings import names_a_place
+from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe.identity import BY_CONTENT, SETTINGS, describe, flat, may_change
 from megatron_empg.report.table.seeds import student_interval
 from megatron_empg.run.folder import RunFolder
 
 RESULTS = Path("docs/gains.jsonl")
 RUNS = Path("runs/gains")
-SHARED = ["evaluation.every=0", "evaluation.questions=500"]
+SHARED = ["evaluation.every=0"]
+SEED = "run.seed"
+DECIDING = ("run.steps", "actor.optimizer.*", "evaluation.*")
+"""Keys that a run may change when it is continued, and that make another gain all the same."""
 HEAD = ("run", "seed", "split", "success before → after, in %", "gained, in points")
+
+
+class GainsError(EmpgError, ValueError):
+    """What was asked for cannot be measured, or a file of results cannot be used."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -41,16 +62,19 @@ class Setup:
     name: str
     recipe: str
     overrides: list[str]
+    identity: str
 
 
 @dataclass(frozen=True)
 class Gain:
     """A finished run. `before` and `after` are shares of success by series, such as "test_id/greedy", `questions`
-    how many each series has; `seconds` are those of steps and evaluations, without the start of engines."""
+    how many each series has; `seconds` are those of steps and evaluations, without the start of engines; `commit`
+    has the code's at each start of the run."""
 
     name: str
     recipe: str
     overrides: list[str]
+    identity: str
     seed: int
     before: dict[str, float]
     after: dict[str, float]
@@ -60,29 +84,67 @@ class Gain:
     finished: str
     commit: str
 
-    @property
-    def setup(self) -> Setup:
-        return Setup(self.name, self.recipe, self.overrides)
+
+def as_run(recipe: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe as every seed has it, with no more questions than each of its splits has.
+
+    Raises RecipeError for what is no recipe, GainsError where there is nothing to evaluate on.
+    """
+    given = [*SHARED, *overrides]
+    asked = load_recipe(recipe, given)
+    try:
+        source = asked.task_source()
+        there = [len(source.tasks(split)) for split in asked.evaluation.splits]
+    except (ValueError, OSError) as error:
+        raise GainsError(f"environment.settings: {error}") from None
+    questions = min(asked.evaluation.questions, *there)
+    if not questions:
+        raise GainsError(
+            f"evaluation.questions is {asked.evaluation.questions}, and the splits {asked.evaluation.splits} have "
+            f"{there} tasks: a gain is told by questions that are asked before and after; ask at least 1 of each"
+        )
+    return load_recipe(recipe, [*given, f"evaluation.questions={questions}"])
+
+
+def identity_of(recipe: Recipe) -> str:
+    """What is alike in runs that differ in their seed alone: keys by their values, model and data by content."""
+    described = describe(recipe)
+    places = [SETTINGS + name for name in place_settings(recipe.environment.name)]
+    values = described["defaults"] | flat(recipe.model_dump(mode="json"), Recipe)
+    keys = {key: value for key, value in values.items() if decides(key, places)}
+    data = {name: entry["sha256"] for name, entry in described["data"].items()}
+    told = json.dumps([keys, described["model"], data], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def decides(key: str, places: Sequence[str]) -> bool:
+    """Whether another value of a key makes another run, beside its seed."""
+    if key == SEED or key in BY_CONTENT or names_a_place(key, places):
+        return False
+    return not may_change(key) or any(fnmatchcase(key, pattern) for pattern in DECIDING)
 
 
 def recorded(path: Path) -> list[Gain]:
-    """The lines of a file; none where it is missing. Raises ValueError for one that is no run's."""
+    """The lines of a file; none where it is missing. Raises GainsError for one that is no run's."""
     found = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
             found.append(Gain(**line))
         except TypeError as error:
-            raise ValueError(f"{path}, line {number}: it is not the line of a run ({error})") from None
+            raise GainsError(
+                f"{path}, line {number}: it is not the line of a run ({error}); take it out, or give others"
+            ) from None
     return found
 
 
 def missing(setup: Setup, seeds: Sequence[int], found: Sequence[Gain]) -> list[int]:
-    """The seeds without a line. Raises ValueError where the name stands for something else already."""
+    """The seeds without a line. Raises GainsError where the name stands for something else already."""
     named = [gain for gain in found if gain.name == setup.name]
     for gain in named:
-        if gain.setup != setup:
-            raise ValueError(
-                f"--name {setup.name} stands for {gain.recipe} with {gain.overrides} already; give another"
+        if gain.identity != setup.identity:
+            raise GainsError(
+                f"--name {setup.name} stands for {gain.recipe} with {gain.overrides} already, whose identity "
+                f"{gain.identity} was another: keys, model or data; this is {setup.identity}. Give another --name"
             )
     done = {gain.seed for gain in named}
     return [seed for seed in seeds if seed not in done]
@@ -103,11 +165,11 @@ def success(record: dict[str, Any]) -> dict[str, float]:
 
 
 def gain_of(setup: Setup, seed: int, records: Sequence[dict[str, Any]], commit: str) -> Gain:
-    """The line of a finished run, by its metrics. Raises ValueError if it was not evaluated before and after."""
+    """The line of a finished run, by its metrics. Raises GainsError if it was not evaluated before and after."""
     evaluated = [record for record in records if success(record)]
     if len(evaluated) < 2 or evaluated[0]["step"] != 0 or evaluated[-1]["step"] != records[-1]["step"]:
         steps = [record["step"] for record in evaluated]
-        raise ValueError(
+        raise GainsError(
             f"{setup.name}, seed {seed}: evaluated at steps {steps}; the first and the last are needed"
         )
     before, after = success(evaluated[0]), success(evaluated[-1])
@@ -125,27 +187,33 @@ def gain_of(setup: Setup, seed: int, records: Sequence[dict[str, Any]], commit: 
     )
 
 
-def train(setup: Setup, seed: int, runs: Path, results: Path) -> bool:
+def train(setup: Setup, recipe: Recipe, seed: int, runs: Path, results: Path) -> bool:
     """Train or go on training, and write the run's line; whether it came to its end."""
     folder = runs / f"{setup.name}-{seed}"
-    overrides = [*SHARED, *setup.overrides, f"run.seed={seed}", f"run.folder={folder}"]
+    questions = f"evaluation.questions={recipe.evaluation.questions}"
+    overrides = [*SHARED, *setup.overrides, questions, f"{SEED}={seed}", f"run.folder={folder}"]
     command = [sys.executable, "-m", "megatron_empg.cli", "train", setup.recipe, *overrides]
     ended = subprocess.run(command, check=False, stdout=sys.stderr)
-    steps = load_recipe(Path(setup.recipe), overrides).run.steps
     # An interrupt ends a run in order, before its last step.
-    if ended.returncode or not RunFolder(folder).finished(steps):
+    if ended.returncode or not RunFolder(folder).finished(recipe.run.steps):
         print(f"{folder}: ended with status {ended.returncode}; the same command goes on", file=sys.stderr)
         return False
-    gain = gain_of(setup, seed, read_lines(folder / "metrics.jsonl"), code_version())
-    append_line(results, asdict(gain))
-    shutil.rmtree(folder)
+    keep_line(setup, seed, folder, results)
     return True
 
 
-def code_version() -> str:
-    """The commit; marked where files were changed since."""
-    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+def keep_line(setup: Setup, seed: int, folder: Path, results: Path) -> None:
+    """Of a finished run its line alone. Raises GainsError, and leaves the folder, where it makes none."""
+    gain = gain_of(setup, seed, read_lines(folder / "metrics.jsonl"), commits_of(RunFolder(folder)))
+    append_line(results, asdict(gain))
+    shutil.rmtree(folder)
+
+
+def commits_of(folder: RunFolder) -> str:
+    """Those of the run's starts, each once."""
+    starts = object_or_nothing(folder.versions).get("starts", [])
+    commits = [start.get("commit") or "of no repository" for start in starts]
+    return ", ".join(dict.fromkeys(commits))
 
 
 def table(found: Sequence[Gain]) -> str:
@@ -183,25 +251,45 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--name", help="the recipe's unless given; with --table of the runs that are shown, or all"
     )
-    parser.add_argument("--seeds", default="1,2,3", help="separated by commas: 1,2,3 unless given")
+    parser.add_argument("--seeds", type=numbers, default=[1, 2, 3], help="separated by commas: 1,2,3 unless given")
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"where runs lie until they end: {RUNS}")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"where lines are: {RESULTS}")
     parser.add_argument("--table", action="store_true", help="print what is there, and train nothing")
+    parser.add_argument(
+        "--identity", action="store_true", help="print what lines must agree in, and train nothing"
+    )
     given = parser.parse_intermixed_args(words)
     if given.recipe is None and not given.table:
         parser.error("give a recipe, or --table")
     return given
 
 
+def numbers(text: str) -> list[int]:
+    """1,2,3 as [1, 2, 3]."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no whole numbers separated by commas") from None
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     given = parsed(words)
-    if given.table:
-        print(table([gain for gain in recorded(given.results) if given.name in (None, gain.name)]))
-        return 0
-    setup = Setup(given.name or given.recipe.stem, str(given.recipe), given.overrides)
-    seeds = missing(setup, [int(seed) for seed in given.seeds.split(",")], recorded(given.results))
-    return 0 if all(train(setup, seed, given.runs, given.results) for seed in seeds) else 1
+    # A file beside this one is called as ScienceWorld's package is, which is looked for from here on.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
+    with told_plainly():
+        if given.table:
+            print(table([gain for gain in recorded(given.results) if given.name in (None, gain.name)]))
+            return 0
+        recipe = as_run(given.recipe, given.overrides)
+        setup = Setup(given.name or given.recipe.stem, str(given.recipe), given.overrides, identity_of(recipe))
+        if given.identity:
+            print(setup.identity)
+            return 0
+        seeds = missing(setup, given.seeds, recorded(given.results))
+        ended = all(train(setup, recipe, seed, given.runs, given.results) for seed in seeds)
+    return 0 if ended else 1
 
 
 if __name__ == "__main__":
