@@ -2,7 +2,8 @@
 
 ``python -m megatron_empg.environments.alfworld.generate DIR``, with the Python that has the engine. They are
 played by ALFWorld's engine, but they are no games of ALFWorld's: results on them are none of its scores. A second
-call goes on where the first was ended, and makes more where more are asked for.
+call goes on where the first was ended, and makes more where more are asked for; games of other rooms or another
+seed lie beside those that are there, and the manifest lists the last call's.
 """
 
 from __future__ import annotations
@@ -71,31 +72,34 @@ class Job:
 
     @property
     def trial(self) -> str:
-        """The last folder of its path."""
-        return f"{TRIAL_OF_GENERATED}{self.seed}_{self.index:05d}"
+        """The last folder of its path, which names what the game follows from beside its split and kind."""
+        chosen = [room for room in ROOMS if room in self.rooms]
+        rooms = "" if len(chosen) == len(ROOMS) else "".join(f"_{room}" for room in chosen)
+        return f"{TRIAL_OF_GENERATED}{self.seed}_{self.index:05d}{rooms}"
 
     def made(self) -> Path | None:
         """Its folder, where it was made already."""
-        scenes = scenes_of(self.split, self.rooms)
-        for place in sorted((self.folder / GAMES / FOLDERS[self.split]).glob(f"{self.kind}-*/{self.trial}")):
-            if _scene_of(place.parent.name) in scenes:
-                return place
-        return None
+        places = (self.folder / GAMES / FOLDERS[self.split]).glob(f"{self.kind}-*/{self.trial}")
+        return min(places, default=None)
 
 
-def jobs_of(
-    folder: Path,
-    seed: int,
-    counts: dict[Split, int],
-    kinds: Sequence[str] = KINDS,
-    rooms: Sequence[str] = tuple(ROOMS),
-) -> list[Job]:
-    """Of each split, as many of each kind."""
-    return [
-        Job(folder, seed, split, kinds[index % len(kinds)], index, tuple(rooms))
-        for split, count in counts.items()
-        for index in range(count)
-    ]
+@dataclass(frozen=True)
+class Order:
+    """What is to be made: how many games of each split, as many of each kind, and in which rooms."""
+
+    folder: Path
+    seed: int
+    counts: Mapping[Split, int]
+    kinds: tuple[str, ...] = KINDS
+    rooms: tuple[str, ...] = tuple(ROOMS)
+
+    def jobs(self) -> list[Job]:
+        """Split by split."""
+        return [
+            Job(self.folder, self.seed, split, self.kinds[index % len(self.kinds)], index, self.rooms)
+            for split, count in self.counts.items()
+            for index in range(count)
+        ]
 
 
 def make_game(job: Job) -> Path:
@@ -146,12 +150,6 @@ def _finish(aside: Path, game: dict[str, object], transcript: Transcript) -> Non
 def _name(asked: Asked, scene: int) -> str:
     """As ALFRED names its tasks."""
     return f"{asked.kind}-{asked.thing}-None-{asked.place or asked.lamp}-{scene}"
-
-
-def _scene_of(name: str) -> int | None:
-    """The inverse of `_name`, for the scene; None for another name."""
-    number = name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else None
 
 
 def entry_of(folder: Path, place: Path) -> Game:
@@ -212,8 +210,9 @@ def _made_together(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
         pool.shutdown(cancel_futures=True)
 
 
-def generate(folder: Path, jobs: Sequence[Job], seed: int, processes: int) -> Manifest:
+def generate(order: Order, processes: int) -> Manifest:
     """Make the games and the manifest, which lists these alone. Raises ValueError for a folder of other games."""
+    folder, jobs = order.folder, order.jobs()
     before = manifest_if_readable(folder)
     if has_other_games(folder) if before is None else not before.generated:
         raise ValueError(f"{str(folder)!r} holds games that were not generated; give a folder of its own")
@@ -224,7 +223,7 @@ def generate(folder: Path, jobs: Sequence[Job], seed: int, processes: int) -> Ma
         print(f"[{number}/{len(jobs)}] {job.split}: {place.parent.name}", flush=True)
     shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
     of_splits = {split: tuple(found) for split, found in games.items()}
-    manifest = Manifest(True, of_splits, seed, engine_versions())
+    manifest = Manifest(True, of_splits, order.seed, engine_versions())
     write_manifest(folder, manifest)
     return manifest
 
@@ -244,8 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: dict[Split, int] = {"train": given.train, "test_id": given.test_id, "test_ood": given.test_ood}
     given.folder.mkdir(parents=True, exist_ok=True)
     try:
-        jobs = jobs_of(given.folder, given.seed, counts, given.kinds, given.rooms)
-        manifest = generate(given.folder, jobs, given.seed, max(1, given.processes))
+        order = Order(given.folder, given.seed, counts, tuple(given.kinds), tuple(given.rooms))
+        manifest = generate(order, max(1, given.processes))
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -74,6 +74,16 @@ def _counts(games: Iterable[Game]) -> dict[str, int]:
     return {kind: found[kind] for kind in KINDS if found[kind]}
 
 
+def scene_of(game: str) -> int | None:
+    """The number of a game's scene, with which the name before its trial ends; None for an id without.
+
+    >>> scene_of("train/pick_and_place_simple-Mug-None-Desk-308/trial_T20190908")
+    308
+    """
+    number = Path(game).parent.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else None
+
+
 def digest_of(content: bytes) -> str:
     """The name of a file's content."""
     return hashlib.sha256(content).hexdigest()

@@ -16,5 +16,5 @@ RULES = (
 def prompt_of(told: RulesTold) -> TextWorldPrompt:
     """The rules where they are told; the scene with its commands in any case."""
     if told == "none":
-        return TextWorldPrompt("", how_to_write="")
+        return TextWorldPrompt.without_rules()
     return TextWorldPrompt(RULES)

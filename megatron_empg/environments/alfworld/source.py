@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,10 +13,13 @@ from megatron_empg.environments.alfworld.manifest import (
     HOW_TO_INDEX,
     KINDS,
     Game,
+    Manifest,
     read_manifest,
+    scene_of,
 )
 from megatron_empg.environments.alfworld.prompt import prompt_of
 from megatron_empg.environments.alfworld.python import engine_python
+from megatron_empg.environments.alfworld.scenes import ROOMS
 from megatron_empg.environments.alfworld.settings import DATA_VARIABLE, AlfWorldSettings
 from megatron_empg.environments.alfworld.thoughts import thought_before
 from megatron_empg.environments.alfworld.transcript import TranscriptWorld, read_transcript
@@ -24,6 +27,7 @@ from megatron_empg.environments.alfworld.world import AlfWorldGame
 from megatron_empg.environments.base import SPLITS, EpisodeLimits, Split, Task
 from megatron_empg.environments.settings import EnvironmentSettings
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt
+from megatron_empg.environments.text_worlds.settings import NO_RULES
 from megatron_empg.environments.text_worlds.source import Script, ScriptedTurn, TextWorldSource
 from megatron_empg.environments.text_worlds.turns import write_turn
 from megatron_empg.environments.text_worlds.world import World
@@ -104,11 +108,10 @@ class AlfWorld(TextWorldSource):
 
     @classmethod
     def caveats(cls, settings: EnvironmentSettings) -> tuple[str, ...]:
-        """That the games were generated, where they were."""
+        """Whether games were generated, are of some kinds or rooms alone, and whether no rules are told."""
         assert isinstance(settings, AlfWorldSettings)
-        if settings.data is None or not read_manifest(settings.data).generated:
-            return ()
-        return ("locally generated games: none of the published games is played",)
+        found = [] if settings.data is None else list(_caveats_of_games(read_manifest(settings.data)))
+        return (*found, NO_RULES) if settings.rules == "none" else tuple(found)
 
     @classmethod
     def worker_python(cls, settings: EnvironmentSettings) -> Path | None:
@@ -124,6 +127,19 @@ class AlfWorld(TextWorldSource):
 
     def _folder_of(self, game: Game) -> Path:
         return self._folder / GAMES / game.id
+
+
+def _caveats_of_games(manifest: Manifest) -> Iterator[str]:
+    games = [game for of_split in manifest.games.values() for game in of_split]
+    if manifest.generated:
+        yield "locally generated games: none of the published games is played"
+    kinds = [kind for kind in KINDS if any(game.kind == kind for game in games)]
+    if len(kinds) < len(KINDS):
+        yield f"fewer kinds of tasks: {', '.join(kinds)}"
+    scenes = {scene_of(game.id) for game in games}
+    rooms = [room for room, numbers in ROOMS.items() if not scenes.isdisjoint(numbers)]
+    if len(rooms) < len(ROOMS):
+        yield f"fewer kinds of rooms: {', '.join(rooms)}"
 
 
 def _task(game: Game) -> Task:

@@ -6,7 +6,6 @@ from megatron_empg.environments.scienceworld.commands import commands_shown
 from megatron_empg.environments.scienceworld.settings import Choices
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt, show_with_choices
 from megatron_empg.environments.text_worlds.settings import RulesTold
-from megatron_empg.environments.text_worlds.turns import HOW_TO_WRITE
 from megatron_empg.environments.text_worlds.world import Scene
 
 _WORLD = """\
@@ -22,9 +21,9 @@ def prompt_of(task: str, simplifications: str, choices: Choices, told: RulesTold
     """The rules, with the commands that there are, where they are told."""
     show = _with_objects if choices == "templates" else show_with_choices
     if told == "none":
-        return TextWorldPrompt("", show, how_to_write="")
+        return TextWorldPrompt.without_rules(show)
     rules = _WORLD + commands_shown(task, simplifications) + _HINTS
-    return TextWorldPrompt(rules, show, HOW_TO_WRITE)
+    return TextWorldPrompt(rules, show)
 
 
 def _with_objects(scene: Scene) -> str:

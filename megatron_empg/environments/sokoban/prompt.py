@@ -12,10 +12,8 @@ from megatron_empg.environments.sokoban.room import (
     TARGET,
     WALL,
 )
-from megatron_empg.environments.sokoban.settings import RulesStyle
-from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt
-from megatron_empg.environments.text_worlds.turns import HOW_TO_WRITE
-from megatron_empg.environments.text_worlds.world import Scene
+from megatron_empg.environments.sokoban.settings import SokobanRules
+from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt, show_alone
 
 SEPARATOR = "||"
 FULL = f"""\
@@ -38,12 +36,13 @@ Sokoban. {WALL} wall, {FLOOR} floor, {TARGET} target, {BOX} box, {BOX_ON_TARGET}
 Walk against a box to push it. It cannot be pulled, nor pushed against a wall or a box."""
 
 
-def prompt_of(style: RulesStyle, moves_per_turn: int) -> TextWorldPrompt:
+def prompt_of(told: SokobanRules, moves_per_turn: int) -> TextWorldPrompt:
     """The rules in one of their lengths, with the commands that there are."""
-    if style == "none":
-        return TextWorldPrompt("", show=_room_alone, how_to_write="")
-    rules = f"{FULL if style == 'full' else SHORT}\n{commands_told(moves_per_turn)}"
-    return TextWorldPrompt(rules, show=_room_alone, how_to_write=HOW_TO_WRITE)
+    if told == "none":
+        return TextWorldPrompt.without_rules(show_alone)
+    rules = f"{FULL if told == 'full' else SHORT}\n{commands_told(moves_per_turn)}"
+    # The rules have named the commands, which are always the same.
+    return TextWorldPrompt(rules, show_alone)
 
 
 def commands_told(moves_per_turn: int) -> str:
@@ -56,13 +55,8 @@ def commands_told(moves_per_turn: int) -> str:
     return f"{told} One turn may have up to {moves_per_turn} of them: {example}"
 
 
-def goal_of(boxes: int, style: RulesStyle) -> str:
+def goal_of(boxes: int, told: SokobanRules) -> str:
     """What is to be done."""
-    if style == "none":
+    if told == "none":
         return ""
     return "push the box onto the target." if boxes == 1 else "push all boxes onto the targets."
-
-
-def _room_alone(scene: Scene) -> str:
-    """The rules have named the commands, which are always the same."""
-    return scene.observation

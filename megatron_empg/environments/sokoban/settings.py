@@ -9,7 +9,8 @@ from pydantic import Field
 from megatron_empg.environments.text_worlds.settings import TextWorldSettings
 
 RewardMode = Literal["success", "gym"]
-RulesStyle = Literal["full", "short", "none"]
+SokobanRules = Literal["full", "short", "none"]
+"""As `RulesTold` of the other worlds, with a short form between."""
 
 
 class SokobanSettings(TextWorldSettings):
@@ -31,7 +32,7 @@ class SokobanSettings(TextWorldSettings):
     reward: RewardMode = "success"
     """What is earned: `success_reward` for a solved room and nothing else, or what gym-sokoban gives for each step
     (-0.1), a box on its target (+1) or off it again (-1), and the solved room (+10)."""
-    rules: RulesStyle = "full"
+    rules: SokobanRules = "full"
     """What the policy is told beside the room: "full" explains the symbols and the game as the field's prompts do,
     "short" says it in three lines, "none" is for a policy that was warmed up on the bare rooms."""
     train_rooms: Annotated[int, Field(ge=1)] = 10_000

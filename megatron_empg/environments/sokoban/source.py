@@ -16,6 +16,7 @@ from megatron_empg.environments.sokoban.rooms import Rooms
 from megatron_empg.environments.sokoban.settings import SokobanSettings
 from megatron_empg.environments.sokoban.world import Play, SokobanWorld
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt
+from megatron_empg.environments.text_worlds.settings import NO_RULES
 from megatron_empg.environments.text_worlds.source import Script, TextWorldSource
 
 
@@ -35,8 +36,10 @@ class Sokoban(TextWorldSource):
 
     @classmethod
     def caveats(cls, settings: EnvironmentSettings) -> tuple[str, ...]:
-        """Nobody publishes rooms, only how they are generated."""
-        return ("rooms of a generator of our own: shorter or longer solutions than others' rooms",)
+        """Nobody publishes rooms, only how they are generated; and that no rules are told, where that is so."""
+        assert isinstance(settings, SokobanSettings)
+        rooms = "rooms of a generator of our own: shorter or longer solutions than others' rooms"
+        return (rooms, NO_RULES) if settings.rules == "none" else (rooms,)
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """A task for each room, in order. Raises ValueError for an unknown split."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.text_worlds.turns import HOW_TO_WRITE
@@ -32,6 +33,11 @@ class TextWorldPrompt:
     rules: str
     show: Callable[[Scene], str] = show_with_choices
     how_to_write: str = HOW_TO_WRITE
+
+    @classmethod
+    def without_rules(cls, show: Callable[[Scene], str] = show_with_choices) -> Self:
+        """Of the task and the scene alone, for a policy that was warmed up so."""
+        return cls("", show, how_to_write="")
 
     def first(self, goal: str, scene: Scene) -> list[Message]:
         """What the first turn reads."""

@@ -16,6 +16,9 @@ def _turns_or_all(given: Any) -> Any:
 
 
 RulesTold = Literal["full", "none"]
+"""What a policy is told beside the task and the scene: the world's rules and how a turn is written, or nothing."""
+NO_RULES = "no rules are told, unlike the papers'"
+"""What is not comparable with published results where nothing is told."""
 HistoryLength = Annotated[int | Literal["all"], BeforeValidator(_turns_or_all)]
 
 

@@ -75,7 +75,7 @@ class WebShopSettings(TextWorldSettings):
     def _fits_together(self) -> Self:
         if self.server is not None:
             given = [name for name in _OF_FILES if getattr(self, name) is not None]
-            given += [name for name in _OF_PAGES if getattr(self, name) != type(self).model_fields[name].default]
+            given += self._changed_of_pages()
             if given:
                 raise ValueError(f"{', '.join(given)}: a server has its own; leave them out, or leave out server")
             self._leaves_some(self.server_goals)
@@ -88,6 +88,10 @@ class WebShopSettings(TextWorldSettings):
         elif self.goals is not None and getattr(self, _GOALS_OF[self.goals]) is None:
             raise ValueError(f"goals {self.goals}: they are made of {_GOALS_OF[self.goals]}, which are not given")
         return self
+
+    def _changed_of_pages(self) -> list[str]:
+        fields = type(self).model_fields
+        return [name for name in _OF_PAGES if getattr(self, name) != fields[name].default]
 
     def _leaves_some(self, goals: int) -> None:
         if self.test_goals + self.dev_goals >= goals:
@@ -104,12 +108,20 @@ class WebShopSettings(TextWorldSettings):
         return frozenset() if self.products is not None else frozenset(HELD_OUT_OF_GENERATED)
 
     @property
+    def changes_pages(self) -> bool:
+        """Whether pages show other things than WebShop's."""
+        return bool(self._changed_of_pages())
+
+    @property
     def measured_as(self) -> str:
         """What results under these settings are to be called."""
         if self.server is not None:
             return "WebShop, a running server"
-        catalogue = [] if self.products is not None else ["generated catalogue"]
-        titles = [] if self.spacy_model is not None else ["substitute title score"]
-        if catalogue or titles:
-            return ", ".join(["WebShop engine", *catalogue, *titles])
-        return "WebShop, search by bm25s"
+        others = []
+        if self.products is None:
+            others.append("generated catalogue")
+        if self.spacy_model is None:
+            others.append("substitute title score")
+        if self.changes_pages:
+            others.append("changed pages")
+        return ", ".join(["WebShop engine", *others]) if others else "WebShop, search by bm25s"

@@ -44,7 +44,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageOptions:
     """What pages show. `attributes`: a page of them; `chosen`: what was chosen of a product's options."""
 
     results: int = pages.RESULTS_PER_PAGE
@@ -55,11 +55,11 @@ class Shown:
 class Visit:
     """The shop as one visitor sees it. Whatever is no command of the page leaves the page as it is."""
 
-    def __init__(self, catalogue: Catalogue, goal: Goal, titles: Titles, shown: Shown | None = None) -> None:
+    def __init__(self, catalogue: Catalogue, goal: Goal, titles: Titles, shown: PageOptions | None = None) -> None:
         self._catalogue = catalogue
         self._goal = goal
         self._titles = titles
-        self._shown = Shown() if shown is None else shown
+        self._shown = PageOptions() if shown is None else shown
         self.place = Place()
         self.page: Page = pages.search_page()
         self.score: Score | None = None

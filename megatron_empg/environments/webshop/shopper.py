@@ -77,10 +77,11 @@ class Shopper:
         turns = [ScriptedTurn(query.thought, f"search[{query.words}]")]
         if found is None:
             return turns
-        for number in range(2, found.place // self._results + 2):
+        page = found.place // self._results + 1
+        for number in range(2, page + 1):
             turns.append(ScriptedTurn(f"nothing fits here, so I look at page {number}", _click(NEXT)))
-        # Its number is written as the page shows it, so that a policy can copy it.
         shown = found.place % self._results + 1
+        # The product's number is written as the page shows it, so that a policy can copy it.
         turns.append(ScriptedTurn(f"result {shown} fits", f"click[{found.product.asin}]"))
         chosen = self._chosen(found.product, goal, rng)
         room = self._max_turns - len(turns) - 1

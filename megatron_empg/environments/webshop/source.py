@@ -10,6 +10,7 @@ from megatron_empg.environments.base import EpisodeLimits, Split, Task
 from megatron_empg.environments.mapped import Mapped
 from megatron_empg.environments.settings import EnvironmentSettings
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt, show_alone, show_with_choices
+from megatron_empg.environments.text_worlds.settings import NO_RULES
 from megatron_empg.environments.text_worlds.source import Script, TextWorldSource
 from megatron_empg.environments.text_worlds.world import World
 from megatron_empg.environments.webshop.catalogue import (
@@ -22,7 +23,7 @@ from megatron_empg.environments.webshop.goals import GoalSplits
 from megatron_empg.environments.webshop.pages import RESULTS_PER_PAGE
 from megatron_empg.environments.webshop.served_world import ServedWorld
 from megatron_empg.environments.webshop.settings import WebShopSettings
-from megatron_empg.environments.webshop.shop import Shown
+from megatron_empg.environments.webshop.shop import PageOptions
 from megatron_empg.environments.webshop.shopper import SHOPPERS, Shopper
 from megatron_empg.environments.webshop.titles import SpacyTitles, Titles, WordTitles, require_model
 from megatron_empg.environments.webshop.world import LocalWorld, Rewards
@@ -56,10 +57,11 @@ class WebShop(TextWorldSource):
 
     @classmethod
     def caveats(cls, settings: EnvironmentSettings) -> tuple[str, ...]:
-        """What products, goals, search, title scores and pages are not WebShop's. A server has its own."""
+        """What products, goals, search, title scores and pages are not WebShop's, of which a server has its own;
+        and what of the prompt is not the papers'."""
         assert isinstance(settings, WebShopSettings)
         if settings.server is not None:
-            return ()
+            return tuple(_caveats_of_the_prompt(settings))
         found = list(_caveats_of_products(settings))
         if settings.spacy_model is None:
             found.append("substitute title score: a product's type is judged without spaCy's tagger")
@@ -69,7 +71,7 @@ class WebShop(TextWorldSource):
             found.append("chosen options: a product's page says what was chosen, as in WebShop's rich text mode")
         if settings.show_attributes:
             found.append("page of attributes: a product shows more than in WebShop's comparisons")
-        return tuple(found)
+        return (*found, *_caveats_of_the_prompt(settings))
 
     @property
     def measured_as(self) -> str:
@@ -103,7 +105,7 @@ class WebShop(TextWorldSource):
             self._titles,
             self._rewards,
             measured_as=self.measured_as,
-            shown=Shown(settings.results_per_page, settings.show_attributes, settings.show_chosen),
+            shown=PageOptions(settings.results_per_page, settings.show_attributes, settings.show_chosen),
         )
 
     def prompt(self, task: Task) -> TextWorldPrompt:
@@ -111,7 +113,7 @@ class WebShop(TextWorldSource):
         settings = self.shop_settings
         show = show_with_choices if settings.list_commands else show_alone
         if settings.rules == "none":
-            return TextWorldPrompt("", show, how_to_write="")
+            return TextWorldPrompt.without_rules(show)
         return TextWorldPrompt(RULES, show)
 
     @property
@@ -131,12 +133,14 @@ class WebShop(TextWorldSource):
         return Script(self.world(task), shopper.turns(goal, seed))
 
     def metrics(self) -> dict[str, float]:
-        """Why results are not WebShop's: 1 where products are made up, or title scores those of the substitute."""
+        """Why results are not WebShop's: 1 where products are made up, title scores those of the substitute, or
+        pages other ones."""
         settings = self.shop_settings
         here = settings.server is None
         return {
             "environment/webshop_generated_catalogue": float(here and settings.products is None),
             "environment/webshop_substitute_title_score": float(here and settings.spacy_model is None),
+            "environment/webshop_changed_pages": float(settings.changes_pages),
         }
 
     def _indices_by_kind(self, split: Split, tasks: Sequence[Task]) -> list[list[int]]:
@@ -206,6 +210,13 @@ def _caveats_of_products(settings: WebShopSettings) -> Iterator[str]:
         yield f"first products alone: {settings.first_products} of the file's are sold"
     if settings.goals == "synthetic" or settings.instructions is None:
         yield "synthetic goals: none was asked for by people"
+
+
+def _caveats_of_the_prompt(settings: WebShopSettings) -> Iterator[str]:
+    if settings.rules == "none":
+        yield NO_RULES
+    if not settings.list_commands:
+        yield "no commands are listed, unlike in the papers' prompts"
 
 
 def _data_of(settings: WebShopSettings) -> CatalogueFiles | GeneratedCatalogue:

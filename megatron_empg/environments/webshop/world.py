@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_empg.environments.text_worlds.world import Scene
 from megatron_empg.environments.webshop.catalogue import Catalogue
-from megatron_empg.environments.webshop.shop import Shown, Visit
+from megatron_empg.environments.webshop.shop import PageOptions, Visit
 from megatron_empg.environments.webshop.titles import Titles
 
 
@@ -36,7 +36,7 @@ class LocalWorld:
         rewards: Rewards,
         *,
         measured_as: str,
-        shown: Shown | None = None,
+        shown: PageOptions | None = None,
     ) -> None:
         """`goal`: its number in the catalogue; `measured_as`: what results are to be called."""
         self._catalogue = catalogue

@@ -8,7 +8,7 @@ import pytest
 from alfworld_folder import write_game
 
 from megatron_empg.environments.alfworld import generate
-from megatron_empg.environments.alfworld.generate import Job, drop_damaged, jobs_of, make_games
+from megatron_empg.environments.alfworld.generate import Job, Order, drop_damaged, make_games
 from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, GAMES, KINDS, Manifest
 from megatron_empg.environments.alfworld.problem import spelled
 from megatron_empg.environments.alfworld.scenes import HELD_OUT, ROOMS, SEEN, UNSEEN, scenes_of
@@ -24,7 +24,7 @@ def test_training_and_valid_seen_share_scenes_that_valid_unseen_has_none_of():
 
 
 def test_every_split_has_as_many_games_of_each_kind():
-    jobs = jobs_of(Path("games"), 0, {"train": 12, "test_id": 6, "test_ood": 7})
+    jobs = Order(Path("games"), 0, {"train": 12, "test_id": 6, "test_ood": 7}).jobs()
     of_train = Counter(job.kind for job in jobs if job.split == "train")
     assert of_train == dict.fromkeys(KINDS, 2)
     assert Counter(job.split for job in jobs) == {"train": 12, "test_id": 6, "test_ood": 7}
@@ -32,7 +32,7 @@ def test_every_split_has_as_many_games_of_each_kind():
 
 
 def test_task_types_and_rooms_can_be_chosen():
-    jobs = jobs_of(Path("games"), 0, {"train": 4}, KINDS[1:3], ["bathroom"])
+    jobs = Order(Path("games"), 0, {"train": 4}, KINDS[1:3], ("bathroom",)).jobs()
     assert [job.kind for job in jobs] == [KINDS[1], KINDS[2]] * 2
     assert {job.rooms for job in jobs} == {("bathroom",)}
     by_room = [scenes_of("train", [room]) for room in ROOMS]
@@ -42,8 +42,8 @@ def test_task_types_and_rooms_can_be_chosen():
 
 
 def test_more_games_begin_with_the_same_ones():
-    few = jobs_of(Path("games"), 0, {"train": 6})
-    assert jobs_of(Path("games"), 0, {"train": 12})[:6] == few
+    few = Order(Path("games"), 0, {"train": 6}).jobs()
+    assert Order(Path("games"), 0, {"train": 12}).jobs()[:6] == few
 
 
 def test_a_game_that_was_made_is_found_again(tmp_path):
@@ -52,10 +52,22 @@ def test_a_game_that_was_made_is_found_again(tmp_path):
     place = tmp_path / GAMES / "valid_unseen" / f"{KINDS[0]}-Mug-None-Desk-308" / job.trial
     place.mkdir(parents=True)
     assert job.made() == place
-    assert Job(tmp_path, 3, "test_ood", KINDS[0], 12, ("bedroom",)).made() == place
-    assert Job(tmp_path, 3, "test_ood", KINDS[0], 12, ("bathroom",)).made() is None, "it lies in another room"
     assert Job(tmp_path, 4, "test_ood", KINDS[0], 12).made() is None
     assert Job(tmp_path, 3, "test_id", KINDS[0], 12).made() is None
+
+
+def test_games_that_were_made_for_other_rooms_are_not_taken(tmp_path):
+    """A game follows from the rooms that may be drawn too, so the same options make the same games anywhere."""
+    some = ("bathroom", "kitchen")
+    rooms = (tuple(ROOMS), ("bathroom",), ("kitchen",), some)
+    jobs = [Job(tmp_path, 0, "train", KINDS[0], 5, chosen) for chosen in rooms]
+    assert len({job.trial for job in jobs}) == len(jobs)
+    assert Job(tmp_path, 0, "train", KINDS[0], 5, some[::-1]).trial == jobs[-1].trial
+    for number, job in enumerate(jobs):
+        assert job.made() is None
+        place = tmp_path / GAMES / "train" / f"{KINDS[0]}-Cloth-None-Cabinet-401" / job.trial
+        place.mkdir(parents=True)
+        assert [other.made() is not None for other in jobs] == [other <= number for other in range(len(jobs))]
 
 
 def test_names_are_spelled_as_alfred_spells_them():
@@ -72,13 +84,13 @@ def test_every_command_has_a_thought_that_its_seed_decides():
 
 def two_made(folder):
     """Two jobs and the manifest that lists what they made."""
-    jobs = jobs_of(folder, 0, {"train": 2})
+    jobs = Order(folder, 0, {"train": 2}).jobs()
     games = [write_game(folder, f"train/{job.kind}-Mug-None-Desk-301/{job.trial}", job.kind) for job in jobs]
     return jobs, Manifest(True, {"train": tuple(games)})
 
 
 def test_processes_that_are_replaced_make_the_rest_too(tmp_path, monkeypatch):
-    jobs = jobs_of(tmp_path, 0, {"train": 5})
+    jobs = Order(tmp_path, 0, {"train": 5}).jobs()
     places = []
     for job in jobs:
         place = tmp_path / GAMES / "train" / f"{job.kind}-Mug-None-Desk-301" / job.trial

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from alfworld_folder import ROOM, write_folder
+from alfworld_folder import ROOM, write_folder, write_game
 
 from megatron_empg.environments.alfworld import python, world
-from megatron_empg.environments.alfworld.manifest import GAME_FILE, GAMES, KINDS
+from megatron_empg.environments.alfworld.manifest import GAME_FILE, GAMES, KINDS, Manifest, write_manifest
+from megatron_empg.environments.alfworld.settings import AlfWorldSettings
 from megatron_empg.environments.alfworld.source import AlfWorld
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, TranscriptWorld, read_transcript
 from megatron_empg.environments.base import SPLITS, EpisodeLimits
@@ -51,6 +52,28 @@ def test_generated_games_are_named_so(source, tmp_path):
     write_folder(tmp_path / "others", generated=False)
     other = make_task_source("alfworld", data=tmp_path / "others")
     assert (other.generated, other.metrics()) == (False, {"environment/generated_games": 0.0})
+
+
+def test_what_cannot_be_compared_of_games_and_prompt_is_told(tmp_path):
+    names = [
+        f"train/{kind}-Mug-None-Desk-{scene}/trial_T"
+        for kind, scene in zip(KINDS, (3, 210, 308, 424, 4, 5), strict=True)
+    ]
+    for folder, number in (("some", 2), ("all", 6)):
+        games = [
+            write_game(tmp_path / folder, name, kind) for name, kind in zip(names[:number], KINDS, strict=False)
+        ]
+        write_manifest(tmp_path / folder, Manifest(False, {"train": tuple(games), "test_id": (), "test_ood": ()}))
+    told = {folder: AlfWorld.caveats(AlfWorldSettings(data=tmp_path / folder)) for folder in ("some", "all")}
+    assert told["some"] == (
+        "fewer kinds of tasks: pick_and_place_simple, look_at_obj_in_light",
+        "fewer kinds of rooms: kitchen, living_room",
+    )
+    assert told["all"] == ()
+    bare = AlfWorldSettings(data=tmp_path / "all", rules="none")
+    assert AlfWorld.caveats(bare) == ("no rules are told, unlike the papers'",)
+    write_folder(tmp_path / "made")
+    assert AlfWorld.caveats(AlfWorldSettings(data=tmp_path / "made"))[0].startswith("locally generated games: ")
 
 
 def test_a_run_is_known_by_the_manifest_of_its_games(source, folder):

@@ -131,6 +131,7 @@ def test_built_in_environments_say_what_cannot_be_compared(tmp_path):
         "simplifications": "",
         "choices": "none",
         "reward": "score",
+        "rules": "none",
         "tasks": ["boil"],
         "drawn": "variations",
     }
@@ -138,8 +139,10 @@ def test_built_in_environments_say_what_cannot_be_compared(tmp_path):
         "fewer tasks than EPO's",
         "other simplifications than EPO's",
         "other choices than EPO's",
+        "no rules are told, unlike EPO's",
         "another reward than EPO's",
     ]
     assert len(caveats("sokoban", {})) == 1
+    assert caveats("sokoban", {"rules": "none"})[1:] == ["no rules are told, unlike the papers'"]
     assert caveats("alfworld", {"data": str(tmp_path)}) == [], "it is refused elsewhere"
     assert caveats("nobody", {}) == []

@@ -145,9 +145,24 @@ def test_a_prompt_may_be_the_task_and_the_page_alone(source):
 
 
 def test_pages_that_are_not_webshops_are_named():
-    settings = WebShopSettings(results_per_page=3, show_chosen=True)
-    found = set(WebShop.caveats(settings)) - set(WebShop.caveats(WebShopSettings()))
-    assert {caveat.partition(":")[0] for caveat in found} == {"results per page", "chosen options"}
+    settings = WebShopSettings(results_per_page=3, show_chosen=True, show_attributes=True)
+    assert told_beside_the_defaults(settings) == ["results per page", "chosen options", "page of attributes"]
+    assert settings.changes_pages
+    assert not WebShopSettings(rules="none", list_commands=False).changes_pages
+
+
+@pytest.mark.parametrize("server", [None, "http://x"])
+def test_prompts_that_are_not_the_papers_are_named(server):
+    without_rules = WebShopSettings(rules="none", server=server)
+    assert told_beside_the_defaults(without_rules) == ["no rules are told, unlike the papers'"]
+    unlisted = WebShopSettings(list_commands=False, server=server)
+    assert told_beside_the_defaults(unlisted) == ["no commands are listed, unlike in the papers' prompts"]
+
+
+def told_beside_the_defaults(settings):
+    """How each caveat begins that is not there by default."""
+    usual = WebShop.caveats(WebShopSettings())
+    return [caveat.partition(":")[0] for caveat in WebShop.caveats(settings) if caveat not in usual]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 8])
@@ -187,6 +202,8 @@ def test_making_a_source_reads_nothing(monkeypatch):
     [
         ({"server": "http://x", "spacy_model": "m"}, "spacy_model: a server has its own"),
         ({"server": "http://x", "results_per_page": 3}, "results_per_page: a server has its own"),
+        ({"server": "http://x", "show_chosen": True}, "show_chosen: a server has its own"),
+        ({"server": "http://x", "show_attributes": True}, "show_attributes: a server has its own"),
         ({"results_per_page": 0}, "results_per_page is 0"),
         ({"server": "http://x", "server_goals": 70}, "leave nothing of 70 goals"),
         ({"attributes": "a.json"}, "attributes: they go with products"),
@@ -205,10 +222,17 @@ def test_results_are_named_by_what_they_were_measured_with(source):
     assert source.metrics() == {
         "environment/webshop_generated_catalogue": 1.0,
         "environment/webshop_substitute_title_score": 1.0,
+        "environment/webshop_changed_pages": 0.0,
     }
+    assert source_of(show_chosen=True).metrics()["environment/webshop_changed_pages"] == 1.0
     assert WebShopSettings(spacy_model="a_model").measured_as == "WebShop engine, generated catalogue"
     files = WebShopSettings.model_validate({"products": "a", "attributes": "b", "spacy_model": "a_model"})
     assert files.measured_as == "WebShop, search by bm25s"
+    for changed in ({"results_per_page": 3}, {"show_chosen": True}, {"show_attributes": True}):
+        assert files.model_copy(update=changed).measured_as == "WebShop engine, changed pages"
+    assert WebShopSettings(show_chosen=True).measured_as == (
+        "WebShop engine, generated catalogue, substitute title score, changed pages"
+    )
     assert source_of(server="http://x").measured_as == "WebShop, a running server"
 
 

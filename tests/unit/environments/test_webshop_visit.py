@@ -7,7 +7,7 @@ import pytest
 from megatron_empg.environments.webshop.catalogue import Catalogue
 from megatron_empg.environments.webshop.pages import SEPARATOR
 from megatron_empg.environments.webshop.product import Instruction, Product
-from megatron_empg.environments.webshop.shop import Shown, Visit
+from megatron_empg.environments.webshop.shop import PageOptions, Visit
 from megatron_empg.environments.webshop.store import ListingStore
 from megatron_empg.environments.webshop.titles import WordTitles
 
@@ -78,7 +78,7 @@ def test_results_are_ten_per_page(visit):
 
 
 def test_a_page_may_have_fewer_results(catalogue):
-    visit = Visit(catalogue, catalogue.goals[0], WordTitles(), Shown(results=2))
+    visit = Visit(catalogue, catalogue.goals[0], WordTitles(), PageOptions(results=2))
     first = [text for text in after(visit, "search[lamp]").texts if text.startswith("B0LAMP")]
     second = [text for text in after(visit, "click[next >]").texts if text.startswith("B0LAMP")]
     assert (first, second) == ([lamp(0).asin, lamp(1).asin], [lamp(2).asin, lamp(3).asin])
@@ -121,7 +121,7 @@ def test_a_product_shows_its_options_price_and_sub_pages(visit):
 
 
 def test_attributes_have_a_page_where_asked_for(catalogue):
-    visit = Visit(catalogue, catalogue.goals[0], WordTitles(), Shown(attributes=True))
+    visit = Visit(catalogue, catalogue.goals[0], WordTitles(), PageOptions(attributes=True))
     page = after(visit, "search[lamp]", f"click[{lamp(0).asin}]", "click[attributes]")
     assert page.text == (
         "Back to Search [SEP] < Prev [SEP] easy to use [SEP] garden [SEP] lamps [SEP] Home › Lighting › Lamps"
@@ -130,7 +130,7 @@ def test_attributes_have_a_page_where_asked_for(catalogue):
 
 def test_what_was_chosen_is_shown_where_asked_for(catalogue):
     plain = Visit(catalogue, catalogue.goals[0], WordTitles())
-    rich = Visit(catalogue, catalogue.goals[0], WordTitles(), Shown(chosen=True))
+    rich = Visit(catalogue, catalogue.goals[0], WordTitles(), PageOptions(chosen=True))
     opening = ("search[lamp 3]", "click[b0lamp0003]")
     assert after(rich, *opening) == after(plain, *opening)
     page, chosen = after(plain, "click[large]", "click[black]"), after(rich, "click[large]", "click[black]")
