@@ -25,12 +25,16 @@ def engine(scienceworld):
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def source(scienceworld, engine):
-    """With 60 turns. Its episodes and walkthroughs use the one engine."""
-    source = ScienceWorld(ScienceWorldSettings(tasks=SHORT), EpisodeLimits(60))
+def source_of(engine, turns=60):
+    """A source whose episodes and walkthroughs use the one engine."""
+    source = ScienceWorld(ScienceWorldSettings(tasks=SHORT), EpisodeLimits(turns))
     source._engine = source._gold.engine = engine
     return source
+
+
+@pytest.fixture(scope="module")
+def source(scienceworld, engine):
+    return source_of(engine)
 
 
 def world_of(engine, task="find-living-thing", number=0, **settings):
@@ -83,13 +87,35 @@ def test_the_engines_solution_solves_the_task(source, task):
 
 
 def test_a_solution_that_is_longer_than_an_episode_is_shown_as_far_as_it_fits(scienceworld, engine):
-    source = ScienceWorld(ScienceWorldSettings(tasks=SHORT), EpisodeLimits(3))
-    source._engine = source._gold.engine = engine
-    task = source.tasks("train")[0]
-    walkthrough = source.walkthrough(task, 0)
+    source = source_of(engine, turns=3)
+    walkthrough = source.walkthrough(source.tasks("train")[0], 0)
     assert len(walkthrough.turns) == 3
     assert walkthrough.turns[-1].observation is not None
-    assert walkthrough == source.walkthrough(task, 0)
+
+
+def test_another_source_has_the_same_walkthrough_of_the_engine(scienceworld, engine):
+    first, second = source_of(engine), source_of(engine)
+    task = first.tasks("train")[0]
+    shown = first.walkthrough(task, 0)
+    play(world_of(engine, "boil", 3), ["wait1"])
+    assert second.walkthrough(task, 0) == shown
+
+
+def test_the_engine_is_asked_for_a_walkthrough_once(source, engine, monkeypatch):
+    task = source.tasks("train")[0]
+    shown = source.walkthrough(task, 0)
+    monkeypatch.setattr(engine, "load", lambda *_, **__: pytest.fail("the engine was asked again"))
+    assert source.walkthrough(task, 1) == shown
+
+
+def test_what_a_caller_does_to_a_walkthrough_is_seen_by_no_other(source):
+    task = source.tasks("train")[0]
+    first, turns = source.walkthrough(task, 0), len(source.walkthrough(task, 0).turns)
+    first.turns.clear()
+    first.opening.messages.clear()
+    second = source.walkthrough(task, 0)
+    assert len(second.turns) == turns > 0
+    assert second.opening.messages
 
 
 def test_the_score_is_paid_as_it_rises(engine, source):

@@ -20,9 +20,9 @@ class GoldPaths:
     def __init__(self, needed: Installed, simplifications: str) -> None:
         self.engine = Engine(needed, PATIENCE, HEAP_MIB)
         self._simplifications = simplifications
-        self._known: dict[Variation, list[str]] = {}
+        self._known: dict[Variation, tuple[str, ...]] = {}
 
-    def path(self, variation: Variation) -> list[str]:
+    def path(self, variation: Variation) -> tuple[str, ...]:
         """Commands that solve it. Raises EngineFailed where the engine finds none."""
         if variation not in self._known:
             if len(self._known) >= MOST_KEPT:
@@ -30,9 +30,9 @@ class GoldPaths:
             self._known[variation] = self._found(variation)
         return self._known[variation]
 
-    def _found(self, variation: Variation) -> list[str]:
+    def _found(self, variation: Variation) -> tuple[str, ...]:
         simulation = self.engine.load(variation, self._simplifications, with_gold=True)
-        path = self.engine.gold_path(simulation)
+        path = tuple(self.engine.gold_path(simulation))
         if not path:
             raise EngineFailed(f"ScienceWorld's engine knows no solution of {variation.id}")
         return path

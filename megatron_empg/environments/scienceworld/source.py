@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import ClassVar, Literal
 
 from megatron_empg.environments.base import STEP_SHARE, EpisodeLimits, Split, Task, Walkthrough
@@ -77,12 +78,13 @@ class ScienceWorld(TextWorldSource):
         return Script(ScienceWorldWorld(self._gold.engine, _variation(task), self._settings), turns)
 
     def walkthrough(self, task: Task, seed: int) -> Walkthrough:
-        """The same for every seed. Each is played once, as the engine takes a second and more for it."""
+        """The same for every seed. Each is played once, as the engine takes a second and more for it, and
+        every caller gets a copy."""
         if task.id not in self._shown:
             if len(self._shown) >= MOST_KEPT:
                 self._shown.clear()
             self._shown[task.id] = super().walkthrough(task, seed)
-        return self._shown[task.id]
+        return deepcopy(self._shown[task.id])
 
     def rehearse(self, task: Task) -> list[str]:
         """Commands that every task has. No solution, which takes the engine seconds to find."""
