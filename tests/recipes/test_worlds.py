@@ -6,6 +6,7 @@ and algorithm. It takes every warm-up, and of the small policies' training what 
 `make test-environments-all` runs all of them the whole way: killed, resumed, exported, evaluated.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,15 @@ from scaling import Overrides, Size, scaled, words
 from stand_ins import start_of
 
 sys.path.insert(0, str(ROOT / "tests/environments"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 from alfworld_engine import generate, python_with_engine
 from needed import needs
+from small_policy import TAG, Shape, played, write_tokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from megatron_empg.environments.base import Message
+from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
 from megatron_empg.environments.scienceworld.installed import installed
 from megatron_empg.recipe import Recipe, load_recipe
@@ -35,6 +41,14 @@ LONGER = {"alfworld_miniature": 12, "scienceworld_miniature": 8}
 """Turns of those whose policy earns nothing in four, nor loses anything: there would be nothing to learn from."""
 TRAINED_BY_HAND = ("alfworld_miniature", "scienceworld_miniature")
 """Recipes that tests/environments/test_worlds_reference.py trains on their engines, in the same `make` target."""
+SHOWN = 6
+"""Walkthroughs whose words a tokenizer is held to."""
+SAME_WORDS = {"alfworld": 1.04, "scienceworld": 1.04, "sokoban": 1.04, "webshop": 1.11}
+"""How many times the tokens of a tokenizer that was trained on these very walkthroughs one may need that knows the
+world's words. Measured: 1.012, 1.011, 1 and 1.084; with other words for "You have taken 3 turns so far." 1.077,
+1.076, 1.26 and 1.141."""
+ONE_TOKEN = {"webshop": re.compile(r"B0[0-9A-Z]{8}|\[SEP\]")}
+"""What is a token of its own, as docs/ say where they make the tokenizer."""
 ENVIRONMENT_MEMORY = 1.6
 """GiB of all worker processes: two or three, whose engines take seconds to start."""
 ON_CLUSTERS = [path for path in ACTS if known_model(read(path).model.path) is not None]
@@ -156,6 +170,60 @@ def test_a_recipe_of_a_world_runs_from_its_own_kind_of_start(
         check_turns(load_recipe(path, words(overrides)), launches)
         if ALL_THE_WAY:
             check_engines_were_killed(environment_of(path), launches)
+
+
+def read_of(sequences: Iterable[Iterable[Message]]) -> list[str]:
+    """The texts of all messages."""
+    return [message["content"] for messages in sequences for message in messages]
+
+
+def tokens_of(folder: Path, texts: Iterable[str]) -> int:
+    """How many a tokenizer needs for all of them."""
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    return sum(len(tokenizer.encode(text)) for text in texts)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_small_policys_tokenizer_knows_what_its_world_says(
+    world: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = ROOT / f"recipes/{world}_miniature.yaml"
+    recipe = load_recipe(path, words(data_of(path, request)))
+    assert isinstance(recipe, Recipe)
+    folder = ROOT / recipe.model.path
+    environment = recipe.environment
+    source = make_task_source(world, max_turns=environment.max_turns, **environment.settings)
+    sequences = list(played(source, SHOWN))
+    size = AutoConfig.from_pretrained(str(folder)).vocab_size
+    write_tokenizer(tmp_path, sequences, Shape(vocabulary=size), ONE_TOKEN.get(world))
+    texts = read_of(sequences)
+    assert tokens_of(folder, texts) <= SAME_WORDS[world] * tokens_of(tmp_path, texts)
+    check_lengths(recipe, sequences)
+    start = read(path.with_stem(f"{path.stem}_sft")).model.path
+    assert (folder / "tokenizer.json").read_bytes() == (ROOT / start / "tokenizer.json").read_bytes()
+
+
+def check_lengths(recipe: Recipe, sequences: Iterable[Iterable[Message]]) -> None:
+    """What is read and written fits the recipe's limits, and a turn's tags are a token each."""
+    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / recipe.model.path))
+    for messages in sequences:
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        whole = tokenizer.apply_chat_template(said, return_dict=False)
+        assert len(whole) <= recipe.rollout.max_episode_tokens
+        if said[-1]["role"] == "assistant":
+            turn = said[-1]["content"]
+            assert len(tokenizer.encode(turn)) < recipe.rollout.max_turn_tokens, "a turn ends with a token"
+            assert all(len(tokenizer.encode(tag)) == 1 for tag in TAG.findall(turn))
+
+
+def test_a_products_number_is_one_token_for_most_of_the_catalogue() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "recipes/webshop_miniature/policy"))
+    environment = read(ROOT / "recipes/webshop_miniature.yaml").environment
+    source = make_task_source("webshop", max_turns=environment.max_turns, **environment.settings)
+    found = set(ONE_TOKEN["webshop"].findall("\n".join(read_of(played(source, 60)))))
+    assert len(found) > 60
+    alone = [text for text in found if len(tokenizer.encode(text)) == 1]
+    assert len(alone) > 0.9 * len(found), "those of the walkthroughs that it was trained on"
 
 
 def test_of_each_world_a_recipe_for_clusters_is_run_and_every_warm_up() -> None:
