@@ -31,6 +31,8 @@ TAG = re.compile(r"</?[a-z_]+>")
 """What marks the parts of a turn; each becomes one token."""
 VOCABULARY_STEP = 256
 """The model's vocabulary is a multiple of it: Megatron then adds nothing up to tensor parallel size 2."""
+NOTHING = "(?!)"
+"""The pattern that matches nowhere."""
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Of attention heads, those that vLLM 0.32 serves on CPUs."""
 UNREAD_EVERY = 10
@@ -113,11 +115,12 @@ async def _unread(source: TaskSource, task: Task) -> list[Message]:
 
 def texts(sequences: Sequence[Sequence[Message]], whole: Sequence[str]) -> Iterator[str]:
     """What the tokenizer is trained on: messages as the chat template shows them, without what is `whole`."""
-    between = re.compile("|".join(re.escape(token) for token in sorted(whole, key=len, reverse=True)) or "(?!)")
+    longest_first = sorted(whole, key=len, reverse=True)
+    between = re.compile("|".join(map(re.escape, longest_first)) if whole else NOTHING)
     for messages in sequences:
         for message in messages:
             shown = f"{message['role']}\n{message['content']}"
-            yield from (part for part in between.split(shown) if part)
+            yield from filter(None, between.split(shown))
 
 
 def tags_of(sequences: Sequence[Sequence[Message]]) -> list[str]:
@@ -141,13 +144,14 @@ def write_tokenizer(
     decoded text. Raises ValueError where these are too many for the vocabulary."""
     import json
 
-    added = tags_of(sequences) + ([] if whole is None else matches_of(whole, sequences))
+    matches = [] if whole is None else matches_of(whole, sequences)
+    added = list(dict.fromkeys([*tags_of(sequences), *matches]))
     if len(added) + len(SPECIAL_TOKENS) + 256 > shape.vocabulary:
         raise ValueError(
             f"--vocabulary is {shape.vocabulary}, but {len(added)} texts are to be a token each beside 256 bytes: "
             "raise it, or let --whole match less"
         )
-    tokenizer = _trained(sequences, shape.vocabulary, list(dict.fromkeys(added)))
+    tokenizer = _trained(sequences, shape.vocabulary, added)
     state = json.loads(tokenizer.to_str())
     for token in state["added_tokens"]:
         token["special"] = token["content"] in SPECIAL_TOKENS
