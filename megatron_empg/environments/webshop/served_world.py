@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from math import nan
 from urllib.parse import urlsplit
 
 from megatron_empg.environments.text_worlds.world import Scene
@@ -71,8 +72,14 @@ class ServedWorld:
                 return
 
     def _take(self, answered: tuple[str, str]) -> None:
+        """Show the page. Raises ShopServerError for one that is not WebShop's: those lead on or have a score."""
         html, self._address = answered
         self._page = read_page(html)
+        if self._page.score is None and self._page.search_form is None and not self._page.links:
+            raise ShopServerError(
+                f"the WebShop server at {self._client.url} answered with a page that is none of WebShop's: it has "
+                f"no search bar, no button, no link and no score; it begins {html[:40]!a}"
+            )
 
     def _scene(self) -> Scene:
         page = self._page
@@ -84,12 +91,7 @@ class ServedWorld:
         return Scene(page.text, (*search, *clicks), anchor=state, info={"measured_as": self._measured_as})
 
     def _bought(self, told: str, state: str) -> Scene:
-        try:
-            score = float(told)
-        except ValueError:
-            raise ShopServerError(
-                f"the WebShop server at {self._client.url} shows the score {told[:40]!a}; it must be a number"
-            ) from None
+        score = self._score(told)
         return Scene(
             self._page.text,
             done=True,
@@ -98,6 +100,18 @@ class ServedWorld:
             anchor=state,
             info={"score": score, "measured_as": self._measured_as},
         )
+
+    def _score(self, told: str) -> float:
+        try:
+            score = float(told)
+        except ValueError:
+            score = nan
+        if not 0.0 <= score <= 1.0:  # as it is for nan
+            raise ShopServerError(
+                f"the WebShop server at {self._client.url} shows the score {told[:40]!a}; it must be a number "
+                "from 0 to 1"
+            )
+        return score
 
 
 def _sendable(query: str) -> str:

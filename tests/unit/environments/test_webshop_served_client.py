@@ -34,6 +34,43 @@ def test_every_scene_says_what_results_are_called(monkeypatch):
     assert world.act("search[lamp]").info == {"measured_as": "WebShop, a running server"}
 
 
+FIRST_PAGE = '<form action="/s1" method="post"><input id="search_input" name="search_query"></form>'
+BOUGHT = '<div id="reward">Your score<pre>{}</pre></div>'
+
+
+def visit_that_is_answered(pages, monkeypatch):
+    """A visit to a site whose pages are these, one after another."""
+    left = iter(pages)
+    monkeypatch.setattr(ShopClient, "_attempt", lambda self, method, where, form, seconds: (next(left), where))
+    world = ServedWorld("https://shop.example", 3, Rewards(), within=None, measured_as="WebShop, a running server")
+    world.begin()
+    return world
+
+
+@pytest.mark.parametrize("told", ["nan", "inf", "-inf", "5", "-1", "1.0001", "1e400", "", "much"])
+def test_a_score_that_webshop_does_not_give_is_a_fault_of_the_site(told, monkeypatch):
+    world = visit_that_is_answered([FIRST_PAGE, BOUGHT.format(told)], monkeypatch)
+    with pytest.raises(ShopServerError, match=f"shows the score '{told}'; it must be a number from 0 to 1"):
+        world.act("search[lamp]")
+
+
+@pytest.mark.parametrize("told", ["0.0", "0.75", "1.0"])
+def test_a_score_of_webshop_is_taken(told, monkeypatch):
+    scene = visit_that_is_answered([FIRST_PAGE, BOUGHT.format(told)], monkeypatch).act("search[lamp]")
+    assert (scene.done, scene.info["score"], scene.success) == (True, float(told), told == "1.0")
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["", '{"error": "busy"}', "<form><input name=user><input name=password></form>", "<div>" * 200_000],
+    ids=["blank", "json", "sign-in", "nested"],
+)
+def test_a_page_that_is_none_of_webshops_is_a_fault_of_the_site(page, monkeypatch):
+    world = visit_that_is_answered([FIRST_PAGE, page], monkeypatch)
+    with pytest.raises(ShopServerError, match="a page that is none of WebShop's"):
+        world.act("search[lamp]")
+
+
 @pytest.mark.parametrize(
     ("seconds", "within", "said"),
     [
