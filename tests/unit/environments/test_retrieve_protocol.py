@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
-from megatron_empg.environments.deep_search import service_client, serving
+from megatron_empg.environments.deep_search import serving
 from megatron_empg.environments.deep_search.http_statuses import REFUSED_QUERY
 from megatron_empg.environments.deep_search.search import observations, retrieve_client, retrieve_server
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, SearchIndex
