@@ -31,7 +31,7 @@ def run(preparation: Preparation, wishes: Wishes, say: Say) -> Prepared:
     """Fetch and make what is wanted and not here yet, and write prepared.json. Raises PrepareError."""
     require_model(preparation.model_of(wishes))
     parts = wanted_parts(preparation, wishes)
-    before = Before(wishes.folder, _earlier(preparation.name, wishes.folder, say), Records(wishes.folder))
+    before = _before(preparation.name, wishes.folder, say)
     costs = costs_of(parts, before)
     bandwidth = Bandwidth.of(wishes.bandwidth, before.records.bytes_per_second)
     say(table(costs, bandwidth, wishes.folder, preparation.estimate))
@@ -43,6 +43,8 @@ def run(preparation: Preparation, wishes: Wishes, say: Say) -> Prepared:
     for part in parts.all():
         part.require()
     with alone(wishes.folder):
+        # Read again: another preparation may have ended since.
+        before = _before(preparation.name, wishes.folder, _say_nothing)
         work = Work(before, say, wishes.quick)
         _fetch(parts.fetched, work, before.records, wishes, sum(cost.fetch for cost in costs))
         for made in parts.made:
@@ -93,6 +95,14 @@ def _say_what_is_missing(parts: tuple[Part, ...], say: Say) -> None:
             part.require()
         except PrepareError as error:
             say(f"to be mended first: {error}")
+
+
+def _before(preparation: str, folder: Path, say: Say) -> Before:
+    return Before(folder, _earlier(preparation, folder, say), Records(folder))
+
+
+def _say_nothing(_: str) -> None:
+    """What is broken was told when it was read first."""
 
 
 def _earlier(preparation: str, folder: Path, say: Say) -> Prepared:

@@ -18,7 +18,7 @@ from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, Prepared, read
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
-from megatron_empg.prepare.webshop import WebShopSources
+from megatron_empg.prepare.webshop import FilesPart, WebShopSources
 from megatron_empg.prepare.wishes import Wishes
 
 PRODUCTS = b'[{"asin": "B000000001"}]' * 20
@@ -203,3 +203,21 @@ def test_a_folder_of_another_preparation_is_refused(server: FileServer, tmp_path
     prepared(None, tmp_path / "data", "data", generated=200)
     with pytest.raises(PrepareError, match="of the preparation 'webshop', not of 'scienceworld'"):
         prepared(None, tmp_path / "data", of=SCIENCEWORLD)
+
+
+def test_what_another_preparation_noted_meanwhile_is_kept(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one runs to its end after this one has looked at the folder, and before it has it to itself."""
+    sources, folder = sources_of(content_of(server), tmp_path), tmp_path / "data"
+    require = FilesPart.require
+
+    def after_another(part: FilesPart) -> None:
+        monkeypatch.setattr(FilesPart, "require", require)
+        prepared(sources, folder, "model")
+
+    monkeypatch.setattr(FilesPart, "require", after_another)
+    found, _ = prepared(sources, folder, "data")
+    assert FilesPart.require is require, "the other one has run"
+    assert found.missing() == []
+    assert read_prepared(folder, WEBSHOP) == found
