@@ -113,6 +113,17 @@ def test_the_example_of_a_text_world_keeps_every_rule(package: Path, monkeypatch
         ]
 
 
+def test_the_example_of_a_text_world_is_played_by_hand_and_earns_the_reward_that_is_set(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "climb", raising=False)
+    (package / "climb.py").write_text(block("python", "class Climb"), encoding="utf-8")
+    exec(compile(block("python", "climb:Climb"), "docs/environments.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "You are in a tower." in told
+    assert "reward=1.0, success=True" in told
+
+
 def test_a_package_gives_the_example_a_name(package: Path) -> None:
     assert "guess" not in installed()
     install(package)
