@@ -6,6 +6,7 @@ and algorithm. It takes every warm-up, and of the small policies' training what 
 `make test-environments-all` runs all of them the whole way: killed, resumed, exported, evaluated.
 """
 
+import asyncio
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -194,6 +195,7 @@ def test_a_small_policys_tokenizer_knows_what_its_world_says(
     environment = recipe.environment
     source = make_task_source(world, max_turns=environment.max_turns, **environment.settings)
     sequences = list(played(source, SHOWN))
+    asyncio.run(source.close())
     size = AutoConfig.from_pretrained(str(folder)).vocab_size
     write_tokenizer(tmp_path, sequences, Shape(vocabulary=size), ONE_TOKEN.get(world))
     texts = read_of(sequences)
