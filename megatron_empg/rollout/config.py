@@ -26,8 +26,9 @@ class RolloutConfig(Section):
     max_turn_tokens: Annotated[Positive, Mark.DECIDES_EPISODES] = 512
     """A turn longer than this is cut; the end-of-turn token then comes from the template."""
     max_episode_tokens: Annotated[Positive, Mark.DECIDES_EPISODES] = 16384
-    """Prompt, turns and observations together; an episode that would be longer ends as truncated. With `history`
-    strip: what a turn reads, and the turn."""
+    """Prompt, turns and observations together; an episode that would be longer ends as truncated. Where each
+    turn is a sequence of its own (worlds of windowed prompts, `history` strip): what one turn reads, and the
+    turn."""
     history: Annotated[HistoryKind, Mark.DECIDES_EPISODES] = "keep"
     """What the policy reads of its earlier turns: `keep` is all of them, and an episode is one sequence; `strip`
     leaves out their thoughts (up to ``</think>``), as the templates of thinking models do, and every turn is a

@@ -79,7 +79,8 @@ ROLLOUT = Family(
         Metric(
             "train/tokens_per_episode",
             "tokens",
-            "the same, with prompt and observations; with `rollout.history: strip` that of all its sequences",
+            "the same, with prompt and observations; where each turn is a sequence of its own (windowed prompts, "
+            "`rollout.history: strip`) that of all its sequences",
         ),
         Metric("train/episodes", "episodes", "usable episodes"),
         Metric("train/episodes_error", "episodes", "ended in an error; they never train", "0"),
