@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from megatron_empg.environments.webshop.errors import CatalogueError
 from megatron_empg.environments.webshop.product import NO_LIMIT, Goal, GoalOption, Instruction, Listing, Product
 from megatron_empg.environments.webshop.store import ListingStore
 
@@ -19,6 +20,10 @@ SHUFFLED_BY = 233
 """Seed with which WebShop shuffles its goals."""
 _LIMITS = [10.0 * number for number in range(1, 100)]
 _NEAREST = 4
+MOST_OF_A_PRODUCT = 1_000_000
+"""Goals of one product: combinations of its options grow with the product of their numbers."""
+MOST_GOALS = 20_000_000
+"""Goals of a catalogue: while they are shuffled, each takes some 60 bytes."""
 
 
 def price_of(product: Product) -> float:
@@ -57,6 +62,7 @@ class GoalBook(Sequence[Goal]):
         for number in range(len(store)):
             if store.asked(number, human=human):
                 count = _choices(store.listing(number), human=human)
+                _check_counts(store.product(number).asin, count, len(products) + count)
                 products.extend([number] * count)
                 choices.extend(range(count))
         order = list(range(len(products)))
@@ -99,6 +105,21 @@ def _choices(listing: Listing, *, human: bool) -> int:
     if human:
         return len(listing.human)
     return prod(len(values) for values in listing.product.options.values())
+
+
+def _check_counts(asin: str, of_product: int, of_all: int) -> None:
+    """Raises CatalogueError for more goals than are kept."""
+    for count, most, whose in (
+        (of_product, MOST_OF_A_PRODUCT, "this product has"),
+        (of_all, MOST_GOALS, "the products up to this one have"),
+    ):
+        if count > most:
+            raise CatalogueError(
+                "the goals",
+                f"product {asin[:40]!a}",
+                f"{whose} more than the {most:,} that can be kept, one for every combination of options. Give "
+                "`instructions`, of which each is one goal, or take options out of the file",
+            )
 
 
 def _combined(number: int, product: Product, general: Instruction, choice: int) -> Goal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _prices(fields: Fields) -> tuple[float, ...]:
         prices = tuple(float(part) for part in parts[:2])
     except ValueError:
         prices = ()
-    if not prices:
+    if not prices or not all(isfinite(price) for price in prices):
         raise fields.fault("pricing", 'dollars such as "$9.99", two of them for a range, or null')
     return prices
 

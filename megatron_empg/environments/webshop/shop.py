@@ -87,9 +87,13 @@ class Visit:
         if offered in _BUTTONS:
             _BUTTONS[offered](self)
         elif self.place.name == "results":
-            self._go(replace(self.place, name="item", asin=offered.upper(), chosen={}))
+            self._go(replace(self.place, name="item", asin=self._asin_of(offered), chosen={}))
         elif self.place.name == "item":
             self._choose(offered)
+
+    def _asin_of(self, offered: str) -> str:
+        """That of the first product on a page of results that is offered so: a page offers it in lower case."""
+        return next(product.asin for product in self._results(self.place) if product.asin.lower() == offered)
 
     def _choose(self, value: str) -> None:
         name = next(name for name, values in reversed(self._product.options.items()) if value in values)
@@ -124,16 +128,19 @@ class Visit:
         assert number is not None, "only what was found can be opened"
         return self._catalogue.store.product(number)
 
+    def _results(self, place: Place) -> list[Product]:
+        """The products on a page of results."""
+        start = (place.page - 1) * self._shown.results
+        numbers = place.found[start : start + self._shown.results]
+        return [self._catalogue.store.product(number) for number in numbers]
+
     def _go(self, place: Place) -> None:
         self.place = place
         self.page = self._page_of(place)
 
     def _page_of(self, place: Place) -> Page:
         if place.name == "results":
-            start = (place.page - 1) * self._shown.results
-            numbers = place.found[start : start + self._shown.results]
-            products = [self._catalogue.store.product(number) for number in numbers]
-            return pages.results_page(products, place.page, len(place.found))
+            return pages.results_page(self._results(place), place.page, len(place.found))
         if place.name == "item":
             chosen = tuple(place.chosen.values()) if self._shown.chosen else ()
             return pages.item_page(self._product, attributes=self._shown.attributes, chosen=chosen)

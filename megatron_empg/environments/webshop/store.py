@@ -51,8 +51,9 @@ class ListingStore:
         self._general = array("q")
         self._human = array("q")
         self._numbers: dict[str, int] = {}
+        self._category_numbers: dict[str, int] = {}
         self._category_names: list[str] = []
-        self._categories = array("H")
+        self._categories = array("l")
 
     def __len__(self) -> int:
         return len(self._products)
@@ -130,9 +131,10 @@ class ListingStore:
             yield self.product(number)
 
     def _category(self, name: str) -> int:
-        if name not in self._category_names:
+        if name not in self._category_numbers:
+            self._category_numbers[name] = len(self._category_names)
             self._category_names.append(name)
-        return self._category_names.index(name)
+        return self._category_numbers[name]
 
 
 def _plain(value: Product | Instruction) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from dataclasses import asdict
 import pytest
 
 from megatron_empg.environments.registry import make_task_source
+from megatron_empg.environments.webshop import goals
 from megatron_empg.environments.webshop.catalogue import CatalogueFiles
 from megatron_empg.environments.webshop.errors import CatalogueError
 from megatron_empg.environments.webshop.goals import price_of
+from megatron_empg.environments.webshop.product import Product
+from megatron_empg.environments.webshop.store import ListingStore
 
 LAMP = {
     "asin": "B01LAMP001",
@@ -154,9 +157,9 @@ def test_synthetic_goals_may_be_asked_for_where_people_asked_too(files):
 
 
 def test_goals_of_dear_products_have_no_limit(files):
-    goals = files([LAMP | {"pricing": "$985.00"}]).load().goals
-    assert {goal.price_limit for goal in goals} == {1_000_000.0}
-    assert all("price" not in goal.text for goal in goals)
+    dear = files([LAMP | {"pricing": "$985.00"}]).load().goals
+    assert {goal.price_limit for goal in dear} == {1_000_000.0}
+    assert all("price" not in goal.text for goal in dear)
 
 
 def test_compressed_files_are_read(files, tmp_path):
@@ -179,6 +182,8 @@ def test_half_a_surrogate_pair_in_a_file_becomes_a_letter_that_can_be_read(files
         ({"small_description": [1]}, 'field "small_description" must be a list of texts; found a list'),
         ({"pricing": "free"}, 'field "pricing" must be dollars such as'),
         ({"pricing": "$1.2.3"}, 'field "pricing" must be dollars such as'),
+        ({"pricing": "$" + "9" * 400}, 'field "pricing" must be dollars such as'),
+        ({"pricing": "$1 to $" + "9" * 400}, 'field "pricing" must be dollars such as'),
         ({"customization_options": {"Size": [{"worth": 1}]}}, 'field "customization_options" must be an object'),
         ({"customization_options": [1]}, 'field "customization_options" must be an object of lists'),
     ],
@@ -248,3 +253,32 @@ def test_few_goals_leave_something_to_train_on_or_are_refused(files):
     assert [len(source.tasks(split)) for split in ("train", "test_id", "test_ood")] == [2, 1, 0]
     assert {task.kind for task in source.tasks("train")} == {"garden"}
     assert source.measured_as == "WebShop engine, substitute title score"
+
+
+@pytest.mark.parametrize("options", [20, 70, 400])
+def test_a_product_of_more_combinations_than_can_be_kept_is_named(files, options):
+    many = {f"option {number}": [{"value": "a"}, {"value": "b"}] for number in range(options)}
+    with pytest.raises(
+        CatalogueError, match="product 'B01LAMP001': this product has more than the 1,000,000 that"
+    ):
+        files([LAMP | {"customization_options": many}]).load()
+    assert len(
+        files([LAMP | {"customization_options": many}], human={"B01LAMP001": HUMAN["B01SOAP001"]}).load().goals
+    )
+
+
+def test_more_goals_than_can_be_kept_are_refused_at_the_product_that_has_them(files, monkeypatch):
+    monkeypatch.setattr(goals, "MOST_GOALS", 7)
+    asked = {asin: ATTRIBUTES["B01LAMP001"] for asin in ("B01LAMP001", "B01LAMP002")}
+    with pytest.raises(
+        CatalogueError, match=r"'B01LAMP002': the products up to this one have more than the 7 that"
+    ):
+        files([LAMP, LAMP | {"asin": "B01LAMP002"}], attributes=asked).load()
+
+
+def test_more_departments_are_kept_than_two_bytes_count():
+    store = ListingStore()
+    for number in range(65_540):
+        store.add(Product(str(number), "", "", (), f"department {number}", "", "", (1.0,), {}, ()))
+    assert len(store.departments) == 65_540
+    assert store.category(65_537) == "department 65537"

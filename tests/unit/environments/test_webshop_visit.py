@@ -1,6 +1,7 @@
 """Pages and clicks of the shop, in the words of WebShop's text mode."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -217,3 +218,17 @@ def test_a_search_is_possible_from_any_page(visit):
     assert after(visit, "search[lamp 5]").texts[3] == "B0LAMP0005"
     assert visit.place.chosen == {}
     assert after(visit, "click[back to search]").search_bar
+
+
+def test_products_whose_asin_is_not_in_capitals_are_opened_and_bought():
+    store = ListingStore()
+    for number, asin in enumerate(("b0lamp0001", "B0lamp0002")):
+        store.add(replace(lamp(number), asin=asin))
+        store.describe(asin, None, Instruction("i need a lamp", ("bright",)))
+    catalogue = Catalogue(store, human=False)
+    for number, asin in enumerate(("b0lamp0001", "B0lamp0002")):
+        visit = Visit(catalogue, catalogue.goals[0], WordTitles())
+        page = after(visit, "search[brass lamp]", f"click[{asin.lower()}]")
+        assert f"Brass Lamp {number}" in page.texts
+        after(visit, "click[description]", "click[< prev]", "click[buy now]")
+        assert visit.score is not None
