@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.environments.settings import MANIFEST
 from megatron_empg.launch.prepared_settings import (
     AlfWorldData,
     DeepSearchData,
@@ -16,7 +17,7 @@ from megatron_empg.launch.prepared_settings import (
     WebShopData,
 )
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import NAME, Prepared, PreparedModel, read_prepared
+from megatron_empg.prepare.manifest import ALFWORLD, NAME, Prepared, PreparedModel, read_prepared
 from megatron_empg.recipe import Recipe, RecipeError
 from megatron_empg.recipe.preparation import DEFAULT_FOLDER, prepare_command
 
@@ -108,6 +109,11 @@ def _is_prepared(data: PreparedData) -> bool:
 
 
 def _nothing_prepared(data: PreparedData, folder: Path, recipe: Recipe) -> RecipeError:
+    if data.preparation == ALFWORLD and (folder / MANIFEST).is_file():
+        return RecipeError(
+            f"{folder} was not prepared by slurm/prepare.sh, but holds games with their {MANIFEST}: to train "
+            f"on them give {_SETTINGS}data={folder}"
+        )
     return RecipeError(
         f"there is nothing to train on: {folder} is not prepared. Fetch {data.what} on a login node by "
         f"`{command(folder, recipe)}` (--dry-run says what it costs), name a prepared folder by EMPG_DATA=DIR, "

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_empg.common.processes import die_with_parent
@@ -29,6 +30,7 @@ from megatron_empg.environments.alfworld.manifest import (
     FOLDERS,
     GAME_FILE,
     GAMES,
+    HOW_TO_GENERATE,
     KINDS,
     TRIAL_OF_GENERATED,
     Game,
@@ -39,6 +41,7 @@ from megatron_empg.environments.alfworld.manifest import (
     write_manifest,
 )
 from megatron_empg.environments.alfworld.problem import Asked, furnish, game_files, invent
+from megatron_empg.environments.alfworld.python import NEEDED
 from megatron_empg.environments.alfworld.scenes import ROOMS, read_scene, scenes_of
 from megatron_empg.environments.alfworld.text import goal_of_grammar
 from megatron_empg.environments.alfworld.transcript import (
@@ -240,6 +243,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="as many as there are cores")
     given = parser.parse_args(arguments)
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        print(
+            f"the Python {sys.executable!r} lacks {', '.join(missing)}; games are made in the one that has "
+            f"ALFWorld's engine: {HOW_TO_GENERATE}. `make setup-alfworld` makes .venv-alfworld",
+            file=sys.stderr,
+        )
+        return 1
     counts: dict[Split, int] = {"train": given.train, "test_id": given.test_id, "test_ood": given.test_ood}
     given.folder.mkdir(parents=True, exist_ok=True)
     try:

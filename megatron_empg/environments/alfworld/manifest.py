@@ -35,7 +35,10 @@ FORMAT = 1
 TRIAL_OF_GENERATED = "trial_generated_"
 """How the last folder of a generated game's path begins; ALFRED's go on with T and a time."""
 HOW_TO_INDEX = "`python -m megatron_empg.environments.alfworld.index DIR` writes it for games of alfworld-download"
-HOW_TO_GENERATE = "`python -m megatron_empg.environments.alfworld.generate DIR` makes games"
+HOW_TO_GENERATE = (
+    "`PYTHONPATH=. .venv-alfworld/bin/python -m megatron_empg.environments.alfworld.generate DIR` makes games, "
+    "in the Python that has the engine (docs/alfworld.md)"
+)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import random
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from alfworld_folder import write_game
 
 from megatron_empg.environments.alfworld import generate
-from megatron_empg.environments.alfworld.generate import Job, Order, drop_damaged, make_games
+from megatron_empg.environments.alfworld.generate import Job, Order, drop_damaged, main, make_games
 from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, GAMES, KINDS, Manifest
 from megatron_empg.environments.alfworld.problem import spelled
 from megatron_empg.environments.alfworld.scenes import HELD_OUT, ROOMS, SEEN, UNSEEN, scenes_of
@@ -89,6 +90,16 @@ def two_made(folder):
     return jobs, Manifest(True, {"train": tuple(games)})
 
 
+@pytest.mark.skipif(find_spec("alfworld") is not None, reason="this Python has the engine")
+def test_a_python_without_the_engine_is_told_which_has_it_before_a_folder_is_made(tmp_path, capsys):
+    folder = tmp_path / "games"
+    assert main([str(folder)]) == 1
+    assert not folder.exists()
+    said = capsys.readouterr().err
+    assert "lacks alfworld" in said
+    assert ".venv-alfworld/bin/python -m megatron_empg.environments.alfworld.generate DIR" in said
+
+
 def test_processes_that_are_replaced_make_the_rest_too(tmp_path, monkeypatch):
     jobs = Order(tmp_path, 0, {"train": 5}).jobs()
     places = []
@@ -113,7 +124,9 @@ OTHER = transcript_bytes(Transcript(Shown("a room", ()), ()))
         (GAME_FILE, b"{cut"),
         (GAME_FILE, b"{}"),
         (FACTS_FILE, None),
+        (FACTS_FILE, b"[" * 100_000),
     ],
+    ids=range(7),
 )
 def test_a_made_game_whose_files_are_damaged_is_taken_away(tmp_path, file, content, listed):
     jobs, manifest = two_made(tmp_path)

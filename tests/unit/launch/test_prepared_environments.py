@@ -258,6 +258,20 @@ def test_nothing_prepared_is_an_error_with_the_command(
         data_overrides(wanted, [], DataChoice(Path("empty")))
 
 
+def test_games_in_the_usual_place_that_were_not_prepared_are_named_with_their_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe_of("alfworld")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data/alfworld")
+    folder.mkdir(parents=True)
+    game = Game("train/look-1/trial", "look_at_obj_in_light", "look", "0")
+    write_manifest(folder, Manifest(True, {"train": (game,), "test_id": (), "test_ood": ()}))
+    with pytest.raises(RecipeError, match=r"holds games .* give environment\.settings\.data=data/alfworld"):
+        data_overrides(wanted, [], DataChoice())
+    assert data_overrides(wanted, ["environment.settings.data=data/alfworld"], DataChoice()) == []
+
+
 def test_the_miniature_is_a_generated_catalogue_and_alfworld_has_none() -> None:
     assert data_overrides(recipe_of("webshop"), [], DataChoice(miniature=True)) == []
     assert data_overrides(recipe_of("scienceworld"), [], DataChoice(miniature=True)) == []
