@@ -87,7 +87,7 @@ def _game(games: Path, place: Path) -> Game:
 def _json_of(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LeftOut(f"a {path.name} that is no JSON") from None
     if not isinstance(found, dict):
         raise LeftOut(f"a {path.name} that is no JSON object")

@@ -57,7 +57,10 @@ def read_transcript(folder: Path, game: Game) -> Transcript:
             f"alfworld game {game.id!r}: {str(path)!r} is not the transcript that the manifest lists; "
             "make the games anew"
         )
-    body = json.loads(gzip.decompress(content))
+    try:
+        body = json.loads(gzip.decompress(content))
+    except RecursionError:
+        raise ValueError(f"alfworld game {game.id!r}: {str(path)!r} is nested too deeply") from None
     turns = tuple(Played(turn["command"], _read(turn)) for turn in body["turns"])
     return Transcript(_read(body["opening"]), turns)
 

@@ -1,5 +1,6 @@
 """The manifest of a folder of games: what is written is read, and what does not hold is refused."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -11,9 +12,13 @@ from megatron_empg.environments.alfworld.manifest import (
     FACTS_FILE,
     GAME_FILE,
     GAMES,
+    KINDS,
+    Game,
+    digest_of,
     read_manifest,
     write_manifest,
 )
+from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, read_transcript
 from megatron_empg.environments.settings import MANIFEST
 
 
@@ -54,7 +59,12 @@ def test_a_changed_manifest_is_refused(tmp_path, fields, said):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": 1}', "null", '{"format": 1, "digest": "x"}'])
+NESTED = "[" * 100_000
+"""JSON in which lists stand in lists without end."""
+NO_MANIFESTS = ["", "[]", "{}", '{"digest": 1}', "null", '{"format": 1, "digest": "x"}', NESTED]
+
+
+@pytest.mark.parametrize("content", NO_MANIFESTS, ids=lambda content: content[:20])
 def test_what_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"does not hold: .*alfworld.index DIR"):
@@ -96,6 +106,8 @@ def test_an_index_lists_the_games_that_can_be_solved(tmp_path, capsys):
     (tmp_path / GAMES / "train/look_at_obj_in_light-Z/trial_1" / GAME_FILE).unlink()
     write_game(tmp_path, "train/look_at_obj_in_light-W/trial_1", "look_at_obj_in_light")
     (tmp_path / GAMES / "train/look_at_obj_in_light-W/trial_1" / FACTS_FILE).write_text("[]", encoding="utf-8")
+    write_game(tmp_path, "train/look_at_obj_in_light-V/trial_1", "look_at_obj_in_light")
+    (tmp_path / GAMES / "train/look_at_obj_in_light-V/trial_1" / FACTS_FILE).write_text(NESTED, encoding="utf-8")
     write_game(tmp_path, "valid_seen/look_at_obj_in_light-X/trial_1", "look_at_obj_in_light")
     assert index.main([str(tmp_path)]) == 0
     manifest = read_manifest(tmp_path)
@@ -112,6 +124,7 @@ def test_an_index_lists_the_games_that_can_be_solved(tmp_path, capsys):
     assert "left out: 2 with a task with sliced things or in things that move" in told
     assert "left out: 1 with a game.tw-pddl that is no JSON" in told
     assert "left out: 1 with a traj_data.json that is no JSON object" in told
+    assert "left out: 1 with a traj_data.json that is no JSON\n" in told
 
 
 @pytest.mark.parametrize(
@@ -132,7 +145,7 @@ def test_generated_games_are_not_indexed_as_others(tmp_path, capsys):
     assert read_manifest(tmp_path).generated
 
 
-@pytest.mark.parametrize("content", ["", "{cut", '{"format": 99, "digest": "x"}'])
+@pytest.mark.parametrize("content", ["", "{cut", '{"format": 99, "digest": "x"}', NESTED], ids=str.__len__)
 def test_an_index_replaces_a_manifest_that_cannot_be_read(tmp_path, content):
     written = write_folder(tmp_path, generated=False)
     (tmp_path / MANIFEST).write_text(content, encoding="utf-8")
@@ -148,3 +161,11 @@ def test_generated_games_are_known_without_their_manifest(tmp_path, capsys, cont
         (tmp_path / MANIFEST).write_text(content, encoding="utf-8")
     assert index.main([str(tmp_path)]) == 1
     assert "holds generated games" in capsys.readouterr().err
+
+
+def test_a_transcript_that_is_nested_without_end_is_refused(tmp_path):
+    written = gzip.compress(NESTED.encode())
+    (tmp_path / TRANSCRIPT_FILE).write_bytes(written)
+    game = Game("train/x/trial_1", KINDS[0], "put a mug in desk.", "0", digest_of(written))
+    with pytest.raises(ValueError, match=r"'train/x/trial_1': .* is nested too deeply"):
+        read_transcript(tmp_path, game)
