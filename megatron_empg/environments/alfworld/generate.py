@@ -183,7 +183,7 @@ def _is_sound(folder: Path, place: Path, listed: Mapping[str, Game]) -> bool:
     try:
         found = entry_of(folder, place)
         read_transcript(place, found)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zlib.error):
         return False
     return found == listed.get(found.id, found)
 

@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         return _manifest(body, body.pop("digest"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"alfworld data: {str(path)!r} does not hold: {said}. {HOW_TO_INDEX}") from None
 
