@@ -166,6 +166,6 @@ def test_generated_games_are_known_without_their_manifest(tmp_path, capsys, cont
 def test_a_transcript_that_is_nested_without_end_is_refused(tmp_path):
     written = gzip.compress(NESTED.encode())
     (tmp_path / TRANSCRIPT_FILE).write_bytes(written)
-    game = Game("train/x/trial_1", KINDS[0], "put a mug in desk.", "0", digest_of(written))
-    with pytest.raises(ValueError, match=r"'train/x/trial_1': .* is nested too deeply"):
+    game = Game("train/mug-X/trial_1", KINDS[0], "put a mug in desk.", "0", digest_of(written))
+    with pytest.raises(ValueError, match=r"'train/mug-X/trial_1': .* is nested too deeply"):
         read_transcript(tmp_path, game)
