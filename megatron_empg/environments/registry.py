@@ -70,6 +70,8 @@ def plugin(name: str) -> type[TaskSource]:
             found = getattr(found, part)
     except (Exception, SystemExit) as error:  # a module of somebody's may fail of anything
         said = str(error) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            said += "; install its package, or name the folder it lies in: PYTHONPATH=FOLDER"
         raise ValueError(f"environment {name!r} ({where}) cannot be imported: {said}") from error
     if not isinstance(found, type) or not issubclass(found, TaskSource):
         raise ValueError(f"environment {name!r} ({where}) is no subclass of megatron_empg.environments.TaskSource")

@@ -42,7 +42,7 @@ def test_a_name_that_nobody_has_is_refused_with_those_that_are():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module:Class", "cannot be imported: No module named 'no_such_module'"),
+        ("no_such_module:Class", "No module named 'no_such_module'; install its package, .*: PYTHONPATH=FOLDER"),
         ("conformance_cases:NoSuch", "cannot be imported: .*has no attribute 'NoSuch'"),
         ("conformance_cases:", "cannot be imported"),
         (":Sound", "cannot be imported"),
