@@ -201,6 +201,13 @@ class TaskSource(ABC):
         """What the source counted since it was made: finite numbers by names of its own, ``environment/NAME``."""
         return {}
 
+    def warm_up(self) -> None:  # noqa: B027 - most have no engine that is slow to start
+        """Start the engine that episodes need.
+
+        Called in a worker process before its first episode, within the time that its start may take, so that the
+        first reset does not pay for it. May raise anything: the worker is then one that did not start.
+        """
+
     async def close(self) -> None:  # noqa: B027 - most have nothing to let go of
         """Let go of what all episodes share, once they are over."""
 

@@ -37,6 +37,19 @@ def source(folder):
     return source_of(folder)
 
 
+def test_a_worker_loads_the_engine_before_its_first_episode(folder):
+    program = (
+        "import sys; from pathlib import Path; from megatron_empg.environments.alfworld.source import AlfWorld; "
+        "from megatron_empg.environments.base import EpisodeLimits; "
+        "source = AlfWorld(AlfWorld.Settings(data=Path(sys.argv[1])), EpisodeLimits(50, None)); "
+        "before = set(sys.modules); source.warm_up(); "
+        "assert 'textworld' not in before; warm = set(sys.modules); "
+        "world = source.world(source.tasks('train')[0]); world.begin(); "
+        "print(sorted(name for name in set(sys.modules) - warm if name.startswith(('textworld', 'alfworld'))))"
+    )
+    assert run_engine("-c", program, folder).stdout.strip() == "[]"
+
+
 def with_pool(source, play, *, seconds=SECONDS, memory=None):
     """What `play(pool)` gives, with worker processes in ALFWorld's Python."""
     of_one = memory or source.worker_memory_gib

@@ -48,6 +48,23 @@ async def pool_of(step_timeout=PATIENCE):
         await source.close()
 
 
+@on_a_loop
+async def test_a_worker_has_its_java_process_before_an_episode_begins():
+    async with pool_of() as (pool, tasks):
+        episode = pool.make(tasks[0])
+        await episode.admitted()
+        (worker,) = pool._live
+        (java,) = java_below(worker.pid)
+        await episode.reset()
+        assert java_below(worker.pid) == [java]
+        await episode.close()
+
+
+def java_below(pid):
+    names = {below: Path(f"/proc/{below}/comm").read_text(encoding="utf-8").strip() for below in descendants(pid)}
+    return [below for below, name in names.items() if name == "java"]
+
+
 @asynccontextmanager
 async def episode_of(pool, task):
     episode = pool.make(task)

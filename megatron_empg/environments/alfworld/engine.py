@@ -5,10 +5,17 @@ Only a process that plays imports it, and one process plays one game at a time: 
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from megatron_empg.environments.alfworld.caches import install_caches, remove_caches
+
+
+def import_engine() -> None:
+    """Load the engine's modules, as `open_game` does."""
+    for name in ("textworld", "textworld.envs", "alfworld.agents.environment.alfred_tw_env"):
+        import_module(name)
 
 
 def open_game(path: Path, *, expert: bool = False, cached: bool = True) -> Any:

@@ -106,6 +106,12 @@ class AlfWorld(TextWorldSource):
         """Whether the games were generated, so that a run's curves say so."""
         return {"environment/generated_games": float(self.generated)}
 
+    def warm_up(self) -> None:
+        """Import the engine, which takes seconds. Raises ImportError where this Python has none."""
+        from megatron_empg.environments.alfworld.engine import import_engine
+
+        import_engine()
+
     @classmethod
     def caveats(cls, settings: EnvironmentSettings) -> tuple[str, ...]:
         """Whether games were generated, are of some kinds or rooms alone, and whether no rules are told."""

@@ -41,6 +41,10 @@ class Engine:
         """The process's number, where there is one."""
         return self._process.pid if self._process is not None and self._process.alive() else None
 
+    def start(self) -> None:
+        """Start the process now, unless it runs."""
+        self._running()
+
     def load(self, variation: Variation, simplifications: str, *, with_gold: bool = False) -> int:
         """Begin a simulation. Returns its number, by which its later calls are known.
 

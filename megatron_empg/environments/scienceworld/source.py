@@ -90,6 +90,10 @@ class ScienceWorld(TextWorldSource):
         """Commands that every task has. No solution, which takes the engine seconds to find."""
         return [write_turn("a rehearsal", command) for command in REHEARSED]
 
+    def warm_up(self) -> None:
+        """Start the Java process, which takes seconds, and minutes on a busy node. Raises EngineFailed."""
+        self._engine.start()
+
     async def close(self) -> None:
         """End the Java processes, where any was started."""
         self._engine.close()

@@ -14,7 +14,7 @@ from megatron_empg.environments.workers import wire
 
 @dataclass(frozen=True)
 class Begin:
-    """Build the task source. `settings` are JSON; `limits` those of its episodes."""
+    """Build the task source and warm it up. `settings` are JSON; `limits` those of its episodes."""
 
     environment: str
     settings: str

@@ -8,9 +8,9 @@ class WorkerOptions:
     """Times are in seconds, sizes in bytes.
 
     `episodes_per_worker`: episodes after which a worker is replaced, as engines leak. `start_timeout`: for a
-    worker to import its environment and read its data. `close_timeout`: for an episode to close, and for a worker
-    to end by itself. `answer_bytes`: of one answer, as JSON. `log_bytes`: of what a worker wrote last, kept for
-    errors. `memory_interval`: between two looks at the memory of the workers.
+    worker to import its environment, read its data and start its engine. `close_timeout`: for an episode to close,
+    and for a worker to end by itself. `answer_bytes`: of one answer, as JSON. `log_bytes`: of what a worker wrote
+    last, kept for errors. `memory_interval`: between two looks at the memory of the workers.
     """
 
     episodes_per_worker: int = 200

@@ -83,7 +83,7 @@ class WorkerProcess:
         return self._process.pid
 
     async def begin(self, settings: str, limits: EpisodeLimits) -> None:
-        """Have it build its task source. Raises EnvironmentWorkerError."""
+        """Have it build its task source and warm it up. Raises EnvironmentWorkerError."""
         request = Begin(self._known_as, settings, limits)
         await self.call(encode(request), self._options.start_timeout, "start", Done)
 

@@ -1,4 +1,4 @@
-"""The main of a worker process: it builds a task source and runs one environment after another.
+"""The main of a worker process: it builds a task source, warms it up and runs one environment after another.
 
 `process.WorkerProcess` starts it with the descriptor of its socket. What the engine prints goes elsewhere. It ends
 when the socket does.
@@ -88,6 +88,7 @@ class _Episodes:
     async def _answer(self, request: Request) -> Answer:
         if isinstance(request, Begin):
             self._source = _build(request)
+            self._source.warm_up()
             return Done()
         if isinstance(request, Reset):
             assert self._source is not None

@@ -22,10 +22,12 @@ class EchoSettings(EnvironmentSettings):
     numbers: tuple[int, ...] = ()
     day: date = date(2024, 2, 29)
     on_start: str = ""
+    on_warm_up: str = ""
 
 
 class Echo(TaskSource):
-    """`payload["reset"]` is what reset does, the turn's text what a step does, `on_start` what building does."""
+    """`payload["reset"]` is what reset does, the turn's text what a step does, `on_start` what building
+    does, `on_warm_up` what warming up does."""
 
     Settings = EchoSettings
     isolation = "process"
@@ -35,6 +37,10 @@ class Echo(TaskSource):
         if settings.on_start:
             act(settings.on_start)
         self.episodes = 0
+
+    def warm_up(self) -> None:
+        if self.settings.on_warm_up:
+            act(self.settings.on_warm_up)
 
     def tasks(self, split: str) -> list[Task]:
         return [Task("t", [], {})]

@@ -399,13 +399,14 @@ async def test_a_worker_is_replaced_after_its_episodes():
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
+@pytest.mark.parametrize("when", ["on_start", "on_warm_up"])
 @pytest.mark.parametrize(
-    ("on_start", "reason"),
+    ("deed", "reason"),
     [("raise the data is not there", "ValueError: the data is not there"), ("exit 9", "exit status 9 in start")],
 )
 @on_a_loop
-async def test_workers_that_cannot_start_are_a_clear_error(on_start, reason, tmp_path):
-    async with pool_of(2, settings=EchoSettings(on_start=on_start)) as pool:
+async def test_workers_that_cannot_start_are_a_clear_error(when, deed, reason):
+    async with pool_of(2, settings=EchoSettings(**{when: deed})) as pool:
         resets = [pool.make(a_task()).reset() for _ in range(4)]
         found = await asyncio.gather(*resets, return_exceptions=True)
         assert {type(error) for error in found} == {errors.WorkerStartError}
@@ -416,12 +417,21 @@ async def test_workers_that_cannot_start_are_a_clear_error(on_start, reason, tmp
             await pool.make(a_task()).reset()
 
 
+@pytest.mark.parametrize("when", ["on_start", "on_warm_up"])
 @on_a_loop
-async def test_a_worker_that_starts_too_slowly_did_not_start():
-    async with pool_of(settings=EchoSettings(on_start="hang"), start_timeout=0.3) as pool:
+async def test_a_worker_that_starts_too_slowly_did_not_start(when):
+    async with pool_of(settings=EchoSettings(**{when: "hang"}), start_timeout=0.3) as pool:
         with pytest.raises(errors.WorkerStartError, match="start took more than"):
             await pool.make(a_task()).reset()
         assert pool.died == 3
+
+
+@on_a_loop
+async def test_an_engine_that_is_slow_to_start_costs_no_reset_its_time():
+    settings = EchoSettings(on_warm_up="sleep 4")
+    async with pool_of(settings=settings, step_timeout=3.0) as pool, episode_of(pool) as episode:
+        assert (await episode.step("well")).observation == "well"
+        assert pool.died == 0
 
 
 @on_a_loop
