@@ -158,6 +158,11 @@ class Changed(Sound):
         return [self.changed(number, task) for number, task in enumerate(super().tasks(split))]
 
 
+class Unlisted(Sound):
+    def tasks(self, split):
+        raise ValueError("line 3 is cut")
+
+
 class Untrained(Sound):
     def tasks(self, split):
         return [] if split == "train" else super().tasks(split)

@@ -143,6 +143,19 @@ def test_no_environment_ends_the_check(case):
     assert [finding.rule for finding in findings(case)] == [rule.sentence for rule in RULES]
 
 
+@pytest.mark.parametrize(("case", "said"), [("Unlisted", "ValueError: line 3 is cut"), ("Untrained", "is empty")])
+def test_tasks_that_cannot_be_listed_are_told_once(case, said):
+    found = findings(case)
+    listing = BY_NAME["splits_exist"].sentence
+    (broken,) = [finding for finding in found if finding.verdict == "broken"]
+    assert (broken.rule, said in broken.detail) == (listing, True)
+    after = found[found.index(broken) + 1 :]
+    assert {(finding.verdict, finding.detail) for finding in after} == {
+        ("not tried", "tasks cannot be listed, as said above")
+    }
+    assert len(after) == 18
+
+
 def test_whoever_waits_is_told_for_what():
     said = []
     check_environment(
