@@ -18,10 +18,12 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.common.processes import die_with_parent
 from megatron_empg.environments.alfworld.engine import engine_versions
 from megatron_empg.environments.alfworld.expert import expert_transcript
@@ -58,6 +60,7 @@ ATTEMPTS = 60
 MOST_TURNS = 50
 """Turns within which the expert must solve a game: those of an episode in the field's comparisons."""
 _UNFINISHED = ".unfinished"
+_LOCK = ".generate.lock"
 _GAMES_OF_A_PROCESS = 25
 """The engine leaks; processes are replaced after so many games each."""
 
@@ -214,7 +217,21 @@ def _made_together(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
 
 
 def generate(order: Order, processes: int) -> Manifest:
-    """Make the games and the manifest, which lists these alone. Raises ValueError for a folder of other games."""
+    """Make the games and the manifest, which lists these alone. Raises ValueError for a folder of other games, or
+    where another process makes games in it."""
+    with _alone(order.folder):
+        return _generate(order, processes)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two of them would take away what the other makes. Raises ValueError."""
+    with (folder / _LOCK).open("a", encoding="utf-8") as lock:
+        hold_where_possible(lock, ValueError(f"games are being made in {str(folder)!r} already; wait for it"))
+        yield
+
+
+def _generate(order: Order, processes: int) -> Manifest:
     folder, jobs = order.folder, order.jobs()
     before = manifest_if_readable(folder)
     if has_other_games(folder) if before is None else not before.generated:

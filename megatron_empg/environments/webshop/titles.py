@@ -107,9 +107,11 @@ def require_model(model: str) -> None:
             f"spacy_model is {model!r}, and the package spacy is not here: pip install 'megatron_empg[webshop]', "
             "or leave the setting out for the substitute title score"
         )
-    if not Path(model).exists() and not (model.isidentifier() and find_spec(model) is not None):
+    # Any folder of a model has the file.
+    is_folder = (Path(model) / "config.cfg").is_file()
+    if not is_folder and not (model.isidentifier() and find_spec(model) is not None):
         raise SpacyModelError(
-            f"spacy_model is {model!r}, which is neither an installed package nor a folder: "
+            f"spacy_model is {model!r}, which is neither an installed package nor a folder with a config.cfg: "
             f"python -m spacy download {model}"
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from alfworld_folder import write_game
 
+from megatron_empg.common.locks import hold
 from megatron_empg.environments.alfworld import generate
 from megatron_empg.environments.alfworld.generate import Job, Order, drop_damaged, main, make_games
 from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, GAMES, KINDS, Manifest
@@ -146,3 +147,14 @@ def test_a_made_game_that_is_another_than_the_listed_one_is_taken_away(tmp_path)
     assert all(job.made() for job in jobs)
     drop_damaged(tmp_path, jobs, manifest)
     assert [job.made() is not None for job in jobs] == [True, False]
+
+
+def test_a_folder_in_which_games_are_being_made_is_refused(tmp_path):
+    unfinished = tmp_path / ".unfinished" / "a game"
+    unfinished.mkdir(parents=True)
+    with (tmp_path / ".generate.lock").open("a", encoding="utf-8") as lock:
+        hold(lock, RuntimeError("nobody else has it"))
+        with pytest.raises(ValueError, match=r"games are being made in .* already; wait for it"):
+            generate.generate(Order(tmp_path, 0, {"train": 1}), 1)
+        assert unfinished.is_dir()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".generate.lock", ".unfinished"]

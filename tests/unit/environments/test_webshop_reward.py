@@ -16,7 +16,13 @@ from megatron_empg.environments.webshop.reward import (
     score_of,
     type_match,
 )
-from megatron_empg.environments.webshop.titles import SpacyModelError, SpacyTitles, WordTitles, share_of
+from megatron_empg.environments.webshop.titles import (
+    SpacyModelError,
+    SpacyTitles,
+    WordTitles,
+    require_model,
+    share_of,
+)
 
 SNEAKERS = "Mens D.O.N. Issue 2 Gca Basketball Sneakers Shoes Casual - Off White"
 OTHER_SNEAKERS = (
@@ -247,6 +253,7 @@ def fake_spacy(monkeypatch, tmp_path):
     fake.__spec__ = importlib.machinery.ModuleSpec("spacy", None)
     fake.load = load
     monkeypatch.setitem(sys.modules, "spacy", fake)
+    (tmp_path / "config.cfg").touch()
     return str(tmp_path), loads
 
 
@@ -274,3 +281,12 @@ def test_a_spacy_model_that_cannot_be_loaded_is_named(fake_spacy, monkeypatch):
 def test_a_spacy_model_that_is_not_there_is_named():
     with pytest.raises(SpacyModelError, match=r"spacy_model.*no_such_model"):
         SpacyTitles("no_such_model").score("a title", "a title")
+
+
+@pytest.mark.parametrize("place", ["a file", "a folder"])
+def test_a_spacy_model_that_is_any_file_or_folder_is_refused_at_once(fake_spacy, tmp_path, place):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch() if place == "a file" else elsewhere.mkdir()
+    with pytest.raises(SpacyModelError, match=r"neither an installed package nor a folder with a config\.cfg"):
+        require_model(str(elsewhere))
+    require_model(fake_spacy[0])
