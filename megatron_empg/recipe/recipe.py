@@ -122,6 +122,7 @@ class Recipe(Section):
             seed=self.run.seed,
             folder=self.run.folder,
             episodes_per_step=self.logging.episodes_per_step,
+            timeline_episodes=self.logging.timeline_episodes,
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.rollout.service.experience import experience_from_tensors, experience_to_tensors
 from megatron_empg.run.episode_text import EpisodeText
+from megatron_empg.run.timeline import StepTimeline
 
 _LENGTH_BYTES = 8
 """The batch begins with the length of its numbers in bytes; what follows them is text."""
@@ -38,6 +39,8 @@ class Batch:
     untrained: list[EpisodeText] = field(default_factory=list)
     """Some that were played and are not to learn from, for readers: those that failed, and others where few are to
     learn from. Other ranks than the first have none."""
+    timeline: StepTimeline | None = None
+    """When the slowest episodes' turns took place, for readers. Other ranks than the first have none."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != self.episodes:
@@ -67,7 +70,13 @@ class Batch:
         numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
         # Text has no place in the header, whose size safetensors limits.
         untrained = [text.to_json() for text in self.untrained]
-        behind = {"episodes": self._readable(texts), "example": self.example, "untrained": untrained}
+        timeline = None if self.timeline is None else self.timeline.to_json()
+        behind = {
+            "episodes": self._readable(texts),
+            "example": self.example,
+            "untrained": untrained,
+            "timeline": timeline,
+        }
         text = json.dumps(behind, ensure_ascii=False)
         return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
 
@@ -108,6 +117,7 @@ class Batch:
             json.loads(header["engine_urls"]),
             behind.get("example", ""),
             [EpisodeText.from_json(given) for given in behind.get("untrained", [])],
+            None if behind.get("timeline") is None else StepTimeline.from_json(behind["timeline"]),
         )
         batch._check(len(tensors["engines"]))
         return batch

@@ -22,12 +22,14 @@ from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.collect import Collection
 from megatron_empg.rollout.service.config import ServiceConfig
+from megatron_empg.rollout.service.engine_watch import EngineWatch
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
 from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.timeline import Span
 
 _log = logging.getLogger(__name__)
 EVALUATION_STEP = -1
@@ -51,6 +53,7 @@ class Driver:
     ) -> None:
         self.config, self.source, self.rollout = config, source, rollout
         self._source_metrics = source_metrics
+        self.watch = EngineWatch(rollout.clients)
 
     async def collect(self, step: int) -> bytes:
         """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
@@ -61,8 +64,11 @@ class Driver:
         config = self.config
         texts = config.episodes_per_step
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
+        collection.timed = config.timeline_episodes
         drawn: Counter[str] = Counter()
-        ends = time.monotonic() + self._time_to_play
+        await self.watch.batch_begins(self.rollout.fleet.healthy())
+        first_began = time.monotonic()
+        ends = first_began + self._time_to_play
         for number in range(config.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)
@@ -75,7 +81,10 @@ class Driver:
             took = time.monotonic() - began
             if not collection.missing or ends - time.monotonic() < took:
                 break
-        collection.engines = len(self.rollout.fleet.healthy())
+        collection.whole = Span(first_began, time.monotonic())
+        healthy = self.rollout.fleet.healthy()
+        collection.engines = len(healthy)
+        collection.engine_metrics = await self.watch.batch_ends(healthy)
         collection.hanging = CALLS.left_behind
         collection.source_metrics = self._source_metrics()
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
@@ -90,9 +99,10 @@ class Driver:
         tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
         sampling = Sampling(temperature=0.0 if greedy else settings.temperature)
-        episodes = await self.rollout.run_group_batch(
-            groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
-        )
+        with self.watch.aside():
+            episodes = await self.rollout.run_group_batch(
+                groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
+            )
         refuse_errors(episodes, self.config.limits.max_error_share, f"evaluation of {split}")
         by_kind: dict[str, list[bool]] = {}
         for task, episode in zip(tasks, episodes, strict=True):
@@ -116,7 +126,8 @@ class Driver:
         seed = derive_seed(self.config.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
         groups = _groups(tasks, 1, Counter())
-        episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
+        with self.watch.aside():
+            episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
         await self._write("probe", "Before the first step", tasks, episodes)
         refuse_errors(episodes, self.config.limits.max_error_share, "before the first step")
         refuse_malformed(episodes, "before the first step")
