@@ -6,7 +6,6 @@ run that trains on a folder's batches.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from megatron_empg.common.files import put_bytes
@@ -40,7 +39,7 @@ class RecordedBatches:
     def rollout(self, step: int) -> bytes:
         """The batch of a step. Raises TrainingError where it cannot be written down."""
         path = self._folder.batch(step + 1)
-        with suppress(FileNotFoundError):
+        if path.exists():
             return path.read_bytes()
         data = self._service.rollout(step)
         try:

@@ -87,9 +87,9 @@ class GroupStream:
         self._admission = asyncio.create_task(self._admit())
 
     @property
-    def in_flight(self) -> int:
-        """Groups that have entered and are not done."""
-        return len(self._playing)
+    def ready(self) -> int:
+        """Groups that are done and wait for a batch."""
+        return len(self._ready)
 
     def published(self, version: int) -> None:
         """The engines hold these weights now. Raises DriverError for older ones than they held."""
