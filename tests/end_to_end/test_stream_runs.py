@@ -1,4 +1,4 @@
-"""`empg train` with a lag: a run is replayed from its batches to the bit, killed or not, and no group trains twice."""
+"""`empg train` with a lag: a killed run is replayed from its batches to the bit; no group trains twice."""
 
 import json
 import os

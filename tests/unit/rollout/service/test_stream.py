@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 
 from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.client import DriverClient, DriverClientError
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream
 from tests.limited import limited
@@ -26,7 +34,6 @@ from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
 
 TOKEN = "0123456789abcdef"
-T = TypeVar("T")
 
 
 class Answered:
@@ -256,7 +263,8 @@ def test_asked_again_for_a_step_the_stream_hands_over_the_same(chat: ChatTokens,
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             first, again = await one.batch(0), await one.batch(0)
-            assert first.to_bytes() == again.to_bytes()
+            assert (first.account, first.metrics) == (again.account, again.metrics)
+            assert first.texts == again.texts
             with pytest.raises(DriverError, match="next batch is that of step 1, not of step 3"):
                 await one.batch(3)
             with pytest.raises(DriverError, match="version -1 was published after version 0"):
@@ -366,3 +374,69 @@ def test_without_a_lag_nobody_tells_of_weights(chat: ChatTokens, engine: StubEng
             assert (await one.batch(0)).account is None
 
     asyncio.run(run())
+
+
+# The service
+
+
+@pytest.fixture
+def served(chat: ChatTokens, engine: StubEngine) -> Iterator[tuple[StubEngine, str]]:
+    """The engine, and the address of a driver that streams from it."""
+    gates: dict[str, asyncio.Event] = {}
+    config, waits, turns = limited(2, 50, 500, concurrency=64)
+    make = partial(Answered, gates=gates)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Driver]:
+        rollout = Rollout(Fleet([engine.url]), TOKEN, chat, make, config, waits, max_turns=turns, seed=7)
+        async with rollout as connected:
+            driver = Driver(recipe().service_config(), InOrder(["win"] * 40), connected)  # type: ignore[arg-type]
+            yield driver
+            await driver.close()
+
+    port = free_port()
+    settings = uvicorn.Config(
+        application(opened(), TOKEN), port=port, log_level="critical", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    yield engine, f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive(), "a stream that is left in the middle ends with its service"
+    wait_for(lambda: engine.in_flight == 0)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_the_stream_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, str]) -> None:
+    """And for one whose request another took the place of."""
+    engine, url = served
+    engine.delay = 2.0
+    DriverClient(url, TOKEN, timeout=30.0).published(0, None)
+    with pytest.raises(DriverClientError, match="ReadTimeout"):
+        DriverClient(url, TOKEN, timeout=0.5).rollout(0)
+    batch = Batch.from_bytes(DriverClient(url, TOKEN, timeout=30.0).rollout(0))
+    assert batch.episodes == 4
+    assert (len(engine.bodies), engine.cancelled) == (8, 0)
+    engine.delay = 60.0
+    DriverClient(url, TOKEN, timeout=30.0).published(1, batch.account)
+    wait_for(lambda: engine.in_flight == 4)
+
+
+def test_nobody_tells_of_weights_without_the_token(served: tuple[StubEngine, str]) -> None:
+    engine, url = served
+    body = {"account": None}
+    assert httpx.post(f"{url}/published/0", json=body, trust_env=False).status_code == 401
+    assert engine.bodies == []
+    client = DriverClient(url, TOKEN, timeout=30.0)
+    client.published(3, None)
+    with pytest.raises(DriverClientError, match="version 2 was published after version 3"):
+        client.published(2, None)
