@@ -123,6 +123,7 @@ class Recipe(Section):
             steps=self.run.steps,
             folder=self.run.folder,
             episodes_per_step=self.logging.episodes_per_step,
+            timeline_episodes=self.logging.timeline_episodes,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +71,11 @@ class Rollout:
             for url in fleet.engines
         }
         self._stack = AsyncExitStack()
+
+    @property
+    def clients(self) -> Mapping[str, EngineClient]:
+        """The engines by their URLs."""
+        return self._clients
 
     async def __aenter__(self) -> Rollout:
         for client in self._clients.values():

@@ -35,6 +35,8 @@ class LoggingConfig(SftLoggingConfig):
 
     episodes_per_step: NonNegative = 4
     """Annotated episodes kept in the run folder at each step."""
+    timeline_episodes: NonNegative = 32
+    """Of so many of a step's slowest episodes the times of the turns are kept, for the report's timeline."""
     diagnostics_every: NonNegative = 0
     """Steps between measurements of what the papers look at: how an update changes the turns' entropies, and
     the gradient of single turns by entropy. Each costs a score pass, and an update's work for each turn; 0 is

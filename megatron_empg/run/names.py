@@ -31,6 +31,8 @@ class RunPaths:
         """One line per step."""
         self.steps = self.root / "steps.jsonl"
         """Entropies and advantages of the turns."""
+        self.timeline = self.root / "timeline.jsonl"
+        """When the turns of each step's slowest episodes took place."""
         self.checkpoints = self.root / "checkpoints"
         """Model, optimizer, RNG, data order."""
         self.episodes = self.root / "episodes"

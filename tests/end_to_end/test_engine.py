@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import math
 import secrets
 import socket
 from dataclasses import replace
@@ -18,6 +19,7 @@ from megatron_empg.launch.engine_process import EngineStartError, start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
+from megatron_empg.rollout.engine_counters import EngineCounters
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.weights.sync.engine_control import WeightTransferError
@@ -159,6 +161,34 @@ def test_refused_request_is_not_an_engine_failure(engines):
     with pytest.raises(RequestRefused, match="400"):
         with_client(engines, lambda client: client.generate(too_long, GREEDY, max_tokens=4, seed=0))
     assert with_client(engines, lambda client: client.health())
+
+
+def test_an_engine_tells_what_the_rollout_service_measures(engines):
+    """By the names of the installed vLLM, and in its own numbers."""
+
+    async def work(client):
+        before = EngineCounters.read(await client.metrics_page())
+        prompt = [*PROMPT * 13, 7]
+        for seed in range(3):
+            await client.generate(prompt, Sampling(1.0), max_tokens=8, seed=seed)
+        return before, EngineCounters.read(await client.metrics_page())
+
+    before, after = with_client(engines, work)
+    assert after.missing == []
+    counted = after.since(before)
+    assert counted.generated_tokens == 24
+    assert counted.prompt_tokens == counted.cache_queries == 3 * 66
+    assert counted.cache_hits == counted.cached_tokens == 2 * 64, "two blocks of 32, from the second request on"
+    assert counted.preemptions == 0
+    for histogram in (counted.first_token, counted.waiting, counted.running):
+        assert histogram.count == 3
+        assert 0 <= histogram.mean < 60
+        assert histogram.not_above[math.inf] == 3
+    assert 0 < counted.first_token.quantile(0.5) < 60
+
+
+def test_an_engine_prints_no_statistics(engines):
+    assert "Avg generation throughput" not in engines.all[0].log_path.read_text()
 
 
 # Weights

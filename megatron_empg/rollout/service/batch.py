@@ -13,6 +13,7 @@ from megatron_empg.algorithms.base import Experience
 from megatron_empg.rollout.service.experience import experience_from_tensors, experience_to_tensors
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.run.episode_text import EpisodeText
+from megatron_empg.run.timeline import StepTimeline
 
 _LENGTH_BYTES = 8
 """The batch begins with the length of its numbers in bytes; what follows them is text."""
@@ -43,6 +44,8 @@ class Batch:
     untrained: list[EpisodeText] = field(default_factory=list)
     """Some that were played and are not to learn from, for readers: those that failed, and others where few are to
     learn from. Other ranks than the first have none."""
+    timeline: StepTimeline | None = None
+    """When the slowest episodes' turns took place, for readers. Other ranks than the first have none."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != self.episodes:
@@ -80,9 +83,9 @@ class Batch:
             "episodes": self._readable(texts),
             "example": self.example,
             "untrained": untrained,
+            "timeline": None if self.timeline is None else self.timeline.to_json(),
+            "account": None if self.account is None else self.account.to_json(),
         }
-        if self.account is not None:
-            behind["account"] = self.account.to_json()
         text = json.dumps(behind, ensure_ascii=False)
         return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
 
@@ -125,6 +128,7 @@ class Batch:
             account=_account(behind),
             example=behind.get("example", ""),
             untrained=[EpisodeText.from_json(given) for given in behind.get("untrained", [])],
+            timeline=None if behind.get("timeline") is None else StepTimeline.from_json(behind["timeline"]),
         )
         batch._check(len(tensors["engines"]), tensors["token_versions"])
         return batch

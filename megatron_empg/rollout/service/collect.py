@@ -20,7 +20,9 @@ from megatron_empg.rollout.service.experience import experience_of
 from megatron_empg.rollout.service.failures import shown
 from megatron_empg.rollout.service.readable_episodes import PromptOf, no_prompt, text_of, texts_of, worth_reading
 from megatron_empg.rollout.service.slots import Reason
+from megatron_empg.rollout.service.timeline import tail_metrics, timeline_of
 from megatron_empg.run.episode_text import EpisodeText
+from megatron_empg.run.timeline import Span
 
 Keeps = Callable[[Float[Tensor, "group_size"]], bool]
 """Whether a question's episodes, with these rewards, are trained on."""
@@ -63,6 +65,12 @@ class Collection:
     """Engines that may generate, at the end."""
     hanging: int | None = None
     """Calls of environments that go on though nobody waits for them any more."""
+    engine_metrics: dict[str, float] = field(default_factory=dict)
+    """What the engines counted of the batch."""
+    whole: Span | None = None
+    """When the batch was played; None until it has been."""
+    timed: int = 0
+    """So many of the slowest episodes' times will be read by people."""
     source_metrics: dict[str, float] = field(default_factory=dict)
     """What the environment's processes say of themselves, at the end."""
     tasks: dict[str, Task] = field(default_factory=dict)
@@ -129,6 +137,7 @@ class Collection:
             token_versions=torch.cat([torch.empty(0, dtype=torch.long), *map(versions_of, turns)]),
             example=_example(self.played),
             untrained=self._untrained(episodes),
+            timeline=None if self.whole is None else timeline_of(self.played, self.whole, self.timed),
         )
 
     def _texts(self, episodes: Sequence[Episode], experience: Experience) -> list[EpisodeText | None]:
@@ -174,7 +183,8 @@ class Collection:
             metrics["rollout/engines_healthy"] = self.engines
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
-        return self.source_metrics | metrics  # no number of the run is another's to say
+        metrics |= tail_metrics(self.played)
+        return self.source_metrics | self.engine_metrics | metrics  # no number of the run is another's to say
 
 
 def reason_to_drop(episodes: Sequence[Episode], keeps: Keeps) -> Literal["errors", "equal"] | None:

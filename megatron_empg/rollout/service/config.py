@@ -31,3 +31,5 @@ class ServiceConfig:
     """The run's. Episodes that no step trains on are written there, if it is one."""
     episodes_per_step: int
     """How many episodes of a batch are kept for people to read."""
+    timeline_episodes: int
+    """Of how many slow episodes of a batch the times of the turns are kept."""

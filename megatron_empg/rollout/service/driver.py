@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.environments.blocking import CALLS
@@ -24,6 +24,7 @@ from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.collect import Collection
 from megatron_empg.rollout.service.config import ServiceConfig
+from megatron_empg.rollout.service.engine_watch import EngineWatch
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
@@ -32,6 +33,7 @@ from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream, Taken
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.timeline import Span
 
 _log = logging.getLogger(__name__)
 EVALUATION_STEP = -1
@@ -55,6 +57,7 @@ class Driver:
     ) -> None:
         self.config, self.source, self.rollout = config, source, rollout
         self._source_metrics = source_metrics
+        self.watch = EngineWatch(rollout.clients)
         self.stream: GroupStream | None = None
         """With `rollout.max_lag`, from the first published weights on."""
 
@@ -66,6 +69,7 @@ class Driver:
             raise DriverError("rollout.max_lag is 0: nothing is streamed, so nobody asks which weights there are")
         if self.stream is None:
             self.stream = GroupStream(self.config, self.source, self.rollout, version=version, account=account)
+            await self.watch.batch_begins(self.rollout.fleet.healthy())
         else:
             self.stream.published(version)
 
@@ -87,8 +91,11 @@ class Driver:
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
         for done in [*taken.groups, *taken.dropped]:
             collection.add_played(done.task, done.episodes, done.dropped)
+        collection.timed = config.timeline_episodes
+        collection.whole = _span_of(collection.played)
         await self._refuse_errors(collection, step)
-        self._measure(collection)
+        await self._measure(collection)
+        await self.watch.batch_begins(self.rollout.fleet.healthy())
         return await asyncio.to_thread(lambda: _streamed_batch(collection, taken).to_bytes(texts))
 
     async def _collect_anew(self, step: int) -> bytes:
@@ -100,8 +107,11 @@ class Driver:
         config = self.config
         texts = config.episodes_per_step
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
+        collection.timed = config.timeline_episodes
         drawn: Counter[str] = Counter()
-        ends = time.monotonic() + self._time_to_play
+        await self.watch.batch_begins(self.rollout.fleet.healthy())
+        first_began = time.monotonic()
+        ends = first_began + self._time_to_play
         for number in range(config.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)
@@ -109,7 +119,8 @@ class Driver:
             took = time.monotonic() - began
             if not collection.missing or ends - time.monotonic() < took:
                 break
-        self._measure(collection)
+        collection.whole = Span(first_began, time.monotonic())
+        await self._measure(collection)
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
     async def _refuse_errors(self, collection: Collection, step: int) -> None:
@@ -121,15 +132,22 @@ class Driver:
             await self._write(name, title, collection.tasks.values(), collection.played)
             raise
 
-    def _measure(self, collection: Collection) -> None:
+    async def _measure(self, collection: Collection) -> None:
         """What a batch says of engines and environments, at its end."""
-        collection.engines = len(self.rollout.fleet.healthy())
+        healthy = self.rollout.fleet.healthy()
+        collection.engines = len(healthy)
+        collection.engine_metrics = await self.watch.batch_ends(healthy)
         collection.hanging = CALLS.left_behind
         collection.source_metrics = self._source_metrics()
 
-    def _nothing_begins(self) -> AbstractContextManager[None]:
-        """While questions are asked that no step trains on, no episode of the stream begins."""
-        return self.stream.held() if self.stream is not None else nullcontext()
+    @asynccontextmanager
+    async def _aside(self) -> AsyncIterator[None]:
+        """While questions are asked that no step trains on: no episode of the stream begins, and what engines do
+        belongs to no batch."""
+        with self.stream.held() if self.stream is not None else nullcontext(), self.watch.aside():
+            yield
+        if self.stream is not None:
+            await self.watch.batch_begins(self.rollout.fleet.healthy())
 
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
         """Success on the split's fixed questions, sampled or greedily, within `limits.rollout_timeout`.
@@ -141,7 +159,7 @@ class Driver:
         tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
         sampling = Sampling(temperature=0.0 if greedy else settings.temperature)
-        with self._nothing_begins():
+        async with self._aside():
             episodes = await self.rollout.run_group_batch(
                 groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
             )
@@ -168,7 +186,7 @@ class Driver:
         seed = derive_seed(self.config.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
         groups = _groups(tasks, 1, Counter())
-        with self._nothing_begins():
+        async with self._aside():
             episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
         await self._write("probe", "Before the first step", tasks, episodes)
         refuse_errors(episodes, self.config.limits.max_error_share, "before the first step")
@@ -216,6 +234,13 @@ class Driver:
         fresh = [task for task in tasks if task.id not in drawn]
         again = [task for task in tasks if task.id in drawn]
         return (fresh + again)[:count]
+
+
+def _span_of(played: Sequence[Episode]) -> Span:
+    """From the beginning of the first of the episodes until now."""
+    now = time.monotonic()
+    begins = [episode.whole.start for episode in played if episode.whole is not None]
+    return Span(min(begins, default=now), now)
 
 
 def _streamed_batch(collection: Collection, taken: Taken) -> Batch:

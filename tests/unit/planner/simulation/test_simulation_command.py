@@ -1,0 +1,96 @@
+"""`empg plan --simulate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from megatron_empg.cli import app
+from megatron_empg.planner.simulation.engine import EngineRates
+from megatron_empg.planner.simulation.files import rates_as_json
+from megatron_empg.recipe import RecipeError
+
+ROOT = Path(__file__).parents[4]
+SMALL = ("rollout.groups=2", "rollout.group_size=2")
+
+
+def command(*arguments: str, recipe: str = "deepsearch_32b") -> Any:
+    return CliRunner().invoke(app, ["plan", str(ROOT / f"recipes/{recipe}.yaml"), *SMALL, *arguments])
+
+
+def test_lags_are_rows_and_the_loop_of_today_is_said_to_be_lag_0() -> None:
+    result = command("--simulate", "--max-lag", "3")
+    assert result.exit_code == 0, result.output
+    plain = " ".join(result.output.split())
+    assert "The trainer's loop is lag 0." in plain
+    assert "lengths, latencies and the trainer's speed by the planner's assumptions" in plain
+    rows = [line.split("│")[1:3] for line in result.output.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["0", "-"],
+        ["1", "given up"],
+        ["1", "waited for"],
+        ["2", "given up"],
+        ["2", "waited for"],
+        ["3", "given up"],
+        ["3", "waited for"],
+    ]
+
+
+def test_json_holds_every_number_and_is_the_same_again() -> None:
+    result = command("--simulate", "--max-lag", "1", "--json")
+    found = json.loads(result.output)
+    assert [lag["max_lag"] for lag in found["lags"]] == [0, 1, 1]
+    today, _, lagged = found["lags"]
+    assert today["staleness"] == {"0": 1.0}
+    assert lagged["staleness"] == {"1": 1.0}
+    assert today["step_seconds"] == pytest.approx(today["waited_seconds"] + today["worked_seconds"])
+    assert today["episode_seconds"] == pytest.approx(today["step_seconds"] / 4)
+    assert lagged["episode_seconds"] < today["episode_seconds"]
+    assert command("--simulate", "--max-lag", "1", "--json").output == result.output
+
+
+def test_measured_rates_take_the_place_of_assumed_ones(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text(rates_as_json(EngineRates(fixed_seconds=1.0)), encoding="utf-8")
+    slow = json.loads(command("--simulate", "--engine-rates", str(rates), "--json").output)
+    assert f"engines as measured in {rates}" in slow["basis"]
+    # Four episodes of at least one turn of 1024 tokens, a second each.
+    assert slow["lags"][0]["waited_seconds"] > 1024
+
+
+def test_other_splits_are_tried() -> None:
+    found = json.loads(command("--simulate", "--choose", "--json").output)
+    assert {split["trainer_nodes"] for split in found["splits"]} >= {3, 4, 5}
+    assert {split["groups"] for split in found["splits"]} == {2, 4}
+    assert all(8 * split["trainer_nodes"] + 4 * split["engines"] == 64 for split in found["splits"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--max-lag", "1", "--gpus", "64"), "--max-lag: say --simulate too"),
+        (("--vary", "--choose", "--gpus", "64"), "--vary, --choose: say --simulate too"),
+        (("--simulate", "--gpus", "64"), "the GPUs are the recipe's"),
+        ((), "Missing option '--gpus'"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(arguments: tuple[str, ...], said: str) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_latencies_without_a_run_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latencies.json"
+    path.write_text("[1.0]", encoding="utf-8")
+    result = command("--simulate", "--tool-latency", str(path))
+    assert isinstance(result.exception, RecipeError)
+    assert "--tool-latency goes with --from" in str(result.exception)
+
+
+def test_a_gpu_that_is_not_known_is_named() -> None:
+    result = command("--simulate", "--gpu", "T4")
+    assert isinstance(result.exception, RecipeError)
+    assert "--gpu is T4; allowed: A100, H100" in str(result.exception)
