@@ -14,12 +14,14 @@ import pytest
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.folder import RunFolder
-from tests.end_to_end.test_restarts import SECONDS, end, starts, victim, without_clocks
+from tests.end_to_end.test_restarts import end, starts, victim, without_clocks
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
+SECONDS = 900
+"""How long a wait may take on a busy machine."""
 VICTIMS = ("driver", "rank")
 
 
@@ -55,29 +57,43 @@ def wait_for_a_batch(process: "subprocess.Popen[str]", folder: Path, after: int)
         time.sleep(0.02)
 
 
+def wait_for_a_start(process: "subprocess.Popen[str]", folder: Path, count: int) -> None:
+    """Until the run has been started so often."""
+    deadline = time.monotonic() + SECONDS
+    while len(starts(folder)) < count:
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < deadline, "what was killed is not started again"
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run whose rollout service and trainer were killed in the middle of a step, and its replay."""
     scratch = tmp_path_factory.mktemp("stream")
     disturbed, replayed = scratch / "disturbed", scratch / "replayed"
-    process, step = start(disturbed), 2
-    before: dict[int, bytes] = {}
-    for number, kind in enumerate(VICTIMS, 1):
-        step = wait_for_a_batch(process, disturbed, step)
-        before[step] = RunFolder(disturbed).batch(step).read_bytes()
-        victim(process.pid, kind).send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + SECONDS
-        while len(starts(disturbed)) == number:
-            assert process.poll() is None, end(process)
-            assert time.monotonic() < deadline, f"{kind} was killed and nothing was restarted"
-            time.sleep(0.1)
-        step += 2
-    output = end(process)
-    assert process.returncode == 0, output
+    before = disturb(disturbed)
     process = start(replayed, **{"rollout.replay_from": disturbed})
     output = end(process)
     assert process.returncode == 0, output
     return {"disturbed": disturbed, "replayed": replayed, "before": before}
+
+
+def disturb(folder: Path) -> dict[int, bytes]:
+    """A run to its end, each of whose victims is killed once; the batches that were under way then."""
+    process, step = start(folder), 2
+    before: dict[int, bytes] = {}
+    try:
+        for number, kind in enumerate(VICTIMS, 1):
+            step = wait_for_a_batch(process, folder, step)
+            before[step] = RunFolder(folder).batch(step).read_bytes()
+            victim(process.pid, kind).send_signal(signal.SIGKILL)
+            wait_for_a_start(process, folder, number + 1)
+            step += 2
+        output = end(process)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    return before
 
 
 def test_a_run_that_was_killed_is_replayed_from_its_batches_to_the_bit(runs: dict[str, Any]) -> None:
