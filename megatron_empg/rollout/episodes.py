@@ -64,9 +64,10 @@ class Rollout:
         self._waits = waits
         self._max_turns = max_turns
         self._seed = seed
-        # A request must not spend its time waiting for a connection.
+        # A request must not spend its time waiting for a connection, and an evaluation plays beside a stream.
+        connections = config.concurrency * (2 if config.max_lag else 1)
         self._clients = {
-            url: EngineClient(url, token, timeout=waits.request, max_connections=config.concurrency)
+            url: EngineClient(url, token, timeout=waits.request, max_connections=connections)
             for url in fleet.engines
         }
         self._stack = AsyncExitStack()
@@ -126,6 +127,15 @@ class Rollout:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return episodes
+
+    @property
+    def concurrency(self) -> int:
+        """Episodes that may be in flight at once, over all engines."""
+        return self._config.concurrency
+
+    async def play(self, group: Group, sample: int, step: int) -> Episode:
+        """One episode of a group, at once; as `run_group_batch` plays each of its own."""
+        return await self._play(group, sample, step, Sampling(self._config.temperature))
 
     def prompt_of(self, episode: Episode) -> str:
         """What the policy read before its first turn, control tokens too; empty where it was given nothing."""

@@ -89,7 +89,8 @@ ROLLOUT = Family(
         Metric(
             "policy_version",
             "steps",
-            "version of the weights that sampled the batch; step n samples with version n - 1",
+            "version of the weights that sampled the batch; step n samples with version n - 1. With "
+            "`rollout.max_lag` the newest that may have: older ones did too",
         ),
         Metric("train/reward", "", "mean reward of the usable episodes", "rising"),
         Metric("train/success", "share", "usable episodes that ended in success", "rising"),
@@ -118,11 +119,18 @@ ROLLOUT = Family(
         Metric("train/groups_kept", "groups", "groups trained on", "`rollout.groups`"),
         Metric("train/groups_dropped_equal", "groups", "dropped since all rewards were equal (dapo, sampo)"),
         Metric("train/groups_dropped_errors", "groups", "dropped since errors left fewer than two episodes", "0"),
+        Metric(
+            "train/groups_dropped_stale",
+            "groups",
+            "`rollout.max_lag`: dropped since the batch before, as they had become older than the lag allows",
+            "0; others are played in their place",
+        ),
         Metric("train/groups_surplus", "groups", "found beyond the batch, and thrown away", "few"),
         Metric(
             "train/rounds",
             "",
-            "rounds of questions played until there were enough groups (dapo, sampo)",
+            "rounds of questions played until there were enough groups (dapo, sampo); absent with "
+            "`rollout.max_lag`",
             "below `algorithm.max_generation_rounds`",
         ),
         Metric(
@@ -183,6 +191,41 @@ ROLLOUT = Family(
     ),
 )
 
+STREAM = Family(
+    "The stream of groups",
+    "`rollout.max_lag` above 0. Groups are counted since the run began: those that started are those trained on, "
+    "those dropped, those in flight and those ready. An own token's lag is the trained version less that which "
+    "sampled it.",
+    (
+        Metric("stream/lag_mean", "steps", "mean lag of an own token", "below `rollout.max_lag`"),
+        Metric("stream/lag_max", "steps", "the largest", "at most `rollout.max_lag`"),
+        Metric("stream/lag_share_BIN", "share", "own tokens with a lag of BIN"),
+        Metric("stream/started", "groups", "that have entered the stream"),
+        Metric("stream/trained", "groups", "handed over to be trained on, this batch's among them"),
+        Metric(
+            "stream/dropped_{equal,errors,stale}",
+            "groups",
+            "dropped: equal rewards, errors that left fewer than two episodes, older than the lag allows",
+        ),
+        Metric("stream/in_flight", "groups", "that were not done when the batch was handed over"),
+        Metric("stream/ready", "groups", "that were done then, and wait for the next batch"),
+        Metric(
+            "stream/wait_seconds",
+            "seconds",
+            "that the trainer waited for groups of this batch",
+            "near 0 where training takes longer than playing",
+            by_clock=True,
+        ),
+        Metric(
+            "stream/idle_seconds",
+            "seconds",
+            "since the batch before, in which an episode could have been played and all slots were taken",
+            "near 0 where playing takes longer than training; else a larger `rollout.max_lag` plays more",
+            by_clock=True,
+        ),
+    ),
+)
+
 AGREEMENT = Family(
     "Engines and actor",
     "Both compute the log-prob of the same sampled token, by different kernels.",
@@ -204,6 +247,19 @@ AGREEMENT = Family(
             "nats",
             "the largest of the engines' means (of those with 256 tokens or more)",
             "above `limits.logprob_gap` training stops, and the message names the engine",
+        ),
+        Metric(
+            "policy/logprob_gap_checked",
+            "share",
+            "`rollout.max_lag`: own tokens that the trained version sampled, which alone are in the four others; "
+            "0 where they are fewer than 256: then nothing was held against the limits, and those four are absent",
+            "above 0 now and then",
+        ),
+        Metric(
+            "policy/logprob_gap_lag_BIN",
+            "nats",
+            "`rollout.max_lag`: mean difference of the two log-probs at own tokens with a lag of BIN",
+            "growing with BIN: it is what the updates changed",
         ),
         Metric("policy/logprob_gap_episode", "nats", "the largest of the episodes' means", "steady"),
         Metric(
@@ -537,5 +593,18 @@ TIME = Family(
     by_clock=True,
 )
 
-FAMILIES = (ROLLOUT, ENGINES, AGREEMENT, POLICY, EMPG, AEM, EPO, DIAGNOSTICS, EVALUATION, WARM_UP, TIME)
+FAMILIES = (
+    ROLLOUT,
+    STREAM,
+    ENGINES,
+    AGREEMENT,
+    POLICY,
+    EMPG,
+    AEM,
+    EPO,
+    DIAGNOSTICS,
+    EVALUATION,
+    WARM_UP,
+    TIME,
+)
 """In the page's order."""

@@ -37,6 +37,8 @@ class RunPaths:
         """Model, optimizer, RNG, data order."""
         self.episodes = self.root / "episodes"
         """Sampled episodes, annotated."""
+        self.batches = self.root / "batches"
+        """What each step was trained on, with `rollout.max_lag`."""
         self.tensorboard = self.root / "tensorboard"
         self.logs = self.root / "logs"
         self.report = self.root / "report.html"
@@ -59,6 +61,10 @@ class RunPaths:
     def tracker_id(self, tracker: str) -> Path:
         """What a tracker calls the run; "wandb" for one."""
         return self.root / f"{tracker}_run_id"
+
+    def batch(self, step: int) -> Path:
+        """What a step, counted from 1, was trained on."""
+        return self.batches / f"step_{step:06d}"
 
     def heartbeat(self, rank: int) -> Path:
         """Where a trainer rank says what it does."""
