@@ -397,23 +397,23 @@ def compare(folder: Path) -> bool:
     from rich.console import Console
     from rich.table import Table
 
-    from megatron_empg.planner.simulation.recorded import read_run
+    from megatron_empg.planner.simulation.recorded import read_recorded
 
     console, shares = Console(width=150), Shares(folder / BESIDE)
     found = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
     steps = measured_steps(folder, found, shares)
     rates, errors = fitted_rates(found["loads"], shares)
     first = [step for step in steps if step.setting == SETTINGS[0].name]
-    recorded = read_run(folder, recipe_of(folder, SETTINGS[0]), [step.number for step in first])
+    recorded = read_recorded(folder, recipe_of(folder, SETTINGS[0]), [step.number for step in first])
     service = sum(step.service for step in first) / sum(step.turns for step in first)
     token_seconds = sum(step.train * step.train_share for step in first) / sum(step.tokens for step in first)
-    told = (
+    lines = (
         f"engine, fitted to requests of known lengths, in seconds of a core: {rates}",
         f"errors of that fit: {'; '.join(errors)}",
         f"of the setting first: {len(recorded.episodes)} episodes, service {service * 1e3:.2f} ms a turn, trainer "
         f"{token_seconds * 1e3:.3f} ms a token",
     )
-    for line in told:
+    for line in lines:
         console.print(line, highlight=False)
     table = Table(
         "setting", "steps", "load", "share of a core", "what", "measured s", "spread", "predicted s", "ratio"

@@ -28,8 +28,9 @@ def plan(
         bool, typer.Option("--simulate", help="Simulate steps of the recipe as it stands, episode by episode.")
     ] = False,
     max_lag: Annotated[
-        int, typer.Option(min=0, max=64, help="With --simulate: lags up to this one too. The trainer's is 0.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, max=64, help="With --simulate: lags up to this one; rollout.max_lag if not given."),
+    ] = None,
     from_run: Annotated[
         Path | None, typer.Option("--from", help="With --simulate: a run folder, for lengths, latencies, speeds.")
     ] = None,
@@ -41,7 +42,7 @@ def plan(
         typer.Option(help="With --simulate and --from: seconds of the environment's answers, as JSON."),
     ] = None,
     vary: Annotated[
-        bool, typer.Option("--vary", help="With --simulate and --max-lag: each assumption 30% less and more.")
+        bool, typer.Option("--vary", help="With --simulate and a lag: each assumption 30% less and more.")
     ] = False,
     choose: Annotated[
         bool, typer.Option("--choose", help="With --simulate: other splits of the nodes and larger batches too.")
@@ -65,7 +66,8 @@ def plan(
         "--engine-rates": engine_rates,
         "--tool-latency": tool_latency,
     }
-    idle = [name for name, value in {**given, "--vary": vary, "--choose": choose}.items() if value]
+    switches = {"--vary": vary or None, "--choose": choose or None}
+    idle = [name for name, value in {**given, **switches}.items() if value is not None]
     if idle:
         raise typer.BadParameter(f"{', '.join(idle)}: say --simulate too, without which that does nothing")
     if gpus is None:

@@ -30,7 +30,7 @@ class Machine:
 
 
 def assumed_setting(recipe: Recipe, machine: Machine, assumed: Assumptions = PLANNED, **changes: Any) -> Setting:
-    """The recipe as it stands, with `changes` to the setting."""
+    """The recipe as it stands but at lag 0, with `changes` to the setting."""
     memory = engine_memory(recipe, machine.config, machine.gpu_memory, assumed)
     time = step_time(recipe, machine.config, memory, machine.gpu, assumed)
     rollout, algorithm = recipe.rollout, recipe.algorithm

@@ -7,7 +7,7 @@ from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.gpus import GPUS_PER_NODE
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.planner.simulation.assumed import MOST_SLOTS, Machine, assumed_setting
-from megatron_empg.planner.simulation.loop import simulate
+from megatron_empg.planner.simulation.loop import simulate, steps_to_count
 from megatron_empg.planner.simulation.result import Outcome
 from megatron_empg.recipe import Recipe
 
@@ -63,11 +63,11 @@ def choices(recipe: Recipe, machine: Machine, gpus: int, lags: Sequence[int]) ->
     for split in splits(recipe, machine, gpus):
         for times in TIMES_GROUPS:
             rollout = recipe.rollout.model_copy(update={"groups": times * recipe.rollout.groups})
-            today = assumed_setting(split.recipe.model_copy(update={"rollout": rollout}), machine)
+            without = assumed_setting(split.recipe.model_copy(update={"rollout": rollout}), machine)
             for lag in lags:
-                setting = replace(today, max_lag=lag)
+                setting = replace(without, max_lag=lag)
                 episodes = setting.slots_of_groups * setting.group_size
                 setting = replace(setting, concurrency=episodes, slots=min(MOST_SLOTS, episodes))
                 of_batch = setting.groups * setting.group_size
-                steps = max(4, EPISODES // of_batch) + 2 * lag + 1
-                yield Choice(split, simulate(setting, steps=steps))
+                counted = max(4, EPISODES // of_batch)
+                yield Choice(split, simulate(setting, steps=steps_to_count(counted, setting)))

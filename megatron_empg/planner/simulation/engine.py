@@ -1,12 +1,13 @@
 """An engine with finite slots: sequences that share its passes, and prompts that hold them up.
 
-There is no event for a token. All running sequences advance together, one token a pass, and a pass lasts as long
-as their number and their context make it; so the end of each is known as a count of passes, and time is that count
-times what a pass takes at the moment. Prompts are read in the order of their arrival, and decoding stands still
-meanwhile: in the end that is the same as sharing passes with them, which is what vLLM does.
+There is no event for a token. All running sequences advance together, one token per pass, and a pass lasts as long
+as their number and their context make it, which grows by each token; so the end of each is known as a count of
+passes, and what so many passes take has a closed form. Prompts are read in the order of their arrival, while
+decoding stands still: in the end that is the same as sharing passes with them, which is what vLLM does.
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,37 @@ class EngineRates:
         """One token of each of so many sequences, with so much context in all."""
         memory = self.weights_seconds + self.context_seconds * context
         return max(memory, self.sequence_seconds * sequences) + self.fixed_seconds
+
+    def passes_seconds(self, sequences: int, context: float, passes: float) -> float:
+        """So many passes, whose first has so much context in all; each sequence grows by one token per pass.
+
+        With n sequences and context C, passes bound by memory have C + n·(passes - 1)/2 in the mean.
+        """
+        bound = min(passes, self._bound_by_arithmetic(sequences, context))
+        rest = passes - bound
+        growing = self.weights_seconds + self.context_seconds * (context + sequences * (bound + (rest - 1) / 2))
+        return bound * self.sequence_seconds * sequences + rest * growing + passes * self.fixed_seconds
+
+    def passes_within(self, sequences: int, context: float, seconds: float) -> float:
+        """The inverse of `passes_seconds`: how many passes so many seconds hold."""
+        bound = self._bound_by_arithmetic(sequences, context)
+        flat = self.sequence_seconds * sequences + self.fixed_seconds
+        if bound == math.inf or seconds <= bound * flat:
+            return seconds / flat if flat else 0.0
+        rest = seconds - bound * flat
+        # rest = first·passes + growth/2·passes², which is solved without a difference of nearly equal numbers.
+        growth = self.context_seconds * sequences
+        first = self.weights_seconds + self.fixed_seconds + self.context_seconds * context + growth * (bound - 0.5)
+        root = math.sqrt(max(0.0, first * first + 2 * growth * rest))
+        return bound + 2 * rest / (first + root)
+
+    def _bound_by_arithmetic(self, sequences: int, context: float) -> float:
+        """Passes until reading the cache takes longer than arithmetic."""
+        spare = self.sequence_seconds * sequences - self.weights_seconds - self.context_seconds * context
+        growth = self.context_seconds * sequences
+        if growth == 0:
+            return math.inf if spare >= 0 else 0.0
+        return max(0.0, spare / growth + 0.5)
 
 
 @dataclass(eq=False)
@@ -167,7 +199,7 @@ class Engine:
             left, request = self._reading[0]
             self._reading[0] = (left - seconds, request)
         elif self._decoding:
-            passes = seconds / self.rates.pass_seconds(len(self._decoding), self._context)
+            passes = self.rates.passes_within(len(self._decoding), self._context, seconds)
             self._passes += passes
             self._context += passes * len(self._decoding)
 
@@ -179,8 +211,8 @@ class Engine:
         if self._reading:
             seconds = max(0.0, self._reading[0][0])
         elif self._decoding:
-            passes = self._decoding[0][0] - self._passes
-            seconds = max(0.0, passes) * self.rates.pass_seconds(len(self._decoding), self._context)
+            passes = max(0.0, self._decoding[0][0] - self._passes)
+            seconds = max(0.0, self.rates.passes_seconds(len(self._decoding), self._context, passes))
         else:
             return
         plan = self._plans

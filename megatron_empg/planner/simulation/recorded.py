@@ -56,7 +56,7 @@ class Recorded:
         )
 
 
-def read_run(folder: Path, recipe: Recipe, steps: Sequence[int] | None = None) -> Recorded:
+def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = None) -> Recorded:
     """What a run recorded, of all steps or of those. Raises RecipeError where that is too little."""
     if recipe.most_sequences > 1:
         raise RecipeError(

@@ -13,10 +13,10 @@ from megatron_empg.planner.report import WIDTH, layout_name
 from megatron_empg.planner.search import GIB
 from megatron_empg.planner.shape import shape_of
 from megatron_empg.planner.simulation.assumed import Machine, assumed_setting
-from megatron_empg.planner.simulation.choice import Choice, choices
+from megatron_empg.planner.simulation.choice import HEADROOM, Choice, choices
 from megatron_empg.planner.simulation.files import read_latencies, read_rates
-from megatron_empg.planner.simulation.loop import simulate
-from megatron_empg.planner.simulation.recorded import read_run
+from megatron_empg.planner.simulation.loop import simulate, steps_to_count
+from megatron_empg.planner.simulation.recorded import read_recorded
 from megatron_empg.planner.simulation.result import Outcome
 from megatron_empg.planner.simulation.sensitivity import VARIED_BY, Gain, gains
 from megatron_empg.planner.simulation.setting import Setting
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 STEPS = 48
 """Simulated and counted."""
-TODAY = "The trainer's loop is lag 0. What a lag would bring is simulated; no key of a recipe asks for it yet."
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What the command line asks of a simulation."""
 
-    max_lag: int = 0
+    max_lag: int | None = None
+    """None: the recipe's."""
     run: Path | None = None
     """Whose recorded lengths, latencies and trainer's speed are used."""
     engine_rates: Path | None = None
@@ -54,25 +54,34 @@ def print_simulation(
     shape = shape_of(recipe.model.path)
     memory = (gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib) * GIB
     machine = Machine(shape.config, gpu, memory)
-    today, basis = setting_of(recipe, machine, wanted)
-    outcomes = [simulate(setting, steps=STEPS + 2 * setting.max_lag + 1) for setting in with_lags(today, wanted)]
-    varied = list(gains(recipe, machine, outcomes[-1].setting)) if wanted.vary and wanted.max_lag else []
+    max_lag = recipe.rollout.max_lag if wanted.max_lag is None else wanted.max_lag
+    if wanted.vary and not max_lag:
+        raise RecipeError("--vary compares a lag with none, and the lag is 0; give --max-lag or rollout.max_lag")
+    without, basis = setting_of(recipe, machine, wanted)
+    settings = [replace(without, max_lag=lag) for lag in lags_up_to(max_lag)]
+    outcomes = [simulate(setting, steps=steps_to_count(STEPS, setting)) for setting in settings]
+    varied = list(gains(recipe, machine, settings[-1])) if wanted.vary else None
     gpus = recipe.actor.world_size + recipe.engines.world_size
-    chosen = list(choices(recipe, machine, gpus, _lags(wanted.max_lag))) if wanted.choose else []
+    chosen = list(choices(recipe, machine, gpus, lags_up_to(max_lag))) if wanted.choose else None
     if as_json:
-        print(to_json(basis, outcomes, varied, chosen))
+        print(to_json(recipe, basis, outcomes, varied, chosen))
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
-    for note in (shape.note, basis, TODAY):
+    for note in (shape.note, basis, f"rollout.max_lag of the recipe is {recipe.rollout.max_lag}."):
         if note:
             console.print(note, highlight=False)
     console.print(outcome_table(outcomes), highlight=False)
-    if varied:
-        console.print(gain_table(varied, wanted.max_lag), highlight=False)
+    if varied is not None:
+        console.print(gain_table(varied, max_lag), highlight=False)
     if chosen:
         console.print(choice_table(chosen), highlight=False)
+    elif chosen is not None:
+        console.print(
+            f"No split of {gpus} GPUs into whole trainer nodes and engines leaves {HEADROOM / GIB:g} GiB of each.",
+            highlight=False,
+        )
 
 
 def setting_of(recipe: Recipe, machine: Machine, wanted: Wanted) -> tuple[Setting, str]:
@@ -81,7 +90,7 @@ def setting_of(recipe: Recipe, machine: Machine, wanted: Wanted) -> tuple[Settin
     basis = ["lengths, latencies and the trainer's speed by the planner's assumptions"]
     given = read_latencies(wanted.tool_latency) if wanted.tool_latency else None
     if wanted.run:
-        recorded = read_run(wanted.run, recipe)
+        recorded = read_recorded(wanted.run, recipe)
         if given:
             recorded = replace(recorded, latencies=given)
         setting = recorded.applied(setting, (PLANNED.turn_seconds,))
@@ -100,16 +109,7 @@ def setting_of(recipe: Recipe, machine: Machine, wanted: Wanted) -> tuple[Settin
     return setting, f"Simulated with {'; '.join(basis)}."
 
 
-def with_lags(today: Setting, wanted: Wanted) -> list[Setting]:
-    """Lag 0, then each lag, once with late groups waited for and once with them given up."""
-    settings = [today]
-    for lag in _lags(wanted.max_lag)[1:]:
-        settings.append(replace(today, max_lag=lag, late="end"))
-        settings.append(replace(today, max_lag=lag, late="wait"))
-    return settings
-
-
-def _lags(most: int) -> list[int]:
+def lags_up_to(most: int) -> list[int]:
     """0, then doubling up to the most."""
     lags = [0]
     while most > 0 and (following := max(1, 2 * lags[-1])) < most:
@@ -122,11 +122,9 @@ def outcome_table(outcomes: Sequence[Outcome]) -> "Table":
     from rich.table import Table
 
     table = Table(title=f"Simulated steps (means of {len(outcomes[0].steps)} or more)")
-    for name in ("lag", "late groups"):
-        table.add_column(name, no_wrap=True)
     for name in (
-        *("step s", "waits s", "works s", "s per episode", "by lag 0", "trainer idle", "engines idle", "running"),
-        *("thin", "tail", "given up"),
+        *("lag", "step s", "waits s", "works s", "s per episode", "by lag 0", "trainer idle", "engines idle"),
+        *("running", "under half", "tail", "stale"),
     ):
         table.add_column(name, justify="right")
     table.add_column("staleness of episodes")
@@ -134,7 +132,6 @@ def outcome_table(outcomes: Sequence[Outcome]) -> "Table":
         setting = outcome.setting
         table.add_row(
             str(setting.max_lag),
-            {"wait": "waited for", "end": "given up"}[setting.late] if setting.max_lag else "-",
             f"{outcome.step_seconds:.3g}",
             f"{outcome.waited_seconds:.3g}",
             f"{outcome.worked_seconds:.3g}",
@@ -143,9 +140,9 @@ def outcome_table(outcomes: Sequence[Outcome]) -> "Table":
             f"{outcome.trainer_idle:.0%}",
             f"{outcome.engines_idle:.0%}",
             f"{outcome.running:.0f}",
-            f"{outcome.thin:.0%}",
+            f"{outcome.under_half:.0%}",
             f"{outcome.tail:.2f}",
-            f"{outcome.given_up_share:.1%}",
+            f"{outcome.stale_share:.1%}",
             shares(outcome.staleness),
         )
     return table
@@ -175,7 +172,7 @@ def choice_table(chosen: Iterable[Choice]) -> "Table":
     """A row for each split, batch and lag, least seconds of a trained episode first."""
     from rich.table import Table
 
-    table = Table(title="Splits of the same nodes, with late groups waited for; fastest per trained episode first")
+    table = Table(title="Splits of the same nodes; fastest per trained episode first")
     for name in ("trainer nodes", "engines", "layout", "recompute"):
         table.add_column(name, no_wrap=True)
     for name in ("groups", "lag", "step s", "s per episode", "trainer idle", "engines idle"):
@@ -197,34 +194,44 @@ def choice_table(chosen: Iterable[Choice]) -> "Table":
     return table
 
 
-def to_json(basis: str, outcomes: Sequence[Outcome], varied: Sequence[Gain], chosen: Sequence[Choice]) -> str:
-    """Everything, in seconds and shares."""
+def to_json(
+    recipe: Recipe,
+    basis: str,
+    outcomes: Sequence[Outcome],
+    varied: Sequence[Gain] | None,
+    chosen: Sequence[Choice] | None,
+) -> str:
+    """Everything, in seconds and shares; null for what was not asked for."""
     found = {
         "basis": basis,
-        "note": TODAY,
+        "recipe_max_lag": recipe.rollout.max_lag,
         "lags": [of_outcome(outcome) for outcome in outcomes],
-        "varied": [
-            {
-                "assumption": gain.assumption,
-                "value": gain.value,
-                "lag_0": gain.without,
-                "lagged": gain.with_lag,
-                "gain": gain.gain,
-            }
-            for gain in varied
-        ],
-        "splits": [
-            {
-                "trainer_nodes": choice.split.trainer_nodes,
-                "engines": choice.split.engines,
-                "layout": layout_name(choice.split.actor),
-                "recompute": choice.split.actor.recomputation,
-                **of_outcome(choice.outcome),
-            }
-            for choice in chosen
-        ],
+        "varied": None if varied is None else [of_gain(gain) for gain in varied],
+        "splits": None if chosen is None else [of_choice(choice) for choice in chosen],
     }
     return json.dumps(found, indent=2)
+
+
+def of_gain(gain: Gain) -> dict[str, Any]:
+    """A lag by lag 0, under one assumption."""
+    return {
+        "assumption": gain.assumption,
+        "value": gain.value,
+        "lag_0": gain.without,
+        "lagged": gain.with_lag,
+        "gain": gain.gain,
+    }
+
+
+def of_choice(choice: Choice) -> dict[str, Any]:
+    """A split with a batch and a lag."""
+    return {
+        "trainer_nodes": choice.split.trainer_nodes,
+        "engines": choice.split.engines,
+        "layout": layout_name(choice.split.actor),
+        "recompute": choice.split.actor.recomputation,
+        **of_outcome(choice.outcome),
+    }
 
 
 def of_outcome(outcome: Outcome) -> dict[str, Any]:
@@ -232,7 +239,6 @@ def of_outcome(outcome: Outcome) -> dict[str, Any]:
     setting = outcome.setting
     return {
         "max_lag": setting.max_lag,
-        "late": setting.late,
         "groups": setting.groups,
         "concurrency": setting.concurrency,
         "step_seconds": outcome.step_seconds,
@@ -242,9 +248,9 @@ def of_outcome(outcome: Outcome) -> dict[str, Any]:
         "trainer_idle": outcome.trainer_idle,
         "engines_idle": outcome.engines_idle,
         "running": outcome.running,
-        "thin": outcome.thin,
+        "under_half": outcome.under_half,
         "tail": outcome.tail,
-        "given_up": outcome.given_up_share,
+        "stale": outcome.stale_share,
         "length_bias": outcome.length_bias,
         "staleness": outcome.staleness,
         "token_staleness": outcome.token_staleness,

@@ -12,12 +12,12 @@ from megatron_empg.planner.simulation.setting import Setting
 from megatron_empg.planner.simulation.workload import percentile
 
 
-class Mark(NamedTuple):
-    """What had passed at a time."""
+class Reading(NamedTuple):
+    """What clock and meters said at a moment, in seconds since the beginning."""
 
     now: float
-    busy: tuple[float, ...]
-    """Seconds of each engine."""
+    busy: float
+    """Of all engines together."""
     running: dict[int, float]
     """Seconds by the number of running sequences."""
 
@@ -32,8 +32,8 @@ class Accounts:
     """The algorithm had no use for their group."""
     surplus: int = 0
     """Thrown away, since the batch was full (lag 0)."""
-    given_up: int = 0
-    """Too old, or about to be (`late` end)."""
+    stale: int = 0
+    """No batch could be trained on their group any more."""
     left: int = 0
     """Still there as the simulation ended."""
     trained_tokens: int = 0
@@ -41,7 +41,7 @@ class Accounts:
 
     @property
     def ended(self) -> int:
-        return self.trained + self.dropped + self.surplus + self.given_up
+        return self.trained + self.dropped + self.surplus + self.stale
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Step:
     worked: float
     """Seconds of score, update and sync."""
     staleness: Counter[int]
-    """Trained episodes by versions between the weights that they entered under and those that are trained."""
+    """Trained episodes by versions between the weights that their group began under and those that are trained."""
     token_staleness: Counter[int]
     """Own tokens by versions since the weights that sampled their turn's end."""
     episode_seconds: list[float]
@@ -76,26 +76,29 @@ class Outcome:
     """Share of the engines' time in which they have nothing to do or are paused."""
     running: float
     """Mean number of running sequences over all engines."""
-    thin: float
+    under_half: float
     """Share of the time in which fewer than half as many sequences run as at most: the tail."""
 
     @classmethod
     def between(
-        cls, first: Mark, last: Mark, setting: Setting, steps: tuple[Step, ...], accounts: Accounts
+        cls, first: Reading, last: Reading, setting: Setting, steps: tuple[Step, ...], accounts: Accounts
     ) -> Outcome:
-        """From two marks, before and after the steps."""
+        """From two readings, before and after the steps."""
         total = last.now - first.now
-        busy = sum(last.busy) - sum(first.busy)
-        spent = {number: seconds - first.running.get(number, 0.0) for number, seconds in last.running.items()}
-        most = max((number for number, seconds in spent.items() if seconds > 0), default=0)
+        spent = {running: seconds - first.running.get(running, 0.0) for running, seconds in last.running.items()}
+        most = max((running for running, seconds in spent.items() if seconds > 0), default=0)
+        few = sum(seconds for running, seconds in spent.items() if running < most / 2)
+        sequence_seconds = sum(running * seconds for running, seconds in spent.items())
+        waited = sum(step.waited for step in steps)
+        busy = last.busy - first.busy
         return cls(
             setting,
             steps,
             accounts,
-            trainer_idle=sum(step.waited for step in steps) / total,
-            engines_idle=1 - busy / total / setting.engines,
-            running=sum(number * seconds for number, seconds in spent.items()) / total,
-            thin=sum(seconds for number, seconds in spent.items() if 2 * number < most) / total,
+            trainer_idle=waited / total,
+            engines_idle=1 - busy / (total * setting.engines),
+            running=sequence_seconds / total,
+            under_half=few / total,
         )
 
     @property
@@ -134,25 +137,29 @@ class Outcome:
         """Seconds of the longest episode of a batch by those of its median one, mean over the steps."""
         ratios = []
         for step in self.steps:
+            if not step.episode_seconds:
+                continue
             middle = percentile(step.episode_seconds, 0.5)
             ratios.append(max(step.episode_seconds) / middle if middle else 1.0)
         return statistics.fmean(ratios)
 
     @property
-    def given_up_share(self) -> float:
+    def stale_share(self) -> float:
         """Of all episodes that ended."""
-        return self.accounts.given_up / self.accounts.ended
+        return self.accounts.stale / self.accounts.ended
 
     @property
     def length_bias(self) -> float:
         """Mean tokens of trained episodes by those of all that entered: below 1 the long ones are lost."""
         accounts = self.accounts
-        return (accounts.trained_tokens / accounts.trained) / (accounts.drawn_tokens / accounts.started)
+        of_trained = accounts.trained_tokens / accounts.trained
+        of_all = accounts.drawn_tokens / accounts.started
+        return of_trained / of_all
 
 
 def _shares(counts: Iterable[Counter[int]]) -> dict[int, float]:
     total: Counter[int] = Counter()
     for count in counts:
         total.update(count)
-    everything = sum(total.values())
-    return {key: total[key] / everything for key in sorted(total)}
+    everything = total.total()
+    return {versions: total[versions] / everything for versions in sorted(total)}

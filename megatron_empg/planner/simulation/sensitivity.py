@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 from megatron_empg.planner.assumptions import PLANNED, Assumptions
 from megatron_empg.planner.simulation.assumed import Machine, assumed_setting
-from megatron_empg.planner.simulation.loop import simulate
+from megatron_empg.planner.simulation.loop import simulate, steps_to_count
 from megatron_empg.planner.simulation.setting import Setting
 from megatron_empg.recipe import Recipe
 
@@ -32,7 +32,7 @@ class Gain:
 
 
 def gains(recipe: Recipe, machine: Machine, lagged: Setting, steps: int = STEPS) -> Iterator[Gain]:
-    """As assumed, then each assumption less and more by `VARIED_BY`. `lagged`: lag, policy and concurrency."""
+    """As assumed, then each assumption less and more by `VARIED_BY`. `lagged`: lag and concurrency."""
     yield _gain(recipe, machine, lagged, steps, "", 0.0, PLANNED)
     for field in fields(Assumptions):
         for factor in (1 - VARIED_BY, 1 + VARIED_BY):
@@ -52,10 +52,8 @@ def _gain(
     value: float,
     assumed: Assumptions,
 ) -> Gain:
-    today = assumed_setting(recipe, machine, assumed)
-    changed = replace(today, max_lag=lagged.max_lag, late=lagged.late, concurrency=lagged.concurrency)
-    changed = replace(changed, slots=lagged.slots)
-    without, with_lag = (
-        simulate(setting, steps=steps + 2 * setting.max_lag + 1).episode_seconds for setting in (today, changed)
-    )
-    return Gain(name, value, without, with_lag)
+    plain = assumed_setting(recipe, machine, assumed)
+    changed = replace(plain, max_lag=lagged.max_lag, concurrency=lagged.concurrency, slots=lagged.slots)
+    without = simulate(plain, steps=steps_to_count(steps, plain))
+    with_lag = simulate(changed, steps=steps_to_count(steps, changed))
+    return Gain(name, value, without.episode_seconds, with_lag.episode_seconds)

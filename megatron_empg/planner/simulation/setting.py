@@ -1,19 +1,14 @@
 """What is simulated: everything that the time of a step is made of."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from megatron_empg.planner.simulation.engine import EngineRates
 from megatron_empg.planner.simulation.workload import Workload
 
-Late = Literal["wait", "end"]
-"""What becomes of a group that the next weights would make older than the lag allows: its batch waits for it, or
-it is given up."""
-
 
 @dataclass(frozen=True)
 class Setting:
-    """A run of training with rollouts. Lag 0 is the loop of today: rounds of whole batches, then an update."""
+    """A run of training with rollouts. At lag 0 rounds of whole batches and then an update; above, a stream."""
 
     workload: Workload
     rates: EngineRates
@@ -37,13 +32,13 @@ class Setting:
     kept_share: float = 1.0
     """Share of groups that the algorithm trains on."""
     rounds: int = 1
-    """Of questions at lag 0, at most."""
+    """Of questions at lag 0, at most. At a lag so many batches of dropped groups end the looking for a batch."""
     asked_by_wanted: float = 1.0
     """Questions asked in a round by questions wanted, at lag 0; surplus groups are thrown away."""
     max_lag: int = 0
-    late: Late = "wait"
+    """Versions that a group may be older than the weights that are trained on it (`rollout.max_lag`)."""
 
     @property
     def slots_of_groups(self) -> int:
-        """Groups that have entered and are not covered by published weights, at most."""
+        """Groups that have entered and are neither trained on nor dropped, at most."""
         return (self.max_lag + 1) * self.groups

@@ -11,14 +11,19 @@ from megatron_empg.planner.simulation.workload import EpisodePlan
 
 
 @dataclass(eq=False)
-class Group:
-    """Episodes of one question. `version`: of the weights that were in force as it entered."""
+class SimulatedGroup:
+    """Episodes of one question."""
 
     number: int
-    version: int
     plans: list[EpisodePlan]
     keeps: bool
     """Whether the algorithm will train on it."""
+    began: Callable[["SimulatedGroup"], None]
+    """Told as its first episode begins to play."""
+    over: Callable[["SimulatedGroup"], None]
+    """Told when none of its episodes is left."""
+    version: int | None = None
+    """Of the weights in force as its first episode began; None before."""
     left: int = 0
     """Episodes that are not over."""
     given_up: bool = False
@@ -67,10 +72,10 @@ class Stage:
         self._waiting: deque[Episode] = deque()
         self._service_free = 0.0
 
-    def play(self, group: Group, over: Callable[[Group], None]) -> None:
-        """Begin a group's episodes as there is room; `over` is told when none is left."""
+    def play(self, group: SimulatedGroup) -> None:
+        """Begin a group's episodes as there is room."""
         group.left = len(group.plans)
-        group.episodes = [Episode(self, group, plan, over) for plan in group.plans]
+        group.episodes = [Episode(self, group, plan) for plan in group.plans]
         self.started += len(group.plans)
         self._waiting.extend(group.episodes)
         self.begin()
@@ -80,10 +85,17 @@ class Stage:
         while self._waiting and self.under_way < self.setting.concurrency:
             episode = self._waiting.popleft()
             if not episode.group.given_up:
-                self.under_way += 1
-                episode.begin()
+                self._begin(episode)
 
-    def give_up(self, group: Group) -> None:
+    def _begin(self, episode: "Episode") -> None:
+        group = episode.group
+        if group.version is None:
+            group.version = self.version
+            group.began(group)
+        self.under_way += 1
+        episode.begin()
+
+    def give_up(self, group: SimulatedGroup) -> None:
         """End a group's episodes where they are."""
         group.given_up = True
         for episode in group.episodes:
@@ -113,8 +125,8 @@ class Stage:
 class Episode:
     """One under way: service, engine, environment, turn after turn."""
 
-    def __init__(self, stage: Stage, group: Group, plan: EpisodePlan, over: Callable[[Group], None]) -> None:
-        self.stage, self.group, self.plan, self.over = stage, group, plan, over
+    def __init__(self, stage: Stage, group: SimulatedGroup, plan: EpisodePlan) -> None:
+        self.stage, self.group, self.plan = stage, group, plan
         self.versions: list[int] = []
         """Of the weights in force as each turn ended."""
         self.began = 0.0
@@ -176,7 +188,7 @@ class Episode:
         self.group.left -= 1
         self.stage.begin()
         if self.group.left == 0:
-            self.over(self.group)
+            self.group.over(self.group)
 
     def _leave(self) -> None:
         assert self.engine is not None, "it has begun"

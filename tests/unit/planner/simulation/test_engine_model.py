@@ -1,6 +1,7 @@
 """The model of an engine against closed forms."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,49 @@ def test_a_pass_is_bound_by_memory_or_by_arithmetic() -> None:
     assert rates.pass_seconds(1, 0) == pytest.approx(1.25)
     assert rates.pass_seconds(1, 100) == pytest.approx(2.25)
     assert rates.pass_seconds(8, 100) == pytest.approx(4.25)
+
+
+def summed(rates: EngineRates, sequences: int, context: float, passes: int) -> float:
+    """Pass by pass, each of which finds one token more of each sequence."""
+    return sum(rates.pass_seconds(sequences, context + sequences * number) for number in range(passes))
+
+
+MEMORY = EngineRates(weights_seconds=0.004, context_seconds=5e-7, fixed_seconds=0.001)
+BOTH = EngineRates(weights_seconds=0.004, context_seconds=5e-7, sequence_seconds=0.0004, fixed_seconds=0.001)
+
+
+def test_context_grows_by_each_token_that_is_sampled() -> None:
+    done, made = finish_times([(0.0, 300, 512)] * 32, rates=MEMORY)
+    assert done[:8] == [pytest.approx(summed(MEMORY, 8, 8 * 300, 512))] * 8, "slots are 8"
+    assert done[-1] == pytest.approx(4 * done[0])
+    assert made.busy_seconds == pytest.approx(done[-1])
+
+
+def test_context_that_grew_is_kept_while_prompts_are_read_and_sequences_end() -> None:
+    rates = replace(MEMORY, read_seconds=0.001)
+    done, _ = finish_times([(0.0, 0, 400), (0.0, 0, 1000), (1.0, 200, 300)], rates=rates)
+    # The third is read for 0.2 s in the middle; so many passes of the first two are over by then.
+    before = rates.passes_within(2, 0, 1.0)
+    left = 400 - before
+    first = 1.2 + rates.passes_seconds(3, 2 * before + 200, left)
+    assert done[0] == pytest.approx(first)
+    third = first + rates.passes_seconds(2, 400 + 200 + left, 300 - left)
+    assert done[2] == pytest.approx(third)
+    assert done[1] == pytest.approx(third + rates.passes_seconds(1, 400 + 300 - left, 600 - 300 + left))
+
+
+@pytest.mark.parametrize(("rates", "sequences", "context"), [(MEMORY, 3, 900), (BOTH, 32, 3000), (BOTH, 200, 9e4)])
+def test_many_passes_take_as_long_as_one_after_another(rates: EngineRates, sequences: int, context: float) -> None:
+    """Where arithmetic gives way to memory on the way, within a pass's growth."""
+    for passes in (1, 7, 500):
+        seconds = rates.passes_seconds(sequences, context, passes)
+        assert seconds == pytest.approx(summed(rates, sequences, context, passes), rel=1e-4)
+        assert rates.passes_within(sequences, context, seconds) == pytest.approx(passes)
+        # In two parts, in the middle of a pass, it is the same.
+        part = passes * 0.37
+        first = rates.passes_seconds(sequences, context, part)
+        second = rates.passes_seconds(sequences, context + sequences * part, passes - part)
+        assert first + second == pytest.approx(seconds)
 
 
 def test_requests_that_come_together_share_passes() -> None:

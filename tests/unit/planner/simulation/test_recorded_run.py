@@ -9,7 +9,7 @@ import pytest
 from megatron_empg.common.jsonl import append_line
 from megatron_empg.planner.simulation.engine import EngineRates
 from megatron_empg.planner.simulation.files import rates_as_json, read_latencies, read_rates
-from megatron_empg.planner.simulation.recorded import lengths, read_run
+from megatron_empg.planner.simulation.recorded import lengths, read_recorded
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.run.episode_log import write_episodes
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_lengths_latencies_and_speed_are_read(run: Path) -> None:
-    found = read_run(run, quickstart())
+    found = read_recorded(run, quickstart())
     assert len(found.episodes) == 32
     # 31 tokens an episode, of which 15 are its own: 16 tokens for 80 characters.
     assert found.episodes[0] == ((4, 10), (12, 5))
@@ -77,7 +77,7 @@ def test_lengths_latencies_and_speed_are_read(run: Path) -> None:
 
 
 def test_some_steps_alone_can_be_read(run: Path) -> None:
-    found = read_run(run, quickstart(), [2])
+    found = read_recorded(run, quickstart(), [2])
     assert (len(found.episodes), found.latencies, found.steps) == (16, (2.0,), 1)
 
 
@@ -88,12 +88,12 @@ def test_episodes_of_which_nothing_was_read_read_a_token_each_turn() -> None:
 
 def test_what_is_too_little_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no trained step"):
-        read_run(tmp_path, quickstart())
+        read_recorded(tmp_path, quickstart())
     (run / "episodes/step_000001.jsonl").unlink()
     with pytest.raises(RecipeError, match="0 trained episodes are recorded, and a distribution wants 16"):
-        read_run(run, quickstart(), [1])
+        read_recorded(run, quickstart(), [1])
     with pytest.raises(RecipeError, match="a sequence for each turn"):
-        read_run(run, quickstart("rollout.history=strip"))
+        read_recorded(run, quickstart("rollout.history=strip"))
 
 
 def test_a_run_without_a_speed_is_refused(run: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_run_without_a_speed_is_refused(run: Path) -> None:
     del line["actor/update_tokens_per_second"]
     append_line(RunFolder(run).metrics, line)
     with pytest.raises(RecipeError, match="step 3 has no actor/update_tokens_per_second"):
-        read_run(run, quickstart())
+        read_recorded(run, quickstart())
 
 
 def test_rates_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_empg.planner.simulation.engine import EngineRates
-from megatron_empg.planner.simulation.loop import simulate
+from megatron_empg.planner.simulation.loop import Stream, simulate, steps_to_count
 from megatron_empg.planner.simulation.setting import Setting
 from megatron_empg.planner.simulation.workload import AssumedWorkload, EpisodePlan, PlannedTurn, RecordedWorkload
 
@@ -95,7 +95,7 @@ def test_lag_1_overlaps_rollout_and_update() -> None:
     both = setting(workload=Same(*[TURN] * 10), rates=EngineRates(fixed_seconds=0.01), sync_seconds=0.0)
     rollout, train = 10 * 1.0, 0.2 + 3000 * 0.001
     assert simulate(both, steps=20).step_seconds == pytest.approx(rollout + train)
-    lagged = simulate(replace(both, max_lag=1), steps=23)  # an even number counts
+    lagged = simulate(replace(both, max_lag=1), steps=24)  # an even number counts
     assert lagged.step_seconds == pytest.approx((rollout + train) / 2)
     assert lagged.staleness == {1: 1.0}
 
@@ -109,15 +109,73 @@ def test_dynamic_sampling_plays_further_rounds_and_counts_what_it_drops() -> Non
     assert more.accounts.surplus > 0
 
 
-def test_giving_up_late_groups_loses_long_episodes_and_waiting_for_them_none() -> None:
+def test_groups_that_become_too_old_are_long_ones_and_without_a_bound_there_are_none() -> None:
     long = AssumedWorkload(24, 0.2, TURN)
     lagged = setting(workload=long, groups=4, group_size=4, max_lag=1, train_token_seconds=0.0)
-    ended, waited = (simulate(replace(lagged, late=late), steps=100) for late in ("end", "wait"))
-    assert ended.given_up_share > 0.02
-    assert ended.length_bias < 0.97
-    assert waited.given_up_share == 0
-    assert waited.length_bias == pytest.approx(1.0, abs=0.02)
-    assert ended.step_seconds < waited.step_seconds
+    outcome = simulate(lagged, steps=100)
+    assert outcome.stale_share > 0.02
+    assert outcome.length_bias < 0.97
+    accounts = played(replace(lagged, max_lag=100), 100).accounts
+    assert (accounts.stale, accounts.trained_tokens) == (0, accounts.drawn_tokens)
+
+
+class OneByOne:
+    """Episodes of so many turns, in this order, and of the last number for ever."""
+
+    def __init__(self, *turns: int) -> None:
+        self.turns = list(turns)
+
+    def draw(self, numbers: random.Random) -> EpisodePlan:
+        count = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
+        return EpisodePlan((TURN,) * count)
+
+
+def played(chosen: Setting, steps: int) -> Stream:
+    """The whole run."""
+    stream = Stream(chosen, random.Random(0), steps)
+    stream.run(0, steps)
+    return stream
+
+
+def test_a_batch_is_the_groups_that_were_done_first() -> None:
+    """The first group, of four seconds, is in the third batch."""
+    turns = OneByOne(4, 2, 3, 6)
+    chosen = setting(workload=turns, group_size=1, max_lag=2, train_token_seconds=0.0, sync_seconds=0.0)
+    seconds = [step.episode_seconds for step in played(chosen, 5).steps]
+    assert seconds[:3] == [[pytest.approx(2.0)], [pytest.approx(3.0)], [pytest.approx(4.0)]]
+
+
+def test_a_group_ages_from_its_first_episode_and_not_while_it_waits_for_a_place() -> None:
+    """Four groups have entered, one plays: it begins as the one before is trained on, one version behind."""
+    chosen = setting(group_size=1, concurrency=1, max_lag=3, train_token_seconds=0.0)
+    outcome = simulate(chosen, steps=steps_to_count(20, chosen))
+    assert outcome.staleness == {1: 1.0}
+    assert outcome.accounts.stale == 0
+
+
+def test_a_group_in_the_place_of_one_that_is_too_old_enters_at_once() -> None:
+    """The first lasts for ever; at lag 1 it is dropped as the second batch is taken, and one more is played."""
+    chosen = setting(workload=OneByOne(1000, 1, 1, 1), group_size=1, max_lag=1, train_token_seconds=0.0)
+    stream = played(chosen, 6)
+    assert (stream.accounts.stale, stream.accounts.trained) == (1, 6)
+    assert stream.accounts.started == 7
+    assert stream.accounts.left == 0
+
+
+def test_no_group_enters_that_no_step_would_train_on() -> None:
+    stream = played(setting(groups=3, max_lag=4, workload=Same(*[TURN] * 5)), 9)
+    assert stream.accounts.started == stream.accounts.trained == 9 * 3 * 2
+    assert stream.accounts.left == 0
+
+
+def test_where_so_many_groups_are_dropped_as_the_algorithms_rounds_would_ask_for_a_batch_is_short() -> None:
+    chosen = setting(groups=3, kept_share=0.0, rounds=4, max_lag=1)
+    stream = played(chosen, 5)
+    assert [step.episode_seconds for step in stream.steps] == [[]] * 5
+    dropped = stream.accounts.dropped / chosen.group_size
+    # Those that play when the last of four batches of three is dropped are over too before the trainer goes on.
+    assert 5 * 4 * 3 <= dropped <= 5 * (4 * 3 + chosen.slots_of_groups)
+    assert stream.accounts.started == stream.accounts.dropped
 
 
 def test_tokens_after_a_publication_are_younger_than_their_group() -> None:
@@ -159,7 +217,6 @@ def any_setting(numbers: random.Random) -> Setting:
         rounds=numbers.randrange(1, 4),
         asked_by_wanted=numbers.choice((1.0, 2.0)),
         max_lag=numbers.choice((0, 1, 1, 2, 3, 7)),
-        late=numbers.choice(("wait", "end")),
     )
 
 
@@ -167,24 +224,25 @@ def any_setting(numbers: random.Random) -> Setting:
 def test_accounts_balance_and_nothing_is_older_than_the_lag(seed: int) -> None:
     numbers = random.Random(seed)
     chosen = any_setting(numbers)
-    if chosen.max_lag == 0:
-        chosen = replace(chosen, rounds=50)  # so that no batch is empty
-    outcome = simulate(chosen, steps=30 if chosen.max_lag < 7 else 40, seed=seed)
+    if chosen.max_lag == 0 or seed % 2:
+        chosen = replace(chosen, rounds=50)  # so that no batch is short
+    outcome = simulate(chosen, steps=40, seed=seed)
     accounts = outcome.accounts
-    became = accounts.trained + accounts.dropped + accounts.surplus + accounts.given_up
+    became = accounts.trained + accounts.dropped + accounts.surplus + accounts.stale
     assert accounts.started == became + accounts.left
     assert max(outcome.staleness) <= chosen.max_lag
     assert max(outcome.token_staleness) <= chosen.max_lag
     assert min(outcome.token_staleness) >= 0
-    assert all(sum(step.staleness.values()) == chosen.groups * chosen.group_size for step in outcome.steps)
-    if chosen.max_lag:
-        assert accounts.left <= chosen.slots_of_groups * chosen.group_size
+    of_batch = chosen.groups * chosen.group_size
+    sizes = [len(step.episode_seconds) for step in outcome.steps]
+    assert max(sizes) <= of_batch
+    if chosen.rounds == 50 or chosen.kept_share == 1:
+        assert set(sizes) == {of_batch}
+        assert not (chosen.max_lag and accounts.left), "the last batch leaves nothing"
     assert 0 <= outcome.trainer_idle <= 1
     assert -1e-9 <= outcome.engines_idle <= 1
     assert outcome.running <= min(chosen.engines * chosen.slots, chosen.concurrency) + 1e-9
-    if chosen.late == "wait":
-        assert accounts.given_up == 0
-    again = simulate(chosen, steps=30 if chosen.max_lag < 7 else 40, seed=seed)
+    again = simulate(chosen, steps=40, seed=seed)
     assert again.steps == outcome.steps
 
 
@@ -205,4 +263,6 @@ def test_another_seed_is_another_run() -> None:
 
 def test_a_simulation_without_a_step_to_count_is_refused() -> None:
     with pytest.raises(ValueError, match="ask for more steps"):
-        simulate(setting(max_lag=2), steps=5)
+        simulate(setting(max_lag=2), steps=7)
+    assert len(simulate(setting(max_lag=2), steps=8).steps) == 1
+    assert steps_to_count(1, setting(max_lag=2)) == 8
