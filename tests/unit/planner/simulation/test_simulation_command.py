@@ -60,7 +60,8 @@ def test_measured_rates_take_the_place_of_assumed_ones(tmp_path: Path) -> None:
     assert slow["lags"][0]["waited_seconds"] > 1024
 
 
-def test_other_splits_are_tried() -> None:
+def test_other_splits_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_empg.planner.simulation.choice.EPISODES", 40)
     found = json.loads(command("--simulate", "--choose", "--json").output)
     assert {split["trainer_nodes"] for split in found["splits"]} >= {3, 4, 5}
     assert {split["groups"] for split in found["splits"]} == {2, 4}
