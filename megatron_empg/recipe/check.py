@@ -72,7 +72,7 @@ def _check_logging(recipe: Recipe | SftRecipe) -> None:
     from megatron_empg.run.metrics import MetricsError, check_writers
 
     try:
-        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
+        check_writers(recipe.logging)
     except MetricsError as error:
         raise RecipeError(str(error)) from None
 

@@ -62,6 +62,10 @@ class RunPaths:
         """What a step, counted from 1, was trained on."""
         return self.batches / f"step_{step:06d}"
 
+    def tracker_id(self, tracker: str) -> Path:
+        """What a tracker calls the run; "wandb" for one."""
+        return self.root / f"{tracker}_run_id"
+
     def heartbeat(self, rank: int) -> Path:
         """Where a trainer rank says what it does."""
         return self.heartbeats / f"rank_{rank}.json"

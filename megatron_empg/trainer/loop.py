@@ -270,12 +270,10 @@ class Training:
             self.folder.note_export(self.recipe.run.steps)
 
     def _open_writer(self) -> MetricsWriter:
-        logging = self.recipe.logging
         return MetricsWriter(
             self.folder,
             first_step=self.first + 1 if self.first else 0,
-            tensorboard=logging.tensorboard,
-            wandb=logging.wandb,
+            logging=self.recipe.logging,
             recipe=self.recipe.model_dump(mode="json"),
         )
 

@@ -15,7 +15,7 @@ HEADROOM = 5 * GIB
 """That a chosen layout leaves of each GPU, as docs/planning.md advises."""
 TIMES_GROUPS = (1, 2)
 """Batches that are tried, by the recipe's."""
-EPISODES = 6000
+EPISODES = 3000
 """Simulated of each, at least four steps."""
 
 

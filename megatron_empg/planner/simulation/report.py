@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 STEPS = 48
 """Simulated and counted."""
-TODAY = "The trainer's loop is lag 0. What a lag would bring is simulated; no key of a recipe asks for it yet."
+TODAY = (
+    "The trainer's loop is lag 0 unless the recipe's rollout.max_lag is more; what other lags would bring follows."
+)
 
 
 @dataclass(frozen=True)
