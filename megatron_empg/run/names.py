@@ -58,13 +58,13 @@ class RunPaths:
         self.dump_request = self.heartbeats / "DUMP"
         """Made by the watchdog: every rank is to write what it is at to `flight_recorder`."""
 
-    def tracker_id(self, tracker: str) -> Path:
-        """What a tracker calls the run; "wandb" for one."""
-        return self.root / f"{tracker}_run_id"
-
     def batch(self, step: int) -> Path:
         """What a step, counted from 1, was trained on."""
         return self.batches / f"step_{step:06d}"
+
+    def tracker_id(self, tracker: str) -> Path:
+        """What a tracker calls the run; "wandb" for one."""
+        return self.root / f"{tracker}_run_id"
 
     def heartbeat(self, rank: int) -> Path:
         """Where a trainer rank says what it does."""
