@@ -24,6 +24,8 @@ LARGEST_INLINE_BYTES = 1 << 16
 LARGEST_INLINE_TOKENS = 8192
 SHORT = aiohttp.ClientTimeout(total=10.0)
 """For questions that an engine answers at once."""
+COUNTERS = aiohttp.ClientTimeout(total=2.0)
+"""For what an engine has counted, which a batch waits for at its begin and its end, and can do without."""
 
 
 class EngineError(EmpgError, RuntimeError):
@@ -142,7 +144,7 @@ class EngineClient:
 
     async def metrics_page(self) -> str:
         """What the engine has counted, in Prometheus's text format. Raises EngineError or RequestRefused."""
-        return (await self._call("GET", "/metrics", timeout=SHORT)).decode(errors="replace")
+        return (await self._call("GET", "/metrics", timeout=COUNTERS)).decode(errors="replace")
 
     async def policy_version(self) -> int:
         """Version of the weights the engine holds."""

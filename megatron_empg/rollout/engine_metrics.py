@@ -33,13 +33,13 @@ def engine_metrics(steps: Mapping[int, EngineStep]) -> dict[str, float]:
     by_engine = {number: quantities(step) for number, step in sorted(steps.items())}
     metrics: dict[str, float] = {}
     for quantity in _names(by_engine.values()):
-        values = [told[quantity] for told in by_engine.values() if quantity in told]
+        values = [known[quantity] for known in by_engine.values() if quantity in known]
         worst = min(values) if quantity in LEAST_IS_WORST else max(values)
         metrics |= {f"engine/{quantity}_mean": sum(values) / len(values), f"engine/{quantity}_worst": worst}
     metrics |= _over_all([step.counted.first_token for step in steps.values()])
     if len(by_engine) > 1:
-        for number, told in by_engine.items():
-            metrics |= {f"engine/{number}/{quantity}": value for quantity, value in told.items()}
+        for number, known in by_engine.items():
+            metrics |= {f"engine/{number}/{quantity}": value for quantity, value in known.items()}
     return metrics
 
 
@@ -63,9 +63,9 @@ def quantities(step: EngineStep) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _names(told: Iterable[Mapping[str, float]]) -> list[str]:
+def _names(engines: Iterable[Mapping[str, float]]) -> list[str]:
     """Each quantity once, in the order in which the engines tell them."""
-    return list(dict.fromkeys(name for quantities_of_one in told for name in quantities_of_one))
+    return list(dict.fromkeys(name for known in engines for name in known))
 
 
 def _over_all(first_tokens: Sequence[Histogram | None]) -> dict[str, float]:

@@ -10,9 +10,9 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.folder import RunFolder
-from megatron_empg.run.trackers.aside import Aside
 from megatron_empg.run.trackers.kinds import KINDS, asked_for
 from megatron_empg.run.trackers.tracker import TrackedRun
+from megatron_empg.run.trackers.tracker_thread import TrackerThread, close_all
 
 Metrics = Mapping[str, float | int | None]
 """Flat names such as ``train/success`` or ``time/rollout`` (seconds); see docs for all of them."""
@@ -71,11 +71,11 @@ class MetricsWriter:
 
             # purge_step makes TensorBoard forget what an interrupted run wrote of the same steps.
             self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=first_step)
-        self._trackers: list[Aside] = []
+        self._trackers: list[TrackerThread] = []
         for kind, project in asked_for(wanted):
             identity = folder.tracker_id(kind.key)
             run = TrackedRun(project, folder.root.resolve().name, identity, folder.logs, recipe or {})
-            self._trackers.append(Aside(kind.title, partial(kind.open, run)))
+            self._trackers.append(TrackerThread(kind.title, partial(kind.open, run)))
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Log one step's metrics. Raises ValueError unless steps rise; None values are left out."""
@@ -97,8 +97,7 @@ class MetricsWriter:
         if self._tensorboard is not None:
             self._tensorboard.close()
         self._tensorboard = None
-        for tracker in self._trackers:
-            tracker.close()
+        close_all(self._trackers)
         self._trackers = []
 
 

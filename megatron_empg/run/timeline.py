@@ -5,6 +5,7 @@ It has a line for each step. Nothing reads it but the report; a run goes on with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.names import RunPaths
 
+_log = logging.getLogger(__name__)
 DIGITS = 3
 """Of seconds, behind the point."""
 
@@ -137,9 +139,13 @@ class StepTimeline:
 
 
 def write_timeline(paths: RunPaths, timeline: StepTimeline) -> None:
-    """Add a step's line; nothing for a step without episodes."""
-    if timeline.slowest:
+    """Add a step's line; nothing for a step without episodes. A fault of the disk is a warning."""
+    if not timeline.slowest:
+        return
+    try:
         append_line(paths.timeline, timeline.to_json())
+    except OSError as error:
+        _log.warning("step %d: its timeline could not be written to %s: %s", timeline.step, paths.timeline, error)
 
 
 def read_timelines(paths: RunPaths) -> Sequence[StepTimeline]:

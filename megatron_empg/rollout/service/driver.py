@@ -109,9 +109,9 @@ class Driver:
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
         collection.timed = config.timeline_episodes
         drawn: Counter[str] = Counter()
+        ends = time.monotonic() + self._time_to_play
         await self.watch.batch_begins(self.rollout.fleet.healthy())
         first_began = time.monotonic()
-        ends = first_began + self._time_to_play
         for number in range(config.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)

@@ -29,10 +29,12 @@ def tail_metrics(played: Sequence[Episode]) -> dict[str, float]:
     if not seconds or not sum(seconds):
         return {}
     usual, slowest = median(seconds), max(seconds)
+    environments = sum(environment_seconds(episode) for episode in played)
+    whole = sum(_seconds(episode) for episode in played)
     metrics = {
         "rollout/episode_seconds_median": usual,
         "rollout/episode_seconds_max": slowest,
-        "rollout/environment_share": sum(map(environment_seconds, played)) / sum(map(_seconds, played)),
+        "rollout/environment_share": environments / whole,
     }
     return metrics | ({"rollout/tail_ratio": slowest / usual} if usual else {})
 

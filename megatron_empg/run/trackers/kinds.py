@@ -14,6 +14,5 @@ KINDS = (WANDB, MLFLOW, SWANLAB, TRACKIO)
 
 def asked_for(logging: SftLoggingConfig) -> list[tuple[TrackerKind, str]]:
     """Each tracker with the project that its key names."""
-    projects = (logging.wandb, logging.mlflow, logging.swanlab, logging.trackio)
-    both = zip(KINDS, projects, strict=True)
-    return [(kind, project) for kind, project in both if project is not None]
+    projects = [(kind, getattr(logging, kind.key)) for kind in KINDS]
+    return [(kind, project) for kind, project in projects if project is not None]

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
+from megatron_empg.run.trackers.init_run import InitRun
 from megatron_empg.run.trackers.tracker import TrackedRun, TrackerKind
 
 OFFLINE = ("offline", "local", "disabled")
 
 
-class SwanlabRun:
+def begin(run: TrackedRun) -> InitRun:
     """A run of SwanLab. Offline each start is a folder of its own with the same id."""
+    # It would else ask on the terminal for a key that is refused.
+    os.environ.setdefault("SWANLAB_INTERACTIVE", "false")
+    import swanlab
 
-    def __init__(self, run: TrackedRun) -> None:
-        # It would else ask on the terminal for a key that is refused.
-        os.environ.setdefault("SWANLAB_INTERACTIVE", "false")
-        import swanlab
-
-        folder = run.logs / "swanlab"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._run: Any = swanlab.init(
-            project=run.project,
-            id=run.known_or_new(),
-            name=run.name,
-            group=run.name,
-            log_dir=str(folder),
-            config=dict(run.recipe),
-            resume="allow",
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    folder = run.logs / "swanlab"
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = swanlab.init(
+        project=run.project,
+        id=run.known_or_new(),
+        name=run.name,
+        group=run.name,
+        log_dir=str(folder),
+        config=dict(run.recipe),
+        resume="allow",
+    )
+    return InitRun(begun)
 
 
 def fault() -> str | None:
@@ -45,4 +37,4 @@ def fault() -> str | None:
     return "SWANLAB_API_KEY is not in the environment: export it, or SWANLAB_MODE=offline"
 
 
-SWANLAB = TrackerKind("swanlab", "SwanLab", fault, SwanlabRun)
+SWANLAB = TrackerKind("swanlab", "SwanLab", fault, begin)

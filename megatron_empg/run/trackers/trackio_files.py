@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from megatron_empg.run.trackers.init_run import InitRun
 from megatron_empg.run.trackers.tracker import TrackedRun, TrackerKind
 
 SERVER = "TRACKIO_SERVER_URL"
@@ -14,28 +13,21 @@ SPACE = "TRACKIO_SPACE_ID"
 TOKEN = "TRACKIO_WRITE_TOKEN"
 
 
-class TrackioRun:
+def begin(run: TrackedRun) -> InitRun:
     """A run of Trackio, which knows runs by their names."""
+    import trackio
 
-    def __init__(self, run: TrackedRun) -> None:
-        import trackio
-
-        self._run: Any = trackio.init(
-            project=run.project,
-            name=f"{run.name}-{run.known_or_new()}",
-            group=run.name,
-            config=dict(run.recipe),
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    begun = trackio.init(
+        project=run.project,
+        name=f"{run.name}-{run.known_or_new()}",
+        group=run.name,
+        config=dict(run.recipe),
+        resume="allow",
+        embed=False,
+        auto_log_gpu=False,
+        auto_log_cpu=False,
+    )
+    return InitRun(begun)
 
 
 def fault() -> str | None:
@@ -50,4 +42,4 @@ def fault() -> str | None:
     return f"{SERVER} names a server, and {TOKEN} is not in the environment: export it"
 
 
-TRACKIO = TrackerKind("trackio", "Trackio", fault, TrackioRun)
+TRACKIO = TrackerKind("trackio", "Trackio", fault, begin)

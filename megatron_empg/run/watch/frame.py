@@ -13,7 +13,7 @@ from rich.text import Text
 from megatron_empg.run.progress import duration
 from megatron_empg.run.watch.log_warnings import plain
 from megatron_empg.run.watch.sparkline import ASCII, BLOCKS, sparkline
-from megatron_empg.run.watch.view import RunView, State
+from megatron_empg.run.watch.view import STARTING, RunView, State
 
 PHASES = (
     ("rollout", "blue"),
@@ -124,15 +124,17 @@ def _title(view: RunView) -> Text:
     title.append(view.state.value, style=STYLES[view.state])
     if view.state in (State.SILENT, State.STOPPED) and view.age is not None:
         title.append(f" for {duration(view.age)}", style=STYLES[view.state])
+    if view.state is State.STARTING and view.age is not None and view.age > STARTING:
+        title.append(f", nothing logged for {duration(view.age)}", style=STYLES[view.state])
     if view.stopping and view.state is State.RUNNING:
         title.append(", ending after this step", style="yellow")
     named = (view.setting("algorithm.name"), view.setting("algorithm.modulation.name"))
-    said = [str(name) for name in named if name and name != "none"]
+    algorithm = [str(name) for name in named if name and name != "none"]
     if view.supervised:
-        said = ["supervised"]
-    about = [" + ".join(said), view.setting("environment.name"), view.setting("model.path")]
-    told = "  ".join(plain(str(each)) for each in about if each)
-    title.append(f"  {told}", style="dim")
+        algorithm = ["supervised"]
+    about = [" + ".join(algorithm), view.setting("environment.name"), view.setting("model.path")]
+    known = "  ".join(plain(str(each)) for each in about if each)
+    title.append(f"  {known}", style="dim")
     return title
 
 
@@ -150,7 +152,7 @@ def _progress(view: RunView, width: int, *, ascii_only: bool) -> Text:
         line.append(f" about {duration(left)} left")
     step = view.last("time/step")
     if step is not None:
-        line.append(f"  {step:.1f}s a step", style="dim")
+        line.append(f"  {step:.1f}s per step", style="dim")
     return line
 
 
@@ -226,10 +228,10 @@ def _numbers(view: RunView, wanted: Sequence[Number]) -> Columns | None:
         if value is None:
             continue
         alarming = number.above is not None and value > number.above
-        told = Text(no_wrap=True, overflow="ellipsis")
-        told.append(f"{number.label} ", style="dim")
-        told.append(number.form.format(value), style="bold red" if alarming else "bold")
-        shown.append(told)
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(f"{number.label} ", style="dim")
+        text.append(number.form.format(value), style="bold red" if alarming else "bold")
+        shown.append(text)
     return Columns(shown, padding=(0, 3)) if shown else None
 
 

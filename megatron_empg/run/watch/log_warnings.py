@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_empg.run.watch.file_times import changed_at
+
 TAIL_BYTES = 64 << 10
 """Of each log, which may have grown for days."""
 LONGEST_LINE = 300
@@ -15,6 +17,10 @@ _WORTH_TELLING = re.compile(
 )
 _OLDER = re.compile(r"\.\d+\.log$")
 """NAME.1.log is of the start before the last one."""
+_ATTEMPT = re.compile(r".+\.\d+")
+"""A Slurm job's logs are in a folder JOB.NUMBER for each start, others' folders have other names."""
+PLAN = "plan.json"
+"""Written there at the begin of a start, and by nobody later."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]")
 _PROCESS = re.compile(r"^\([^()]*pid=\d+\)\s*")
 """vLLM begins each line with the process that writes it."""
@@ -33,6 +39,7 @@ class LogLine:
 def last_warnings(logs: Path, most: int) -> Sequence[LogLine]:
     """The last lines that warn, those of the log that was written to last at the end.
 
+    `logs`: a run's folder of logs. Of Slurm jobs' logs those of the newest start are read, beside all others.
     Of lines with the same head, such as a traceback's, the last one stands for all.
     """
     found: dict[str, LogLine] = {}
@@ -48,7 +55,7 @@ def last_warnings(logs: Path, most: int) -> Sequence[LogLine]:
 
 def newest_change(logs: Path) -> float:
     """When a log was written to last, in seconds since 1970; 0 without one."""
-    return max((_changed(path) for path in logs.glob("*.log")), default=0.0)
+    return max((changed_at(path) for path in _paths(logs)), default=0.0)
 
 
 def tail(path: Path) -> list[str]:
@@ -78,12 +85,18 @@ def _head(line: str) -> str:
 
 
 def _by_age(logs: Path) -> list[Path]:
-    paths = [path for path in logs.glob("*.log") if not _OLDER.search(path.name)]
-    return sorted(paths, key=_changed)
+    paths = [path for path in _paths(logs) if path.parent != logs or not _OLDER.search(path.name)]
+    return sorted(paths, key=changed_at)
 
 
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+def _paths(logs: Path) -> list[Path]:
+    """NAME.log of this machine's processes, and NAME.NODE.TASK.log of a Slurm job's newest start."""
+    paths = list(logs.glob("*.log"))
+    newest = _newest_attempt(logs)
+    return paths if newest is None else [*paths, *newest.glob("*.log")]
+
+
+def _newest_attempt(logs: Path) -> Path | None:
+    """The folder of a Slurm job's newest start; None where there was no job."""
+    begun = [plan for plan in logs.glob(f"*/{PLAN}") if _ATTEMPT.fullmatch(plan.parent.name)]
+    return max(begun, key=changed_at).parent if begun else None

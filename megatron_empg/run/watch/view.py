@@ -13,13 +13,15 @@ from typing import Any
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beats
+from megatron_empg.run.watch.file_times import changed_at
 from megatron_empg.run.watch.growing_file import GrowingLines
 from megatron_empg.run.watch.log_warnings import LogLine, last_warnings, newest_change
 
 ALIVE = 30.0
 """Seconds that a heartbeat may be old; a rank writes one every two. Clocks of machines may differ by some."""
 STARTING = 120.0
-"""Seconds that the logs may be silent while engines start, which comes before the first heartbeat."""
+"""Seconds that the logs may be silent before the first heartbeat; a start's limit, where the recipe has one, is
+another measure."""
 RECENT = 20
 """Steps whose mean time tells how long the others will take."""
 WARNINGS = 5
@@ -77,10 +79,7 @@ class RunView:
 
     def setting(self, dotted: str) -> Any:
         """A key of the recipe; None where there is none."""
-        node: Any = self.recipe
-        for key in dotted.split("."):
-            node = node.get(key) if isinstance(node, Mapping) else None
-        return node
+        return setting(self.recipe, dotted)
 
     def series(self, name: str) -> list[float]:
         """A metric wherever it was measured."""
@@ -123,9 +122,10 @@ class Watched:
         """The run now."""
         folder = self.folder
         records = _rising(self._metrics.look())
-        beats = read_beats(folder.root)
+        begun = changed_at(folder.starts)
+        beats = read_beats(folder.root, since=begun)
         recipe = _recipe(folder.recipe)
-        state, age = self._state(recipe, records, beats)
+        state, age = self._state(recipe, records, beats, begun)
         return RunView(
             name=folder.root.resolve().name,
             recipe=recipe,
@@ -140,21 +140,41 @@ class Watched:
         )
 
     def _state(
-        self, recipe: Mapping[str, Any], records: Sequence[Any], beats: Sequence[Beat]
+        self, recipe: Mapping[str, Any], records: Sequence[Any], beats: Sequence[Beat], begun: float
     ) -> tuple[State, float | None]:
+        """`begun`: when the newest start was; heartbeats from before are of ranks that were killed."""
         folder = self.folder
-        heard = max((_changed(path) for path in folder.all_heartbeats()), default=0.0)
+        heard = max((at for path in folder.all_heartbeats() if (at := changed_at(path)) >= begun), default=0.0)
         logged = newest_change(folder.logs)
-        newest = max(heard, logged, _changed(folder.metrics))
+        newest = max(heard, logged, changed_at(folder.metrics))
         age = max(0.0, self._clock() - newest) if newest else None
-        steps = recipe.get("run", {}).get("steps") if isinstance(recipe.get("run"), Mapping) else None
+        steps = setting(recipe, "run.steps")
         if isinstance(steps, int) and folder.finished(steps) and not beats:
             return State.FINISHED, age
         if heard:
             return (State.RUNNING if self._clock() - heard <= ALIVE else State.SILENT), age
-        if logged and self._clock() - logged <= STARTING:
+        if logged and (self._clock() - logged <= STARTING or self._still_starts(recipe, begun)):
             return State.STARTING, age
         return (State.STOPPED if records or logged else State.NOT_BEGUN), age
+
+    def _still_starts(self, recipe: Mapping[str, Any], begun: float) -> bool:
+        """Whether the newest start has had no rank yet and is younger than an engine's start may take, in which
+        nothing need be logged.
+
+        A rank makes its heartbeat's file in a folder that a start takes away, and removes it when it ends.
+        """
+        limit = number(setting(recipe, "engines.start_timeout"))
+        if limit is None or changed_at(self.folder.heartbeats) > begun:
+            return False
+        return self._clock() - begun <= limit
+
+
+def setting(recipe: Mapping[str, Any], dotted: str) -> Any:
+    """A key of a recipe; None where there is none."""
+    node: Any = recipe
+    for key in dotted.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def number(value: Any) -> float | None:
@@ -186,10 +206,3 @@ def _starts(path: Path) -> list[int]:
         return []
     words = [line.split() for line in lines]
     return [int(word[1]) for word in words if len(word) == 2 and word[1].isdecimal()]
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

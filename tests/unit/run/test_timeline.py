@@ -52,6 +52,14 @@ def test_a_continuation_cuts_the_steps_that_are_done_again(tmp_path: Path) -> No
     assert [each.step for each in read_timelines(folder)] == [1, 2]
 
 
+def test_a_line_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder(tmp_path)
+    folder.timeline.mkdir()
+    write_timeline(folder, timeline(7))
+    (said,) = caplog.messages
+    assert said.startswith(f"step 7: its timeline could not be written to {folder.timeline}: ")
+
+
 @pytest.mark.parametrize("given", [None, [], {}, {**timeline(1).to_json(), "slowest": [{}]}, {"step": "x"}])
 def test_anything_else_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="no timeline of a step"):

@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from megatron_empg.run.trackers.aside import Aside, told
-from megatron_empg.run.trackers.kinds import KINDS
+from megatron_empg.run.config import SftLoggingConfig
+from megatron_empg.run.trackers import kinds
+from megatron_empg.run.trackers.kinds import KINDS, asked_for
 from megatron_empg.run.trackers.mlflow_server import flat
+from megatron_empg.run.trackers.tracker_thread import TrackerThread, close_all, error_without_secrets
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,20 +40,20 @@ class Listed:
 
 def test_steps_arrive_in_order_and_the_end_waits_for_them() -> None:
     tracker = Listed()
-    aside = Aside("Listed", lambda: tracker)
+    thread = TrackerThread("Listed", lambda: tracker)
     for step in range(50):
-        aside.log(step, {"a": 1.0})
-    aside.close()
+        thread.log(step, {"a": 1.0})
+    close_all([thread])
     assert tracker.steps == list(range(50))
     assert tracker.closed
 
 
 def test_a_step_that_fails_is_told_once_and_the_next_ones_arrive(caplog: pytest.LogCaptureFixture) -> None:
     tracker = Listed(fails=(1, 3))
-    aside = Aside("Listed", lambda: tracker)
+    thread = TrackerThread("Listed", lambda: tracker)
     for step in range(5):
-        aside.log(step, {})
-    aside.close()
+        thread.log(step, {})
+    close_all([thread])
     assert tracker.steps == [0, 2, 4]
     (said,) = caplog.messages
     assert said.startswith("Listed did not take step 1, ConnectionError: no answer to step 1. Training goes on")
@@ -63,9 +66,9 @@ def test_a_tracker_that_cannot_be_opened_costs_a_warning(
     def opens() -> Listed:
         raise error
 
-    aside = Aside("Listed", opens)
-    aside.log(1, {})
-    aside.close()
+    thread = TrackerThread("Listed", opens)
+    thread.log(1, {})
+    close_all([thread])
     (said,) = caplog.messages
     assert said.startswith(f"Listed cannot be used, {type(error).__name__}: {error}")
 
@@ -77,20 +80,49 @@ def test_nobody_waits_for_a_tracker_that_hangs(caplog: pytest.LogCaptureFixture)
         going_on.wait(60)
         return Listed()
 
-    aside = Aside("Listed", opens)
+    thread = TrackerThread("Listed", opens)
     for step in range(2000):
-        aside.log(step, {})
+        thread.log(step, {})
     assert "does not keep up" in caplog.text
-    aside.close(seconds=0.1)
+    close_all([thread], seconds=0.1)
     assert len(caplog.messages) == 1
     going_on.set()
-    aside.close()
+    assert thread.join(60)
+
+
+def test_the_end_waits_once_for_all_trackers_that_hang(caplog: pytest.LogCaptureFixture) -> None:
+    going_on = threading.Event()
+
+    class Hangs(Listed):
+        def close(self) -> None:
+            going_on.wait(60)
+            self.closed = True
+
+    hanging, well = [Hangs(), Hangs()], Listed()
+    threads = [TrackerThread(f"Hanging {n}", lambda tracker=tracker: tracker) for n, tracker in enumerate(hanging)]
+    threads.append(TrackerThread("Listed", lambda: well))
+    began = time.monotonic()
+    close_all(threads, seconds=2)
+    assert time.monotonic() - began < 3.5, "two seconds for all of them, not for each"
+    assert [message.split(" was")[0] for message in caplog.messages] == ["Hanging 0", "Hanging 1"]
+    assert well.closed, "it ends beside those that hang"
+    going_on.set()
+    assert all(thread.join(60) for thread in threads)
+
+
+@pytest.mark.parametrize("key", [kind.key for kind in KINDS])
+def test_a_project_is_the_tracker_s_that_its_key_names(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever order the kinds stand."""
+    logging = SftLoggingConfig.model_validate({key: "empg"})
+    for order in (KINDS, KINDS[::-1]):
+        monkeypatch.setattr(kinds, "KINDS", order)
+        assert [(kind.key, project) for kind, project in asked_for(logging)] == [(key, "empg")]
 
 
 def test_no_warning_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@server")
-    said = told(RuntimeError("key 0123456789 refused\nby https://me:secret@server/api"))
+    said = error_without_secrets(RuntimeError("key 0123456789 refused\nby https://me:secret@server/api"))
     assert said == "RuntimeError: key *** refused by ***/api"
 
 
@@ -112,9 +144,9 @@ from pathlib import Path
 from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metrics import MetricsWriter
-from megatron_empg.run.trackers import aside
+from megatron_empg.run.trackers import tracker_thread
 
-aside.SECONDS_TO_CLOSE = 300  # a busy machine imports for long
+tracker_thread.SECONDS_TO_CLOSE = 300  # a busy machine imports for long
 logging.basicConfig(level=logging.WARNING)
 key, root = sys.argv[1], Path(sys.argv[2])
 recipe = {"run": {"seed": 1}, "model": {"path": "p"}}

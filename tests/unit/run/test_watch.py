@@ -92,6 +92,53 @@ def test_a_run_whose_engines_start(tmp_path: Path) -> None:
     assert look(folder).state is State.STARTING
 
 
+def started(folder: RunFolder, ago: float) -> None:
+    with folder.starts.open("a", encoding="utf-8") as file:
+        file.write("local-1 0\n")
+    os.utime(folder.starts, (NOW - ago, NOW - ago))
+
+
+def test_a_start_that_loads_for_long_and_says_nothing(tmp_path: Path) -> None:
+    folder = begun(tmp_path, RECIPE + "engines: {start_timeout: 600}\n")
+    started(folder, ago=500.0)
+    log(folder, "engine_0", "loading\n", age=450.0)
+    view = look(folder)
+    assert view.state is State.STARTING
+    assert "starting, nothing logged for 7m 30s" in drawn(view)
+    started(folder, ago=700.0)
+    assert look(folder).state is State.STOPPED, "a start may not take so long"
+
+
+def test_a_start_whose_ranks_have_ended_is_over(tmp_path: Path) -> None:
+    folder = begun(tmp_path, RECIPE + "engines: {start_timeout: 600}\n")
+    started(folder, ago=500.0)
+    log(folder, "trainer", "error: the policy diverged\n", age=450.0)
+    beat(folder)
+    folder.heartbeat(0).unlink()
+    os.utime(folder.heartbeats, (NOW - 450, NOW - 450))
+    assert look(folder).state is State.STOPPED
+
+
+def test_a_heartbeat_of_an_earlier_start_says_nothing_of_this_one(tmp_path: Path) -> None:
+    """Rank 1 was killed, and could not take its file away."""
+    folder = begun(tmp_path)
+    step(folder, 1)
+    beat(folder, 1, phase="rollout", at=7, age=300.0)
+    started(folder, ago=60.0)
+    log(folder, "engine_0", "loading\n", age=20.0)
+    view = look(folder)
+    assert (view.state, view.beats) == (State.STARTING, [])
+    beat(folder, 0, phase="score", at=4)
+    view = look(folder)
+    assert view.state is State.RUNNING
+    assert "now: score of step 4   " in drawn(view), "of one rank"
+    folder.heartbeat(0).unlink()
+    (folder.checkpoints / "step_000010").mkdir()
+    folder.policy.mkdir()
+    folder.note_export(10)
+    assert look(folder).state is State.FINISHED
+
+
 def test_a_run_that_goes_on(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     for number in (1, 2):
@@ -306,7 +353,8 @@ def test_the_command_says_what_is_no_run(tmp_path: Path) -> None:
 class Terminal:
     """A command in a terminal of its own."""
 
-    def __init__(self, words: list[str], rows: int = 40, columns: int = 90) -> None:
+    def __init__(self, words: list[str], rows: int = 40, columns: int = 90, *, of_a_shell: bool = False) -> None:
+        """`of_a_shell`: the command is a job of this process's session, which Ctrl-Z can stop."""
         self.master, slave = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(slave)
@@ -315,7 +363,13 @@ class Terminal:
         environment.pop("COLUMNS", None)
         environment.pop("LINES", None)
         self.process = subprocess.Popen(
-            words, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+            words,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=not of_a_shell,
+            process_group=0 if of_a_shell else None,
         )
         self.seen = ""
 
@@ -329,6 +383,20 @@ class Terminal:
             assert time.monotonic() < deadline, self.seen[-2000:]
             if select.select([self.master], [], [], 0.2)[0]:
                 self.seen += os.read(self.master, 65536).decode(errors="replace")
+
+    def until_stopped(self, seconds: float = 60.0) -> None:
+        """Read until the command is stopped as Ctrl-Z stops it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            changed, status = os.waitpid(self.process.pid, os.WNOHANG | os.WUNTRACED)
+            if changed:
+                assert os.WIFSTOPPED(status), self.seen[-2000:]
+                assert os.WSTOPSIG(status) == signal.SIGTSTP
+                break
+            assert time.monotonic() < deadline, self.seen[-2000:]
+            time.sleep(0.05)
+        while select.select([self.master], [], [], 0.2)[0]:
+            self.seen += os.read(self.master, 65536).decode(errors="replace")
 
     def end(self, seconds: float = 60.0) -> int:
         """Wait for the end, reading what is still written."""
@@ -368,6 +436,28 @@ def test_whoever_ends_the_watching_gets_the_terminal_back(tmp_path: Path, sent: 
         assert terminal.end() == code
         assert terminal.given_back, terminal.seen[-500:]
         assert "Traceback" not in terminal.seen
+    finally:
+        terminal.close()
+
+
+def test_ctrl_z_gives_the_terminal_back_until_the_watching_goes_on(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    step(folder, 4)
+    terminal = Terminal(command(tmp_path, "--every", "1000"), of_a_shell=True)
+    try:
+        terminal.until("no warnings")
+        for number in (5, 6):
+            terminal.process.send_signal(signal.SIGTSTP)
+            terminal.until_stopped()
+            assert terminal.given_back, terminal.seen[-500:]
+            step(folder, number)
+            terminal.seen = ""
+            terminal.process.send_signal(signal.SIGCONT)
+            terminal.until(f"step {number}/10")
+            assert "\x1b[?1049h" in terminal.seen, "on a screen of its own again"
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 0
+        assert terminal.given_back
     finally:
         terminal.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_empg.common.jsonl import append_line, keep_lines
 from megatron_empg.run.watch.growing_file import GrowingLines
-from megatron_empg.run.watch.log_warnings import TAIL_BYTES, last_warnings, plain
+from megatron_empg.run.watch.log_warnings import PLAN, TAIL_BYTES, last_warnings, newest_change, plain
 from megatron_empg.run.watch.sparkline import ASCII, sparkline
 
 
@@ -78,6 +78,36 @@ def test_warnings_of_the_log_that_was_written_last_come_last(tmp_path: Path) -> 
     assert last_warnings(tmp_path, 1) == found[-1:]
     assert last_warnings(tmp_path, 0) == []
     assert last_warnings(tmp_path / "absent", 3) == []
+
+
+def test_of_slurm_s_logs_the_newest_start_s_are_read(tmp_path: Path) -> None:
+    """JOB.NUMBER/NAME.NODE.TASK.log, beside trackers' folders and a run's logs without Slurm."""
+    texts = {
+        "9.1/engines.n2.0.log": "WARNING of job 9, which came before\n",
+        "7.1/trainer.n1.0.log": "error: of the first start\n",
+        "7.2/trainer.n1.0.log": "error: of the newest start\n",
+        "7.2/trainer.n2.1.log": "WARNING of another task\n",
+        "wandb/debug.log": "ERROR of a tracker\n",
+        "driver.log": "WARNING without Slurm\n",
+    }
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    for age, name in enumerate(
+        ["driver.log", "7.2/trainer.n1.0.log", "7.2/trainer.n2.1.log", "7.1/trainer.n1.0.log"]
+    ):
+        os.utime(tmp_path / name, (100 + age, 100 + age))
+    for began, attempt in enumerate(["9.1", "7.1", "7.2", "wandb"]):
+        plan = tmp_path / attempt / PLAN
+        plan.write_text("{}")
+        os.utime(plan, (50 + began, 50 + began))
+    assert [(line.log, line.text) for line in last_warnings(tmp_path, 10)] == [
+        ("driver", "WARNING without Slurm"),
+        ("trainer.n1.0", "error: of the newest start"),
+        ("trainer.n2.1", "WARNING of another task"),
+    ]
+    assert newest_change(tmp_path) == 102
 
 
 def test_a_traceback_with_one_head_is_its_last_line(tmp_path: Path) -> None:

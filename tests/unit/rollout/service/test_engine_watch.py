@@ -27,11 +27,13 @@ class CountingEngine(StubEngine):
     generated: float = 1000.0
     """Before anybody looks: an engine counts from its start."""
     looks: int = 0
+    silent: bool = False
+    """Whether questions for /metrics wait for ever."""
 
     async def _start(self) -> None:
         app = web.Application()
         app.add_routes([web.post("/inference/v1/generate", self._generate), web.get("/metrics", self._metrics)])
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -40,6 +42,8 @@ class CountingEngine(StubEngine):
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.Response(status=401)
         self.looks += 1
+        if self.silent:
+            await asyncio.sleep(3600)
         return web.Response(text=page({"generation_tokens_total": self.generated}))
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +206,24 @@ def test_names_that_an_engine_lacks_are_noted_once(caplog: pytest.LogCaptureFixt
     assert len(caplog.messages) == 1
     assert "vllm:prefix_cache_hits_total" in caplog.text
     assert "generation_tokens" not in caplog.text
+
+
+def test_an_engine_that_is_frozen_holds_no_batch_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    with CountingEngine(tokens) as lives, CountingEngine(tokens, silent=True) as frozen:
+
+        async def work(watch: EngineWatch, clients: dict[str, EngineClient], clock: Clock) -> None:
+            urls = [lives.url, frozen.url]
+            async with asyncio.timeout(8.0):  # one question to an engine may else take 10 s
+                await watch.batch_begins(urls)
+                await generate(clients[lives.url], clock, 4.0)
+                metrics = await watch.batch_ends(urls)
+            assert metrics["engine/0/tokens_per_second"] == 1.0
+            assert [name for name in metrics if name.startswith("engine/1/")] == []
+
+        watched([lives.url, frozen.url], work)
+    (said,) = caplog.messages
+    assert said.startswith(f"engine {frozen.url} does not tell its metrics: ")
+    assert said.endswith("no answer after 2 s")
 
 
 def test_an_engine_that_is_gone_costs_no_batch() -> None:
