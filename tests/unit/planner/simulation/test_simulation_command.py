@@ -72,8 +72,11 @@ def test_other_splits_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(8 * split["trainer_nodes"] + 4 * split["engines"] == 64 for split in found["splits"])
 
 
+SMALLEST = ("actor.context_parallel=1", "actor.max_tokens_per_microbatch=32768", "engines.count=1")
+
+
 def test_where_no_split_leaves_room_that_is_said() -> None:
-    result = command("--simulate", "--choose", "actor.context_parallel=1", "engines.count=1")
+    result = command("--simulate", "--choose", *SMALLEST)
     assert result.exit_code == 0, result.output
     assert "No split of 12 GPUs into whole trainer nodes and engines leaves 5 GiB" in " ".join(
         result.output.split()
