@@ -217,12 +217,11 @@ def test_an_engine_that_is_frozen_holds_no_batch_for_long(caplog: pytest.LogCapt
                 await watch.batch_begins(urls)
                 await generate(clients[lives.url], clock, 4.0)
                 metrics = await watch.batch_ends(urls)
-            assert metrics["engine/0/tokens_per_second"] == 1.0
-            assert [name for name in metrics if name.startswith("engine/1/")] == []
+            assert metrics["engine/tokens_per_second_worst"] == 1.0, "of the one that answers"
 
         watched([lives.url, frozen.url], work)
-    (said,) = caplog.messages
-    assert said.startswith(f"engine {frozen.url} does not tell its metrics: ")
+    (said,) = [message for message in caplog.messages if message.startswith(f"engine {frozen.url} ")]
+    assert "does not tell its metrics" in said
     assert said.endswith("no answer after 2 s")
 
 
