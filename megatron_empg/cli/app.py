@@ -17,6 +17,7 @@ from megatron_empg.cli.report import report
 from megatron_empg.cli.sft import sft
 from megatron_empg.cli.table import table
 from megatron_empg.cli.train import train
+from megatron_empg.cli.watch import watch
 from megatron_empg.common.errors import told_plainly
 
 OF_AN_EXTRA = ("torch", "megatron", "vllm", "matplotlib")
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (train, sft, evaluate, report, table, plan, preflight, environments, index):
+for command in (train, sft, evaluate, watch, report, table, plan, preflight, environments, index):
     app.command()(command)
 app.add_typer(convert.app, name="convert")
 

@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    step: Annotated[
+        int | None, typer.Option(min=1, help="The step whose timeline is drawn; the last one by default.")
+    ] = None,
+) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.report import write_report
     from megatron_empg.run.folder import RunFolder
@@ -18,4 +23,4 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
             f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
         )
 
-    typer.echo(write_report(run))
+    typer.echo(write_report(run, step))

@@ -7,6 +7,7 @@ here one parent starts them. What they print goes to ``logs/``; the parent shows
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -98,7 +99,9 @@ class LocalSite:
         self._recipe, self._folder, self._runner, self._steps = recipe, folder, runner, steps
 
     def stages(self, number: int) -> Sequence[Stage]:
-        """Everything at once: the trainer waits for the engines itself."""
+        """Everything at once: the trainer waits for the engines itself. What an earlier start's ranks said of
+        themselves is taken away, as they may have been killed, and there may be fewer now."""
+        shutil.rmtree(self._folder.heartbeats, ignore_errors=True)
         self._runner.interrupts.start()
         plan = plan_of(self._recipe, starts_services=False)
         if not isinstance(self._recipe, Recipe):

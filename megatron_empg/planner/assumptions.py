@@ -1,28 +1,41 @@
 """What the predicted times rest on: published figures with their source, and assumptions said to be such."""
 
+from dataclasses import dataclass
+
 PACKED_BUFFER_BYTES = 2**30
 PACKED_BUFFERS = 2
 """vLLM's, of its weight transfer (DEFAULT_PACKED_BUFFER_SIZE_BYTES, DEFAULT_PACKED_NUM_BUFFERS)."""
 
-MFU = 0.41
-"""Of the actor's arithmetic before the communication and idle stages counted here. Megatron-LM's README reports
-41% (its smallest model) to 47% end to end on H100; verl's docs/perf/dpsk.md 31% to 40% in RL training."""
-PREFILL_MFU = 0.4
-"""Assumption: of the engines when they read prompts and observations."""
-DECODE_BANDWIDTH = 0.6
-"""Assumption: share of the memory's bandwidth that decoding reaches."""
-ALL_REDUCE_LATENCY = 15e-6
-"""Assumption: seconds of one small all-reduce among an engine's ranks; two a layer and token."""
-TURN_SECONDS = 0.5
-"""Assumption: seconds the environment takes to answer a turn."""
-EPISODE_SHARE = 0.5
-"""Assumption: an episode's mean length as a share of `rollout.max_episode_tokens`; its own tokens' likewise."""
-SYNC_SECONDS = 2.2
-SYNC_SECONDS_PER_GB = 0.18
-"""A line through verl's full NCCL broadcasts without offload on H100 nodes (docs/advance/delta_weight_sync.md):
-14.2 s for Qwen2.5-32B, 28.8 s for 72B."""
 
-ENGINE_UTILISATION = 0.92
-"""vLLM's default share of a GPU's memory (gpu_memory_utilization)."""
-ENGINE_WORKSPACE = 4 * 2**30
-"""Assumption: bytes of an engine's GPU for a prefill chunk's activations, the sampler's logits, CUDA graphs."""
+@dataclass(frozen=True)
+class Assumptions:
+    """Each may be another: the simulation varies them to say what a prediction rests on."""
+
+    mfu: float = 0.41
+    """Of the actor's arithmetic before the communication and idle stages counted here. Megatron-LM's README
+    reports 41% (its smallest model) to 47% end to end on H100; verl's docs/perf/dpsk.md 31% to 40% in RL
+    training."""
+    prefill_mfu: float = 0.4
+    """Assumption: of the engines when they read prompts and observations."""
+    decode_bandwidth: float = 0.6
+    """Assumption: share of the memory's bandwidth that decoding reaches."""
+    all_reduce_latency: float = 15e-6
+    """Assumption: seconds of one small all-reduce among an engine's ranks; two a layer and token."""
+    turn_seconds: float = 0.5
+    """Assumption: seconds the environment takes to answer a turn."""
+    episode_share: float = 0.5
+    """Assumption: an episode's mean length as a share of `rollout.max_episode_tokens`; its own tokens'
+    likewise."""
+    sync_seconds: float = 2.2
+    sync_seconds_per_gb: float = 0.18
+    """A line through verl's full NCCL broadcasts without offload on H100 nodes
+    (docs/advance/delta_weight_sync.md): 14.2 s for Qwen2.5-32B, 28.8 s for 72B."""
+    engine_utilisation: float = 0.92
+    """vLLM's default share of a GPU's memory (gpu_memory_utilization)."""
+    engine_workspace: float = 4 * 2**30
+    """Assumption: bytes of an engine's GPU for a prefill chunk's activations, the sampler's logits, CUDA
+    graphs."""
+
+
+PLANNED = Assumptions()
+"""What a plan rests on."""

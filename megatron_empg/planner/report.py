@@ -51,7 +51,7 @@ def print_plan(
         console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
         if shape.note:
             console.print(shape.note, highlight=False)
-        for part in [*tables(found), verdict(found)]:
+        for part in [*tables(found), *overlap_notes(recipe.rollout.max_lag), verdict(found)]:
             console.print(part, highlight=False)
     return not found.own_faults
 
@@ -122,6 +122,16 @@ def tables(plan: Plan) -> "list[RenderableType]":
             illegal.add_row(str(count), fault)
         shown.append(illegal)
     return shown
+
+
+def overlap_notes(max_lag: int) -> list[str]:
+    """What the times leave out of a recipe with `rollout.max_lag`."""
+    if not max_lag:
+        return []
+    return [
+        f"rollout.max_lag is {max_lag}: groups are played beside score, update and sync, so that a step takes "
+        "about the longer of the rollout and the other three together; the times above add them up."
+    ]
 
 
 def verdict(plan: Plan) -> str:

@@ -70,6 +70,7 @@ def check_recipe(recipe: Recipe | SftRecipe) -> ModelConfig:
     """The same, and that its tasks, tokenizer, weights and logging can be had. Raises RecipeError."""
     config = check_model(recipe)
     _check_logging(recipe)
+    _warn_of_lag(recipe)
     source = _task_source(recipe)
     tasks = _tasks(recipe, source)
     chat = _chat(recipe, config)
@@ -84,9 +85,19 @@ def _check_logging(recipe: Recipe | SftRecipe) -> None:
     from megatron_empg.run.metrics import MetricsError, check_writers
 
     try:
-        check_writers(tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb)
+        check_writers(recipe.logging)
     except MetricsError as error:
         raise RecipeError(str(error)) from None
+
+
+def _warn_of_lag(recipe: Recipe | SftRecipe) -> None:
+    """Lag without a correction is allowed, for it is what a correction is to be compared with."""
+    if isinstance(recipe, Recipe) and recipe.rollout.max_lag and recipe.algorithm.correction.name == "none":
+        _log.warning(
+            "rollout.max_lag is %d with algorithm.correction none: tokens of older policies are trained on as if "
+            "the actor had sampled them; algorithm.correction=tis weighs them by what it would have",
+            recipe.rollout.max_lag,
+        )
 
 
 def _task_source(recipe: Recipe | SftRecipe) -> TaskSource:

@@ -25,6 +25,7 @@ ONE_TURN = "with environment.max_turns 1"
 def check_algorithm(recipe: Recipe) -> None:
     """Raise ValueError with every choice of `algorithm` that the rest of the recipe makes void."""
     faults = [*_one_turn(recipe), *_bonus(recipe), *_control(recipe), *_kl(recipe), *_overlong(recipe)]
+    faults += _lag(recipe)
     if faults:
         raise ValueError("\n  - ".join(faults))
 
@@ -121,6 +122,21 @@ def _discounts(algorithm: AlgorithmSection) -> TypeGuard[Gigpo | Sampo | Reinfor
     if isinstance(algorithm, Gigpo | Sampo):
         return algorithm.gamma < 1 and algorithm.omega > 0
     return isinstance(algorithm, ReinforcePP) and algorithm.gamma < 1
+
+
+def _lag(recipe: Recipe) -> Iterator[str]:
+    """A stream has no rounds: groups are looked at one by one, and another enters for each that is dropped."""
+    algorithm, lag = recipe.algorithm, recipe.rollout.max_lag
+    if lag and algorithm.shuffle_rewards:
+        yield (
+            f"algorithm.shuffle_rewards is true with rollout.max_lag {lag}: rewards are permuted over a whole "
+            "batch before any group is dropped, and a stream drops each as it is done; set rollout.max_lag=0"
+        )
+    if lag and algorithm.asked_by_wanted != 1:
+        yield (
+            f"algorithm.oversampling is {algorithm.asked_by_wanted:g} with rollout.max_lag {lag}: a stream plays "
+            "groups ahead of the trainer by itself; leave it out"
+        )
 
 
 def _kl(recipe: Recipe) -> Iterator[str]:

@@ -120,8 +120,10 @@ class Recipe(Section):
             waits=self.waits,
             algorithm=self.algorithm,
             seed=self.run.seed,
+            steps=self.run.steps,
             folder=self.run.folder,
             episodes_per_step=self.logging.episodes_per_step,
+            timeline_episodes=self.logging.timeline_episodes,
         )
 
 

@@ -5,9 +5,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.run.episode_log import episode_files, read_episodes
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.timeline import StepTimeline, read_timelines
 
 Points = list[tuple[float, float]]
 
@@ -24,6 +26,8 @@ class RunData:
     steps: list[dict[str, Any]]
     first_episodes: list[dict[str, Any]]
     last_episodes: list[dict[str, Any]]
+    timeline: StepTimeline | None = None
+    """Of the step that was asked for, or of the last one that has one."""
 
     def series(self, name: str) -> Points:
         """(step, value) wherever a metric was measured and is a finite number."""
@@ -51,8 +55,13 @@ def part(run: RunData, name: str) -> dict[str, Any]:
     return {"name": given or "", **(beside if isinstance(beside, dict) else {})}
 
 
-def read_run(folder: RunFolder) -> RunData:
-    """Read what there is. Raises FileNotFoundError when the folder itself is not there."""
+class NoTimelineError(EmpgError, ValueError):
+    """A step whose timeline was asked for has none."""
+
+
+def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
+    """Read what there is. Raises FileNotFoundError when the folder itself is not there, and NoTimelineError where
+    a step's timeline is asked for that was not recorded."""
     if not folder.root.is_dir():
         raise FileNotFoundError(f"no run folder at {folder.root}")
     text = folder.recipe.read_text(encoding="utf-8", errors="replace") if folder.recipe.exists() else ""
@@ -69,7 +78,18 @@ def read_run(folder: RunFolder) -> RunData:
         steps=[line for line in read_lines(folder.steps) if line.get("step_entropies")],
         first_episodes=read_episodes(files[0]) if len(files) > 1 else [],
         last_episodes=read_episodes(files[-1]) if files else [],
+        timeline=_timeline(folder, timeline_step),
     )
+
+
+def _timeline(folder: RunFolder, step: int | None) -> StepTimeline | None:
+    recorded = {timeline.step: timeline for timeline in read_timelines(folder)}
+    if step is None:
+        return recorded[max(recorded)] if recorded else None
+    if step not in recorded:
+        steps = f"steps {min(recorded)} to {max(recorded)} have one" if recorded else "no step has one"
+        raise NoTimelineError(f"step {step} of {folder.root} has no timeline in {folder.timeline.name}: {steps}")
+    return recorded[step]
 
 
 def thin(points: Points, most: int = 300) -> Points:

@@ -187,6 +187,24 @@ def throughput(run: RunData) -> Figure | None:
     return figure("Tokens a second", "", svg.line_chart(lines, y_ends=(0.0,)))
 
 
+def idle_shares(run: RunData) -> Figure | None:
+    lines = smoothed("trainer", run.series("trainer/idle_share"), 0)
+    lines += smoothed("engines", run.series("engine/idle_share_mean"), 1)
+    lines += smoothed("the idlest engine", run.series("engine/idle_share_worst"), 2)
+    caption = (
+        "Of the trainer, the share of a step that it waited for the batch; of an engine, that in which it had no "
+        "request."
+    )
+    return figure("Who waits", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0, 1.0)))
+
+
+def engine_speed(run: RunData) -> Figure | None:
+    lines = smoothed("mean of the engines", run.series("engine/tokens_per_second_mean"), 0)
+    lines += smoothed("the slowest engine", run.series("engine/tokens_per_second_worst"), 1)
+    caption = "Tokens that an engine sampled per second of the rollout, by its own count."
+    return figure("Speed of an engine", caption, svg.line_chart(lines, y_ends=(0.0,)))
+
+
 @dataclass(frozen=True)
 class Quiet:
     """A small chart of what should stay quiet."""
@@ -236,6 +254,18 @@ HEALTH = (
         svg.percent,
         "Look for a fall to 0: there the smoothing works.",
     ),
+    Quiet(
+        "Slowest episode by the median",
+        (("rollout/tail_ratio", "ratio"),),
+        caption="Look for a value near 1; the timeline shows what the slowest ones did.",
+    ),
+    Quiet("Requests that wait", (("engine/waiting_mean", "mean"), ("engine/waiting_worst", "most"))),
+    Quiet(
+        "Time to the first token",
+        (("engine/first_token_seconds_mean", "mean"), ("engine/first_token_seconds_q95", "95% are faster")),
+        svg.seconds,
+    ),
+    Quiet("Prefix-cache hits", (("engine/cache_hit_share_mean", "share"),), svg.percent),
     Quiet("Learning rate", (("policy/lr", "lr"),)),
     Quiet("Turns an episode", (("train/turns", "turns"),)),
     Quiet("Tokens an episode", (("train/tokens_per_episode", "tokens"),)),

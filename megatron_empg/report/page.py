@@ -12,6 +12,7 @@ from megatron_empg.report.data import RunData, part, read_run
 from megatron_empg.report.episode import choose, episode_html
 from megatron_empg.report.figure import Figure
 from megatron_empg.report.style import CHART, COLOURS, EPISODE, PAGE, SCRIPT
+from megatron_empg.report.timeline import timeline_figure
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.progress import duration
 
@@ -21,13 +22,14 @@ LAST_VALUES = (
 )
 
 
-def write_report(run_folder: Path | str) -> Path:
+def write_report(run_folder: Path | str, timeline_step: int | None = None) -> Path:
     """Write ``report.html`` from what the run has logged so far; also for a run that goes on or broke off.
 
-    Returns its path. Raises FileNotFoundError when there is no such folder.
+    `timeline_step`: whose timeline it draws; the last one's by default. Returns its path. Raises
+    FileNotFoundError when there is no such folder, and NoTimelineError for a step that has no timeline.
     """
     folder = RunFolder(run_folder)
-    put_text(folder.report, page(read_run(folder)))
+    put_text(folder.report, page(read_run(folder, timeline_step)))
     return folder.report
 
 
@@ -60,7 +62,7 @@ def page(run: RunData) -> str:
             "Nothing measured yet.",
         ),
         *([] if supervised else [_advantages(run), _measured_by_papers(run), _episodes(run)]),
-        _section("Time", "", [figures.time_per_phase(run), figures.throughput(run)], "No step has finished yet."),
+        _time(run),
         _section("Health", "What should stay quiet.", figures.health(run), "Nothing measured yet.", small=True),
         _provenance(run),
     ]
@@ -72,6 +74,19 @@ def page(run: RunData) -> str:
         f'<h1>{title}</h1><p class="lead">{html.escape(_lead(run))}</p>{_tiles(run)}{"".join(sections)}'
         f"</main><script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _time(run: RunData) -> str:
+    shown = [
+        figures.time_per_phase(run),
+        figures.throughput(run),
+        figures.idle_shares(run),
+        figures.engine_speed(run),
+    ]
+    section = _section("Time", "", shown, "No step has finished yet.")
+    if run.timeline is None:
+        return section
+    return f'{section}<div class="wide">{_card(timeline_figure(run.timeline))}</div>'
 
 
 def _lead(run: RunData) -> str:
@@ -171,15 +186,14 @@ def _tile(label: str, value: str, about: str) -> str:
 
 
 def _section(title: str, lead: str, shown: Sequence[Figure | None], missing: str, *, small: bool = False) -> str:
-    cards = "".join(
-        f'<div class="card"><h3>{html.escape(figure.title)}</h3>{figure.chart.html()}'
-        + (f"<p>{html.escape(figure.caption)}</p>" if figure.caption else "")
-        + "</div>"
-        for figure in shown
-        if figure is not None
-    )
+    cards = "".join(_card(figure) for figure in shown if figure is not None)
     body = f'<div class="cards{" small" if small else ""}">{cards}</div>' if cards else _nothing(missing)
     return f"<h2>{html.escape(title)}</h2><p>{html.escape(lead)}</p>{body}"
+
+
+def _card(figure: Figure) -> str:
+    caption = f"<p>{html.escape(figure.caption)}</p>" if figure.caption else ""
+    return f'<div class="card"><h3>{html.escape(figure.title)}</h3>{figure.chart.html()}{caption}</div>'
 
 
 def _nothing(message: str) -> str:

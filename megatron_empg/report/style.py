@@ -50,6 +50,7 @@ h3{font-size:15px;margin:0 0 8px;font-weight:600}
 .cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr))}
 .cards.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
 .card{padding:16px 18px 14px;position:relative}
+.wide{margin-top:14px}
 .card p{color:var(--soft);font-size:13px;line-height:1.45;margin:8px 0 0}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:12.5px;color:var(--soft);margin:-2px 0 6px}
 .legend span{display:inline-flex;align-items:center;gap:6px}

@@ -307,7 +307,7 @@ def bin_chart(
         area = (
             f'x="{places[place] - width / 2:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - TOP - BOTTOM}"'
         )
-        about = html.escape(_told(name, series, place))
+        about = html.escape(_numbers_in_words(name, series, place))
         parts.append(f'<g><title>{about}</title><rect {area} opacity="0"/></g>')
     return Chart("".join(parts), [(marks.label, marks.colour, "dot") for marks in series])
 
@@ -331,16 +331,16 @@ def _marks(marks: Marks, places: Sequence[float], y: Scale) -> str:
     return drawn + dots
 
 
-def _told(name: str, series: Sequence[Marks], place: int) -> str:
+def _numbers_in_words(name: str, series: Sequence[Marks], place: int) -> str:
     """A bin's numbers in words."""
-    told = []
+    lines = []
     for marks in series:
         value = marks.values[place]
         bar = marks.reach[place] if marks.reach else None
         said = "not measured" if value is None else number(value)
         said += f" ({number(bar[0])} to {number(bar[1])})" if bar else ""
-        told.append(f"{marks.label}: {said}")
-    return "\n".join([name, *told])
+        lines.append(f"{marks.label}: {said}")
+    return "\n".join([name, *lines])
 
 
 def _zero(y: Scale, left: float, right: float) -> str:

@@ -15,12 +15,17 @@ import aiohttp
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
+from megatron_empg.rollout.busy_clock import BusyClock
 from megatron_empg.rollout.threads import apart
 
 UNVERSIONED = -1  # an engine that was never told which weights it holds
 # What is larger is written and read in a thread: a body of 64 KiB takes the event loop a millisecond.
 LARGEST_INLINE_BYTES = 1 << 16
 LARGEST_INLINE_TOKENS = 8192
+SHORT = aiohttp.ClientTimeout(total=10.0)
+"""For questions that an engine answers at once."""
+COUNTERS = aiohttp.ClientTimeout(total=2.0)
+"""For what an engine has counted, which a batch waits for at its begin and its end, and can do without."""
 
 
 class EngineError(EmpgError, RuntimeError):
@@ -85,8 +90,8 @@ def request_body(prompt: list[int], sampling: Sampling, max_tokens: int, seed: i
 class EngineClient:
     """Use as `async with EngineClient(url, token) as client`. `timeout`: seconds for one request.
 
-    `answered_at`: when a generation last came back, in seconds of the monotonic clock. A cancelled request closes
-    its connection, at which the engine stops generating.
+    `answered_at`: when a generation last came back, in seconds of the monotonic clock. `busy`: how long
+    generations were under way. A cancelled request closes its connection, at which the engine stops generating.
     """
 
     def __init__(self, url: str, token: str, *, timeout: float = 600.0, max_connections: int = 1024) -> None:
@@ -96,6 +101,7 @@ class EngineClient:
         self._max_connections = max_connections
         self._session: aiohttp.ClientSession | None = None
         self.answered_at = float("-inf")
+        self.busy = BusyClock()
 
     async def __aenter__(self) -> EngineClient:
         self._session = aiohttp.ClientSession(
@@ -123,17 +129,22 @@ class EngineClient:
         body = request_body(prompt_token_ids, sampling, max_tokens, seed)
         size = len(prompt_token_ids)
         content = await apart(size > LARGEST_INLINE_TOKENS, _to_json, body)
-        reply = await self._call("POST", "/inference/v1/generate", content)
+        with self.busy.work():
+            reply = await self._call("POST", "/inference/v1/generate", content)
         self.answered_at = time.monotonic()
         return await apart(len(reply) > LARGEST_INLINE_BYTES, _read_generation, self.url, reply)
 
     async def health(self) -> bool:
         """Whether the engine answers and its core lives."""
         try:
-            await self._call("GET", "/health", timeout=aiohttp.ClientTimeout(total=10.0))
+            await self._call("GET", "/health", timeout=SHORT)
         except (EngineError, RequestRefused):
             return False
         return True
+
+    async def metrics_page(self) -> str:
+        """What the engine has counted, in Prometheus's text format. Raises EngineError or RequestRefused."""
+        return (await self._call("GET", "/metrics", timeout=COUNTERS)).decode(errors="replace")
 
     async def policy_version(self) -> int:
         """Version of the weights the engine holds."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from megatron_empg.common.section import Mark, NonNegative, Positive, Section
+from megatron_empg.common.values import PathText
 from megatron_empg.rollout.chat_use import HistoryKind
 
 # vLLM samples at 0.01 where less is asked for, and the actor would divide its logits by something else.
@@ -35,6 +36,13 @@ class RolloutConfig(Section):
     sequence of its own, with everything before it for a prompt."""
     concurrency: Annotated[Positive, Mark.MAY_CHANGE] = 256
     """Episodes in flight at once, over all engines."""
+    max_lag: NonNegative = 0
+    """Versions of the policy that a token may be older than the one that is trained. 0: a batch is played by the
+    newest weights, and the trainer waits for it. Above: groups are played beside score, update and sync."""
+    keep_all_batches: Annotated[bool, Mark.MAY_CHANGE] = False
+    """With `max_lag`: keep every batch in the run folder, not only those since its oldest checkpoint."""
+    replay_from: PathText | None = None
+    """With `max_lag`: a run folder whose batches are trained on again, in the place of new ones."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -46,6 +54,12 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"rollout.max_turn_tokens is {self.max_turn_tokens}; it must be below "
                 f"rollout.max_episode_tokens ({self.max_episode_tokens})"
+            )
+        if not self.max_lag and (self.keep_all_batches or self.replay_from is not None):
+            key = "keep_all_batches" if self.keep_all_batches else "replay_from"
+            raise ValueError(
+                f"rollout.{key} is given with rollout.max_lag 0, where no batch is written down, since it follows "
+                "from seed, step and weights: leave it out"
             )
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from megatron_empg.rollout.config import RolloutConfig
 from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.rollout.threads import apart
 from megatron_empg.rollout.token_bound import TooManyTokens
+from megatron_empg.run.timeline import Span
 
 R = TypeVar("R")
 Outcome = Literal["success", "failure", "truncated", "error"]
@@ -40,7 +42,8 @@ class Turn:
     `sequence`: which of the episode's sequences they are tokens of. `finish`: "stop", or "length" when it was cut.
     `policy_versions`: spans relative to `start`. `anchor` names the state in which it acted, as `state_number`
     does; `reward` is what the environment gave for it, and `malformed` whether it could read it (None where it
-    does not judge).
+    does not judge). `generation` and `environment`: when the engine sampled it and when the environment acted on
+    it, by the service's monotonic clock; None where it did not come so far.
     """
 
     start: int
@@ -54,6 +57,8 @@ class Turn:
     reward: float = 0.0
     anchor: int = field(kw_only=True)
     sequence: int = field(default=0, kw_only=True)
+    generation: Span | None = field(default=None, kw_only=True, compare=False)
+    environment: Span | None = field(default=None, kw_only=True, compare=False)
 
     @property
     def cut(self) -> bool:
@@ -71,7 +76,8 @@ class Episode:
     URL of the one that played it. `token_drift`: None when the template would not render the conversation. `gold`:
     the turn that would answer right, in tokens; empty where the environment knows none. An episode that ended in
     `error` says nothing about the policy and must not train. `question`: the message before the first turn; empty
-    where the episode has not begun.
+    where the episode has not begun. `whole` and `opening`: when it was played and when its environment was reset,
+    as the times of its turns; nothing that is trained depends on them.
     """
 
     task_id: str
@@ -89,6 +95,8 @@ class Episode:
     gold: list[int] = field(default_factory=list)
     earlier: list[list[int]] = field(default_factory=list)
     question: str = ""
+    whole: Span | None = field(default=None, compare=False)
+    opening: Span | None = field(default=None, compare=False)
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -154,13 +162,15 @@ async def run_episode(
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
     told = [_Conversation(list(task.prompt))]
     play = _Play(episode, task, ChatUse.of(task), told, client, chat, sampling, rollout, waits)
+    began = time.monotonic()
     try:
         environment = make_environment()
         try:
             await answer_of("admitted", partial(admission, environment))
-            await play.begin(checked_opening(await play.call("reset", environment.reset)))
+            await play.begin(await play.open(environment))
             await play.turns(environment, max_turns, seed_of_turn)
         finally:
+            episode.whole = Span(began, time.monotonic())
             await _close(environment)
     except EngineError as error:
         _fail(episode, error)
@@ -203,6 +213,13 @@ class _Play:
     waits: Waits
     anchor: str = ""
     stripped: StrippedHistory | None = None
+
+    async def open(self, environment: Environment) -> Opening:
+        """What the reset environment says. Raises EnvironmentTimeout."""
+        began = time.monotonic()
+        opening = checked_opening(await self.call("reset", environment.reset))
+        self.episode.opening = Span(began, time.monotonic())
+        return opening
 
     async def begin(self, opening: Opening) -> None:
         """Raises PromptTooLong, and ValueError where the chat template does not fit the task."""
@@ -260,7 +277,9 @@ class _Play:
             ended_itself = self.episode.tokens[-1] == self.chat.end_of_turn
             if not ended_itself and self._most_after() < 0:
                 break
+            began = time.monotonic()
             result = checked_result(await self.call("step", partial(environment.step, turn.text)))
+            turn.environment = Span(began, time.monotonic())
             turn.info = result.info
             turn.malformed = result.malformed
             turn.reward = result.reward
@@ -311,6 +330,7 @@ class _Play:
         """One turn of the policy's, in the state of that number. Raises EngineError."""
         room = self.rollout.max_episode_tokens - len(self.episode.tokens)
         most = min(self.rollout.max_turn_tokens, room)
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self.waits.turn):
                 generation = await self.client.generate(
@@ -323,9 +343,11 @@ class _Play:
             raise EngineError(
                 f"the engine sampled {len(generation.token_ids)} tokens where 1 to {most} were asked for"
             )
+        took = Span(began, time.monotonic())
         many = len(generation.token_ids) > LARGEST_INLINE_TOKENS
         text = await apart(many, self.chat.text, generation.token_ids)
         turn = _record(self.episode, generation, text, anchor)
+        turn.generation = took
         self.messages.append({"role": "assistant", "content": turn.text})
         return turn
 

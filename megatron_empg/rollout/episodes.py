@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -64,12 +64,18 @@ class Rollout:
         self._waits = waits
         self._max_turns = max_turns
         self._seed = seed
-        # A request must not spend its time waiting for a connection.
+        # A request must not spend its time waiting for a connection, and an evaluation plays beside a stream.
+        connections = config.concurrency * (2 if config.max_lag else 1)
         self._clients = {
-            url: EngineClient(url, token, timeout=waits.request, max_connections=config.concurrency)
+            url: EngineClient(url, token, timeout=waits.request, max_connections=connections)
             for url in fleet.engines
         }
         self._stack = AsyncExitStack()
+
+    @property
+    def clients(self) -> Mapping[str, EngineClient]:
+        """The engines by their URLs."""
+        return self._clients
 
     async def __aenter__(self) -> Rollout:
         for client in self._clients.values():
@@ -121,6 +127,15 @@ class Rollout:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return episodes
+
+    @property
+    def concurrency(self) -> int:
+        """Episodes that may be in flight at once, over all engines."""
+        return self._config.concurrency
+
+    async def play(self, group: Group, sample: int, step: int) -> Episode:
+        """One episode of a group, at once; as `run_group_batch` plays each of its own."""
+        return await self._play(group, sample, step, Sampling(self._config.temperature))
 
     def prompt_of(self, episode: Episode) -> str:
         """What the policy read before its first turn, control tokens too; empty where it was given nothing."""

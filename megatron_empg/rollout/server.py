@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -82,7 +83,6 @@ def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) ->
         "--enable-scale-out",
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",
-        "--disable-log-stats",
     ]
     if args.dtype != "float32":
         # Logits rounded to 16 bits would be off by up to 0.06 at a logit of 16; the actor's are float32.
@@ -119,6 +119,8 @@ def main(argv: list[str] | None = None) -> None:
 
     serve_args = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments(args, extra, cuda=cuda))
     validate_parsed_serve_args(serve_args)
+    # Statistics are for /metrics, which the rollout service reads once a step; the log says nothing of them.
+    logging.getLogger("vllm.v1.metrics.loggers").setLevel(logging.WARNING)
     vllm_server.put_outermost(TokenMiddleware, token=token)
     if not cuda and args.threads == 1 and args.tensor_parallel == 1:
         vllm_server.fork_engine_core()

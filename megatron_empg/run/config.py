@@ -2,8 +2,13 @@
 
 from typing import Annotated
 
+from pydantic import Field
+
 from megatron_empg.common.section import Mark, NonNegative, Positive, Section
 from megatron_empg.common.values import PathText
+
+Project = Annotated[str, Field(min_length=1)]
+"""What a tracker calls the place of several runs."""
 
 
 class RunConfig(Section):
@@ -26,8 +31,14 @@ class SftLoggingConfig(Section):
     """Where metrics go beside the run folder."""
 
     tensorboard: bool = True
-    wandb: str | None = None
-    """A Weights & Biases project; needs the wandb package and WANDB_API_KEY."""
+    wandb: Project | None = None
+    """A Weights & Biases project; needs the wandb package and WANDB_API_KEY, or WANDB_MODE=offline."""
+    mlflow: Project | None = None
+    """An MLflow experiment; needs the mlflow or mlflow-skinny package and MLFLOW_TRACKING_URI."""
+    swanlab: Project | None = None
+    """A SwanLab project; needs the swanlab package and SWANLAB_API_KEY, or SWANLAB_MODE=offline."""
+    trackio: Project | None = None
+    """A Trackio project; needs the trackio package. Without a server its files are in TRACKIO_DIR."""
 
 
 class LoggingConfig(SftLoggingConfig):
@@ -35,6 +46,8 @@ class LoggingConfig(SftLoggingConfig):
 
     episodes_per_step: NonNegative = 4
     """Annotated episodes kept in the run folder at each step."""
+    timeline_episodes: NonNegative = 32
+    """Of so many of a step's slowest episodes the times of the turns are kept, for the report's timeline."""
     diagnostics_every: NonNegative = 0
     """Steps between measurements of what the papers look at: how an update changes the turns' entropies, and
     the gradient of single turns by entropy. Each costs a score pass, and an update's work for each turn; 0 is

@@ -55,8 +55,10 @@ class RunFolder(RunPaths):
         put_text(self.recipe, recipe)
 
     def begun(self) -> bool:
-        """Whether a run has come so far that something of it is here: a step's metrics, a checkpoint, a policy."""
-        return bool(read_lines(self.metrics)) or bool(self.last_checkpoint()) or self.policy.exists()
+        """Whether a run has come so far that something of it is here: a step's batch or metrics, a checkpoint, a
+        policy."""
+        learnt = bool(read_lines(self.metrics)) or bool(self.last_checkpoint()) or self.policy.exists()
+        return learnt or bool(self.batch_steps())
 
     def last_checkpoint(self) -> int:
         """The step of the newest checkpoint; 0 without one."""
@@ -67,6 +69,11 @@ class RunFolder(RunPaths):
         manifest = step_folder(self.checkpoints, self.last_checkpoint()) / MANIFEST
         recipe = object_or_nothing(manifest).get("recipe")
         return recipe if isinstance(recipe, dict) else None
+
+    def batch_steps(self) -> list[int]:
+        """Steps, counted from 1, whose batch is written down, first step first."""
+        digits = [path.name.removeprefix("step_") for path in self.batches.glob("step_*")]
+        return sorted(int(number) for number in digits if number.isdecimal())
 
     def finished(self, steps: int) -> bool:
         """Whether the run has done so many steps and the policy of its last checkpoint is exported."""
@@ -88,7 +95,7 @@ class RunFolder(RunPaths):
 
     def cut(self, first_step: int) -> None:
         """Remove what was logged of ``first_step`` and later, which a resumed run will do again."""
-        for path in (self.metrics, self.steps):
+        for path in (self.metrics, self.steps, self.timeline):
             keep_lines(path, lambda record: record.get("step", first_step) < first_step)
         for path in self.episodes.glob("step_*"):
             digits = path.stem.removeprefix("step_")

@@ -111,10 +111,12 @@ def dump(folder: Path, rank: int) -> None:
         (folder / f"collectives_rank_{rank}.json").write_bytes(recorded)
 
 
-def read_beats(folder: Path) -> list[Beat]:
-    """All ranks' last heartbeats."""
+def read_beats(folder: Path, since: float = 0.0) -> list[Beat]:
+    """All ranks' last heartbeats, without those from before `since`, in seconds since 1970 by the file system."""
     found = []
     for path in RunPaths(folder).all_heartbeats():
         with suppress(OSError, ValueError, TypeError):  # being replaced, or left from another version
+            if path.stat().st_mtime < since:
+                continue
             found.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
     return found

@@ -13,7 +13,13 @@ Unit = Literal[
 ]
 """Empty for plain numbers. A share lies in [0, 1]."""
 
-STANDS_FOR = {"SPLIT": "[a-z_]+", "KIND": "[^/]+", "BIN": "[0-9]+", "NAME": "[A-Za-z0-9_./-]+"}
+STANDS_FOR = {
+    "SPLIT": "[a-z_]+",
+    "KIND": "[^/]+",
+    "BIN": "[0-9]+",
+    "ENGINE": "[0-9]+",
+    "NAME": "[A-Za-z0-9_./-]+",
+}
 """Words in names that stand for any text of this form."""
 
 
@@ -26,6 +32,8 @@ class Metric:
     unit: Unit
     meaning: str
     look_for: str = ""
+    by_clock: bool = False
+    """Whether the machine's speed and load are in it, so that two runs of the same numbers differ in it."""
 
     @property
     def names(self) -> list[str]:
@@ -42,11 +50,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics that belong together: a table of the page."""
+    """Metrics that belong together: a table of the page. `by_clock`: all of them are."""
 
     title: str
     about: str
     metrics: tuple[Metric, ...]
+    by_clock: bool = False
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -63,6 +72,15 @@ def find(name: str) -> Metric | None:
     return None
 
 
+def by_clock(name: str) -> bool:
+    """Whether two runs that learn the same to the bit may differ in this metric."""
+    for family in FAMILIES:
+        for metric in family.metrics:
+            if metric.covers(name):
+                return family.by_clock or metric.by_clock
+    return False
+
+
 ROLLOUT = Family(
     "Step, episodes and groups",
     "Of the batch as it was played, dropped groups included.",
@@ -71,7 +89,8 @@ ROLLOUT = Family(
         Metric(
             "policy_version",
             "steps",
-            "version of the weights that sampled the batch; step n samples with version n - 1",
+            "version of the weights that sampled the batch; step n samples with version n - 1. With "
+            "`rollout.max_lag` the newest that may have: older ones did too",
         ),
         Metric("train/reward", "", "mean reward of the usable episodes", "rising"),
         Metric("train/success", "share", "usable episodes that ended in success", "rising"),
@@ -101,11 +120,18 @@ ROLLOUT = Family(
         Metric("train/groups_kept", "groups", "groups trained on", "`rollout.groups`"),
         Metric("train/groups_dropped_equal", "groups", "dropped since all rewards were equal (dapo, sampo)"),
         Metric("train/groups_dropped_errors", "groups", "dropped since errors left fewer than two episodes", "0"),
+        Metric(
+            "train/groups_dropped_stale",
+            "groups",
+            "`rollout.max_lag`: dropped since the batch before, as they had become older than the lag allows",
+            "0; others are played in their place",
+        ),
         Metric("train/groups_surplus", "groups", "found beyond the batch, and thrown away", "few"),
         Metric(
             "train/rounds",
             "",
-            "rounds of questions played until there were enough groups (dapo, sampo)",
+            "rounds of questions played until there were enough groups (dapo, sampo); absent with "
+            "`rollout.max_lag`",
             "below `algorithm.max_generation_rounds`",
         ),
         Metric(
@@ -116,6 +142,26 @@ ROLLOUT = Family(
             "0; after more than `limits.max_idle_steps` in a row training stops",
         ),
         Metric("rollout/engines_healthy", "", "engines that may generate, at the end of the batch", "all"),
+        Metric(
+            "rollout/tail_ratio",
+            "",
+            "time of the slowest usable episode by that of the median one",
+            "near 1; far above it a few episodes hold the batch: see the report's timeline",
+            by_clock=True,
+        ),
+        Metric(
+            "rollout/episode_seconds_{median,max}",
+            "seconds",
+            "how long usable episodes took, from the making of their environment to their end",
+            by_clock=True,
+        ),
+        Metric(
+            "rollout/environment_share",
+            "share",
+            "of the episodes' time, what their environments took for resets and steps",
+            "small; else engines wait for tools",
+            by_clock=True,
+        ),
         Metric(
             "rollout/environment_calls_hanging",
             "",
@@ -146,6 +192,41 @@ ROLLOUT = Family(
     ),
 )
 
+STREAM = Family(
+    "The stream of groups",
+    "`rollout.max_lag` above 0. Groups are counted since the run began: those that started are those trained on, "
+    "those dropped, those in flight and those ready. An own token's lag is the trained version less that which "
+    "sampled it.",
+    (
+        Metric("stream/lag_mean", "steps", "mean lag of an own token", "below `rollout.max_lag`"),
+        Metric("stream/lag_max", "steps", "the largest", "at most `rollout.max_lag`"),
+        Metric("stream/lag_share_BIN", "share", "own tokens with a lag of BIN"),
+        Metric("stream/started", "groups", "that have entered the stream"),
+        Metric("stream/trained", "groups", "handed over to be trained on, this batch's among them"),
+        Metric(
+            "stream/dropped_{equal,errors,stale}",
+            "groups",
+            "dropped: equal rewards, errors that left fewer than two episodes, older than the lag allows",
+        ),
+        Metric("stream/in_flight", "groups", "that were not done when the batch was handed over"),
+        Metric("stream/ready", "groups", "that were done then, and wait for the next batch"),
+        Metric(
+            "stream/wait_seconds",
+            "seconds",
+            "that the trainer waited for groups of this batch",
+            "near 0 where training takes longer than playing",
+            by_clock=True,
+        ),
+        Metric(
+            "stream/idle_seconds",
+            "seconds",
+            "since the batch before, in which an episode could have been played and all slots were taken",
+            "near 0 where playing takes longer than training; else a larger `rollout.max_lag` plays more",
+            by_clock=True,
+        ),
+    ),
+)
+
 AGREEMENT = Family(
     "Engines and actor",
     "Both compute the log-prob of the same sampled token, by different kernels.",
@@ -168,6 +249,19 @@ AGREEMENT = Family(
             "the largest of the engines' means (of those with 256 tokens or more)",
             "above `limits.logprob_gap` training stops, and the message names the engine",
         ),
+        Metric(
+            "policy/logprob_gap_checked",
+            "share",
+            "`rollout.max_lag`: own tokens that the trained version sampled, which alone are in the four others; "
+            "0 where they are fewer than 256: then nothing was held against the limits, and those four are absent",
+            "above 0 now and then",
+        ),
+        Metric(
+            "policy/logprob_gap_lag_BIN",
+            "nats",
+            "`rollout.max_lag`: mean difference of the two log-probs at own tokens with a lag of BIN",
+            "growing with BIN: it is what the updates changed",
+        ),
         Metric("policy/logprob_gap_episode", "nats", "the largest of the episodes' means", "steady"),
         Metric(
             "correction/mean_weight",
@@ -189,6 +283,64 @@ AGREEMENT = Family(
         ),
         Metric("correction/rejected_episodes", "share", "the same: episodes of which no token is left", "near 0"),
     ),
+)
+
+ENGINES = Family(
+    "What engines do",
+    "From vLLM's own counters, read once a step, over the batch's rollout alone: evaluations are left out. "
+    "`_mean` is over the engines, `_worst` of the worst one (the least speed, cache hits and running requests, "
+    "the most of others); with several engines `engine/ENGINE/…` is that of each, numbered from 0 in the order in "
+    "which they were given.",
+    (
+        Metric("engine/tokens_per_second_{mean,worst}", "tokens/s", "tokens that an engine sampled", "steady"),
+        Metric(
+            "engine/prefill_tokens_per_second_{mean,worst}",
+            "tokens/s",
+            "prompt tokens that an engine computed, those found in its cache left out",
+        ),
+        Metric(
+            "engine/cache_hit_share_{mean,worst}",
+            "share",
+            "of the prompt tokens looked up in the prefix cache, those found",
+            "high where turns read their earlier ones again",
+        ),
+        Metric(
+            "engine/running_{mean,worst}", "", "requests computed at a time, on average over the rollout", "many"
+        ),
+        Metric(
+            "engine/waiting_{mean,worst}",
+            "",
+            "requests in the queue at a time, on average over the rollout",
+            "near 0; else fewer `rollout.concurrency` or more engines",
+        ),
+        Metric(
+            "engine/first_token_seconds_{mean,worst}", "seconds", "from a request's arrival to its first token"
+        ),
+        Metric(
+            "engine/first_token_seconds_q95", "seconds", "the same, of all engines' requests together", "steady"
+        ),
+        Metric(
+            "engine/preemptions_{mean,worst}",
+            "",
+            "requests that lost their place in the cache and were computed anew",
+            "0; else a larger `engines.kv_cache_gib` or fewer `rollout.concurrency`",
+        ),
+        Metric(
+            "engine/idle_share_{mean,worst}",
+            "share",
+            "of the time from the last batch's end to this one's, that in which no request was with the engine; "
+            "absent in a start's first step",
+            "small",
+        ),
+        Metric(
+            "engine/ENGINE/{tokens_per_second,prefill_tokens_per_second,cache_hit_share,running,waiting,"
+            "first_token_seconds,preemptions,idle_share}",
+            "",
+            "the same of one engine, where there are several",
+            "all alike",
+        ),
+    ),
+    by_clock=True,
 )
 
 POLICY = Family(
@@ -418,6 +570,12 @@ TIME = Family(
         Metric("time/{evaluate,checkpoint}", "seconds", "that training stood still for one"),
         Metric("time/other", "seconds", "of the step, what is in none of the four phases", "below 5% of the step"),
         Metric("time/step", "seconds", "the whole step"),
+        Metric(
+            "trainer/idle_share",
+            "share",
+            "of the step, what the trainer waited for its batch",
+            "small where engines and trainer work at once",
+        ),
         Metric("tokens_per_second", "tokens/s", "own tokens trained on, by the step's time"),
         Metric("actor/{score,update}_tokens_per_second", "tokens/s", "tokens of all ranks by the phase's time"),
         Metric(
@@ -433,7 +591,21 @@ TIME = Family(
             "steady",
         ),
     ),
+    by_clock=True,
 )
 
-FAMILIES = (ROLLOUT, AGREEMENT, POLICY, EMPG, AEM, EPO, DIAGNOSTICS, EVALUATION, WARM_UP, TIME)
+FAMILIES = (
+    ROLLOUT,
+    STREAM,
+    ENGINES,
+    AGREEMENT,
+    POLICY,
+    EMPG,
+    AEM,
+    EPO,
+    DIAGNOSTICS,
+    EVALUATION,
+    WARM_UP,
+    TIME,
+)
 """In the page's order."""

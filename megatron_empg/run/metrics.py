@@ -1,17 +1,19 @@
-"""A step's metrics go to metrics.jsonl, and to TensorBoard and Weights & Biases when asked for."""
+"""A step's metrics go to metrics.jsonl, and to TensorBoard and the trackers that are asked for."""
 
 import importlib.util
 import math
-import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.files import put_text
 from megatron_empg.common.jsonl import append_line, read_lines
+from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.trackers.kinds import KINDS, asked_for
+from megatron_empg.run.trackers.tracker import TrackedRun
+from megatron_empg.run.trackers.tracker_thread import TrackerThread, close_all
 
-WANDB_RUN_ID = "wandb_run_id"
 Metrics = Mapping[str, float | int | None]
 """Flat names such as ``train/success`` or ``time/rollout`` (seconds); see docs for all of them."""
 
@@ -20,32 +22,31 @@ class MetricsError(EmpgError, RuntimeError):
     """A writer that was asked for cannot work."""
 
 
-def check_writers(*, tensorboard: bool, wandb: str | None) -> None:
-    """Raise MetricsError, before anything starts, when a writer's package or key is missing."""
-    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+def check_writers(logging: SftLoggingConfig) -> None:
+    """Raise MetricsError, before anything starts, when a writer's package or a variable of its is missing."""
+    if logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MetricsError(
             "logging.tensorboard is true but the tensorboard package is not installed: "
             "`pip install tensorboard`, or set logging.tensorboard=false"
         )
-    if wandb is None:
-        return
-    if importlib.util.find_spec("wandb") is None:
-        raise MetricsError(
-            f"logging.wandb is {wandb!r} but the wandb package is not installed: "
-            "`pip install wandb`, or remove logging.wandb"
-        )
-    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        raise MetricsError(
-            f"logging.wandb is {wandb!r} but WANDB_API_KEY is not in the environment: "
-            "export it, or WANDB_MODE=offline"
-        )
+    for kind, project in asked_for(logging):
+        said = f"logging.{kind.key} is {project!r} but"
+        if not kind.installed:
+            raise MetricsError(
+                f"{said} the {kind.key} package is not installed: `pip install 'megatron_empg[{kind.key}]'`, or "
+                f"remove logging.{kind.key}"
+            )
+        fault = kind.fault()
+        if fault:
+            raise MetricsError(f"{said} {fault}")
 
 
 class MetricsWriter:
     """Writes the metrics of steps from ``first_step`` on; on resume no step appears twice.
 
-    What metrics.jsonl, steps.jsonl and episodes/ hold of later steps is cut away on opening. Weights & Biases
-    takes no step twice: where steps are cut, the continuation is a new run there, in the same group.
+    What metrics.jsonl, steps.jsonl and episodes/ hold of later steps is cut away on opening. Trackers take no step
+    twice, or show both: where steps are cut, the continuation is a new run there, in the same group. A tracker
+    that fails is a warning; without ``logging`` there is none.
     """
 
     def __init__(
@@ -53,25 +54,28 @@ class MetricsWriter:
         folder: RunFolder,
         *,
         first_step: int = 0,
-        tensorboard: bool = False,
-        wandb: str | None = None,
+        logging: SftLoggingConfig | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        check_writers(tensorboard=tensorboard, wandb=wandb)
+        wanted = logging or SftLoggingConfig(tensorboard=False)
+        check_writers(wanted)
         self._path = folder.metrics
         self._last_step = first_step - 1
         self._tensorboard: Any = None
-        self._wandb: Any = None
         if any(record.get("step", -1) >= first_step for record in read_metrics(folder)):
-            (folder.root / WANDB_RUN_ID).unlink(missing_ok=True)  # before the cut, which a kill may follow
+            for kind in KINDS:  # before the cut, which a kill may follow
+                folder.tracker_id(kind.key).unlink(missing_ok=True)
         folder.cut(first_step)
-        if tensorboard:
+        if wanted.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             # purge_step makes TensorBoard forget what an interrupted run wrote of the same steps.
             self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=first_step)
-        if wandb is not None:
-            self._wandb = _open_wandb(folder, wandb, recipe or {})
+        self._trackers: list[TrackerThread] = []
+        for kind, project in asked_for(wanted):
+            identity = folder.tracker_id(kind.key)
+            run = TrackedRun(project, folder.root.resolve().name, identity, folder.logs, recipe or {})
+            self._trackers.append(TrackerThread(kind.title, partial(kind.open, run)))
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Log one step's metrics. Raises ValueError unless steps rise; None values are left out."""
@@ -85,36 +89,18 @@ class MetricsWriter:
             for name, value in finite.items():
                 self._tensorboard.add_scalar(name, value, step)
             self._tensorboard.flush()
-        if self._wandb is not None:
-            self._wandb.log(finite, step=step)
+        for tracker in self._trackers:
+            tracker.log(step, finite)
 
     def close(self) -> None:
-        """Finish TensorBoard and W&B; metrics.jsonl is complete after every `write`."""
+        """Finish TensorBoard and the trackers; metrics.jsonl is complete after every `write`."""
         if self._tensorboard is not None:
             self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-        self._tensorboard = self._wandb = None
+        self._tensorboard = None
+        close_all(self._trackers)
+        self._trackers = []
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     """The steps logged so far, in order."""
     return read_lines(folder.metrics)
-
-
-def _open_wandb(folder: RunFolder, project: str, recipe: Mapping[str, Any]) -> Any:
-    import wandb
-
-    # The id is kept in the folder, so that a run that was ended in order goes on with the same curves.
-    identity = folder.root / WANDB_RUN_ID
-    if not identity.exists():
-        put_text(identity, wandb.util.generate_id())
-    return wandb.init(
-        project=project,
-        id=identity.read_text(encoding="utf-8").strip(),
-        name=folder.root.name,
-        group=folder.root.name,
-        dir=str(folder.logs),
-        config=dict(recipe),
-        resume="allow",
-    )

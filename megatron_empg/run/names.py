@@ -31,10 +31,14 @@ class RunPaths:
         """One line per step."""
         self.steps = self.root / "steps.jsonl"
         """Entropies and advantages of the turns."""
+        self.timeline = self.root / "timeline.jsonl"
+        """When the turns of each step's slowest episodes took place."""
         self.checkpoints = self.root / "checkpoints"
         """Model, optimizer, RNG, data order."""
         self.episodes = self.root / "episodes"
         """Sampled episodes, annotated."""
+        self.batches = self.root / "batches"
+        """What each step was trained on, with `rollout.max_lag`."""
         self.tensorboard = self.root / "tensorboard"
         self.logs = self.root / "logs"
         self.report = self.root / "report.html"
@@ -53,6 +57,14 @@ class RunPaths:
         self.heartbeats = self.root / "heartbeats"
         self.dump_request = self.heartbeats / "DUMP"
         """Made by the watchdog: every rank is to write what it is at to `flight_recorder`."""
+
+    def batch(self, step: int) -> Path:
+        """What a step, counted from 1, was trained on."""
+        return self.batches / f"step_{step:06d}"
+
+    def tracker_id(self, tracker: str) -> Path:
+        """What a tracker calls the run; "wandb" for one."""
+        return self.root / f"{tracker}_run_id"
 
     def heartbeat(self, rank: int) -> Path:
         """Where a trainer rank says what it does."""

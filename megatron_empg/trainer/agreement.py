@@ -7,6 +7,7 @@ from megatron_empg.algorithms.rollout_correction import EngineGap, EpisodeGaps, 
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
+from megatron_empg.trainer.staleness import fresh_tokens, gaps_of, staleness_metrics
 
 FEW_TOKENS = 256
 """Below so many tokens an engine's mean is not judged: one unlikely token could decide it."""
@@ -17,8 +18,12 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
 
     Looks at the mean over all tokens, at each engine's mean and at the largest gap of all. Raises TrainingError
     naming the engine when one of them is above its limit, and for a log-probability that is not finite.
+
+    With `rollout.max_lag` it looks at the tokens alone that the actor's own version sampled, and
+    ``policy/logprob_gap_checked`` says what share of all they are: 0 where there were too few of them to judge.
     """
-    _check_versions(batch, step)
+    max_lag = recipe.rollout.max_lag
+    _check_versions(batch, step, max_lag)
     experience, ours = batch.experience, scores.logprobs
     if not len(ours):
         return {}
@@ -26,6 +31,18 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
     _check_finite(batch, gaps, step)
     for name, values in (("log-probs", ours), ("entropies", scores.entropies)):
         _check_own(name, values, step)
+    metrics = {"policy/entropy": float(scores.entropies.mean())}
+    if not max_lag:
+        return metrics | _check_gaps(batch, gaps, step, recipe)
+    metrics |= staleness_metrics(batch, scores, step, max_lag)
+    fresh = fresh_tokens(batch, step)
+    enough = int(fresh.sum()) >= FEW_TOKENS
+    metrics["policy/logprob_gap_checked"] = float(fresh.double().mean()) if enough else 0.0
+    return metrics | (_check_gaps(batch, gaps_of(batch, scores, fresh), step, recipe) if enough else {})
+
+
+def _check_gaps(batch: Batch, gaps: EpisodeGaps, step: int, recipe: Recipe) -> dict[str, float]:
+    """``policy/logprob_gap_…`` of gaps that rounding alone may make. Raises TrainingError for larger ones."""
     mean, largest = float(gaps.total.sum() / gaps.tokens.sum()), float(gaps.max.max())
     by_engine = engine_gaps(gaps, batch.engines)
     judged = [gap for gap in by_engine if gap.tokens >= FEW_TOKENS]
@@ -35,21 +52,22 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
         "policy/logprob_gap_mean": mean,
         "policy/logprob_gap_max": largest,
         "policy/logprob_gap_episode": float(gaps.mean.max()),
-        "policy/entropy": float(scores.entropies.mean()),
     }
     if judged:
         metrics["policy/logprob_gap_engine"] = max(gap.mean for gap in judged)
     return metrics
 
 
-def _check_versions(batch: Batch, step: int) -> None:
+def _check_versions(batch: Batch, step: int, max_lag: int) -> None:
     versions = batch.policy_versions
-    wrong = ((versions != step).any(1)).nonzero().flatten().tolist()
+    oldest = max(0, step - max_lag)
+    wrong = ((versions < oldest) | (versions > step)).any(1).nonzero().flatten().tolist()
     if wrong:
+        allowed = f" (rollout.max_lag allows {oldest} and later)" if max_lag else ""
         raise TrainingError(
             f"step {step}: the engines sampled with policy versions {int(versions.min())} to "
-            f"{int(versions.max())}, the actor holds version {step}; the weights in the engines are stale "
-            f"({_named(batch, wrong)})"
+            f"{int(versions.max())}, the actor holds version {step}{allowed}; the weights in the engines are "
+            f"stale ({_named(batch, wrong)})"
         )
 
 

@@ -27,6 +27,7 @@ from megatron_empg.run.episode_log import write_episodes, write_steps
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Heartbeat
 from megatron_empg.run.metrics import MetricsWriter
+from megatron_empg.run.timeline import write_timeline
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
 from megatron_empg.trainer.agreement import check_agreement
 from megatron_empg.trainer.phases import Phases
@@ -205,6 +206,8 @@ class Training:
 
     def _write_episodes(self, step: int, batch: Batch, credit: Credit) -> None:
         """Some episodes as readers see them, and the numbers of the batch's turns."""
+        if batch.timeline is not None:
+            write_timeline(self.folder, batch.timeline.of_step(step))
         count = self.recipe.logging.episodes_per_step
         write_episodes(self.folder, step, annotated_episodes(step, batch, credit, count), batch.untrained)
         write_steps(
@@ -267,12 +270,10 @@ class Training:
             self.folder.note_export(self.recipe.run.steps)
 
     def _open_writer(self) -> MetricsWriter:
-        logging = self.recipe.logging
         return MetricsWriter(
             self.folder,
             first_step=self.first + 1 if self.first else 0,
-            tensorboard=logging.tensorboard,
-            wandb=logging.wandb,
+            logging=self.recipe.logging,
             recipe=self.recipe.model_dump(mode="json"),
         )
 

@@ -50,13 +50,15 @@ class Phases:
     def metrics(self, trained: int) -> dict[str, float]:
         """Seconds by phase of the step that ends now, and the speed of so many tokens.
 
-        What lies between the phases is ``time/other``.
+        What lies between the phases is ``time/other``. Trainers do nothing while they wait for a batch.
         """
         total = time.monotonic() - self._started
         phases = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         if self._checkpoint_seconds:
             phases["time/checkpoint"] = self._checkpoint_seconds
             self._checkpoint_seconds = 0.0
+        if total > 0:
+            phases["trainer/idle_share"] = self._seconds.get("rollout", 0.0) / total
         if trained:
             phases["tokens_per_second"] = trained / total
         return {**phases, "time/other": total - sum(self._seconds.values()), "time/step": total}

@@ -135,8 +135,7 @@ def _open_writer(recipe: SftRecipe, folder: RunFolder, first: int) -> MetricsWri
     return MetricsWriter(
         folder,
         first_step=first + 1 if first else 0,
-        tensorboard=recipe.logging.tensorboard,
-        wandb=recipe.logging.wandb,
+        logging=recipe.logging,
         recipe=recipe.model_dump(mode="json"),
     )
 

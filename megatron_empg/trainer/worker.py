@@ -54,24 +54,30 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.trainer.initial_actor import initial_actor
-    from megatron_empg.trainer.loop import Training
+    from megatron_empg.trainer.loop import Driver, Publisher, Training
     from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
+    from megatron_empg.trainer.recorded_batches import ToldPublisher, batches_of
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     rank, waits = int(os.environ["RANK"]), recipe.waits
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
         actor = initial_actor(recipe)
         weights = actor.weights()
-        driver, publisher = None, None
+        folder = RunFolder(recipe.run.folder)
+        driver: Driver | None = None
+        publisher: Publisher | None = None
         if rank == 0:  # nothing in here may wait for another rank
             token = token_from_environment()
-            driver = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
+            service = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
             wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
-            publisher = WeightPublisher(
+            sender = WeightPublisher(
                 engine_urls, token, device=device(), timeout=waits.sync, host=recipe.engines.host
             )
-            publisher.connect(weights)
-        folder = RunFolder(recipe.run.folder)
+            sender.connect(weights)
+            driver, publisher = service, sender
+            if recipe.rollout.max_lag:
+                batches = batches_of(recipe, service, folder)
+                driver, publisher = batches, ToldPublisher(sender, batches)
         Training(recipe, actor, folder, driver=driver, publisher=publisher, heartbeat=heartbeat).run()
 
 

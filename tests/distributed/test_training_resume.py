@@ -1,7 +1,6 @@
 """The training loop over recorded batches: an interrupted run ends where an uninterrupted one does."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +136,11 @@ def train(settings: Any, root: Path, *, kill_in: int | None = None, stop_in: int
 
 def log_of(folder: Any) -> dict[str, Any]:
     """What the run logged, without what a clock says."""
-    clocks = re.compile(r"^time/|tokens_per_second$|tflops_per_rank$|_mfu$")
+    from megatron_empg.run.metric_names import by_clock
+
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return {
-        "metrics": [{k: v for k, v in line.items() if not clocks.search(k)} for line in lines],
+        "metrics": [{k: v for k, v in line.items() if not by_clock(k)} for line in lines],
         "steps": folder.steps.read_text(),
         "episodes": {path.name: path.read_text() for path in sorted(folder.episodes.iterdir())},
         "checkpoints": sorted(path.name for path in folder.checkpoints.iterdir()),

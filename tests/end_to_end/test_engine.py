@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import math
 import secrets
 import socket
 from dataclasses import replace
@@ -18,6 +19,7 @@ from megatron_empg.launch.engine_process import EngineStartError, start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
+from megatron_empg.rollout.engine_counters import EngineCounters
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.weights.sync.engine_control import WeightTransferError
@@ -161,6 +163,34 @@ def test_refused_request_is_not_an_engine_failure(engines):
     assert with_client(engines, lambda client: client.health())
 
 
+def test_an_engine_tells_what_the_rollout_service_measures(engines):
+    """By the names of the installed vLLM, and in its own numbers."""
+
+    async def work(client):
+        before = EngineCounters.read(await client.metrics_page())
+        prompt = [*PROMPT * 13, 7]
+        for seed in range(3):
+            await client.generate(prompt, Sampling(1.0), max_tokens=8, seed=seed)
+        return before, EngineCounters.read(await client.metrics_page())
+
+    before, after = with_client(engines, work)
+    assert after.missing == []
+    counted = after.since(before)
+    assert counted.generated_tokens == 24
+    assert counted.prompt_tokens == counted.cache_queries == 3 * 66
+    assert counted.cache_hits == counted.cached_tokens == 2 * 64, "two blocks of 32, from the second request on"
+    assert counted.preemptions == 0
+    for histogram in (counted.first_token, counted.waiting, counted.running):
+        assert histogram.count == 3
+        assert 0 <= histogram.mean < 60
+        assert histogram.not_above[math.inf] == 3
+    assert 0 < counted.first_token.quantile(0.5) < 60
+
+
+def test_an_engine_prints_no_statistics(engines):
+    assert "Avg generation throughput" not in engines.all[0].log_path.read_text()
+
+
 # Weights
 
 
@@ -250,6 +280,42 @@ def test_running_generation_goes_on_under_the_new_weights(engines):
     after = min(24, count - switch)
     prefix = PROMPT + generation.token_ids[:switch]
     assert generation.token_ids[switch : switch + after] == greedy(engines.model, prefix, after)
+
+
+def test_logprobs_change_exactly_where_the_new_weights_came(engines):
+    """Of one generation those before are the old weights' and those after are the new ones', as its spans say."""
+    count, split = 240, None
+    publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
+
+    async def publish_meanwhile(client, version):
+        running = asyncio.create_task(client.generate(PROMPT, Sampling(1.0), max_tokens=count, seed=version))
+        await asyncio.sleep(0.1 * (1 + version % 20))
+        await asyncio.to_thread(publisher.publish, ModelSource(engines.model), version)
+        return await running
+
+    try:
+        publisher.connect(ModelSource(engines.model))
+        for version in range(20, 32):
+            old = copy.deepcopy(engines.model)
+            perturb(engines.model, seed=version)
+            generation = with_client(engines, lambda client, v=version: publish_meanwhile(client, v))
+            starts = [span.start for span in generation.policy_versions[1:]]
+            if len(starts) == 1 and 16 <= starts[0] <= count - 16:
+                split = starts[0]
+                break
+    finally:
+        publisher.close()
+    assert split is not None, "the weights never came in the middle of a generation"
+    tokens = PROMPT + generation.token_ids
+    said = torch.tensor(generation.logprobs, dtype=torch.float64)
+    by_old, by_new = (logprobs_of(model, tokens)[len(PROMPT) - 1 :] for model in (old, engines.model))
+    right = torch.cat([(said - by_old)[:split], (said - by_new)[split:]]).abs()
+    wrong = torch.cat([(said - by_new)[:split], (said - by_old)[split:]]).abs()
+    print(f"\n{split} of {count} tokens before; gap {right.mean():.1e}, largest {right.max():.1e}")
+    assert right.mean() < 1e-3, "a recipe's limits in float32"
+    assert right.max() < 0.1
+    assert wrong[:split].mean() > 0.01
+    assert wrong[split:].mean() > 0.01
 
 
 # Episodes

@@ -1,7 +1,6 @@
 """`empg train` whose processes are killed in turn: it goes on by itself and learns the same to the bit."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.run.metric_names import by_clock
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,6 @@ VICTIMS = ("engine", "engine core", "driver", "torchrun", "rank")
 STEPS = 3 + 2 * len(VICTIMS)
 SECONDS = 900
 """How long a run may take on a busy machine."""
-CLOCKS = re.compile(r"^time/|tokens_per_second$|tflops")
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
@@ -97,7 +96,7 @@ def kind_of(process: psutil.Process) -> str:
 
 def without_clocks(folder: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if not CLOCKS.search(key)}
+        {key: value for key, value in line.items() if not by_clock(key)}
         for line in read_lines(folder / "metrics.jsonl")
     ]
 

@@ -1,7 +1,6 @@
 """`empg sft` as a user types it: interrupted, continued to its end, and ended at once."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.run.metric_names import by_clock
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -49,9 +49,8 @@ def wait_for_step(process: "subprocess.Popen[str]", folder: Path, step: int) -> 
 
 
 def without_clocks(folder: Path) -> list[dict[str, Any]]:
-    clocks = re.compile(r"^time/|tokens_per_second$")
     return [
-        {key: value for key, value in line.items() if not clocks.search(key)}
+        {key: value for key, value in line.items() if not by_clock(key)}
         for line in read_lines(folder / "metrics.jsonl")
     ]
 

@@ -117,6 +117,7 @@ def test_the_page_of_algorithms_names_every_one_with_its_keys() -> None:
 def named_metrics(path: Path) -> set[str]:
     """Strings of a Python file that are names of metrics; parts that are filled in stand in braces."""
     groups = "train|rollout|policy|empg|aem|epo|correction|algorithm|diagnostics|eval|validation|time|actor"
+    groups += "|engine|trainer"
     quoted = re.compile(rf'"((?:{groups})/[\w/{{}}.\[\]]*[\w}}])"')
     found = quoted.findall(path.read_text(encoding="utf-8"))
     return {name for name in found if not name.endswith(NO_METRICS)}

@@ -34,6 +34,7 @@ TWO_VERSIONS = {
 DISTRIBUTIONS = {
     "faiss": "faiss-cpu",
     "megatron": "megatron-core",
+    "mlflow": "mlflow-skinny",
     "pynvml": "nvidia-ml-py",
     "transformer_engine": "transformer-engine",
     "yaml": "pyyaml",
@@ -184,7 +185,8 @@ for words in {commands}:
     else:
         print("ENDED", *words[1:3], 0)
 """
-ABSENT = {"torch", "vllm", "megatron", "triton", "matplotlib", "tensorboard", "faiss", "wandb", "pynvml"}
+ABSENT = {"torch", "vllm", "megatron", "triton", "matplotlib", "tensorboard", "faiss", "pynvml"}
+ABSENT |= {"wandb", "mlflow", "swanlab", "trackio"}
 
 
 def test_plans_checks_environments_and_preparations_need_no_extra(tmp_path: Path) -> None:

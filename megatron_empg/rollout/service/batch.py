@@ -11,7 +11,9 @@ from torch import Tensor
 
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.rollout.service.experience import experience_from_tensors, experience_to_tensors
+from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.run.episode_text import EpisodeText
+from megatron_empg.run.timeline import StepTimeline
 
 _LENGTH_BYTES = 8
 """The batch begins with the length of its numbers in bytes; what follows them is text."""
@@ -32,16 +34,25 @@ class Batch:
     engines: Int[Tensor, "episodes"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
     engine_urls: list[str] = field(default_factory=list)
+    token_versions: Int[Tensor, "own_tokens"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """The policy version that sampled each own token; where they are not given, its episode's oldest."""
+    account: StreamAccount | None = None
+    """Where the stream stands behind it, if it is one of a stream. Other ranks than the first have none."""
     example: str = ""
     """One episode that was played, to learn from or not, as a message shows it. Other ranks than the first have
     none."""
     untrained: list[EpisodeText] = field(default_factory=list)
     """Some that were played and are not to learn from, for readers: those that failed, and others where few are to
     learn from. Other ranks than the first have none."""
+    timeline: StepTimeline | None = None
+    """When the slowest episodes' turns took place, for readers. Other ranks than the first have none."""
 
     def __post_init__(self) -> None:
         if len(self.engines) != self.episodes:
             self.engines = torch.full((self.episodes,), -1, dtype=torch.long)
+        tokens = self.experience.episode_lengths
+        if len(self.token_versions) != int(tokens.sum()):
+            self.token_versions = self.policy_versions[:, 0].repeat_interleave(tokens)
 
     @property
     def episodes(self) -> int:
@@ -63,11 +74,18 @@ class Batch:
 
         tensors = experience_to_tensors(self.experience)
         tensors |= {"policy_versions": self.policy_versions, "engines": self.engines}
+        tensors["token_versions"] = self.token_versions.to(torch.int32)
         header = {"metrics": json.dumps(self.metrics), "engine_urls": json.dumps(self.engine_urls)}
         numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
         # Text has no place in the header, whose size safetensors limits.
         untrained = [text.to_json() for text in self.untrained]
-        behind = {"episodes": self._readable(texts), "example": self.example, "untrained": untrained}
+        behind: dict[str, Any] = {
+            "episodes": self._readable(texts),
+            "example": self.example,
+            "untrained": untrained,
+            "timeline": None if self.timeline is None else self.timeline.to_json(),
+            "account": None if self.account is None else self.account.to_json(),
+        }
         text = json.dumps(behind, ensure_ascii=False)
         return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
 
@@ -97,7 +115,7 @@ class Batch:
         size = int.from_bytes(data[:_LENGTH_BYTES], "little")
         numbers, text = data[_LENGTH_BYTES : _LENGTH_BYTES + size], data[_LENGTH_BYTES + size :]
         tensors = load(numbers)
-        behind = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
+        behind = _behind(text)
         header = json.loads(numbers[8 : 8 + int.from_bytes(numbers[:8], "little")])["__metadata__"]
         batch = cls(
             experience_from_tensors(tensors),
@@ -106,14 +124,20 @@ class Batch:
             json.loads(header["metrics"]),
             tensors["engines"],
             json.loads(header["engine_urls"]),
-            behind.get("example", ""),
-            [EpisodeText.from_json(given) for given in behind.get("untrained", [])],
+            token_versions=tensors["token_versions"].long(),
+            account=_account(behind),
+            example=behind.get("example", ""),
+            untrained=[EpisodeText.from_json(given) for given in behind.get("untrained", [])],
+            timeline=None if behind.get("timeline") is None else StepTimeline.from_json(behind["timeline"]),
         )
-        batch._check(len(tensors["engines"]))
+        batch._check(len(tensors["engines"]), tensors["token_versions"])
         return batch
 
-    def _check(self, engines: int) -> None:
+    def _check(self, engines: int, versions: Tensor) -> None:
         """Raises ValueError unless everything is of the same episodes and of its type."""
+        own = len(self.experience.rollout_logprobs)
+        if versions.shape != (own,) or versions.dtype != torch.int32:
+            raise ValueError(f"token_versions is {versions.dtype} of {tuple(versions.shape)}, not int32 of {own}")
         if self.policy_versions.shape != (self.episodes, 2) or engines != self.episodes:
             raise ValueError(f"policy versions or engines are not of {self.episodes} episodes")
         if {self.policy_versions.dtype, self.engines.dtype} != {torch.int64}:
@@ -125,6 +149,26 @@ class Batch:
             raise ValueError("engine_urls or example are not text")
         if len(self.texts) not in (0, self.episodes):
             raise ValueError(f"there are {len(self.texts)} texts for {self.episodes} episodes")
+
+
+def account_in(data: bytes) -> StreamAccount | None:
+    """Where the stream stands behind a batch that travels as these bytes. Raises ValueError for anything else."""
+    size = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    try:
+        return _account(_behind(data[_LENGTH_BYTES + size :]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"these {len(data)} bytes are not a batch: {error}") from error
+
+
+def _behind(text: bytes) -> dict[str, Any]:
+    """What stands behind the numbers."""
+    found: dict[str, Any] = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
+    return found
+
+
+def _account(behind: dict[str, Any]) -> StreamAccount | None:
+    given = behind.get("account")
+    return None if given is None else StreamAccount.from_json(given)
 
 
 def without_texts(data: bytes) -> memoryview:

@@ -5,6 +5,7 @@ import httpx
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
 from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.rollout.service.slots import StreamAccount
 
 
 class DriverClientError(EmpgError, RuntimeError):
@@ -27,6 +28,10 @@ class DriverClient:
     def rollout(self, step: int) -> bytes:
         """The batch of a step, as `Batch.to_bytes` made it."""
         return self._post(f"/rollout/{step}").content
+
+    def published(self, version: int, account: StreamAccount | None) -> None:
+        """Tell that the engines hold these weights, and, for a stream that has yet to begin, where."""
+        self._post(f"/published/{version}", {"account": None if account is None else account.to_json()})
 
     def evaluate(self, split: str, greedy: bool) -> Evaluation:
         """Success on a split's fixed questions."""

@@ -4,20 +4,25 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.sample import Sample
 from megatron_empg.environments.base import Task
-from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.client import UNVERSIONED
+from megatron_empg.rollout.episode import Episode, Turn
 from megatron_empg.rollout.service.batch import Batch, engine_table, first_episodes
 from megatron_empg.rollout.service.experience import experience_of
 from megatron_empg.rollout.service.failures import shown
 from megatron_empg.rollout.service.readable_episodes import PromptOf, no_prompt, text_of, texts_of, worth_reading
+from megatron_empg.rollout.service.slots import Reason
+from megatron_empg.rollout.service.timeline import tail_metrics, timeline_of
 from megatron_empg.run.episode_text import EpisodeText
+from megatron_empg.run.timeline import Span
 
 Keeps = Callable[[Float[Tensor, "group_size"]], bool]
 """Whether a question's episodes, with these rewards, are trained on."""
@@ -60,6 +65,12 @@ class Collection:
     """Engines that may generate, at the end."""
     hanging: int | None = None
     """Calls of environments that go on though nobody waits for them any more."""
+    engine_metrics: dict[str, float] = field(default_factory=dict)
+    """What the engines counted of the batch."""
+    whole: Span | None = None
+    """When the batch was played; None until it has been."""
+    timed: int = 0
+    """So many of the slowest episodes' times will be read by people."""
     source_metrics: dict[str, float] = field(default_factory=dict)
     """What the environment's processes say of themselves, at the end."""
     tasks: dict[str, Task] = field(default_factory=dict)
@@ -79,8 +90,7 @@ class Collection:
         self.played += episodes
         self.tasks |= {task.id: task for task in tasks}
         self.counts["rounds"] += 1
-        usable = [e for e in episodes if e.outcome != "error" and e.turns]
-        rewarded = [Rewarded(e, [turn.reward for turn in e.turns]) for e in usable]
+        rewarded = _rewarded(episodes)
         if shuffle_seed is not None:
             rewarded = _permuted(rewarded, shuffle_seed)
         by_group: dict[int, Group] = {}
@@ -91,6 +101,15 @@ class Collection:
         self.counts["groups_dropped_errors"] += len(tasks) - len(large_enough)
         for group in large_enough:
             self._keep(group)
+
+    def add_played(self, task: Task, episodes: Sequence[Episode], dropped: Reason | None) -> None:
+        """Take in a group that was looked at when it was done; it is trained on unless it was `dropped`."""
+        self.played += episodes
+        self.tasks[task.id] = task
+        if dropped is None:
+            self.groups.append(Group(task, _rewarded(episodes)))
+        elif dropped != "stale":  # the stream counts those too that never came to their end
+            self.counts[f"groups_dropped_{dropped}"] += 1
 
     def _keep(self, group: Group) -> None:
         if not self.keeps(torch.tensor([each.reward for each in group.played])):
@@ -106,6 +125,7 @@ class Collection:
         episodes = [each.episode for _, each in numbered]
         versions = torch.tensor([episode.policy_versions for episode in episodes], dtype=torch.long)
         engines, engine_urls = engine_table(episode.engine for episode in episodes)
+        turns = [turn for episode in episodes for turn in episode.turns]
         experience = _experience([number for number, _ in numbered], [each for _, each in numbered])
         return Batch(
             experience,
@@ -114,8 +134,10 @@ class Collection:
             metrics=self._metrics(),
             engines=engines,
             engine_urls=engine_urls,
+            token_versions=torch.cat([torch.empty(0, dtype=torch.long), *map(versions_of, turns)]),
             example=_example(self.played),
             untrained=self._untrained(episodes),
+            timeline=None if self.whole is None else timeline_of(self.played, self.whole, self.timed),
         )
 
     def _texts(self, episodes: Sequence[Episode], experience: Experience) -> list[EpisodeText | None]:
@@ -147,8 +169,9 @@ class Collection:
             "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
             "train/groups_dropped_errors": self.counts["groups_dropped_errors"],
             "train/groups_surplus": self.counts["groups_surplus"],
-            "train/rounds": self.counts["rounds"],
         }
+        if "rounds" in self.counts:
+            metrics["train/rounds"] = self.counts["rounds"]
         if usable:
             metrics |= {
                 "train/reward": sum(e.reward for e in usable) / len(usable),
@@ -160,7 +183,22 @@ class Collection:
             metrics["rollout/engines_healthy"] = self.engines
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
-        return self.source_metrics | metrics  # no number of the run is another's to say
+        metrics |= tail_metrics(self.played)
+        return self.source_metrics | self.engine_metrics | metrics  # no number of the run is another's to say
+
+
+def reason_to_drop(episodes: Sequence[Episode], keeps: Keeps) -> Literal["errors", "equal"] | None:
+    """Why a group with these episodes is not trained on; None where it is. Errors never train."""
+    rewarded = _rewarded(episodes)
+    if len(rewarded) < 2:
+        return "errors"
+    return None if keeps(torch.tensor([each.reward for each in rewarded])) else "equal"
+
+
+def _rewarded(episodes: Sequence[Episode]) -> list[Rewarded]:
+    """Those that say something about the policy, with what their turns earned."""
+    usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]
+    return [Rewarded(episode, [turn.reward for turn in episode.turns]) for episode in usable]
 
 
 def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
@@ -204,6 +242,14 @@ def samples_of(episode: Episode) -> list[Sample]:
     # A sequence in which the policy had no time to speak teaches nothing.
     spoken = [(tokens, own) for tokens, own in zip(episode.sequences, spans, strict=True) if own]
     return [Sample(torch.tensor(tokens), torch.tensor(own)) for tokens, own in spoken]
+
+
+def versions_of(turn: Turn) -> Int[Tensor, "turn_tokens"]:
+    """The policy version of each of its tokens; -1 where the engine said none."""
+    versions = torch.full((turn.end - turn.start,), UNVERSIONED, dtype=torch.long)
+    for span in turn.policy_versions:
+        versions[span.start : span.end] = span.version
+    return versions
 
 
 def _tokens(episode: Episode) -> int:

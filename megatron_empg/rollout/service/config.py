@@ -25,7 +25,11 @@ class ServiceConfig:
     algorithm: AlgorithmSection
     """Which groups are trained on, and how many rounds may look for them."""
     seed: int
+    steps: int
+    """Batches that the run trains on, from its beginning."""
     folder: Path
     """The run's. Episodes that no step trains on are written there, if it is one."""
     episodes_per_step: int
     """How many episodes of a batch are kept for people to read."""
+    timeline_episodes: int
+    """Of how many slow episodes of a batch the times of the turns are kept."""

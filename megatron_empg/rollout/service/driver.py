@@ -1,7 +1,8 @@
-"""The driver: no GPU and no state of its own; plays the episodes of a step and hands over a batch.
+"""The driver: no GPU; plays the episodes of a step and hands over a batch.
 
-What a step's batch is follows from (seed, step, weights) alone, so a driver can die and come back, or be asked
-twice.
+Without a stream (`rollout.max_lag` 0) it has no state of its own: what a step's batch is follows from (seed, step,
+weights) alone, so a driver can die and come back, or be asked twice. With one, each batch says where the stream
+goes on behind it.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.environments.blocking import CALLS
@@ -20,14 +21,19 @@ from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
+from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.collect import Collection
 from megatron_empg.rollout.service.config import ServiceConfig
+from megatron_empg.rollout.service.engine_watch import EngineWatch
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
 from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
+from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.rollout.service.stream import GroupStream, Taken
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.timeline import Span
 
 _log = logging.getLogger(__name__)
 EVALUATION_STEP = -1
@@ -51,9 +57,49 @@ class Driver:
     ) -> None:
         self.config, self.source, self.rollout = config, source, rollout
         self._source_metrics = source_metrics
+        self.watch = EngineWatch(rollout.clients)
+        self.stream: GroupStream | None = None
+        """With `rollout.max_lag`, from the first published weights on."""
+
+    async def published(self, version: int, account: StreamAccount | None) -> None:
+        """The engines hold these weights. With the first the stream begins, where the `account` ends; with later
+        ones it goes on. Raises DriverError.
+        """
+        if not self.config.rollout.max_lag:
+            raise DriverError("rollout.max_lag is 0: nothing is streamed, so nobody asks which weights there are")
+        if self.stream is None:
+            self.stream = GroupStream(self.config, self.source, self.rollout, version=version, account=account)
+            await self.watch.batch_begins(self.rollout.fleet.healthy())
+        else:
+            self.stream.published(version)
+
+    async def close(self) -> None:
+        """End what still plays."""
+        if self.stream is not None:
+            await self.stream.close()
 
     async def collect(self, step: int) -> bytes:
-        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError.
+        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError."""
+        return await (self._collect_streamed(step) if self.config.rollout.max_lag else self._collect_anew(step))
+
+    async def _collect_streamed(self, step: int) -> bytes:
+        """What the stream has done since the batch before."""
+        if self.stream is None:
+            raise DriverError(f"step {step}: no weights were published yet, so the stream has not begun")
+        config, texts = self.config, self.config.episodes_per_step
+        taken = await self.stream.take(step, self._time_to_play)
+        collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
+        for done in [*taken.groups, *taken.dropped]:
+            collection.add_played(done.task, done.episodes, done.dropped)
+        collection.timed = config.timeline_episodes
+        collection.whole = _span_of(collection.played)
+        await self._refuse_errors(collection, step)
+        await self._measure(collection)
+        await self.watch.batch_begins(self.rollout.fleet.healthy())
+        return await asyncio.to_thread(lambda: _streamed_batch(collection, taken).to_bytes(texts))
+
+    async def _collect_anew(self, step: int) -> bytes:
+        """A batch that follows from the seed, the step and the engines' weights.
 
         Rounds of new questions go on until there are enough groups, the algorithm's number of rounds is over, or
         the time left is less than the last round took.
@@ -61,24 +107,47 @@ class Driver:
         config = self.config
         texts = config.episodes_per_step
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
+        collection.timed = config.timeline_episodes
         drawn: Counter[str] = Counter()
         ends = time.monotonic() + self._time_to_play
+        await self.watch.batch_begins(self.rollout.fleet.healthy())
+        first_began = time.monotonic()
         for number in range(config.algorithm.generation_rounds):
             began = time.monotonic()
             await self._play_round(collection, step, number, drawn, time_left=ends - began)
-            try:
-                refuse_errors(collection.played, config.limits.max_error_share, f"step {step}")
-            except DriverError:
-                name, title = f"refused_{step + 1:06d}", f"Step {step + 1}, which was not trained"
-                await self._write(name, title, collection.tasks.values(), collection.played)
-                raise
+            await self._refuse_errors(collection, step)
             took = time.monotonic() - began
             if not collection.missing or ends - time.monotonic() < took:
                 break
-        collection.engines = len(self.rollout.fleet.healthy())
+        collection.whole = Span(first_began, time.monotonic())
+        await self._measure(collection)
+        return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
+
+    async def _refuse_errors(self, collection: Collection, step: int) -> None:
+        """Raises DriverError if too many episodes ended in an error; some of them are then written down."""
+        try:
+            refuse_errors(collection.played, self.config.limits.max_error_share, f"step {step}")
+        except DriverError:
+            name, title = f"refused_{step + 1:06d}", f"Step {step + 1}, which was not trained"
+            await self._write(name, title, collection.tasks.values(), collection.played)
+            raise
+
+    async def _measure(self, collection: Collection) -> None:
+        """What a batch says of engines and environments, at its end."""
+        healthy = self.rollout.fleet.healthy()
+        collection.engines = len(healthy)
+        collection.engine_metrics = await self.watch.batch_ends(healthy)
         collection.hanging = CALLS.left_behind
         collection.source_metrics = self._source_metrics()
-        return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
+
+    @asynccontextmanager
+    async def _aside(self) -> AsyncIterator[None]:
+        """While questions are asked that no step trains on: no episode of the stream begins, and what engines do
+        belongs to no batch."""
+        with self.stream.held() if self.stream is not None else nullcontext(), self.watch.aside():
+            yield
+        if self.stream is not None:
+            await self.watch.batch_begins(self.rollout.fleet.healthy())
 
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
         """Success on the split's fixed questions, sampled or greedily, within `limits.rollout_timeout`.
@@ -90,9 +159,10 @@ class Driver:
         tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
         sampling = Sampling(temperature=0.0 if greedy else settings.temperature)
-        episodes = await self.rollout.run_group_batch(
-            groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
-        )
+        async with self._aside():
+            episodes = await self.rollout.run_group_batch(
+                groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
+            )
         refuse_errors(episodes, self.config.limits.max_error_share, f"evaluation of {split}")
         by_kind: dict[str, list[bool]] = {}
         for task, episode in zip(tasks, episodes, strict=True):
@@ -116,7 +186,8 @@ class Driver:
         seed = derive_seed(self.config.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
         groups = _groups(tasks, 1, Counter())
-        episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
+        async with self._aside():
+            episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
         await self._write("probe", "Before the first step", tasks, episodes)
         refuse_errors(episodes, self.config.limits.max_error_share, "before the first step")
         refuse_malformed(episodes, "before the first step")
@@ -165,6 +236,21 @@ class Driver:
         return (fresh + again)[:count]
 
 
+def _span_of(played: Sequence[Episode]) -> Span:
+    """From the beginning of the first of the episodes until now."""
+    now = time.monotonic()
+    begins = [episode.whole.start for episode in played if episode.whole is not None]
+    return Span(min(begins, default=now), now)
+
+
+def _streamed_batch(collection: Collection, taken: Taken) -> Batch:
+    """The batch of groups that were taken from the stream, with where it stands behind them."""
+    batch = collection.batch()
+    batch.metrics |= taken.metrics
+    batch.account = taken.account
+    return batch
+
+
 def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group]:
     """A group of each task. One that was `drawn` before gets the next numbers of samples, so other seeds."""
     groups = []
@@ -192,4 +278,8 @@ async def open_driver(config: ServiceConfig, engine_urls: list[str], token: str)
             seed=config.seed,
         )
         async with rollout as connected:
-            yield Driver(config, episodes.tasks, connected, episodes.metrics)
+            driver = Driver(config, episodes.tasks, connected, episodes.metrics)
+            try:
+                yield driver
+            finally:
+                await driver.close()

@@ -1,4 +1,7 @@
-"""The driver as an HTTP service: one thing at a time, and nothing for a client that has gone."""
+"""The driver as an HTTP service: one thing at a time, and nothing for a client that has gone.
+
+What a driver streams goes on whatever is asked, or no longer asked, of it.
+"""
 
 import asyncio
 import gc
@@ -19,6 +22,7 @@ from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError
 from megatron_empg.rollout.service.garbage import no_full_collections
+from megatron_empg.rollout.service.slots import StreamAccount
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -33,6 +37,8 @@ class Served(Protocol):
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation: ...
 
     async def probe(self) -> int: ...
+
+    async def published(self, version: int, account: StreamAccount | None) -> None: ...
 
 
 class Superseded(EmpgError, RuntimeError):
@@ -97,6 +103,13 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
         episodes = await _while_connected(request, desk.run(request.app.state.driver.probe))
         return JSONResponse({"episodes": episodes})
 
+    async def published(request: Request) -> Response:
+        """Beside whatever is at work: the stream goes on while the trainer waits for nothing."""
+        version, account = int(request.path_params["version"]), (await request.json())["account"]
+        known = None if account is None else StreamAccount.from_json(account)
+        await request.app.state.driver.published(version, known)
+        return JSONResponse({"version": version})
+
     async def health(_: Request) -> Response:
         return JSONResponse({"healthy": True})
 
@@ -105,6 +118,7 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
             Route("/rollout/{step:int}", _explained(collect), methods=["POST"]),
             Route("/evaluate", _explained(evaluate), methods=["POST"]),
             Route("/probe", _explained(probe), methods=["POST"]),
+            Route("/published/{version:int}", _explained(published), methods=["POST"]),
             Route("/health", health),
         ],
         middleware=[Middleware(TokenMiddleware, token=token)],

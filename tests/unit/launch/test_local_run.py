@@ -132,6 +132,16 @@ def starts(folder: Path) -> list[int]:
     return [int(line.split()[1]) for line in lines]
 
 
+def test_a_start_takes_away_what_killed_ranks_said(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of every rank: the run may have fewer now, and a heartbeat that stays would keep it from being finished."""
+    heartbeats = tmp_path / "a/heartbeats"
+    heartbeats.mkdir(parents=True)
+    for rank in (0, 1):
+        (heartbeats / f"rank_{rank}.json").write_text("{}")
+    train(tmp_path / "a")
+    assert list(heartbeats.glob("rank_*.json")) == []
+
+
 def test_whichever_process_is_killed_the_run_ends_as_if_none_had_been(
     stand_ins: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

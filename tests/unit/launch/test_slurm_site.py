@@ -1,6 +1,7 @@
 """A run as a Slurm job: its starts, its nodes after an end, and what the watchdog said. Slurm is recorded."""
 
 import fcntl
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from megatron_empg.launch.slurm import Answer, Slurm
 from megatron_empg.launch.slurm_site import SlurmSite
 from megatron_empg.launch.srun_runner import SrunRunner
 from megatron_empg.launch.supervisor import StartRefused
+from megatron_empg.run.watch.log_warnings import last_warnings
 
 SEARCH = ServicePlan("search", "search_url", "A_TOKEN", ("-m", "search"))
 
@@ -133,6 +135,16 @@ def test_a_start_prepares_the_folder_for_its_processes(job: Job) -> None:
     assert words[-4:] == ["--trainer-address", "10.0.0.1", "--service", "search_url=http://10.0.0.3:10898"]
     assert job.runner.environment["EMPG_TOKEN"] == "secret"
     assert "secret" not in " ".join(words)
+
+
+def test_whoever_watches_reads_the_newest_start_s_logs(job: Job) -> None:
+    """Each task writes where node_task.take_place says: NAME.NODE.TASK.log of the start's folder."""
+    for number in (1, 2):
+        job.start(number)
+        (job.runner.logs / "trainer.n1.0.log").write_text(f"WARNING of start {number}\n")
+    logs = job.site.run_folder / "logs"
+    os.utime(logs / "7.1/plan.json", (100, 100))
+    assert [line.text for line in last_warnings(logs, 5)] == ["WARNING of start 2"]
 
 
 def test_the_guard_is_on_another_node_than_the_script(job: Job) -> None:

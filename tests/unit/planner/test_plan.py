@@ -187,3 +187,9 @@ def test_the_launcher_refuses_what_megatron_and_vllm_would(
     recipe = load_recipe(ROOT / "recipes/deepsearch_7b.yaml", [f"model.path={model(name)}", override])
     with pytest.raises(RecipeError, match=named):
         check_model(recipe)
+
+
+def test_what_a_lag_overlaps_is_said(model: Any) -> None:
+    for lag, said in ((0, False), (2, True)):
+        result = command("deepsearch_32b", model("qwen2.5-32b"), f"rollout.max_lag={lag}")
+        assert ("rollout.max_lag is 2: groups are played beside" in result.output) == said

@@ -218,6 +218,19 @@ def test_what_is_left_out_is_said(folder: Path, caplog: pytest.LogCaptureFixture
     assert "1 tensors rotary_emb.inv_freq are not read" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "warnings"),
+    [((), 0), (("rollout.max_lag=2",), 1), (("rollout.max_lag=2", "algorithm.correction=tis"), 0)],
+)
+def test_lag_without_a_correction_is_warned_of_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, overrides: tuple[str, ...], warnings: int
+) -> None:
+    check_recipe(quickstart(folder, *overrides))
+    told = [record.message for record in caplog.records if "rollout.max_lag" in record.message]
+    assert len(told) == warnings
+    assert all("algorithm.correction=tis" in message for message in told)
+
+
 def test_more_questions_than_there_are_is_refused(folder: Path) -> None:
     message = refusal(quickstart(folder, "evaluation.questions=10000000"))
     assert message.startswith("evaluation.questions is 10000000, but test_id has ")

@@ -54,7 +54,7 @@ FIXED = {
     "run.seed", "model.initialise", "model.dtype", "environment.name", "environment.settings.*",
     "environment.max_turns", "rollout.groups", "rollout.group_size", "rollout.temperature",
     "rollout.max_turn_tokens", "rollout.max_episode_tokens", "algorithm.*", "actor.distributed_optimizer",
-    "rollout.history", "sft.batch_size", "sft.split", "sft.history",
+    "rollout.history", "rollout.max_lag", "rollout.replay_from", "sft.batch_size", "sft.split", "sft.history",
 }  # fmt: skip
 """Keys that no continuation may change, as the documents list them."""
 

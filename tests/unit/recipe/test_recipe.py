@@ -107,6 +107,9 @@ def test_defaults_are_the_papers() -> None:
         ("engines=3", ["engines", "3"]),
         # Combinations
         ("rollout.group_size=1", ["rollout.group_size is 1", "at least 2"]),
+        ("rollout.replay_from=runs/x", ["rollout.replay_from is given with rollout.max_lag 0", "leave it out"]),
+        ("rollout.keep_all_batches=true", ["rollout.keep_all_batches is given with rollout.max_lag 0"]),
+        ("rollout.max_lag=-1", ["rollout.max_lag", "greater than or equal to 0"]),
         ("actor.max_tokens_per_microbatch=100", ["rollout.max_episode_tokens is 16384", "(100:"]),
         (
             "rollout.max_turn_tokens=16384",

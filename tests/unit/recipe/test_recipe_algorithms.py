@@ -176,6 +176,14 @@ def test_with_one_turn_a_combination_is_refused_by_what_compares_turns(choice: t
             ["algorithm.overlong={buffer: 64, max_length: 8256}", "environment.max_turns=1000"],
             ["algorithm.overlong.max_length is 8256", "begins after 8192 own tokens", "more than 8192"],
         ),
+        (
+            ["algorithm.shuffle_rewards=true", "rollout.max_lag=1"],
+            ["algorithm.shuffle_rewards is true with rollout.max_lag 1", "set rollout.max_lag=0"],
+        ),
+        (
+            ["algorithm={name: dapo, oversampling: 1.5}", "rollout.max_lag=2"],
+            ["algorithm.oversampling is 1.5 with rollout.max_lag 2", "leave it out"],
+        ),
         (["algorithm.overlong.buffer=96"], ["algorithm.overlong", "max_length", "is not given"]),
         (["algorithm.overlong={buffer: 96, max_length: 64}"], ["algorithm.overlong", "more than"]),
         (["algorithm.regularizer={name: epo, band_low: 2}"], ["algorithm.regularizer: band_low is 2.0"]),

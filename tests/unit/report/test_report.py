@@ -69,6 +69,9 @@ def test_a_whole_run_has_every_figure_and_loads_nothing(tmp_path: Path) -> None:
         "Gradient scale g",
         "An episode, step by step",
         "Time of a step",
+        "Who waits",
+        "Speed of an engine",
+        "Slowest episode by the median",
         "Gradient norm",
     ):
         assert title in page.text

@@ -658,3 +658,48 @@ def test_a_close_that_catches_its_cancellation_holds_nothing_up(
         return episode
 
     assert asyncio.run(run()).outcome == "success"
+
+
+# Times
+
+
+def test_times_of_turns_lie_in_order_and_apart(chat: ChatTokens) -> None:
+    class Slow(Echo):
+        async def reset(self) -> Opening:
+            await asyncio.sleep(0.02)
+            return Opening()
+
+        async def step(self, action: str) -> StepResult:
+            await asyncio.sleep(0.01)
+            return await super().step(action)
+
+    turns = [[*encode(chat, said), chat.end_of_turn] for said in ("search Peru", "answer Lima")]
+    before = time.monotonic()
+    episode, _ = play(chat, turns, limited(4, 50, 500), Slow)
+    assert episode.opening is not None
+    assert episode.whole is not None
+    spans = [episode.opening]
+    for turn in episode.turns:
+        assert turn.generation is not None
+        assert turn.environment is not None
+        assert turn.environment.seconds >= 0.01
+        spans += [turn.generation, turn.environment]
+    assert episode.opening.seconds >= 0.02
+    ends = [before, episode.whole.start]
+    for span in spans:
+        ends += [span.start, span.end]
+    ends += [episode.whole.end, time.monotonic()]
+    assert ends == sorted(ends)
+
+
+def test_an_episode_that_fails_says_how_long_it_took(chat: ChatTokens) -> None:
+    class Breaks(Begun):
+        async def step(self, action: str) -> StepResult:
+            raise OSError("the tool is gone")
+
+    episode, _ = play(chat, [[*encode(chat, "search"), chat.end_of_turn]], limited(4, 50, 500), Breaks)
+    assert episode.outcome == "error"
+    assert episode.whole is not None
+    (turn,) = episode.turns
+    assert turn.generation is not None
+    assert turn.environment is None

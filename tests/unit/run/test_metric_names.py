@@ -21,7 +21,7 @@ from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.common.section import choices
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.evaluation import Evaluation
-from megatron_empg.run.metric_names import FAMILIES, STANDS_FOR, Metric, find
+from megatron_empg.run.metric_names import FAMILIES, STANDS_FOR, Metric, by_clock, find
 from megatron_empg.trainer.advantages import credit_metrics
 from megatron_empg.trainer.policy_update import update_metrics
 
@@ -110,6 +110,14 @@ def test_an_unknown_name_has_no_entry(name: str) -> None:
 def test_a_bin_is_a_number(word: str) -> None:
     assert find(f"diagnostics/gradient_norm_bin_{word}") is None
     assert find("diagnostics/gradient_norm_bin_12") is not None
+
+
+def test_what_the_clock_tells_is_marked() -> None:
+    """Comparisons of runs that must agree to the bit leave these out, and no others."""
+    clocks = ("time/step", "tokens_per_second", "actor/update_mfu", "engine/3/running", "rollout/tail_ratio")
+    assert [name for name in clocks if not by_clock(name)] == []
+    numbers = ("step", "train/reward", "policy/loss", "rollout/engines_healthy", "eval/dev/sampled", "unheard/of")
+    assert [name for name in numbers if by_clock(name)] == []
 
 
 def test_a_name_is_found_whatever_fills_its_words() -> None:

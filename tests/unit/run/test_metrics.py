@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.folder import RunFolder
-from megatron_empg.run.metrics import WANDB_RUN_ID, MetricsError, MetricsWriter, check_writers, read_metrics
+from megatron_empg.run.metrics import MetricsError, MetricsWriter, check_writers, read_metrics
 
 
 def test_one_line_a_step_on_disk_at_once(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_tensorboard_has_the_curve_without_the_steps_done_again(tmp_path: Path) 
 
     folder = RunFolder(tmp_path).open("")
     for first_step, reward in ((1, 0.0), (3, 1.0)):
-        writer = MetricsWriter(folder, first_step=first_step, tensorboard=True)
+        writer = MetricsWriter(folder, first_step=first_step, logging=SftLoggingConfig())
         for step in range(first_step, first_step + 4):
             writer.write(step, {"train/reward": reward, "policy/loss": math.nan})
         writer.close()
@@ -66,32 +67,75 @@ def test_tensorboard_has_the_curve_without_the_steps_done_again(tmp_path: Path) 
     assert events.Tags()["scalars"] == ["train/reward"]
 
 
-def test_a_missing_writer_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def only(**tracker: str) -> SftLoggingConfig:
+    """A tracker by its key, and no TensorBoard."""
+    return SftLoggingConfig(tensorboard=False, **tracker)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["wandb", "mlflow", "swanlab", "trackio"])
+def test_a_missing_package_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MetricsError, match="pip install wandb"):
-        check_writers(tensorboard=False, wandb="empg")
+    with pytest.raises(MetricsError, match=rf"logging\.{key} is 'empg' .*pip install 'megatron_empg\[{key}\]'"):
+        check_writers(only(**{key: "empg"}))
+
+
+def test_a_missing_tensorboard_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MetricsError, match=r"logging\.tensorboard=false"):
-        MetricsWriter(RunFolder(tmp_path).open(""), tensorboard=True)
+        MetricsWriter(RunFolder(tmp_path).open(""), logging=SftLoggingConfig())
 
 
-def test_wandb_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+VARIABLES = [
+    ("wandb", {}, "WANDB_API_KEY is not in the environment"),
+    ("wandb", {"WANDB_MODE": "offline"}, None),
+    ("wandb", {"WANDB_API_KEY": "k"}, None),
+    ("swanlab", {}, "SWANLAB_API_KEY is not in the environment"),
+    ("swanlab", {"SWANLAB_MODE": "offline"}, None),
+    ("mlflow", {}, "MLFLOW_TRACKING_URI is not in the environment"),
+    ("mlflow", {"MLFLOW_TRACKING_URI": "/tmp/runs"}, "MLFLOW_ALLOW_FILE_STORE"),
+    ("mlflow", {"MLFLOW_TRACKING_URI": "file:/tmp/runs", "MLFLOW_ALLOW_FILE_STORE": "true"}, None),
+    ("mlflow", {"MLFLOW_TRACKING_URI": "https://server"}, None),
+    ("mlflow", {"MLFLOW_TRACKING_URI": "sqlite:////tmp/runs.db"}, None),
+    ("trackio", {}, None),
+    ("trackio", {"TRACKIO_SPACE_ID": "me/space"}, "HF_TOKEN is not in the environment"),
+    ("trackio", {"TRACKIO_SPACE_ID": "me/space", "HF_TOKEN": "t"}, None),
+    ("trackio", {"TRACKIO_SERVER_URL": "http://server"}, "TRACKIO_WRITE_TOKEN is not in the environment"),
+    ("trackio", {"TRACKIO_SERVER_URL": "http://server", "TRACKIO_WRITE_TOKEN": "t"}, None),
+    ("trackio", {"TRACKIO_SERVER_URL": "http://server/?write_token=t"}, None),
+]
+
+
+@pytest.mark.parametrize(("key", "variables", "says"), VARIABLES)
+def test_a_tracker_needs_its_variables(
+    monkeypatch: pytest.MonkeyPatch, key: str, variables: dict[str, str], says: str | None
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(MetricsError, match="WANDB_API_KEY"):
-        check_writers(tensorboard=False, wandb="empg")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    check_writers(tensorboard=False, wandb="empg")
+    for name in {name for _, named, _ in VARIABLES for name in named}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if says is None:
+        check_writers(only(**{key: "empg"}))
+        return
+    with pytest.raises(MetricsError, match=f"logging.{key} is 'empg' but .*{says}"):
+        check_writers(only(**{key: "empg"}))
+
+
+def test_a_project_has_a_name() -> None:
+    with pytest.raises(ValueError, match="at least 1 character"):
+        only(mlflow="")
 
 
 @pytest.mark.parametrize(("first_step", "kept"), [(4, True), (3, False)])
-def test_a_continuation_that_does_steps_again_is_a_new_wandb_run(
+def test_a_continuation_that_does_steps_again_is_a_new_run_of_every_tracker(
     tmp_path: Path, first_step: int, kept: bool
 ) -> None:
     folder = RunFolder(tmp_path).open("")
     writer = MetricsWriter(folder)
     for step in (1, 2, 3):
         writer.write(step, {"a": 1.0})
-    (folder.root / WANDB_RUN_ID).write_text("one")
+    identities = [folder.tracker_id(key) for key in ("wandb", "mlflow", "swanlab", "trackio")]
+    for path in identities:
+        path.write_text("one")
     MetricsWriter(folder, first_step=first_step)
-    assert (folder.root / WANDB_RUN_ID).exists() is kept
+    assert [path.exists() for path in identities] == [kept] * 4

@@ -16,12 +16,12 @@ OWN = 400
 URLS = [f"http://engine{i}:8000" for i in range(32)]
 
 
-def recipe(dtype: str = "bfloat16", **limits: float) -> Recipe:
+def recipe(dtype: str = "bfloat16", *, max_lag: int = 0, **limits: float) -> Recipe:
     return parse_recipe({
         "run": {"folder": "runs/x", "steps": 1},
         "model": {"path": "models/x", "dtype": dtype},
         "environment": {"name": "deep_search"},
-        "rollout": {"groups": 4, "group_size": 2},
+        "rollout": {"groups": 4, "group_size": 2, "max_lag": max_lag},
         "limits": limits,
     })  # fmt: skip
 
@@ -116,3 +116,79 @@ def test_stale_weights_are_named_by_engine() -> None:
 def test_without_tokens_nothing_was_measured() -> None:
     nothing = Scores(torch.empty(0), torch.empty(0))
     assert check_agreement(empty_batch(), nothing, 7, recipe()) == {}
+
+
+# With a lag
+
+
+def aged(lags: list[int], *, off: float = 0.0) -> tuple[Batch, Scores]:
+    """The batch of step 7 whose episodes' tokens have these lags in turn; tokens of an older policy are `off`."""
+    batch, scores = played()
+    by_episode = [lags[number % len(lags)] for number in range(len(URLS))]
+    versions = 7 - torch.tensor(by_episode)
+    batch.policy_versions = versions.unsqueeze(1).expand(-1, 2).contiguous()
+    batch.token_versions = versions.repeat_interleave(OWN)
+    batch.experience.rollout_logprobs[batch.token_versions < 7] -= off
+    return batch, scores
+
+
+def test_with_a_lag_older_tokens_may_differ_and_are_measured_by_their_age() -> None:
+    batch, scores = aged([0, 1, 2, 2], off=0.5)
+    metrics = check_agreement(batch, scores, 7, recipe(max_lag=3))
+    assert [metrics[f"stream/lag_share_{lag}"] for lag in range(4)] == [0.25, 0.25, 0.5, 0.0]
+    assert (metrics["stream/lag_mean"], metrics["stream/lag_max"]) == (1.25, 2.0)
+    assert metrics["policy/logprob_gap_lag_0"] == pytest.approx(metrics["policy/logprob_gap_mean"])
+    assert metrics["policy/logprob_gap_lag_0"] < 0.02
+    assert metrics["policy/logprob_gap_lag_2"] > 0.4
+    assert "policy/logprob_gap_lag_3" not in metrics, "of that age there is none"
+    assert metrics["policy/logprob_gap_checked"] == 0.25
+
+
+def test_with_a_lag_an_engine_that_is_wrong_is_found_by_its_newest_tokens() -> None:
+    batch, scores = aged([0, 1], off=0.5)
+    of_engine(batch, 4).sub_(1.0)
+    with pytest.raises(TrainingError, match=rf"worst {URLS[4]} with 1.00.*limits.logprob_gap\)"):
+        check_agreement(batch, scores, 7, recipe(max_lag=1))
+
+
+def test_with_a_lag_only_the_new_tokens_of_an_episode_are_judged() -> None:
+    """The weights came in the middle of each."""
+    batch, scores = played()
+    newer = torch.arange(OWN).repeat(len(URLS)) >= OWN // 2
+    batch.policy_versions[:, 0] = 6
+    batch.token_versions = torch.where(newer, 7, 6)
+    batch.experience.rollout_logprobs[~newer] -= 3.0
+    metrics = check_agreement(batch, scores, 7, recipe(max_lag=1))
+    assert metrics["policy/logprob_gap_mean"] == pytest.approx(float(gaps_of(batch, scores)[:, OWN // 2 :].mean()))
+    assert metrics["policy/logprob_gap_checked"] == 0.5
+
+
+def test_where_no_token_is_new_the_guard_says_that_it_judged_nothing() -> None:
+    batch, scores = aged([1], off=5.0)
+    metrics = check_agreement(batch, scores, 7, recipe(max_lag=1))
+    assert metrics["policy/logprob_gap_checked"] == 0.0
+    assert not {"policy/logprob_gap_mean", "policy/logprob_gap_max"} & set(metrics)
+    assert metrics["policy/entropy"] == 0.5
+
+
+def test_with_a_lag_an_older_token_that_is_not_finite_stops_the_run_too() -> None:
+    batch, scores = aged([0, 1])
+    of_engine(batch, 5)[3] = -9999.0
+    with pytest.raises(TrainingError, match=rf"not finite.*{URLS[5]}:"):
+        check_agreement(batch, scores, 7, recipe(max_lag=1))
+
+
+@pytest.mark.parametrize("version", [4, 8])
+def test_versions_beyond_the_lag_or_ahead_of_the_actor_are_refused(version: int) -> None:
+    batch, scores = aged([0, 1, 2])
+    batch.policy_versions[3, int(version > 7)] = version
+    with pytest.raises(TrainingError, match=r"the actor holds version 7 \(rollout.max_lag allows 5 and later\)"):
+        check_agreement(batch, scores, 7, recipe(max_lag=2))
+
+
+def test_an_engine_that_says_no_version_is_refused_at_the_first_steps_too() -> None:
+    batch, scores = played()
+    batch.policy_versions[:] = 0
+    batch.policy_versions[3, 0] = -1
+    with pytest.raises(TrainingError, match="versions -1 to 0"):
+        check_agreement(batch, scores, 0, recipe(max_lag=4))

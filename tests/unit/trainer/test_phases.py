@@ -45,6 +45,7 @@ def test_seconds_are_summed_by_phase_and_the_rest_is_other(clock: Time) -> None:
     assert phases.metrics(trained=15) == {
         "time/rollout": 4.0,
         "time/score": 3.0,
+        "trainer/idle_share": pytest.approx(4.0 / 7.5),
         "tokens_per_second": 2.0,
         "time/other": 0.5,
         "time/step": 7.5,

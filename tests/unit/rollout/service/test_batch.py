@@ -9,9 +9,10 @@ from batches import batch_of, empty_batch
 from safetensors.torch import load, save
 
 from megatron_empg.algorithms.sample import Sample
-from megatron_empg.rollout.service.batch import Batch, engine_table, without_texts
+from megatron_empg.rollout.service.batch import Batch, account_in, engine_table, without_texts
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.experience import experience_of
+from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.run.episode_text import EpisodeText, TurnText
 
 
@@ -46,6 +47,8 @@ def some_batch() -> Batch:
         metrics={"train/reward": 0.1 + 0.2, "train/groups_kept": 2},
         engines=torch.tensor([1, 0, -1]),
         engine_urls=["http://a:1", "http://b:2"],
+        token_versions=torch.tensor([4, 4, 4, 4, 4, 4, 5]),
+        account=StreamAccount(3, started=9, trained=5, dropped={"equal": 1}, unfinished=[2, 7, 8], numbers=[6, 1]),
         example='  turn 1 (stop): 東京\n"quoted"',
         untrained=[EpisodeText("d", "?", "error", [], "<|im_start|>", 0.5, "OSError: 東")],
     )
@@ -61,6 +64,8 @@ def test_bytes_and_back(make) -> None:
     batch = make()
     back = Batch.from_bytes(batch.to_bytes())
     assert torch.equal(back.policy_versions, batch.policy_versions)
+    assert torch.equal(back.token_versions, batch.token_versions)
+    assert back.account == batch.account
     assert torch.equal(back.engines, batch.engines)
     assert (back.texts, back.metrics) == (batch.texts, batch.metrics)
     assert (back.engine_urls, back.example) == (batch.engine_urls, batch.example)
@@ -139,6 +144,8 @@ def with_tensor(name: str, value: torch.Tensor) -> bytes:
         ("policy_versions", torch.zeros(3, dtype=torch.long), "policy versions or engines are not of 3 episodes"),
         ("engines", torch.zeros(2, dtype=torch.long), "policy versions or engines are not of 3 episodes"),
         ("engines", torch.zeros(3), "policy versions or engines are not int64"),
+        ("token_versions", torch.zeros(6, dtype=torch.int32), r"token_versions is torch.int32 of \(6,\)"),
+        ("token_versions", torch.zeros(7), "token_versions is torch.float32"),
         ("gold_lengths", torch.tensor([2, 1]), "gold has 2 values"),
     ],
 )
@@ -160,13 +167,27 @@ def test_a_flipped_byte_is_a_batch_or_refused() -> None:
     assert refused > 100
 
 
+def test_where_the_stream_stands_can_be_read_without_the_numbers() -> None:
+    assert account_in(some_batch().to_bytes()) == some_batch().account
+    assert account_in(nothing().to_bytes()) is None
+    with pytest.raises(ValueError, match="are not a batch"):
+        account_in(some_batch().to_bytes()[:-9])
+
+
+def test_tokens_without_versions_have_the_oldest_of_their_episode() -> None:
+    versions = torch.tensor([[4, 5], [6, 6]])
+    batch = batch_of([[(1, 3)], [(2, 3)]], [0.0, 0.0], [0, 0], policy_versions=versions)
+    assert batch.token_versions.tolist() == [4, 4, 6]
+
+
 def test_other_ranks_get_the_numbers_alone() -> None:
     data = some_batch().to_bytes()
     numbers = bytes(without_texts(data))
     assert "東京".encode() in data
     assert "東京".encode() not in numbers
     back = Batch.from_bytes(numbers)
-    assert (back.texts, back.example) == ([], "")
+    assert (back.texts, back.example, back.account) == ([], "", None)
+    assert torch.equal(back.token_versions, some_batch().token_versions)
     assert back.metrics == some_batch().metrics
     assert torch.equal(back.experience.samples[2].tokens, torch.tensor([151_000, 7, 8]))
 

@@ -1,0 +1,1 @@
+"""Training with rollouts as discrete events: engines, episodes, the trainer's loop with bounded lag."""

@@ -1,0 +1,276 @@
+"""Groups that are played one after another, beside score, update and weight sync, within a bounded lag.
+
+`slots.py` says how many may be outstanding. New weights come while episodes run, which go on under them; each
+token carries its version. A batch is the first groups that were done, in the order in which they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from megatron_empg.environments.base import Task, TaskSource
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episodes import Group, Rollout
+from megatron_empg.rollout.service.collect import reason_to_drop
+from megatron_empg.rollout.service.config import ServiceConfig
+from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.question_stream import QuestionStream
+from megatron_empg.rollout.service.slots import REASONS, Reason, Slots, StreamAccount
+
+
+@dataclass(frozen=True)
+class Done:
+    """A group that has been played; one that nobody is trained on says why."""
+
+    number: int
+    task: Task
+    episodes: Sequence[Episode]
+    dropped: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was handed over for a step."""
+
+    step: int
+    groups: Sequence[Done]
+    """To be trained on, in the order in which they were done."""
+    dropped: Sequence[Done]
+    """Those that were played and dropped since the batch before."""
+    account: StreamAccount
+    metrics: dict[str, float]
+
+
+class GroupStream:
+    """Plays from its making until `close`. Of an event loop that runs; begins where the `account` ends."""
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        source: TaskSource,
+        rollout: Rollout,
+        *,
+        version: int,
+        account: StreamAccount | None = None,
+    ) -> None:
+        played = config.rollout
+        self._size, self._keeps = played.group_size, config.algorithm.keeps
+        self._rollout = rollout
+        account = account or StreamAccount()
+        self._slots = Slots(played.groups, played.max_lag, config.steps, version=version, account=account)
+        again = account.unfinished
+        self._questions = QuestionStream(source, config.seed, first=account.started, again=again)
+        self._most_dropped = config.algorithm.generation_rounds * played.groups
+        self._places = asyncio.Semaphore(rollout.concurrency)
+        self._holds = 0
+        self._unheld = asyncio.Event()
+        self._unheld.set()
+        self._change = asyncio.Event()
+        """Set, and replaced, whenever something happens that somebody may wait for."""
+        self._playing: dict[int, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._episodes = 0
+        """Those that play now."""
+        self._ready: deque[Done] = deque()
+        self._dropped: list[Done] = []
+        """Since the last batch."""
+        self._stale = 0
+        """Groups that became too old since the last batch, those that still played among them."""
+        self._last: Taken | None = None
+        self._failure: BaseException | None = None
+        self._idle = IdleClock(self._is_idle)
+        self._admission = asyncio.create_task(self._admit())
+
+    @property
+    def ready(self) -> int:
+        """Groups that are done and wait for a batch."""
+        return len(self._ready)
+
+    def published(self, version: int) -> None:
+        """The engines hold these weights now. Raises DriverError for older ones than they held."""
+        self._idle.note()
+        try:
+            self._slots.publish(version)
+        except ValueError as error:
+            raise DriverError(str(error)) from None
+        self._happened()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No episode begins meanwhile; those that run go on."""
+        self._idle.note()
+        self._holds += 1
+        self._unheld.clear()
+        try:
+            yield
+        finally:
+            self._idle.note()
+            self._holds -= 1
+            if not self._holds:
+                self._unheld.set()
+
+    async def take(self, step: int, seconds: float) -> Taken:
+        """The groups of a training step, as many as a batch has; fewer where so many were dropped as the
+        algorithm's rounds would have asked for, or the time is over. Asked for the same step again, the same.
+
+        Raises DriverError for another step than the next.
+        """
+        if self._last is not None and self._last.step == step:
+            return self._last
+        if step != self._slots.taken:
+            raise DriverError(f"the stream's next batch is that of step {self._slots.taken}, not of step {step}")
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._until_enough()
+        self._last = self._hand_over(step, waited=time.monotonic() - began)
+        return self._last
+
+    async def close(self) -> None:
+        """End every episode, and wait until they have ended."""
+        tasks = [self._admission, *self._playing.values(), *self._ending]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_enough(self) -> None:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            given_up = self._has_dropped_enough and not self._playing
+            if len(self._ready) >= self._slots.groups or given_up:
+                return
+            await self._change.wait()
+
+    @property
+    def _has_dropped_enough(self) -> bool:
+        """Whether it would be no use to go on looking for groups before the next batch."""
+        useless = [done for done in self._dropped if done.dropped != "stale"]
+        return len(useless) >= self._most_dropped
+
+    def _hand_over(self, step: int, *, waited: float) -> Taken:
+        self._idle.note()
+        chosen = [self._ready.popleft() for _ in range(min(len(self._ready), self._slots.groups))]
+        account = self._slots.take([done.number for done in chosen])
+        metrics = self._metrics(account, waited)
+        taken = Taken(step, chosen, self._dropped, account, metrics)
+        self._dropped, self._stale, self._idle.seconds = [], 0, 0.0
+        self._drop_too_old()
+        self._happened()
+        return taken
+
+    def _metrics(self, account: StreamAccount, waited: float) -> dict[str, float]:
+        """Of the stream as it stands behind a batch."""
+        counted = {
+            "stream/started": account.started,
+            "stream/trained": account.trained,
+            "stream/in_flight": len(account.unfinished) - len(self._ready),
+            "stream/ready": len(self._ready),
+            "train/groups_dropped_stale": self._stale,
+        }
+        for reason in REASONS:
+            counted[f"stream/dropped_{reason}"] = account.dropped.get(reason, 0)
+        measured = {"stream/wait_seconds": waited, "stream/idle_seconds": self._idle.seconds}
+        return {name: float(count) for name, count in counted.items()} | measured
+
+    def _drop_too_old(self) -> None:
+        """Those that are done and those that still play: no batch may be trained on them any more."""
+        numbers = set(self._slots.too_old())
+        self._stale += len(numbers)
+        for number in numbers:
+            self._slots.drop(number, "stale")
+            self._end(number)
+        for done in [done for done in self._ready if done.number in numbers]:
+            self._ready.remove(done)
+            self._dropped.append(replace(done, dropped="stale"))
+
+    def _end(self, number: int) -> None:
+        """Cancel a group that still plays, with all of its requests."""
+        task = self._playing.pop(number, None)
+        if task is not None:
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _admit(self) -> None:
+        """Let groups enter whenever there are slots."""
+        try:
+            while True:
+                while self._slots.free > 0 and not self._has_dropped_enough:
+                    self._idle.note()
+                    number = self._slots.enter()
+                    task = await asyncio.to_thread(self._questions.task, number)
+                    self._playing[number] = asyncio.create_task(self._play(number, task))
+                await self._change.wait()
+        except Exception as error:
+            self._fail(error)
+
+    async def _play(self, number: int, task: Task) -> None:
+        """All episodes of a group, each as soon as there is a place for it."""
+        group = Group(task, 0, range(self._size))
+        try:
+            async with asyncio.TaskGroup() as players:
+                played = [players.create_task(self._episode(number, group, sample)) for sample in group.samples]
+        except ExceptionGroup as failures:
+            self._fail(failures.exceptions[0])
+            return
+        self._finish(number, task, [player.result() for player in played])
+
+    async def _episode(self, number: int, group: Group, sample: int) -> Episode:
+        async with self._places:
+            await self._unheld.wait()
+            self._idle.note()
+            self._slots.began(number)
+            self._episodes += 1
+            try:
+                return await self._rollout.play(group, sample, number)
+            finally:
+                self._idle.note()
+                self._episodes -= 1
+
+    def _finish(self, number: int, task: Task, episodes: Sequence[Episode]) -> None:
+        self._idle.note()
+        del self._playing[number]
+        reason = reason_to_drop(episodes, self._keeps)
+        done = Done(number, task, episodes, reason)
+        if reason is None:
+            self._ready.append(done)
+        else:
+            self._slots.drop(number, reason)
+            self._dropped.append(done)
+        self._happened()
+
+    def _is_idle(self) -> bool:
+        """Whether an episode could play, and no group may enter since all slots are taken."""
+        room = self._episodes < self._rollout.concurrency
+        return room and self._slots.free <= 0 and not self._holds
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing of the stream is worth anything any more: whoever asks for a batch is told why."""
+        self._failure = self._failure or error
+        self._happened()
+
+    def _happened(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+
+class IdleClock:
+    """Adds up the seconds in which a condition held. `note` comes before anything that it depends on changes."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+        self._noted = time.monotonic()
+        self.seconds = 0.0
+
+    def note(self) -> None:
+        """What held until now, held since the last note."""
+        now = time.monotonic()
+        if self._condition():
+            self.seconds += now - self._noted
+        self._noted = now

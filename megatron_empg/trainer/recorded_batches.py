@@ -1,0 +1,145 @@
+"""Batches of a stream, written down before they are trained on: what a run consumed, and in which order.
+
+A batch that is there is used again, so that a run which goes on repeats its steps to the bit; and so does another
+run that trains on a folder's batches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from megatron_empg.common.files import put_bytes
+from megatron_empg.rollout.service.batch import account_in
+from megatron_empg.rollout.service.client import DriverClient
+from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.run.checkpoint_folders import finished_steps
+from megatron_empg.run.folder import RunFolder
+from megatron_empg.trainer.errors import TrainingError
+
+if TYPE_CHECKING:
+    from megatron_empg.actor.weights import ActorWeights
+    from megatron_empg.recipe import Recipe
+    from megatron_empg.trainer.loop import Publisher
+
+
+class RecordedBatches:
+    """The rollout service with a stream, asked for what is not in the run folder yet. Of rank 0 alone.
+
+    Batches stay as long as a run could go on from before them: there are `keep` checkpoints, the first of which is
+    the beginning where there are fewer. With `keep_all` they all stay.
+    """
+
+    def __init__(self, service: DriverClient, folder: RunFolder, *, keep: int, keep_all: bool) -> None:
+        self._service, self._folder = service, folder
+        self._keep, self._keep_all = keep, keep_all
+        self._account: StreamAccount | None = None
+        self._begun = False
+
+    def rollout(self, step: int) -> bytes:
+        """The batch of a step. Raises TrainingError where it cannot be written down."""
+        path = self._folder.batch(step + 1)
+        if path.exists():
+            return path.read_bytes()
+        data = self._service.rollout(step)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            put_bytes(path, data)
+        except OSError as error:
+            raise TrainingError(
+                f"step {step}: its batch could not be written to {path}, without which the run could not go on: "
+                f"{error}. Make room and start again"
+            ) from error
+        self._account = account_in(data)
+        self._clear()
+        return data
+
+    def published(self, version: int) -> None:
+        """The engines hold the weights of this version. The stream goes on behind the last batch that is there."""
+        if not self._begun:
+            self._account, self._begun = self._last_account(version), True
+        self._service.published(version, self._account)
+
+    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+        return self._service.evaluate(split, greedy)
+
+    def probe(self) -> int:
+        return self._service.probe()
+
+    def _last_account(self, first: int) -> StreamAccount | None:
+        """Of the last of the batches that follow each other from that before step `first` on; None before all."""
+        there = set(self._folder.batch_steps())
+        last = first
+        while last + 1 in there:
+            last += 1
+        if not last:
+            return None
+        path = self._folder.batch(last)
+        try:
+            account = account_in(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"{path} cannot be read ({error}): it says which groups were trained on, so that none is twice; "
+                "go on from a checkpoint whose batch is there"
+            ) from error
+        if account is None or account.batches != last:
+            raise TrainingError(f"{path} is not the batch of step {last} of a run with rollout.max_lag")
+        return account
+
+    def _clear(self) -> None:
+        """Away with batches that no checkpoint needs."""
+        done = finished_steps(self._folder.checkpoints)
+        if self._keep_all or len(done) < self._keep:
+            return
+        for step in self._folder.batch_steps():
+            if step < done[0]:
+                self._folder.batch(step).unlink(missing_ok=True)
+
+
+class ReplayedBatches:
+    """The batches of a finished or running run in another folder, in the place of new ones. Of rank 0 alone."""
+
+    def __init__(self, service: DriverClient, recorded: RunFolder) -> None:
+        self._service, self._recorded = service, recorded
+
+    def rollout(self, step: int) -> bytes:
+        """The batch of a step. Raises TrainingError where the folder has none."""
+        path = self._recorded.batch(step + 1)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            kept = self._recorded.batch_steps()
+            there = f"it has those of steps {kept[0]} to {kept[-1]}" if kept else "it has none"
+            raise TrainingError(
+                f"step {step}: rollout.replay_from {self._recorded.root} has no batch of step {step + 1} "
+                f"({error}); {there}. A run keeps all of them with rollout.keep_all_batches"
+            ) from error
+
+    def published(self, version: int) -> None:
+        """Nobody streams."""
+
+    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+        return self._service.evaluate(split, greedy)
+
+    def probe(self) -> int:
+        return self._service.probe()
+
+
+class ToldPublisher:
+    """Brings weights to the engines, and tells where batches come from that they are there."""
+
+    def __init__(self, sender: Publisher, batches: RecordedBatches | ReplayedBatches) -> None:
+        self._sender, self._batches = sender, batches
+
+    def publish(self, source: ActorWeights, version: int) -> None:
+        """Raises as the sender and the rollout service do."""
+        self._sender.publish(source, version)
+        self._batches.published(version)
+
+
+def batches_of(recipe: Recipe, service: DriverClient, folder: RunFolder) -> RecordedBatches | ReplayedBatches:
+    """Where the batches of a run with `rollout.max_lag` come from."""
+    rollout, keep = recipe.rollout, recipe.run.keep_checkpoints
+    if rollout.replay_from is not None:
+        return ReplayedBatches(service, RunFolder(rollout.replay_from))
+    return RecordedBatches(service, folder, keep=keep, keep_all=rollout.keep_all_batches)

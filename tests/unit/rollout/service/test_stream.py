@@ -1,0 +1,442 @@
+"""A stream of groups over an engine that answers as asked: slots, order, drops, holding, and its accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.launch.ports import free_port
+from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.episodes import Rollout
+from megatron_empg.rollout.fleet import Fleet
+from megatron_empg.rollout.seeds import derive_seed
+from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.client import DriverClient, DriverClientError
+from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.server import application
+from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.rollout.service.stream import GroupStream
+from tests.limited import limited
+from tests.stub_engine import StubEngine
+from tests.tokenizers_for_tests import make_tokenizer
+
+TOKEN = "0123456789abcdef"
+
+
+class Answered:
+    """One turn, rewarded by the task's kind: always, never, by chance; "breaks" errs, "late" waits for a gate."""
+
+    def __init__(self, task: Task, gates: dict[str, asyncio.Event]) -> None:
+        self.task, self.gates = task, gates
+
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def step(self, action: str) -> StepResult:
+        if self.task.kind == "breaks":
+            raise OSError("the tool is gone")
+        if self.task.kind == "late":
+            await self.gates.setdefault(self.task.id, asyncio.Event()).wait()
+        reward = {"win": 1.0, "lose": 0.0}.get(self.task.kind, float("Lima" in action))
+        return StepResult(None, True, reward, malformed=False)
+
+    async def close(self) -> None:
+        pass
+
+
+class InOrder:
+    """`kinds` of training questions, drawn in their order."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        asked: Any = [{"role": "user", "content": "the capital of Peru"}]
+        self.all = [Task(f"q{i}", asked, {}, kind=kind) for i, kind in enumerate(kinds)]
+
+    def tasks(self, split: str) -> list[Task]:
+        return self.all
+
+    def sample(self, split: str, count: int, seed: int) -> list[Task]:
+        return (self.all * (1 + count // len(self.all)))[:count]
+
+    def fixed(self, split: str, count: int) -> list[Task]:
+        return self.all[-count:]
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatTokens:
+    return ChatTokens(make_tokenizer("chatml"))
+
+
+@pytest.fixture
+def engine(chat: ChatTokens) -> Any:
+    said = [chat._tokenizer(f"answer {word}", add_special_tokens=False)["input_ids"] for word in ("Lima", "Peru")]
+    with StubEngine(lambda body: [*said[body["sampling_params"]["seed"] % 2], chat.end_of_turn]) as opened:
+        yield opened
+
+
+def recipe(*overrides: str) -> Recipe:
+    few = ("rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2")
+    few += ("algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20")
+    return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
+
+
+class Streaming:
+    """A driver whose stream a test looks into."""
+
+    def __init__(self, driver: Driver, gates: dict[str, asyncio.Event], engine: StubEngine) -> None:
+        self.driver, self.gates, self.engine = driver, gates, engine
+
+    @property
+    def stream(self) -> GroupStream:
+        assert self.driver.stream is not None
+        return self.driver.stream
+
+    async def batch(self, step: int) -> Batch:
+        return Batch.from_bytes(await self.driver.collect(step))
+
+    async def published(self, version: int, account: StreamAccount | None = None) -> None:
+        self.engine.version = str(version)
+        await self.driver.published(version, account)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came about")
+
+
+@asynccontextmanager
+async def streaming(
+    chat: ChatTokens, engine: StubEngine, kinds: Sequence[str], given: Recipe, *, concurrency: int = 64
+) -> AsyncIterator[Streaming]:
+    gates: dict[str, asyncio.Event] = {}
+    config, waits, turns = limited(2, 50, 500, concurrency=concurrency)
+    rollout = Rollout(
+        Fleet([engine.url]),
+        TOKEN,
+        chat,
+        lambda task: Answered(task, gates),
+        config,
+        waits,
+        max_turns=turns,
+        seed=7,
+    )
+    async with rollout as connected:
+        driver = Driver(given.service_config(), InOrder(kinds), connected)  # type: ignore[arg-type]
+        try:
+            yield Streaming(driver, gates, engine)
+        finally:
+            await asyncio.wait_for(driver.close(), 20)
+
+
+def numbers(batch: Batch) -> list[int]:
+    assert batch.account is not None
+    return list(batch.account.numbers)
+
+
+def test_the_next_batch_is_played_while_one_is_trained_on(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            await until(lambda: one.stream.ready == 4)
+            first = await one.batch(0)
+            assert first.metrics["stream/ready"] == one.stream.ready == 2
+            await asyncio.sleep(0.2)
+            assert len(engine.bodies) == 8, "all slots are taken until new weights come"
+            await one.published(1)
+            second = await one.batch(1)
+            await until(lambda: len(engine.bodies) == 12)
+            assert set(numbers(first)) | set(numbers(second)) == {0, 1, 2, 3}
+            assert second.token_versions.unique().tolist() == [0]
+
+    asyncio.run(run())
+
+
+def test_a_batch_is_the_first_groups_that_are_done(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["late", "win", "win", "win", "win", "win"], recipe()) as one:
+            await one.published(0)
+            await until(lambda: one.stream.ready == 3)
+            first = await one.batch(0)
+            one.gates.setdefault("q0", asyncio.Event()).set()
+            await until(lambda: one.stream.ready == 2)
+            await one.published(1)
+            second = await one.batch(1)
+            assert 0 not in numbers(first)
+            assert numbers(second)[1] == 0, "it was the last of four"
+
+    asyncio.run(run())
+
+
+def test_a_group_that_plays_past_its_lag_is_ended_and_counted(chat: ChatTokens, engine: StubEngine) -> None:
+    """It enters at version 0 and could be trained on at step 1 at the latest."""
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["late", *["win"] * 30], recipe()) as one:
+            for step in range(4):
+                await one.published(step)
+                batch = await one.batch(step)
+                assert 0 not in numbers(batch)
+            assert batch.account is not None
+            assert batch.account.dropped == {"stale": 1}
+            assert batch.metrics["stream/dropped_stale"] == 1
+            assert batch.metrics["stream/started"] == sum(
+                batch.metrics[f"stream/{where}"]
+                for where in ("trained", "dropped_equal", "dropped_errors", "dropped_stale", "in_flight", "ready")
+            )
+
+    asyncio.run(run())
+
+
+def test_what_is_dropped_is_replaced_at_once_and_never_trained_on(chat: ChatTokens, engine: StubEngine) -> None:
+    given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=9", "limits.max_error_share=0.9")
+    kinds = ["lose", "breaks", "chance", "win", "chance", "chance", "breaks", "chance"]
+
+    async def run() -> None:
+        async with streaming(chat, engine, kinds, given) as one:
+            trained: list[int] = []
+            for step in range(5):
+                await one.published(step)
+                batch = await one.batch(step)
+                trained += numbers(batch)
+                assert batch.metrics["train/groups_kept"] == 2
+                for group in batch.experience.groups.unique():
+                    rewards = batch.experience.rewards[batch.experience.groups == group]
+                    assert len(rewards) == 2
+                    assert rewards.unique().numel() == 2, "equal rewards, or an error's zero"
+            account = batch.account
+            assert account is not None
+            assert account.dropped["equal"] > 0
+            assert account.dropped["errors"] > 0
+            assert len(set(trained)) == len(trained) == account.trained == 10
+
+    asyncio.run(run())
+
+
+def test_a_batch_for_which_too_many_are_dropped_is_what_there_is(chat: ChatTokens, engine: StubEngine) -> None:
+    given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=3")
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["lose"], given) as one:
+            await one.published(0)
+            batch = await one.batch(0)
+            assert batch.episodes == 0
+            assert 3 * 2 <= batch.metrics["train/groups_dropped_equal"] <= 3 * 2 + 4
+            assert [text.outcome for text in batch.untrained] == ["failure"], "of each task one is shown"
+
+    asyncio.run(run())
+
+
+def test_too_many_errors_end_the_run_and_one_is_shown(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["breaks"], recipe()) as one:
+            await one.published(0)
+            with pytest.raises(DriverError, match=r"(?s)step 0: .*OSError: the tool is gone"):
+                await one.batch(0)
+
+    asyncio.run(run())
+
+
+def test_asked_again_for_a_step_the_stream_hands_over_the_same(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            with pytest.raises(DriverError, match="no weights were published yet"):
+                await one.batch(0)
+            await one.published(0)
+            waiting = asyncio.create_task(one.batch(0))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            first, again = await one.batch(0), await one.batch(0)
+            assert (first.account, first.metrics) == (again.account, again.metrics)
+            assert first.texts == again.texts
+            with pytest.raises(DriverError, match="next batch is that of step 1, not of step 3"):
+                await one.batch(3)
+            with pytest.raises(DriverError, match="version -1 was published after version 0"):
+                await one.published(-1)
+
+    asyncio.run(run())
+
+
+def test_no_episode_begins_during_an_evaluation_and_running_ones_go_on(
+    chat: ChatTokens, engine: StubEngine
+) -> None:
+    kinds = ["late", *["win"] * 40, "late"]
+
+    def begun() -> int:
+        return sum(body["sampling_params"]["temperature"] == 1.0 for body in engine.bodies)
+
+    async def run() -> None:
+        async with streaming(chat, engine, kinds, recipe("rollout.groups=4"), concurrency=2) as one:
+            await one.published(0)
+            await until(lambda: "q0" in one.gates and begun() == 2)
+            evaluating = asyncio.create_task(one.driver.evaluate("test_id", greedy=True))
+            await until(lambda: "q41" in one.gates)
+            one.gates["q0"].set()
+            await until(lambda: one.stream.ready == 1)
+            await asyncio.sleep(0.1)
+            assert begun() == 2, "those that had begun before"
+            one.gates["q41"].set()
+            assert (await evaluating).questions == 4
+            assert (await one.batch(0)).episodes == 8
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_goes_on_plays_what_was_unfinished_first_and_nothing_twice(
+    chat: ChatTokens, engine: StubEngine
+) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            first = await one.batch(0)
+        account = first.account
+        assert account is not None
+        before = set(account.numbers)
+        assert set(account.unfinished) | before == set(range(account.started))
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as again:
+            await again.published(1, account)
+            second = await again.batch(1)
+            third_of = await _third(again)
+            assert not before & set(numbers(second))
+            assert set(account.unfinished) <= set(numbers(second)) | set(third_of)
+            assert second.account is not None
+            assert second.account.trained == 4
+
+    async def _third(again: Streaming) -> list[int]:
+        await again.published(2)
+        return numbers(await again.batch(2))
+
+    asyncio.run(run())
+
+
+def test_a_groups_question_and_seeds_follow_from_the_runs_seed_and_its_number(
+    chat: ChatTokens, engine: StubEngine
+) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            await one.batch(0)
+            await until(lambda: len(engine.bodies) == 8)
+
+    asyncio.run(run())
+    wanted = {derive_seed(7, number, f"q{number}", sample, 0) for number in range(4) for sample in range(2)}
+    assert set(engine.seeds) == wanted
+
+
+def test_closing_ends_every_request(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            engine.delay = 30.0
+            await one.published(0)
+            await until(lambda: engine.in_flight == 8)
+        await until(lambda: engine.in_flight == 0)
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert left == []
+
+    asyncio.run(run())
+    assert engine.cancelled == 8
+
+
+def test_seconds_are_counted_in_which_slots_alone_kept_engines_idle(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            await one.batch(0)
+            await asyncio.sleep(0.4)
+            await one.published(1)
+            second = await one.batch(1)
+            assert second.metrics["stream/idle_seconds"] >= 0.3
+
+    asyncio.run(run())
+
+
+def test_without_a_lag_nobody_tells_of_weights(chat: ChatTokens, engine: StubEngine) -> None:
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe("rollout.max_lag=0")) as one:
+            with pytest.raises(DriverError, match="max_lag is 0"):
+                await one.published(0)
+            assert (await one.batch(0)).account is None
+
+    asyncio.run(run())
+
+
+# The service
+
+
+@pytest.fixture
+def served(chat: ChatTokens, engine: StubEngine) -> Iterator[tuple[StubEngine, str]]:
+    """The engine, and the address of a driver that streams from it."""
+    gates: dict[str, asyncio.Event] = {}
+    config, waits, turns = limited(2, 50, 500, concurrency=64)
+    make = partial(Answered, gates=gates)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Driver]:
+        rollout = Rollout(Fleet([engine.url]), TOKEN, chat, make, config, waits, max_turns=turns, seed=7)
+        async with rollout as connected:
+            driver = Driver(recipe().service_config(), InOrder(["win"] * 40), connected)  # type: ignore[arg-type]
+            yield driver
+            await driver.close()
+
+    port = free_port()
+    settings = uvicorn.Config(
+        application(opened(), TOKEN), port=port, log_level="critical", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    yield engine, f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive(), "a stream that is left in the middle ends with its service"
+    wait_for(lambda: engine.in_flight == 0)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_the_stream_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, str]) -> None:
+    """And for one whose request another took the place of."""
+    engine, url = served
+    engine.delay = 2.0
+    DriverClient(url, TOKEN, timeout=30.0).published(0, None)
+    with pytest.raises(DriverClientError, match="ReadTimeout"):
+        DriverClient(url, TOKEN, timeout=0.5).rollout(0)
+    batch = Batch.from_bytes(DriverClient(url, TOKEN, timeout=30.0).rollout(0))
+    assert batch.episodes == 4
+    assert (len(engine.bodies), engine.cancelled) == (8, 0)
+    engine.delay = 60.0
+    DriverClient(url, TOKEN, timeout=30.0).published(1, batch.account)
+    wait_for(lambda: engine.in_flight == 4)
+
+
+def test_nobody_tells_of_weights_without_the_token(served: tuple[StubEngine, str]) -> None:
+    engine, url = served
+    body = {"account": None}
+    assert httpx.post(f"{url}/published/0", json=body, trust_env=False).status_code == 401
+    assert engine.bodies == []
+    client = DriverClient(url, TOKEN, timeout=30.0)
+    client.published(3, None)
+    with pytest.raises(DriverClientError, match="version 2 was published after version 3"):
+        client.published(2, None)
