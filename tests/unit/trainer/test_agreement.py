@@ -22,7 +22,7 @@ def recipe(dtype: str = "bfloat16", *, max_lag: int = 0, **limits: float) -> Rec
         "model": {"path": "models/x", "dtype": dtype},
         "environment": {"name": "deep_search"},
         "rollout": {"groups": 4, "group_size": 2, "max_lag": max_lag},
-        "limits": limits,
+        "limits": {"sync_timeout": 100} | limits,
     })  # fmt: skip
 
 

@@ -88,8 +88,9 @@ def engine(chat: ChatTokens) -> Any:
 
 
 def recipe(*overrides: str) -> Recipe:
-    few = ("rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2")
-    few += ("algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20")
+    few = ["rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2"]
+    few += ["algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20"]
+    few += ["limits.sync_timeout=1"]
     return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
 
 
