@@ -46,7 +46,7 @@ class LimitsConfig(Section):
     """GiB that an environment's worker processes may take together, so that no more live than fit; episodes beyond
     them wait. Half of what the rollout service's machine has free unless given."""
     sync_timeout: Positive = 600
-    """Seconds one weight synchronisation may take."""
+    """Seconds one weight synchronisation may take; with `rollout.max_lag` less than one request."""
     phase_timeout: Seconds = None
     """Seconds after which a phase of a step counts as hanging: a minute more than the longest of the above."""
     collective_timeout: Seconds = None

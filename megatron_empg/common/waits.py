@@ -4,6 +4,10 @@
     turn and environment step           } < episode < round < batch < phase < collective
     synchronisation                                           }
 
+Where episodes play on while new weights come, a request lasts through a synchronisation, which pauses its engine:
+
+    synchronisation < request
+
 Were two of them equal, the outer one would end what the inner one could have mended: a frozen engine would cost
 the batch instead of an episode that starts over on another engine.
 """
@@ -41,8 +45,8 @@ _NESTED = (
 )
 
 
-def nested_waits(given: LimitsConfig, *, several_rounds: bool) -> Waits:
-    """The limits in force: those given, and the others by their defaults.
+def nested_waits(given: LimitsConfig, *, several_rounds: bool, streams: bool = False) -> Waits:
+    """The limits in force: those given, and the others by their defaults. `streams`: with `rollout.max_lag`.
 
     Raises ValueError naming two that do not lie inside each other.
     """
@@ -63,4 +67,11 @@ def nested_waits(given: LimitsConfig, *, several_rounds: bool) -> Waits:
                 f"limits.{inner_key} is {shorter:g} s, which must be below limits.{outer_key} ({longer:g} s), the "
                 "wait that it lies in: lower the first or raise the second"
             )
+    if streams and sync >= request:
+        raise ValueError(
+            f"limits.sync_timeout is {sync:g} s, which with rollout.max_lag must be below limits.request_timeout "
+            f"({request:g} s): requests wait while new weights come, and a longer pause would fail them all and "
+            "take every engine for dead; lower the first, or raise the second with limits.rollout_timeout, from "
+            "which it follows"
+        )
     return waits

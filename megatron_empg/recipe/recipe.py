@@ -81,7 +81,11 @@ class Recipe(Section):
     @property
     def waits(self) -> Waits:
         """How long each wait may be."""
-        return nested_waits(self.limits, several_rounds=self.algorithm.generation_rounds > 1)
+        return nested_waits(
+            self.limits,
+            several_rounds=self.algorithm.generation_rounds > 1,
+            streams=self.rollout.max_lag > 0,
+        )
 
     @property
     def most_sequences(self) -> int:

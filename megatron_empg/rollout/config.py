@@ -61,6 +61,11 @@ class RolloutConfig(Section):
                 f"rollout.{key} is given with rollout.max_lag 0, where no batch is written down, since it follows "
                 "from seed, step and weights: leave it out"
             )
+        if self.keep_all_batches and self.replay_from is not None:
+            raise ValueError(
+                f"rollout.keep_all_batches is true with rollout.replay_from {self.replay_from}: a replay writes "
+                "no batch down, for the other folder has them; leave rollout.keep_all_batches out"
+            )
         return self
 
 

@@ -64,10 +64,12 @@ class Rollout:
         self._waits = waits
         self._max_turns = max_turns
         self._seed = seed
-        # A request must not spend its time waiting for a connection, and an evaluation plays beside a stream.
-        connections = config.concurrency * (2 if config.max_lag else 1)
+        self.places = asyncio.Semaphore(config.concurrency)
+        """Every episode takes one before its time begins, those of a stream and of an evaluation beside it alike:
+        so none waits on its own clock for a worker process."""
+        # A request must not spend its time waiting for a connection.
         self._clients = {
-            url: EngineClient(url, token, timeout=waits.request, max_connections=connections)
+            url: EngineClient(url, token, timeout=waits.request, max_connections=config.concurrency)
             for url in fleet.engines
         }
         self._stack = AsyncExitStack()
@@ -113,8 +115,9 @@ class Rollout:
 
         async def play_waiting() -> None:
             for place, (group, sample) in waiting:
-                episodes[place] = _unplayed(group, sample, "over", timeout)
-                episodes[place] = await self._play(group, sample, step, drawn)
+                async with self.places:
+                    episodes[place] = _unplayed(group, sample, "over", timeout)
+                    episodes[place] = await self._play(group, sample, step, drawn)
                 if on_episode is not None:
                     on_episode(episodes[place])
 
@@ -134,7 +137,7 @@ class Rollout:
         return self._config.concurrency
 
     async def play(self, group: Group, sample: int, step: int) -> Episode:
-        """One episode of a group, at once; as `run_group_batch` plays each of its own."""
+        """One episode of a group, as `run_group_batch` plays each of its own; the caller holds one of `places`."""
         return await self._play(group, sample, step, Sampling(self._config.temperature))
 
     def prompt_of(self, episode: Episode) -> str:

@@ -11,6 +11,12 @@ from megatron_empg.trainer.staleness import fresh_tokens, gaps_of, staleness_met
 
 FEW_TOKENS = 256
 """Below so many tokens an engine's mean is not judged: one unlikely token could decide it."""
+OLDER_GAP = 1.0
+"""Nats by which an engine's older tokens may differ from the actor's on average, by updates and rounding.
+
+A bound on what is plausible, not a measure: at a lag of 1 the quickstart recipe has 0.007 to 0.022 (measured), and
+weights that are not the policy's at all are several nats away. A token whose ratio is e is of no use to the loss.
+"""
 
 
 def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> dict[str, float]:
@@ -19,8 +25,9 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
     Looks at the mean over all tokens, at each engine's mean and at the largest gap of all. Raises TrainingError
     naming the engine when one of them is above its limit, and for a log-probability that is not finite.
 
-    With `rollout.max_lag` it looks at the tokens alone that the actor's own version sampled, and
+    With `rollout.max_lag` it holds to those limits the tokens alone that the actor's own version sampled, and
     ``policy/logprob_gap_checked`` says what share of all they are: 0 where there were too few of them to judge.
+    Each engine's older tokens are held to `OLDER_GAP`, so that none passes for ever because its tokens are old.
     """
     max_lag = recipe.rollout.max_lag
     _check_versions(batch, step, max_lag)
@@ -36,6 +43,7 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
         return metrics | _check_gaps(batch, gaps, step, recipe)
     metrics |= staleness_metrics(batch, scores, step, max_lag)
     fresh = fresh_tokens(batch, step)
+    _check_older(batch, gaps_of(batch, scores, ~fresh), step, max(OLDER_GAP, recipe.logprob_gap_limit))
     enough = int(fresh.sum()) >= FEW_TOKENS
     metrics["policy/logprob_gap_checked"] = float(fresh.double().mean()) if enough else 0.0
     return metrics | (_check_gaps(batch, gaps_of(batch, scores, fresh), step, recipe) if enough else {})
@@ -58,16 +66,37 @@ def _check_gaps(batch: Batch, gaps: EpisodeGaps, step: int, recipe: Recipe) -> d
     return metrics
 
 
+def _check_older(batch: Batch, gaps: EpisodeGaps, step: int, limit: float) -> None:
+    """Of tokens that older versions sampled. Raises TrainingError for an engine whose mean is above the limit."""
+    for gap in engine_gaps(gaps, batch.engines):
+        if gap.tokens >= FEW_TOKENS and not gap.mean <= limit:
+            raise TrainingError(
+                f"step {step}: the log-probs of {_engine(batch, gap.engine)} differ from the actor's by "
+                f"{gap.mean:.2e} on average over {gap.tokens} tokens of older versions, above the limit of "
+                f"{limit:g}: no update within rollout.max_lag explains so much, so this engine does not hold the "
+                "weights whose version it says, or is broken; leave its machine out, or start it anew"
+            )
+
+
 def _check_versions(batch: Batch, step: int, max_lag: int) -> None:
-    versions = batch.policy_versions
+    """Every episode's versions, and every token's, must be within the lag."""
+    versions, of_tokens = batch.policy_versions, batch.token_versions
     oldest = max(0, step - max_lag)
+    allowed = f" (rollout.max_lag allows {oldest} and later)" if max_lag else ""
     wrong = ((versions < oldest) | (versions > step)).any(1).nonzero().flatten().tolist()
     if wrong:
-        allowed = f" (rollout.max_lag allows {oldest} and later)" if max_lag else ""
         raise TrainingError(
             f"step {step}: the engines sampled with policy versions {int(versions.min())} to "
             f"{int(versions.max())}, the actor holds version {step}{allowed}; the weights in the engines are "
             f"stale ({_named(batch, wrong)})"
+        )
+    outside = (of_tokens < oldest) | (of_tokens > step)
+    if outside.any():
+        owners = batch.experience.episode_of_token[outside].unique().tolist()
+        raise TrainingError(
+            f"step {step}: {int(outside.sum())} tokens are of policy versions {int(of_tokens.min())} to "
+            f"{int(of_tokens.max())}, the actor holds version {step}{allowed}; of a token of "
+            f"version -1 no span of its engine says what sampled it ({_named(batch, owners)})"
         )
 
 

@@ -6,6 +6,8 @@ run that trains on a folder's batches.
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_empg.common.files import put_bytes
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from megatron_empg.actor.weights import ActorWeights
     from megatron_empg.recipe import Recipe
     from megatron_empg.trainer.loop import Publisher
+
+
+_log = logging.getLogger(__name__)
 
 
 class RecordedBatches:
@@ -40,7 +45,9 @@ class RecordedBatches:
         """The batch of a step. Raises TrainingError where it cannot be written down."""
         path = self._folder.batch(step + 1)
         if path.exists():
-            return path.read_bytes()
+            data = path.read_bytes()
+            _account_of(path, data, step + 1)  # of this step; the stream goes on behind the last one
+            return data
         data = self._service.rollout(step)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -51,7 +58,10 @@ class RecordedBatches:
                 f"{error}. Make room and start again"
             ) from error
         self._account = account_in(data)
-        self._clear()
+        try:
+            self._clear()
+        except OSError as error:
+            _log.warning("step %d: batches that no checkpoint needs could not be removed: %s", step, error)
         return data
 
     def published(self, version: int) -> None:
@@ -67,24 +77,29 @@ class RecordedBatches:
         return self._service.probe()
 
     def _last_account(self, first: int) -> StreamAccount | None:
-        """Of the last of the batches that follow each other from that before step `first` on; None before all."""
+        """Of the last of the batches that follow each other from that before step `first` on; None before all.
+
+        Raises TrainingError where others are there behind a gap: a new batch of the missing step would take other
+        groups than those continue, and some would be trained on twice.
+        """
         there = set(self._folder.batch_steps())
         last = first
         while last + 1 in there:
             last += 1
+        beyond = sorted(step for step in there if step > last)
+        if beyond:
+            raise TrainingError(
+                f"{self._folder.batch(last + 1)} is missing and {self._folder.batch(beyond[0])} is there, which "
+                "continues it: put the first back, or delete the batches of later steps"
+            )
         if not last:
             return None
         path = self._folder.batch(last)
         try:
-            account = account_in(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise TrainingError(
-                f"{path} cannot be read ({error}): it says which groups were trained on, so that none is twice; "
-                "go on from a checkpoint whose batch is there"
-            ) from error
-        if account is None or account.batches != last:
-            raise TrainingError(f"{path} is not the batch of step {last} of a run with rollout.max_lag")
-        return account
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return _account_of(path, data, last)
 
     def _clear(self) -> None:
         """Away with batches that no checkpoint needs."""
@@ -94,6 +109,24 @@ class RecordedBatches:
         for step in self._folder.batch_steps():
             if step < done[0]:
                 self._folder.batch(step).unlink(missing_ok=True)
+
+
+def _account_of(path: Path, data: bytes, step: int) -> StreamAccount:
+    """Where a stream stood behind this batch of a run's step, counted from 1. Raises TrainingError."""
+    try:
+        account = account_in(data)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+    if account is None or account.batches != step:
+        raise TrainingError(f"{path} is not the batch of step {step} of a run with rollout.max_lag")
+    return account
+
+
+def _unreadable(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"{path} cannot be read ({error}): it says which groups were trained on, so that none is twice; "
+        "go on from a checkpoint whose batch is there"
+    )
 
 
 class ReplayedBatches:
@@ -106,7 +139,7 @@ class ReplayedBatches:
         """The batch of a step. Raises TrainingError where the folder has none."""
         path = self._recorded.batch(step + 1)
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             kept = self._recorded.batch_steps()
             there = f"it has those of steps {kept[0]} to {kept[-1]}" if kept else "it has none"
@@ -114,6 +147,8 @@ class ReplayedBatches:
                 f"step {step}: rollout.replay_from {self._recorded.root} has no batch of step {step + 1} "
                 f"({error}); {there}. A run keeps all of them with rollout.keep_all_batches"
             ) from error
+        _account_of(path, data, step + 1)
+        return data
 
     def published(self, version: int) -> None:
         """Nobody streams."""

@@ -30,6 +30,7 @@ def start(folder: Path, **more: Any) -> "subprocess.Popen[str]":
         "run.folder": folder, "run.steps": STEPS, "run.checkpoint_every": 2, "run.keep_checkpoints": STEPS,
         "rollout.groups": 4, "rollout.group_size": 4, "rollout.max_lag": 1, "algorithm.correction": "tis",
         "engines.kv_cache_gib": 0.125, "evaluation.questions": 0, "limits.min_groups": 1,
+        "limits.sync_timeout": 200,
     }  # fmt: skip
     words = [f"{key}={value}" for key, value in (overrides | more).items()]
     return subprocess.Popen(

@@ -74,7 +74,9 @@ class OneAtATime:
 
     async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         async with self._at_work:
-            gc.collect()  # the last work's episodes are gone, this one's not yet there
+            # Without a stream the last work's episodes are gone, this one's not yet there. With one, those that
+            # play are visited, too: once for each piece of work, since nothing else frees what is left in cycles.
+            gc.collect()
             return await work()
 
 

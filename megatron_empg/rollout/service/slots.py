@@ -1,6 +1,6 @@
 """How many groups a stream may hold so that none is trained on later than its lag allows: pure, without I/O.
 
-With v the newest published version, k batches handed over, B groups a batch and lag N, so many groups may be
+With v the newest published version, k batches handed over, B groups per batch and lag N, so many groups may be
 outstanding (entered, and neither trained on nor dropped):
 
     (min(v + N + 1, steps) - k) · B
@@ -102,8 +102,10 @@ class Slots:
         return number
 
     def began(self, number: int) -> None:
-        """An episode of the group begins to play, under the newest version."""
-        if self._outstanding[number] is None:
+        """An episode of the group begins to play, under the newest version. A group that has no slot any more is
+        passed over: it is being ended.
+        """
+        if number in self._outstanding and self._outstanding[number] is None:
             self._outstanding[number] = self.version
 
     def drop(self, number: int, reason: Reason) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from megatron_empg.environments.base import Task, TaskSource
 from megatron_empg.rollout.episode import Episode
@@ -66,7 +67,6 @@ class GroupStream:
         again = account.unfinished
         self._questions = QuestionStream(source, config.seed, first=account.started, again=again)
         self._most_dropped = config.algorithm.generation_rounds * played.groups
-        self._places = asyncio.Semaphore(rollout.concurrency)
         self._holds = 0
         self._unheld = asyncio.Event()
         self._unheld.set()
@@ -83,6 +83,7 @@ class GroupStream:
         """Groups that became too old since the last batch, those that still played among them."""
         self._last: Taken | None = None
         self._failure: BaseException | None = None
+        self._trainer_waits = False
         self._idle = IdleClock(self._is_idle)
         self._admission = asyncio.create_task(self._admit())
 
@@ -118,22 +119,34 @@ class GroupStream:
         """The groups of a training step, as many as a batch has; fewer where so many were dropped as the
         algorithm's rounds would have asked for, or the time is over. Asked for the same step again, the same.
 
-        Raises DriverError for another step than the next.
+        Raises DriverError for another step than the next, and when the stream has broken off.
         """
         if self._last is not None and self._last.step == step:
             return self._last
         if step != self._slots.taken:
             raise DriverError(f"the stream's next batch is that of step {self._slots.taken}, not of step {step}")
         began = time.monotonic()
-        with suppress(TimeoutError):
+        with self._waiting(), suppress(TimeoutError):  # of the limit: a failure of the stream is a DriverError
             async with asyncio.timeout(seconds):
                 await self._until_enough()
         self._last = self._hand_over(step, waited=time.monotonic() - began)
         return self._last
 
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """The trainer waits for groups: what engines do not do meanwhile is no fault of the slots."""
+        self._idle.note()
+        self._trainer_waits = True
+        try:
+            yield
+        finally:
+            self._idle.note()
+            self._trainer_waits = False
+
     async def close(self) -> None:
         """End every episode, and wait until they have ended."""
         tasks = [self._admission, *self._playing.values(), *self._ending]
+        self._playing.clear()  # they are ended, and do not fail
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -141,8 +154,10 @@ class GroupStream:
     async def _until_enough(self) -> None:
         while True:
             if self._failure is not None:
-                raise self._failure
-            given_up = self._has_dropped_enough and not self._playing
+                kind = type(self._failure).__name__
+                raise DriverError(f"the stream of groups broke off: {kind}: {self._failure}") from self._failure
+            all_done = self._slots.outstanding == len(self._ready)  # no task is being drawn either
+            given_up = self._has_dropped_enough and all_done
             if len(self._ready) >= self._slots.groups or given_up:
                 return
             await self._change.wait()
@@ -190,7 +205,7 @@ class GroupStream:
             self._dropped.append(replace(done, dropped="stale"))
 
     def _end(self, number: int) -> None:
-        """Cancel a group that still plays, with all of its requests."""
+        """Cancel a group that still plays, with all of its requests; how it ends is of no more interest."""
         task = self._playing.pop(number, None)
         if task is not None:
             task.cancel()
@@ -201,41 +216,56 @@ class GroupStream:
         """Let groups enter whenever there are slots."""
         try:
             while True:
-                while self._slots.free > 0 and not self._has_dropped_enough:
+                while self._may_enter:
                     self._idle.note()
                     number = self._slots.enter()
                     task = await asyncio.to_thread(self._questions.task, number)
-                    self._playing[number] = asyncio.create_task(self._play(number, task))
+                    playing = asyncio.create_task(self._play(number, task))
+                    playing.add_done_callback(partial(self._ended, number))
+                    self._playing[number] = playing
                 await self._change.wait()
         except Exception as error:
             self._fail(error)
 
+    @property
+    def _may_enter(self) -> bool:
+        return self._failure is None and self._slots.free > 0 and not self._has_dropped_enough
+
     async def _play(self, number: int, task: Task) -> None:
         """All episodes of a group, each as soon as there is a place for it."""
         group = Group(task, 0, range(self._size))
-        try:
-            async with asyncio.TaskGroup() as players:
-                played = [players.create_task(self._episode(number, group, sample)) for sample in group.samples]
-        except ExceptionGroup as failures:
-            self._fail(failures.exceptions[0])
-            return
+        async with asyncio.TaskGroup() as players:
+            played = [players.create_task(self._episode(number, group, sample)) for sample in group.samples]
         self._finish(number, task, [player.result() for player in played])
 
+    def _ended(self, number: int, playing: asyncio.Task[None]) -> None:
+        """Of a group's task, however it ended: one that neither finished nor was ended has failed."""
+        error = asyncio.CancelledError("a group was cancelled") if playing.cancelled() else playing.exception()
+        if self._playing.get(number) is not playing:
+            return
+        del self._playing[number]
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is not None:
+            self._fail(error)
+
     async def _episode(self, number: int, group: Group, sample: int) -> Episode:
-        async with self._places:
+        while True:
             await self._unheld.wait()
-            self._idle.note()
-            self._slots.began(number)
-            self._episodes += 1
-            try:
-                return await self._rollout.play(group, sample, number)
-            finally:
+            async with self._rollout.places:
+                if self._holds:
+                    continue  # its place is for what the stream is held for
                 self._idle.note()
-                self._episodes -= 1
+                self._slots.began(number)
+                self._episodes += 1
+                try:
+                    return await self._rollout.play(group, sample, number)
+                finally:
+                    self._idle.note()
+                    self._episodes -= 1
 
     def _finish(self, number: int, task: Task, episodes: Sequence[Episode]) -> None:
         self._idle.note()
-        del self._playing[number]
         reason = reason_to_drop(episodes, self._keeps)
         done = Done(number, task, episodes, reason)
         if reason is None:
@@ -243,12 +273,15 @@ class GroupStream:
         else:
             self._slots.drop(number, reason)
             self._dropped.append(done)
+        del self._playing[number]  # last: a failure before it is seen by its task's end
         self._happened()
 
     def _is_idle(self) -> bool:
-        """Whether an episode could play, and no group may enter since all slots are taken."""
+        """Whether an episode could play while the trainer is busy, and no group may enter since all slots are
+        taken.
+        """
         room = self._episodes < self._rollout.concurrency
-        return room and self._slots.free <= 0 and not self._holds
+        return room and self._slots.free <= 0 and not self._holds and not self._trainer_waits
 
     def _fail(self, error: BaseException) -> None:
         """Nothing of the stream is worth anything any more: whoever asks for a batch is told why."""

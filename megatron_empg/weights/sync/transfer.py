@@ -117,26 +117,27 @@ class WeightPublisher:
     def publish(self, source: WeightSource, version: int) -> PublishReport:
         """Pause, send, set `version`, resume. Runs the source to its end even when it raises.
 
-        After a failure the group is gone and engines that hold half of the weights stay paused (resumed, they
-        would crash): connect and publish again, without the engine that failed, to bring them back.
+        After a failure the group is gone and engines stay paused that hold half of the weights (resumed, they
+        would crash) or new ones under the old version (what they play would say the wrong one): connect and
+        publish again, without the engine that failed, to bring them back.
         """
         if self._sender is None:
             raise RuntimeError("publish() needs a connection: call connect() first (again after a failure)")
         started = time.perf_counter()
         stream = _Stream(source)
-        whole = True
+        sound = True  # whole weights, under their version
         with self._engines.within(self._timeout):
             try:
                 self._engines.pause()
-                whole = False
+                sound = False
                 self._sender.send(stream)
-                whole = True
                 self._engines.set_version(str(version))
+                sound = True
             except BaseException:
                 self._disconnect()
                 with contextlib.suppress(Exception):
                     stream.drain()
-                if whole:
+                if sound:
                     self._engines.resume_after_failure()
                 raise
             self._engines.resume()

@@ -47,3 +47,11 @@ def test_a_wait_as_long_as_the_one_it_lies_in_is_refused_by_name(key: str, outer
 def test_a_phase_shorter_than_a_rollout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"limits.rollout_timeout is 3600 s.*limits.phase_timeout"):
         nested_waits(limits(phase_timeout=100.0), several_rounds=False)
+
+
+def test_a_request_must_outlast_a_synchronisation_where_episodes_play_on_meanwhile() -> None:
+    says = r"limits.sync_timeout is 500 s.*rollout.max_lag.*limits.request_timeout \(500 s\).*lower the first"
+    with pytest.raises(ValueError, match=says):
+        nested_waits(limits(sync=500, request_timeout=500.0), several_rounds=False, streams=True)
+    assert nested_waits(limits(sync=499, request_timeout=500.0), several_rounds=False, streams=True).sync == 499
+    assert nested_waits(limits(sync=900, request_timeout=500.0), several_rounds=False).sync == 900

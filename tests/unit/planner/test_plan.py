@@ -191,5 +191,7 @@ def test_the_launcher_refuses_what_megatron_and_vllm_would(
 
 def test_what_a_lag_overlaps_is_said(model: Any) -> None:
     for lag, said in ((0, False), (2, True)):
-        result = command("deepsearch_32b", model("qwen2.5-32b"), f"rollout.max_lag={lag}")
+        result = command(
+            "deepsearch_32b", model("qwen2.5-32b"), f"rollout.max_lag={lag}", "limits.sync_timeout=500"
+        )
         assert ("rollout.max_lag is 2: groups are played beside" in result.output) == said

@@ -225,7 +225,7 @@ def test_what_is_left_out_is_said(folder: Path, caplog: pytest.LogCaptureFixture
 def test_lag_without_a_correction_is_warned_of_once(
     folder: Path, caplog: pytest.LogCaptureFixture, overrides: tuple[str, ...], warnings: int
 ) -> None:
-    check_recipe(quickstart(folder, *overrides))
+    check_recipe(quickstart(folder, "limits.sync_timeout=200", *overrides))
     told = [record.message for record in caplog.records if "rollout.max_lag" in record.message]
     assert len(told) == warnings
     assert all("algorithm.correction=tis" in message for message in told)

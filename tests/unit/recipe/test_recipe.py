@@ -109,6 +109,11 @@ def test_defaults_are_the_papers() -> None:
         ("rollout.group_size=1", ["rollout.group_size is 1", "at least 2"]),
         ("rollout.replay_from=runs/x", ["rollout.replay_from is given with rollout.max_lag 0", "leave it out"]),
         ("rollout.keep_all_batches=true", ["rollout.keep_all_batches is given with rollout.max_lag 0"]),
+        (
+            "rollout={groups: 4, group_size: 4, max_lag: 1, keep_all_batches: true, replay_from: runs/x}",
+            ["rollout.keep_all_batches is true with rollout.replay_from runs/x", "leave rollout.keep_all"],
+        ),
+        ("rollout.max_lag=1", ["limits.sync_timeout is 600 s", "below limits.request_timeout", "lower the first"]),
         ("rollout.max_lag=-1", ["rollout.max_lag", "greater than or equal to 0"]),
         ("actor.max_tokens_per_microbatch=100", ["rollout.max_episode_tokens is 16384", "(100:"]),
         (

@@ -22,7 +22,7 @@ def recipe(dtype: str = "bfloat16", *, max_lag: int = 0, **limits: float) -> Rec
         "model": {"path": "models/x", "dtype": dtype},
         "environment": {"name": "deep_search"},
         "rollout": {"groups": 4, "group_size": 2, "max_lag": max_lag},
-        "limits": limits,
+        "limits": {"sync_timeout": 100} | limits,
     })  # fmt: skip
 
 
@@ -157,14 +157,14 @@ def test_with_a_lag_only_the_new_tokens_of_an_episode_are_judged() -> None:
     newer = torch.arange(OWN).repeat(len(URLS)) >= OWN // 2
     batch.policy_versions[:, 0] = 6
     batch.token_versions = torch.where(newer, 7, 6)
-    batch.experience.rollout_logprobs[~newer] -= 3.0
+    batch.experience.rollout_logprobs[~newer] -= 0.9
     metrics = check_agreement(batch, scores, 7, recipe(max_lag=1))
     assert metrics["policy/logprob_gap_mean"] == pytest.approx(float(gaps_of(batch, scores)[:, OWN // 2 :].mean()))
     assert metrics["policy/logprob_gap_checked"] == 0.5
 
 
 def test_where_no_token_is_new_the_guard_says_that_it_judged_nothing() -> None:
-    batch, scores = aged([1], off=5.0)
+    batch, scores = aged([1], off=0.9)
     metrics = check_agreement(batch, scores, 7, recipe(max_lag=1))
     assert metrics["policy/logprob_gap_checked"] == 0.0
     assert not {"policy/logprob_gap_mean", "policy/logprob_gap_max"} & set(metrics)
@@ -192,3 +192,24 @@ def test_an_engine_that_says_no_version_is_refused_at_the_first_steps_too() -> N
     batch.policy_versions[3, 0] = -1
     with pytest.raises(TrainingError, match="versions -1 to 0"):
         check_agreement(batch, scores, 0, recipe(max_lag=4))
+
+
+def test_an_engine_whose_tokens_are_all_old_is_held_to_a_limit_too() -> None:
+    """The others' tokens are new, so that their gaps are checked: those say nothing of it."""
+    batch, scores = aged([0])
+    batch.token_versions.view(len(URLS), -1)[11] = 6
+    of_engine(batch, 11).sub_(0.9)
+    check_agreement(batch, scores, 7, recipe(max_lag=1))
+    of_engine(batch, 11).sub_(0.2)
+    with pytest.raises(TrainingError, match=rf"log-probs of {URLS[11]} differ .* {OWN} tokens of older versions"):
+        check_agreement(batch, scores, 7, recipe(max_lag=1))
+
+
+@pytest.mark.parametrize("version", [-1, 5, 8])
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_a_token_of_another_version_is_refused_whatever_its_episode_says(version: int, max_lag: int) -> None:
+    """-1: no span of the engine covers it."""
+    batch, scores = played()
+    batch.token_versions[12 * OWN + 3] = version
+    with pytest.raises(TrainingError, match=rf"1 tokens are of policy versions .*\({URLS[12]}\)"):
+        check_agreement(batch, scores, 7, recipe(max_lag=max_lag))

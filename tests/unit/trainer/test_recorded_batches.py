@@ -149,3 +149,37 @@ def test_weights_are_told_of_once_the_engines_hold_them(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="an engine is gone"):
         ToldPublisher(Sender(fails=True), batches).publish(source, 1)
     assert service.told == [(0, None)]
+
+
+def test_a_batch_behind_a_gap_is_refused(tmp_path: Path) -> None:
+    _, batches = begun(tmp_path)
+    train(batches, 0, 5)
+    RunFolder(tmp_path).batch(4).unlink()
+    with pytest.raises(TrainingError, match=r"step_000004 is missing and .*step_000005 is there.*put the first"):
+        begun(tmp_path)[1].published(2)
+
+
+def test_a_found_batch_that_is_of_another_step_is_refused_when_it_is_trained_on(tmp_path: Path) -> None:
+    _, batches = begun(tmp_path)
+    train(batches, 0, 3)
+    again = begun(tmp_path)[1]
+    again.published(1)
+    RunFolder(tmp_path).batch(2).write_bytes(batch(2))
+    with pytest.raises(TrainingError, match="step_000002 is not the batch of step 2"):
+        again.rollout(1)
+    with pytest.raises(TrainingError, match="step_000002 is not the batch of step 2"):
+        ReplayedBatches(Service(), RunFolder(tmp_path)).rollout(1)  # type: ignore[arg-type]
+
+
+def test_batches_that_cannot_be_removed_are_told_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    _, batches = begun(tmp_path, keep=1)
+    train(batches, 0, 2)
+    (folder.checkpoints / "step_000002").mkdir(parents=True)
+    folder.batch(1).unlink()
+    folder.batch(1).mkdir()
+    batches.rollout(2)
+    assert folder.batch_steps()[-1] == 3
+    assert "step 2: batches that no checkpoint needs could not be removed" in caplog.text

@@ -180,6 +180,14 @@ def test_the_calls_of_a_publish_share_its_time(engines: list[Engine]) -> None:
     assert told.engines == [engines[0].url]
 
 
+def test_engines_that_hold_new_weights_under_the_old_version_stay_paused(engines: list[Engine]) -> None:
+    engines[1].refuses["update_weight_version"] = 500
+    publishing, _ = publisher(engines, blocks=False)
+    with failing("answered 500"):
+        publishing.publish(Source(), 1)
+    assert "resume" not in engines[0].asked + engines[1].asked
+
+
 def test_a_transfer_that_works_is_not_touched_and_runs_in_its_own_thread(engines: list[Engine]) -> None:
     publishing, native = publisher(engines, blocks=False)
     report = publishing.publish(Source(), 5)

@@ -168,3 +168,11 @@ def test_slots_refuse_what_cannot_be() -> None:
     slots.enter()
     with pytest.raises(ValueError, match="no slot is free: 1 groups are outstanding"):
         slots.enter()
+
+
+def test_an_episode_of_a_group_that_was_dropped_gives_it_no_slot() -> None:
+    slots = Slots(groups=1, max_lag=1, steps=9)
+    number = slots.enter()
+    slots.drop(number, "stale")
+    slots.began(number)
+    assert (slots.outstanding, slots.too_old()) == (0, [])

@@ -19,7 +19,8 @@ from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.episodes import Rollout
+from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
@@ -87,8 +88,9 @@ def engine(chat: ChatTokens) -> Any:
 
 
 def recipe(*overrides: str) -> Recipe:
-    few = ("rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2")
-    few += ("algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20")
+    few = ["rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2"]
+    few += ["algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20"]
+    few += ["limits.sync_timeout=1"]
     return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
 
 
@@ -273,7 +275,7 @@ def test_asked_again_for_a_step_the_stream_hands_over_the_same(chat: ChatTokens,
     asyncio.run(run())
 
 
-def test_no_episode_begins_during_an_evaluation_and_running_ones_go_on(
+def test_an_evaluation_gets_the_places_that_running_episodes_leave_and_no_other_begins(
     chat: ChatTokens, engine: StubEngine
 ) -> None:
     kinds = ["late", *["win"] * 40, "late"]
@@ -286,9 +288,11 @@ def test_no_episode_begins_during_an_evaluation_and_running_ones_go_on(
             await one.published(0)
             await until(lambda: "q0" in one.gates and begun() == 2)
             evaluating = asyncio.create_task(one.driver.evaluate("test_id", greedy=True))
-            await until(lambda: "q41" in one.gates)
+            await asyncio.sleep(0.2)
+            assert len(engine.bodies) == 2, "two episodes at once are all there may be"
             one.gates["q0"].set()
             await until(lambda: one.stream.ready == 1)
+            await until(lambda: "q41" in one.gates)
             await asyncio.sleep(0.1)
             assert begun() == 2, "those that had begun before"
             one.gates["q41"].set()
@@ -358,10 +362,119 @@ def test_seconds_are_counted_in_which_slots_alone_kept_engines_idle(chat: ChatTo
         async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
             await one.published(0)
             await one.batch(0)
+            began = time.monotonic()
             await asyncio.sleep(0.4)
             await one.published(1)
             second = await one.batch(1)
-            assert second.metrics["stream/idle_seconds"] >= 0.3
+            assert 0.3 <= second.metrics["stream/idle_seconds"] <= time.monotonic() - began
+
+    asyncio.run(run())
+
+
+def test_no_second_is_counted_in_which_the_trainer_waits_for_the_engines(
+    chat: ChatTokens, engine: StubEngine
+) -> None:
+    """All slots are taken meanwhile, and there is room for more episodes."""
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["late"] * 40, recipe()) as one:
+            await one.published(0)
+            waiting = asyncio.create_task(one.batch(0))
+            await until(lambda: len(one.gates) == 4)
+            await asyncio.sleep(0.5)
+            for gate in one.gates.values():
+                gate.set()
+            batch = await waiting
+            assert batch.metrics["stream/wait_seconds"] >= 0.5
+            assert batch.metrics["stream/idle_seconds"] < 0.1
+
+    asyncio.run(run())
+
+
+# What fails in the background
+
+
+@pytest.mark.parametrize("error", [TimeoutError("the questions' disk"), OSError("no such disk")])
+def test_a_source_that_fails_ends_the_run_and_is_named(
+    chat: ChatTokens, engine: StubEngine, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fails(*_: Any) -> list[Task]:
+        raise error
+
+    monkeypatch.setattr(InOrder, "sample", fails)
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            with pytest.raises(DriverError, match=f"broke off: {type(error).__name__}: {error}"):
+                await one.batch(0)
+            await one.published(1)
+            with pytest.raises(DriverError, match="broke off"):
+                await one.batch(0)
+            assert engine.bodies == []
+
+    asyncio.run(run())
+
+
+def test_a_group_that_cannot_be_judged_ends_the_run_and_no_other_enters(
+    chat: ChatTokens, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ArithmeticError("rewards that nobody can compare")
+
+    monkeypatch.setattr("megatron_empg.rollout.service.stream.reason_to_drop", fails)
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            with pytest.raises(DriverError, match="broke off: ArithmeticError: rewards that nobody"):
+                await one.batch(0)
+            await one.published(1)
+            await asyncio.sleep(0.2)
+            assert len(engine.bodies) <= 8, "those of the four groups that had entered"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [ArithmeticError("out of bounds"), asyncio.CancelledError("by itself")])
+def test_an_episode_that_breaks_its_player_ends_the_run(
+    chat: ChatTokens, engine: StubEngine, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Rollout, "play", fails)
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
+            await one.published(0)
+            with pytest.raises(DriverError, match=f"broke off: {type(error).__name__}"):
+                await one.batch(0)
+
+    asyncio.run(run())
+
+
+def test_a_group_that_is_too_old_and_fails_in_its_end_does_not_end_the_stream(
+    chat: ChatTokens, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Rollout.play
+
+    async def fails_when_it_is_ended(rollout: Rollout, group: Group, sample: int, step: int) -> Episode:
+        try:
+            return await play(rollout, group, sample, step)
+        except asyncio.CancelledError:
+            raise ArithmeticError("in the middle of it") from None
+
+    monkeypatch.setattr(Rollout, "play", fails_when_it_is_ended)
+
+    async def run() -> None:
+        async with streaming(chat, engine, ["late", *["win"] * 30], recipe()) as one:
+            for step in range(4):
+                await one.published(step)
+                batch = await one.batch(step)
+            assert batch.account is not None
+            assert batch.account.dropped == {"stale": 1}
+            assert batch.episodes == 4
 
     asyncio.run(run())
 
