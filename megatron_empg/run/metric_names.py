@@ -220,7 +220,8 @@ STREAM = Family(
         Metric(
             "stream/idle_seconds",
             "seconds",
-            "since the batch before, in which an episode could have been played and all slots were taken",
+            "since the batch before, in which an episode could have been played, all slots were taken and the "
+            "trainer did not wait for a batch",
             "near 0 where playing takes longer than training; else a larger `rollout.max_lag` plays more",
             by_clock=True,
         ),
@@ -253,7 +254,8 @@ AGREEMENT = Family(
             "policy/logprob_gap_checked",
             "share",
             "`rollout.max_lag`: own tokens that the trained version sampled, which alone are in the four others; "
-            "0 where they are fewer than 256: then nothing was held against the limits, and those four are absent",
+            "0 where they are fewer than 256: then no token was held to `limits.logprob_gap`, only each engine's "
+            "older ones to 1 nat, and those four are absent",
             "above 0 now and then",
         ),
         Metric(
