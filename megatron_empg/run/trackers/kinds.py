@@ -14,5 +14,10 @@ KINDS = (WANDB, MLFLOW, SWANLAB, TRACKIO)
 
 def asked_for(logging: SftLoggingConfig) -> list[tuple[TrackerKind, str]]:
     """Each tracker with the project that its key names."""
-    projects = [(kind, getattr(logging, kind.key)) for kind in KINDS]
+    projects = (
+        (WANDB, logging.wandb),
+        (MLFLOW, logging.mlflow),
+        (SWANLAB, logging.swanlab),
+        (TRACKIO, logging.trackio),
+    )
     return [(kind, project) for kind, project in projects if project is not None]

@@ -20,6 +20,7 @@ NEEDED = {
     "environments": [],
     "index": ["a", "b"],
     "evaluate": ["recipe.yaml"],
+    "watch": ["a"],
 }
 
 

@@ -249,6 +249,9 @@ class Misbehaving(AlfWorld):
     def worker_python(cls, settings):
         return None
 
+    def warm_up(self):
+        """It has no engine to load."""
+
     def world(self, task):
         return Bad()
 

@@ -28,6 +28,7 @@ NOT_DECIDING = {
     "evaluation.every", "evaluation.questions", "evaluation.splits", "evaluation.greedy",
     # How training asks, and how many episodes are in flight.
     "rollout.groups", "rollout.group_size", "rollout.temperature", "rollout.concurrency",
+    "rollout.max_lag", "rollout.keep_all_batches", "rollout.replay_from",
     # Where a run goes, how long, and what is kept.
     "run.folder", "run.steps", "run.checkpoint_every", "run.keep_checkpoints",
 }  # fmt: skip

@@ -14,6 +14,8 @@ from megatron_empg.recipe import RecipeError
 
 ROOT = Path(__file__).parents[4]
 SMALL = ("rollout.groups=2", "rollout.group_size=2")
+LAGGED = "limits.sync_timeout=300"
+"""A recipe whose episodes play on while weights are sent must send them within a request's time."""
 
 
 def command(*arguments: str, recipe: str = "deepsearch_32b") -> Any:
@@ -26,13 +28,13 @@ def lags(*arguments: str) -> list[int]:
 
 def test_the_lag_is_the_recipes_unless_another_is_given() -> None:
     assert lags() == [0]
-    assert lags("rollout.max_lag=2") == [0, 1, 2]
-    assert lags("rollout.max_lag=2", "--max-lag", "1") == [0, 1]
-    assert lags("rollout.max_lag=2", "--max-lag", "0") == [0]
+    assert lags("rollout.max_lag=2", LAGGED) == [0, 1, 2]
+    assert lags("rollout.max_lag=2", LAGGED, "--max-lag", "1") == [0, 1]
+    assert lags("rollout.max_lag=2", LAGGED, "--max-lag", "0") == [0]
 
 
 def test_lags_are_rows_and_the_recipes_lag_is_said() -> None:
-    result = command("--simulate", "--max-lag", "3", "rollout.max_lag=1")
+    result = command("--simulate", "--max-lag", "3", "rollout.max_lag=1", LAGGED)
     assert result.exit_code == 0, result.output
     plain = " ".join(result.output.split())
     assert "rollout.max_lag of the recipe is 1." in plain
