@@ -131,8 +131,8 @@ PROGRAM = [
     Mutation(
         "episodes that ended in an error trained as reward 0",
         "megatron_empg/rollout/service/collect.py",
-        '        usable = [e for e in episodes if e.outcome != "error" and e.turns]\n        rewarded',
-        "        usable = [e for e in episodes if e.turns]\n        rewarded",
+        'usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]',
+        "usable = [episode for episode in episodes if episode.turns]",
         "tests/unit/rollout/service/test_collect.py::test_errors_never_train_and_leave_the_rest_of_their_group",
         r"assert",
     ),
