@@ -54,8 +54,9 @@ test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; 
 test-environments: setup-environments  ## real engines of ALFWorld, ScienceWorld, WebShop, and recipes on them: six minutes
 	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest $(SPREAD) tests/environments tests/recipes/test_worlds.py
 
-test-environments-all: setup-environments  ## every recipe of a world killed, resumed, exported and evaluated: half an hour
+test-environments-all: setup-environments  ## every recipe of a world killed, resumed, exported and evaluated, real steps beside float64: over half an hour
 	RECIPES_ALL=1 EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest $(SPREAD) tests/recipes/test_worlds.py
+	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest -m slow tests/environments
 
 setup-environments: setup
 	$(BIN)/pip install --quiet --no-deps -r requirements-environments.txt

@@ -27,6 +27,7 @@ from megatron_empg.run.checkpoint_folders import step_folder
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worlds_reference")]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5
 SMALL = {
@@ -104,7 +105,8 @@ def alfworld_run(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("alfworld_reference")
     games = folder / "games"
     generate(games, train=4, kinds="pick_and_place_simple", rooms="bathroom")
-    return run("alfworld_miniature", folder, **{"environment.settings.data": games})
+    # Its policy rarely wins: at this temperature some turns cannot be read and cost something, so groups differ.
+    return run("alfworld_miniature", folder, **{"environment.settings.data": games, "rollout.temperature": 1.5})
 
 
 @pytest.fixture(params=["scienceworld_run", "alfworld_run"])
