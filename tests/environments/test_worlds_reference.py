@@ -105,8 +105,7 @@ def alfworld_run(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("alfworld_reference")
     games = folder / "games"
     generate(games, train=4, kinds="pick_and_place_simple", rooms="bathroom")
-    # Its policy rarely wins: at this temperature some turns cannot be read and cost something, so groups differ.
-    return run("alfworld_miniature", folder, **{"environment.settings.data": games, "rollout.temperature": 1.5})
+    return run("alfworld_miniature", folder, **{"environment.settings.data": games})
 
 
 @pytest.fixture(params=["scienceworld_run", "alfworld_run"])
@@ -129,6 +128,9 @@ def test_loss_and_entropies_of_real_steps_equal_the_reference(recorded: Recorded
     spread, moved = [], []
     for step in range(STEPS):
         batch, logged = recorded.batch(step), recorded.logged(step)
+        if not batch.experience.samples:  # DAPO found no group whose rewards differ
+            assert logged["train/idle"] == 1
+            continue
         before, after = recorded.weights(step), recorded.weights(step + 1)
         give(model, before)
         made = step_by_hand(model, adam, batch, recipe, step)
@@ -138,6 +140,7 @@ def test_loss_and_entropies_of_real_steps_equal_the_reference(recorded: Recorded
         assert distance(dict(model.named_parameters()), after) < 1e-3 * distance(before, after)
         spread.append(max(made.turn_entropies) - min(made.turn_entropies))
         moved.append(abs(made.loss))
+    assert len(moved) >= 3, "too few steps had something to learn from"
     assert min(spread) > 0.1, "turns of equal entropy would tell nothing"
     assert max(moved) > 1e-3
 
@@ -166,5 +169,6 @@ def test_the_runs_take_the_paths_to_be_proved(scienceworld_run: Recorded, alfwor
     assert scienceworld_run.recipe.algorithm.modulation.name == "empg"
     for recorded in (scienceworld_run, alfworld_run):
         assert recorded.recipe.actor.tensor_parallel == 2
-        turns = [len(sample.turns) for sample in recorded.batch(0).experience.samples]
+        batches = [recorded.batch(step) for step in range(STEPS)]
+        turns = [len(sample.turns) for batch in batches for sample in batch.experience.samples]
         assert set(turns) == {1}, "each turn reads a prompt of its own"
