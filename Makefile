@@ -14,8 +14,6 @@ PIP312 := $(VENV312)/bin/pip install --quiet --no-compile
 SHELL_SCRIPTS := .ci/run $(wildcard slurm/*.sh) tests/slurm/install $(addprefix tests/slurm/stand_ins/,enter apptainer/apptainer pyxis/srun)
 TESTS312 := $(filter-out %_gpu.py,$(wildcard tests/distributed/test_actor_*.py)) tests/distributed/test_checkpoints.py \
   tests/unit/upstream
-# Tests that share an engine stay in one process (tests/environments/conftest.py); recipes go where there is room.
-SPREAD := --numprocesses 2 --dist loadgroup
 # How ALFWorld's engine has its PDDL planner compiled. Steps take as long as with the planner's own flags, which are -O3
 # and debug information (bench/alfworld.py), and compiling takes two thirds of the time. CXX_FLAGS is CMake's name.
 PLANNER_FLAGS := CXX_FLAGS=-O1\ -DNDEBUG\ -std=c++11\ -fPIC
@@ -52,10 +50,11 @@ test-slurm-slow: setup  ## lost nodes and GPUs, the time limit, a hanging rank; 
 	@tests/slurm/install && $(BIN)/python -m pytest -m slow tests/slurm
 
 test-environments: setup-environments  ## real engines of ALFWorld, ScienceWorld, WebShop, and recipes on them: six minutes
-	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest $(SPREAD) tests/environments tests/recipes/test_worlds.py
+	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/environments
+	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/recipes/test_worlds.py
 
 test-environments-all: setup-environments  ## every recipe of a world killed, resumed, exported and evaluated, real steps beside float64: over half an hour
-	RECIPES_ALL=1 EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest $(SPREAD) tests/recipes/test_worlds.py
+	RECIPES_ALL=1 EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/recipes/test_worlds.py
 	EMPG_TEST_ENVIRONMENTS=$${CI:+1} $(BIN)/python -m pytest -m slow tests/environments
 
 setup-environments: setup

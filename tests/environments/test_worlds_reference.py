@@ -27,7 +27,7 @@ from megatron_empg.run.checkpoint_folders import step_folder
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.weights.mapping.model_config import ModelConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worlds_reference")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5
 SMALL = {
