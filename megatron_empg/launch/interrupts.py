@@ -16,7 +16,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Before the run trains, an interrupt ends it. Once it does, the first one asks it to end after the running
+    """Before the first step, an interrupt ends the run: also while engines start, the first questions are played
+    and the first evaluation goes on, since nothing is lost by it. Once a step runs, the first one asks it to end after the running
     step, with a checkpoint, and the next one ends it. While its processes are ended or started again, the first
     one ends it as before.
 

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_empg.launch.attempt import Senses
+from megatron_empg.launch.doing import DoingShown
 from megatron_empg.launch.local_parts import check_machine, driver_part, engine_parts, trainer_part
 from megatron_empg.launch.local_runner import LaunchError, LocalRunner, processes_of
+from megatron_empg.launch.parts import Part
 from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.launch.restart import Action, AttemptEnd, Means, most_restarts
 from megatron_empg.launch.supervisor import Stage, Supervisor
@@ -24,6 +26,7 @@ from megatron_empg.recipe.check import check_recipe
 from megatron_empg.recipe.identity import take_up
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metrics import read_metrics
+from megatron_empg.run.playing import evaluation_pass
 from megatron_empg.run.progress import Progress
 
 POLL_SECONDS = 0.2
@@ -40,13 +43,14 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
     folder = take_up(recipe)
     if _told_finished(folder, recipe.run.steps):
         return _report(folder)
+    logged = _size(folder.metrics)
     with processes_of(folder) as runner:
         try:
             _supervise(recipe, folder, runner)
         finally:
             runner.interrupts.ignore()
             runner.stop()
-            if runner.interrupts.training:
+            if runner.interrupts.training or _size(folder.metrics) != logged:
                 _report_if_it_can_be_written(folder)
     return folder.report
 
@@ -97,19 +101,27 @@ class LocalSite:
         self.run_folder = folder.root
         self.most_restarts = most_restarts(os.environ)
         self._recipe, self._folder, self._runner, self._steps = recipe, folder, runner, steps
+        self._doing = DoingShown(folder, steps.progress, _passes(recipe))
+        self._steps_before = steps.last
 
     def stages(self, number: int) -> Sequence[Stage]:
         """Everything at once: the trainer waits for the engines itself. What an earlier start's ranks said of
         themselves is taken away, as they may have been killed, and there may be fewer now."""
         shutil.rmtree(self._folder.heartbeats, ignore_errors=True)
         self._runner.interrupts.start()
+        self._steps_before = self._steps.last
+        parts = self._parts()
+        self._doing.start(parts)
+        return [parts]
+
+    def _parts(self) -> list[Part]:
         plan = plan_of(self._recipe, starts_services=False)
         if not isinstance(self._recipe, Recipe):
-            return [[trainer_part(plan)]]
+            return [trainer_part(plan)]
         engines = engine_parts(self._recipe)
         urls = [url for engine in engines for url in engine.addresses]
         driver = driver_part(plan, urls)
-        return [[*engines, driver, trainer_part(plan, driver.addresses[0], urls)]]
+        return [*engines, driver, trainer_part(plan, driver.addresses[0], urls)]
 
     def checkpoint(self) -> int:
         return self._folder.last_checkpoint()
@@ -129,11 +141,15 @@ class LocalSite:
         return Means(most_restarts=self.most_restarts)
 
     def serving(self) -> None:
-        """From now on the first interrupt asks the trainer to end in order."""
-        self._runner.interrupts.train(self._folder.stop, self._steps.progress.note)
+        self._doing.serve()
 
     def look(self) -> None:
+        """Show steps, and what is done beside them. In a step, the first interrupt waits for its end; before the
+        first one nothing would be lost, and an evaluation may take long."""
         self._steps.show()
+        beat = self._doing.look(logged=self._steps.last > max(self._steps_before, 0))
+        if beat is not None and beat.step > 0:
+            self._runner.interrupts.train(self._folder.stop, self._steps.progress.note)
 
     def say(self, line: str) -> None:
         self._steps.progress.note(line)
@@ -157,7 +173,7 @@ class StepsShown:
 
     def show(self) -> None:
         """Those that were logged since the last call."""
-        size = self._folder.metrics.stat().st_size if self._folder.metrics.exists() else 0
+        size = _size(self._folder.metrics)
         if size == self._size:
             return
         self._size = size
@@ -173,8 +189,20 @@ class StepsShown:
         """Say so where the run ended before its last step."""
         if self._shown < self._total:
             self.progress.note(
-                f"ended after step {self._shown} of {self._total}; the same command goes on from there"
+                f"ended after step {max(self._shown, 0)} of {self._total}; the same command goes on from there"
             )
+
+
+def _passes(recipe: Recipe | SftRecipe) -> list[str]:
+    """Those of an evaluation, in their order; a warm-up has none."""
+    if not isinstance(recipe, Recipe):
+        return []
+    return [evaluation_pass(split, greedy=greedy) for split, greedy in recipe.evaluation.grid()]
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where there is no file."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _report(folder: RunFolder) -> Path:

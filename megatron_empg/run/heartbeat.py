@@ -113,10 +113,15 @@ def dump(folder: Path, rank: int) -> None:
 
 def read_beats(folder: Path, since: float = 0.0) -> list[Beat]:
     """All ranks' last heartbeats, without those from before `since`, in seconds since 1970 by the file system."""
-    found = []
-    for path in RunPaths(folder).all_heartbeats():
-        with suppress(OSError, ValueError, TypeError):  # being replaced, or left from another version
-            if path.stat().st_mtime < since:
-                continue
-            found.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
-    return found
+    found = [read_beat(path, since) for path in RunPaths(folder).all_heartbeats()]
+    return [beat for beat in found if beat is not None]
+
+
+def read_beat(path: Path, since: float = 0.0) -> Beat | None:
+    """One rank's last heartbeat; None where there is none from after `since`."""
+    try:
+        if path.stat().st_mtime < since:
+            return None
+        return Beat(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None  # being replaced, or left from another version

@@ -55,6 +55,8 @@ class RunPaths:
         self.flight_recorder = self.root / "flight_recorder"
         """What the ranks were at when one of them hung: stacks, and the last collectives."""
         self.heartbeats = self.root / "heartbeats"
+        self.playing = self.heartbeats / "playing.json"
+        """How many of the episodes that are played at this moment are over; there while some are played."""
         self.dump_request = self.heartbeats / "DUMP"
         """Made by the watchdog: every rank is to write what it is at to `flight_recorder`."""
 

@@ -67,6 +67,11 @@ class Progress:
         """Print a message between the steps' lines."""
         self.console.print(text, markup=False)
 
+    def note_without_terminal(self, text: str) -> None:
+        """Print a message where no live line says it."""
+        if self._bar is None:
+            self.note(text)
+
     def finish_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Print a finished step's line, and one for an evaluation if there was one. Missing metrics show as -."""
         if any(metrics.get(name) is not None for _, name, _ in COLUMNS):

@@ -94,29 +94,35 @@ class Training:
         self.phases.enter("sync")
         self._publish(self.first)
         if self.first == 0:
-            self._probe()
-            self._write(0, self._evaluate())
-        saved = self.first
-        for step in range(self.first, steps):
-            metrics = self._step(step)
+            self._look_before_training()
+        saved = done = self.first
+        stop = self._asked_to_stop()
+        while done < steps and not stop:
+            metrics = self._step(done)
             if self.checkpoints.saving:
                 with self.phases.checkpoint():
                     self.checkpoints.poll()
-            done, stop = step + 1, self._agree(self.folder.stop.exists())
+            done += 1
             if self._evaluation_due(done):
                 metrics |= self._evaluate()
             self._write(done, metrics)
+            stop = self._asked_to_stop()  # also when it was asked while the evaluation went on
             if done % every == 0 or done == steps or stop:
                 with self.phases.checkpoint():  # after the step's metrics are written, so that no step lacks them
                     self.checkpoints.save(done)
                 saved = done
-            if stop:
-                break
         self.checkpoints.wait()
         if saved == steps:
             self._export()
         if self.writer:
             self.writer.close()
+
+    def _look_before_training(self) -> None:
+        """The first questions and the first evaluation, but for what is left out when the run is asked to stop:
+        a run without a checkpoint does both again when it goes on."""
+        self._probe()
+        if not self._asked_to_stop():
+            self._write(0, self._evaluate())
 
     def _step(self, step: int) -> dict[str, float]:
         recipe, actor = self.recipe, self.actor
@@ -280,6 +286,10 @@ class Training:
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.writer:
             self.writer.write(step, metrics)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether the file STOP is there for rank 0; every rank asks at once."""
+        return self._agree(self.folder.stop.exists())
 
     def _agree(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""

@@ -33,6 +33,7 @@ from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream, Taken
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.playing import FIRST_QUESTIONS, evaluation_pass, told_while_playing
 from megatron_empg.run.timeline import Span
 
 _log = logging.getLogger(__name__)
@@ -159,10 +160,16 @@ class Driver:
         tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
         groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
         sampling = Sampling(temperature=0.0 if greedy else settings.temperature)
-        async with self._aside():
-            episodes = await self.rollout.run_group_batch(
-                groups, EVALUATION_STEP, sampling=sampling, timeout=self._time_to_play
-            )
+        what = evaluation_pass(split, greedy=greedy)
+        with told_while_playing(self.config.folder, what, len(groups)) as playing:
+            async with self._aside():
+                episodes = await self.rollout.run_group_batch(
+                    groups,
+                    EVALUATION_STEP,
+                    sampling=sampling,
+                    timeout=self._time_to_play,
+                    on_episode=playing.one_more,
+                )
         refuse_errors(episodes, self.config.limits.max_error_share, f"evaluation of {split}")
         by_kind: dict[str, list[bool]] = {}
         for task, episode in zip(tasks, episodes, strict=True):
@@ -186,8 +193,11 @@ class Driver:
         seed = derive_seed(self.config.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
         groups = _groups(tasks, 1, Counter())
-        async with self._aside():
-            episodes = await self.rollout.run_group_batch(groups, PROBE_STEP, timeout=self.config.waits.round)
+        with told_while_playing(self.config.folder, FIRST_QUESTIONS, len(groups)) as playing:
+            async with self._aside():
+                episodes = await self.rollout.run_group_batch(
+                    groups, PROBE_STEP, timeout=self.config.waits.round, on_episode=playing.one_more
+                )
         await self._write("probe", "Before the first step", tasks, episodes)
         refuse_errors(episodes, self.config.limits.max_error_share, "before the first step")
         refuse_malformed(episodes, "before the first step")

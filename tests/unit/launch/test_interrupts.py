@@ -1,11 +1,13 @@
 """An interrupt at any moment of a run's start: a plain end, one line, no process left. With stand-in processes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from megatron_empg.launch.interrupts import Interrupted, Interrupts
 from megatron_empg.launch.local_runner import LaunchError, processes_of
 from megatron_empg.launch.parts import Part
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.heartbeat import Beat
 
 RECIPE = Path("recipes/quickstart.yaml")
 Started = list["subprocess.Popen[bytes]"]
@@ -163,20 +166,56 @@ def test_what_a_process_leaves_behind_ends_too(started: Started, tmp_path: Path)
     assert alive(started) == []
 
 
-def test_once_engines_are_there_the_first_interrupt_waits_for_the_step_and_the_second_does_not(
+def says(folder: Path, phase: str, step: int) -> None:
+    """What the trainer's first rank would write."""
+    heartbeat = RunFolder(folder).heartbeat(0)
+    heartbeat.parent.mkdir(exist_ok=True)
+    heartbeat.write_text(json.dumps(asdict(Beat(0, "node", 1, 1, step, phase, 0, "x", 900.0))), encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["start", "sync", "rollout", "evaluate"])
+def test_before_the_first_step_an_interrupt_ends_the_run_at_once_though_all_serve(
+    phase: str, number: int, started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The first questions and the first evaluation take minutes, and the trainer looks for STOP after them."""
+    polls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        says(tmp_path / "run", phase, 0)
+        if len(polls) == 3:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(launch, "Senses", lambda: Senses(time.monotonic, sleep, lambda *_: True))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "run")
+    assert ended.value.code == 128 + number
+    assert len(polls) == 3
+    assert alive(started) == []
+    assert not (tmp_path / "run/STOP").exists()
+    printed = capsys.readouterr()
+    assert "ending after this step" not in printed.out
+    assert printed.err == "interrupted: all processes have ended; the same command goes on after step 0\n"
+
+
+def test_in_a_step_the_first_interrupt_waits_for_its_end_and_the_second_does_not(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     polls: list[bool] = []
 
     def sleep(_: float) -> None:
+        says(tmp_path / "run", "rollout", 1)
         polls.append((tmp_path / "run/STOP").exists())
-        signal.raise_signal(signal.SIGINT)
+        if len(polls) > 1:
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(launch, "Senses", lambda: Senses(time.monotonic, sleep, lambda *_: True))
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run")
     assert ended.value.code == 130
-    assert polls == [False, True]
+    assert polls == [False, False, True]
     assert alive(started) == []
     printed = capsys.readouterr()
     assert "ending after this step, with a checkpoint; interrupt again to end now" in printed.out
@@ -195,6 +234,8 @@ def test_in_a_restart_the_first_interrupt_ends_the_run(
     def sleep(seconds: float) -> None:
         sleeps.append(seconds)
         if len(sleeps) == 1:  # all serve
+            says(tmp_path / "run", "rollout", 1)
+        elif len(sleeps) == 2:
             started[-1].kill()
             started[-1].wait()
         elif len(started) > 4:

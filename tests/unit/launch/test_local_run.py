@@ -52,11 +52,17 @@ wait_for_the_others()
 done = max([int(path.name[5:]) for path in run.glob("checkpoints/step_*")], default=0)
 (run / "heartbeats").mkdir(exist_ok=True)
 atexit.register((run / "heartbeats/rank_0.json").unlink)
-(run / "heartbeats/rank_0.json").write_text(json.dumps({"phase": "update"}))
+
+def say(step, phase):
+    place = {"rank": 0, "node": "here", "pid": 1, "beat": 1, "step": step, "phase": phase, "collectives": 0}
+    (run / "heartbeats/rank_0.json").write_text(json.dumps({**place, "where": "x", "limit": 900.0}))
+
+say(done, "sync")
 path = run / "metrics.jsonl"
 lines = path.read_text().splitlines()[:done] if path.exists() else []
 path.write_text("".join(line + chr(10) for line in lines))
 for step in range(done + 1, steps + 1):
+    say(step, "rollout")
     time.sleep(0.3)
     wait_for_the_others()
     with path.open("a") as file:
@@ -260,6 +266,18 @@ def test_the_file_stop_ends_a_run_whose_process_is_killed(
     assert "of 6; the same command goes on from there" in printed
     assert "trainer was ended by SIGKILL; not started again, as its end was asked for; newest" in printed
     assert f"logs in {tmp_path / 'logs'}" in printed.split("not started again")[1]
+
+
+def test_a_run_says_what_it_does_until_its_first_step_is_logged(
+    stand_ins: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    heading = next(place for place, line in enumerate(said) if line.split()[:2] == ["step", "reward"])
+    before, after = said[:heading], said[heading:]
+    assert "starting engine_0, driver, trainer" in before
+    assert "playing the episodes of step 1" in before
+    assert not [line for line in after if "playing" in line or "starting" in line]
 
 
 def test_who_asks_for_the_end_is_told_that_steps_are_lost(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
