@@ -12,6 +12,9 @@ TAIL = (1 - CONFIDENCE) / 2
 NORMAL = NormalDist().inv_cdf(1 - TAIL)
 """Standard deviations from the middle to an end."""
 
+WIDE = 0.05
+"""Half of an interval above which a share of success is said with it."""
+
 
 @dataclass(frozen=True)
 class Interval:

@@ -27,6 +27,9 @@ MAY_CHANGE = frozenset(marked_keys(Recipe, Mark.MAY_CHANGE) | marked_keys(SftRec
 BY_CONTENT = frozenset({"model.path"})
 """Keys whose text may change but not what lies there; so with the environment's files."""
 
+OF_A_REPLAY = frozenset({"rollout.replay_from"})
+"""Keys in which a replay differs from what it replays."""
+
 SETTINGS = "environment.settings."
 """What the keys of an environment's settings begin with."""
 
@@ -59,10 +62,12 @@ def take_up(recipe: Recipe | SftRecipe) -> RunFolder:
 
 
 def require_same_run(recipe: Recipe | SftRecipe, *, model: bool = True) -> None:
-    """Raise RecipeError if the recipe's run folder holds a run that cannot go on under it; names every difference.
+    """Raise RecipeError if the recipe's run folder holds a run that cannot go on under it, or if the run whose
+    batches it replays is of another recipe; names every difference.
 
     Reads alone. `model`: compare the model too, which is not at its place before a job has converted it.
     """
+    _require_same_as_replayed(recipe, model)
     folder = RunFolder(recipe.run.folder)
     if recipe.model.path.resolve() == folder.policy.resolve():
         raise RecipeError(
@@ -82,6 +87,27 @@ def require_same_run(recipe: Recipe | SftRecipe, *, model: bool = True) -> None:
             f"run.folder: {folder.root} holds a run that cannot go on under this recipe:\n"
             + "\n".join(f"  - {fault}" for fault in faults)
             + "\nGive another run.folder, or set these back; docs/runs.md lists what may change"
+        )
+
+
+def _require_same_as_replayed(recipe: Recipe | SftRecipe, model: bool) -> None:
+    """Raise RecipeError if `rollout.replay_from` is given and its run's batches would give other numbers here."""
+    if not isinstance(recipe, Recipe) or recipe.rollout.replay_from is None:
+        return
+    folder = RunFolder(recipe.rollout.replay_from)
+    if _recorded_recipe(folder) is None:
+        raise RecipeError(
+            f"rollout.replay_from is {folder.root}, where there is no {folder.recipe.name} of a run: give the "
+            "folder of a run with rollout.max_lag, or leave it out"
+        )
+    faults = [*_other_kind(folder, recipe)]
+    faults = faults or [*_other_keys(folder, recipe, besides=OF_A_REPLAY), *_other_files(folder, recipe, model)]
+    if faults:
+        raise RecipeError(
+            f"rollout.replay_from: the run in {folder.root} is of another recipe, so its batches would be trained "
+            "on with other numbers than its own:\n"
+            + "\n".join(f"  - {fault}" for fault in faults)
+            + "\nSet these back, or replay another run; docs/runs.md lists what may change"
         )
 
 
@@ -221,8 +247,11 @@ def _keys_that_are_gone(recorded: Mapping[str, Any]) -> list[str]:
     return [key for key in (*MOVED_SECTIONS, *MOVED_KEYS) if key.removeprefix("algorithm.") in known]
 
 
-def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
-    """By recipe.yaml, and by the newest checkpoint, whose manifest says what it was trained with."""
+def _other_keys(
+    folder: RunFolder, recipe: Recipe | SftRecipe, besides: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    """By recipe.yaml, and by the newest checkpoint, whose manifest says what it was trained with. `besides`: keys
+    that may be others."""
     name = recipe.environment.name
     places = [SETTINGS + key for key in sorted(place_settings(name))]
     given = flat(recipe.model_dump(mode="json"), type(recipe))
@@ -231,7 +260,7 @@ def _other_keys(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
         if recorded is None:
             continue
         for key, old, new in differences(recorded, recipe, _recorded_defaults(folder)):
-            if may_change(key) or key in BY_CONTENT | named or names_a_place(key, places):
+            if may_change(key) or key in BY_CONTENT | besides | named or names_a_place(key, places):
                 continue
             named.add(key)
             by_default = ", the default of this release: give it as it was" if key not in given else ""

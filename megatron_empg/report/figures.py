@@ -6,7 +6,7 @@ A figure whose series was not logged is None and is left out.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_empg.common.wilson import wilson
+from megatron_empg.common.wilson import WIDE, wilson
 from megatron_empg.report import svg
 from megatron_empg.report.data import RunData, part, quantile, ranges, thin
 from megatron_empg.report.figure import Figure, figure, smoothed
@@ -27,7 +27,9 @@ def evaluation(run: RunData, name: str = "Success on held-out questions") -> Fig
         if len(likely) > 1:
             bands.append(svg.Band("", likely, colour, 0.13))
     shaded = " Shaded: 95% interval of sampled success over the questions asked." if bands else ""
-    caption = "Share of fixed questions answered exactly, with sampled or greedy decoding." + shaded
+    caption = (
+        "Share of fixed questions answered exactly, with sampled or greedy decoding." + shaded + _how_sure(run)
+    )
     return figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
 
 
@@ -41,6 +43,18 @@ def _likely(run: RunData, split: str) -> list[tuple[float, float, float]]:
             interval = wilson(round(rate * count), count)
             found.append((step, interval.low, interval.high))
     return found
+
+
+def _how_sure(run: RunData) -> str:
+    """What the fewest questions of a split can say of one share, where that is little; else nothing."""
+    asked = [int(count) for split, _ in SPLITS for _, count in run.series(f"eval/{split}/sampled_questions")]
+    fewest = min((count for count in asked if count), default=0)
+    if not fewest:
+        return ""
+    half = wilson(fewest // 2, fewest).half_width
+    if half <= WIDE:
+        return ""
+    return f" {fewest} questions tell a share of 50% to ± {100 * half:.0f} points (95% interval) each time."
 
 
 def training(run: RunData) -> Figure | None:

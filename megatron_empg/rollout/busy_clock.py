@@ -1,4 +1,4 @@
-"""How long something has been at work, where several things may ask for it at once."""
+"""How long something has been the case: that anything is at work, or any other condition."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,29 +6,49 @@ from contextlib import contextmanager
 
 
 class BusyClock:
-    """Counts the seconds in which at least one piece of work was under way. `clock`: seconds, of any beginning."""
+    """Adds up the seconds in which a condition held.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Without a `condition` it is that at least one piece of `work` is under way; of any other one `note` is told
+    before anything changes that it depends on. `clock`: seconds, of any beginning.
+    """
+
+    def __init__(
+        self, condition: Callable[[], bool] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._condition = condition or self._works
         self._clock = clock
         self._at_work = 0
-        self._since = 0.0
-        self._ended = 0.0
+        self._noted = clock()
+        self._seconds = 0.0
 
     @contextmanager
     def work(self) -> Iterator[None]:
         """One piece of work; it ends however the block does."""
-        if self._at_work == 0:
-            self._since = self._clock()
+        self.note()
         self._at_work += 1
         try:
             yield
         finally:
+            self.note()
             self._at_work -= 1
-            if self._at_work == 0:
-                self._ended += self._clock() - self._since
+
+    def note(self) -> None:
+        """What holds now has held since the last note."""
+        now = self._clock()
+        if self._condition():
+            self._seconds += now - self._noted
+        self._noted = now
+
+    def restart(self) -> None:
+        """Count from 0 again."""
+        self.note()
+        self._seconds = 0.0
 
     @property
     def seconds(self) -> float:
-        """Until now, work that goes on included."""
-        going_on = self._clock() - self._since if self._at_work else 0.0
-        return self._ended + going_on
+        """Until now."""
+        self.note()
+        return self._seconds
+
+    def _works(self) -> bool:
+        return self._at_work > 0

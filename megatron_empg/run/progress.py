@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from megatron_empg.common.wilson import WIDE, wilson
+
 HEADER_EVERY = 20
 PHASES = ("rollout", "score", "update", "sync")
 # Heading, metric, and how its value is written, in reading order.
@@ -112,19 +114,40 @@ def step_line(step: int, total: int, metrics: Mapping[str, Any]) -> str:
 
 
 def evaluation_line(step: int, metrics: Mapping[str, Any]) -> str:
-    """``evaluation at step 10: test_id sampled 41.0%, greedy 55.0%; test_ood ...``; empty without one."""
+    """``evaluation at step 10: test_id sampled 41.0%, greedy 55.0%; test_ood ...``; empty without one.
+
+    A share of few questions says how sure it is: ``sampled 41.0% ± 12 points (60 questions)``.
+    """
     splits: dict[str, list[str]] = {}
     for name, value in metrics.items():
         kind, _, rest = name.partition("/")
         split, _, decoding = rest.partition("/")
         if kind == "eval" and decoding in ("sampled", "greedy") and value is not None:
-            splits.setdefault(split, []).append(f"{decoding} {value:.1%}")
+            sure = _how_sure(value, metrics.get(f"{name}_questions"))
+            splits.setdefault(split, []).append(f"{decoding} {value:.1%}{sure}")
     shown = [f"{split} {', '.join(values)}" for split, values in splits.items()]
     if metrics.get("validation/loss") is not None:
-        sure = metrics.get("validation/correct_surely")
-        loss = f"held-out walkthroughs: loss {metrics['validation/loss']:.4f}"
-        shown.append(loss + ("" if sure is None else f", sure tokens {sure:.1%}"))
+        shown.append(_validation(metrics))
     return f"evaluation at step {step}: {'; '.join(shown)}" if shown else ""
+
+
+def _how_sure(share: float, questions: float | None) -> str:
+    """Half of the share's interval of 95%, where it is wide; nothing where it is narrow, or nobody says how many
+    questions were asked."""
+    if not questions:
+        return ""
+    count = round(questions)
+    half = wilson(round(share * count), count).half_width
+    if half <= WIDE:
+        return ""
+    return f" ± {100 * half:.0f} points ({count} questions)"
+
+
+def _validation(metrics: Mapping[str, Any]) -> str:
+    """The line's part of a supervised warm-up."""
+    loss = f"held-out walkthroughs: loss {metrics['validation/loss']:.4f}"
+    surely = metrics.get("validation/correct_surely")
+    return loss if surely is None else f"{loss}, sure tokens {surely:.1%}"
 
 
 def duration(seconds: float) -> str:

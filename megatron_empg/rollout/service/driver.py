@@ -74,6 +74,11 @@ class Driver:
         else:
             self.stream.published(version)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no episode plays but for those of the work in hand."""
+        return self.stream is None or self.stream.at_rest
+
     async def close(self) -> None:
         """End what still plays."""
         if self.stream is not None:

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NEVER = 2**31 - 1
+_YOUNG = 1
+"""The oldest generation that is collected without a visit to what lives long."""
 
 
 @contextmanager
 def no_full_collections() -> Iterator[None]:
     """What is there stays for good and is not visited again; of what comes, only what is young is collected.
 
-    Reference counts free nearly everything; `gc.collect` at a quiet moment frees the rest.
+    Reference counts free nearly everything; `free_cycles` frees the rest.
     """
     gc.collect()
     gc.freeze()
@@ -26,3 +28,12 @@ def no_full_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
+
+
+def free_cycles(*, at_rest: bool) -> None:
+    """Free what refers to itself in a circle. While episodes play, so not `at_rest`, only what is young: a full
+    collection would hold up all of them."""
+    if at_rest:
+        gc.collect()
+    else:
+        gc.collect(_YOUNG)

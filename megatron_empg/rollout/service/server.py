@@ -4,7 +4,6 @@ What a driver streams goes on whatever is asked, or no longer asked, of it.
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +20,7 @@ from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError
-from megatron_empg.rollout.service.garbage import no_full_collections
+from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 class Served(Protocol):
     """What a driver does for the trainer."""
+
+    @property
+    def at_rest(self) -> bool: ...
 
     async def collect(self, step: int) -> bytes: ...
 
@@ -74,9 +76,6 @@ class OneAtATime:
 
     async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         async with self._at_work:
-            # Without a stream the last work's episodes are gone, this one's not yet there. With one, those that
-            # play are visited, too: once for each piece of work, since nothing else frees what is left in cycles.
-            gc.collect()
             return await work()
 
 
@@ -93,16 +92,18 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
 
     async def collect(request: Request) -> Response:
         served, step = request.app.state.driver, int(request.path_params["step"])
-        data = await _while_connected(request, desk.run(lambda: served.collect(step)))
+        data = await _while_connected(request, desk.run(_freed(served, lambda: served.collect(step))))
         return Response(data, media_type="application/octet-stream")
 
     async def evaluate(request: Request) -> Response:
         served, asked = request.app.state.driver, await request.json()
-        work = desk.run(lambda: served.evaluate(asked["split"], bool(asked["greedy"])))
+        split, greedy = asked["split"], bool(asked["greedy"])
+        work = desk.run(_freed(served, lambda: served.evaluate(split, greedy)))
         return JSONResponse((await _while_connected(request, work)).to_json())
 
     async def probe(request: Request) -> Response:
-        episodes = await _while_connected(request, desk.run(request.app.state.driver.probe))
+        served = request.app.state.driver
+        episodes = await _while_connected(request, desk.run(_freed(served, served.probe)))
         return JSONResponse({"episodes": episodes})
 
     async def published(request: Request) -> Response:
@@ -142,6 +143,16 @@ def _explained(endpoint: Endpoint) -> Endpoint:
             return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
 
     return answer
+
+
+def _freed(served: Served, work: Callable[[], Coroutine[Any, Any, R]]) -> Callable[[], Coroutine[Any, Any, R]]:
+    """The work, after what the work before has left behind in cycles was freed."""
+
+    async def freed_and_done() -> R:
+        free_cycles(at_rest=served.at_rest)
+        return await work()
+
+    return freed_and_done
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from megatron_empg.environments.base import Task, TaskSource
+from megatron_empg.rollout.busy_clock import BusyClock
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.service.collect import reason_to_drop
@@ -84,13 +85,18 @@ class GroupStream:
         self._last: Taken | None = None
         self._failure: BaseException | None = None
         self._trainer_waits = False
-        self._idle = IdleClock(self._is_idle)
+        self._idle = BusyClock(self._is_idle)
         self._admission = asyncio.create_task(self._admit())
 
     @property
     def ready(self) -> int:
         """Groups that are done and wait for a batch."""
         return len(self._ready)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no episode plays at this moment."""
+        return self._episodes == 0
 
     def published(self, version: int) -> None:
         """The engines hold these weights now. Raises DriverError for older ones than they held."""
@@ -174,7 +180,8 @@ class GroupStream:
         account = self._slots.take([done.number for done in chosen])
         metrics = self._metrics(account, waited)
         taken = Taken(step, chosen, self._dropped, account, metrics)
-        self._dropped, self._stale, self._idle.seconds = [], 0, 0.0
+        self._dropped, self._stale = [], 0
+        self._idle.restart()
         self._drop_too_old()
         self._happened()
         return taken
@@ -291,19 +298,3 @@ class GroupStream:
     def _happened(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
-
-
-class IdleClock:
-    """Adds up the seconds in which a condition held. `note` comes before anything that it depends on changes."""
-
-    def __init__(self, condition: Callable[[], bool]) -> None:
-        self._condition = condition
-        self._noted = time.monotonic()
-        self.seconds = 0.0
-
-    def note(self) -> None:
-        """What held until now, held since the last note."""
-        now = time.monotonic()
-        if self._condition():
-            self.seconds += now - self._noted
-        self._noted = now

@@ -14,10 +14,9 @@ KINDS = (WANDB, MLFLOW, SWANLAB, TRACKIO)
 
 def asked_for(logging: SftLoggingConfig) -> list[tuple[TrackerKind, str]]:
     """Each tracker with the project that its key names."""
-    projects = (
-        (WANDB, logging.wandb),
-        (MLFLOW, logging.mlflow),
-        (SWANLAB, logging.swanlab),
-        (TRACKIO, logging.trackio),
-    )
-    return [(kind, project) for kind, project in projects if project is not None]
+    found = []
+    for kind in KINDS:
+        project = kind.project(logging)
+        if project is not None:
+            found.append((kind, project))
+    return found

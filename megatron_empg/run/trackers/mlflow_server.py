@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.trackers.tracker import TrackedRun, TrackerKind
 
 PLACE = "MLFLOW_TRACKING_URI"
@@ -83,4 +84,9 @@ def fault() -> str | None:
     return None
 
 
-MLFLOW = TrackerKind("mlflow", "MLflow", fault, MlflowRun)
+def project(logging: SftLoggingConfig) -> str | None:
+    """What `logging.mlflow` says."""
+    return logging.mlflow
+
+
+MLFLOW = TrackerKind("mlflow", "MLflow", project, fault, MlflowRun)

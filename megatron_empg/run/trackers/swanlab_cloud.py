@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.trackers.init_run import InitRun
 from megatron_empg.run.trackers.tracker import TrackedRun, TrackerKind
 
@@ -37,4 +38,9 @@ def fault() -> str | None:
     return "SWANLAB_API_KEY is not in the environment: export it, or SWANLAB_MODE=offline"
 
 
-SWANLAB = TrackerKind("swanlab", "SwanLab", fault, begin)
+def project(logging: SftLoggingConfig) -> str | None:
+    """What `logging.swanlab` says."""
+    return logging.swanlab
+
+
+SWANLAB = TrackerKind("swanlab", "SwanLab", project, fault, begin)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_empg.common.files import put_text
+from megatron_empg.run.config import SftLoggingConfig
 
 ID_CHARACTERS = 16
 
@@ -65,6 +66,8 @@ class TrackerKind:
     key: str
     """Its key below `logging`; also the name of its package and of the extra that installs it."""
     title: str
+    project: Callable[[SftLoggingConfig], str | None]
+    """What its key says; None where the recipe does not ask for it."""
     fault: Callable[[], str | None]
     """What its variables lack for it to work, with the fix; None where they lack nothing."""
     open: Callable[[TrackedRun], Tracker]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import parse_qs, urlsplit
 
+from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.trackers.init_run import InitRun
 from megatron_empg.run.trackers.tracker import TrackedRun, TrackerKind
 
@@ -42,4 +43,9 @@ def fault() -> str | None:
     return f"{SERVER} names a server, and {TOKEN} is not in the environment: export it"
 
 
-TRACKIO = TrackerKind("trackio", "Trackio", fault, begin)
+def project(logging: SftLoggingConfig) -> str | None:
+    """What `logging.trackio` says."""
+    return logging.trackio
+
+
+TRACKIO = TrackerKind("trackio", "Trackio", project, fault, begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.trackers.init_run import InitRun
 from megatron_empg.run.trackers.tracker import TrackedRun, TrackerKind
 
@@ -31,4 +32,9 @@ def fault() -> str | None:
     return "WANDB_API_KEY is not in the environment: export it, or WANDB_MODE=offline"
 
 
-WANDB = TrackerKind("wandb", "Weights & Biases", fault, begin)
+def project(logging: SftLoggingConfig) -> str | None:
+    """What `logging.wandb` says."""
+    return logging.wandb
+
+
+WANDB = TrackerKind("wandb", "Weights & Biases", project, fault, begin)

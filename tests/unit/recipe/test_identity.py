@@ -549,3 +549,50 @@ def test_a_folder_whose_recipe_has_keys_that_have_moved_is_refused(
     )
     assert "Give another run.folder" in str(refused.value)
     assert contents(folder) == before
+
+
+def replay_of(recorded: Recipe, folder: Path, **keys: Any) -> Any:
+    """The same recipe, which replays the run that was recorded."""
+    where = {"run__folder": str(folder), "rollout__replay_from": str(recorded.run.folder)}
+    return changed(recorded, **where, **keys)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, shared: Path) -> Any:
+    """The recipe of a run that has written batches."""
+    recipe = changed(recipe_of(Recipe, tmp_path / "recorded", shared), rollout__max_lag=1)
+    begin(recipe)
+    return recipe
+
+
+def test_a_replay_of_the_same_recipe_begins_also_with_what_may_change(recorded: Any, tmp_path: Path) -> None:
+    take_up(replay_of(recorded, tmp_path / "replay")).close()
+    lower = {"actor__optimizer__lr": 0.5, "evaluation__questions": 7}
+    take_up(replay_of(recorded, tmp_path / "lower", **lower)).close()
+
+
+def test_a_replay_of_another_recipe_is_refused_by_the_names_of_its_keys(recorded: Any, tmp_path: Path) -> None:
+    other = replay_of(recorded, tmp_path / "replay", rollout__group_size=8, run__seed=9)
+    with pytest.raises(RecipeError) as refused:
+        take_up(other)
+    message = str(refused.value)
+    assert f"rollout.replay_from: the run in {recorded.run.folder} is of another recipe" in message
+    assert "rollout.group_size was 4, is 8" in message
+    assert "run.seed was 0, is 9" in message
+    assert "replay_from was" not in message
+    assert not RunFolder(other.run.folder).begun()
+    take_up(replay_of(recorded, tmp_path / "replay")).close()  # the refusal has let the folder go
+
+
+def test_a_replay_with_other_data_is_refused(recorded: Any, tmp_path: Path, shared: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text((shared / "corpus.jsonl").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    settings = {"corpus": str(corpus)}
+    with pytest.raises(RecipeError, match=r"(?s)replay_from: .*the content of .*corpus\.jsonl is another"):
+        require_same_run(replay_of(recorded, tmp_path / "replay", environment__settings=settings))
+
+
+def test_a_replay_of_what_is_no_run_is_refused(recorded: Any, tmp_path: Path) -> None:
+    (tmp_path / "recorded/recipe.yaml").unlink()
+    with pytest.raises(RecipeError, match=r"replay_from is .*, where there is no recipe\.yaml of a run: give"):
+        require_same_run(replay_of(recorded, tmp_path / "replay"))

@@ -170,6 +170,17 @@ def test_the_interval_of_sampled_success_by_hand() -> None:
     assert last[:2] == (3, 0.0)
 
 
+def test_few_questions_are_said_to_tell_little() -> None:
+    def caption(questions: int) -> str:
+        asked = {"eval/test_id/sampled": 0.4, "eval/test_id/sampled_questions": questions}
+        figure = figures.evaluation(run_with([{"step": 1, **asked}, {"step": 2, **asked}]))
+        assert figure is not None
+        return figure.caption
+
+    assert "60 questions tell a share of 50% to ± 12 points (95% interval) each time." in caption(60)
+    assert "±" not in caption(500)
+
+
 @pytest.mark.parametrize("value", [0.0, 3e-4, -2.0, 1e9])
 def test_a_constant_series_can_be_drawn(value: float) -> None:
     run = run_with([{"step": step, "policy/approx_kl": value} for step in range(1, 4)])

@@ -175,7 +175,7 @@ GROUPS = {name.split("/")[0] for entry in ENTRIES for name in entry.names}
 
 def strings_of_the_package() -> set[str]:
     """Plain strings and templates of the package that begin as a metric does, but for the registry's own."""
-    files = [path for path in PACKAGE.rglob("*.py") if path.name != "metric_names.py"]
+    files = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "metric_families"]
     quoted = {
         word for path in files for word in re.findall(r'"([\w/{}.\[\]]+)"', path.read_text(encoding="utf-8"))
     }

@@ -50,7 +50,7 @@ def test_a_terminal_also_shows_the_running_phase() -> None:
 def test_an_evaluation_alone_has_no_empty_line() -> None:
     stream = io.StringIO()
     with Progress(40, console=Console(file=stream, width=160)) as progress:
-        progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/greedy_questions": 200})
+        progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/greedy_questions": 2000})
     assert stream.getvalue() == "evaluation at step 0: test_ood greedy 50.0%\n"
     assert evaluation_line(1, METRICS) == ""
 
@@ -60,6 +60,20 @@ def test_a_warm_ups_validation_is_a_line() -> None:
     assert evaluation_line(3, metrics) == (
         "evaluation at step 3: held-out walkthroughs: loss 0.5123, sure tokens 90.0%"
     )
+
+
+def test_an_evaluation_of_few_questions_says_how_sure_it_is() -> None:
+    few = {"eval/test_id/sampled": 0.5, "eval/test_id/sampled_questions": 60.0, "eval/test_id/greedy": 1.0}
+    few |= {"eval/test_id/greedy_questions": 60.0, "eval/test_id/greedy/two_hops": 1.0}
+    assert evaluation_line(3, few) == (
+        "evaluation at step 3: test_id sampled 50.0% ± 12 points (60 questions), greedy 100.0%"
+    ), "a share at the edge is surer"
+    assert "± 9 points (8" not in evaluation_line(3, {**few, "eval/test_id/sampled_questions": 400.0})
+    shares = {
+        questions: evaluation_line(3, {**few, "eval/test_id/sampled_questions": questions})
+        for questions in (380.0, 390.0)
+    }
+    assert [questions for questions, line in shares.items() if "±" in line] == [380.0], "above 5 points"
 
 
 def test_durations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -542,6 +543,44 @@ def test_the_stream_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine,
     engine.delay = 60.0
     DriverClient(url, TOKEN, timeout=30.0).published(1, batch.account)
     wait_for(lambda: engine.in_flight == 4)
+
+
+def test_no_full_collection_while_the_stream_plays(served: tuple[StubEngine, str]) -> None:
+    """It would visit every token of every episode, with the event loop held."""
+    engine, url = served
+    client = DriverClient(url, TOKEN, timeout=30.0)
+    engine.delay = 1.0
+    client.published(0, None)
+    wait_for(lambda: engine.in_flight > 0)
+    begun = gc.get_stats()[2]["collections"]
+    client.rollout(0)
+    assert gc.get_stats()[2]["collections"] == begun
+
+
+def test_episodes_that_are_over_leave_nothing_for_a_full_collection(chat: ChatTokens, engine: StubEngine) -> None:
+    """So none is missed in a stream that never rests, however long it goes on."""
+
+    def episodes() -> int:
+        return sum(isinstance(found, Episode) for found in gc.get_objects())
+
+    async def run() -> int:
+        async with streaming(chat, engine, ["win"] * 80, recipe()) as one:
+            for step in range(5):
+                await one.published(step)
+                await one.batch(step)
+            await until(lambda: one.stream.at_rest)
+            return episodes()
+
+    gc.collect()
+    before = episodes()
+    gc.disable()
+    try:
+        alive = asyncio.run(run()) - before
+    finally:
+        gc.enable()
+    played = len(engine.bodies)
+    assert alive <= 16, "the batch that was taken last, and what is ready for the next"
+    assert played >= 20
 
 
 def test_nobody_tells_of_weights_without_the_token(served: tuple[StubEngine, str]) -> None:
