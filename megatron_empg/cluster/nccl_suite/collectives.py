@@ -31,7 +31,9 @@ class Members:
         return len(self.ranks)
 
     def __str__(self) -> str:
-        shown = ", ".join(map(str, self.ranks)) if self.size <= 16 else f"{self.ranks[0]} ... {self.ranks[-1]}"
+        shown = ", ".join(map(str, self.ranks))
+        if self.size > 16:
+            shown = f"{self.ranks[0]} ... {self.ranks[-1]}"
         return f"{self.kind} [{shown}]"
 
 

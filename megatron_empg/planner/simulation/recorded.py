@@ -64,44 +64,87 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
             "environment that writes what a turn reads anew): what their turns read is not recorded"
         )
     paths = RunFolder(folder)
-    metrics = [line for line in read_lines(paths.metrics) if "time/update" in line and _wanted(line, steps)]
+    metrics = []
+    for line in read_lines(paths.metrics):
+        if "time/update" in line and _wanted(line, steps):
+            metrics.append(line)
     if not metrics:
         raise RecipeError(
             f"--from {folder}: there is no trained step in {paths.metrics.name}; give a run's folder"
         )
-    written = [episode for path in episode_files(paths) for episode in read_episodes(path)]
-    trained = [episode for episode in written if "advantage" in episode and _wanted(episode, steps)]
+    trained = _trained_episodes(paths, steps)
     if len(trained) < FEWEST:
         raise RecipeError(
             f"--from {folder}: {len(trained)} trained episodes are recorded, and a distribution wants {FEWEST}; "
             "raise logging.episodes_per_step, or give a run of more steps"
         )
-    times = [timeline for timeline in read_timelines(paths) if steps is None or timeline.step in steps]
-    spans = [turn.environment for step in times for episode in step.slowest for turn in episode.turns]
-    token_seconds = fmean(1 / _number(line, "actor/score_tokens_per_second", folder) for line in metrics)
-    token_seconds += fmean(1 / _number(line, "actor/update_tokens_per_second", folder) for line in metrics)
+    token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)
     return Recorded(
-        episodes=lengths(trained, fmean(line["train/tokens_per_episode"] for line in metrics)),
-        latencies=tuple(span.seconds for span in spans if span is not None),
+        episodes=lengths(trained, _mean(metrics, "train/tokens_per_episode")),
+        latencies=_latencies(paths, steps),
         train_token_seconds=token_seconds,
         train_fixed_seconds=max(0.0, fmean(map(_outside, metrics))),
-        sync_seconds=fmean(line["time/sync"] for line in metrics),
+        sync_seconds=_mean(metrics, "time/sync"),
         kept_share=_kept_share(metrics),
         steps=len(metrics),
     )
 
 
+def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[Record]:
+    """Those that were written down of the wanted steps and trained on."""
+    trained = []
+    for path in episode_files(paths):
+        for episode in read_episodes(path):
+            if "advantage" in episode and _wanted(episode, steps):
+                trained.append(episode)
+    return trained
+
+
+def _latencies(paths: RunFolder, steps: Sequence[int] | None) -> tuple[float, ...]:
+    """Seconds of the environment's answers in the wanted steps' slowest episodes."""
+    found = []
+    for timeline in read_timelines(paths):
+        if steps is not None and timeline.step not in steps:
+            continue
+        for episode in timeline.slowest:
+            for turn in episode.turns:
+                if turn.environment is not None:
+                    found.append(turn.environment.seconds)
+    return tuple(found)
+
+
+def _seconds_of_token(metrics: Sequence[Record], phase: str, folder: Path) -> float:
+    """Mean over the steps of the seconds that a token took in the phase."""
+    seconds = []
+    for line in metrics:
+        speed = _number(line, f"actor/{phase}_tokens_per_second", folder)
+        seconds.append(1 / speed)
+    return fmean(seconds)
+
+
+def _mean(metrics: Sequence[Record], name: str) -> float:
+    return fmean(line[name] for line in metrics)
+
+
 def lengths(episodes: Sequence[Record], mean_tokens: float) -> tuple[tuple[tuple[int, int], ...], ...]:
     """(read, own) tokens of the turns of annotated episodes, whose mean of both together is `mean_tokens`."""
     read = [_texts_read(episode) for episode in episodes]
-    own = [[int(turn["tokens"]) for turn in episode["turns"]] for episode in episodes]
+    own = [_tokens_written(episode) for episode in episodes]
     characters = sum(map(sum, read))
     tokens = mean_tokens * len(episodes) - sum(map(sum, own))
-    by_character = max(0.0, tokens) / characters if characters else 0.0
-    return tuple(
-        tuple((max(1, round(seen * by_character)), said) for seen, said in zip(seens, saids, strict=True))
-        for seens, saids in zip(read, own, strict=True)
-    )
+    by_character = 0.0
+    if characters:
+        by_character = max(0.0, tokens) / characters
+    found = []
+    for seens, saids in zip(read, own, strict=True):
+        tokens_read = [max(1, round(seen * by_character)) for seen in seens]
+        found.append(tuple(zip(tokens_read, saids, strict=True)))
+    return tuple(found)
+
+
+def _tokens_written(episode: Record) -> list[int]:
+    """The policy's own, of each turn."""
+    return [int(turn["tokens"]) for turn in episode["turns"]]
 
 
 def _texts_read(episode: Record) -> list[int]:
@@ -120,10 +163,16 @@ def _outside(line: Record) -> float:
 
 def _kept_share(metrics: Sequence[Record]) -> float:
     """Of all groups that were played; 1 where the run does not say."""
-    kept = sum(line.get("train/groups_kept", 0) + line.get("train/groups_surplus", 0) for line in metrics)
-    dropped = ("train/groups_dropped_equal", "train/groups_dropped_errors")
-    lost = sum(line.get(name, 0) for line in metrics for name in dropped)
-    return float(kept / (kept + lost)) if kept else 1.0
+    kept = _total(metrics, "train/groups_kept") + _total(metrics, "train/groups_surplus")
+    lost = _total(metrics, "train/groups_dropped_equal") + _total(metrics, "train/groups_dropped_errors")
+    if not kept:
+        return 1.0
+    return float(kept / (kept + lost))
+
+
+def _total(metrics: Sequence[Record], name: str) -> float:
+    """Over all steps; 0 where none says it."""
+    return sum(line.get(name, 0) for line in metrics)
 
 
 def _number(line: Record, name: str, folder: Path) -> float:

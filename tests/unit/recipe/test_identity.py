@@ -560,7 +560,7 @@ def replay_of(recorded: Recipe, folder: Path, **keys: Any) -> Any:
 @pytest.fixture
 def recorded(tmp_path: Path, shared: Path) -> Any:
     """The recipe of a run that has written batches."""
-    recipe = changed(recipe_of(Recipe, tmp_path / "recorded", shared), rollout__max_lag=1)
+    recipe = changed(recipe_of(Recipe, tmp_path / "recorded", shared), rollout__max_lag=1, limits__sync_timeout=60)
     begin(recipe)
     return recipe
 

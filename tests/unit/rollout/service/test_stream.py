@@ -362,8 +362,8 @@ def test_seconds_are_counted_in_which_slots_alone_kept_engines_idle(chat: ChatTo
     async def run() -> None:
         async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
             await one.published(0)
+            began = time.monotonic()  # before the batch, which is packed while the slots are taken already
             await one.batch(0)
-            began = time.monotonic()
             await asyncio.sleep(0.4)
             await one.published(1)
             second = await one.batch(1)
