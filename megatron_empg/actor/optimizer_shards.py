@@ -55,7 +55,10 @@ def _buckets(optimizer: Any) -> Iterator[list[_Place]]:
     """The parameters of each bucket in their order; alike on all ranks of the optimizer's group."""
     ranks = optimizer.data_parallel_group.size()
     buckets = megatron_optimizer.parameters_by_bucket(optimizer)
-    sizes = {each.number: each.size for bucket in buckets for each in bucket}
+    sizes: dict[int, int] = {}
+    for bucket in buckets:
+        for each in bucket:
+            sizes[each.number] = each.size
     owners = even_owners([sizes[number] for number in range(len(sizes))], ranks)
     for bucket in buckets:
         places = []
@@ -68,7 +71,8 @@ def _buckets(optimizer: Any) -> Iterator[list[_Place]]:
 def even_owners(sizes: list[int], ranks: int) -> list[int]:
     """The rank that owns each parameter: the largest first, each to the rank that has least."""
     owned, owners = [0] * ranks, [0] * len(sizes)
-    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+    largest_first = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)  # equal ones in their order
+    for number in largest_first:
         owners[number] = min(range(ranks), key=owned.__getitem__)
         owned[owners[number]] += sizes[number]
     return owners
@@ -88,8 +92,7 @@ def _sharded_state(
     for places in _buckets(self):
         for name in STATE:
             if is_loading:
-                mine = (place for place in places if place.owner == rank)
-                whole = {place.number: torch.empty(place.parameter.numel()) for place in mine}
+                whole = _empty_wholes(_owned_by(rank, places))
             else:
                 whole = _gather(self, places, name)
             for place in places:
@@ -98,6 +101,21 @@ def _sharded_state(
                     tensor = whole[place.number].view(like.data.shape)
                     state.setdefault(place.number, {})[name] = _like(like, name, tensor)
     return state or {-1: LocalNonpersistentObject(None)}  # an empty part would count as common to all ranks
+
+
+def _owned_by(rank: int, places: list[_Place]) -> list[_Place]:
+    """In their order."""
+    return [place for place in places if place.owner == rank]
+
+
+def _empty_wholes(places: list[_Place]) -> dict[int, Float[Tensor, "elements"]]:
+    """Room for each parameter, on the CPU, by its number."""
+    return {place.number: torch.empty(place.parameter.numel()) for place in places}
+
+
+def _lengths(places: list[_Place], rank: int) -> list[int]:
+    """Elements of each parameter in the rank's part."""
+    return [place.length(rank) for place in places]
 
 
 def _like(parameter: Any, name: str, tensor: Tensor) -> Any:
@@ -119,20 +137,18 @@ def _gather(optimizer: Any, places: list[_Place], name: str) -> dict[int, Float[
     """Whole, on the CPU, what this rank owns of a bucket, by the parameter's number."""
     group = optimizer.data_parallel_group
     rank, ranks = group.rank(), range(group.size())
-    mine = [place for place in places if place.owner == rank]
-    sent = [
-        [
-            megatron_optimizer.local_state(optimizer, place.parameter)[name].flatten()
-            for place in places
-            if place.owner == owner and place.length(rank)
-        ]
-        for owner in ranks
-    ]
-    counts = [sum(place.length(other) for place in mine) for other in ranks]
+    mine = _owned_by(rank, places)
+    sent: list[list[Tensor]] = [[] for _ in ranks]
+    for place in places:
+        if place.length(rank):
+            state = megatron_optimizer.local_state(optimizer, place.parameter)[name]
+            sent[place.owner].append(state.flatten())
+    counts = [sum(_lengths(mine, other)) for other in ranks]
     received = _exchange(sent, counts, group)
-    whole = {place.number: torch.empty(place.parameter.numel()) for place in mine}
-    for other, pieces in zip(ranks, received, strict=True):
-        for place, piece in zip(mine, pieces.cpu().split([p.length(other) for p in mine]), strict=True):
+    whole = _empty_wholes(mine)
+    for other, together in zip(ranks, received, strict=True):
+        pieces = together.cpu().split(_lengths(mine, other))
+        for place, piece in zip(mine, pieces, strict=True):
             whole[place.number][place.piece(other)] = piece
     return whole
 
@@ -143,20 +159,23 @@ def _load_state(self: Any, state_dict: dict[int, Any]) -> None:
     group = self.data_parallel_group
     rank, ranks = group.rank(), range(group.size())
     for places in _buckets(self):
-        local: dict[int, dict[str, Tensor]] = {place.number: {} for place in places if place.length(rank)}
-        mine = [place for place in places if place.owner == rank]
+        local: dict[int, dict[str, Tensor]] = {place.number: {} for place in places}
+        mine = _owned_by(rank, places)
+        owned = [_owned_by(owner, places) for owner in ranks]
+        counts = [sum(_lengths(of_owner, rank)) for of_owner in owned]
         for name in STATE:
-            whole = {place.number: state_dict[place.number][name].flatten() for place in mine}
-            sent = [[whole[place.number][place.piece(other)] for place in mine] for other in ranks]
-            owned = [[place for place in places if place.owner == owner] for owner in ranks]
-            counts = [sum(place.length(rank) for place in of_owner) for of_owner in owned]
+            sent: list[list[Tensor]] = [[] for _ in ranks]
+            for place in mine:
+                whole = state_dict[place.number][name].flatten()
+                for other in ranks:
+                    sent[other].append(whole[place.piece(other)])
             received = _exchange(sent, counts, group)
-            for of_owner, pieces in zip(owned, received, strict=True):
-                for place, piece in zip(of_owner, pieces.split([p.length(rank) for p in of_owner]), strict=True):
-                    if place.number in local:
-                        local[place.number][name] = piece
+            for of_owner, together in zip(owned, received, strict=True):
+                pieces = together.split(_lengths(of_owner, rank))
+                for place, piece in zip(of_owner, pieces, strict=True):
+                    local[place.number][name] = piece
         for place in places:
-            if place.number in local:
+            if place.length(rank):
                 megatron_optimizer.set_local_state(self, place.parameter, local[place.number])
 
 
@@ -165,8 +184,12 @@ def _exchange(sent: list[list[Tensor]], counts: list[int], group: Any) -> tuple[
     from megatron_empg.actor.platform import device
 
     on_device = partial(torch.empty, dtype=torch.float32, device=device())
-    outgoing = torch.cat([on_device(0), *(piece.to(device()) for pieces in sent for piece in pieces)])
+    moved = [on_device(0)]
+    sizes = []
+    for pieces in sent:
+        moved += [piece.to(device()) for piece in pieces]
+        sizes.append(sum(piece.numel() for piece in pieces))
+    outgoing = torch.cat(moved)
     incoming = on_device(sum(counts))
-    sizes = [sum(piece.numel() for piece in pieces) for pieces in sent]
     dist.all_to_all_single(incoming, outgoing, counts, sizes, group=group)
     return incoming.split(counts)

@@ -1,8 +1,10 @@
 """Which layouts fit, best first, and why the others do not."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.gpus import GPUS_PER_NODE, Gpu
@@ -38,12 +40,15 @@ class Candidate:
     @property
     def seconds(self) -> float:
         """A step's."""
-        return self.time.total if self.time else float("inf")
+        if self.time is None:
+            return float("inf")
+        return self.time.total
 
     @property
     def fullest(self) -> int:
         """The pipeline stage with the most memory."""
-        return max(range(len(self.stages)), key=lambda stage: self.stages[stage].total)
+        totals = [stage.total for stage in self.stages]
+        return totals.index(max(totals))
 
     @property
     def peak(self) -> float:
@@ -96,13 +101,10 @@ def plan(
     engine = engine_memory(recipe, config, gpu_memory)
     judge = partial(_judge, config=config, engine=engine, gpu_memory=gpu_memory, gpu=gpu)
     own = judge(recipe)
-    found = [
-        _with_least_recomputation(layout, judge, config.num_layers) if isinstance(layout, Recipe) else layout
-        for layout in _layouts(recipe, config, trainer_gpus)
-    ]
-    fitting = sorted((c for c in found if c.fits), key=lambda c: c.seconds)
-    others = sorted((c for c in found if not c.fits), key=lambda c: c.peak if c.stages else float("inf"))
-    faults = (*own.faults, *([engine.fault] if engine.fault else []))
+    fitting, others = _sorted_out(_layouts(recipe, config, trainer_gpus), judge, config.num_layers)
+    faults = own.faults
+    if engine.fault:
+        faults += (engine.fault,)
     if recipe.actor.world_size > trainer_gpus:
         faults += (
             f"the recipe's actor takes {recipe.actor.world_size} GPUs (tensor x pipeline x context x data); "
@@ -122,10 +124,42 @@ def plan(
     )
 
 
+def _sorted_out(
+    layouts: Iterator[Recipe | Candidate], judge: Judge, num_layers: int
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Those that fit, fastest first, and the others, those that miss by least first."""
+    fitting: list[Candidate] = []
+    others: list[Candidate] = []
+    for layout in layouts:
+        candidate = layout
+        if isinstance(candidate, Recipe):
+            candidate = _with_least_recomputation(candidate, judge, num_layers)
+        if candidate.fits:
+            fitting.append(candidate)
+        else:
+            others.append(candidate)
+    fitting.sort(key=attrgetter("seconds"))
+    others.sort(key=_peak_if_it_can_be)
+    return fitting, others
+
+
+def _peak_if_it_can_be(candidate: Candidate) -> float:
+    """Bytes; no number of them is enough for a layout that cannot be."""
+    if not candidate.stages:
+        return float("inf")
+    return candidate.peak
+
+
 def changed_keys(given: ActorConfig, wanted: ActorConfig) -> dict[str, object]:
     """Keys in which two actor sections differ, with the second's values."""
-    keys = [key for key in KEYS if key != "recompute_layers" or wanted.recompute == "block"]
-    return {f"actor.{key}": getattr(wanted, key) for key in keys if getattr(given, key) != getattr(wanted, key)}
+    changed: dict[str, object] = {}
+    for key in KEYS:
+        if key == "recompute_layers" and wanted.recompute != "block":
+            continue  # it says nothing then
+        value = getattr(wanted, key)
+        if getattr(given, key) != value:
+            changed[f"actor.{key}"] = value
+    return changed
 
 
 def _split(recipe: Recipe, gpus: int, trainer_gpus: int | None) -> tuple[Recipe, int]:
@@ -153,25 +187,32 @@ def _layouts(recipe: Recipe, config: ModelConfig, ranks: int) -> Iterator[Recipe
     A microbatch's tokens over all context-parallel ranks stay the recipe's. Sequence parallelism and the
     distributed optimizer cost nothing and are used wherever they can be.
     """
-    budget = recipe.actor.microbatch_tokens
     for tensor, pipeline, context, data, expert in _sizes(config, ranks):
-        for chunks in (1, 2, 4) if pipeline > 1 else (1,):
-            keys: dict[str, object] = {
-                "tensor_parallel": tensor,
-                "pipeline_parallel": pipeline,
-                "virtual_pipeline": chunks,
-                "context_parallel": context,
-                "context_exchange": recipe.actor.context_exchange if context > 1 else None,
-                "expert_parallel": expert,
-                "data_parallel": data,
-                "sequence_parallel": tensor > 1,
-                "distributed_optimizer": data * context > 1,
-                # An even number: sequences are padded to a multiple of twice the context-parallel ranks.
-                "max_tokens_per_microbatch": -(-budget // context)
-                if context == 1
-                else 2 * -(-budget // (2 * context)),
-            }
-            yield _legal(recipe, config, keys)
+        keys: dict[str, object] = {
+            "tensor_parallel": tensor,
+            "pipeline_parallel": pipeline,
+            "context_parallel": context,
+            "expert_parallel": expert,
+            "data_parallel": data,
+            "sequence_parallel": tensor > 1,
+            "distributed_optimizer": data * context > 1,
+            **_context_keys(recipe.actor, context),
+        }
+        chunks_to_try: tuple[int, ...] = (1,)
+        if pipeline > 1:
+            chunks_to_try = (1, 2, 4)
+        for chunks in chunks_to_try:
+            yield _legal(recipe, config, {**keys, "virtual_pipeline": chunks})
+
+
+def _context_keys(actor: ActorConfig, context: int) -> dict[str, object]:
+    """Those that depend on the number of context-parallel ranks."""
+    budget = actor.microbatch_tokens
+    if context == 1:
+        return {"context_exchange": None, "max_tokens_per_microbatch": budget}
+    # An even number: sequences are padded to a multiple of twice the context-parallel ranks.
+    tokens = 2 * math.ceil(budget / (2 * context))
+    return {"context_exchange": actor.context_exchange, "max_tokens_per_microbatch": tokens}
 
 
 def _sizes(config: ModelConfig, ranks: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -180,7 +221,9 @@ def _sizes(config: ModelConfig, ranks: int) -> Iterator[tuple[int, int, int, int
         for pipeline in _divisors(ranks // tensor, config.num_layers):
             rest = ranks // tensor // pipeline
             for context in _divisors(rest, GPUS_PER_NODE):
-                experts = _divisors(tensor * rest, config.experts.number) if config.experts else [1]
+                experts = [1]
+                if config.experts:
+                    experts = _divisors(tensor * rest, config.experts.number)
                 for expert in experts:
                     yield tensor, pipeline, context, rest // context, expert
 
@@ -197,7 +240,9 @@ def _legal(recipe: Recipe, config: ModelConfig, keys: dict[str, object]) -> Reci
         lines = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
         return Candidate(actor, tuple(lines))
     faults = layout_faults(made, config)
-    return Candidate(actor, tuple(faults)) if faults else made
+    if faults:
+        return Candidate(actor, tuple(faults))
+    return made
 
 
 def _with_least_recomputation(recipe: Recipe, judge: Judge, num_layers: int) -> Candidate:
@@ -206,22 +251,34 @@ def _with_least_recomputation(recipe: Recipe, judge: Judge, num_layers: int) -> 
 
     def judged(kind: str, count: int = 1) -> Candidate:
         update = {"recompute": kind, "recompute_layers": count}
-        return judge(recipe.model_copy(update={"actor": recipe.actor.model_copy(update=update)}))
+        actor = recipe.actor.model_copy(update=update)
+        return judge(recipe.model_copy(update={"actor": actor}))
 
     full = judged("full")
-    if not full.fits or (none := judged("none")).fits:
-        return none if full.fits else full
+    if not full.fits:
+        return full
+    none = judged("none")
+    if none.fits:
+        return none
     low, high = 1, layers  # the shortest block that fits; all of the layers are full recomputation
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if judged("block", middle).fits else (middle + 1, high)
-    least = full if low == layers else judged("block", low)
+        if judged("block", middle).fits:
+            high = middle
+        else:
+            low = middle + 1
+    least = full
+    if low < layers:
+        least = judged("block", low)
     selective = judged("selective")
-    return selective if selective.fits and selective.seconds < least.seconds else least
+    if selective.fits and selective.seconds < least.seconds:
+        return selective
+    return least
 
 
 def _judge(recipe: Recipe, *, config: ModelConfig, engine: EngineMemory, gpu_memory: float, gpu: Gpu) -> Candidate:
-    if faults := layout_faults(recipe, config):
+    faults = layout_faults(recipe, config)
+    if faults:
         return Candidate(recipe.actor, tuple(faults))
     stages = tuple(rank_memory(recipe, config, stage) for stage in range(recipe.actor.pipeline_parallel))
     candidate = Candidate(recipe.actor, (), stages, step_time(recipe, config, engine, gpu))
@@ -229,9 +286,10 @@ def _judge(recipe: Recipe, *, config: ModelConfig, engine: EngineMemory, gpu_mem
     if over <= 0:
         return candidate
     memory, stage = stages[candidate.fullest], candidate.fullest
-    largest = max(("weights", "gradients", "optimizer", "activations"), key=lambda kind: getattr(memory, kind))
-    where = f"stage {stage} of {len(stages)}" if len(stages) > 1 else "every rank"
-    fault = (
-        f"{over / GIB:.1f} GiB over on {where}, most of it {largest} ({getattr(memory, largest) / GIB:.1f} GiB)"
-    )
+    parts = {kind: getattr(memory, kind) for kind in ("weights", "gradients", "optimizer", "activations")}
+    largest = max(parts, key=parts.__getitem__)
+    where = "every rank"
+    if len(stages) > 1:
+        where = f"stage {stage} of {len(stages)}"
+    fault = f"{over / GIB:.1f} GiB over on {where}, most of it {largest} ({parts[largest] / GIB:.1f} GiB)"
     return Candidate(recipe.actor, (fault,), stages, candidate.time)

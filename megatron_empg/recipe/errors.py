@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.section import Section, choices, section_of
@@ -59,7 +60,9 @@ def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
     while rest:
         path.append(rest.pop(0))
         field = section.model_fields.get(path[-1]) if section is not None else None
-        annotation = field.annotation if field is not None else None
+        annotation = None
+        if field is not None:
+            annotation = field.annotation
         if not rest:
             break
         siblings = choices(annotation)
@@ -77,7 +80,9 @@ def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
 def closest(given: object, known: Iterable[str]) -> str:
     """``did you mean 'empg'? ``, or nothing where no known word is like the given one."""
     close = difflib.get_close_matches(str(given).lower(), list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    if not close:
+        return ""
+    return f"did you mean {close[0]!r}? "
 
 
 def _line(fault: Any, kind: type[Section]) -> str:
@@ -96,7 +101,9 @@ def _line(fault: Any, kind: type[Section]) -> str:
             return _no_keys(place, fault["input"], kind)
         case "value_error":
             message = str(fault["msg"]).removeprefix("Value error, ")
-            return message if not place.key or message.startswith(place.key) else f"{key}: {message}"
+            if not place.key or message.startswith(place.key):
+                return message  # it names the key itself
+            return f"{key}: {message}"
     return f"{key}: {fault['msg']}; got {shown(fault['input'])}"
 
 
@@ -105,23 +112,40 @@ def _unknown_key(place: Place, given: Any) -> str:
         return f"it is {MOVED_KEYS[place.key]} now"
     if place.key in MOVED_SECTIONS:
         return _moved(place.key, given)
-    known = list(place.section.model_fields) if place.section is not None else []
+    known = list(_fields(place.section))
     name = place.key.rpartition(".")[2]
-    chosen = next((choice for choice, section in place.siblings.items() if section is place.section), "")
+    of = ""
+    for choice, section in place.siblings.items():
+        if section is place.section:
+            of = f" with name {choice}"
+    return f"{_hint(place, name, known)}allowed here{of}: {', '.join(known)}"
+
+
+def _hint(place: Place, name: str, known: Iterable[str]) -> str:
+    """Where a key of this name is; else which of the known ones is like it, if any."""
     owners = [choice for choice, section in place.siblings.items() if name in section.model_fields]
-    hint = f"it is a key of {', '.join(owners)}; " if owners else closest(name, known)
-    if not owners and (below := list(_below(place, name))):
-        hint = f"there is {' and '.join(below)}; "
-    of = f" with name {chosen}" if chosen else ""
-    return f"{hint}allowed here{of}: {', '.join(known)}"
+    if owners:
+        return f"it is a key of {', '.join(owners)}; "
+    below = list(_below(place, name))
+    if below:
+        return f"there is {' and '.join(below)}; "
+    return closest(name, known)
+
+
+def _fields(section: type[Section] | None) -> Mapping[str, FieldInfo]:
+    """The section's keys; none without a section."""
+    if section is None:
+        return {}
+    return section.model_fields
 
 
 def _below(place: Place, name: str) -> Iterator[str]:
     """Dotted, the keys of this name in the sections right below the place's."""
-    for key, field in (place.section.model_fields if place.section is not None else {}).items():
-        sections = [*choices(field.annotation).values(), section_of(field.annotation, {})]
-        if any(section is not None and name in section.model_fields for section in sections):
-            yield f"{place.key.removesuffix(name)}{key}.{name}"
+    for key, field in _fields(place.section).items():
+        for section in (*choices(field.annotation).values(), section_of(field.annotation, {})):
+            if name in _fields(section):
+                yield f"{place.key.removesuffix(name)}{key}.{name}"
+                break
 
 
 def _moved(section: str, given: Any) -> str:
@@ -133,24 +157,39 @@ def _moved(section: str, given: Any) -> str:
 
 def _unknown_name(place: Place, fault: Any, kind: type[Section]) -> str:
     given, allowed = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
-    field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
-    chosen = next(iter(choices(field.annotation).values()), None) if field is not None else None
-    parts = chosen.model_fields if chosen is not None else {}
-    owner = next((part for part in parts if given in choices(parts[part].annotation)), None)
-    hint = f"it is one of {place.key}.{owner}; " if owner else closest(given, allowed)
+    hint = closest(given, allowed)
+    first_choice = next(iter(_choices_at(place, kind).values()), None)
+    for part, field in _fields(first_choice).items():
+        if given in choices(field.annotation):
+            hint = f"it is one of {place.key}.{part}; "
+            break
     return f"{place.key}.name: {shown(given)} is unknown; {hint}allowed: {', '.join(allowed)}"
 
 
-def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
+def _field_at(place: Place, kind: type[Section]) -> FieldInfo | None:
+    """The place's own key in its section; None where the section has none of this name."""
     section = place.section or kind
-    field = section.model_fields.get(place.key.rpartition(".")[2])
-    names = choices(field.annotation) if field is not None else {}
+    return section.model_fields.get(place.key.rpartition(".")[2])
+
+
+def _choices_at(place: Place, kind: type[Section]) -> Mapping[str, type[Section]]:
+    """What the place's key may be by name; nothing where there is no choice."""
+    field = _field_at(place, kind)
+    if field is None:
+        return {}
+    return choices(field.annotation)
+
+
+def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
+    names = _choices_at(place, kind)
     return f"{place.key}: {shown(given)} is neither a name nor keys; names: {', '.join(names)}"
 
 
 def _no_keys(place: Place, given: Any, kind: type[Section]) -> str:
-    field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
-    section = section_of(field.annotation, given) if field is not None else None
+    field = _field_at(place, kind)
+    section = None
+    if field is not None:
+        section = section_of(field.annotation, given)
     if section is None:
         return f"{place.key or 'recipe'}: {shown(given)} is no group of keys"
     keys = list(section.model_fields)
@@ -160,4 +199,6 @@ def _no_keys(place: Place, given: Any, kind: type[Section]) -> str:
 def shown(given: Any) -> str:
     """The value as Python writes it, cut where it is long."""
     text = repr(given)
-    return text if len(text) <= 200 else text[:200] + "…"
+    if len(text) <= 200:
+        return text
+    return text[:200] + "…"

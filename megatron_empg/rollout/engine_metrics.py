@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,13 +35,20 @@ def engine_metrics(steps: Mapping[int, EngineStep]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for quantity in _names(by_engine.values()):
         values = [known[quantity] for known in by_engine.values() if quantity in known]
-        worst = min(values) if quantity in LEAST_IS_WORST else max(values)
-        metrics |= {f"engine/{quantity}_mean": sum(values) / len(values), f"engine/{quantity}_worst": worst}
+        metrics[f"engine/{quantity}_mean"] = sum(values) / len(values)
+        metrics[f"engine/{quantity}_worst"] = _worst(quantity, values)
     metrics |= _over_all([step.counted.first_token for step in steps.values()])
     if len(by_engine) > 1:
         for number, known in by_engine.items():
-            metrics |= {f"engine/{number}/{quantity}": value for quantity, value in known.items()}
+            for quantity, value in known.items():
+                metrics[f"engine/{number}/{quantity}"] = value
     return metrics
+
+
+def _worst(quantity: str, values: Sequence[float]) -> float:
+    if quantity in LEAST_IS_WORST:
+        return min(values)
+    return max(values)
 
 
 def quantities(step: EngineStep) -> dict[str, float]:
@@ -49,6 +57,9 @@ def quantities(step: EngineStep) -> dict[str, float]:
     computed = None
     if counted.prompt_tokens is not None and counted.cached_tokens is not None:
         computed = counted.prompt_tokens - counted.cached_tokens
+    first_token = None
+    if counted.first_token is not None:
+        first_token = counted.first_token.mean
     found = {
         "tokens_per_second": _share(counted.generated_tokens, seconds),
         "prefill_tokens_per_second": _share(computed, seconds),
@@ -56,7 +67,7 @@ def quantities(step: EngineStep) -> dict[str, float]:
         # Seconds that requests spent, by the seconds that passed: how many there were at a time, on average.
         "running": _share(_total(counted.running), seconds),
         "waiting": _share(_total(counted.waiting), seconds),
-        "first_token_seconds": counted.first_token.mean if counted.first_token else None,
+        "first_token_seconds": first_token,
         "preemptions": counted.preemptions,
         "idle_share": step.idle,
     }
@@ -65,7 +76,7 @@ def quantities(step: EngineStep) -> dict[str, float]:
 
 def _names(engines: Iterable[Mapping[str, float]]) -> list[str]:
     """Each quantity once, in the order in which the engines tell them."""
-    return list(dict.fromkeys(name for known in engines for name in known))
+    return list(dict.fromkeys(itertools.chain.from_iterable(engines)))
 
 
 def _over_all(first_tokens: Sequence[Histogram | None]) -> dict[str, float]:
@@ -75,13 +86,19 @@ def _over_all(first_tokens: Sequence[Histogram | None]) -> dict[str, float]:
         return {}
     together = sum(known[1:], known[0])
     tail = together.quantile(TAIL)
-    return {} if tail is None else {"engine/first_token_seconds_q95": tail}
+    if tail is None:
+        return {}
+    return {"engine/first_token_seconds_q95": tail}
 
 
 def _total(histogram: Histogram | None) -> float | None:
-    return None if histogram is None else histogram.total
+    if histogram is None:
+        return None
+    return histogram.total
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
     """None where one is not known, or there is no whole."""
-    return part / whole if part is not None and whole else None
+    if part is None or not whole:
+        return None
+    return part / whole
