@@ -14,7 +14,7 @@ from megatron_empg.planner.shape import Shape, shape_of
 from megatron_empg.recipe import RecipeError, load_recipe
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 SHOWN = 12
@@ -41,14 +41,14 @@ def print_plan(
     recipe = load_recipe(path, overrides)
     shape = shape_of(recipe.model.path)
     config = shape.config
-    memory = (gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib) * GIB
+    if gpu_memory_gib is None:
+        gpu_memory_gib = gpu.memory_gib
+    memory = gpu_memory_gib * GIB
     found = plan(recipe, config, gpus=gpus, gpu_memory=memory, gpu=gpu, trainer_gpus=trainer_gpus)
     if as_json:
         print(to_json(found, shape))
     else:
-        from rich.console import Console
-
-        console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
+        console = console_for_tables()
         if shape.note:
             console.print(shape.note, highlight=False)
         for part in [*tables(found), *overlap_notes(recipe.rollout.max_lag), verdict(found)]:
@@ -56,35 +56,54 @@ def print_plan(
     return not found.own_faults
 
 
+def console_for_tables() -> "Console":
+    """As wide as the terminal, and wide enough for every table where there is none."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console(soft_wrap=False)
+    return Console(width=WIDTH, soft_wrap=False)
+
+
 def to_json(plan: Plan, shape: Shape) -> str:
     """Memory in GiB, time in seconds."""
-    return json.dumps(
-        {
-            "model": {"shape": shape.origin, "note": shape.note},
-            "gpus": plan.gpus,
-            "trainer_gpus": plan.trainer_gpus,
-            "gpu": plan.gpu.name,
-            "gpu_memory_gib": plan.gpu_memory / GIB,
-            "engine": {
-                name: _gib(getattr(plan.engine, name))
-                for name in ("weights", "kv_cache", "workspace", "available")
-            }
-            | {"longest_episodes": plan.engine.episodes},
-            "host_memory_gib": _gib(plan.host_memory),
-            "recipe": {"fits": not plan.own_faults, "faults": plan.own_faults, **_candidate(plan.own)},
-            "nearest_fix": {} if not plan.own_faults else plan.nearest,
-            "fitting": [_candidate(c) for c in plan.fitting],
-            "others": [_candidate(c) | {"faults": c.faults} for c in plan.others],
-        },
-        indent=2,
-    )
+    engine: dict[str, float] = {}
+    for name in ("weights", "kv_cache", "workspace", "available"):
+        engine[name] = _gib(getattr(plan.engine, name))
+    engine["longest_episodes"] = plan.engine.episodes
+    nearest_fix: dict[str, object] = {}
+    if plan.own_faults:
+        nearest_fix = plan.nearest
+    others = []
+    for candidate in plan.others:
+        others.append({**_candidate(candidate), "faults": candidate.faults})
+    found = {
+        "model": {"shape": shape.origin, "note": shape.note},
+        "gpus": plan.gpus,
+        "trainer_gpus": plan.trainer_gpus,
+        "gpu": plan.gpu.name,
+        "gpu_memory_gib": plan.gpu_memory / GIB,
+        "engine": engine,
+        "host_memory_gib": _gib(plan.host_memory),
+        "recipe": {"fits": not plan.own_faults, "faults": plan.own_faults, **_candidate(plan.own)},
+        "nearest_fix": nearest_fix,
+        "fitting": [_candidate(candidate) for candidate in plan.fitting],
+        "others": others,
+    }
+    return json.dumps(found, indent=2)
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
+    stages = []
+    for stage in candidate.stages:
+        stages.append({kind: _gib(size) for kind, size in asdict(stage).items()})
+    seconds: dict[str, float] = {}
+    if candidate.time:
+        seconds = {**asdict(candidate.time), "total": candidate.time.total}
     return {
         "actor": {key: getattr(candidate.actor, key) for key in KEYS},
-        "memory_gib": [{k: _gib(v) for k, v in asdict(stage).items()} for stage in candidate.stages],
-        "seconds": asdict(candidate.time) | {"total": candidate.time.total} if candidate.time else {},
+        "memory_gib": stages,
+        "seconds": seconds,
     }
 
 
@@ -109,13 +128,16 @@ def tables(plan: Plan) -> "list[RenderableType]":
         for candidate in plan.fitting[:SHOWN]:
             _add(fitting, candidate)
         shown.append(fitting)
-    nearest = [c for c in plan.others if c.stages]
+    nearest = [candidate for candidate in plan.others if candidate.stages]
     if nearest:
         short = Table("layout", "why it does not fit, with full recomputation", title="Layouts that do not fit")
         for candidate in nearest[:SHOWN]:
             short.add_row(layout_name(candidate.actor), candidate.faults[0])
         shown.append(short)
-    reasons = Counter(fault for c in plan.others if not c.stages for fault in c.faults)
+    reasons: Counter[str] = Counter()
+    for candidate in plan.others:
+        if not candidate.stages:
+            reasons.update(candidate.faults)
     if reasons:
         illegal = Table("layouts", "rule", title="Layouts that cannot be")
         for fault, count in reasons.most_common(SHOWN):
@@ -149,8 +171,11 @@ def verdict(plan: Plan) -> str:
 
 def layout_name(actor: ActorConfig) -> str:
     """As in TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
-    chunks = f"x{actor.virtual_pipeline}" if actor.virtual_pipeline > 1 else ""
-    experts = f" EP{actor.expert_parallel}" if actor.expert_parallel > 1 else ""
+    chunks = experts = ""
+    if actor.virtual_pipeline > 1:
+        chunks = f"x{actor.virtual_pipeline}"
+    if actor.expert_parallel > 1:
+        experts = f" EP{actor.expert_parallel}"
     return (
         f"TP{actor.tensor_parallel} PP{actor.pipeline_parallel}{chunks} CP{actor.context_parallel} "
         f"DP{actor.data_parallel}{experts}"
@@ -159,7 +184,9 @@ def layout_name(actor: ActorConfig) -> str:
 
 def _engine_line(plan: Plan) -> str:
     engine, time = plan.engine, plan.own.time
-    times = f" Rollout {time.rollout:.0f} s, weight sync {time.sync:.0f} s." if time else ""
+    times = ""
+    if time:
+        times = f" Rollout {time.rollout:.0f} s, weight sync {time.sync:.0f} s."
     return (
         f"Engine GPU: weights {engine.weights / GIB:.1f}, key-value cache {engine.kv_cache / GIB:.1f} "
         f"({engine.episodes:.1f} longest episodes an engine), workspace {engine.workspace / GIB:.0f} of "

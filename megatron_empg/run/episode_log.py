@@ -42,7 +42,9 @@ def _write(folder: RunFolder, name: str, title: str, episodes: Sequence[dict[str
     stem = folder.episodes / name
     lines = [json.dumps(episode, ensure_ascii=False) for episode in episodes]
     put_text(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-    pages = [f"# {title}", *(readable(episode, number) for number, episode in enumerate(episodes, 1))]
+    pages = [f"# {title}"]
+    for number, episode in enumerate(episodes, 1):
+        pages.append(readable(episode, number))
     put_text(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
 
 
@@ -66,8 +68,10 @@ def write_steps(
     chosen: Sequence[int] = range(lengths[0])
     if lengths[0] > STEPS_KEPT:
         chosen = sorted(random.Random(step).sample(chosen, STEPS_KEPT))
-    sampled = [[float(f"{column[index]:.6g}") for index in chosen] for column in columns]
-    append_line(folder.steps, {"step": step, **dict(zip(STEP_COLUMNS, sampled, strict=True))})
+    line: dict[str, Any] = {"step": step}
+    for name, column in zip(STEP_COLUMNS, columns, strict=True):
+        line[name] = [float(f"{column[index]:.6g}") for index in chosen]
+    append_line(folder.steps, line)
 
 
 def episode_files(folder: RunFolder) -> list[Path]:
@@ -83,7 +87,9 @@ def read_episodes(path: Path) -> list[dict[str, Any]]:
 def readable(episode: Mapping[str, Any], number: int) -> str:
     """One episode as Markdown, as far as its record says."""
     facts = [f"outcome {episode.get('outcome', 'unknown')}"]
-    facts += [f"{name} {_number(episode.get(name))}" for name in ("reward", "advantage") if name in episode]
+    for name in ("reward", "advantage"):
+        if name in episode:
+            facts.append(f"{name} {_number(episode[name])}")
     if "advantage" not in episode:
         facts.append("not trained on")
     parts = [f"## Episode {number}: {episode.get('task_id', 'unnamed')}", ", ".join(facts)]
@@ -109,15 +115,21 @@ def turn_facts(turn: Mapping[str, Any]) -> str:
         ("advantage", "final advantage {:+.3f}"),
         ("tokens", "{} tokens"),
     )
-    return ", ".join(form.format(turn[name]) for name, form in names if turn.get(name) is not None)
+    facts = []
+    for name, form in names:
+        if turn.get(name) is not None:
+            facts.append(form.format(turn[name]))
+    return ", ".join(facts)
 
 
 def _number(value: Any) -> str:
-    return f"{value:+.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:+.3f}"
+    return str(value)
 
 
 def _fenced(text: str) -> str:
     """A Markdown code block that ends only at its own end, whatever the text contains."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text.rstrip()}\n{fence}"

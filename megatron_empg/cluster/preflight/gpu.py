@@ -52,9 +52,12 @@ def _nvml() -> Iterator[Any]:
 def collect(nvml: Any) -> Gpus:
     """Ask everything of an initialised pynvml. What a GPU does not support stays None."""
     cuda = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+    cuda_driver = None
+    if cuda is not None:
+        cuda_driver = f"{cuda // 1000}.{cuda % 1000 // 10}"
     return Gpus(
         driver=_ask(nvml, nvml.nvmlSystemGetDriverVersion),
-        cuda_driver=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        cuda_driver=cuda_driver,
         gpus=[_collect_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())],
         on_bus=count_on_bus(),
     )
@@ -62,14 +65,16 @@ def collect(nvml: Any) -> Gpus:
 
 def count_on_bus(root: Path = Path("/sys/bus/pci/devices")) -> int | None:
     """NVIDIA's display and 3D controllers; None where the bus cannot be read."""
+    count = 0
     try:
-        devices = [
-            ((path / "vendor").read_text(encoding="utf-8"), (path / "class").read_text(encoding="utf-8"))
-            for path in root.iterdir()
-        ]
+        for path in root.iterdir():
+            vendor = (path / "vendor").read_text(encoding="utf-8")
+            kind = (path / "class").read_text(encoding="utf-8")
+            if vendor.strip() == "0x10de" and kind.startswith(("0x0300", "0x0302")):
+                count += 1
     except OSError:
         return None
-    return sum(vendor.strip() == "0x10de" and kind.startswith(("0x0300", "0x0302")) for vendor, kind in devices)
+    return count
 
 
 def _collect_gpu(nvml: Any, index: int) -> Gpu:
@@ -95,8 +100,25 @@ def _collect_gpu(nvml: Any, index: int) -> Gpu:
     rows = ask(nvml.nvmlDeviceGetRemappedRows)
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
-    links = {link: ask(nvml.nvmlDeviceGetNvLinkState, link) for link in range(nvml.NVML_NVLINK_MAX_LINKS)}
-    links = {link: state for link, state in links.items() if state is not None}
+    up, down = [], []
+    for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+        state = ask(nvml.nvmlDeviceGetNvLinkState, link)
+        if state is None:
+            continue  # there is no such link
+        if state:
+            up.append(link)
+        else:
+            down.append(link)
+    nvlinks_up = nvlinks_down = None
+    if up or down:
+        nvlinks_up, nvlinks_down = len(up), down
+    ecc_on = pending = failed = persists = None
+    if ecc is not None:
+        ecc_on = ecc[0] == nvml.NVML_FEATURE_ENABLED
+    if rows is not None:
+        pending, failed = bool(rows[2]), bool(rows[3])
+    if persistence is not None:
+        persists = persistence == nvml.NVML_FEATURE_ENABLED
     return Gpu(
         index=index,
         name=name,
@@ -104,21 +126,30 @@ def _collect_gpu(nvml: Any, index: int) -> Gpu:
         lost=lost,
         memory_total=memory and memory.total,
         memory_free=memory and memory.free,
-        ecc_on=None if ecc is None else ecc[0] == nvml.NVML_FEATURE_ENABLED,
+        ecc_on=ecc_on,
         ecc_uncorrected=ask(
             nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
         ),
-        remap_pending=None if rows is None else bool(rows[2]),
-        remap_failed=None if rows is None else bool(rows[3]),
-        throttle=None
-        if reasons is None
-        else [w for w, name in _THROTTLE.items() if reasons & getattr(nvml, name)],
+        remap_pending=pending,
+        remap_failed=failed,
+        throttle=_reasons(nvml, reasons),
         power_limit=_watts(ask(nvml.nvmlDeviceGetPowerManagementLimit)),
         power_default=_watts(ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
-        persistence=None if persistence is None else persistence == nvml.NVML_FEATURE_ENABLED,
-        nvlinks_up=sum(bool(state) for state in links.values()) if links else None,
-        nvlinks_down=[link for link, state in links.items() if not state] if links else None,
+        persistence=persists,
+        nvlinks_up=nvlinks_up,
+        nvlinks_down=nvlinks_down,
     )
+
+
+def _reasons(nvml: Any, bits: int | None) -> list[str] | None:
+    """Why the clocks are low, of the faults that we know; None where that cannot be read."""
+    if bits is None:
+        return None
+    found = []
+    for words, name in _THROTTLE.items():
+        if bits & getattr(nvml, name):
+            found.append(words)
+    return found
 
 
 def _ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -130,7 +161,9 @@ def _ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _watts(milliwatts: int | None) -> float | None:
-    return None if milliwatts is None else milliwatts / 1000
+    if milliwatts is None:
+        return None
+    return milliwatts / 1000
 
 
 @dataclass(frozen=True)
@@ -193,5 +226,7 @@ class GpuEvents:
             if error.value == nvml.NVML_ERROR_GPU_IS_LOST:  # said instead of an event, and without the GPU
                 return GpuEvent(None, FELL_OFF_THE_BUS)
             raise NoNvml(f"NVML's events ended: {error}") from None
-        xid = event.eventData if event.eventType == nvml.nvmlEventTypeXidCriticalError else None
+        xid = None
+        if event.eventType == nvml.nvmlEventTypeXidCriticalError:
+            xid = event.eventData
         return GpuEvent(_ask(nvml, nvml.nvmlDeviceGetIndex, event.device), xid)

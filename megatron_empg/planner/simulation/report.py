@@ -1,15 +1,15 @@
 """A simulation as tables for the terminal, and as JSON."""
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_empg.common.gpus import GPUS
 from megatron_empg.planner.assumptions import PLANNED
-from megatron_empg.planner.report import WIDTH, layout_name
+from megatron_empg.planner.report import console_for_tables, layout_name
 from megatron_empg.planner.search import GIB
 from megatron_empg.planner.shape import shape_of
 from megatron_empg.planner.simulation.assumed import Machine, assumed_setting
@@ -52,23 +52,28 @@ def print_simulation(
         raise RecipeError(f"--gpu is {gpu_name}; allowed: {', '.join(GPUS)}")
     recipe = load_recipe(path, overrides)
     shape = shape_of(recipe.model.path)
-    memory = (gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib) * GIB
-    machine = Machine(shape.config, gpu, memory)
-    max_lag = recipe.rollout.max_lag if wanted.max_lag is None else wanted.max_lag
+    if gpu_memory_gib is None:
+        gpu_memory_gib = gpu.memory_gib
+    machine = Machine(shape.config, gpu, gpu_memory_gib * GIB)
+    max_lag = wanted.max_lag
+    if max_lag is None:
+        max_lag = recipe.rollout.max_lag
     if wanted.vary and not max_lag:
         raise RecipeError("--vary compares a lag with none, and the lag is 0; give --max-lag or rollout.max_lag")
     without, basis = setting_of(recipe, machine, wanted)
-    settings = [replace(without, max_lag=lag) for lag in lags_up_to(max_lag)]
-    outcomes = [simulate(setting, steps=steps_to_count(STEPS, setting)) for setting in settings]
-    varied = list(gains(recipe, machine, settings[-1])) if wanted.vary else None
+    outcomes, varied, chosen = [], None, None
+    for lag in lags_up_to(max_lag):
+        setting = replace(without, max_lag=lag)
+        outcomes.append(simulate(setting, steps=steps_to_count(STEPS, setting)))
+    if wanted.vary:
+        varied = list(gains(recipe, machine, outcomes[-1].setting))
     gpus = recipe.actor.world_size + recipe.engines.world_size
-    chosen = list(choices(recipe, machine, gpus, lags_up_to(max_lag))) if wanted.choose else None
+    if wanted.choose:
+        chosen = list(choices(recipe, machine, gpus, lags_up_to(max_lag)))
     if as_json:
         print(to_json(recipe, basis, outcomes, varied, chosen))
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
+    console = console_for_tables()
     for note in (shape.note, basis, f"rollout.max_lag of the recipe is {recipe.rollout.max_lag}."):
         if note:
             console.print(note, highlight=False)
@@ -88,13 +93,17 @@ def setting_of(recipe: Recipe, machine: Machine, wanted: Wanted) -> tuple[Settin
     """The recipe at lag 0, and what it rests on, in words. Raises RecipeError."""
     setting = assumed_setting(recipe, machine)
     basis = ["lengths, latencies and the trainer's speed by the planner's assumptions"]
-    given = read_latencies(wanted.tool_latency) if wanted.tool_latency else None
+    given = None
+    if wanted.tool_latency:
+        given = read_latencies(wanted.tool_latency)
     if wanted.run:
         recorded = read_recorded(wanted.run, recipe)
         if given:
             recorded = replace(recorded, latencies=given)
         setting = recorded.applied(setting, (PLANNED.turn_seconds,))
-        answers = f"{len(recorded.latencies)} latencies" if recorded.latencies else "latencies assumed"
+        answers = "latencies assumed"
+        if recorded.latencies:
+            answers = f"{len(recorded.latencies)} latencies"
         basis = [
             f"lengths of {len(recorded.episodes)} episodes, {answers}, the trainer's speed in {recorded.steps} "
             f"steps and {recorded.kept_share:.0%} of groups kept, of {wanted.run}"
@@ -112,9 +121,13 @@ def setting_of(recipe: Recipe, machine: Machine, wanted: Wanted) -> tuple[Settin
 def lags_up_to(most: int) -> list[int]:
     """0, then doubling up to the most."""
     lags = [0]
-    while most > 0 and (following := max(1, 2 * lags[-1])) < most:
+    following = 1
+    while following < most:
         lags.append(following)
-    return [*lags, most] if most else lags
+        following *= 2
+    if most:
+        lags.append(most)
+    return lags
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> "Table":
@@ -162,8 +175,9 @@ def gain_table(varied: Iterable[Gain], lag: int) -> "Table":
     for name in ("value", "s per episode, lag 0", f"lag {lag}", "gain"):
         table.add_column(name, justify="right")
     for gain in varied:
-        value = f"{gain.value:.4g}" if gain.assumption else ""
-        name = gain.assumption or "as assumed"
+        name, value = "as assumed", ""
+        if gain.assumption:
+            name, value = gain.assumption, f"{gain.value:.4g}"
         table.add_row(name, value, f"{gain.without:.3g}", f"{gain.with_lag:.3g}", f"{gain.gain:.2f}")
     return table
 
@@ -177,7 +191,7 @@ def choice_table(chosen: Iterable[Choice]) -> "Table":
         table.add_column(name, no_wrap=True)
     for name in ("groups", "lag", "step s", "s per episode", "trainer idle", "engines idle"):
         table.add_column(name, justify="right")
-    for choice in sorted(chosen, key=lambda choice: choice.outcome.episode_seconds):
+    for choice in sorted(chosen, key=attrgetter("outcome.episode_seconds")):
         split, outcome = choice.split, choice.outcome
         table.add_row(
             str(split.trainer_nodes),
@@ -202,13 +216,17 @@ def to_json(
     chosen: Sequence[Choice] | None,
 ) -> str:
     """Everything, in seconds and shares; null for what was not asked for."""
-    found = {
+    found: dict[str, Any] = {
         "basis": basis,
         "recipe_max_lag": recipe.rollout.max_lag,
         "lags": [of_outcome(outcome) for outcome in outcomes],
-        "varied": None if varied is None else [of_gain(gain) for gain in varied],
-        "splits": None if chosen is None else [of_choice(choice) for choice in chosen],
+        "varied": None,
+        "splits": None,
     }
+    if varied is not None:
+        found["varied"] = [of_gain(gain) for gain in varied]
+    if chosen is not None:
+        found["splits"] = [of_choice(choice) for choice in chosen]
     return json.dumps(found, indent=2)
 
 

@@ -65,13 +65,17 @@ class RunView:
     @property
     def done(self) -> int:
         """Steps that are logged."""
-        return int(self.records[-1]["step"]) if self.records else 0
+        if not self.records:
+            return 0
+        return int(self.records[-1]["step"])
 
     @property
     def steps(self) -> int | None:
         """That the recipe wants; None where it cannot be read."""
         wanted = self.setting("run.steps")
-        return wanted if isinstance(wanted, int) else None
+        if not isinstance(wanted, int):
+            return None
+        return wanted
 
     @property
     def supervised(self) -> bool:
@@ -88,11 +92,17 @@ class RunView:
 
     def last(self, name: str) -> float | None:
         """A metric of the last training step that has it at all."""
-        return next((v for r in reversed(self.records) if (v := number(r.get(name))) is not None), None)
+        for record in reversed(self.records):
+            value = number(record.get(name))
+            if value is not None:
+                return value
+        return None
 
     def now(self, name: str) -> float | None:
         """A metric of the last step, if it was measured there."""
-        return number(self.records[-1].get(name)) if self.records else None
+        if not self.records:
+            return None
+        return number(self.records[-1].get(name))
 
     @property
     def seconds_left(self) -> float | None:
@@ -100,8 +110,11 @@ class RunView:
         timed = [record for record in self.records if number(record.get("time/step")) is not None][-RECENT:]
         if not timed or self.steps is None or self.done >= self.steps:
             return None
-        taken = [number(record.get(name)) or 0.0 for record in timed for name in ADDED_TIME]
-        return sum(taken) / len(timed) * (self.steps - self.done)
+        taken = 0.0
+        for record in timed:
+            for name in ADDED_TIME:
+                taken += number(record.get(name)) or 0.0
+        return taken / len(timed) * (self.steps - self.done)
 
 
 class Watched:
@@ -114,7 +127,9 @@ class Watched:
         self._metrics = GrowingLines(self.folder.metrics)
         signs = (self.folder.recipe, self.folder.metrics, self.folder.starts, self.folder.lock_file)
         if not any(path.exists() for path in signs):
-            what = "is no run folder: it has none of" if root.is_dir() else "is no folder: a run has in it one of"
+            what = "is no folder: a run has in it one of"
+            if root.is_dir():
+                what = "is no run folder: it has none of"
             names = ", ".join(path.name for path in signs)
             raise NotARunError(f"{root} {what} {names}. Give the `run.folder` of a recipe")
 
@@ -144,18 +159,26 @@ class Watched:
     ) -> tuple[State, float | None]:
         """`begun`: when the newest start was; heartbeats from before are of ranks that were killed."""
         folder = self.folder
-        heard = max((at for path in folder.all_heartbeats() if (at := changed_at(path)) >= begun), default=0.0)
+        heard = max(map(changed_at, folder.all_heartbeats()), default=0.0)
+        if heard < begun:
+            heard = 0.0
         logged = newest_change(folder.logs)
         newest = max(heard, logged, changed_at(folder.metrics))
-        age = max(0.0, self._clock() - newest) if newest else None
+        age = None
+        if newest:
+            age = max(0.0, self._clock() - newest)
         steps = setting(recipe, "run.steps")
         if isinstance(steps, int) and folder.finished(steps) and not beats:
             return State.FINISHED, age
+        if heard and self._clock() - heard <= ALIVE:
+            return State.RUNNING, age
         if heard:
-            return (State.RUNNING if self._clock() - heard <= ALIVE else State.SILENT), age
+            return State.SILENT, age
         if logged and (self._clock() - logged <= STARTING or self._still_starts(recipe, begun)):
             return State.STARTING, age
-        return (State.STOPPED if records or logged else State.NOT_BEGUN), age
+        if records or logged:
+            return State.STOPPED, age
+        return State.NOT_BEGUN, age
 
     def _still_starts(self, recipe: Mapping[str, Any], begun: float) -> bool:
         """Whether the newest start has had no rank yet and is younger than an engine's start may take, in which
@@ -173,7 +196,9 @@ def setting(recipe: Mapping[str, Any], dotted: str) -> Any:
     """A key of a recipe; None where there is none."""
     node: Any = recipe
     for key in dotted.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping):
+            return None
+        node = node.get(key)
     return node
 
 
@@ -196,7 +221,9 @@ def _recipe(path: Path) -> dict[str, Any]:
         loaded = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError):
         return {}
-    return loaded if isinstance(loaded, dict) else {}
+    if not isinstance(loaded, dict):
+        return {}
+    return loaded
 
 
 def _starts(path: Path) -> list[int]:
@@ -204,5 +231,9 @@ def _starts(path: Path) -> list[int]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    words = [line.split() for line in lines]
-    return [int(word[1]) for word in words if len(word) == 2 and word[1].isdecimal()]
+    checkpoints = []
+    for line in lines:
+        words = line.split()
+        if len(words) == 2 and words[1].isdecimal():
+            checkpoints.append(int(words[1]))
+    return checkpoints
