@@ -331,8 +331,8 @@ ADVANTAGES = [
     in_advantages(
         "REINFORCE++ counts turns for tokens",
         "reinforce_pp.py",
-        'experience.turn_lengths if self.weights == "token" else ',
-        "",
+        '        if self.weights == "token":\n            counted',
+        "        if False:\n            counted",
         "reinforce_pp",
     ),
     in_advantages(
@@ -457,8 +457,8 @@ MODULATIONS = [
     in_modulation(
         "EMPG counts turns where tokens were asked for",
         "empg.py",
-        'weights = lengths if section.weights == "token" else None',
-        "weights = None",
+        '        if section.weights == "token":\n            weights = lengths\n',
+        "",
         "empg_minmax_token",
     ),
     in_modulation(
@@ -575,8 +575,8 @@ CORRECTIONS = [
     in_correction(
         "TIS by token where sequences were asked for",
         "rollout_correction.py",
-        'return log_ratio if level == "token" else ',
-        "return log_ratio if True else ",
+        '    if level == "token":\n        return log_ratio\n',
+        "    return log_ratio\n",
         "tis_sequence",
     ),
     in_correction(

@@ -199,7 +199,8 @@ class Actor:
         finite = bool(torch.isfinite(torch.tensor([loss, norm])).all())
         if finite:
             applied, reported, _ = self.optimizer.step()
-            norm = float(reported) if reported is not None else norm
+            if reported is not None:
+                norm = float(reported)
             finite = bool(applied)
         self.scheduler.step(increment=1)
         return finite, norm
@@ -211,7 +212,9 @@ class Actor:
                 f"a sequence has {longest} tokens, the model's max_position_embeddings is "
                 f"{self.config.max_position_embeddings}"
             )
-        multiple = self.settings.tensor_parallel if self.settings.sequence_parallel else 1
+        multiple = 1
+        if self.settings.sequence_parallel:
+            multiple = self.settings.tensor_parallel
         context = self.settings.context_parallel
         return Packer(samples, streams, context=context, rank=context_rank(), multiple=multiple)
 

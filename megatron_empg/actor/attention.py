@@ -77,7 +77,10 @@ class PackedAttention(MegatronModule):
             return _attend(*batched, scale=self.scale).permute(2, 0, 1, 3).flatten(2)
         cumulative, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
         if self.context_group is not None:
-            exchange = self._all_to_all if self.exchange == "a2a" else self._all_gather
+            if self.exchange == "a2a":
+                exchange = self._all_to_all
+            else:
+                exchange = self._all_gather
             return exchange(query, key, value, packed_seq_params).flatten(1)
         lengths = getattr(packed_seq_params, "lengths", None)
         whole = Spans(lengths, cumulative, longest)
@@ -114,7 +117,9 @@ class Spans:
     longest: int
 
     def as_list(self) -> list[int]:
-        return self.lengths if self.lengths is not None else self.cumulative.diff().tolist()
+        if self.lengths is not None:
+            return self.lengths
+        return self.cumulative.diff().tolist()
 
 
 def causal_attention(

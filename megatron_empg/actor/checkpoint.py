@@ -185,7 +185,9 @@ class Checkpoints:
 
     def _failure(self, target: _Target, cause: str) -> CheckpointError:
         done = [step for step in finished_steps(self.root) if step != target.manifest["step"]]
-        left = f"; the checkpoint of step {done[-1]} is untouched" if done else ""
+        left = ""
+        if done:
+            left = f"; the checkpoint of step {done[-1]} is untouched"
         return CheckpointError(
             f"{target.final} could not be saved: {cause}. It needs about {_in_words(target.bytes)}, "
             f"{_in_words(shutil.disk_usage(self.root).free)} are free there{left}. Make room and start again"
@@ -270,4 +272,6 @@ def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _in_words(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    if count >= 2**30:
+        return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**20:.1f} MiB"

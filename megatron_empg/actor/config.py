@@ -104,7 +104,9 @@ class ActorConfig(Section):
         """Tokens of the longest sequence that a microbatch holds. Under context parallelism every sequence is
         padded to a multiple of twice the ranks, and the padding must find room too."""
         room = self.microbatch_tokens
-        return room - room % (2 * self.context_parallel) if self.context_parallel > 1 else room
+        if self.context_parallel > 1:
+            return room - room % (2 * self.context_parallel)
+        return room
 
     @property
     def sizes(self) -> dict[str, int | bool]:
@@ -122,10 +124,14 @@ class ActorConfig(Section):
     @property
     def recomputation(self) -> str:
         """The kind of recomputation in words: "none", or "block 3" with its layers."""
-        return f"block {self.recompute_layers}" if self.recompute == "block" else self.recompute
+        if self.recompute == "block":
+            return f"block {self.recompute_layers}"
+        return self.recompute
 
     def recomputed_layers(self, layers: int) -> int:
         """Of the ``layers`` of a model chunk, how many are computed again whole."""
         if self.recompute == "full":
             return layers
-        return min(self.recompute_layers, layers) if self.recompute == "block" else 0
+        if self.recompute != "block":
+            return 0
+        return min(self.recompute_layers, layers)

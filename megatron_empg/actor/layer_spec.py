@@ -21,7 +21,9 @@ def uses_transformer_engine(dtype: torch.dtype) -> bool:
 
 def layer_spec(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The model's transformer layer."""
-    experts = config.experts.number if config.experts else None
+    experts = None
+    if config.experts:
+        experts = config.experts.number
     if uses_transformer_engine(dtype):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 

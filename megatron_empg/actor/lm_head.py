@@ -71,7 +71,8 @@ class _FusedHead:
         if labels is None:
             logits: tuple[Tensor, None] = type(layer).forward(layer, hidden, weight, *args, **kwargs)
             return logits
-        weight = layer.weight if weight is None else weight
+        if weight is None:
+            weight = layer.weight
         assert weight is not None
         both = linear_logprob_and_entropy(
             hidden.reshape(-1, hidden.shape[-1]),

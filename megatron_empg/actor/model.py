@@ -22,7 +22,9 @@ def context_exchanges(dtype: torch.dtype) -> tuple[str, ...]:
     """
     from megatron_empg.actor.layer_spec import uses_transformer_engine
 
-    return ("p2p", "a2a") if uses_transformer_engine(dtype) else ("all_gather", "a2a")
+    if uses_transformer_engine(dtype):
+        return ("p2p", "a2a")
+    return ("all_gather", "a2a")
 
 
 def transformer_config(config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) -> Any:
@@ -196,4 +198,6 @@ def _chunk(config: ModelConfig, settings: ActorConfig, mcore: Any, number: int) 
     one_rotary_table(model, config.max_position_embeddings)
     fuse_lm_head(model, vocab_size=config.vocab_size)
     model = model.to(device())
-    return model.bfloat16() if mcore.bf16 else model
+    if mcore.bf16:
+        return model.bfloat16()
+    return model

@@ -17,12 +17,16 @@ _prepared = False
 
 def device() -> torch.device:
     """The device of this process: its CUDA device, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return CPU
 
 
 def collective_backend() -> str:
     """``nccl`` on GPU, ``gloo`` on CPU."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    if not torch.cuda.is_available():
+        return "gloo"
+    return "nccl"
 
 
 def choose_device() -> None:

@@ -30,7 +30,9 @@ class Throughput:
                 return None
             device_name = torch.cuda.get_device_name()
         peak = peak_tflops(device_name)
-        return None if peak is None else self.tflops_per_rank / peak
+        if peak is None:
+            return None
+        return self.tflops_per_rank / peak
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """``PREFIX_tokens_per_second``, ``PREFIX_tflops_per_rank`` and, on a known device, ``PREFIX_mfu``."""

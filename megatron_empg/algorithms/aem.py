@@ -101,7 +101,9 @@ def response_scale(
     other shapes, entropies that are not finite, or a negative strength.
     """
     if entropies.ndim != 1 or (sets is not None and sets.shape != entropies.shape):
-        given = "" if sets is None else f" and sets {tuple(sets.shape)}"
+        given = ""
+        if sets is not None:
+            given = f" and sets {tuple(sets.shape)}"
         raise ValueError(f"entropies have shape {tuple(entropies.shape)}{given}; both must be [responses]")
     fault = fault_in("entropies", entropies)
     if fault is not None:
@@ -109,7 +111,10 @@ def response_scale(
     if not (math.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength is {strength}; it must be a finite number of at least 0")
     h_norm = _normalized(entropies, sets, group)
-    scale = _scale(h_norm, strength, group) if sets is None else _scale_by_set(h_norm, sets, strength)
+    if sets is None:
+        scale = _scale(h_norm, strength, group)
+    else:
+        scale = _scale_by_set(h_norm, sets, strength)
     return scale.to(entropies.dtype)
 
 

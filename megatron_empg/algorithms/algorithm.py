@@ -122,7 +122,10 @@ class Algorithm:
             raise ValueError(
                 f"the checkpoint's algorithm is {state!r}; it must be a dict: take another checkpoint"
             )
-        known = {"regularizer"} if self.modulation is None else {"regularizer", "modulation"}
+        if self.modulation is None:
+            known = {"regularizer"}
+        else:
+            known = {"regularizer", "modulation"}
         if surplus := [name for name in state if name not in known]:
             raise ValueError(
                 f"the checkpoint's algorithm holds a state of {surplus}, this one of {sorted(known)} alone: "

@@ -135,7 +135,9 @@ def _members(owner: Int[Tensor, "items"], chosen: list[int]) -> Int[Tensor, "cho
     first = (counts.cumsum(0) - counts).tolist()
     count = counts.tolist()
     spans = [torch.arange(first[i], first[i] + count[i]) for i in chosen]
-    return torch.cat(spans) if spans else torch.empty(0, dtype=torch.long)
+    if spans:
+        return torch.cat(spans)
+    return torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)

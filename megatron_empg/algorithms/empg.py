@@ -195,7 +195,9 @@ class EmpgModulation:
         if not len(advantages):
             return Modulated(advantages, h_norm=advantages, scale=advantages, bonus=advantages)
         k, zeta = self.targets.k(section.k), self.targets.zeta(section.zeta)
-        weights = lengths if section.weights == "token" else None
+        weights = None
+        if section.weights == "token":
+            weights = lengths
         h_norm = normalized_entropy(entropies, section.normalize)
         clarity = future_clarity(h_norm, trajectories, section.k_f)
         low, high = quantiles(h_norm)

@@ -41,7 +41,9 @@ class Bonus(Stateless):
         return TokenStreams()
 
     def term(self) -> LossTerm | None:
-        return BonusTerm(self.coefficient) if self.coefficient else None
+        if not self.coefficient:
+            return None
+        return BonusTerm(self.coefficient)
 
 
 class BonusTerm:

@@ -119,7 +119,9 @@ class Epo(Section):
 
 
 def _given(value: Value | None, otherwise: Value) -> Value:
-    return otherwise if value is None else value
+    if value is None:
+        return otherwise
+    return value
 
 
 class EpoRegularizer:
@@ -302,7 +304,9 @@ class EntropyHistory:
     @property
     def mean(self) -> float | None:
         """None before the first batch."""
-        return self.total / self.batches if self.batches else None
+        if not self.batches:
+            return None
+        return self.total / self.batches
 
     def add(self, entropy: float) -> None:
         """Take up one batch's mean entropy. Raises ValueError unless it is finite."""

@@ -67,7 +67,10 @@ def group_advantages(
     check_episodes(rewards, groups)
     values, grouping = rewards.double(), grouped(groups)
     compared = normalized_in_groups(values, grouping, normalize_std=normalize_std, eps=eps)
-    alone = values / (1 + eps) if normalize_std else values
+    if normalize_std:
+        alone = values / (1 + eps)
+    else:
+        alone = values
     return torch.where(grouping.sizes > 1, compared, alone).to(rewards.dtype)
 
 

@@ -52,7 +52,9 @@ class Igpo(AlgorithmSection):
     def probes(self, experience: Experience) -> list[Probe]:
         """The gold turn in the place of each turn. Raises ValueError for an episode without one."""
         samples = gold_in_place_of_turns(experience)
-        return [Probe(samples)] if samples else []
+        if not samples:
+            return []
+        return [Probe(samples)]
 
     def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
         check_episodes(experience.rewards, experience.groups)

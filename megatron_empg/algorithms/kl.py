@@ -29,10 +29,14 @@ class KlSection(Section):
 
     def probes(self, experience: Experience) -> list[Probe]:
         """The batch's samples by the initial policy, where there is a term."""
-        return [Probe(experience.samples, "reference")] if self.coefficient > 0 else []
+        if self.coefficient == 0:
+            return []
+        return [Probe(experience.samples, "reference")]
 
     def term(self) -> LossTerm | None:
-        return KlTerm(self.coefficient, self.estimator) if self.coefficient > 0 else None
+        if self.coefficient == 0:
+            return None
+        return KlTerm(self.coefficient, self.estimator)
 
 
 class KlTerm:

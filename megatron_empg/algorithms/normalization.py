@@ -36,7 +36,9 @@ def normalized_entropy(
     """
     if how == "minmax":
         return by_extremes(entropies, group)
-    return by_quantiles(entropies) if how == "quantile" else by_rank(entropies)
+    if how == "quantile":
+        return by_quantiles(entropies)
+    return by_rank(entropies)
 
 
 def by_extremes(entropies: Float[Tensor, "turns"], group: Group | None = None) -> Float[Tensor, "turns"]:
@@ -122,7 +124,10 @@ def _quantile(values: np.ndarray, share: float) -> Quantile:
     # numpy selects one place several times faster than torch, or than the two that np.quantile asks it for.
     values.partition(below)
     first = values[below]
-    following = values[below + 1 :].min() if below + 1 < len(values) else first
+    if below + 1 < len(values):
+        following = values[below + 1 :].min()
+    else:
+        following = first
     return Quantile(float(first), float(following), place - below)
 
 
@@ -156,5 +161,7 @@ def fault_in(name: str, values: Float[Tensor, "turns"], lowest: float = -math.in
         return None
     good = values.isfinite() & (values >= lowest - ROUNDING)
     position = int((~good).nonzero()[0])
-    wanted = "finite" if lowest == -math.inf else "finite and not negative"
+    wanted = "finite and not negative"
+    if lowest == -math.inf:
+        wanted = "finite"
     return f"{name}[{position}] is {values[position].item()}; {name} must be {wanted}"

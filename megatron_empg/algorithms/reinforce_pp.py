@@ -39,7 +39,10 @@ class ReinforcePP(AlgorithmSection):
     def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
         rewards = turn_rewards_in_force(experience)
         returns = discounted_returns(rewards, experience.episode_of_turn, self.gamma)
-        counted = experience.turn_lengths if self.weights == "token" else torch.ones_like(experience.turn_lengths)
+        if self.weights == "token":
+            counted = experience.turn_lengths
+        else:
+            counted = torch.ones_like(experience.turn_lengths)
         mean, std = mean_and_std(returns, counted)
         # An episode's advantage, for readers: its undiscounted reward on the same scale.
         return Advantages((experience.rewards.double() - mean) / std, (returns - mean) / std)

@@ -50,7 +50,9 @@ def discounted_returns(
     """
     returns = rewards.double()
     to_come = _turns_to_come(episode_of_turn)
-    longest = int(to_come.max()) if len(to_come) else 0
+    longest = 0
+    if len(to_come):
+        longest = int(to_come.max())
     reach, factor = 1, gamma
     while reach <= longest:
         beyond = returns[reach:].where(to_come[:-reach] >= reach, 0.0)

@@ -74,7 +74,9 @@ def at_level(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, level: Level
 ) -> Float[Tensor, "own_tokens"]:
     """At each token the log of the ratio that ``level`` means."""
-    return log_ratio if level == "token" else over_samples(log_ratio, experience, "product")
+    if level == "token":
+        return log_ratio
+    return over_samples(log_ratio, experience, "product")
 
 
 def bounded_ratio(log_ratio: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:

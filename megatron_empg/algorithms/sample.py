@@ -65,7 +65,10 @@ class TokenStreams:
     @classmethod
     def concatenated(cls, parts: list[TokenStreams]) -> TokenStreams:
         """The streams of several samples, laid end to end. Raises ValueError unless all have the same ones."""
-        names = list(parts[0].present()) if parts else []
+        if parts:
+            names = list(parts[0].present())
+        else:
+            names = []
         for part in parts:
             if list(part.present()) != names:
                 raise ValueError(f"one sample has the streams {names}, another {list(part.present())}")
@@ -109,7 +112,9 @@ class Sample:
     def predictors(self) -> Int[Tensor, "own_tokens"]:
         """Positions whose logits predict the policy's own tokens: each token's predecessor."""
         spans = [torch.arange(start - 1, end - 1) for start, end in self.turns.tolist()]
-        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.long)
+        if spans:
+            return torch.cat(spans)
+        return torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)

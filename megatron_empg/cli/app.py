@@ -54,6 +54,8 @@ def main(command: typer.Typer = app) -> None:
         # A file or folder that is not there, not ours to read or write, or on a full disk, whose writes name none.
         if error.filename is None and error.errno not in FULL_DISK:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = ""
+        if error.filename:
+            where = f"{error.filename}: "
         typer.echo(f"error: {where}{error.strerror}", err=True)
         raise SystemExit(1) from None

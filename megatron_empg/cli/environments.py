@@ -138,7 +138,9 @@ def _about(name: str) -> tuple[str, str, str]:
         kind = plugin(name)
     except ValueError as error:
         return str(error), "", ""
-    offers = "yes" if hasattr(kind, "walkthrough") else "no"
+    offers = "no"
+    if hasattr(kind, "walkthrough"):
+        offers = "yes"
     return PLACES.get(kind.isolation, kind.isolation), _services(kind), offers
 
 
@@ -151,7 +153,9 @@ def _services(kind: type[TaskSource]) -> str:
 
 
 def _lines(field: SettingField) -> Iterator[str]:
-    default = "must be given" if field.default is None else f"default {field.default}"
+    default = "must be given"
+    if field.default is not None:
+        default = f"default {field.default}"
     yield f"  {field.key}: {field.type}; {default}"
     paragraph = " ".join(field.description.split())
     if paragraph:

@@ -65,9 +65,15 @@ def preflight(
     from megatron_empg.cluster.preflight.judge import Requirements
     from megatron_empg.cluster.preflight.run import read_pins, run_preflight
 
-    named = _Named() if recipe is None else _of_recipe(recipe, overrides or [], gpus)
+    if recipe is None:
+        named = _Named()
+    else:
+        named = _of_recipe(recipe, overrides or [], gpus)
     named = named.but(run_folder=run_folder, model=model, data=data or [], host_memory=min_host_memory)
-    pins = read_pins(requirements) if requirements else {}
+    if requirements:
+        pins = read_pins(requirements)
+    else:
+        pins = {}
     asked = _questions(named, manifest, pins, ports, gpu)
     wanted = Requirements(
         use_gpus=gpu,

@@ -33,8 +33,12 @@ class NodeEvent:
         return self.xid is None or self.xid in FATAL_XIDS
 
     def __str__(self) -> str:
-        gpu = "a GPU" if self.gpu is None else f"GPU {self.gpu}"
-        what = "uncorrectable memory error" if self.xid is None else f"Xid {self.xid}"
+        gpu = "a GPU"
+        if self.gpu is not None:
+            gpu = f"GPU {self.gpu}"
+        what = "uncorrectable memory error"
+        if self.xid is not None:
+            what = f"Xid {self.xid}"
         return f"{gpu} of {self.node}: {what}"
 
 

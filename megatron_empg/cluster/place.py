@@ -39,7 +39,10 @@ class Place:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Place:
         """torchrun's variables, else srun's, else a world of one. Raises PlaceError naming what is missing."""
-        env = os.environ if environment is None else environment
+        if environment is None:
+            env = os.environ
+        else:
+            env = environment
         node = env.get("SLURMD_NODENAME") or socket.gethostname()
         if "RANK" in env:
             rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")

@@ -30,7 +30,9 @@ def attempts(within: float, longest: float, clock: Callable[[], float] = time.mo
     """
     end, left = clock() + within, within
     for number in range(1, ATTEMPTS + 1):
-        pause = min(_FIRST_PAUSE, within / _PAUSES_WITHIN) * number if number < ATTEMPTS else 0.0
+        pause = 0.0
+        if number < ATTEMPTS:
+            pause = min(_FIRST_PAUSE, within / _PAUSES_WITHIN) * number
         yield Attempt(number, min(longest, left / (ATTEMPTS + 1 - number)), pause)
         left = end - clock()
         if left <= 0:

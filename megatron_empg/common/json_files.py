@@ -21,7 +21,9 @@ def read_object(path: Path) -> dict[str, Any]:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise JsonFileError(f"{path}, line {line}: not UTF-8") from None
     except json.JSONDecodeError as error:
-        what = "the file is empty" if not error.doc.strip() else f"not JSON: {error.msg}"
+        what = "the file is empty"
+        if error.doc.strip():
+            what = f"not JSON: {error.msg}"
         raise JsonFileError(f"{path}, line {error.lineno}, column {error.colno}: {what}") from None
     except (ValueError, RecursionError) as error:
         raise JsonFileError(f"{path}: not JSON: {error}") from None

@@ -54,11 +54,15 @@ class LimitsConfig(Section):
 
     def fewest_groups(self, groups: int) -> int:
         """Groups in force that a batch of `groups` needs to be trained on."""
-        return self.min_groups if self.min_groups is not None else max(1, groups // 8)
+        if self.min_groups is not None:
+            return self.min_groups
+        return max(1, groups // 8)
 
     def mean_gap(self, dtype: str) -> float:
         """The limit in force for the mean of log-probs' gaps, in nats, where the actor computes in `dtype`."""
-        return self.logprob_gap if self.logprob_gap is not None else MEAN_GAP[dtype]
+        if self.logprob_gap is not None:
+            return self.logprob_gap
+        return MEAN_GAP[dtype]
 
     def largest_gap(self, dtype: str) -> float:
         """The limit in force for a single token's gap, in nats. The default is never below the mean's."""

@@ -30,4 +30,6 @@ def why(path: Path, lines: int = 25) -> str:
 def first_error(text: str) -> str | None:
     """The first line that names an exception, without what a logger puts before it."""
     found = _ERROR.search(text)
-    return None if found is None else found.group(1).rstrip()[:LONGEST]
+    if found is None:
+        return None
+    return found.group(1).rstrip()[:LONGEST]

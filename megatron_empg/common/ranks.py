@@ -24,7 +24,9 @@ CHUNK_BYTES = 64 << 20
 
 def ranks_of(group: Group | None) -> int:
     """Size of the group; None is a group of one."""
-    return 1 if group is None else int(group.size())
+    if group is None:
+        return 1
+    return int(group.size())
 
 
 def sum_over_ranks_(values: Tensor, group: Group | None) -> Tensor:
@@ -90,14 +92,22 @@ def broadcast_bytes(data: memoryview, device: torch.device) -> bytes:
     sending = torch.distributed.get_rank() == 0
     size = torch.tensor([len(data)], device=device)
     torch.distributed.broadcast(size, 0)
-    whole = _as_tensor(data) if sending else torch.empty(int(size), dtype=torch.uint8)
-    parts = whole.split(CHUNK_BYTES) if len(whole) else ()
+    if sending:
+        whole = _as_tensor(data)
+    else:
+        whole = torch.empty(int(size), dtype=torch.uint8)
+    if len(whole):
+        parts = whole.split(CHUNK_BYTES)
+    else:
+        parts = ()
     for part in parts:
         chunk = part.to(device)
         torch.distributed.broadcast(chunk, 0)
         if not sending and chunk is not part:
             part.copy_(chunk)
-    return b"" if sending else whole.numpy().tobytes()
+    if sending:
+        return b""
+    return whole.numpy().tobytes()
 
 
 def _as_tensor(data: memoryview) -> Tensor:

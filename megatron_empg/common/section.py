@@ -47,7 +47,10 @@ def marked_keys(kind: type[Section], mark: Mark, above: str = "") -> set[str]:
     for name, field in kind.model_fields.items():
         key = f"{above}{name}"
         inner = section_of(field.annotation, {})
-        sections = [inner] if inner is not None else list(choices(field.annotation).values())
+        if inner is not None:
+            sections = [inner]
+        else:
+            sections = list(choices(field.annotation).values())
         if mark in field.metadata:
             found.add(f"{key}.*" if sections else key)
             continue
@@ -65,7 +68,9 @@ def named(default: str) -> BeforeValidator:
     def with_name(given: Any) -> Any:
         if isinstance(given, str):
             return {"name": given}
-        return {"name": default, **given} if isinstance(given, dict) else given
+        if isinstance(given, dict):
+            return {"name": default, **given}
+        return given
 
     return BeforeValidator(with_name)
 
@@ -84,7 +89,9 @@ def section_of(annotation: Any, values: Any) -> type[Section] | None:
     """The section that a key of this type holds with these values; None for a value, or for an unknown name."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    name = values.get("name") if isinstance(values, Mapping) else None
+    name = None
+    if isinstance(values, Mapping):
+        name = values.get("name")
     return choices(annotation).get(str(name))
 
 

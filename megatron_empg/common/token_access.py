@@ -26,7 +26,9 @@ def token_of(variable: str, whose: str) -> str:
     """
     token = os.environ.get(variable, "")
     if len(token) < SHORTEST_TOKEN:
-        given = "it is not set" if not token else f"it has {len(token)} characters"
+        given = "it is not set"
+        if token:
+            given = f"it has {len(token)} characters"
         raise SystemExit(
             f"{variable} must hold {whose} token, {SHORTEST_TOKEN} characters or more ({given}). "
             f'Set it, for example: export {variable}="$(openssl rand -hex 24)"'

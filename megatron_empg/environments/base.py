@@ -190,7 +190,9 @@ class TaskSource(ABC):
 
     def demonstrations(self) -> Demonstrations | None:
         """Scripted walkthroughs to learn from; None where there are none."""
-        return self if isinstance(self, Demonstrations) else None
+        if not isinstance(self, Demonstrations):
+            return None
+        return self
 
     def rehearse(self, task: Task) -> list[str]:
         """Texts of turns that try the tools of an episode, for a check without a policy; empty where none are

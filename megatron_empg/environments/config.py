@@ -43,7 +43,9 @@ def task_source_of(environment: EnvironmentConfig, waits: Waits | None = None) -
     A step of it ends by itself within `waits`, where they are given. Raises ValueError or OSError, and whatever a
     plug-in raises.
     """
-    step_timeout = STEP_SHARE * waits.environment if waits is not None else None
+    step_timeout = None
+    if waits is not None:
+        step_timeout = STEP_SHARE * waits.environment
     return make_task_source(
         environment.name,
         max_turns=environment.max_turns,

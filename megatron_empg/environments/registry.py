@@ -60,7 +60,10 @@ def unknown(name: str) -> str:
 
 def plugin(name: str) -> type[TaskSource]:
     """The task source called `name`. Raises ValueError for one that is unknown, absent or something else."""
-    where = name if ":" in name else installed().get(name)
+    if ":" in name:
+        where = name
+    else:
+        where = installed().get(name)
     if where is None:
         raise ValueError(unknown(name))
     module, _, attribute = where.partition(":")

@@ -149,7 +149,10 @@ def keys_of_places(kind: type[BaseModel]) -> set[str]:
         if role_of(field):
             found |= {name, f"{name}.*"} if _holds_many(field.annotation) else {name}
         for inner, listed in _models_within(field.annotation):
-            before = f"{name}.*." if listed else f"{name}."
+            if listed:
+                before = f"{name}.*."
+            else:
+                before = f"{name}."
             found |= {before + key for key in keys_of_places(inner)}
     return found
 

@@ -56,7 +56,10 @@ def _plain(text: str | None) -> str:
 def _type_of(field: FieldInfo) -> str:
     role = role_of(field)
     # Data and services are paths and texts of their own kind.
-    plain = PLAIN | dict.fromkeys((Path, str), ROLES[role]) if role else PLAIN
+    if role:
+        plain = PLAIN | dict.fromkeys((Path, str), ROLES[role])
+    else:
+        plain = PLAIN
     words = _words(field.annotation, plain)
     bounds = [f"{word} {value:g}" for word, value in _bounds(field.metadata)]
     return ", ".join([words, *bounds])

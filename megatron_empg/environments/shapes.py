@@ -133,7 +133,9 @@ def _json_fault(payload: Any) -> str:
         return "it is nested too deeply"
     except (TypeError, ValueError) as error:
         return str(error)
-    return "" if same else "it comes back as something else"
+    if not same:
+        return "it comes back as something else"
+    return ""
 
 
 def _is_tool(tool: Any) -> bool:
@@ -155,7 +157,10 @@ def _is_finite_number(value: Any) -> bool:
 def _opening_of_plain_values(answer: Any) -> Any:
     if not isinstance(answer, Opening):
         return answer
-    messages = list(answer.messages) if isinstance(answer.messages, tuple) else answer.messages
+    if isinstance(answer.messages, tuple):
+        messages = list(answer.messages)
+    else:
+        messages = answer.messages
     return Opening(messages, _plain(answer.anchor))
 
 
@@ -191,7 +196,9 @@ def _shown(value: Any) -> str:
 
 
 def _anchor_faults(anchor: Any) -> list[str]:
-    return [] if isinstance(anchor, str | None) else [f"an anchor that is a {type(anchor).__name__}, not a text"]
+    if isinstance(anchor, str | None):
+        return []
+    return [f"an anchor that is a {type(anchor).__name__}, not a text"]
 
 
 def _context_faults(result: StepResult) -> list[str]:

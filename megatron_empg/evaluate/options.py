@@ -40,7 +40,9 @@ class EvaluationOptions:
     @property
     def outcomes_path(self) -> Path | None:
         """Where every outcome goes as soon as there is one."""
-        return None if self.json_path is None else self.json_path.with_suffix(".outcomes.jsonl")
+        if self.json_path is None:
+            return None
+        return self.json_path.with_suffix(".outcomes.jsonl")
 
 
 def model_override(folder: Path) -> str:

@@ -48,7 +48,9 @@ async def play(
         # An evaluation has many episodes, whose tokens nobody asks for any more.
         episode.tokens, episode.earlier, episode.logprobs, episode.turns = [], [], [], []
 
-    temperature = 0.0 if asked.decoding == "greedy" else driver.config.evaluation.temperature
+    temperature = 0.0
+    if asked.decoding != "greedy":
+        temperature = driver.config.evaluation.temperature
     sampling = Sampling(temperature=temperature)
     await driver.rollout.run_group_batch(groups, EVALUATION_STEP, sampling=sampling, on_episode=ended)
     found = record.outcomes(policy, asked)

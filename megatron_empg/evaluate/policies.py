@@ -104,7 +104,9 @@ def converted(policy: Policy, place: Path, like: Path, progress: Callable[[int, 
     destination = place / policy.key
     if not destination.exists():
         place.mkdir(parents=True, exist_ok=True)
-        without = None if (policy.source / "config.json").exists() else like
+        without = None
+        if not (policy.source / "config.json").exists():
+            without = like
         conversion.to_hugging_face(policy.source, destination, like=without, progress=progress)
     return destination
 

@@ -206,4 +206,6 @@ def differences(recorded: Any, ours: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _said(value: Any) -> str:
-    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "not given"
+    return json.dumps(value, ensure_ascii=False)

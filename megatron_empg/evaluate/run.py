@@ -84,7 +84,10 @@ class EvaluationRun:
         if not policy.megatron:
             return self._with_model(policy.source)
         kept = self._options.json_path
-        place = self.scratch / "models" if kept is None else kept.with_suffix(".models")
+        if kept is None:
+            place = self.scratch / "models"
+        else:
+            place = kept.with_suffix(".models")
         if not (place / policy.key).exists():
             print(f"{policy.label} is a Megatron checkpoint: converting it to {place / policy.key}", flush=True)
         recipe = self._with_model(converted(policy, place, like=self.recipe.model.path))
@@ -94,7 +97,9 @@ class EvaluationRun:
     async def ask(self, driver: Driver, policy: Policy) -> None:
         """Play what is missing of a policy, pass by pass, and print how each came out."""
         self.record.note_start(versions())
-        label = policy.label if len(self.policies) > 1 else ""
+        label = ""
+        if len(self.policies) > 1:
+            label = policy.label
         for asked in self.passes:
             started = time.monotonic()
             outcomes = await play(driver, asked, policy.key, self.record, _say)

@@ -103,7 +103,9 @@ def _hops_table(title: str, found: Found) -> Sheet:
     for one in next(iter(found.values())):
         split = SPLIT_NAMES.get(one.split, one.split)
         for hops, figures in one.by_hops.items():
-            ending = "" if hops == 1 else "s"
+            ending = "s"
+            if hops == 1:
+                ending = ""
             headings.append(f"{split} {hops} hop{ending}")
             counts.append(str(figures.questions))
     rows = []

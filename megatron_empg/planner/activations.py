@@ -47,7 +47,9 @@ class LayerWidths:
     def of(cls, config: ModelConfig, tensor_parallel: int) -> "LayerWidths":
         heads, kv_heads = config.num_heads // tensor_parallel, max(1, config.num_kv_heads // tensor_parallel)
         # Ranks that share a key-value head gather all heads' projections first.
-        shares = tensor_parallel if config.num_kv_heads >= tensor_parallel else 1
+        shares = 1
+        if config.num_kv_heads >= tensor_parallel:
+            shares = tensor_parallel
         return cls(
             query=heads * config.head_dim,
             key=kv_heads * config.head_dim,
@@ -93,13 +95,18 @@ def norm_bytes(config: ModelConfig, spec: Spec, dtype_bytes: int) -> float:
 
     torch's RMSNorm works on a float32 copy of its input, and keeps the normalised values beside it.
     """
-    inside = 2 * FLOAT32 if spec == "local" else dtype_bytes
+    if spec == "local":
+        inside = 2 * FLOAT32
+    else:
+        inside = dtype_bytes
     return config.hidden_size * (inside + dtype_bytes) + FLOAT32
 
 
 def sequence_share(actor: ActorConfig, tokens: int) -> float:
     """Tokens between the tensor-parallel layers, which sequence parallelism splits over their ranks."""
-    return tokens / actor.tensor_parallel if actor.sequence_parallel else tokens
+    if actor.sequence_parallel:
+        return tokens / actor.tensor_parallel
+    return tokens
 
 
 def _attention(config: ModelConfig, width: LayerWidths, tokens: int, spec: Spec, dtype_bytes: int) -> float:
@@ -130,7 +137,9 @@ def _core_attention(
         return inside, inputs
     if actor.context_exchange == "a2a":  # copies of all three after the exchange
         exchanged = tokens * (width.query + 2 * width.key) * dtype_bytes
-        return (inside + exchanged, inputs) if actor.recompute == "selective" else (inside, exchanged)
+        if actor.recompute == "selective":
+            return (inside + exchanged, inputs)
+        return (inside, exchanged)
     gathered = 2 * width.key * _key_rows(batch) * dtype_bytes + _masks(batch) * dtype_bytes
     if actor.recompute == "selective":
         return inside + gathered, inputs

@@ -46,7 +46,10 @@ def engine_memory(
     per_token = 2.0 * config.num_layers * max(1, config.num_kv_heads // ranks) * config.head_dim * size
     available = assumed.engine_utilisation * gpu_memory
     asked = recipe.engines.kv_cache_gib
-    cache = available - weights - assumed.engine_workspace if asked is None else asked * 2**30
+    if asked is None:
+        cache = available - weights - assumed.engine_workspace
+    else:
+        cache = asked * 2**30
     episodes = max(0.0, cache) / (per_token * recipe.rollout.max_episode_tokens)
     return EngineMemory(weights, cache, assumed.engine_workspace, per_token, episodes, available)
 
@@ -96,5 +99,7 @@ def _decode_seconds(
     ranks = recipe.engines.tensor_parallel
     read = memory.weights + at_once * memory.kv_bytes_per_token * length / 2
     arithmetic = at_once * forward_flops(config, 1) / ranks / (gpu.tflops * 1e12 * assumed.prefill_mfu)
-    latency = 2 * config.num_layers * assumed.all_reduce_latency if ranks > 1 else 0.0
+    latency = 0.0
+    if ranks > 1:
+        latency = 2 * config.num_layers * assumed.all_reduce_latency
     return max(read / (gpu.bandwidth * assumed.decode_bandwidth), arithmetic) + latency

@@ -59,7 +59,9 @@ def rank_memory(
     held, batch = stage_parameters(config, actor, stage), full_microbatch(recipe)
     last = stage == actor.pipeline_parallel - 1
     activations = saved_activations(recipe, config, stage, batch, microbatches(recipe), spec)
-    logits = _logits(config, actor, batch, size, device) if last else 0.0
+    logits = 0.0
+    if last:
+        logits = _logits(config, actor, batch, size, device)
     buffers = _buffers(recipe, config, stage, batch, held)
     return RankMemory(
         weights=held.total * size,
@@ -96,7 +98,9 @@ def microbatches(recipe: Recipe) -> int:
     episodes = rollout.groups * rollout.group_size / recipe.algorithm.updates_per_batch / actor.data_parallel
     sequences = episodes * recipe.most_sequences
     count = math.ceil(sequences / (actor.microbatch_tokens // rollout.max_episode_tokens))
-    stages = actor.pipeline_parallel if actor.virtual_pipeline > 1 else 1
+    stages = 1
+    if actor.virtual_pipeline > 1:
+        stages = actor.pipeline_parallel
     return math.ceil(count / stages) * stages
 
 
@@ -123,7 +127,10 @@ def saved_activations(
     layer = layer_activations(config, actor, batch, spec, size)
     layers = config.num_layers // actor.chunks
     again = actor.recomputed_layers(layers)
-    kept = layer.rest if actor.recompute == "selective" else layer.whole
+    if actor.recompute == "selective":
+        kept = layer.rest
+    else:
+        kept = layer.whole
     chunk = again * layer.input + (layers - again) * kept
     # A block's recomputed layers come last in backward, when a layer that was kept has made room.
     on_top = layer.core_attention if actor.recompute == "selective" else layer.whole if again == layers else 0.0
@@ -135,7 +142,9 @@ def _ends(
     config: ModelConfig, actor: ActorConfig, stage: int, batch: Microbatch, spec: Spec, dtype_bytes: int
 ) -> float:
     """Outside of the layers: token ids, and on the last stage the final norm, the head's input and vectors."""
-    kept = 9.0 * batch.tokens if stage == 0 else 0.0
+    kept = 0.0
+    if stage == 0:
+        kept = 9.0 * batch.tokens
     if stage == actor.pipeline_parallel - 1:
         # Of each token its target (8 bytes) and mask (1); of an own token its place (8) and three statistics.
         vectors = 9 + 8 + 3 * FLOAT32
@@ -156,7 +165,9 @@ def _logits(config: ModelConfig, actor: ActorConfig, batch: Microbatch, dtype_by
 def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: Microbatch, held: Parameters) -> float:
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     share = sequence_share(actor, batch.tokens) * config.hidden_size * size
-    stages = 2 * chunks_in_flight(actor, stage, microbatches(recipe)) * share if actor.pipeline_parallel > 1 else 0
+    stages = 0
+    if actor.pipeline_parallel > 1:
+        stages = 2 * chunks_in_flight(actor, stage, microbatches(recipe)) * share
     if config.experts is None:
         inner = batch.tokens * config.intermediate_size / actor.tensor_parallel
     else:

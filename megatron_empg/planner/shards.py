@@ -87,4 +87,6 @@ def _parts(
 
 
 def _experts_of_a_rank(config: ModelConfig, expert_parallel: int) -> int:
-    return config.experts.number // expert_parallel if config.experts else 0
+    if not config.experts:
+        return 0
+    return config.experts.number // expert_parallel

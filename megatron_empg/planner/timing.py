@@ -111,7 +111,9 @@ def _forward_communication(recipe: Recipe, config: ModelConfig, gpu: Gpu, assume
     around = (actor.context_parallel - 1) * 2 * groups * config.head_dim * size * tokens
     ring = layers * around / _link(ranks * actor.context_parallel, gpu)
     attention = _flops(recipe, config, assumed)["attention"] / _speed(recipe, gpu, assumed)
-    stages = 2 * actor.virtual_pipeline * wide / ranks / gpu.network if actor.pipeline_parallel > 1 else 0.0
+    stages = 0.0
+    if actor.pipeline_parallel > 1:
+        stages = 2 * actor.virtual_pipeline * wide / ranks / gpu.network
     return tensor + max(0.0, ring - attention) + stages
 
 
@@ -127,4 +129,6 @@ def _gradient_seconds(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> float:
 
 
 def _link(ranks: int, gpu: Gpu) -> float:
-    return gpu.nvlink if ranks <= GPUS_PER_NODE else gpu.network
+    if ranks <= GPUS_PER_NODE:
+        return gpu.nvlink
+    return gpu.network

@@ -141,12 +141,16 @@ def _is_of_a_game(name: str, holds: str) -> bool:
 def _published(prepared: Prepared) -> PreparedGames | None:
     """What is noted of published games; None where generated ones are noted."""
     games = prepared.games
-    return games if games is not None and games.generated is None else None
+    if games is None or games.generated is not None:
+        return None
+    return games
 
 
 def _generated(prepared: Prepared) -> PreparedGames | None:
     games = prepared.games
-    return games if games is not None and games.generated is not None else None
+    if games is None or games.generated is None:
+        return None
+    return games
 
 
 def _is_as_noted(noted: PreparedGames | None, place: Path) -> bool:
@@ -168,7 +172,10 @@ def _noted(place: Path, generated: int | None, of: list[str]) -> PreparedGames:
 def _say_counts(work: Work) -> None:
     games = work.prepared.games
     assert games is not None, "they were noted"
-    called = DOWNLOADED if games.generated is None else GENERATED
+    if games.generated is None:
+        called = DOWNLOADED
+    else:
+        called = GENERATED
     counts = ", ".join(f"{split} {count}" for split, count in games.counts.items())
     work.say(f"{called}: {counts}")
 
@@ -207,7 +214,9 @@ def _engine_python(named: Path | None) -> str:
     except ValueError as error:
         said = str(error).replace("with environment.settings.python", "by --python")
         raise PrepareError(f"games are made by ALFWorld's engine: {said}") from None
-    return sys.executable if found is None else str(found)
+    if found is None:
+        return sys.executable
+    return str(found)
 
 
 def _index(place: Path, work: Work) -> None:

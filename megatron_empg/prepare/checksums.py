@@ -39,7 +39,9 @@ class Digest:
         return self._sha256.hexdigest()
 
     def of_kind(self, kind: str) -> str:
-        return self.sha256 if kind == "sha256" else self._git.hexdigest()
+        if kind == "sha256":
+            return self.sha256
+        return self._git.hexdigest()
 
 
 def digest_of(path: Path, git_size: int | None = None) -> Digest:

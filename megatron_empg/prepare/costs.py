@@ -57,7 +57,9 @@ def table(costs: Sequence[Cost], bandwidth: Bandwidth, folder: Path, estimate: s
     lines = [f"{'part':8} {'to fetch':>10} {'on disk':>10} {'hours':>7}"]
     for cost in costs:
         hours = cost.fetch / bandwidth.bytes_per_second / 3600 + cost.hours
-        more = " and what the server says" if cost.unknown else ""
+        more = ""
+        if cost.unknown:
+            more = " and what the server says"
         lines.append(f"{cost.part:8} {cost.fetch / 1e9:>7.1f} GB {cost.disk / 1e9:>7.1f} GB {hours:>7.1f}{more}")
     fetch, disk = sum(cost.fetch for cost in costs), sum(cost.disk for cost in costs)
     hours = fetch / bandwidth.bytes_per_second / 3600 + sum(cost.hours for cost in costs)
@@ -66,7 +68,9 @@ def table(costs: Sequence[Cost], bandwidth: Bandwidth, folder: Path, estimate: s
     if peak > disk:
         doing = next(cost.meanwhile for cost in costs if cost.peak > cost.disk)
         lines.append(f"while {doing}, {peak / 1e9:.0f} GB lie on the disk")
-    more = f"; {estimate}" if estimate else ""
+    more = ""
+    if estimate:
+        more = f"; {estimate}"
     lines.append(f"at {bandwidth.bytes_per_second / 1e6:.0f} MB/s ({bandwidth.source}){more}")
     lines.append(f"free on the disk of {folder}: {free_bytes(folder) / 1e9:.1f} GB")
     return "\n".join(lines)

@@ -46,7 +46,9 @@ class Wanted:
     @property
     def git_size(self) -> int | None:
         """The size that git's checksum needs, where that one is to be compared."""
-        return self.size if self.checksum is not None and self.checksum.kind == "git" else None
+        if self.checksum is None or self.checksum.kind != "git":
+            return None
+        return self.size
 
     @property
     def part(self) -> Path:
@@ -197,7 +199,9 @@ def _opened(wanted: Wanted) -> _Part:
     sound = sound and bool(note.get("version") or wanted.checksum)
     total = note.get("total")
     part = _Part(0, Digest(wanted.git_size), wanted.size or (total if isinstance(total, int) else None))
-    there = wanted.part.stat().st_size if wanted.part.exists() else 0
+    there = 0
+    if wanted.part.exists():
+        there = wanted.part.stat().st_size
     if not sound or (part.total is not None and there > part.total):
         _restart(wanted, part)
         return part
@@ -237,18 +241,24 @@ def _total(answer: httpx.Response, wanted: Wanted, have: int) -> int | None:
         found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if found is None or int(found[1]) != have:
             raise _Again(f"the server sent another range than from {have} on")
-        total = int(found[2]) if found[2] != "*" else None
+        total = None
+        if found[2] != "*":
+            total = int(found[2])
     elif answer.status_code == 200 and "content-length" in answer.headers:
         total = int(answer.headers["content-length"])
     if total is not None and wanted.size is not None and total != wanted.size:
         raise PrepareError(f"{shown(wanted.url)} has {total} bytes; it must have {wanted.size}")
-    return wanted.size if total is None else total
+    if total is None:
+        return wanted.size
+    return total
 
 
 def _version(answer: httpx.Response) -> str:
     """By what the server tells one version of a file from another."""
     tag = str(answer.headers.get("etag", ""))
-    return tag if tag.startswith('"') else str(answer.headers.get("last-modified", ""))
+    if tag.startswith('"'):
+        return tag
+    return str(answer.headers.get("last-modified", ""))
 
 
 def _fault(wanted: Wanted, digest: Digest) -> str:

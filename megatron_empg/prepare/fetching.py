@@ -223,7 +223,9 @@ class Fetching:
         if wanted.checksum is None or not wanted.path.is_file():
             return None
         digest = digest_of(wanted.path, wanted.git_size)
-        return digest.sha256 if digest.of_kind(wanted.checksum.kind) == wanted.checksum.value else None
+        if digest.of_kind(wanted.checksum.kind) != wanted.checksum.value:
+            return None
+        return digest.sha256
 
 
 def of_hub(file: HubFile, path: Path) -> Wanted:
@@ -232,7 +234,9 @@ def of_hub(file: HubFile, path: Path) -> Wanted:
 
 
 def _published(alternative: Alternative) -> Checked:
-    return "published" if alternative.sha256 else "first fetch"
+    if not alternative.sha256:
+        return "first fetch"
+    return "published"
 
 
 def _by_what(checked: Checked) -> str:

@@ -16,5 +16,7 @@ def bytes_left(root: Path, folder: str, places: Sequence[Alternative], records: 
         if records.file(name) is not None and (root / name).exists():
             return 0
     first = root / folder / f"{places[0].called()}.part"
-    there = first.stat().st_size if first.exists() else 0
+    there = 0
+    if first.exists():
+        there = first.stat().st_size
     return max(0, places[0].estimate - there)

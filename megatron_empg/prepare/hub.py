@@ -42,7 +42,9 @@ class Hub:
         """The commit that the place's revision is now. Raises PrepareError."""
         url = f"{endpoint()}/api/{kind}s/{place.repository}/revision/{quote(place.revision, safe='')}"
         answer = self._ask(url).json()
-        commit = answer.get("sha") if isinstance(answer, dict) else None
+        commit = None
+        if isinstance(answer, dict):
+            commit = answer.get("sha")
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise PrepareError(f"the hub names no commit of {place}")
         return commit

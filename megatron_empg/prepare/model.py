@@ -71,8 +71,12 @@ def expected_bytes(text: str) -> int:
     if is_folder(text):
         return 0
     place = read_place(text)
-    known = known_by_id(place.repository) if isinstance(place, HubPlace) else None
-    return known.weight_bytes if known is not None else 0
+    known = None
+    if isinstance(place, HubPlace):
+        known = known_by_id(place.repository)
+    if known is None:
+        return 0
+    return known.weight_bytes
 
 
 def fetch_model(text: str, fetching: Fetching, before: ModelFolder | None) -> ModelFolder:
@@ -145,7 +149,10 @@ def _of_url(
             continue
         found[name] = origin
     index = fetching.root / folder / INDEX
-    weights = _named_by(index) if index.is_file() else [SINGLE]
+    if index.is_file():
+        weights = _named_by(index)
+    else:
+        weights = [SINGLE]
     return found | dict(origin_of(file) for file in weights), str(place)
 
 

@@ -26,7 +26,9 @@ class HubPlace:
     file: str | None = None
 
     def __str__(self) -> str:
-        file = f":{self.file}" if self.file else ""
+        file = ""
+        if self.file:
+            file = f":{self.file}"
         return f"hub:{self.repository}@{self.revision}{file}"
 
     @property
@@ -83,7 +85,10 @@ def safe_name(name: str) -> str:
 
 def file_name(place: Place) -> str:
     """What a file of this place is called here. Raises PrepareError for a place that names no file."""
-    path = place.file or "" if isinstance(place, HubPlace) else unquote(urlsplit(place.url).path)
+    if isinstance(place, HubPlace):
+        path = place.file or ""
+    else:
+        path = unquote(urlsplit(place.url).path)
     name = path.rpartition("/")[2]
     if not name:
         raise PrepareError(f"{place} names no file; add its name")
@@ -112,5 +117,7 @@ def shown(url: str) -> str:
     """A URL as logs may have it: without user, password and query, where secrets live."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
+    port = ""
+    if parts.port:
+        port = f":{parts.port}"
     return f"{parts.scheme}://{host}{port}{parts.path}"

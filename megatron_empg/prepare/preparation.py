@@ -69,4 +69,6 @@ class Preparation(ABC):
 
     def model_of(self, wishes: Wishes) -> str:
         """The model that is wanted."""
-        return self.default_model if wishes.model is None else wishes.model
+        if wishes.model is None:
+            return self.default_model
+        return wishes.model

@@ -33,7 +33,9 @@ class Progress:
         """Since the start; 0 where too little came to tell."""
         seconds = time.monotonic() - self._started
         enough = self._received > 20_000_000 and seconds > 1
-        return self._received / seconds if enough else 0.0
+        if not enough:
+            return 0.0
+        return self._received / seconds
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()

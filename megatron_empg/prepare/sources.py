@@ -41,7 +41,9 @@ class Alternative(SourcesPart):
         """The name of the file here."""
         if self.member is not None:
             return safe_name(self.member.rpartition("/")[2])
-        return safe_name(self.name) if self.name else file_name(self.where())
+        if self.name:
+            return safe_name(self.name)
+        return file_name(self.where())
 
     @property
     def key(self) -> str:
@@ -51,7 +53,9 @@ class Alternative(SourcesPart):
 
     @property
     def checksum(self) -> Checksum | None:
-        return Checksum("sha256", self.sha256) if self.sha256 else None
+        if not self.sha256:
+            return None
+        return Checksum("sha256", self.sha256)
 
     @property
     def estimate(self) -> int:

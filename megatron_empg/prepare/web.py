@@ -44,7 +44,9 @@ def endpoint() -> str:
 def hub_headers() -> Mapping[str, str]:
     """What requests to the hub carry. A redirect to another host drops it."""
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    return bearer(token) if token else {}
+    if not token:
+        return {}
+    return bearer(token)
 
 
 def refusal(status: int, url: str) -> PrepareError | None:

@@ -169,7 +169,10 @@ def _check_form(split: Split, tasks: list[Task]) -> None:
     for task in tasks:
         _refuse_ill_formed(split, task)
         # Where the prompt is empty the opening says everything, as in worlds of text commands.
-        faults = conversation_faults(list(task.prompt)) if task.prompt else []
+        if task.prompt:
+            faults = conversation_faults(list(task.prompt))
+        else:
+            faults = []
         unfinished |= dict.fromkeys(faults, task.id)
     for fault, name in unfinished.items():
         _log.warning(
@@ -213,7 +216,10 @@ def _chat(recipe: Recipe | SftRecipe, config: ModelConfig) -> ChatTokens:
     folder = recipe.model.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        history = recipe.rollout.history if isinstance(recipe, Recipe) else recipe.sft.history
+        if isinstance(recipe, Recipe):
+            history = recipe.rollout.history
+        else:
+            history = recipe.sft.history
         chat = ChatTokens(tokenizer, history=history)
     except Exception as error:  # tokenizers and templates fail in as many ways as there are libraries beneath
         what = str(error).strip() or type(error).__name__
@@ -310,7 +316,10 @@ def _check_weights(recipe: Recipe | SftRecipe, config: ModelConfig) -> None:
     folder = recipe.model.path
     # Engines start from safetensors, whatever the actor starts from.
     engines = isinstance(recipe, Recipe)
-    opened = HuggingFaceReader(folder, config) if engines else open_weights(folder, config)
+    if engines:
+        opened = HuggingFaceReader(folder, config)
+    else:
+        opened = open_weights(folder, config)
     try:
         with opened as reader:
             for note in reader.notes:

@@ -59,7 +59,9 @@ def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
     siblings: Mapping[str, type[Section]] = {}
     while rest:
         path.append(rest.pop(0))
-        field = section.model_fields.get(path[-1]) if section is not None else None
+        field = None
+        if section is not None:
+            field = section.model_fields.get(path[-1])
         annotation = None
         if field is not None:
             annotation = field.annotation

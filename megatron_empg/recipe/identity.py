@@ -157,7 +157,9 @@ def flat(values: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         field = kind.model_fields.get(name)
-        inner = _section(field.annotation, value) if field else None
+        inner = None
+        if field:
+            inner = _section(field.annotation, value)
         if isinstance(value, Mapping) and inner is not None:
             found |= {f"{name}.{key}": item for key, item in flat(value, inner).items()}
         elif isinstance(value, Mapping) and name == "settings":
@@ -243,7 +245,10 @@ def _other_kind(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
 def _keys_that_are_gone(recorded: Mapping[str, Any]) -> list[str]:
     """Those of earlier releases that say what is said otherwise now, so that nothing can be compared."""
     algorithm = recorded.get("algorithm")
-    known = algorithm if isinstance(algorithm, Mapping) else {}
+    if isinstance(algorithm, Mapping):
+        known = algorithm
+    else:
+        known = {}
     return [key for key in (*MOVED_SECTIONS, *MOVED_KEYS) if key.removeprefix("algorithm.") in known]
 
 
@@ -263,7 +268,9 @@ def _other_keys(
             if may_change(key) or key in BY_CONTENT | besides | named or names_a_place(key, places):
                 continue
             named.add(key)
-            by_default = ", the default of this release: give it as it was" if key not in given else ""
+            by_default = ""
+            if key not in given:
+                by_default = ", the default of this release: give it as it was"
             yield f"{key} was {_said(old)}, is {_said(new)}{by_default}"
 
 
@@ -320,7 +327,10 @@ def _write_start(folder: RunFolder, recipe: Recipe | SftRecipe) -> None:
     ours |= {name: value for name, value in known.items() if value}
     if ours != known:
         put_json(folder.identity, ours, indent=2)
-    changed = changed_keys(folder, recipe) if begun else {}
+    if begun:
+        changed = changed_keys(folder, recipe)
+    else:
+        changed = {}
     noted = {"step": folder.last_checkpoint()} | ({"changed": changed} if changed else {})
     folder.write_start(dump_recipe(recipe), noted)
 
@@ -332,7 +342,9 @@ def _identity(folder: RunFolder) -> dict[str, Any]:
 
 def _recorded_defaults(folder: RunFolder) -> dict[str, Any]:
     found = _identity(folder).get("defaults")
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return found
 
 
 def _recorded_recipe(folder: RunFolder) -> dict[str, Any] | None:
@@ -340,12 +352,18 @@ def _recorded_recipe(folder: RunFolder) -> dict[str, Any] | None:
         found = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return found
 
 
 def _command(recipe: Recipe | SftRecipe) -> str:
-    return "sft" if isinstance(recipe, SftRecipe) else "train"
+    if not isinstance(recipe, SftRecipe):
+        return "train"
+    return "sft"
 
 
 def _said(value: Any) -> str:
-    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "not given"
+    return json.dumps(value, ensure_ascii=False)

@@ -54,12 +54,19 @@ def _apply(raw: dict[str, Any], override: Override, kind: type[Section]) -> None
     section: type[Section] | None = kind
     siblings: dict[str, type[Section]] = {}
     for name in above:
-        field = section.model_fields.get(name) if section is not None else None
-        siblings = choices(field.annotation) if field is not None else {}
+        field = None
+        if section is not None:
+            field = section.model_fields.get(name)
+        if field is not None:
+            siblings = choices(field.annotation)
+        else:
+            siblings = {}
         node = _below(node, name, override, named=bool(siblings))
         if field is not None and siblings:
             node.setdefault("name", field.default.name)
-        section = section_of(field.annotation, node) if field is not None else None
+        section = None
+        if field is not None:
+            section = section_of(field.annotation, node)
         if section is None and siblings:  # an unknown name, refused later; what all choices share is known
             section = next(iter(siblings.values()))
     if last == "name" and siblings and section is not siblings.get(str(override.value)):

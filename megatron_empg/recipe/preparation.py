@@ -25,5 +25,7 @@ def prepare_command(recipe: Recipe | SftRecipe, folder: Path | None = None) -> s
     if preparation is None:
         return None
     known = known_model(recipe.model.path)
-    model = f" --model {known.hub_id}" if known is not None else ""
+    model = ""
+    if known is not None:
+        model = f" --model {known.hub_id}"
     return f"bash slurm/prepare.sh {preparation} {folder or DEFAULT_FOLDER / preparation}{model}"

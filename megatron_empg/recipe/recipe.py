@@ -92,7 +92,9 @@ class Recipe(Section):
         """Token sequences that an episode has at most: one, or one for each turn with a prompt of its own."""
         environment = self.environment
         own = self.rollout.history == "strip" or turns_are_samples(environment.name, environment.settings)
-        return environment.max_turns if own else 1
+        if not own:
+            return 1
+        return environment.max_turns
 
     @property
     def min_groups(self) -> int:

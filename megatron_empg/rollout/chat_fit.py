@@ -108,7 +108,10 @@ class _Fitting:
         if not self._opens:
             whole_thoughts = [_OPENED + turn for turn in whole_thoughts]
         keeps = self._appended(whole_thoughts) == self._rendered(whole_thoughts)
-        rule = ThoughtRule() if keeps else self._rule()
+        if keeps:
+            rule = ThoughtRule()
+        else:
+            rule = self._rule()
         if history == "keep":
             self._check_kept(keeps, rule)
         else:
@@ -154,7 +157,9 @@ class _Fitting:
         blanks = blanks_taken(shown[len(before) : len(shown) - len(after)])
         if blanks is None:
             return None
-        cut = "thought" if self._opens else f"{_OPENED}thought"
+        cut = "thought"
+        if not self._opens:
+            cut = f"{_OPENED}thought"
         return ThoughtRule(blanks, keeps_open=self._rendered([cut, "turn"]) == around.replace(mark, cut))
 
     def _check_kept(self, keeps: bool, rule: ThoughtRule | None) -> None:

@@ -93,7 +93,9 @@ class ChatTokens:
         `cut`: the turn did not end itself, so its end token comes first; else the policy has sampled it. Raises
         TooManyTokens as `prompt` does.
         """
-        left_out = 0 if cut else 1
+        left_out = 1
+        if cut:
+            left_out = 0
         pieces = self._template.after_turn(observation, use)
         return self._text_of(use).encode(pieces, most=None if most is None else most + left_out)[left_out:]
 
@@ -107,7 +109,10 @@ class ChatTokens:
     def without_thought(self, token_ids: list[int], use: ChatUse = PLAIN) -> list[int]:
         """Ids of a turn as the policy reads it later under `history` strip; an end token stays."""
         fit = self.fit(use)
-        end = [self.end_of_turn] if token_ids[-1:] == [self.end_of_turn] else []
+        if token_ids[-1:] == [self.end_of_turn]:
+            end = [self.end_of_turn]
+        else:
+            end = []
         own = token_ids[: len(token_ids) - len(end)]
         return [*fit.rule.cut_ids(own, self.spelled, opened=fit.opens_thought), *end]
 
@@ -167,7 +172,9 @@ class ChatTokens:
         return drift
 
     def _text_of(self, use: ChatUse) -> TextTokens:
-        return self._text if use == PLAIN else self.fit(use).text
+        if use == PLAIN:
+            return self._text
+        return self.fit(use).text
 
     def spelled(self, token_ids: Sequence[int]) -> str:
         """What ids say, control tokens too."""

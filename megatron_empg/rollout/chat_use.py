@@ -36,7 +36,9 @@ class ChatUse:
         found: list[str] = []
         for tool in self.tools:
             function = tool.get("function", tool)
-            name = function.get("name") if isinstance(function, dict) else None
+            name = None
+            if isinstance(function, dict):
+                name = function.get("name")
             if not isinstance(name, str) or not name:
                 raise ValueError(
                     f"task.tools has {json.dumps(tool)[:200]}, which names no function: give JSON schemas as "

@@ -156,7 +156,9 @@ class EngineClient:
         if self._session is None:
             raise RuntimeError("EngineClient is not open: use `async with EngineClient(...) as client`")
         limit = timeout or self._timeout
-        headers = {"Content-Type": "application/json"} if body is not None else None
+        headers = None
+        if body is not None:
+            headers = {"Content-Type": "application/json"}
         try:
             async with self._session.request(
                 method, self.url + path, data=body, headers=headers, timeout=limit
@@ -205,7 +207,9 @@ def _span(span: dict[str, Any]) -> VersionSpan:
 
 
 def _version(text: str) -> int:
-    return UNVERSIONED if text == "default" else int(text)
+    if text == "default":
+        return UNVERSIONED
+    return int(text)
 
 
 def _excerpt(content: bytes) -> str:

@@ -56,7 +56,9 @@ class RolloutConfig(Section):
                 f"rollout.max_episode_tokens ({self.max_episode_tokens})"
             )
         if not self.max_lag and (self.keep_all_batches or self.replay_from is not None):
-            key = "keep_all_batches" if self.keep_all_batches else "replay_from"
+            key = "replay_from"
+            if self.keep_all_batches:
+                key = "keep_all_batches"
             raise ValueError(
                 f"rollout.{key} is given with rollout.max_lag 0, where no batch is written down, since it follows "
                 "from seed, step and weights: leave it out"
@@ -93,5 +95,8 @@ class EvaluationConfig(Section):
 
     def grid(self) -> list[tuple[HeldOut, bool]]:
         """(split, whether greedy) of every pass of an evaluation, in the order in which they are measured."""
-        decodings = (False, True) if self.greedy else (False,)
+        if self.greedy:
+            decodings = (False, True)
+        else:
+            decodings = (False,)
         return [(split, greedy) for split in self.splits for greedy in decodings]

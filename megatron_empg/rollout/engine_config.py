@@ -29,4 +29,6 @@ class EngineConfig(Section):
     @property
     def kv_cache_bytes(self) -> int | None:
         """The key-value cache's size in bytes; None where vLLM decides."""
-        return None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30)
+        if self.kv_cache_gib is None:
+            return None
+        return int(self.kv_cache_gib * 2**30)

@@ -28,7 +28,9 @@ class Histogram:
     @property
     def mean(self) -> float | None:
         """None where nothing was measured."""
-        return self.total / self.count if self.count > 0 else None
+        if self.count <= 0:
+            return None
+        return self.total / self.count
 
     def quantile(self, share: float) -> float | None:
         """Linear within the bucket that holds it, and the last finite bound where it lies above that; None where
@@ -143,7 +145,9 @@ def _histogram(page: str, numbers: dict[str, float], name: str) -> Histogram | N
         if not line.startswith(f"{name}_bucket{{"):
             continue
         parts = _LINE.match(line)
-        bound = _BOUND.search(parts["labels"]) if parts is not None else None
+        bound = None
+        if parts is not None:
+            bound = _BOUND.search(parts["labels"])
         if parts is not None and bound is not None:
             upper = _value(bound[1])
             not_above[upper] = not_above.get(upper, 0.0) + _value(parts["value"])
@@ -156,15 +160,21 @@ def _value(text: str) -> float:
         number = float(text)
     except ValueError:
         return 0.0
-    return 0.0 if math.isnan(number) else number
+    if math.isnan(number):
+        return 0.0
+    return number
 
 
 def _grown(now: float | None, earlier: float | None) -> float | None:
     """A counter that fell began anew at 0."""
     if now is None:
         return None
-    return now if earlier is None or now < earlier else now - earlier
+    if earlier is None or now < earlier:
+        return now
+    return now - earlier
 
 
 def _measured(now: Histogram | None, earlier: Histogram | None) -> Histogram | None:
-    return now if now is None or earlier is None else now.since(earlier)
+    if now is None or earlier is None:
+        return now
+    return now.since(earlier)

@@ -107,7 +107,9 @@ class Episode:
     def policy_versions(self) -> tuple[int, int] | None:
         """Oldest and newest policy version that sampled a token of it."""
         versions = [span.version for turn in self.turns for span in turn.policy_versions]
-        return (min(versions), max(versions)) if versions else None
+        if not versions:
+            return None
+        return (min(versions), max(versions))
 
 
 def state_number(text: str) -> int:
@@ -285,12 +287,18 @@ class _Play:
             turn.reward = result.reward
             self.episode.reward += turn.reward
             if result.done:
-                success = result.reward > 0 if result.success is None else result.success
+                if result.success is None:
+                    success = result.reward > 0
+                else:
+                    success = result.success
                 self.episode.outcome = "success" if success else "failure"
                 return
             assert result.observation is not None, "an environment that goes on must give an observation"
             turn.observation = result.observation
-            anchor = result.observation if result.anchor is None else result.anchor
+            if result.anchor is None:
+                anchor = result.observation
+            else:
+                anchor = result.anchor
             if number + 1 == most or not await self._go_on(result, cut=not ended_itself):
                 break
         self.episode.outcome = "truncated"

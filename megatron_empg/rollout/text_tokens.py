@@ -52,11 +52,15 @@ class TextTokens:
     def with_frames(self, frames: Iterable[str]) -> TextTokens:
         """The same where the template also writes these around messages. Raises ValueError as the first one."""
         more = TextTokens(self._tokenizer, [*self._frames, *frames])
-        return self if more.control == self.control else more
+        if more.control == self.control:
+            return self
+        return more
 
     def control_in(self, text: str) -> list[str]:
         """The control tokens that the template's own text holds, in order."""
-        return [] if self._boundary is None else self._boundary.findall(text)
+        if self._boundary is None:
+            return []
+        return self._boundary.findall(text)
 
     def encode(
         self, pieces: Iterable[Piece], *, most: int | None = None, known: dict[str, list[int]] | None = None
@@ -88,7 +92,10 @@ class TextTokens:
         run: list[str] = []
         eats_blanks = False
         for piece in pieces:
-            parts = [piece.text] if self._boundary is None else self._boundary.split(piece.text)
+            if self._boundary is None:
+                parts = [piece.text]
+            else:
+                parts = self._boundary.split(piece.text)
             if piece.message is not None:
                 parts = [piece.text]
             # Every other part is a control token.
@@ -108,7 +115,10 @@ class TextTokens:
         """Ids of text among which none is a control token. `opening`: nothing stands before it."""
         if not text:
             return []
-        plain = self._opening if opening else self._plain
+        if opening:
+            plain = self._opening
+        else:
+            plain = self._plain
         try:
             encoding = plain.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # half a surrogate pair, as JSON can spell it

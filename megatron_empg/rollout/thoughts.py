@@ -39,7 +39,9 @@ class ThoughtRule:
         if opened:
             return 0, len(text)
         at = text.find(OPENING)
-        return (at, len(text)) if at >= 0 else (0, 0)
+        if at >= 0:
+            return (at, len(text))
+        return (0, 0)
 
     def cut_ids(self, ids: Sequence[int], spell: Callable[[Sequence[int]], str], *, opened: bool) -> list[int]:
         """The turn's tokens without those of its thought. `spell`: the text of tokens, their marks included.

@@ -51,8 +51,13 @@ class TokenBound:
 
     def fewest(self, text: str) -> int:
         """Tokens that the text has at least."""
-        longest = self._ascii_alone if text.isascii() else self._characters
-        return 0 if longest is None else -(-len(text) // longest)
+        if text.isascii():
+            longest = self._ascii_alone
+        else:
+            longest = self._characters
+        if longest is None:
+            return 0
+        return -(-len(text) // longest)
 
 
 def _composed(normalizer: Mapping[str, Any] | None) -> int | None:
@@ -104,7 +109,9 @@ def _spells(model: Mapping[str, Any], byte_level: bool) -> bool:
 def _vocabulary(model: Mapping[str, Any]) -> list[str]:
     """The texts of the model's tokens; a Unigram's stand with their scores."""
     vocabulary = model["vocab"]
-    return list(vocabulary) if isinstance(vocabulary, dict) else [text for text, _ in vocabulary]
+    if isinstance(vocabulary, dict):
+        return list(vocabulary)
+    return [text for text, _ in vocabulary]
 
 
 def _steps(part: Mapping[str, Any] | None, within: str) -> Iterable[Mapping[str, Any]]:

@@ -68,7 +68,9 @@ class RunFolder(RunPaths):
         """The recipe that the newest checkpoint was trained with, by its manifest; None where it says none."""
         manifest = step_folder(self.checkpoints, self.last_checkpoint()) / MANIFEST
         recipe = object_or_nothing(manifest).get("recipe")
-        return recipe if isinstance(recipe, dict) else None
+        if not isinstance(recipe, dict):
+            return None
+        return recipe
 
     def batch_steps(self) -> list[int]:
         """Steps, counted from 1, whose batch is written down, first step first."""
@@ -83,7 +85,9 @@ class RunFolder(RunPaths):
     def exported_step(self, default: int = 0) -> int:
         """The step that ``policy/`` is of; the default where that was not noted."""
         step = object_or_nothing(self.exported).get("step")
-        return step if isinstance(step, int) else default
+        if isinstance(step, int):
+            return step
+        return default
 
     def note_export(self, step: int) -> None:
         """Say, after the fact, that ``policy/`` is that of `step`."""

@@ -26,7 +26,9 @@ def evaluation_pass(split: str, *, greedy: bool) -> str:
 
     Example: evaluation_pass("test_id", greedy=True) is "test_id, greedy"
     """
-    decoding = "greedy" if greedy else "sampled"
+    decoding = "sampled"
+    if greedy:
+        decoding = "greedy"
     return f"{split}, {decoding}"
 
 

@@ -62,7 +62,9 @@ class Progress:
     def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
         """Show what happens now, e.g. ``phase("rollout", 23, 64)``. Nothing where there is no terminal."""
         if self._bar is not None:
-            count = "" if done is None else f" {done}" + ("" if total is None else f"/{total}")
+            count = ""
+            if done is not None:
+                count = f" {done}" + ("" if total is None else f"/{total}")
             self._bar.update(self._task, description=name + count)
 
     def note(self, text: str) -> None:
@@ -128,7 +130,9 @@ def evaluation_line(step: int, metrics: Mapping[str, Any]) -> str:
     shown = [f"{split} {', '.join(values)}" for split, values in splits.items()]
     if metrics.get("validation/loss") is not None:
         shown.append(_validation(metrics))
-    return f"evaluation at step {step}: {'; '.join(shown)}" if shown else ""
+    if not shown:
+        return ""
+    return f"evaluation at step {step}: {'; '.join(shown)}"
 
 
 def _how_sure(share: float, questions: float | None) -> str:
@@ -147,7 +151,9 @@ def _validation(metrics: Mapping[str, Any]) -> str:
     """The line's part of a supervised warm-up."""
     loss = f"held-out walkthroughs: loss {metrics['validation/loss']:.4f}"
     surely = metrics.get("validation/correct_surely")
-    return loss if surely is None else f"{loss}, sure tokens {surely:.1%}"
+    if surely is None:
+        return loss
+    return f"{loss}, sure tokens {surely:.1%}"
 
 
 def duration(seconds: float) -> str:

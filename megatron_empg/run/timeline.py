@@ -56,7 +56,9 @@ class TurnTimes:
     @classmethod
     def from_json(cls, given: Any) -> TurnTimes:
         generation, environment = given
-        acted = None if environment is None else Span.from_json(environment)
+        acted = None
+        if environment is not None:
+            acted = Span.from_json(environment)
         return cls(Span.from_json(generation), acted)
 
 

@@ -41,7 +41,10 @@ def planned_save(state: dict[str, Any], folder: Path, strategy: Any) -> Any:
     from megatron.core import dist_checkpointing
 
     known = inspect.signature(dist_checkpointing.save).parameters
-    how = {"async_strategy": "mcore"} if "async_strategy" in known else {}
+    if "async_strategy" in known:
+        how = {"async_strategy": "mcore"}
+    else:
+        how = {}
     return dist_checkpointing.save(state, str(folder), strategy, async_sharded_save=True, **how)
 
 

@@ -107,4 +107,6 @@ def give_sizes_as_numbers() -> None:
 
 def _as_numbers(original: Any, tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     tensor = original(tensor, as_numpy, record_stream)
-    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
+    if as_numpy and isinstance(tensor, torch.Tensor):
+        return tensor.numpy()
+    return tensor

@@ -202,7 +202,10 @@ def parts_of_state(optimizer: Any, state: dict[Any, Any]) -> Iterator[tuple[Any,
     """Each of the optimizers that Megatron chains, and the state of its torch optimizer in `state`."""
     all_parts = parts(optimizer)
     for number, part in enumerate(all_parts):
-        of_part = state if len(all_parts) == 1 else state[number]
+        if len(all_parts) == 1:
+            of_part = state
+        else:
+            of_part = state[number]
         yield part, of_part.get("optimizer", of_part)  # Megatron's mixed precision wraps torch's
 
 

@@ -133,7 +133,10 @@ class _LinearLogProbAndEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, local_targets: Tensor, keep: Tensor, settings: _Settings
     ) -> tuple[Tensor, Tensor]:
         kept = _kept_rows(keep)
-        total = gather_rows(hidden, settings.shard.group) if settings.sequence_parallel else hidden
+        if settings.sequence_parallel:
+            total = gather_rows(hidden, settings.shard.group)
+        else:
+            total = hidden
         mine, masked = _statistics(total, weight, local_targets, kept, settings)
         combined = combine(gather_statistics(mine, settings.shard.group), settings.temperature)
         ctx.save_for_backward(hidden, weight, local_targets, keep, kept, *combined[1:])
@@ -150,8 +153,10 @@ class _LinearLogProbAndEntropy(torch.autograd.Function):
         hidden, weight, local_targets, keep, kept, entropy, maximum, log_sum = ctx.saved_tensors
         check_upstream(grad_log_prob, grad_entropy, settings.shard)
         if kept is not None:
-            grad_log_prob = None if grad_log_prob is None else grad_log_prob[kept]
-            grad_entropy = None if grad_entropy is None else grad_entropy[kept]
+            if grad_log_prob is not None:
+                grad_log_prob = grad_log_prob[kept]
+            if grad_entropy is not None:
+                grad_entropy = grad_entropy[kept]
         coefficients = gradient_coefficients(
             grad_log_prob,
             grad_entropy,
@@ -159,12 +164,20 @@ class _LinearLogProbAndEntropy(torch.autograd.Function):
             keep.new_ones(len(log_sum)),
             settings.temperature,
         )
-        total = gather_rows(hidden, settings.shard.group) if settings.sequence_parallel else hidden
+        if settings.sequence_parallel:
+            total = gather_rows(hidden, settings.shard.group)
+        else:
+            total = hidden
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = None
         if needs_hidden:
-            grad_hidden = torch.empty_like(total) if kept is None else torch.zeros_like(total)
-        grad_weight = WeightGradient(weight, settings.gradient_accumulation_fusion) if needs_weight else None
+            if kept is None:
+                grad_hidden = torch.empty_like(total)
+            else:
+                grad_hidden = torch.zeros_like(total)
+        grad_weight = None
+        if needs_weight:
+            grad_weight = WeightGradient(weight, settings.gradient_accumulation_fusion)
         _gradients(
             total, weight, local_targets, kept, settings, coefficients, ctx.masked, grad_hidden, grad_weight
         )
@@ -180,7 +193,10 @@ def _statistics(
 ) -> tuple[Float[Tensor, "4 kept"], bool]:
     """This shard's statistics of the kept tokens, and whether a logit may be -inf."""
     kernels = kernels_for(hidden.device)
-    tokens = hidden.shape[0] if kept is None else len(kept)
+    if kept is None:
+        tokens = hidden.shape[0]
+    else:
+        tokens = len(kept)
     stats = hidden.new_empty((STATISTICS, tokens), dtype=statistics_dtype(hidden.dtype))
     masked = False
     for chunk in _chunks(hidden, weight, local_targets, kept, settings):
@@ -211,7 +227,10 @@ def _gradients(
         here = GradientCoefficients(*(per_token[rows] for per_token in coefficients))
         # Half-precision products want half-precision operands; else the gradient takes the logits' place.
         same = chunk.logits.dtype == wide_weight.dtype
-        gradient = chunk.logits if same else torch.empty_like(chunk.logits, dtype=wide_weight.dtype)
+        if same:
+            gradient = chunk.logits
+        else:
+            gradient = torch.empty_like(chunk.logits, dtype=wide_weight.dtype)
         kernels.logits_gradient(
             chunk.logits,
             chunk.targets,
@@ -243,14 +262,20 @@ def _chunks(
     hidden: Tensor, weight: Tensor, local_targets: Tensor, kept: Tensor | None, settings: _Settings
 ) -> Iterator[_Chunk]:
     """Chunks of the kept tokens with their logits, which all lie in one buffer."""
-    tokens = hidden.shape[0] if kept is None else len(kept)
+    if kept is None:
+        tokens = hidden.shape[0]
+    else:
+        tokens = len(kept)
     size = min(settings.chunk_tokens, tokens)
     buffer = hidden.new_empty((size, weight.shape[0]), dtype=statistics_dtype(hidden.dtype))
     all_kept = torch.ones(size, dtype=torch.bool, device=hidden.device)
     transposed = operand(weight).t()
     for start in range(0, tokens, max(size, 1)):
         rows = slice(start, min(start + size, tokens))
-        which = rows if kept is None else kept[rows]
+        if kept is None:
+            which = rows
+        else:
+            which = kept[rows]
         n = rows.stop - rows.start
         here = operand(hidden[which])
         multiply(here, transposed, buffer[:n])
@@ -260,9 +285,13 @@ def _chunks(
 def _kept_rows(keep: Bool[Tensor, " tokens"]) -> Int[Tensor, " kept"] | None:
     """Indices of the tokens that count; None where all do. On CUDA this waits for the targets."""
     kept = keep.nonzero().squeeze(1)
-    return None if len(kept) == len(keep) else kept
+    if len(kept) == len(keep):
+        return None
+    return kept
 
 
 def _spread(values: Tensor, kept: Tensor | None, keep: Tensor) -> Tensor:
     """Values of the kept tokens at their places, 0 elsewhere."""
-    return values if kept is None else values.new_zeros(len(keep)).index_copy_(0, kept, values)
+    if kept is None:
+        return values
+    return values.new_zeros(len(keep)).index_copy_(0, kept, values)

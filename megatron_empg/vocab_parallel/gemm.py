@@ -13,7 +13,9 @@ from megatron_empg.vocab_parallel.statistics import statistics_dtype
 
 def operand(matrix: Tensor) -> Tensor:
     """The matrix as a GEMM operand. CPUs have no mixed-precision GEMM here: half precision is widened."""
-    return matrix if matrix.is_cuda else matrix.to(statistics_dtype(matrix.dtype))
+    if matrix.is_cuda:
+        return matrix
+    return matrix.to(statistics_dtype(matrix.dtype))
 
 
 def multiply(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], out: Float[Tensor, "m n"]) -> None:

@@ -85,7 +85,10 @@ class _LogProbAndEntropy(torch.autograd.Function):
         coefficients = gradient_coefficients(grad_log_prob, grad_entropy, combined, keep, ctx.temperature)
         # Through detach() the version counter still moves: a second backward, or another user of the
         # overwritten logits, gets autograd's error instead of wrong numbers.
-        gradient = logits.detach() if ctx.overwrite_logits else torch.empty_like(logits)
+        if ctx.overwrite_logits:
+            gradient = logits.detach()
+        else:
+            gradient = torch.empty_like(logits)
         kernels_for(logits.device).logits_gradient(
             logits, local_targets, keep, ctx.shard.width, ctx.temperature, coefficients, ctx.masked, gradient
         )

@@ -100,7 +100,10 @@ def _centred_sums(
     x: Tensor, m: Tensor, s: Tensor, c: Tensor, chunk: Chunk, temperature: float, masked: bool
 ) -> None:
     """s = Σ e^d and c = Σ d·e^d; `masked` takes a -inf for the 0 it stands for, at one more pass."""
-    centre = m.masked_fill(m == -torch.inf, 0) if masked else m
+    if masked:
+        centre = m.masked_fill(m == -torch.inf, 0)
+    else:
+        centre = m
     _centre(x, centre.unsqueeze(1), temperature, chunk.d)
     torch.exp(chunk.d, out=chunk.e)
     torch.sum(chunk.e, -1, out=s)
@@ -123,7 +126,10 @@ def _centre(x: Tensor, centre: Tensor, temperature: float, out: Tensor) -> None:
 def _chunks(logits: Tensor, keep: Tensor, width: int, dtype: torch.dtype) -> Iterator[Chunk]:
     tokens = logits.shape[0]
     on_cpu = logits.device.type == "cpu"
-    elements = CHUNK_ELEMENTS_PER_THREAD * torch.get_num_threads() if on_cpu else CHUNK_ELEMENTS_OFF_CPU
+    if on_cpu:
+        elements = CHUNK_ELEMENTS_PER_THREAD * torch.get_num_threads()
+    else:
+        elements = CHUNK_ELEMENTS_OFF_CPU
     size = max(1, min(tokens, elements // width))
     d, e = (logits.new_empty((size, width), dtype=dtype) for _ in range(2))
     every = on_cpu and bool(keep.all())

@@ -38,7 +38,9 @@ class WeightGradient:
         """What autograd gets for the weight."""
         weight, total = self.weight, self.sum
         if not self.fusion:
-            return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+            if total is None:
+                return torch.zeros_like(weight)
+            return total.to(weight.dtype)
         if not self.in_place and total is not None:
             weight.main_grad.add_(total)
         return stand_in_gradient(weight)

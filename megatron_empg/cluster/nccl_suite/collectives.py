@@ -109,7 +109,9 @@ def all_reduce_average(case: Case) -> Exchange:
     """Exact where the number of members is a power of two; elsewhere 1/n rounds, and last bits may differ."""
     size = case.members.size
     exact = size & (size - 1) == 0
-    tolerance = 0.0 if exact else 4 * torch.finfo(case.dtype).eps * patterns.LARGEST_SUM[case.dtype]
+    tolerance = 0.0
+    if not exact:
+        tolerance = 4 * torch.finfo(case.dtype).eps * patterns.LARGEST_SUM[case.dtype]
     return _all_reduce(
         case,
         dist.ReduceOp.AVG,
@@ -224,7 +226,10 @@ def broadcast(case: Case) -> Exchange:
     """From a member that changes from case to case."""
     members = case.members
     root = case.seed % members.size
-    buffer = case.data(case.whole(), root) if members.me == root else case.empty(case.whole())
+    if members.me == root:
+        buffer = case.data(case.whole(), root)
+    else:
+        buffer = case.empty(case.whole())
     return Exchange(
         lambda: [dist.broadcast(buffer, members.ranks[root], group=members.group, async_op=True)],
         [buffer] if members.me == root else [],

@@ -37,7 +37,10 @@ def check_all(session: Session, largest: int) -> tuple[dict[str, Any], list[Faul
         checked[kind] = 0
         for number, size in enumerate(sizes_to(largest)):
             # Above 1 MiB one type a size, in turn: bytes move alike, and filling and checking take the time.
-            dtypes = DTYPES if size <= _ALL_DTYPES_TO else (DTYPES[number % len(DTYPES)],)
+            if size <= _ALL_DTYPES_TO:
+                dtypes = DTYPES
+            else:
+                dtypes = (DTYPES[number % len(DTYPES)],)
             for dtype in dtypes:
                 for name in COLLECTIVES:
                     if supported(name, dtype, members.size):
@@ -73,7 +76,9 @@ def compare(name: str, case: Case, exchange: Exchange) -> list[WrongBytes]:
     for part in exchange.expected:
         mismatch = patterns.first_mismatch(part.buffer, part.table, part.tolerance)
         if mismatch:
-            source = None if part.source is None else case.members.ranks[part.source]
+            source = None
+            if part.source is not None:
+                source = case.members.ranks[part.source]
             found.append(
                 WrongBytes(
                     group=str(case.members),

@@ -63,6 +63,12 @@ def blame(wrong: Iterable[WrongBytes]) -> list[Fault]:
         f"{first.got} instead of {first.expected} at byte {first.offset} from "
         + (f"rank {first.source}" if first.source is not None else "the sum")
     )
-    ranks = tuple(sorted(r for r in sources if r is not None)) if culprit is None else (culprit,)
-    who = f"rank {culprit} {does}" if culprit is not None else does
+    if culprit is None:
+        ranks = tuple(sorted(r for r in sources if r is not None))
+    else:
+        ranks = (culprit,)
+    if culprit is not None:
+        who = f"rank {culprit} {does}"
+    else:
+        who = does
     return [Fault("corrupt", ranks, f"{who}; first {where}; {len(found)} wrong in all", details)]

@@ -43,7 +43,10 @@ def measure_groups(session: Session, largest: int) -> list[dict[str, Any]]:
     gathered = session.exchange("times", [row["seconds"] for row in rows])
     for number, row in enumerate(rows):
         # As nccl-tests by default: the mean over ranks. Over concurrent groups that is their mean too.
-        seconds = mean(part[number] for part in gathered) if gathered else row["seconds"]
+        if gathered:
+            seconds = mean(part[number] for part in gathered)
+        else:
+            seconds = row["seconds"]
         size, ranks = row["size"], row["ranks"]
         row["seconds"] = seconds
         row["algorithm_GB_per_s"] = algorithm_bandwidth(size, seconds)
@@ -52,7 +55,9 @@ def measure_groups(session: Session, largest: int) -> list[dict[str, Any]]:
 
 
 def _row(session: Session, name: str, case: Case) -> dict[str, Any]:
-    turns = 20 if case.size <= 2**20 else 5
+    turns = 5
+    if case.size <= 2**20:
+        turns = 20
     exchange = COLLECTIVES[name](case)
     seconds = time_exchange(session, name, case, exchange, turns, warm_up=2)
     members = case.members
@@ -112,7 +117,10 @@ def measure_lateness(session: Session) -> list[list[float]]:
             session.synchronize()
             waited.append(time.perf_counter() - start)
     gathered = session.exchange("lateness", waited)
-    longest = [max(times) for times in zip(*gathered, strict=True)] if gathered else []
+    if gathered:
+        longest = [max(times) for times in zip(*gathered, strict=True)]
+    else:
+        longest = []
     return [[most - own for most, own in zip(longest, times, strict=True)] for times in gathered]
 
 

@@ -118,7 +118,9 @@ def draw_pairs(findings: Findings, path: Path) -> None:
     figure.colorbar(image, ax=axes, label="GB/s")
     if size <= 16:
         for sender, receiver, value in findings.pairs or []:
-            ink = "black" if value > 0.6 * np.nanmax(matrix) else "white"
+            ink = "white"
+            if value > 0.6 * np.nanmax(matrix):
+                ink = "black"
             axes.text(receiver, sender, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:

@@ -71,7 +71,10 @@ class Session:
         if backend == "nccl":
             self.device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
-        own = place.connect(start_limit, host=False) if place.port else store
+        if place.port:
+            own = place.connect(start_limit, host=False)
+        else:
+            own = store
         self.watch = ArrivalWatch(
             dist.PrefixStore(f"nccl_suite/{attempt}/watch", own),
             place.rank,
@@ -102,7 +105,10 @@ class Session:
             mine: dict[str, Members] = {}
             for kind, groups in lists.items():
                 for ranks in groups:
-                    group = dist.group.WORLD if kind == "world" else dist.new_group(ranks)
+                    if kind == "world":
+                        group = dist.group.WORLD
+                    else:
+                        group = dist.new_group(ranks)
                     if self.place.rank in ranks:
                         dist.all_reduce(torch.zeros(1, device=self.device), group=group)
                         mine[kind] = Members(kind, tuple(ranks), group, ranks.index(self.place.rank))

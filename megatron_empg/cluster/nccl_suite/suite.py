@@ -116,7 +116,9 @@ def run_suite(options: SuiteOptions) -> int:
         publish(findings, options.json, options.heat_map)
     failed = session.agree("the verdict", findings.verdict == "FAIL")
     session.close()
-    return 1 if failed else 0
+    if not failed:
+        return 0
+    return 1
 
 
 def _sections(session: Session, findings: Findings, options: SuiteOptions) -> list[tuple[str, Callable[[], None]]]:

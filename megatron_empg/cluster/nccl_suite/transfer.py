@@ -62,7 +62,9 @@ def check_transfer(session: Session, size: int, trainers: int) -> tuple[list[dic
 def _broadcast(
     session: Session, group: Any, ranks: tuple[int, ...], size: int, seconds: list[float]
 ) -> list[WrongBytes]:
-    me = ranks.index(session.place.rank) if session.place.rank in ranks else 0
+    me = 0
+    if session.place.rank in ranks:
+        me = ranks.index(session.place.rank)
     case = session.case(Members("trainer 0 and engines", ranks, group, me), torch.bfloat16, size)
     if session.place.rank not in ranks:
         with session.step("the weight transfer without this rank", ()):

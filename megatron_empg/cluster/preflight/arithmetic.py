@@ -40,7 +40,10 @@ def read_products(limit: float) -> list[Product]:
     answers = []
     for product, thread in zip(products, threads, strict=True):
         thread.join(max(0.0, until - time.monotonic()))
-        late = [f"matrix products did not end within {limit:.0f} s"] if thread.is_alive() else []
+        if thread.is_alive():
+            late = [f"matrix products did not end within {limit:.0f} s"]
+        else:
+            late = []
         answers.append(product.model_copy(update={"faults": [*product.faults, *late]}))
     return answers
 

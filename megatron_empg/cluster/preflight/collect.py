@@ -94,6 +94,7 @@ def ask_all(parts: dict[str, Callable[[], Any]], limits: dict[str, float]) -> di
     waited = 0.0
     for part in sorted(parts, key=lambda name: limits[name]):
         threads[part].join(limits[part] - waited)
-        waited = max(waited, limits[part]) if threads[part].is_alive() else waited
+        if threads[part].is_alive():
+            waited = max(waited, limits[part])
         answers.setdefault(part, f"no answer within {limits[part]:.0f} s")
     return dict(answers)

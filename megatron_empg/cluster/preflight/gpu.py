@@ -100,18 +100,7 @@ def _collect_gpu(nvml: Any, index: int) -> Gpu:
     rows = ask(nvml.nvmlDeviceGetRemappedRows)
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
-    up, down = [], []
-    for link in range(nvml.NVML_NVLINK_MAX_LINKS):
-        state = ask(nvml.nvmlDeviceGetNvLinkState, link)
-        if state is None:
-            continue  # there is no such link
-        if state:
-            up.append(link)
-        else:
-            down.append(link)
-    nvlinks_up = nvlinks_down = None
-    if up or down:
-        nvlinks_up, nvlinks_down = len(up), down
+    nvlinks_up, nvlinks_down = _links(ask, nvml)
     ecc_on = pending = failed = persists = None
     if ecc is not None:
         ecc_on = ecc[0] == nvml.NVML_FEATURE_ENABLED
@@ -139,6 +128,22 @@ def _collect_gpu(nvml: Any, index: int) -> Gpu:
         nvlinks_up=nvlinks_up,
         nvlinks_down=nvlinks_down,
     )
+
+
+def _links(ask: Callable[..., Any], nvml: Any) -> tuple[int | None, list[int] | None]:
+    """How many NVLinks of a GPU are up, and which are down; None of one that has none."""
+    up, down = 0, []
+    for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+        state = ask(nvml.nvmlDeviceGetNvLinkState, link)
+        if state is None:
+            continue  # there is no such link
+        if state:
+            up += 1
+        else:
+            down.append(link)
+    if not up and not down:
+        return None, None
+    return up, down
 
 
 def _reasons(nvml: Any, bits: int | None) -> list[str] | None:

@@ -63,7 +63,10 @@ def read_host_memory(root: Path = Path("/")) -> int:
     with contextlib.suppress(OSError):
         own = re.search(r"^0::/(\S*)", (root / "proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
         groups = root / "sys/fs/cgroup"
-        folder = groups / own[1] if own else groups
+        if own:
+            folder = groups / own[1]
+        else:
+            folder = groups
         while folder.is_relative_to(groups):
             left += _left_in_group(folder)
             folder = folder.parent
@@ -123,7 +126,9 @@ def read_versions(packages: Iterable[str]) -> Versions:
     """Python, torch, its CUDA and NCCL, and the named packages."""
     import torch
 
-    nccl = torch.cuda.nccl.version() if torch.version.cuda else None
+    nccl = None
+    if torch.version.cuda:
+        nccl = torch.cuda.nccl.version()
     return Versions(
         torch=torch.__version__,
         cuda=torch.version.cuda,
@@ -217,7 +222,10 @@ def read_data(path: Path) -> Folder:
 def _read_folder(path: Path) -> Folder:
     if not path.exists():
         return Folder(path=str(path), faults=["it does not exist"])
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(file for file in path.rglob("*") if file.is_file())
     digest, size = hashlib.sha256(), 0
     for file in files:
         length = file.stat().st_size

@@ -81,7 +81,9 @@ def _doubt(number: int, on_bus: int | None) -> str:
     """Why so many GPUs may be too few, where nobody has said how many there should be."""
     if on_bus is not None and number < on_bus:
         return f"the machine's bus lists {on_bus}"
-    return "" if number & (number - 1) == 0 else "not a usual number for a machine"
+    if (number & (number - 1)) != 0:
+        return "not a usual number for a machine"
+    return ""
 
 
 def by_gpu(check: str, look: LookAtGpu, fine: str) -> Check:
@@ -96,14 +98,18 @@ def by_gpu(check: str, look: LookAtGpu, fine: str) -> Check:
             found = _of_gpu(look, gpu, wanted)
             if found:
                 verdicts[gpu.index] = found
-        return _together(verdicts) if verdicts else Verdict("PASS", fine)
+        if verdicts:
+            return _together(verdicts)
+        return Verdict("PASS", fine)
 
     return of_node
 
 
 def _of_gpu(look: LookAtGpu, gpu: Gpu, wanted: Requirements) -> Verdict | None:
     """What has not answered fails the first check, and no other."""
-    return Verdict("SKIP", "does not answer") if gpu.lost else look(gpu, wanted)
+    if gpu.lost:
+        return Verdict("SKIP", "does not answer")
+    return look(gpu, wanted)
 
 
 def _together(verdicts: Mapping[int, Verdict]) -> Verdict:
@@ -176,7 +182,9 @@ def nvlink(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
         if gpu.nvlinks_up < most[gpu.name]:
             return Verdict("FAIL", f"{down}, another {gpu.name} has {most[gpu.name]} up", fix)
         if any(word in gpu.name for word in _CARDS):
-            return None if gpu.nvlinks_up else Verdict("SKIP", "no NVLink bridge")
+            if gpu.nvlinks_up:
+                return None
+            return Verdict("SKIP", "no NVLink bridge")
         if gpu.nvlinks_up:
             return Verdict("FAIL", down, fix)
         return Verdict("WARN", f"none of the {len(gpu.nvlinks_down)} links is up, on no GPU of this model", fix)
@@ -199,7 +207,9 @@ def _products(node: Node, gpus: Gpus, wanted: Requirements) -> Verdict:
         return missing
     products = node.products or []
     faults = _wrong_products(products, gpus)
-    fewest = 1 if wanted.gpus is None else wanted.gpus
+    fewest = 1
+    if wanted.gpus is not None:
+        fewest = wanted.gpus
     if faults:
         fix = "drain the node: such a GPU ruins a policy unseen; dcgmi diag -r 3 says more, then replace it"
         return Verdict("FAIL", "; ".join(faults), fix)

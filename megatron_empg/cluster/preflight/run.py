@@ -65,7 +65,9 @@ def _conclude(nodes: Sequence[Node], findings: Sequence[Finding], json_path: Pat
         write_json(json_path, nodes, findings)
     failed = sorted({finding.node for finding in findings if finding.status == "FAIL"})
     print(f"preflight: {verdict(findings)}" + (f" on {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
+    if not failed:
+        return 0
+    return 1
 
 
 def read_pins(path: Path) -> dict[str, str]:

@@ -42,7 +42,9 @@ def _play(game: Any, most_turns: int) -> Transcript | None:
         state, _, done = game.step(command)
         turns.append(Played(command, _shown(state)))
         if done:
-            return Transcript(opening, tuple(turns)) if state.won else None
+            if not state.won:
+                return None
+            return Transcript(opening, tuple(turns))
         met[turns[-1]] += 1
         if met[turns[-1]] == _OF_A_CIRCLE:
             return None

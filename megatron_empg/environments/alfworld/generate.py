@@ -80,7 +80,9 @@ class Job:
     def trial(self) -> str:
         """The last folder of its path, which names what the game follows from beside its split and kind."""
         chosen = [room for room in ROOMS if room in self.rooms]
-        rooms = "" if len(chosen) == len(ROOMS) else "".join(f"_{room}" for room in chosen)
+        rooms = ""
+        if len(chosen) != len(ROOMS):
+            rooms = "".join(f"_{room}" for room in chosen)
         return f"{TRIAL_OF_GENERATED}{self.seed}_{self.index:05d}{rooms}"
 
     def made(self) -> Path | None:
@@ -132,7 +134,9 @@ def _attempt(job: Job, rng: random.Random, aside: Path) -> str | None:
     """Write a game aside. Its name; None where there is none or the expert does not solve it."""
     scene = read_scene(rng.choice(scenes_of(job.split, job.rooms)))
     asked = invent(job.kind, scene, rng)
-    room = furnish(asked, scene, rng) if asked is not None else None
+    room = None
+    if asked is not None:
+        room = furnish(asked, scene, rng)
     if asked is None or room is None:
         return None
     shutil.rmtree(aside, ignore_errors=True)

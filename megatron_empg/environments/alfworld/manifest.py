@@ -65,7 +65,9 @@ class Manifest:
     @property
     def name(self) -> str:
         """What results on these games are called."""
-        return GENERATED if self.generated else DOWNLOADED
+        if self.generated:
+            return GENERATED
+        return DOWNLOADED
 
     def counts(self) -> dict[str, dict[str, int]]:
         """{split: {task type: games}}."""
@@ -84,7 +86,9 @@ def scene_of(game: str) -> int | None:
     308
     """
     number = Path(game).parent.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else None
+    if not number.isdecimal():
+        return None
+    return int(number)
 
 
 def digest_of(content: bytes) -> str:
@@ -120,7 +124,10 @@ def read_manifest(folder: Path) -> Manifest:
         body = json.loads(path.read_text(encoding="utf-8"))
         return _manifest(body, body.pop("digest"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, KeyError):
+            said = f"{error.args[0]} is missing"
+        else:
+            said = str(error)
         raise ValueError(f"alfworld data: {str(path)!r} does not hold: {said}. {HOW_TO_INDEX}") from None
 
 

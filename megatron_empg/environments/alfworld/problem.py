@@ -37,7 +37,9 @@ class Asked:
     @property
     def copies(self) -> int:
         """Things of that kind that are needed."""
-        return 2 if self.kind == "pick_two_obj_and_place" else 1
+        if self.kind != "pick_two_obj_and_place":
+            return 1
+        return 2
 
 
 @dataclass
@@ -60,7 +62,9 @@ class Room:
 def invent(kind: str, scene: Scene, rng: random.Random) -> Asked | None:
     """A task of this kind for the scene; None where it allows none."""
     possible = _possible(kind, scene)
-    return rng.choice(possible) if possible else None
+    if not possible:
+        return None
+    return rng.choice(possible)
 
 
 def furnish(asked: Asked, scene: Scene, rng: random.Random) -> Room | None:

@@ -62,7 +62,10 @@ class Scene:
 
 def scenes_of(split: Split, rooms: Collection[str] = tuple(ROOMS)) -> tuple[int, ...]:
     """Those of the rooms, by `ROOMS`. Training and `test_id` share scenes; `test_ood` has others."""
-    scenes = UNSEEN if split == "test_ood" else SEEN
+    if split == "test_ood":
+        scenes = UNSEEN
+    else:
+        scenes = SEEN
     return tuple(number for number in scenes if any(number in ROOMS[room] for room in rooms))
 
 
@@ -90,7 +93,8 @@ def _receptacle(name: str, point: list[float]) -> Receptacle:
     basin = _BASINS.get(kind)
     if basin is not None:
         kind = basin
-        name = name if name.endswith(basin) else f"{name}|{basin}"
+        if not name.endswith(basin):
+            name = f"{name}|{basin}"
     # ALFRED writes places in quarters of a metre.
     x, z, turned, tilted = point
     return Receptacle(name, kind, (round(4 * x), round(4 * z), int(turned), int(tilted)))

@@ -16,7 +16,9 @@ DATA_VARIABLE = "ALFWORLD_DATA"
 def _data_of_the_machine() -> Path | None:
     """Where ALFWorld itself looks for its data."""
     told = os.environ.get(DATA_VARIABLE, "")
-    return Path(told).expanduser() if told.strip() else None
+    if not told.strip():
+        return None
+    return Path(told).expanduser()
 
 
 class AlfWorldSettings(TextWorldSettings):

@@ -116,8 +116,13 @@ class AlfWorld(TextWorldSource):
     def caveats(cls, settings: EnvironmentSettings) -> tuple[str, ...]:
         """Whether games were generated, are of some kinds or rooms alone, and whether no rules are told."""
         assert isinstance(settings, AlfWorldSettings)
-        found = [] if settings.data is None else list(_caveats_of_games(read_manifest(settings.data)))
-        return (*found, NO_RULES) if settings.rules == "none" else tuple(found)
+        if settings.data is not None:
+            found = list(_caveats_of_games(read_manifest(settings.data)))
+        else:
+            found = []
+        if settings.rules == "none":
+            return (*found, NO_RULES)
+        return tuple(found)
 
     @classmethod
     def worker_python(cls, settings: EnvironmentSettings) -> Path | None:

@@ -41,7 +41,9 @@ class AlfWorldGame:
             return self._scene(self._state.feedback, admissible=True)
         won = bool(self._state.won)
         observation = clean_observation(self._state.feedback)
-        reward = self._success_reward if won else 0.0
+        reward = 0.0
+        if won:
+            reward = self._success_reward
         return Scene(observation, done=True, reward=reward, success=won, info={"admissible": True})
 
     def close(self) -> None:

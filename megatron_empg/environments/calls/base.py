@@ -175,13 +175,17 @@ def question_alone(question: str) -> Message:
 
 def turn_count(max_turns: int) -> str:
     """ "1 turn" or "at most 8 turns"."""
-    return "1 turn" if max_turns == 1 else f"at most {max_turns} turns"
+    if max_turns == 1:
+        return "1 turn"
+    return f"at most {max_turns} turns"
 
 
 def either(names: Sequence[str]) -> str:
     """ "search , visit or answer"."""
     first = " , ".join(names[:-1])
-    return f"{first} or {names[-1]}" if first else names[-1]
+    if first:
+        return f"{first} or {names[-1]}"
+    return names[-1]
 
 
 def without_end(text: str, marks: Sequence[str]) -> str:

@@ -45,7 +45,9 @@ def read_call(fields: Mapping[str, Any], tools: Mapping[str, Tool]) -> Call:
         raise MalformedCall(f"malformed call : there is no tool {_cut(name)} , only {either(list(tools))}")
     given = [key for key in ARGUMENTS_KEYS if key in fields]
     if len(given) != 1:
-        count = "no" if not given else "two"
+        count = "two"
+        if not given:
+            count = "no"
         raise MalformedCall(f'malformed call : {count} objects of arguments ; write "arguments" once')
     for key in fields:
         if key not in ("name", *given) and not (key == "type" and fields[key] == "function"):
@@ -65,7 +67,9 @@ def _checked(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments, texts without blanks at their ends. Raises MalformedCall."""
     for argument in arguments:
         if argument not in tool.properties:
-            allowed = either(list(tool.properties)) if tool.properties else "none"
+            allowed = "none"
+            if tool.properties:
+                allowed = either(list(tool.properties))
             raise MalformedCall(f"malformed call : {tool.name} takes no {_cut(argument)} , only {allowed}")
     for argument in tool.required:
         if argument not in arguments:
@@ -98,7 +102,9 @@ def _kind(value: Any) -> str:
         return "a number"
     if isinstance(value, str):
         return "a text"
-    return "a list" if isinstance(value, list) else "an object"
+    if not isinstance(value, list):
+        return "an object"
+    return "a list"
 
 
 def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,11 +125,15 @@ def _no_number(constant: str) -> NoReturn:
 def _cut(text: str) -> str:
     """A short quotation; half a surrogate pair is spelled out."""
     shown = repr(text[:40])
-    return shown if len(shown) <= 42 and len(text) <= 40 else shown[:40] + "..."
+    if len(shown) <= 42 and len(text) <= 40:
+        return shown
+    return shown[:40] + "..."
 
 
 def _excerpt(text: str, start: int) -> str:
-    return _cut(text[start : start + 41]) if start < len(text) else "the end"
+    if start >= len(text):
+        return "the end"
+    return _cut(text[start : start + 41])
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_constant=_no_number)

@@ -101,7 +101,9 @@ class PromptFile:
         }
 
         def value(match: re.Match[str]) -> str:
-            return f"{{{match[1]}}}" if match[1] else values[match[2]]
+            if match[1]:
+                return f"{{{match[1]}}}"
+            return values[match[2]]
 
         return _PLACEHOLDER.sub(value, self._text)
 

@@ -73,7 +73,9 @@ class Tags:
         and line breaks count as one blank. Raises MalformedCall."""
         begins, _, rest = without_end(text, _ENDS_OF_TURN).lstrip().partition("<think>")
         _, closes, call = rest.partition("</think>")
-        match = None if begins or not closes else self._call.fullmatch(call.strip())
+        match = None
+        if closes and not begins:
+            match = self._call.fullmatch(call.strip())
         if match is None:
             raise MalformedCall(f"malformed call : think , then one {either(list(self._argument))}")
         argument = whole_text(match[1], " ".join(match[2].split()))

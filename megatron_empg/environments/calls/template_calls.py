@@ -60,7 +60,9 @@ class TemplateCalls:
     def system_message(self, max_turns: int) -> str:
         """The rules, when there are `max_turns` turns."""
         endings = [tool.name for tool in self.tools if tool.ends]
-        ending = f"Only a call of {' or '.join(endings)} ends the task. " if endings else ""
+        ending = ""
+        if endings:
+            ending = f"Only a call of {' or '.join(endings)} ends the task. "
         return _RULES.format(ending=ending, turns=turn_count(max_turns))
 
     def write(self, thought: str, call: Call) -> str:
@@ -76,7 +78,9 @@ class TemplateCalls:
         fields, rest = _only_object(body)
         if rest:
             several = _OPEN in rest or rest.startswith(("{", ";", ",", _PYTHON))
-            fault = "more than one call" if several else "something stands after the call"
+            fault = "something stands after the call"
+            if several:
+                fault = "more than one call"
             raise MalformedCall(f"malformed call : {fault}")
         return read_call(fields, self._by_name)
 

@@ -44,5 +44,7 @@ class Rule:
 def refuse(faults: list[str], most: int = 3) -> None:
     """Raises RuleBroken if there are any, naming the first of them."""
     if faults:
-        more = f"; and {len(faults) - most} more" if len(faults) > most else ""
+        more = ""
+        if len(faults) > most:
+            more = f"; and {len(faults) - most} more"
         raise RuleBroken("; ".join(faults[:most]) + more)

@@ -127,7 +127,9 @@ def _ids_of_another_process(subject: Subject) -> dict[str, Any]:
     words = [json.dumps(sys.path), subject.name]
     # Not among the words, which every user of the machine can read: there may be a key in them.
     settings = json.dumps(subject.settings, default=str).encode()
-    seed = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
+    seed = "2"
+    if os.environ.get("PYTHONHASHSEED") == "2":
+        seed = "1"
     done = subprocess.run(
         [sys.executable, "-c", program, *words],
         env={**os.environ, "PYTHONHASHSEED": seed}, input=settings, capture_output=True, timeout=START_SECONDS,

@@ -92,7 +92,10 @@ class Subject:
         """What a method answers, within its time. Raises RuleBroken."""
         if not inspect.isawaitable(answer):
             raise RuleBroken(f"{what} is no coroutine: write `async def {what}`")
-        timed = answer if self.in_process else self.hold.of(answer)
+        if self.in_process:
+            timed = answer
+        else:
+            timed = self.hold.of(answer)
         try:
             return await answer_of(what, lambda: timed, self.call_timeout)
         except EnvironmentSilent as silence:

@@ -41,7 +41,10 @@ class _Timed(Generic[R]):
         while True:
             cpu, wall = time.thread_time(), time.monotonic()
             try:
-                waited_for = next(inner) if thrown is None else _throw(inner, thrown)
+                if thrown is None:
+                    waited_for = next(inner)
+                else:
+                    waited_for = _throw(inner, thrown)
             except StopIteration as result:
                 value: R = result.value
                 return value

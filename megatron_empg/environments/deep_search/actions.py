@@ -48,4 +48,6 @@ def gold_action(thought: str, answer: str, syntax: CallSyntax = _UNTOLD) -> str 
         read = parse_action(action, syntax)
     except MalformedCall:
         return None
-    return action if read.argument.split() == answer.split() else None
+    if read.argument.split() != answer.split():
+        return None
+    return action

@@ -97,18 +97,25 @@ async def scored(answer: str, golds: Sequence[str], form: NormalForm = "project"
 
 def verdict(found: Score, mode: Literal["exact", "f1"]) -> Verdict:
     """What an answer of this score earns without a judge."""
-    reward = found.f1 if mode == "f1" else float(found.exact)
+    if mode == "f1":
+        reward = found.f1
+    else:
+        reward = float(found.exact)
     return Verdict(reward, found.exact, found)
 
 
 def _normal(text: str, form: NormalForm) -> str:
-    return normalise_answer(text) if form == "project" else published_form(text)
+    if form == "project":
+        return normalise_answer(text)
+    return published_form(text)
 
 
 def _overlap(ours: Counter[str], size: int, theirs: Counter[str]) -> float:
     """The F1 of two bags of words, of which ours has `size` words."""
     shared = (theirs & ours).total()
-    return 2 * shared / (size + theirs.total()) if shared else 0.0
+    if not shared:
+        return 0.0
+    return 2 * shared / (size + theirs.total())
 
 
 def _tokens(normal: str, form: NormalForm) -> list[str]:

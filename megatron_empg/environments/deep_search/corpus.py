@@ -114,7 +114,10 @@ def _on_line(number: int, row: Any) -> Document:
     try:
         return _document(row)
     except (KeyError, TypeError, ValueError) as error:
-        fault = f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, KeyError):
+            fault = f"it has no {error.args[0]!r}"
+        else:
+            fault = str(error)
         raise LineFault(number, f"not a document ({fault})") from error
 
 

@@ -47,7 +47,10 @@ class DeepSearchEnvironment:
         if call.tool == "answer":
             self._done = True
             return await self._answered(call.argument, info)
-        look_up = self._tools.search if call.tool == "search" else self._tools.visit
+        if call.tool == "search":
+            look_up = self._tools.search
+        else:
+            look_up = self._tools.visit
         try:
             observation = await look_up(call.argument)
         except QueryRefused as error:

@@ -234,12 +234,16 @@ class Judge:
             text = completion["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise _Again("its response is no chat completion") from None
-        return text if isinstance(text, str) else ""
+        if not isinstance(text, str):
+            return ""
+        return text
 
     def _count(self, usage: Any) -> None:
         tokens = []
         for name in ("prompt_tokens", "completion_tokens"):
-            value = usage.get(name) if isinstance(usage, Mapping) else None
+            value = None
+            if isinstance(usage, Mapping):
+                value = usage.get(name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
                 self.counts.uncounted += 1
                 return
@@ -320,5 +324,7 @@ def _quoted(text: str) -> str:
 def _read_verdict(reply: str, mark: str) -> bool | None:
     """The verdict that the last line of a reply gives, after the thoughts of a model that thinks aloud."""
     lines = reply.rpartition("</think>")[2].strip().splitlines()
-    last = lines[-1].strip().strip("\"'*`. ") if lines else ""
+    last = ""
+    if lines:
+        last = lines[-1].strip().strip("\"'*`. ")
     return {f"{mark} right": True, f"{mark} wrong": False}.get(last.lower())

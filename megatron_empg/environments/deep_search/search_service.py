@@ -40,7 +40,9 @@ class LocalTools:
 
     def visit(self, title: str) -> str:
         document = self._corpus.by_title.get(normalise_title(title))
-        return f"page : {document.text}" if document else "no page"
+        if not document:
+            return "no page"
+        return f"page : {document.text}"
 
 
 class RemoteTools:

@@ -76,7 +76,10 @@ class ScriptedSearcher:
             if hop > 0 and rng.random() < self._settings.stop_early:
                 break
             relation = self._choose_relation(entity, question.relations[hop], rng)
-            query = entity if rng.random() < self._settings.vague_query else f"{relation} {entity}"
+            if rng.random() < self._settings.vague_query:
+                query = entity
+            else:
+                query = f"{relation} {entity}"
             act(rng.choice(THOUGHTS).format(relation=relation), Call("search", query))
             found = self._retriever.search(query)
             taken = self._from_snippet(entity, relation, found, rng)
@@ -93,12 +96,16 @@ class ScriptedSearcher:
 
     def _planned_hops(self, question: Question, rng: random.Random) -> int:
         hops = len(question.relations)
-        return hops - 1 if hops >= 3 and rng.random() < self._settings.habit else hops
+        if hops >= 3 and rng.random() < self._settings.habit:
+            return hops - 1
+        return hops
 
     def _choose_relation(self, entity: str, right: str, rng: random.Random) -> str:
         known = self._corpus.relations_of.get(self._corpus.entity_types.get(entity, ""), [])
         others = [relation for relation in known if relation != right]
-        return rng.choice(others) if others and rng.random() < self._settings.wrong_relation else right
+        if others and rng.random() < self._settings.wrong_relation:
+            return rng.choice(others)
+        return right
 
     def _from_snippet(
         self, entity: str, relation: str, found: tuple[Document, ...], rng: random.Random
@@ -108,4 +115,6 @@ class ScriptedSearcher:
             return None
         lead = found[0].facts[0]
         skip = max(self._settings.skip_visit, self._settings.habit)
-        return lead.object if lead.relation == relation or rng.random() < skip else None
+        if lead.relation == relation or rng.random() < skip:
+            return lead.object
+        return None

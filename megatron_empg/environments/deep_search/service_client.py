@@ -41,7 +41,9 @@ class ClientLimits:
     @classmethod
     def of(cls, within: float | None) -> ClientLimits:
         """With another time for all attempts, where one is given."""
-        return cls() if within is None else cls(within=within)
+        if within is None:
+            return cls()
+        return cls(within=within)
 
 
 class NoSuchRoute(SearchServiceError):
@@ -90,7 +92,10 @@ class ServiceClient:
         try:
             return read(answer)
         except (ValueError, LookupError, TypeError, OverflowError) as error:
-            told = str(error) if isinstance(error, ValueError) else repr(error)
+            if isinstance(error, ValueError):
+                told = str(error)
+            else:
+                told = repr(error)
             raise self._failed(route, f"the answer is malformed: {told:.300}") from None
 
     async def _repeated(self, route: str, asked: dict[str, Any], tool: str) -> bytes:

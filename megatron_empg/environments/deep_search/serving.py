@@ -88,7 +88,9 @@ def serve(module: str, what: str, about: str, make: Callable[[Path, str], Starle
 
 def _port(given: str) -> int:
     """Raises ArgumentTypeError for what is no port."""
-    number = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
+    number = 0
+    if given.isascii() and given.isdigit() and len(given) < 6:
+        number = int(given)
     if not 1 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{given!r:.40} is no port; it is a whole number from 1 to 65535")
     return number

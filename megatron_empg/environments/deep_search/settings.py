@@ -34,7 +34,9 @@ OF_FILES = ("index", "encoder", "results", "snippet_characters", "page_character
 
 def _encoder_of(given: Any) -> Any:
     """A bare path is the path of an encoder."""
-    return {"path": given} if isinstance(given, str | Path) else given
+    if isinstance(given, str | Path):
+        return {"path": given}
+    return given
 
 
 class DeepSearchSettings(EnvironmentSettings):
@@ -88,10 +90,15 @@ class DeepSearchSettings(EnvironmentSettings):
 
     @model_validator(mode="after")
     def _one_world(self) -> Self:
-        strange = OF_FACTS if self.questions is not None else OF_FILES
+        if self.questions is not None:
+            strange = OF_FACTS
+        else:
+            strange = OF_FILES
         for key in strange:
             if key in self.model_fields_set and getattr(self, key) is not None:
-                other = "questions made from a corpus of facts" if self.questions else "published questions"
+                other = "published questions"
+                if self.questions:
+                    other = "questions made from a corpus of facts"
                 raise ValueError(f"{key} goes with {other}; leave it out, or {_other_way(self)}")
         if self.questions is not None and self.index is None and self.search_url is None:
             raise ValueError(
@@ -124,4 +131,6 @@ class DeepSearchSettings(EnvironmentSettings):
 
 
 def _other_way(settings: DeepSearchSettings) -> str:
-    return "leave questions out" if settings.questions is not None else "give questions"
+    if settings.questions is None:
+        return "give questions"
+    return "leave questions out"

@@ -91,7 +91,10 @@ class DeepSearch(TaskSource):
 
     def make(self, task: Task) -> DeepSearchEnvironment:
         """A fresh episode."""
-        longest = LONGEST_OBSERVATION if self._facts is not None else self._settings.page_characters
+        if self._facts is not None:
+            longest = LONGEST_OBSERVATION
+        else:
+            longest = self._settings.page_characters
         score = self._score(_asked_of(task))
         return DeepSearchEnvironment(self._tools, score, self._syntax, longest_observation=longest)
 
@@ -99,15 +102,15 @@ class DeepSearch(TaskSource):
     def caveats(cls, settings: EnvironmentSettings) -> tuple[str, ...]:
         """That the questions were made from facts, where they were."""
         assert isinstance(settings, DeepSearchSettings)
-        return (
-            ("questions made from a corpus of facts: none is a published one",)
-            if settings.questions is None
-            else ()
-        )
+        if settings.questions is not None:
+            return ()
+        return ("questions made from a corpus of facts: none is a published one",)
 
     def demonstrations(self) -> Demonstrations | None:
         """Itself, where the questions are made from facts."""
-        return self if self._facts is not None else None
+        if self._facts is None:
+            return None
+        return self
 
     def walkthrough(self, task: Task, seed: int) -> Walkthrough:
         """The scripted searcher's turns on a task. Raises ValueError where the questions are published ones."""

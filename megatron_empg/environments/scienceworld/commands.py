@@ -65,7 +65,10 @@ def commands_of(task: str, simplifications: str) -> list[Command]:
     easy = simplifications == "easy"
     if easy or _TELEPORT in names:
         found += _TELEPORTING
-    electrical = any(part in task for part in _ELECTRICAL_TASKS) if easy else _NO_ELECTRICITY not in names
+    if easy:
+        electrical = any(part in task for part in _ELECTRICAL_TASKS)
+    else:
+        electrical = _NO_ELECTRICITY not in names
     if electrical:
         found += _ELECTRICAL
     return found

@@ -39,7 +39,9 @@ class Engine:
     @property
     def pid(self) -> int | None:
         """The process's number, where there is one."""
-        return self._process.pid if self._process is not None and self._process.alive() else None
+        if self._process is None or not self._process.alive():
+            return None
+        return self._process.pid
 
     def start(self) -> None:
         """Start the process now, unless it runs."""

@@ -94,7 +94,9 @@ class JavaProcess:
         # Read at once: a list of py4j's costs a call for each of its items.
         text = self.call(self._join, "\n", found)
         self.forget(found)
-        return text.split("\n") if text else []
+        if not text:
+            return []
+        return text.split("\n")
 
     def forget(self, found: Any) -> None:
         """Let go of an object that a call has returned, which the process keeps until then."""
@@ -157,9 +159,14 @@ class JavaProcess:
         message = f"ScienceWorld's Java process {self.pid} {what}"
         # The first two lines are the port and the token.
         announced = self._gateway is not None
-        out = written_so_far(self._out).split("\n", 2)[2] if announced else written_so_far(self._out)
+        if announced:
+            out = written_so_far(self._out).split("\n", 2)[2]
+        else:
+            out = written_so_far(self._out)
         said = " ".join((written_so_far(self._errors)[-_SAID_CHARACTERS:] + out[-_SAID_CHARACTERS:]).split())
-        return f"{message}; it wrote last: {said}" if said else message
+        if said:
+            return f"{message}; it wrote last: {said}"
+        return message
 
 
 def _spawn(needed: Installed, heap_mib: int, out: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:

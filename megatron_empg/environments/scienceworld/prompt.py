@@ -19,7 +19,10 @@ focus on a wrong thing, or to put one into an answer box where it does not belon
 
 def prompt_of(task: str, simplifications: str, choices: Choices, told: RulesTold = "full") -> TextWorldPrompt:
     """The rules, with the commands that there are, where they are told."""
-    show = _with_objects if choices == "templates" else show_with_choices
+    if choices == "templates":
+        show = _with_objects
+    else:
+        show = show_with_choices
     if told == "none":
         return TextWorldPrompt.without_rules(show)
     rules = _WORLD + commands_shown(task, simplifications) + _HINTS

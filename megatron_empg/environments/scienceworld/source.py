@@ -116,4 +116,6 @@ def _variation(task: Task) -> Variation:
 
 
 def _thought(command: str) -> str:
-    return f"the answer is number {command}" if command.isdigit() else f"next I {command}"
+    if command.isdigit():
+        return f"the answer is number {command}"
+    return f"next I {command}"

@@ -55,7 +55,9 @@ class ScienceWorldWorld:
         """`broken`: whether it was an exception of the engine's own."""
         failed = outcome.score < 0
         self._score = outcome.score
-        reward = self._reward(outcome) if paid else 0.0
+        reward = 0.0
+        if paid:
+            reward = self._reward(outcome)
         info: dict[str, float | str | bool] = {"score": outcome.score}
         if broken or (failed and self._engine.broke_inside(self._simulation) is not None):
             info["engine_error"] = True
@@ -71,7 +73,9 @@ class ScienceWorldWorld:
             gained, self._paid = counts - self._paid, counts
             return self._settings.success_reward * gained / FULL_SCORE
         solved = outcome.completed and outcome.score >= 0
-        return self._settings.success_reward if solved else 0.0
+        if not solved:
+            return 0.0
+        return self._settings.success_reward
 
     def _choices(self) -> tuple[str, ...]:
         if self._settings.choices == "templates":
@@ -84,4 +88,6 @@ class ScienceWorldWorld:
         """The room and what is carried; and the question, where the engine has asked which thing is meant."""
         surroundings = self._engine.surroundings(self._simulation)
         asked = outcome.observation.startswith(_WHICH)
-        return f"{surroundings}\n{outcome.observation}" if asked else surroundings
+        if asked:
+            return f"{surroundings}\n{outcome.observation}"
+        return surroundings

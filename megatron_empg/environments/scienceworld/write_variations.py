@@ -86,12 +86,17 @@ def _fields(parts: dict[Part, range], goals: Sequence[str]) -> dict[str, Any]:
 def _common_beginning(texts: Sequence[str]) -> str:
     first, last = min(texts), max(texts)
     length = next((place for place, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), None)
-    return first if length is None else first[:length]
+    if length is None:
+        return first
+    return first[:length]
 
 
 def _range(found: Sequence[int]) -> range:
     """The numbers, which are without gaps. Raises ValueError if they are not."""
-    made = range(found[0], found[-1] + 1) if found else range(0)
+    if found:
+        made = range(found[0], found[-1] + 1)
+    else:
+        made = range(0)
     if list(made) != found:
         raise ValueError(
             f"the engine's variations of a part are {found}: they have gaps, which the file cannot say"

@@ -47,7 +47,9 @@ class Expert:
         if self._rng.random() >= self._mistakes:
             return best
         others = [direction for direction in DIRECTIONS if self._is_mistake(state, direction, best, left)]
-        return self._rng.choice(others) if others else best
+        if others:
+            return self._rng.choice(others)
+        return best
 
     def _is_mistake(self, state: State, direction: Direction, best: Direction, left: int) -> bool:
         after = self._known.room.step(state, direction)

@@ -32,7 +32,9 @@ class RoomKind:
     @property
     def name(self) -> str:
         """What evaluations call them."""
-        boxes = "1 box" if self.boxes == 1 else f"{self.boxes} boxes"
+        boxes = "1 box"
+        if self.boxes != 1:
+            boxes = f"{self.boxes} boxes"
         return f"{self.size}x{self.size} with {boxes}"
 
     @property
@@ -65,7 +67,9 @@ def generate(kind: RoomKind, name: str, *, for_tests: bool | None = None, tries:
         start = _start(kind, solutions(room, kind.most_steps), rng)
         if start is not None:
             return replace(room, start=start)
-    kept = " that are kept for tests" if for_tests else ""
+    kept = ""
+    if for_tests:
+        kept = " that are kept for tests"
     raise NoSuchRoom(
         f"sokoban found no room of {kind.name} in {tries} tries{kept} whose shortest solution has "
         f"{kind.least_steps} to {kind.most_steps} steps and {kind.least_pushes} or more pushes: lower boxes, "

@@ -59,4 +59,6 @@ def goal_of(boxes: int, told: SokobanRules) -> str:
     """What is to be done."""
     if told == "none":
         return ""
-    return "push the box onto the target." if boxes == 1 else "push all boxes onto the targets."
+    if boxes != 1:
+        return "push all boxes onto the targets."
+    return "push the box onto the target."

@@ -41,7 +41,9 @@ class Solutions:
     def steps(self, state: State) -> int | None:
         """Steps of a shortest solution; None where none is known."""
         way = self.ways.get(state)
-        return None if way is None else way.steps
+        if way is None:
+            return None
+        return way.steps
 
 
 def solutions(room: Room, most_steps: int, most_states: int = MOST_STATES) -> Solutions:

@@ -97,10 +97,16 @@ class Room:
             return WALL
         target = cell in self.targets
         if cell == state.player:
-            return PLAYER_ON_TARGET if target else PLAYER
+            if target:
+                return PLAYER_ON_TARGET
+            return PLAYER
         if cell in state.boxes:
-            return BOX_ON_TARGET if target else BOX
-        return TARGET if target else FLOOR
+            if target:
+                return BOX_ON_TARGET
+            return BOX
+        if target:
+            return TARGET
+        return FLOOR
 
 
 def read_room(text: str) -> Room:

@@ -37,18 +37,24 @@ class Rooms:
             raise ValueError(f"split {split!r} is unknown; allowed: {', '.join(SPLITS)}")
         if split == "train":
             return self._settings.train_rooms
-        return self._settings.test_rooms if split == "test_id" or self._others else 0
+        if split == "test_id" or self._others:
+            return self._settings.test_rooms
+        return 0
 
     def kind(self, split: Split, number: int) -> RoomKind:
         """What kind of room that is."""
-        return self._others[number % len(self._others)] if split == "test_ood" else self._kind
+        if split == "test_ood":
+            return self._others[number % len(self._others)]
+        return self._kind
 
     def room(self, split: Split, number: int) -> Room:
         """The room, made unless it is still there."""
         return self._made(split, number)
 
     def _make(self, split: Split, number: int) -> Room:
-        for_tests = None if split == "test_ood" else split == "test_id"
+        for_tests = None
+        if split != "test_ood":
+            for_tests = split == "test_id"
         return generate(self.kind(split, number), f"{split} {number}", for_tests=for_tests)
 
 

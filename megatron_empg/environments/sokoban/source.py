@@ -39,7 +39,9 @@ class Sokoban(TextWorldSource):
         """Nobody publishes rooms, only how they are generated; and that no rules are told, where that is so."""
         assert isinstance(settings, SokobanSettings)
         rooms = "rooms of a generator of our own: shorter or longer solutions than others' rooms"
-        return (rooms, NO_RULES) if settings.rules == "none" else (rooms,)
+        if settings.rules == "none":
+            return (rooms, NO_RULES)
+        return (rooms,)
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """A task for each room, in order. Raises ValueError for an unknown split."""

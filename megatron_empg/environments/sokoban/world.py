@@ -29,20 +29,26 @@ class Play:
         if len(words) > self.moves_per_turn:
             return None
         steps = [direction for word in words for direction in DIRECTIONS if direction == word.strip()]
-        return steps if len(steps) == len(words) else None
+        if len(steps) != len(words):
+            return None
+        return steps
 
     def earned(self, room: Room, before: State, after: State) -> float:
         """By one step."""
         solved = room.solved(after)
         if self.reward == "success":
-            return self.success_reward if solved else 0.0
+            if not solved:
+                return 0.0
+            return self.success_reward
         reward = STEP_REWARD
         more = room.on_target(after) - room.on_target(before)
         if more > 0:
             reward += ON_TARGET_REWARD
         elif more < 0:
             reward += OFF_TARGET_REWARD
-        return reward + SOLVED_REWARD if solved else reward
+        if solved:
+            return reward + SOLVED_REWARD
+        return reward
 
     @property
     def earned_by_nothing(self) -> float:

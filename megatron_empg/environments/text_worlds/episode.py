@@ -89,4 +89,6 @@ class TextWorldEpisode:
         return self._prompt.windowed(self._goal, self._window, scene)
 
     async def _call(self, method: Callable[[], R]) -> R:
-        return await in_thread(method) if self._in_threads else method()
+        if self._in_threads:
+            return await in_thread(method)
+        return method()

@@ -56,11 +56,15 @@ class TextWorldPrompt:
 
 
 def _goal(goal: str) -> str:
-    return f"Your task: {goal}" if goal else ""
+    if not goal:
+        return ""
+    return f"Your task: {goal}"
 
 
 def _past(window: Window) -> str:
-    turns = "1 turn" if window.taken == 1 else f"{window.taken} turns"
+    turns = "1 turn"
+    if window.taken != 1:
+        turns = f"{window.taken} turns"
     if not window.turns:
         return f"You have taken {turns} so far."
     lines = [f"You have taken {turns} so far. The last of them:"]
@@ -70,7 +74,9 @@ def _past(window: Window) -> str:
 
 def _lines(turn: PastTurn) -> tuple[str, str]:
     # The rows of a picture stand below each other.
-    apart = "\n" if "\n" in turn.observation else " "
+    apart = " "
+    if "\n" in turn.observation:
+        apart = "\n"
     return (
         f"Turn {turn.number}, you saw:{apart}{turn.observation}",
         f"Turn {turn.number}, you did: {turn.command}",

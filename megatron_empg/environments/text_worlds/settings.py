@@ -40,4 +40,6 @@ class TextWorldSettings(EnvironmentSettings):
     @property
     def window(self) -> int:
         """Earlier turns of a windowed prompt."""
-        return 0 if self.history_length == "all" else self.history_length
+        if self.history_length == "all":
+            return 0
+        return self.history_length

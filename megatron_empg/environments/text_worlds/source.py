@@ -83,7 +83,9 @@ class TextWorldSource(TaskSource):
 
     def demonstrations(self) -> Demonstrations | None:
         """Itself, where there is a scripted agent."""
-        return self if self.has_scripts else None
+        if not self.has_scripts:
+            return None
+        return self
 
     def walkthrough(self, task: Task, seed: int) -> Walkthrough:
         """The scripted agent's turns, played. Raises ValueError for a task that it cannot play."""
@@ -109,8 +111,12 @@ class TextWorldSource(TaskSource):
 
     def rehearse(self, task: Task) -> list[str]:
         """The scripted agent's turns."""
-        script = self.scripted(task, 0) if self.has_scripts else None
-        return [] if script is None else [turn.action for turn in self._played(task, script).turns]
+        script = None
+        if self.has_scripts:
+            script = self.scripted(task, 0)
+        if script is None:
+            return []
+        return [turn.action for turn in self._played(task, script).turns]
 
     def _episode(self, task: Task, world: World, *, in_threads: bool) -> TextWorldEpisode:
         prompt = self.prompt(task)

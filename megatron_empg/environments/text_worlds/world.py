@@ -27,7 +27,9 @@ class Scene:
     @property
     def state(self) -> str:
         """The name of the state."""
-        return self.observation if self.anchor is None else self.anchor
+        if self.anchor is None:
+            return self.observation
+        return self.anchor
 
 
 class World(Protocol):

@@ -20,7 +20,10 @@ def read_command(text: str) -> ShopCommand:
     """
     plain = text.strip().lower()
     closes = plain.rfind("]")
-    opens = plain.rfind("[", 1, closes - 1) if closes > 2 else -1
+    if closes > 2:
+        opens = plain.rfind("[", 1, closes - 1)
+    else:
+        opens = -1
     if opens < 0:
         return ShopCommand(plain, None)
     return ShopCommand(plain[:opens], plain[opens + 1 : closes])

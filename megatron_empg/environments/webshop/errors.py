@@ -13,7 +13,10 @@ class CatalogueError(EmpgError, ValueError):
     exit_code = 2
 
     def __init__(self, path: Path | str, place: str, fault: str) -> None:
-        where = f"{path}, {place}" if place else str(path)
+        if place:
+            where = f"{path}, {place}"
+        else:
+            where = str(path)
         super().__init__(f"{where}: {fault}")
 
 

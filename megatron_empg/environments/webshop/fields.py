@@ -28,7 +28,9 @@ class Fields:
 
     def fault(self, name: str, rule: str) -> CatalogueError:
         """What to raise where a field is not as it must be."""
-        found = _shown(self.values[name]) if name in self.values else "nothing"
+        found = "nothing"
+        if name in self.values:
+            found = _shown(self.values[name])
         return CatalogueError(self.path, self.place, f'field "{name}" must be {rule}; found {found}')
 
     def text(self, name: str) -> str:
@@ -40,12 +42,17 @@ class Fields:
 
     def text_or_nothing(self, name: str) -> str:
         """A text; an empty one for null or where the field is missing."""
-        return "" if self.values.get(name) is None else self.text(name)
+        if self.values.get(name) is None:
+            return ""
+        return self.text(name)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts, or a text for a list of one."""
         value = self.values.get(name)
-        listed = [value] if isinstance(value, str) else value
+        if isinstance(value, str):
+            listed = [value]
+        else:
+            listed = value
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise self.fault(name, "a list of texts")
         return tuple(sound(item) for item in listed)
@@ -60,5 +67,8 @@ def _shown(value: Any) -> str:
     names = {type(None): "null", bool: "a truth value", list: "a list", dict: "an object"}
     if type(value) in names:
         return names[type(value)]
-    shown = value[:_SHOWN] if isinstance(value, str) else repr(value)[:_SHOWN]
+    if isinstance(value, str):
+        shown = value[:_SHOWN]
+    else:
+        shown = repr(value)[:_SHOWN]
     return ascii(shown)

@@ -126,7 +126,10 @@ def _combined(number: int, product: Product, general: Instruction, choice: int) 
     """The goal of one combination of options, by its place among all of them."""
     options = combination(product.options, choice)
     told = ", and ".join(f"{name}: {value}" for name, value in options)
-    text = f"{general.text} with {told}" if told else general.text
+    if told:
+        text = f"{general.text} with {told}"
+    else:
+        text = general.text
     return _goal(number, product, Instruction(text, general.attributes, options), 0)
 
 
@@ -141,7 +144,9 @@ def combination(options: Mapping[str, Sequence[str]], choice: int) -> tuple[Goal
 
 def _goal(number: int, product: Product, asked: Instruction, which: int) -> Goal:
     limit = price_limit(product, which)
-    told = "" if limit is None else f", and price lower than {limit:.2f} dollars"
+    told = ""
+    if limit is not None:
+        told = f", and price lower than {limit:.2f} dollars"
     return Goal(
         number=number,
         asin=product.asin,

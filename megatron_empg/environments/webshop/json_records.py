@@ -67,7 +67,9 @@ def _opened(path: Path, reached: Callable[[], str]) -> Iterator[_Stream]:
         except LineFault as fault:
             raise CatalogueError(path, reached(), fault.fault) from None
         except JsonFault as fault:
-            line = stream.line if stream is not None else 1
+            line = 1
+            if stream is not None:
+                line = stream.line
             raise CatalogueError(path, f"line {line}, {reached()}", f"it is not JSON ({fault})") from None
         except UnicodeDecodeError:
             raise CatalogueError(path, reached(), "it is not UTF-8; save it as UTF-8") from None

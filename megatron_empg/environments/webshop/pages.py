@@ -37,14 +37,19 @@ class Page:
 
     def published(self, instruction: str) -> str:
         """The whole observation, as WebShop's text mode has it."""
-        head = ("WebShop", _INSTRUCTION) if self.search_bar else (_INSTRUCTION,)
+        if self.search_bar:
+            head = ("WebShop", _INSTRUCTION)
+        else:
+            head = (_INSTRUCTION,)
         return SEPARATOR.join((*head, instruction, *self.texts))
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The commands that do something here. WebShop also offers the search button, which does nothing."""
         clicks = tuple(f"click[{name}]" for name in self.clickables if name != SEARCH.lower())
-        return ("search[<your query>]", *clicks) if self.search_bar else clicks
+        if self.search_bar:
+            return ("search[<your query>]", *clicks)
+        return clicks
 
 
 def search_page() -> Page:
@@ -54,7 +59,10 @@ def search_page() -> Page:
 
 def results_page(found: Sequence[Product], number: int, total: int) -> Page:
     """One page of results: the products that stand on it, and how many there are on all pages."""
-    buttons = [BACK_TO_SEARCH, PREVIOUS, NEXT] if number > 1 else [BACK_TO_SEARCH, NEXT]
+    if number > 1:
+        buttons = [BACK_TO_SEARCH, PREVIOUS, NEXT]
+    else:
+        buttons = [BACK_TO_SEARCH, NEXT]
     texts = [BACK_TO_SEARCH, f"Page {number} (Total results: {total})", *buttons[1:]]
     for product in found:
         texts += [product.asin, product.title.strip(), product.price_tag]
@@ -64,7 +72,10 @@ def results_page(found: Sequence[Product], number: int, total: int) -> Page:
 def item_page(product: Product, *, attributes: bool, chosen: Sequence[str] = ()) -> Page:
     """A product with its options. `attributes`: whether there is a page of them, too; `chosen`: values of which it
     says that they were chosen."""
-    sub_pages = SUB_PAGES if attributes else SUB_PAGES[:-1]
+    if attributes:
+        sub_pages = SUB_PAGES
+    else:
+        sub_pages = SUB_PAGES[:-1]
     # The words are those of WebShop's rich text mode.
     texts = [*(f"You have clicked {value}." for value in chosen), BACK_TO_SEARCH, PREVIOUS]
     for name, values in product.options.items():

@@ -54,7 +54,9 @@ def attributes_of(path: Path) -> Iterator[tuple[str, tuple[str, ...] | None, Ins
     for what is not there. Raises CatalogueError."""
     for asin, value, place in records_by_asin(path):
         fields = Fields.of(value, path, place)
-        attributes = fields.texts("attributes") if "attributes" in fields.values else None
+        attributes = None
+        if "attributes" in fields.values:
+            attributes = fields.texts("attributes")
         yield asin, attributes, _general(fields)
 
 
@@ -114,7 +116,10 @@ def _options(fields: Fields) -> dict[str, tuple[str, ...]]:
 
 
 def _values(fields: Fields, contents: Any) -> tuple[str, ...]:
-    listed = contents if isinstance(contents, list) else [None]
+    if isinstance(contents, list):
+        listed = contents
+    else:
+        listed = [None]
     values = [item.get("value") if isinstance(item, dict) else None for item in listed]
     if not all(isinstance(value, str) for value in values):
         raise fields.fault("customization_options", 'an object of lists of objects with a text as "value"')

@@ -75,7 +75,9 @@ def type_match(product: Product, goal: Goal, titles: Titles) -> TypeMatch:
     shared = _levels(product.product_category) & _levels(goal.product_category)
     category = len(shared) >= LEAST_SHARED
     title = titles.score(product.title, goal.title)
-    factor = 1.0 if query or category or title > _LITTLE_ALIKE else 0.5
+    factor = 0.5
+    if query or category or title > _LITTLE_ALIKE:
+        factor = 1.0
     if title < _HARDLY_ALIKE:
         factor = 0.1
     if title == 0:

@@ -100,7 +100,10 @@ class ShopClient:
 
         if self._client is None:
             token = os.environ.get(TOKEN_VARIABLE, "")
-            headers = bearer(token) if token else {}
+            if token:
+                headers = bearer(token)
+            else:
+                headers = {}
             self._client = httpx.Client(
                 headers=headers, follow_redirects=True, trust_env=False, verify=_certificates()
             )

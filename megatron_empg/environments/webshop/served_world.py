@@ -87,7 +87,10 @@ class ServedWorld:
         if page.score is not None:
             return self._bought(page.score, state)
         clicks = [f"click[{name}]" for name in page.links if name != SEARCH.lower()]
-        search = [] if page.search_form is None else ["search[<your query>]"]
+        if page.search_form is not None:
+            search = ["search[<your query>]"]
+        else:
+            search = []
         return Scene(page.text, (*search, *clicks), anchor=state, info={"measured_as": self._measured_as})
 
     def _bought(self, told: str, state: str) -> Scene:

@@ -105,7 +105,9 @@ class WebShopSettings(TextWorldSettings):
         """Departments that nothing is trained on."""
         if self.held_out is not None:
             return frozenset(self.held_out)
-        return frozenset() if self.products is not None else frozenset(HELD_OUT_OF_GENERATED)
+        if self.products is not None:
+            return frozenset()
+        return frozenset(HELD_OUT_OF_GENERATED)
 
     @property
     def changes_pages(self) -> bool:
@@ -124,4 +126,6 @@ class WebShopSettings(TextWorldSettings):
             others.append("substitute title score")
         if self.changes_pages:
             others.append("changed pages")
-        return ", ".join(["WebShop engine", *others]) if others else "WebShop, search by bm25s"
+        if not others:
+            return "WebShop, search by bm25s"
+        return ", ".join(["WebShop engine", *others])

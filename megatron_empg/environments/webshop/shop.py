@@ -142,7 +142,10 @@ class Visit:
         if place.name == "results":
             return pages.results_page(self._results(place), place.page, len(place.found))
         if place.name == "item":
-            chosen = tuple(place.chosen.values()) if self._shown.chosen else ()
+            if self._shown.chosen:
+                chosen = tuple(place.chosen.values())
+            else:
+                chosen = ()
             return pages.item_page(self._product, attributes=self._shown.attributes, chosen=chosen)
         if place.name == "sub page":
             return pages.sub_page(self._product, place.sub_page)

@@ -146,7 +146,10 @@ def right_options(product: Product, goal: Goal) -> dict[str, str]:
     found: dict[str, str] = {}
     for wanted in goal.options:
         text = comparable(wanted)
-        names = [wanted.name] if wanted.name in product.options else list(product.options)
+        if wanted.name in product.options:
+            names = [wanted.name]
+        else:
+            names = list(product.options)
         fits = [
             (token_set_ratio(normal_colour(value), text), value == wanted.value, name, value)
             for name in names

@@ -111,7 +111,10 @@ class WebShop(TextWorldSource):
     def prompt(self, task: Task) -> TextWorldPrompt:
         """The rules of the shop, unless the policy knows them."""
         settings = self.shop_settings
-        show = show_with_choices if settings.list_commands else show_alone
+        if settings.list_commands:
+            show = show_with_choices
+        else:
+            show = show_alone
         if settings.rules == "none":
             return TextWorldPrompt.without_rules(show)
         return TextWorldPrompt(RULES, show)
@@ -222,7 +225,9 @@ def _caveats_of_the_prompt(settings: WebShopSettings) -> Iterator[str]:
 def _data_of(settings: WebShopSettings) -> CatalogueFiles | GeneratedCatalogue:
     if settings.products is None:
         return GeneratedCatalogue(settings.generated_products, settings.generated_seed)
-    instructions = None if settings.goals == "synthetic" else settings.instructions
+    instructions = None
+    if settings.goals != "synthetic":
+        instructions = settings.instructions
     return CatalogueFiles(settings.products, settings.attributes, instructions, settings.first_products)
 
 

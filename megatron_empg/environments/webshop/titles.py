@@ -123,7 +123,10 @@ def _load(model: str) -> Any:
     try:
         return spacy.load(model)
     except (OSError, ImportError, ValueError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if str(error):
+            told = str(error).splitlines()[0]
+        else:
+            told = type(error).__name__
         raise SpacyModelError(
             f"spacy_model {model!r} cannot be loaded ({told:.200}); get one for your version of spaCy: "
             f"python -m spacy download {model}"

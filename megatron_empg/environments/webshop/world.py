@@ -22,7 +22,9 @@ class Rewards:
         """The reward of a purchase."""
         if self.partial:
             return self.success * score
-        return self.success if score == 1.0 else 0.0
+        if score != 1.0:
+            return 0.0
+        return self.success
 
 
 class LocalWorld:

@@ -94,7 +94,9 @@ def read_request(body: bytes) -> Request:
 def read_answer(body: bytes) -> Answer:
     """What a worker answers. Raises ValueError saying what is wrong with it."""
     fields = wire.from_bytes(body)
-    kind = fields.pop("kind", None) if isinstance(fields, dict) else None
+    kind = None
+    if isinstance(fields, dict):
+        kind = fields.pop("kind", None)
     if kind == "Done":
         return Done()
     if kind == "Opened":

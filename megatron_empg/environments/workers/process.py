@@ -144,7 +144,9 @@ class WorkerProcess:
         """What happened, with the end of what the worker wrote."""
         message = f"worker {self.pid} of environment {self._environment!r} {what}"
         written = self._log.text()
-        return f"{message}; it wrote last:\n{written}" if written else message
+        if written:
+            return f"{message}; it wrote last:\n{written}"
+        return message
 
     async def _call(self, request: bytes, seconds: float | None, doing: str, kind: type[A]) -> A:
         limit = self._options.answer_bytes

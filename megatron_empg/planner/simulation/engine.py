@@ -55,7 +55,9 @@ class EngineRates:
         bound = self._bound_by_arithmetic(sequences, context)
         flat = self.sequence_seconds * sequences + self.fixed_seconds
         if bound == math.inf or seconds <= bound * flat:
-            return seconds / flat if flat else 0.0
+            if not flat:
+                return 0.0
+            return seconds / flat
         rest = seconds - bound * flat
         # rest = first·passes + growth/2·passes², which is solved without a difference of nearly equal numbers.
         growth = self.context_seconds * sequences
@@ -68,7 +70,9 @@ class EngineRates:
         spare = self.sequence_seconds * sequences - self.weights_seconds - self.context_seconds * context
         growth = self.context_seconds * sequences
         if growth == 0:
-            return math.inf if spare >= 0 else 0.0
+            if spare < 0:
+                return 0.0
+            return math.inf
         return max(0.0, spare / growth + 0.5)
 
 

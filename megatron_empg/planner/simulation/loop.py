@@ -22,14 +22,20 @@ def simulate(setting: Setting, *, steps: int, seed: int = 0, warm_up: int | None
     The last ones, as many as the lag, are not counted either: no group enters any more that they have no use for.
     The same setting and seed give the same outcome. Raises ValueError where no step is left to count.
     """
-    skipped = _warm_up(setting) if warm_up is None else warm_up
+    if warm_up is None:
+        skipped = _warm_up(setting)
+    else:
+        skipped = warm_up
     counted = steps - skipped - setting.max_lag
     if counted < 1:
         raise ValueError(
             f"{steps} steps are simulated and the first {skipped} and last {setting.max_lag} not counted; ask for "
             "more steps"
         )
-    kind = Stream if setting.max_lag else Rounds
+    if setting.max_lag:
+        kind = Stream
+    else:
+        kind = Rounds
     return kind(setting, random.Random(seed), steps).run(skipped, counted)
 
 

@@ -160,9 +160,13 @@ class Episode:
             return
         assert self.engine is not None, "it has begun"
         turn = self.plan.turns[len(self.versions)]
-        kept = 0 if self.plan.anew else self._context
+        kept = 0
+        if not self.plan.anew:
+            kept = self._context
         context = kept + turn.read
-        cached = kept - kept % self.engine.rates.block_tokens if self._weights == self.engine.weights else 0
+        cached = 0
+        if self._weights == self.engine.weights:
+            cached = kept - kept % self.engine.rates.block_tokens
         self._weights = self.engine.weights
         self._context = context + turn.own
         self._request = Request(context, context - cached, turn.own, self._sampled)

@@ -49,7 +49,10 @@ class MlflowRun:
         from mlflow.entities import Param
 
         experiment = self._client.get_experiment_by_name(run.project)
-        number = experiment.experiment_id if experiment else self._client.create_experiment(run.project)
+        if experiment:
+            number = experiment.experiment_id
+        else:
+            number = self._client.create_experiment(run.project)
         made = self._client.create_run(number, run_name=run.name, tags={"group": run.name})
         called = str(made.info.run_id)
         parameters = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in flat(run.recipe)]

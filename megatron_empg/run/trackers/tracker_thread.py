@@ -86,7 +86,8 @@ def close_all(threads: Sequence[TrackerThread], seconds: float | None = None) ->
 
     `seconds`: SECONDS_TO_CLOSE by default. Trackers end side by side; one that hangs takes no time from another.
     """
-    seconds = SECONDS_TO_CLOSE if seconds is None else seconds
+    if seconds is None:
+        seconds = SECONDS_TO_CLOSE
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.end()

@@ -91,7 +91,10 @@ class Frame:
         self.view = view
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        ramp = ASCII if options.ascii_only else BLOCKS
+        if options.ascii_only:
+            ramp = ASCII
+        else:
+            ramp = BLOCKS
         width = max(20, options.max_width)
         yield Group(*_parts(self.view, width, ramp, ascii_only=options.ascii_only))
 
@@ -175,8 +178,12 @@ def _doing(view: RunView) -> Text:
 def _phase(view: RunView) -> str:
     first = min(view.beats, key=lambda beat: beat.rank)
     others = sum(beat.place[:2] != first.place[:2] for beat in view.beats)
-    ranks = f", {len(view.beats)} ranks" if len(view.beats) > 1 else ""
-    apart = f" ({others} elsewhere)" if others else ""
+    ranks = ""
+    if len(view.beats) > 1:
+        ranks = f", {len(view.beats)} ranks"
+    apart = ""
+    if others:
+        apart = f" ({others} elsewhere)"
     return f"{plain(first.phase)} of step {first.step}{ranks}{apart}"
 
 
@@ -232,7 +239,9 @@ def _numbers(view: RunView, wanted: Sequence[Number]) -> Columns | None:
         text.append(f"{number.label} ", style="dim")
         text.append(number.form.format(value), style="bold red" if alarming else "bold")
         shown.append(text)
-    return Columns(shown, padding=(0, 3)) if shown else None
+    if not shown:
+        return None
+    return Columns(shown, padding=(0, 3))
 
 
 def _warnings(view: RunView, width: int) -> RenderableType:

@@ -54,4 +54,6 @@ def _object(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line.decode("utf-8", errors="replace"))
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    return record

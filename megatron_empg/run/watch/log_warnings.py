@@ -50,7 +50,9 @@ def last_warnings(logs: Path, most: int) -> Sequence[LogLine]:
                 head = f"{path.stem}: {_NUMBERS.sub('0', _head(said))}"
                 found.pop(head, None)  # what is said again stands where it was said last
                 found[head] = LogLine(path.stem, said)
-    return list(found.values())[-most:] if most else []
+    if not most:
+        return []
+    return list(found.values())[-most:]
 
 
 def newest_change(logs: Path) -> float:
@@ -81,7 +83,9 @@ def plain(line: str) -> str:
 def _head(line: str) -> str:
     """Up to the place in the source, as "ERROR 11-27 06:52:57 [core.py:9]"; the whole line where it names none."""
     head, bracket, _ = line.partition("]")
-    return head if bracket and "[" in head and len(head) < 80 else line
+    if bracket and "[" in head and len(head) < 80:
+        return head
+    return line
 
 
 def _by_age(logs: Path) -> list[Path]:
@@ -93,10 +97,14 @@ def _paths(logs: Path) -> list[Path]:
     """NAME.log of this machine's processes, and NAME.NODE.TASK.log of a Slurm job's newest start."""
     paths = list(logs.glob("*.log"))
     newest = _newest_attempt(logs)
-    return paths if newest is None else [*paths, *newest.glob("*.log")]
+    if newest is None:
+        return paths
+    return [*paths, *newest.glob("*.log")]
 
 
 def _newest_attempt(logs: Path) -> Path | None:
     """The folder of a Slurm job's newest start; None where there was no job."""
     begun = [plan for plan in logs.glob(f"*/{PLAN}") if _ATTEMPT.fullmatch(plan.parent.name)]
-    return max(begun, key=changed_at).parent if begun else None
+    if not begun:
+        return None
+    return max(begun, key=changed_at).parent

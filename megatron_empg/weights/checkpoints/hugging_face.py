@@ -83,7 +83,9 @@ class HuggingFaceReader(WeightReader):
                 return file.get_tensor(name)
             chosen = slice(part.start, part.stop)
             tensor = file.get_slice(name)
-            return tensor[chosen] if part.dim == 0 else tensor[:, chosen]
+            if part.dim == 0:
+                return tensor[chosen]
+            return tensor[:, chosen]
 
     def _leave_out_recomputed(self) -> None:
         recomputed = [name for name in self._where if _RECOMPUTED.fullmatch(name)]

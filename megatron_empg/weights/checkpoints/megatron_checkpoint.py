@@ -53,7 +53,9 @@ class MegatronReader(WeightReader):
     def read_shard(self, parameter: ParameterMapping, parallel_size: int, rank: int) -> Tensor:
         blocks = parameter.blocks(parallel_size, rank)
         held = [self._region(parameter, block.start, block.shape) for block in blocks]
-        return torch.cat(held) if len(held) > 1 else held[0]
+        if len(held) > 1:
+            return torch.cat(held)
+        return held[0]
 
     def _region(self, parameter: ParameterMapping, start: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         """A box of the full parameter; rows past the vocabulary are 0, whatever padding the checkpoint has."""
@@ -77,7 +79,9 @@ class MegatronReader(WeightReader):
     def _check_model(self) -> None:
         manifest = self.folder / MANIFEST
         try:
-            recorded = read_object(manifest).get("model") if manifest.exists() else None
+            recorded = None
+            if manifest.exists():
+                recorded = read_object(manifest).get("model")
         except JsonFileError as error:
             raise CheckpointError(str(error)) from error
         expected = asdict(self.config)

@@ -97,7 +97,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 def key_fault(raw: dict[str, Any], *, experts: bool) -> str | None:
     """Why the first key that is not understood is refused; None where all are."""
-    read = READ | READ_OF_EXPERTS if experts else READ
+    if experts:
+        read = READ | READ_OF_EXPERTS
+    else:
+        read = READ
     for key, value in raw.items():
         if value is None or key in read or key in INFORMATIONAL:
             continue

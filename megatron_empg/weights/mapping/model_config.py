@@ -63,7 +63,9 @@ class ModelConfig:
         try:
             raw = read_object(path)
         except JsonFileError as error:
-            fix = "" if path.exists() else f"; {how_to_get(Path(folder))}"
+            fix = ""
+            if not path.exists():
+                fix = f"; {how_to_get(Path(folder))}"
             raise ModelConfigError(f"{error}{fix}") from error
         try:
             return cls.from_dict(raw)
@@ -201,7 +203,10 @@ def _refuse_partial_attention(raw: dict[str, Any], family: Family) -> None:
     types = raw.get("layer_types")
     if types is None:
         return
-    other = [kind for kind in types if kind != "full_attention"] if isinstance(types, list) else [types]
+    if isinstance(types, list):
+        other = [kind for kind in types if kind != "full_attention"]
+    else:
+        other = [types]
     if other:
         raise ModelConfigError(f"layer_types: {other[0]!r} is not supported; supported: full_attention")
     if len(types) != raw.get("num_hidden_layers"):
@@ -227,7 +232,9 @@ def _head_dim(raw: dict[str, Any], family: Family, heads: int) -> int:
 
 def _experts(raw: dict[str, Any]) -> Experts:
     if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) not in (1, None):
-        key = "mlp_only_layers" if raw.get("mlp_only_layers") else "decoder_sparse_step"
+        key = "decoder_sparse_step"
+        if raw.get("mlp_only_layers"):
+            key = "mlp_only_layers"
         raise ModelConfigError(f"{key}: {raw[key]} is not supported; every layer must be a mixture of experts")
     experts = Experts(
         number=_count(raw, "num_experts" if raw.get("num_local_experts") is None else "num_local_experts"),

@@ -85,7 +85,9 @@ class ParameterMapping(ABC):
     def shard_numel(self, parallel_size: int) -> int:
         """Elements of a tensor-parallel rank's shard."""
         full = math.prod(self.padded_shape(parallel_size))
-        return full // parallel_size if self.divided else full
+        if self.divided:
+            return full // parallel_size
+        return full
 
     def merge(self, tensors: Sequence[Tensor]) -> Tensor:
         """Hugging Face's tensors as Megatron's full tensor; of slices of them, a part of it."""
@@ -107,7 +109,9 @@ class ParameterMapping(ABC):
             stops = [start + size for start, size in zip(block.start, block.shape, strict=True)]
             box = tuple(slice(start, stop) for start, stop in zip(block.start, stops, strict=True))
             held.append(full[box])
-        return torch.cat(held) if len(held) > 1 else held[0]
+        if len(held) > 1:
+            return torch.cat(held)
+        return held[0]
 
     @abstractmethod
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
@@ -134,7 +138,9 @@ class ParameterMapping(ABC):
         if self.layer is not None:
             layers_of_a_chunk = self.sizes.layers // (stages * chunks)
             return self.layer // layers_of_a_chunk % stages
-        return 0 if self.megatron.startswith("embedding.") else stages - 1
+        if self.megatron.startswith("embedding."):
+            return 0
+        return stages - 1
 
     def expert_owner(self, ranks: int) -> int:
         """Which of so many ranks, among which a layer's experts are shared out in runs, has this one's."""
@@ -151,4 +157,6 @@ class ParameterMapping(ABC):
         """Sizes of the stacked tensor's leading dimensions."""
         if self.expert is not None:
             return (self.sizes.layers, self.sizes.experts)
-        return () if self.layer is None else (self.sizes.layers,)
+        if self.layer is None:
+            return ()
+        return (self.sizes.layers,)

@@ -73,7 +73,9 @@ class JsonStream:
     def _expect(self, letter: str) -> None:
         found = self._next()
         if found != letter:
-            shown = ascii(found) if found else "the end"
+            shown = "the end"
+            if found:
+                shown = ascii(found)
             raise JsonFault(f"{letter!a} should stand here; found {shown}")
         self._at += 1
 

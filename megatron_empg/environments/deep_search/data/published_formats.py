@@ -167,7 +167,9 @@ def _triviaqa(record: Record) -> _Parts:
 
 
 def _jsonl(record: Record) -> _Parts:
-    named_type = record.text("type") if "type" in record else "all"
+    named_type = "all"
+    if "type" in record:
+        named_type = record.text("type")
     hops = _hops(record)
     return _Parts(record.text("id"), record.text("question"), _some(record, "answers"), named_type, hops)
 

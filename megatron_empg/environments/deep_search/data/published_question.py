@@ -27,5 +27,8 @@ class QuestionDataError(EmpgError, ValueError):
     """A file of questions is broken. The message names the file, the place, what is there and what should be."""
 
     def __init__(self, path: Path, place: str, fault: str):
-        where = f"{path}, {place}" if place else str(path)
+        if place:
+            where = f"{path}, {place}"
+        else:
+            where = str(path)
         super().__init__(f"{where}: {fault}")

@@ -29,7 +29,9 @@ class _Joined(Sequence[PublishedQuestion]):
         self._ends = list(accumulate(len(store) for store in self._stores))
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        if not self._ends:
+            return 0
+        return self._ends[-1]
 
     @overload
     def __getitem__(self, index: int) -> PublishedQuestion: ...
@@ -157,7 +159,9 @@ class PublishedQuestions:
     def _weights(self, split: Split, loaded: Sequence[LoadedSource]) -> list[float]:
         weights: list[float] = []
         for source in loaded:
-            natural = float(len(source.questions)) if split == "train" else 1.0
+            natural = 1.0
+            if split == "train":
+                natural = float(len(source.questions))
             weights.append(source.source.weight or natural)
         return weights
 

@@ -59,7 +59,9 @@ class QuestionStore(Sequence[PublishedQuestion]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         place = range(len(self))[index]
-        start = self._ends[place - 1] if place else 0
+        start = 0
+        if place:
+            start = self._ends[place - 1]
         name, text, *answers = json.loads(self._packed[start : self._ends[place]])
         stratum = self.strata[self.stratum_of[place]]
         return PublishedQuestion(name, text, tuple(answers), stratum.type, stratum.hops, self.dataset)

@@ -41,7 +41,9 @@ class Record:
 
     def fault(self, field: str, expected: str) -> QuestionDataError:
         """The error to raise when `field` is not what is `expected`."""
-        found = _described(self.fields[field]) if field in self.fields else "nothing"
+        found = "nothing"
+        if field in self.fields:
+            found = _described(self.fields[field])
         return QuestionDataError(self.path, self.place, f'field "{field}" must be {expected}; found {found}')
 
     def text(self, *names: str) -> str:
@@ -96,7 +98,9 @@ def read_records(path: Path) -> Iterator[Record]:
         with path.open("rb") as file, unpacked(file) as plain:
             yield from _records(path, head, plain)
     except LineFault as fault:
-        place = "" if fault.line is None else f"line {fault.line}"
+        place = ""
+        if fault.line is not None:
+            place = f"line {fault.line}"
         raise QuestionDataError(path, place, fault.fault) from None
 
 

@@ -70,7 +70,9 @@ def open_array(
     except (OSError, ValueError, EOFError) as error:
         raise IndexFolderError(f"{path} cannot be opened ({error}); {remedy}") from error
     if found.dtype != np.dtype(dtype) or found.ndim != 1 or (length is not None and len(found) != length):
-        expected = "any number of" if length is None else f"{length}"
+        expected = "any number of"
+        if length is not None:
+            expected = f"{length}"
         raise IndexFolderError(
             f"{path} holds {found.shape} values of {found.dtype}, not {expected} of {dtype}; {remedy}"
         )

@@ -32,7 +32,9 @@ def disk_errors_named(folder: Path) -> Iterator[None]:
         told = (error.strerror or str(error)).lower()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise IndexFolderError(f"{folder}: {told}; free some, or name a folder on another disk") from error
-        place = "" if error.filename in (None, str(folder)) else f" ({error.filename})"
+        place = ""
+        if error.filename not in (None, str(folder)):
+            place = f" ({error.filename})"
         raise IndexFolderError(f"{folder} cannot be written: {told}{place}") from error
 
 

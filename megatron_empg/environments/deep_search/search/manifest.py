@@ -121,4 +121,6 @@ def _fault(path: Path, digest: str) -> str:
         found = file_digest(path)
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
-    return "" if found == digest else f"{path.name} is not the file that was built (SHA-256 {found}, not {digest})"
+    if found == digest:
+        return ""
+    return f"{path.name} is not the file that was built (SHA-256 {found}, not {digest})"

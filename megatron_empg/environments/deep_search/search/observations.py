@@ -29,7 +29,9 @@ def results(hits: Sequence[Hit], query: str, shown: Shown) -> str:
 
 def page(found: Page | None) -> str:
     """The whole page."""
-    return "no page" if found is None else f"page {found.title} : {found.text}"
+    if found is None:
+        return "no page"
+    return f"page {found.title} : {found.text}"
 
 
 def snippet(text: str, query: str, characters: int) -> str:
@@ -41,7 +43,9 @@ def snippet(text: str, query: str, characters: int) -> str:
     part = plain[begin : begin + characters]
     if begin:
         part = part[part.find(" ") + 1 :]
-    return cut(part + " ", len(part)) if begin + characters < len(plain) else part
+    if begin + characters < len(plain):
+        return cut(part + " ", len(part))
+    return part
 
 
 def _best_begin(text: str, query: str, characters: int) -> int:
@@ -69,4 +73,6 @@ def _sentence_begin(text: str, place: int, furthest: int) -> int:
     before = text.rfind(". ", max(0, place - furthest), place)
     if before >= 0:
         return before + 1
-    return 0 if place <= furthest else text.rfind(" ", 0, place)
+    if place <= furthest:
+        return 0
+    return text.rfind(" ", 0, place)

@@ -173,7 +173,9 @@ class PostingsBuilder:
         """Merge the runs over ranges of words, and score."""
         lengths = np.frombuffer(self._lengths, np.int32)
         idf = self._bm25.idf(with_word.astype(np.float64), len(lengths))
-        mean_length = lengths.mean() if self.postings else 1.0
+        mean_length = 1.0
+        if self.postings:
+            mean_length = lengths.mean()
         runs = self._runs.opened()
         with (
             ArrayWriter(out / POSTED, "<i4") as documents_file,

@@ -118,7 +118,9 @@ def _hits_of_each(answer: Any, queries: int, most: int) -> list[list[Hit]]:
 
 def _lists(answer: Any, queries: int) -> list[list[Any]]:
     """The list of each query. Raises ValueError."""
-    found = answer.get("result") if isinstance(answer, dict) else None
+    found = None
+    if isinstance(answer, dict):
+        found = answer.get("result")
     if not isinstance(found, list):
         raise ValueError(f'it has no list "result": {answer!r:.100}')
     if len(found) != queries:
@@ -135,7 +137,9 @@ def _hits(found: list[Any], most: int) -> list[Hit]:
     for item in found[:most]:
         scored = isinstance(item, dict) and "document" in item
         passage = read_passage(item["document"] if scored else item, "")
-        score = item.get("score", 0.0) if scored else 0.0
+        score = 0.0
+        if scored:
+            score = item.get("score", 0.0)
         if isinstance(score, bool) or not isinstance(score, int | float):
             raise ValueError(f'"score" is {score!r:.40}, not a number')
         if not -_MOST_SCORE <= score <= _MOST_SCORE:

@@ -36,7 +36,8 @@ def application(index: SearchIndex, token: str) -> Starlette:
 def _retrieve(index: SearchIndex, body: dict[str, Any]) -> dict[str, Any]:
     """Raises BadRequest."""
     queries, top_k = body.get("queries"), body.get("topk")
-    top_k = DEFAULT_TOP_K if top_k is None else top_k
+    if top_k is None:
+        top_k = DEFAULT_TOP_K
     if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
         raise BadRequest('"queries" is a list of texts')
     if len(queries) > MOST_QUERIES:
