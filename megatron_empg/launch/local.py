@@ -147,8 +147,10 @@ class LocalSite:
         """Show steps, and what is done beside them. In a step, the first interrupt waits for its end; before the
         first one nothing would be lost, and an evaluation may take long."""
         self._steps.show()
-        beat = self._doing.look(logged=self._steps.last > max(self._steps_before, 0))
-        if beat is not None and beat.step > 0:
+        logged = self._steps.last > max(self._steps_before, 0)
+        beat = self._doing.look(logged=logged)
+        in_a_step = beat is not None and beat.step > 0
+        if in_a_step or logged:  # a heartbeat comes every two seconds, which a step may be shorter than
             self._runner.interrupts.train(self._folder.stop, self._steps.progress.note)
 
     def say(self, line: str) -> None:

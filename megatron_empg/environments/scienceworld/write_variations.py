@@ -5,13 +5,14 @@ python -m megatron_empg.environments.scienceworld.write_variations FILE
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.common.errors import told_plainly
 from megatron_empg.environments.scienceworld.installed import VERSION, installed
 from megatron_empg.environments.scienceworld.java_process import JavaProcess
 from megatron_empg.environments.scienceworld.variations import PARTS, Part
@@ -105,15 +106,18 @@ def _range(found: Sequence[int]) -> range:
 
 
 def main() -> None:
-    (path,) = sys.argv[1:]
+    parser = argparse.ArgumentParser(description="Make the file of all tasks anew, from the installed engine.")
+    parser.add_argument("file", type=Path, help="what to write")
+    path = parser.parse_args().file
     process = JavaProcess(installed(), TIMEOUT)
     try:
         tasks = Record(process).tasks()
     finally:
         process.kill()
     text = json.dumps({"version": VERSION, "tasks": tasks}, ensure_ascii=False)
-    Path(path).write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
+    path.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
 
 
 if __name__ == "__main__":
-    main()
+    with told_plainly():
+        main()
