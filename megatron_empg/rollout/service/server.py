@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -51,6 +52,10 @@ class ClientGone(ConnectionError):
     """Nobody waits for the answer any more."""
 
 
+def _nothing_plays() -> bool:
+    return True
+
+
 class OneAtATime:
     """Runs one piece of work; a newer one cancels it, waits for its end and takes its place.
 
@@ -58,6 +63,8 @@ class OneAtATime:
     """
 
     def __init__(self) -> None:
+        self.at_rest: Callable[[], bool] = _nothing_plays
+        """Whether no episode plays while none of the work is under way."""
         self._newest: asyncio.Task[Any] | None = None
         self._at_work = asyncio.Lock()
 
@@ -76,6 +83,7 @@ class OneAtATime:
 
     async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         async with self._at_work:
+            free_cycles(at_rest=self.at_rest())  # of the last work's episodes; this one's are not there yet
             return await work()
 
 
@@ -87,23 +95,22 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with driver as opened:
             app.state.driver = opened
+            desk.at_rest = partial(_at_rest, opened)
             with no_full_collections():
                 yield
 
     async def collect(request: Request) -> Response:
         served, step = request.app.state.driver, int(request.path_params["step"])
-        data = await _while_connected(request, desk.run(_freed(served, lambda: served.collect(step))))
+        data = await _while_connected(request, desk.run(lambda: served.collect(step)))
         return Response(data, media_type="application/octet-stream")
 
     async def evaluate(request: Request) -> Response:
         served, asked = request.app.state.driver, await request.json()
-        split, greedy = asked["split"], bool(asked["greedy"])
-        work = desk.run(_freed(served, lambda: served.evaluate(split, greedy)))
+        work = desk.run(lambda: served.evaluate(asked["split"], bool(asked["greedy"])))
         return JSONResponse((await _while_connected(request, work)).to_json())
 
     async def probe(request: Request) -> Response:
-        served = request.app.state.driver
-        episodes = await _while_connected(request, desk.run(_freed(served, served.probe)))
+        episodes = await _while_connected(request, desk.run(request.app.state.driver.probe))
         return JSONResponse({"episodes": episodes})
 
     async def published(request: Request) -> Response:
@@ -129,6 +136,10 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
     )
 
 
+def _at_rest(served: Served) -> bool:
+    return served.at_rest
+
+
 def _explained(endpoint: Endpoint) -> Endpoint:
     """The same route, whose failures are answers in their own words."""
 
@@ -143,16 +154,6 @@ def _explained(endpoint: Endpoint) -> Endpoint:
             return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
 
     return answer
-
-
-def _freed(served: Served, work: Callable[[], Coroutine[Any, Any, R]]) -> Callable[[], Coroutine[Any, Any, R]]:
-    """The work, after what the work before has left behind in cycles was freed."""
-
-    async def freed_and_done() -> R:
-        free_cycles(at_rest=served.at_rest)
-        return await work()
-
-    return freed_and_done
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
