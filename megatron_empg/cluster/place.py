@@ -39,9 +39,8 @@ class Place:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Place:
         """torchrun's variables, else srun's, else a world of one. Raises PlaceError naming what is missing."""
-        if environment is None:
-            env = os.environ
-        else:
+        env: Mapping[str, str] = os.environ
+        if environment is not None:
             env = environment
         node = env.get("SLURMD_NODENAME") or socket.gethostname()
         if "RANK" in env:

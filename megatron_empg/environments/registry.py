@@ -60,9 +60,8 @@ def unknown(name: str) -> str:
 
 def plugin(name: str) -> type[TaskSource]:
     """The task source called `name`. Raises ValueError for one that is unknown, absent or something else."""
-    if ":" in name:
-        where = name
-    else:
+    where: str | None = name
+    if ":" not in name:
         where = installed().get(name)
     if where is None:
         raise ValueError(unknown(name))

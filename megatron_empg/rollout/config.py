@@ -95,8 +95,7 @@ class EvaluationConfig(Section):
 
     def grid(self) -> list[tuple[HeldOut, bool]]:
         """(split, whether greedy) of every pass of an evaluation, in the order in which they are measured."""
+        decodings = [False]
         if self.greedy:
-            decodings = (False, True)
-        else:
-            decodings = (False,)
+            decodings = [False, True]
         return [(split, greedy) for split in self.splits for greedy in decodings]

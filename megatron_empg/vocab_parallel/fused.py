@@ -272,9 +272,8 @@ def _chunks(
     transposed = operand(weight).t()
     for start in range(0, tokens, max(size, 1)):
         rows = slice(start, min(start + size, tokens))
-        if kept is None:
-            which = rows
-        else:
+        which: slice | Tensor = rows
+        if kept is not None:
             which = kept[rows]
         n = rows.stop - rows.start
         here = operand(hidden[which])

@@ -37,9 +37,8 @@ def check_all(session: Session, largest: int) -> tuple[dict[str, Any], list[Faul
         checked[kind] = 0
         for number, size in enumerate(sizes_to(largest)):
             # Above 1 MiB one type a size, in turn: bytes move alike, and filling and checking take the time.
-            if size <= _ALL_DTYPES_TO:
-                dtypes = DTYPES
-            else:
+            dtypes: Sequence[torch.dtype] = DTYPES
+            if size > _ALL_DTYPES_TO:
                 dtypes = (DTYPES[number % len(DTYPES)],)
             for dtype in dtypes:
                 for name in COLLECTIVES:

@@ -124,11 +124,11 @@ def _pair_of(rank: int, pairs: Sequence[Sequence[int]]) -> Sequence[int]:
 def _one_way(session: Session, given: Any, acknowledge: Any, sender: int, receiver: int) -> float:
     """Seconds from sending to the receiver's word that all is there."""
     if session.place.rank == sender:
-        peer, there, back = receiver, dist.isend, dist.irecv
+        peer, steps = receiver, [(dist.isend, given), (dist.irecv, acknowledge)]
     else:
-        peer, there, back = sender, dist.irecv, dist.isend
+        peer, steps = sender, [(dist.irecv, given), (dist.isend, acknowledge)]
     start = time.perf_counter()
-    for operation, buffer in ((there, given), (back, acknowledge)):
+    for operation, buffer in steps:
         for work in dist.batch_isend_irecv([dist.P2POp(operation, buffer, peer)]):
             work.wait()
     session.synchronize()

@@ -62,10 +62,9 @@ class Scene:
 
 def scenes_of(split: Split, rooms: Collection[str] = tuple(ROOMS)) -> tuple[int, ...]:
     """Those of the rooms, by `ROOMS`. Training and `test_id` share scenes; `test_ood` has others."""
+    scenes: tuple[int, ...] = SEEN
     if split == "test_ood":
         scenes = UNSEEN
-    else:
-        scenes = SEEN
     return tuple(number for number in scenes if any(number in ROOMS[room] for room in rooms))
 
 

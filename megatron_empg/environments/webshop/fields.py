@@ -48,11 +48,9 @@ class Fields:
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts, or a text for a list of one."""
-        value = self.values.get(name)
-        if isinstance(value, str):
-            listed = [value]
-        else:
-            listed = value
+        listed = self.values.get(name)
+        if isinstance(listed, str):
+            listed = [listed]
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise self.fault(name, "a list of texts")
         return tuple(sound(item) for item in listed)

@@ -37,10 +37,9 @@ class Page:
 
     def published(self, instruction: str) -> str:
         """The whole observation, as WebShop's text mode has it."""
+        head = [_INSTRUCTION]
         if self.search_bar:
-            head = ("WebShop", _INSTRUCTION)
-        else:
-            head = (_INSTRUCTION,)
+            head = ["WebShop", _INSTRUCTION]
         return SEPARATOR.join((*head, instruction, *self.texts))
 
     @property
@@ -72,9 +71,8 @@ def results_page(found: Sequence[Product], number: int, total: int) -> Page:
 def item_page(product: Product, *, attributes: bool, chosen: Sequence[str] = ()) -> Page:
     """A product with its options. `attributes`: whether there is a page of them, too; `chosen`: values of which it
     says that they were chosen."""
-    if attributes:
-        sub_pages = SUB_PAGES
-    else:
+    sub_pages: Sequence[str] = SUB_PAGES
+    if not attributes:
         sub_pages = SUB_PAGES[:-1]
     # The words are those of WebShop's rich text mode.
     texts = [*(f"You have clicked {value}." for value in chosen), BACK_TO_SEARCH, PREVIOUS]

@@ -32,11 +32,10 @@ def simulate(setting: Setting, *, steps: int, seed: int = 0, warm_up: int | None
             f"{steps} steps are simulated and the first {skipped} and last {setting.max_lag} not counted; ask for "
             "more steps"
         )
+    rng = random.Random(seed)
     if setting.max_lag:
-        kind = Stream
-    else:
-        kind = Rounds
-    return kind(setting, random.Random(seed), steps).run(skipped, counted)
+        return Stream(setting, rng, steps).run(skipped, counted)
+    return Rounds(setting, rng, steps).run(skipped, counted)
 
 
 def steps_to_count(counted: int, setting: Setting) -> int:
