@@ -47,12 +47,11 @@ class DeepSearchEnvironment:
         if call.tool == "answer":
             self._done = True
             return await self._answered(call.argument, info)
-        if call.tool == "search":
-            look_up = self._tools.search
-        else:
-            look_up = self._tools.visit
         try:
-            observation = await look_up(call.argument)
+            if call.tool == "search":
+                observation = await self._tools.search(call.argument)
+            else:
+                observation = await self._tools.visit(call.argument)
         except QueryRefused as error:
             return StepResult(str(error), done=False, malformed=False, info=info | {"refused": True})
         return StepResult(cut(observation, self._longest), done=False, malformed=False, info=info)
