@@ -20,17 +20,23 @@ WINDOW_BYTES = 64 << 20
 _PREFIX = "empg_weight_transfer"
 
 
+CHECKSUM_DTYPE = torch.int64
+
+
 def dtype_from_name(name: str) -> torch.dtype:
-    """The dtype of that name. Raises ValueError for one that weights are not sent in."""
+    """The dtype of that name. Raises ValueError for one that neither weights nor checksums are sent in."""
+    if name == name_of(CHECKSUM_DTYPE):
+        return CHECKSUM_DTYPE
     if name not in DTYPE_BYTES:
         raise ValueError(f"weights are sent as {', '.join(DTYPE_BYTES)}, not {name}")
     return dtype_of(name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name `dtype_from_name` reads back. Raises ValueError for another dtype."""
+    """The name of a dtype that weights are sent in. Raises ValueError for another one."""
     name = name_of(dtype)
-    dtype_from_name(name)
+    if name not in DTYPE_BYTES:
+        raise ValueError(f"weights are sent as {', '.join(DTYPE_BYTES)}, not {name}")
     return name
 
 

@@ -6,7 +6,9 @@ reload, start / update / finish) is vLLM's own; over gloo, rendezvous and data m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from megatron_empg.upstream import vllm_reload
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, dtype_from_name
+from megatron_empg.weights.sync.checksums import Arrival
 
 
 @dataclass
@@ -38,7 +41,7 @@ class TorchInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class TorchUpdateInfo(WeightTransferUpdateInfo):
-    """What the trainer is about to broadcast, tensor by tensor, in this order."""
+    """What the trainer is about to broadcast, tensor by tensor, in this order; the last are the checksums."""
 
     names: list[str]
     dtype_names: list[str]
@@ -46,8 +49,8 @@ class TorchUpdateInfo(WeightTransferUpdateInfo):
 
 
 class CheckedReload(WeightTransferEngine[Any, Any]):
-    """vLLM's layer-wise reload, made whole: a broken session can be followed by a new one, a layer that received
-    nothing is an error, and a tied LM head takes part."""
+    """vLLM's layer-wise reload, made whole: a broken session can be followed by a new one, a tensor that arrived
+    changed and a layer that received nothing are errors, and a tied LM head takes part."""
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -69,6 +72,16 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
         self._finalize()
         if untouched:
             raise RuntimeError(f"the trainer sent no weights for {', '.join(untouched[:8])}")
+
+    @property
+    def worker_rank(self) -> int:
+        """Of this worker among those of its engine."""
+        parallel = self.parallel_config
+        return int(parallel.data_parallel_index * parallel.world_size + parallel.rank)
+
+    def arrival(self) -> Arrival:
+        """Of the transfer that begins."""
+        return Arrival(f"worker {self.worker_rank}")
 
     def _untouched_layers(self) -> list[str]:
         tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
@@ -104,12 +117,10 @@ class TorchWeightTransferEngine(CheckedReload):
 
     def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
         self.shutdown()  # a trainer that lost its group comes back with a new one
-        parallel = self.parallel_config
-        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
         self._group = BroadcastGroup.join(
             init_info.master_address,
             init_info.master_port,
-            rank,
+            self.worker_rank + init_info.rank_offset,
             init_info.world_size,
             init_info.timeout,
         )
@@ -120,8 +131,11 @@ class TorchWeightTransferEngine(CheckedReload):
         model: Any = self.model
         described = zip(update_info.dtype_names, update_info.shapes, strict=True)
         empty = (torch.empty(shape, dtype=dtype_from_name(name), device=self.device) for name, shape in described)
+        arriving = zip(update_info.names, self._group.stream(empty), strict=True)
+        arrival = self.arrival()
         # One call for all: each walks over the whole model once.
-        model.load_weights(zip(update_info.names, self._group.stream(empty), strict=True))
+        model.load_weights(arrival.pairs(arriving))
+        arrival.check()
 
     def shutdown(self) -> None:
         if self._group is not None:
@@ -135,6 +149,23 @@ class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
     def init_transfer_engine(self, init_info: Any) -> None:
         self.shutdown()  # a trainer that comes back must not leave its old communicator on the GPU
         super().init_transfer_engine(init_info)
+
+    def receive_weights(self, update_info: Any) -> None:
+        """vLLM's own, which hands chunks of what comes to the model's `load_weights`."""
+        arrival, model = self.arrival(), self.model
+
+        def load(chunk: Iterable[tuple[str, torch.Tensor]]) -> None:
+            weights = list(arrival.pairs(chunk))
+            if weights:
+                model.load_weights(weights)  # type: ignore[operator]
+
+        between: Any = SimpleNamespace(load_weights=load)
+        self.model = between
+        try:
+            super().receive_weights(update_info)
+        finally:
+            self.model = model
+        arrival.check()
 
 
 ENGINES: dict[str, type[WeightTransferEngine]] = {

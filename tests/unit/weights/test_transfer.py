@@ -19,7 +19,8 @@ import torch
 from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import open_store, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
-from megatron_empg.weights.sync.transfer import WeightPublisher, _NcclSender, in_stream_order
+from megatron_empg.weights.sync.nccl_sender import NcclSender, in_stream_order
+from megatron_empg.weights.sync.transfer import WeightPublisher
 
 LIMIT = 3.0
 LONG = 60.0
@@ -111,8 +112,8 @@ class Native:
         self.aborted.set()
 
 
-def sender(control: EngineControl, *, blocks: bool = True) -> _NcclSender:
-    made: Any = object.__new__(_NcclSender)
+def sender(control: EngineControl, *, blocks: bool = True) -> NcclSender:
+    made: Any = object.__new__(NcclSender)
     made._engines, made._device, made._stream = control, torch.device("cpu"), None
     made._native = Native(control, made, blocks=blocks)
     return made
@@ -211,7 +212,7 @@ def test_joining_ends_with_an_engine_that_refuses(engines: list[Engine], monkeyp
     control = EngineControl([engine.url for engine in engines], "t", 2 * LONG)
     with failing("connect") as told, control.within(2 * LONG):
         control.read_world_sizes()
-        _NcclSender(control, "127.0.0.1", torch.device("cpu"))
+        NcclSender(control, "127.0.0.1", torch.device("cpu"))
     assert told.engines == [engines[1].url]
     assert told.seconds < LONG / 2
     never.set()
