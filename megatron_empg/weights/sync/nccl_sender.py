@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from megatron_empg.weights.sync.broadcast import rendezvous_port
+from megatron_empg.weights.sync.broadcast import dtype_name, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
-from megatron_empg.weights.sync.source import Stream
+from megatron_empg.weights.sync.source import Parts, Stream
+from megatron_empg.weights.sync.together import Ranks, together
 
 
 class NcclSender:
@@ -101,6 +102,50 @@ class NcclSender:
     def close(self) -> None:
         if self._native is not None:
             self._native.shutdown()
+
+
+class NcclTransport:
+    """A trainer rank's: rank 0 sends whole tensors, which the other ranks make with it."""
+
+    def __init__(self, engines: EngineControl | None, host: str, device: torch.device, ranks: Ranks) -> None:
+        self._engines, self._host, self._device, self._ranks = engines, host, device, ranks
+        self._sender: NcclSender | None = None
+
+    def connect(self, source: Parts) -> None:
+        """Join the engines in a communicator. Collective. Raises Stopped."""
+        together(self._ranks, "connect", partial(self._join, source))
+
+    def _join(self, source: Parts) -> None:
+        for sent in source.stages()[0]:
+            dtype_name(sent.dtype)
+        if self._engines:
+            self._engines.read_world_sizes()
+            self._sender = NcclSender(self._engines, self._host, self._device)
+
+    def open(self) -> None:
+        """Nothing: vLLM begins a session by itself."""
+
+    def stream(self, source: Parts) -> Stream:
+        """What rank 0 is to send. Making it communicates nothing."""
+        declared = []
+        if source.sender is not None:
+            declared = [(sent.name, sent.dtype, sent.shape) for sent in source.stages()[0]]
+        return Stream(declared, source.own_part())
+
+    def send(self, source: Parts, stream: Stream, seconds: float) -> None:
+        """On rank 0 it returns when the engines hold every weight, checked; the others make tensors with it.
+
+        Raises WeightTransferError, and whatever the source raises.
+        """
+        if self._sender:
+            self._sender.send(stream)
+        else:
+            stream.drain()
+
+    def close(self) -> None:
+        if self._sender:
+            self._sender.close()
+            self._sender = None
 
 
 _POLL, _GRACE, _ABORT = 0.05, 1.0, 10.0  # seconds

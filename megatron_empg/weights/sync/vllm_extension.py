@@ -24,28 +24,18 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from megatron_empg.upstream import vllm_reload
-from megatron_empg.weights.sync.broadcast import BroadcastGroup, dtype_from_name
 from megatron_empg.weights.sync.checksums import Arrival
+from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
 
 
 @dataclass
-class TorchInitInfo(WeightTransferInitInfo):
-    """Where the trainer waits. `rank_offset`: rank of this engine's first worker; `timeout`: seconds."""
-
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
-    timeout: float
+class TorchInitInfo(Meeting, WeightTransferInitInfo):
+    """Where the trainer's senders wait, as vLLM wants to be told."""
 
 
 @dataclass
-class TorchUpdateInfo(WeightTransferUpdateInfo):
-    """What the trainer is about to broadcast, tensor by tensor, in this order; the last are the checksums."""
-
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
+class TorchUpdateInfo(Announced, WeightTransferUpdateInfo):
+    """What they are about to broadcast, as vLLM wants to be told."""
 
 
 class CheckedReload(WeightTransferEngine[Any, Any]):
@@ -63,6 +53,7 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
         except BaseException:
             # Puts every unfinished layer back together, so that a new session starts from a sound model.
             # (A mix of old and new weights: the trainer keeps this engine paused until it has sent all again.)
+            self.break_off()
             self._finalize()
             raise
 
@@ -72,6 +63,9 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
         self._finalize()
         if untouched:
             raise RuntimeError(f"the trainer sent no weights for {', '.join(untouched[:8])}")
+
+    def break_off(self) -> None:
+        """Let go of senders that still wait for this worker."""
 
     @property
     def worker_rank(self) -> int:
@@ -98,7 +92,7 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
 
 
 class TorchWeightTransferEngine(CheckedReload):
-    """Receives whole tensors by broadcast from rank 0 and loads each as it comes."""
+    """Receives whole tensors by broadcast from the trainer's senders and loads each as it comes."""
 
     init_info_cls = TorchInitInfo
     update_info_cls = TorchUpdateInfo
@@ -113,34 +107,24 @@ class TorchWeightTransferEngine(CheckedReload):
         super().__init__(config, vllm_config, device, model)
         if device.type != "cpu":
             raise ValueError(f"weight transfer over gloo is for CPU engines; use backend nccl on {device}")
-        self._group: BroadcastGroup | None = None
+        self._receiver = Receiver(self.worker_rank, self.model_config.dtype)
 
     def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
-        self.shutdown()  # a trainer that lost its group comes back with a new one
-        self._group = BroadcastGroup.join(
-            init_info.master_address,
-            init_info.master_port,
-            self.worker_rank + init_info.rank_offset,
-            init_info.world_size,
-            init_info.timeout,
-        )
+        self._receiver.join(init_info)
 
     def receive_weights(self, update_info: TorchUpdateInfo) -> None:
-        if self._group is None:
-            raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
         model: Any = self.model
-        described = zip(update_info.dtype_names, update_info.shapes, strict=True)
-        empty = (torch.empty(shape, dtype=dtype_from_name(name), device=self.device) for name, shape in described)
-        arriving = zip(update_info.names, self._group.stream(empty), strict=True)
-        arrival = self.arrival()
+        arriving = self._receiver.weights(update_info, self.device)
         # One call for all: each walks over the whole model once.
-        model.load_weights(arrival.pairs(arriving))
-        arrival.check()
+        model.load_weights(arriving)
+        for name, _ in arriving:
+            raise RuntimeError(f"the model has not taken {name}, and none behind it")
+
+    def break_off(self) -> None:
+        self._receiver.close()
 
     def shutdown(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        self._receiver.close()
 
 
 class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):

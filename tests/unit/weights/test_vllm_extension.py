@@ -5,6 +5,7 @@ The groups are stand-ins that carry, and here and there change, what would go ov
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from megatron_empg.weights.sync.checksums import CHECKSUMS, ChecksumError
-from megatron_empg.weights.sync.gloo_sender import update_info
-from megatron_empg.weights.sync.source import Stream
+from megatron_empg.weights.sync.gloo_sender import announced
+from megatron_empg.weights.sync.receiver import Receiver
+from megatron_empg.weights.sync.source import Stream, Whole
 
 extension = pytest.importorskip("megatron_empg.weights.sync.vllm_extension")
 
@@ -46,7 +48,7 @@ def engine_of(kind: Any) -> Any:
 
 
 class Wire:
-    """Carries tensors from a sender to one receiver; of the one of that number a bit is flipped."""
+    """A group: carries tensors from a sender to a receiver. Of the one of that number a bit is flipped."""
 
     def __init__(self, flips: int | None = None) -> None:
         self.under_way: list[torch.Tensor] = []
@@ -58,18 +60,19 @@ class Wire:
             tensor = self.under_way[-1]
             tensor.view(-1).view(torch.uint8)[5] ^= 16
 
-    def stream(self, empty: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def stream(self, empty: Iterable[torch.Tensor], window: int) -> Iterator[torch.Tensor]:
         for room, sent in zip(empty, self.under_way, strict=True):
             yield room.copy_(sent)
 
 
 def over_gloo(source: Source, wire: Wire) -> Any:
-    stream = Stream(source)
-    for _, tensor in stream:
+    for _, tensor in Stream(source.metadata(), source):
         wire.send(tensor)
     engine = engine_of(extension.TorchWeightTransferEngine)
-    engine._group = wire
-    engine.receive_weights(extension.TorchUpdateInfo(**update_info(stream.metadata)))
+    engine._receiver = Receiver(engine.worker_rank, torch.float32)
+    engine._receiver._groups = [wire]
+    update = announced(Whole(source, rank=0).stages())
+    engine.receive_weights(extension.TorchUpdateInfo(**asdict(update)))
     return engine
 
 
@@ -112,7 +115,7 @@ CHUNK_BYTES = 100
 
 
 def over_nccl(packing: Any, source: Source, wire: Wire) -> Any:
-    stream = Stream(source)
+    stream = Stream(source.metadata(), source)
     sending = SimpleNamespace(broadcast=lambda tensor, src: wire.send(tensor))
     packing.packed_nccl_broadcast_producer(iter(stream), sending, 0, lambda item: item[1], CHUNK_BYTES, 2)
     engine = engine_of(extension.CheckedNcclEngine)
