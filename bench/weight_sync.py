@@ -68,7 +68,7 @@ class Receivers:
     """Processes that receive float32 tensors of these shapes, turn after turn."""
 
     def __init__(self, count: int, shapes: list[tuple[int, ...]], turns: int) -> None:
-        store = open_store(HOST, count + 1, 600.0)
+        store = open_store(HOST, 0, count + 1, 600.0)
         context = mp.get_context("spawn")
         for rank in range(1, count + 1):
             arguments = (rank, store.port, count + 1, shapes, turns)
@@ -91,6 +91,7 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.config import ActorConfig
     from megatron_empg.weights.mapping.model_config import ModelConfig
+    from megatron_empg.weights.sync.together import TrainerRanks
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     settings = ActorConfig(
@@ -103,9 +104,11 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     shapes = [shape for _name, _dtype, shape in weights.metadata()]
     flat = torch.randn(job["bytes"] // 4)
     for engines in (1, 2):
+        publisher = WeightPublisher(
+            job["urls"][:engines], job["token"], device="cpu", timeout=600.0, ranks=TrainerRanks()
+        )
+        publisher.connect(weights)
         if rank == 0:
-            publisher = WeightPublisher(job["urls"][:engines], job["token"], device="cpu", timeout=600.0)
-            publisher.connect(weights)
             raw = Receivers(engines, [tuple(flat.shape)], arguments.turns)
             bare = Receivers(engines, shapes, arguments.turns)
         for turn in range(arguments.turns):
@@ -114,12 +117,10 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
                 seconds.setdefault(f"raw {engines}", []).append(raw.send([flat]))
                 tensors = (tensor.contiguous() for _, tensor in weights)
                 seconds.setdefault(f"transfer {engines}", []).append(bare.send(tensors))
-                seconds.setdefault(f"push {engines}", []).append(publisher.publish(weights, turn).seconds)
             else:
-                for _ in (*weights, *weights):
-                    pass
-        if rank == 0:
-            publisher.close()
+                weights.take_part()
+            seconds.setdefault(f"push {engines}", []).append(publisher.publish(weights, turn).seconds)
+        publisher.close()
     if rank == 0:
         Path(job["results"]).write_text(json.dumps(seconds), encoding="utf-8")
 

@@ -103,7 +103,7 @@ class Actor:
         Making it communicates nothing. Iterating is collective over a replica and wants whole parameters: every
         rank calls `settle` before.
         """
-        return ActorWeights(self.model, self.config, self.settings, self.dtype)
+        return ActorWeights(self.model, self.config, self.settings, self.dtype, takes_part=self.sends_weights)
 
     def settle(self) -> None:
         """Make every parameter whole: under overlap an update leaves gathering them to the next forward pass.

@@ -108,8 +108,18 @@ class ActorWeights:
     only while it is at the front. Memory above the model's own: one parameter.
     """
 
-    def __init__(self, model: list[Any], config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: list[Any],
+        config: ModelConfig,
+        settings: ActorConfig,
+        dtype: torch.dtype,
+        *,
+        takes_part: bool = True,
+    ) -> None:
+        """`takes_part`: whether this rank belongs to those that must iterate."""
         self.config, self.settings, self.dtype = config, settings, dtype
+        self._takes_part = takes_part
         self.table = parameter_table(config)
         self._local: Callable[[], dict[str, torch.nn.Parameter]] = lambda: local_parameters(model)
 
@@ -129,9 +139,10 @@ class ActorWeights:
             yield from zip(parameter.hf, parameter.split(full), strict=True)
 
     def take_part(self) -> None:
-        """Gather every tensor with rank 0, which iterates, and keep none; for the other ranks of its replica."""
-        for _ in self:
-            pass
+        """Make every tensor with rank 0, which iterates, and keep none; nothing on a rank of another replica."""
+        if self._takes_part:
+            for _ in self:
+                pass
 
     def _gather(self, parameter: ParameterMapping, local: Tensor | None) -> Tensor:
         settings = self.settings

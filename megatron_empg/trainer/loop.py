@@ -54,13 +54,13 @@ class Driver(Protocol):
 
 
 class Publisher(Protocol):
-    """Brings weights to the engines; used on rank 0 only."""
+    """Brings weights to the engines; every rank has one and enters `publish` with the others."""
 
     def publish(self, source: ActorWeights, version: int) -> object: ...
 
 
 class Training:
-    """One run on one trainer rank. ``driver`` and ``publisher`` are given on rank 0 alone."""
+    """One run on one trainer rank. ``driver`` is given on rank 0 alone."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Training:
         folder: RunFolder,
         *,
         driver: Driver | None,
-        publisher: Publisher | None,
+        publisher: Publisher,
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self.recipe, self.actor, self.folder = recipe, actor, folder
@@ -233,13 +233,8 @@ class Training:
         return Batch.from_bytes(broadcast_bytes(memoryview(b""), device()))
 
     def _publish(self, version: int) -> None:
-        """Rank 0 sends; the ranks of its replica gather the tensors with it."""
         self.actor.settle()
-        weights = self.actor.weights()
-        if self.publisher:
-            self.publisher.publish(weights, version)
-        elif self.actor.sends_weights and dist.get_rank() > 0:
-            weights.take_part()
+        self.publisher.publish(self.actor.weights(), version)
         dist.barrier()
 
     def _probe(self) -> None:

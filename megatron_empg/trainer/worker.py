@@ -57,27 +57,30 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.trainer.loop import Driver, Publisher, Training
     from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
     from megatron_empg.trainer.recorded_batches import ToldPublisher, batches_of
+    from megatron_empg.weights.sync.together import TrainerRanks
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
-    rank, waits = int(os.environ["RANK"]), recipe.waits
+    rank = int(os.environ["RANK"])
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
         actor = initial_actor(recipe)
-        weights = actor.weights()
-        folder = RunFolder(recipe.run.folder)
+        folder, token = RunFolder(recipe.run.folder), token_from_environment()
+        sender = WeightPublisher(
+            engine_urls,
+            token,
+            device=device(),
+            timeout=recipe.waits.sync,
+            host=recipe.engines.host,
+            ranks=TrainerRanks(),
+        )
         driver: Driver | None = None
-        publisher: Publisher | None = None
+        publisher: Publisher = sender
         if rank == 0:  # nothing in here may wait for another rank
-            token = token_from_environment()
-            service = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
             wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
-            sender = WeightPublisher(
-                engine_urls, token, device=device(), timeout=waits.sync, host=recipe.engines.host
-            )
-            sender.connect(weights)
-            driver, publisher = service, sender
+            driver = service = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
             if recipe.rollout.max_lag:
-                batches = batches_of(recipe, service, folder)
-                driver, publisher = batches, ToldPublisher(sender, batches)
+                driver = batches = batches_of(recipe, service, folder)
+                publisher = ToldPublisher(sender, batches)
+        sender.connect(actor.weights())
         Training(recipe, actor, folder, driver=driver, publisher=publisher, heartbeat=heartbeat).run()
 
 

@@ -121,7 +121,7 @@ def train(settings: Any, root: Path, *, kill_in: int | None = None, stop_in: int
     dist.barrier()
     driver = ReplayingDriver(folder, publisher, stop_in) if rank0 else None
     try:
-        MortalTraining(settings, actor, folder, driver=driver, publisher=publisher if rank0 else None).run()
+        MortalTraining(settings, actor, folder, driver=driver, publisher=publisher).run()
     except Killed:
         pass
     finally:
@@ -240,7 +240,7 @@ def message_of(kind: type[Exception], settings: Any, root: Path, publisher: Reco
     dist.barrier()
     driver = ReplayingDriver(folder, publisher, None) if rank0 else None
     try:
-        Training(settings, actor, folder, driver=driver, publisher=publisher if rank0 else None).run()
+        Training(settings, actor, folder, driver=driver, publisher=publisher).run()
     except kind as error:
         return str(error)
     finally:

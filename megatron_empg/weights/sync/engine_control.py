@@ -16,7 +16,7 @@ from megatron_empg.common.http import bearer
 
 
 class WeightTransferError(EmpgError, RuntimeError):
-    """A weight transfer that did not reach every engine; `engines` names those that failed."""
+    """A weight transfer that did not reach every engine; `engines` names those that failed, or trainer ranks."""
 
     def __init__(self, phase: str, failures: dict[str, str]) -> None:
         self.phase = phase
@@ -39,6 +39,9 @@ class EngineControl:
         if not engine_urls:
             raise ValueError("engine_urls is empty: weights need at least one engine to go to")
         self.urls = [url.rstrip("/") for url in engine_urls]
+        """Engines that weights go to."""
+        self.left_out: list[str] = []
+        """Those that did not answer when a transfer had failed."""
         self.world_sizes: list[int] = []
         self._timeout = timeout
         self._deadline: float | None = None
@@ -131,6 +134,26 @@ class EngineControl:
         for future in [self._threads.submit(self._call, url, "POST", path, limited) for url in self.urls]:
             future.exception()
 
+    def leave_out_silent(self) -> None:
+        """Go on without the engines that do not say that they are healthy. Never raises."""
+        answering = self._answering(self.urls)
+        self.left_out += [url for url in self.urls if url not in answering]
+        self.urls = answering
+
+    def take_back(self) -> bool:
+        """Have those that were left out and are healthy again; whether there are any. Never raises."""
+        back = self._answering(self.left_out)
+        self.left_out = [url for url in self.left_out if url not in back]
+        self.urls = self.urls + back
+        return bool(back)
+
+    def _answering(self, urls: list[str]) -> list[str]:
+        asked = {url: self._threads.submit(self._ask_health, url) for url in urls}
+        return [url for url, future in asked.items() if future.exception() is None]
+
+    def _ask_health(self, url: str) -> None:
+        self._client.get(f"{url}/health", timeout=CLEAN_UP).raise_for_status()
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
@@ -174,5 +197,5 @@ def _causes(failures: dict[str, BaseException]) -> dict[str, str]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, httpx.HTTPStatusError):
-        return f"answered {error.response.status_code}: {error.response.text[:300]}"
+        return f"answered {error.response.status_code}: {error.response.text[:500]}"
     return f"{type(error).__name__}: {error}"

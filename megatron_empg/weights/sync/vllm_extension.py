@@ -6,7 +6,9 @@ reload, start / update / finish) is vLLM's own; over gloo, rendezvous and data m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,32 +24,23 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from megatron_empg.upstream import vllm_reload
-from megatron_empg.weights.sync.broadcast import BroadcastGroup, dtype_from_name
+from megatron_empg.weights.sync.checksums import Arrival
+from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
 
 
 @dataclass
-class TorchInitInfo(WeightTransferInitInfo):
-    """Where the trainer waits. `rank_offset`: rank of this engine's first worker; `timeout`: seconds."""
-
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
-    timeout: float
+class TorchInitInfo(Meeting, WeightTransferInitInfo):
+    """Where the trainer's senders wait, as vLLM wants to be told."""
 
 
 @dataclass
-class TorchUpdateInfo(WeightTransferUpdateInfo):
-    """What the trainer is about to broadcast, tensor by tensor, in this order."""
-
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
+class TorchUpdateInfo(Announced, WeightTransferUpdateInfo):
+    """What they are about to broadcast, as vLLM wants to be told."""
 
 
 class CheckedReload(WeightTransferEngine[Any, Any]):
-    """vLLM's layer-wise reload, made whole: a broken session can be followed by a new one, a layer that received
-    nothing is an error, and a tied LM head takes part."""
+    """vLLM's layer-wise reload, made whole: a broken session can be followed by a new one, a tensor that arrived
+    changed and a layer that received nothing are errors, and a tied LM head takes part."""
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -60,6 +53,7 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
         except BaseException:
             # Puts every unfinished layer back together, so that a new session starts from a sound model.
             # (A mix of old and new weights: the trainer keeps this engine paused until it has sent all again.)
+            self.break_off()
             self._finalize()
             raise
 
@@ -69,6 +63,19 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
         self._finalize()
         if untouched:
             raise RuntimeError(f"the trainer sent no weights for {', '.join(untouched[:8])}")
+
+    def break_off(self) -> None:
+        """Let go of senders that still wait for this worker."""
+
+    @property
+    def worker_rank(self) -> int:
+        """Of this worker among those of its engine."""
+        parallel = self.parallel_config
+        return int(parallel.data_parallel_index * parallel.world_size + parallel.rank)
+
+    def arrival(self) -> Arrival:
+        """Of the transfer that begins."""
+        return Arrival(f"worker {self.worker_rank}")
 
     def _untouched_layers(self) -> list[str]:
         tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
@@ -85,7 +92,7 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
 
 
 class TorchWeightTransferEngine(CheckedReload):
-    """Receives whole tensors by broadcast from rank 0 and loads each as it comes."""
+    """Receives whole tensors by broadcast from the trainer's senders and loads each as it comes."""
 
     init_info_cls = TorchInitInfo
     update_info_cls = TorchUpdateInfo
@@ -100,33 +107,24 @@ class TorchWeightTransferEngine(CheckedReload):
         super().__init__(config, vllm_config, device, model)
         if device.type != "cpu":
             raise ValueError(f"weight transfer over gloo is for CPU engines; use backend nccl on {device}")
-        self._group: BroadcastGroup | None = None
+        self._receiver = Receiver(self.worker_rank, self.model_config.dtype)
 
     def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
-        self.shutdown()  # a trainer that lost its group comes back with a new one
-        parallel = self.parallel_config
-        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
-        self._group = BroadcastGroup.join(
-            init_info.master_address,
-            init_info.master_port,
-            rank,
-            init_info.world_size,
-            init_info.timeout,
-        )
+        self._receiver.join(init_info)
 
     def receive_weights(self, update_info: TorchUpdateInfo) -> None:
-        if self._group is None:
-            raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
         model: Any = self.model
-        described = zip(update_info.dtype_names, update_info.shapes, strict=True)
-        empty = (torch.empty(shape, dtype=dtype_from_name(name), device=self.device) for name, shape in described)
+        arriving = self._receiver.weights(update_info, self.device)
         # One call for all: each walks over the whole model once.
-        model.load_weights(zip(update_info.names, self._group.stream(empty), strict=True))
+        model.load_weights(arriving)
+        for name, _ in arriving:
+            raise RuntimeError(f"the model has not taken {name}, and none behind it")
+
+    def break_off(self) -> None:
+        self._receiver.close()
 
     def shutdown(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        self._receiver.close()
 
 
 class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
@@ -135,6 +133,23 @@ class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
     def init_transfer_engine(self, init_info: Any) -> None:
         self.shutdown()  # a trainer that comes back must not leave its old communicator on the GPU
         super().init_transfer_engine(init_info)
+
+    def receive_weights(self, update_info: Any) -> None:
+        """vLLM's own, which hands chunks of what comes to the model's `load_weights`."""
+        arrival, model = self.arrival(), self.model
+
+        def load(chunk: Iterable[tuple[str, torch.Tensor]]) -> None:
+            weights = list(arrival.pairs(chunk))
+            if weights:
+                model.load_weights(weights)  # type: ignore[operator]
+
+        between: Any = SimpleNamespace(load_weights=load)
+        self.model = between
+        try:
+            super().receive_weights(update_info)
+        finally:
+            self.model = model
+        arrival.check()
 
 
 ENGINES: dict[str, type[WeightTransferEngine]] = {

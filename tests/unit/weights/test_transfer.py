@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,56 +18,14 @@ import torch
 from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import open_store, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
-from megatron_empg.weights.sync.transfer import WeightPublisher, _NcclSender, in_stream_order
+from megatron_empg.weights.sync.nccl_sender import NcclSender, NcclTransport, in_stream_order
+from megatron_empg.weights.sync.together import Alone
+from megatron_empg.weights.sync.transfer import WeightPublisher
+from tests.weight_engines import Engine, Source
 
 LIMIT = 3.0
 LONG = 60.0
 """Seconds that an engine waits when nobody wakes it. A test that takes half of them has waited for it."""
-
-
-class Engine:
-    """Answers vLLM's routes; `refuses`: route to status, `slow`: route to seconds, once."""
-
-    def __init__(self) -> None:
-        self.refuses: dict[str, int] = {}
-        self.slow: dict[str, float] = {}
-        self.dies_at = ""
-        self.asked: list[str] = []
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply()
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.reply()
-
-            def reply(self) -> None:
-                route = self.path.strip("/").partition("?")[0]
-                engine.asked.append(route)
-                if route == engine.dies_at:
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    return
-                engine.over.wait(engine.slow.pop(route, 0.0))
-                body = b'{"world_size": 1}'
-                self.send_response(engine.refuses.get(route, 200))
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.over = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self.over.set()
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
@@ -77,17 +34,6 @@ def engines() -> Iterator[list[Engine]]:
     yield made
     for engine in made:
         engine.stop()
-
-
-class Source:
-    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        return [(f"w{i}", torch.float32, (2,)) for i in range(4)]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self.readers = []
-        for i in range(4):
-            self.readers.append(threading.current_thread().name)
-            yield f"w{i}", torch.full((2,), float(i))
 
 
 class Native:
@@ -111,8 +57,8 @@ class Native:
         self.aborted.set()
 
 
-def sender(control: EngineControl, *, blocks: bool = True) -> _NcclSender:
-    made: Any = object.__new__(_NcclSender)
+def sender(control: EngineControl, *, blocks: bool = True) -> NcclSender:
+    made: Any = object.__new__(NcclSender)
     made._engines, made._device, made._stream = control, torch.device("cpu"), None
     made._native = Native(control, made, blocks=blocks)
     return made
@@ -121,9 +67,12 @@ def sender(control: EngineControl, *, blocks: bool = True) -> _NcclSender:
 def publisher(
     engines: list[Engine], *, blocks: bool = True, limit: float = LIMIT
 ) -> tuple[WeightPublisher, Native]:
-    made = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=limit)
-    made._sender = sender(made._engines, blocks=blocks)
-    return made, made._sender._native
+    made = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=limit, attempts=1)
+    assert made._engines
+    made._transport = NcclTransport(made._engines, "127.0.0.1", torch.device("cpu"), Alone())
+    made._transport._sender = sender(made._engines, blocks=blocks)
+    made._connected = True
+    return made, made._transport._sender._native
 
 
 @contextmanager
@@ -211,7 +160,7 @@ def test_joining_ends_with_an_engine_that_refuses(engines: list[Engine], monkeyp
     control = EngineControl([engine.url for engine in engines], "t", 2 * LONG)
     with failing("connect") as told, control.within(2 * LONG):
         control.read_world_sizes()
-        _NcclSender(control, "127.0.0.1", torch.device("cpu"))
+        NcclSender(control, "127.0.0.1", torch.device("cpu"))
     assert told.engines == [engines[1].url]
     assert told.seconds < LONG / 2
     never.set()
@@ -325,11 +274,15 @@ def test_the_port_of_the_rendezvous_can_be_chosen(monkeypatch: pytest.MonkeyPatc
     port = free_port()
     monkeypatch.setenv("EMPG_WEIGHTS_PORT", str(port))
     for _ in range(2):  # also a second time, after a group that broke
-        store = open_store("127.0.0.1", 2, 5.0)
+        store = open_store("127.0.0.1", rendezvous_port(), 2, 5.0)
         assert store.port == port
         with socket.create_connection(("127.0.0.1", port), timeout=5.0):
             pass
         del store
+    assert rendezvous_port(3) == port + 3
+    monkeypatch.setenv("EMPG_WEIGHTS_PORT", "65534")
+    with pytest.raises(ValueError, match=r"EMPG_WEIGHTS_PORT is 65534: sender 2 would take port 65536"):
+        rendezvous_port(2)
     for wrong in ("0", "65536", "-1", "x", "8 "):
         monkeypatch.setenv("EMPG_WEIGHTS_PORT", wrong)
         with pytest.raises(ValueError, match=r"EMPG_WEIGHTS_PORT is .* 1 to 65535"):

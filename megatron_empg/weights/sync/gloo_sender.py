@@ -1,0 +1,150 @@
+"""The trainer's ends of backend torch_pg: tensors from CPU memory by gloo."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+
+from megatron_empg.common.dtypes import name_of
+from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
+from megatron_empg.weights.sync.checksums import CHECKSUMS
+from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
+from megatron_empg.weights.sync.receiver import Announced, Meeting
+from megatron_empg.weights.sync.source import Sent, Stream
+
+COLLECTIVE_SHARE = 0.5
+"""Of the time that an attempt may take, what a single broadcast may wait for an engine: so the engines' own
+account of a peer that fell silent comes before their answer is no longer waited for."""
+Address = tuple[str, int]
+UNKNOWN = "(engine unknown)"
+
+
+class GlooSender:
+    """A trainer rank that sends: rank 0 of its own group with every engine worker."""
+
+    def __init__(self, host: str, port: int, world_size: int, timeout: float) -> None:
+        """Opens the rendezvous. `port` 0 is a free one; `timeout`: seconds that a broadcast may wait."""
+        self._host, self._world_size, self._timeout = host, world_size, timeout
+        self._store: dist.TCPStore | None = open_store(host, port, world_size, timeout)
+        self._group: BroadcastGroup | None = None
+        self.address: Address = (host, self._store.port)
+        """Where workers meet it."""
+
+    def join(self) -> None:
+        """Wait for the workers. Raises WeightTransferError."""
+        assert self._store is not None
+        try:
+            self._group = BroadcastGroup(self._host, self._store, 0, self._world_size, self._timeout)
+        except RuntimeError as error:
+            raise WeightTransferError("connect", {UNKNOWN: str(error)}) from error
+
+    def serves(self) -> set[torch.dtype]:
+        """The dtypes of the engines' weights."""
+        assert self._group is not None
+        return self._group.serves()
+
+    def send(self, stream: Stream, seconds: float, refused: Callable[[], None] = lambda: None) -> None:
+        """Broadcast all of it within `seconds`; `refused` is asked between tensors, and raises where engines have.
+
+        Raises WeightTransferError. The group is closed then, so that the engines do not wait for more.
+        """
+        assert self._group is not None
+        deadline = time.monotonic() + seconds
+        sent = self._group.stream(tensor for _name, tensor in stream)
+        try:
+            for _ in sent:
+                refused()
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the weights were not through in {seconds:.0f} s")
+        except BaseException as error:
+            self.close()
+            of_the_group = isinstance(error, RuntimeError) and error is not stream.error
+            if isinstance(error, WeightTransferError) or not of_the_group:
+                raise
+            raise WeightTransferError("transfer", {UNKNOWN: str(error)}) from error
+
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.close()
+        self._group, self._store = None, None  # and with the store its port
+
+
+class GlooSession:
+    """Rank 0's part: what it tells the engines while it and the other senders send."""
+
+    def __init__(self, engines: EngineControl) -> None:
+        self._engines = engines
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-rpc")
+
+    def join(self, addresses: Sequence[Address], sender: GlooSender, timeout: float) -> None:
+        """Bring the engines' workers to all senders, of which `sender` is this rank's."""
+        world_size = 1 + sum(self._engines.world_sizes)
+        meeting = Meeting([[host, port] for host, port in addresses], 1, world_size, timeout)
+        # Engines and senders wait for each other, so the request must be under way while we join.
+        joined = self._thread.submit(self._engines.init_weight_transfer_engine, asdict(meeting))
+        try:
+            sender.join()
+        except WeightTransferError as error:
+            raise _cause(joined, error) from error
+        joined.result()
+
+    def open(self) -> None:
+        self._engines.start_weight_update()
+
+    def send(self, update: Announced, sender: GlooSender, stream: Stream) -> None:
+        """Send this rank's part while the engines receive all senders'; returns when they hold every weight."""
+        received = self._thread.submit(self._engines.update_weights, asdict(update))
+
+        def refused() -> None:
+            if received.done():
+                received.result()  # an engine has refused: say so instead of waiting for it
+
+        try:
+            sender.send(stream, self._engines.remaining(), refused)
+        except WeightTransferError as error:
+            raise _cause(received, error) from error
+        received.result()
+        self._engines.finish_weight_update()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def announced(stages: Sequence[Sequence[Sent]]) -> Announced:
+    """The tensors in an order in which all stages are under way from beginning to end, then the checksums.
+
+    By the bytes that a stage has sent before. A stage's own order stays: its ranks make tensors together, and one
+    that had to wait until a later tensor was taken could not help with the earlier one.
+    """
+    rows = []
+    for number, stage in enumerate(stages):
+        before = 0
+        for sent in stage:
+            rows.append((before, number, sent))
+            before += sent.bytes
+    rows.sort(key=lambda row: row[:2])
+    order = [sent for _before, _number, sent in rows]
+    counts = Counter(sent.sender for sent in order)
+    for sender in sorted(counts):
+        order.append(Sent(sender, CHECKSUMS, torch.int64, (counts[sender],)))
+    return Announced(
+        names=[sent.name for sent in order],
+        dtype_names=[name_of(sent.dtype) for sent in order],
+        shapes=[list(sent.shape) for sent in order],
+        senders=[sent.sender for sent in order],
+    )
+
+
+def _cause(reply: Future[None], error: WeightTransferError) -> WeightTransferError:
+    """The engines' own account of a failed collective, if one comes soon; else the collective's error."""
+    failure = None
+    with contextlib.suppress(TimeoutError):
+        failure = reply.exception(timeout=20.0)
+    return failure if isinstance(failure, WeightTransferError) else error

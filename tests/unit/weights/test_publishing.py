@@ -1,0 +1,237 @@
+"""A publication is tried again, whole, with the engines that answer; gloo is real here, and engines stand-ins."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_empg.weights.sync.engine_control import WeightTransferError
+from megatron_empg.weights.sync.transfer import PublishReport, WeightPublisher
+from tests.weight_engines import ReceivingEngine, Source
+
+LIMIT = 60.0
+NAMES = ["w0", "w1", "w2", "w3"]
+
+
+@pytest.fixture
+def engines() -> Iterator[list[ReceivingEngine]]:
+    made = [ReceivingEngine(), ReceivingEngine()]
+    yield made
+    for engine in made:
+        engine.stop()
+
+
+@pytest.fixture
+def publisher(engines: list[ReceivingEngine]) -> Iterator[WeightPublisher]:
+    made = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=LIMIT)
+    yield made
+    made.close()
+
+
+def assert_holds(engine: ReceivingEngine, version: int) -> None:
+    for name, tensor in Source():
+        assert torch.equal(engine.weights[name], tensor), name
+    assert engine.version == str(version)
+    assert not engine.paused
+
+
+def flipping(sessions: int) -> Callable[[int, torch.Tensor], None]:
+    """Flips a bit of the third tensor in so many sessions."""
+    left = [sessions]
+
+    def flip(number: int, tensor: torch.Tensor) -> None:
+        if number == 2 and left[0]:
+            left[0] -= 1
+            tensor.view(torch.uint8)[3] ^= 1
+
+    return flip
+
+
+def test_weights_that_arrive_are_reported(engines: list[ReceivingEngine], publisher: WeightPublisher) -> None:
+    for version in (1, 2):
+        report = publisher.publish(Source(), version)
+        assert (report.tensors, report.bytes, report.attempts, report.left_out) == (4, 32, 1, ())
+        for engine in engines:
+            assert_holds(engine, version)
+            assert engine.arrived == NAMES
+    assert engines[0].asked.count("init_weight_transfer_engine") == 1  # the group stays
+
+
+def test_a_flipped_bit_is_sent_again_whole(engines: list[ReceivingEngine], publisher: WeightPublisher) -> None:
+    engines[1].on_arrival = flipping(sessions=2)
+    report = publisher.publish(Source(), 5)
+    assert report.attempts == 3
+    for engine in engines:
+        assert_holds(engine, 5)
+        assert engine.asked.count("pause") == 3
+        assert engine.asked.count("resume") == 1  # it stays paused in between
+        assert engine.asked.count("update_weight_version") == 1
+
+
+def test_a_bit_that_is_always_flipped_ends_it_by_tensor_engine_and_sums(
+    engines: list[ReceivingEngine], publisher: WeightPublisher
+) -> None:
+    engines[1].on_arrival = flipping(sessions=100)
+    says = rf"'transfer' on 1 engine\(s\): {engines[1].url}: .*w2 \(sent [0-9a-f]{{16}}, arrived [0-9a-f]{{16}}\)"
+    with pytest.raises(WeightTransferError, match=says) as caught:
+        publisher.publish(Source(), 5)
+    assert caught.value.engines == [engines[1].url]
+    assert engines[1].asked.count("update_weights") >= 3
+    assert engines[1].paused
+    assert engines[1].version == "0"
+    engines[1].on_arrival = flipping(sessions=0)
+    publisher.publish(Source(), 5)
+    assert_holds(engines[1], 5)
+
+
+def test_an_engine_that_died_is_left_out_until_it_is_back(
+    engines: list[ReceivingEngine], publisher: WeightPublisher
+) -> None:
+    publisher.publish(Source(), 1)
+    engines[1].dies_at = "update_weights"
+    engines[1].refuses["health"] = 503
+    report = publisher.publish(Source(), 2)
+    assert report.left_out == (engines[1].url,)
+    assert report.attempts == 2
+    assert_holds(engines[0], 2)
+    assert engines[1].version == "1"
+    assert publisher.publish(Source(), 3).left_out == (engines[1].url,)
+    engines[1].dies_at, engines[1].refuses = "", {}
+    engines[1]._active = False
+    assert publisher.publish(Source(), 4).left_out == ()
+    for engine in engines:
+        assert_holds(engine, 4)
+
+
+def test_without_an_engine_that_answers_it_ends(
+    engines: list[ReceivingEngine], publisher: WeightPublisher
+) -> None:
+    for engine in engines:
+        engine.refuses = {"get_world_size": 500, "health": 500}
+    started = time.monotonic()
+    with pytest.raises(WeightTransferError, match="'world size' on 2 engine") as caught:
+        publisher.publish(Source(), 1)
+    assert time.monotonic() - started < LIMIT / 2
+    assert sorted(caught.value.engines) == sorted(engine.url for engine in engines)
+
+
+def test_what_a_source_raises_is_not_tried_again(
+    engines: list[ReceivingEngine], publisher: WeightPublisher
+) -> None:
+    class Broken(Source):
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in super().__iter__():
+                if name == "w2":
+                    raise KeyError("no such shard")
+                yield name, tensor
+
+    with pytest.raises(KeyError, match="no such shard"):
+        publisher.publish(Broken(), 1)
+    assert engines[0].asked.count("start_weight_update") == 1
+    publisher.publish(Source(), 1)
+    assert_holds(engines[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("served", "sent", "size"),
+    [(torch.bfloat16, torch.bfloat16, 16), (torch.float32, torch.float32, 32)],
+)
+def test_no_more_bytes_travel_than_engines_keep(served: torch.dtype, sent: torch.dtype, size: int) -> None:
+    engine = ReceivingEngine(served)
+    publisher = WeightPublisher([engine.url], "t", device="cpu", timeout=LIMIT)
+    values = torch.tensor([1 / 3, 1 + 2**-10])
+
+    class Exact(Source):
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            yield from ((name, values) for name in NAMES)
+
+    try:
+        assert publisher.publish(Exact(), 1).bytes == size
+        assert engine.weights["w0"].dtype == sent
+        assert torch.equal(engine.weights["w0"], values.to(sent))
+    finally:
+        publisher.close()
+        engine.stop()
+
+
+def test_engines_of_two_dtypes_get_all_bits() -> None:
+    both = [ReceivingEngine(torch.bfloat16), ReceivingEngine(torch.float32)]
+    publisher = WeightPublisher([engine.url for engine in both], "t", device="cpu", timeout=LIMIT)
+    try:
+        assert publisher.publish(Source(), 1).bytes == 32
+    finally:
+        publisher.close()
+        for engine in both:
+            engine.stop()
+
+
+# Several ranks
+
+
+class Threads:
+    """Threads as ranks."""
+
+    def __init__(self, rank: int, meeting: threading.Barrier, table: list[Any]) -> None:
+        self.rank, self._meeting, self._table = rank, meeting, table
+
+    def gathered(self, value: Any) -> list[Any]:
+        self._table[self.rank] = value
+        self._meeting.wait(LIMIT)
+        found = list(self._table)
+        self._meeting.wait(LIMIT)
+        return found
+
+
+class Followed(Source):
+    """A source that a second rank helps to make; `taken` counts its passes."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take_part(self) -> None:
+        self.taken += 1
+
+
+def on_ranks(work: Callable[[Threads], Any], count: int) -> list[Any]:
+    """What each rank returned or raised."""
+    meeting, table, results = threading.Barrier(count), [None] * count, [None] * count
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(Threads(rank, meeting, table))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * LIMIT)
+        assert not thread.is_alive(), "a rank waits for ever"
+    return results
+
+
+def test_ranks_try_again_together_and_fail_together(engines: list[ReceivingEngine]) -> None:
+    urls = [engine.url for engine in engines]
+    sources = [Followed(), Followed()]
+
+    def publish(ranks: Threads) -> PublishReport:
+        publisher = WeightPublisher(urls, "t", device="cpu", timeout=LIMIT, ranks=ranks)
+        try:
+            return publisher.publish(sources[ranks.rank], 1)
+        finally:
+            publisher.close()
+
+    engines[1].on_arrival = flipping(sessions=1)
+    reports = on_ranks(publish, 2)
+    assert [report.attempts for report in reports] == [2, 2]
+    assert sources[1].taken == 2
+    engines[1].on_arrival = flipping(sessions=100)
+    errors = on_ranks(publish, 2)
+    assert all(isinstance(error, WeightTransferError) for error in errors)
+    assert "w2 (sent" in str(errors[0])
+    assert str(errors[1]).startswith("weight transfer failed in 'transfer' on 1 engine(s): trainer rank 0: ")
+    assert "w2 (sent" in str(errors[1])
