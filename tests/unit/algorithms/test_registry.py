@@ -8,11 +8,12 @@ from experiences import experience, random_experience
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_empg.algorithms.base import Experience, Scores
-from megatron_empg.algorithms.registry import AlgorithmKey
+from megatron_empg.algorithms.registry import AlgorithmKey, Algorithms
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.section import choices
 
 KEY: TypeAdapter[AlgorithmSection] = TypeAdapter(AlgorithmKey)
-NAMES = ["grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo"]
+NAMES = list(choices(Algorithms))
 
 
 def probed(section: AlgorithmSection, batch: Experience) -> list[Scores]:
