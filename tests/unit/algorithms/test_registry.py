@@ -41,7 +41,7 @@ def test_without_a_name_the_keys_are_those_of_grpo() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_written_out_is_read_back(name: str) -> None:
-    section = KEY.validate_python({"name": name, "updates_per_batch": 2, "clip_high": 0.5})
+    section = KEY.validate_python({"name": name, "updates_per_batch": 2, "loss_mean": "sequence"})
     assert KEY.validate_python(section.model_dump()) == section
 
 
