@@ -38,6 +38,11 @@ def block(title: str, word: str, language: str = "python") -> str:
     return next(code for code in found if word in code)
 
 
+def added(title: str, word: str) -> list[str]:
+    """The lines that the chapter's first diff with a word adds."""
+    return [line[1:] for line in block(title, word, "diff").splitlines() if line.startswith("+")]
+
+
 def module_of(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The source as a module that others can import."""
     module = ModuleType(name)
@@ -60,7 +65,7 @@ def test_an_algorithm_is_a_new_file_and_a_name() -> None:
     assert files == ["megatron_empg/algorithms/NAME.py", "megatron_empg/algorithms/registry.py"]
     registry = (ROOT / files[1]).read_text(encoding="utf-8")
     (line,) = re.findall(r"^Algorithms = .*$", registry, re.MULTILINE)
-    assert block("Add an algorithm", "Algorithms = ").splitlines()[1] == f"{line} | Median"
+    assert added("Add an algorithm", "Algorithms = ")[1] == f"{line} | Median"
 
 
 def test_the_example_of_an_algorithm_passes_its_own_tests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +91,10 @@ def test_the_example_of_an_environment_keeps_every_rule(tmp_path: Path, monkeypa
 
 
 def test_the_example_of_a_family_has_the_published_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = block("Add a model family", '"mistral": Family(').strip().rstrip(",")
+    row = added("Add a model family", '"mistral": Family(')[0].strip()
     monkeypatch.setitem(families.FAMILIES, "mistral", eval(f"{{{row}}}", dict(vars(families)))["mistral"])
     config = ModelConfig.from_dict(json.loads(block("Add a model family", "MistralForCausalLM", "json")))
-    told = block("Add a model family", '"mistral-7b-v0.3":').split(":")[1].strip(" ,\n")
+    told = added("Add a model family", '"mistral-7b-v0.3":')[0].split(":")[1].strip(" ,")
     count = 0
     for parameter in parameter_table(config):
         for shape in parameter.shapes:
@@ -101,7 +106,7 @@ def test_the_example_of_a_family_has_the_published_parameters(monkeypatch: pytes
 
 
 def test_the_example_of_a_metric_is_an_entry_and_is_measured_where_the_page_says() -> None:
-    entry = block("Add a metric", "Metric(").strip().rstrip(",")
+    entry = added("Add a metric", "Metric(")[0].strip().rstrip(",")
     assert eval(entry, dict(vars(metric_names))).covers("train/longest_turn")
     measured = (ROOT / "megatron_empg/rollout/service/collect.py").read_text(encoding="utf-8")
     assert '"train/turns": ' in measured
