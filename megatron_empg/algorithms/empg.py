@@ -64,7 +64,7 @@ class Empg(Section):
         return EmpgModulation(self)
 
 
-class Modulation(NamedTuple):
+class ModulationTerms(NamedTuple):
     """What became of each turn's advantage, and why: ``advantage = A·g + bonus - (mean over turns)``."""
 
     h_norm: Float[Tensor, "turns"]
@@ -105,7 +105,7 @@ def modulation(
     zeta: float = 0.1,
     center: bool = True,
     group: Group | None = None,
-) -> Modulation:
+) -> ModulationTerms:
     """Modulate trajectory advantages by turn entropies (the paper's equations 5 to 8).
 
     ``advantages`` holds the trajectory's advantage at each of its turns, ``entropies`` (nats) the mean token
@@ -122,7 +122,7 @@ def modulation(
     h_norm = normalized_entropy(entropies, "minmax", group)
     clarity = future_clarity(h_norm, trajectory_ids, k_f)
     parts = _combined(advantages, h_norm, clarity, k=k, zeta=zeta, center=center, group=group)
-    return Modulation(*(part.to(advantages.dtype) for part in parts))
+    return ModulationTerms(*(part.to(advantages.dtype) for part in parts))
 
 
 def _combined(
@@ -135,7 +135,7 @@ def _combined(
     center: bool,
     weights: Tensor | None = None,
     group: Group | None = None,
-) -> Modulation:
+) -> ModulationTerms:
     """The paper's equations after H_norm and f, in float64; ``weights`` are those of both means, None for equal.
 
     ``clarity`` becomes the bonus.
@@ -148,7 +148,7 @@ def _combined(
     modulated += bonus
     if center:
         modulated -= _mean(modulated, weights, group)
-    return Modulation(h_norm, g, bonus, modulated)
+    return ModulationTerms(h_norm, g, bonus, modulated)
 
 
 def _mean(values: Tensor, weights: Tensor | None, group: Group | None = None) -> Tensor:
@@ -220,7 +220,7 @@ class EmpgModulation:
         self.targets.load_state_dict(state)
 
 
-def turn_metrics(parts: Modulation, low: Quantile, high: Quantile, k: float) -> dict[str, float]:
+def turn_metrics(parts: ModulationTerms, low: Quantile, high: Quantile, k: float) -> dict[str, float]:
     """Means, extremes and spread over turns, each counted once; ``low`` and ``high`` are quantiles of H_norm."""
     lowest, highest = parts.g.aminmax()
     one_h, one_g = float(parts.h_norm[0]), float(parts.g[0])
@@ -244,7 +244,7 @@ def turn_metrics(parts: Modulation, low: Quantile, high: Quantile, k: float) -> 
     }
 
 
-def token_metrics(parts: Modulation, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:
+def token_metrics(parts: ModulationTerms, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:
     """The modulation by tokens, over which many losses average, where the statistics are over turns.
 
     Every own token of the batch counts, masked ones too. ``advantages`` are those before the modulation,
