@@ -65,7 +65,7 @@ class Empg(Section):
 
 
 class ModulationTerms(NamedTuple):
-    """What became of each turn's advantage, and why: ``advantage = A·g + bonus - (mean over turns)``."""
+    """Each turn's advantage and its parts: ``advantage = A·g + bonus - (mean over turns)``."""
 
     h_norm: Float[Tensor, "turns"]
     """Turn entropy, normalised over the batch: 0 is the surest turn, 1 the least sure."""
@@ -171,7 +171,7 @@ def future_clarity(
 
 
 def last_turns(trajectory_ids: Int[Tensor, "turns"]) -> Int[Tensor, "trajectories"]:
-    """Where the trajectories end."""
+    """True for the last turn of each trajectory."""
     _, turns = trajectory_ids.unique_consecutive(return_counts=True)
     return turns.cumsum(0) - 1
 
@@ -187,7 +187,7 @@ class EmpgModulation:
     def modulate(
         self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
     ) -> Modulated:
-        """As `modulation`, over the whole batch, which every rank holds. Raises ValueError for its faults."""
+        """Apply `modulation` to the whole batch, which every rank holds. Raises ValueError as it does."""
         section, trajectories, lengths = self.section, experience.episode_of_turn, experience.turn_lengths.double()
         fault = _fault(advantages, entropies, trajectories) or _fault_in_lengths(lengths, advantages)
         if fault is not None:
@@ -226,7 +226,7 @@ def turn_metrics(parts: ModulationTerms, low: Quantile, high: Quantile, k: float
     one_h, one_g = float(parts.h_norm[0]), float(parts.g[0])
 
     def g(h_norm: float) -> float:
-        """What g is at any H_norm of the batch, by what it is at one."""
+        """g at any H_norm, from its value at one H_norm of the batch."""
         return one_g * math.exp(k * (one_h - h_norm))
 
     return {

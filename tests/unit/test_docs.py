@@ -33,7 +33,7 @@ NO_MODULES = (".sif", ".def", ".opo")
 """How dotted names end that are files, or a module that the reader is told to write."""
 NO_METRICS = (".safetensors", ".py", "actor/score", "actor/update")
 """How strings end that look like names of metrics and are files, or what names begin with."""
-REGISTRY = ("metric_names", "test_metric_names")
+REGISTRY = ("metric_names", "test_metric_names", "test_contributing")
 """Files that hold names of metrics as patterns, or such as are none."""
 
 
@@ -151,8 +151,14 @@ def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(
         rf"(?<![\w./])(?:{'|'.join(FOLDERS)})/[\w./-]*\w(?![\w*])", page.read_text(encoding="utf-8")
     )
-    files = [name for name in named if not any(word in name for word in STAND_FOR_ANY)]
+    given = given_by(page)
+    files = [name for name in named if name not in given and not any(word in name for word in STAND_FOR_ANY)]
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def given_by(page: Path) -> set[str]:
+    """Files whose whole text stands on the page: the reader is to write them."""
+    return set(re.findall(r"`([\w./-]+)`(?:, anywhere)?:\n\n```", page.read_text(encoding="utf-8")))
 
 
 def is_module_or_part(name: str) -> bool:
@@ -168,14 +174,19 @@ def is_module_or_part(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"(?<![\w./])megatron_empg(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8"))
-    modules = [name for name in named if not name.endswith(NO_MODULES)]
+    given = {name.removesuffix(".py").replace("/", ".") for name in given_by(page)}
+    modules = [name for name in named if name not in given and not name.endswith(NO_MODULES)]
     assert [name for name in modules if not is_module_or_part(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_recipe_keys_that_a_page_names_exist(page: Path) -> None:
     sections = "|".join(name for name in KEYS if "." not in name)
-    named = re.findall(rf"(?<![\w./])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*", page.read_text(encoding="utf-8"))
+    told = re.sub(
+        r"^```(?:python|diff).*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    told = told.replace(".md", "")
+    named = re.findall(rf"(?<![\w./])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*", told)
     known = [name for name in named if name.startswith("environment.settings.")]
     assert [name for name in named if name not in {*KEYS, *NO_KEYS, *known}] == []
 
