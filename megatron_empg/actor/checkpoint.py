@@ -44,7 +44,7 @@ class Stateful(Protocol):
     """What a run carries from step to step beside the actor, the same on every rank."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state, as JSON."""
+        """The state, as JSON."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class Checkpoints:
         (target.aside / "megatron").mkdir(parents=True)
 
     def _publish(self, target: _Target, files: dict[str, dict[str, Any]]) -> None:
-        """The manifest, the final name, and away with what is not to be kept."""
+        """Write the manifest, give the folder its final name, and remove checkpoints beyond those to keep."""
         with self._failing_by_name(target):
             others = [path for path in sorted(target.aside.rglob("*")) if path.is_file()]
             files |= file_records(
@@ -170,7 +170,7 @@ class Checkpoints:
 
     @contextmanager
     def _failing_by_name(self, target: _Target) -> Iterator[None]:
-        """Where rank 0 writes the small files that belong to no rank."""
+        """Name the file in errors where rank 0 writes the small files that belong to no rank."""
         try:
             yield
         except (OSError, RuntimeError) as error:

@@ -41,7 +41,7 @@ class ContextShard:
 
     @classmethod
     def of(cls, lengths: list[int], rank: int, size: int) -> "ContextShard":
-        """For the padded lengths of a microbatch's sequences."""
+        """The shard of a rank, from the padded lengths of a microbatch's sequences."""
         order = torch.cat([zigzag(lengths, other, size) for other in range(size)])
         gathered = order.argsort()
         queries, keys, rows, start = [], [], [], 0

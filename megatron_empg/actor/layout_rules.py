@@ -26,7 +26,7 @@ _KEYS = {
 
 
 def size_faults(actor: ActorConfig) -> list[str]:
-    """Of the sizes alone."""
+    """The faults of the parallel sizes alone, whatever the model and the machine."""
     faults = []
     for given, needed, does in _NEEDED:
         value = getattr(actor, given)
@@ -43,7 +43,7 @@ def size_faults(actor: ActorConfig) -> list[str]:
 
 
 def episode_faults(actor: ActorConfig, tokens: int) -> list[str]:
-    """Of a recipe whose longest episode has so many tokens: a microbatch must hold it."""
+    """The faults with episodes of up to so many tokens: a microbatch must hold the longest one."""
     if tokens <= actor.longest_sequence:
         return []
     return [
@@ -54,8 +54,10 @@ def episode_faults(actor: ActorConfig, tokens: int) -> list[str]:
 
 
 def batch_faults(actor: ActorConfig, episodes: int, because: str) -> list[str]:
-    """Of an optimizer step of so many episodes, ``because`` of these keys: every rank must get one of them, and
-    every pipeline stage something to do."""
+    """The faults with optimizer steps of so many episodes; ``because`` names the keys that say so.
+
+    Every rank must get an episode, and every pipeline stage something to do.
+    """
     wanted = actor.data_parallel * actor.pipeline_parallel
     if episodes >= wanted:
         return []
@@ -67,7 +69,7 @@ def batch_faults(actor: ActorConfig, episodes: int, because: str) -> list[str]:
 
 
 def model_faults(actor: ActorConfig, config: ModelConfig, *, longest_sequence: int = 1) -> list[str]:
-    """Of the layout for a model that reads sequences of up to so many tokens."""
+    """The faults of the layout for this model, which reads sequences of up to so many tokens."""
     cut = config.layout_faults(
         tensor_parallel=actor.tensor_parallel,
         pipeline_parallel=actor.pipeline_parallel,
@@ -95,7 +97,7 @@ def engine_faults(tensor_parallel: int, config: ModelConfig) -> list[str]:
 
 
 def rank_faults(actor: ActorConfig, started: int) -> list[str]:
-    """Of so many started ranks."""
+    """The faults of the layout where so many ranks were started."""
     if started == actor.world_size:
         return []
     return [
@@ -106,7 +108,7 @@ def rank_faults(actor: ActorConfig, started: int) -> list[str]:
 
 
 def exchange_faults(actor: ActorConfig, possible: Sequence[str], dtype: str) -> list[str]:
-    """Of a machine that can do these exchanges between context-parallel ranks in this dtype."""
+    """The faults of the layout where context-parallel ranks have these exchanges in this dtype."""
     if actor.context_exchange is None or actor.context_exchange in possible:
         return []
     return [

@@ -55,7 +55,7 @@ def _refuse_unsupported(model: Any) -> None:
 
 
 class _FusedHead:
-    """Forward of a ColumnParallelLinear output layer, while there are labels."""
+    """Replaces the forward method of a ColumnParallelLinear output layer while the call has labels."""
 
     def __init__(self, layer: Any, vocab_size: int | None, chunk_tokens: int | None) -> None:
         self.layer, self.vocab_size, self.chunk_tokens = layer, vocab_size, chunk_tokens
@@ -65,7 +65,7 @@ class _FusedHead:
     def forward(
         self, hidden: Float[Tensor, "rows batch hidden"], weight: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """As ColumnParallelLinear's: [sequence, batch, 2] in the place of logits, and no bias."""
+        """ColumnParallelLinear.forward, but [sequence, batch, 2] instead of logits, and no bias."""
         labels, self.labels = self.labels, None
         layer = self.layer
         if labels is None:

@@ -24,13 +24,13 @@ def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """As the last file of a checkpoint."""
+    """Write the manifest, which must be the last file of a checkpoint."""
     put_json(folder / MANIFEST, content, indent=1)
     sync(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError when there is none that can be read."""
+    """The manifest of a folder. Raises CheckpointError when there is none, or none that can be read."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -55,7 +55,7 @@ def _shares(order: list[int], lengths: SequenceOf[int], ranks: int, costs: Costs
 
 
 def _spread(share: list[int], lengths: SequenceOf[int], budget: int, costs: Costs, multiple: int) -> Microbatches:
-    """Few microbatches, a `multiple`, into which the share fits; their costs made even by greed if that fits."""
+    """Few microbatches, a `multiple` of them, that hold the share. Their costs are evened if that fits."""
     packed = _best_fit(share, lengths, budget)
     count = _rounded_up(max(len(packed), 1), multiple)
     plan = _fill(share, lengths, budget, costs, count) or _padded(packed, count)
@@ -83,7 +83,7 @@ def _padded(plan: Microbatches, count: int) -> Microbatches:
 
 
 def _best_fit(share: list[int], lengths: SequenceOf[int], budget: int) -> Microbatches:
-    """Each sequence, longest first, to the microbatch that it leaves least room in."""
+    """Put each sequence, longest first, into the microbatch in which it leaves the least room."""
     batches: Microbatches = []
     rooms: list[tuple[int, int]] = []
     for index in share:
@@ -101,7 +101,7 @@ def _best_fit(share: list[int], lengths: SequenceOf[int], budget: int) -> Microb
 def _fill(
     share: list[int], lengths: SequenceOf[int], budget: int, costs: Costs, count: int
 ) -> Microbatches | None:
-    """Each sequence, longest first, to the microbatch with the least cost that has room; None where none has."""
+    """Put each sequence, longest first, into the cheapest microbatch that has room; None where none has room."""
     batches: Microbatches = [[] for _ in range(count)]
     room = [budget] * count
     roomy = [(0.0, number) for number in range(count)]

@@ -42,7 +42,7 @@ class _Place:
     owner: int
 
     def piece(self, rank: int) -> slice:
-        """The parameter's elements in a rank's part; maybe none."""
+        """The slice of the parameter that lies in a rank's part; it may be empty."""
         start, size = rank * self.part - self.start, self.parameter.numel()
         return slice(min(max(start, 0), size), min(max(start + self.part, 0), size))
 
@@ -134,7 +134,7 @@ def _like(parameter: Any, name: str, tensor: Tensor) -> Any:
 
 @torch.no_grad()
 def _gather(optimizer: Any, places: list[_Place], name: str) -> dict[int, Float[Tensor, "elements"]]:
-    """Whole, on the CPU, what this rank owns of a bucket, by the parameter's number."""
+    """Gather on the CPU the whole parameters of a bucket that this rank owns, by the parameter's number."""
     group = optimizer.data_parallel_group
     rank, ranks = group.rank(), range(group.size())
     mine = _owned_by(rank, places)
@@ -155,7 +155,7 @@ def _gather(optimizer: Any, places: list[_Place], name: str) -> dict[int, Float[
 
 @torch.no_grad()
 def _load_state(self: Any, state_dict: dict[int, Any]) -> None:
-    """From the owners' whole parameters every rank gets its part of the state."""
+    """Give every rank its part of the state from the owners' whole parameters."""
     group = self.data_parallel_group
     rank, ranks = group.rank(), range(group.size())
     for places in _buckets(self):

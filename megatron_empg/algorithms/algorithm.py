@@ -25,10 +25,13 @@ from megatron_empg.algorithms.segments import Segments
 
 
 class Algorithm:
-    """Says what each turn is trained on, and by which loss. Which groups train, the driver asks the section.
+    """Decides what each turn is trained on, and by which loss.
 
-    Every rank holds the whole batch. A batch has one `credit`, which takes it up into what the parts keep between
-    batches (EPO's history, EMPG's running statistics), and then any number of `samples` and `loss`, which are its.
+    Which groups train is asked of the section alone, by the rollout service.
+
+    Every rank holds the whole batch. Call `credit` once for each batch: it adds the batch to what the parts keep
+    between batches (EPO's history, EMPG's running statistics). Then `samples` and `loss` may be called any number
+    of times; they are about that batch.
     """
 
     def __init__(self, section: AlgorithmSection) -> None:
@@ -44,7 +47,7 @@ class Algorithm:
         return self.section.asks_reference or self.section.kl.coefficient > 0
 
     def probes(self, experience: Experience) -> list[Probe]:
-        """What must be scored beside the batch, the advantages' first, then the KL's reference."""
+        """The samples to be scored beside the batch: those of the advantages first, then those of the KL term."""
         return [*self.section.probes(experience), *self.section.kl.probes(experience)]
 
     def credit(self, experience: Experience, scores: Scores, probes: list[Scores]) -> Credit:
@@ -110,14 +113,14 @@ class Algorithm:
         return PolicyLoss(self.section.surrogate(), [term for term in terms if term is not None])
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on at the next batch, as JSON for the checkpoint."""
+        """What the parts carry over to the next batch, as JSON for the checkpoint."""
         state = {"regularizer": self.regularizer.state_dict()}
         if self.modulation is not None:
             state["modulation"] = self.modulation.state_dict()
         return {name: part for name, part in state.items() if part}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`. Raises ValueError for a state that is broken, or of other parts."""
+        """Take up a `state_dict`. Raises ValueError for a state that is broken, or of other parts."""
         if not isinstance(state, dict):
             raise ValueError(
                 f"the checkpoint's algorithm is {state!r}; it must be a dict: take another checkpoint"
@@ -150,7 +153,7 @@ def mean_weights(part: Experience, kept: Tensor, mean: str) -> Float[Tensor, "ow
 
 
 class PolicyLoss:
-    """The surrogate and the terms beside it, each own token's share of the mean that the actor takes over tokens.
+    """The loss of each own token: the surrogate plus the terms beside it. The actor takes their mean over tokens.
 
     A term is multiplied by ``mean_weights``, which are 0 at masked tokens, unless it is `weighted` already.
     """

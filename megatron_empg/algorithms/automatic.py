@@ -28,7 +28,7 @@ class RunningMean:
 
     @property
     def mean(self) -> float | None:
-        """None before the first value."""
+        """The mean so far; None before the first value."""
         if not self.weight:
             return None
         return self.total / self.weight
@@ -69,7 +69,7 @@ class Targets:
         return min(self.bonus_ratio * size / clarity, LARGEST)
 
     def observe(self, *, entropy_spread: float, advantage_size: float, clarity: float) -> None:
-        """Take up the statistics of a batch that has turns. One without spread says nothing of k."""
+        """Add the statistics of a batch that has turns. A batch without spread changes nothing about k."""
         if self.scale_ratio is not None and entropy_spread > 0:
             self.entropy_spread.add(entropy_spread)
         if self.bonus_ratio is not None:
@@ -100,7 +100,7 @@ class Targets:
             mean.total, mean.weight = stored[name]
 
     def _running_means(self) -> dict[str, RunningMean]:
-        """Those that a target reads, by name."""
+        """The running means that a target reads, by name."""
         means = {}
         if self.scale_ratio is not None:
             means["entropy_spread"] = self.entropy_spread

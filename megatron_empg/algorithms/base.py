@@ -1,4 +1,4 @@
-"""What an algorithm is given and what it gives back, as typed carriers of tensors; and what its parts must do.
+"""The typed carriers of tensors that an algorithm is given and gives back, and the interfaces of its parts.
 
 An algorithm has six parts, each chosen by a recipe key and each a file of this package: the advantages
 (`algorithm.name`), their modulation, the loss's regularizer, the correction of the engines' log-probs, the KL and
@@ -33,20 +33,20 @@ class Experience:
     rewards: Float[Tensor, "episodes"]
     """The episode's whole reward."""
     groups: Int[Tensor, "episodes"]
-    """Which question each episode answers."""
+    """The number of the question that each episode answers."""
     truncated: Bool[Tensor, "episodes"]
     """True for an episode that a limit ended."""
     episode_of_turn: Int[Tensor, "turns"]
     turn_lengths: Int[Tensor, "turns"]
-    """Own tokens of each turn."""
+    """The number of own tokens of each turn."""
     turn_rewards: Float[Tensor, "turns"]
-    """What the environment gave for each turn; they add up to the episode's reward."""
+    """The reward that the environment gave for each turn; they add up to the episode's reward."""
     anchors: Int[Tensor, "turns"]
     """Names the state that the turn acted in: equal numbers are equal states."""
     cut: Bool[Tensor, "turns"]
     """True for a turn that the token limit ended."""
     rollout_logprobs: Float[Tensor, "own_tokens"]
-    """As the engine sampled them."""
+    """Log-probs of the own tokens as the engine computed them when it sampled."""
     samples: list[Sample]
     episode_of_sample: Int[Tensor, "samples"]
     gold: list[Int[Tensor, "gold_tokens"]] = field(default_factory=list)
@@ -64,13 +64,13 @@ class Experience:
 
     @property
     def episode_lengths(self) -> Int[Tensor, "episodes"]:
-        """Own tokens of each episode."""
+        """The number of own tokens of each episode."""
         empty = torch.zeros(len(self.rewards), dtype=torch.long)
         return empty.index_add(0, self.episode_of_turn, self.turn_lengths)
 
     @property
     def sample_lengths(self) -> Int[Tensor, "samples"]:
-        """Own tokens of each sample."""
+        """The number of own tokens of each sample."""
         turns = torch.tensor([len(sample.turns) for sample in self.samples], dtype=torch.long)
         sample_of_turn = torch.arange(len(turns)).repeat_interleave(turns)
         return torch.zeros_like(turns).index_add(0, sample_of_turn, self.turn_lengths)
@@ -142,7 +142,7 @@ def _members(owner: Int[Tensor, "items"], chosen: list[int]) -> Int[Tensor, "cho
 
 @dataclass(frozen=True)
 class Scores:
-    """What a policy says of own tokens that lie end to end: log-probs, and exact entropies in nats."""
+    """A policy's log-probs and exact entropies, in nats, of own tokens that lie end to end."""
 
     logprobs: Float[Tensor, "own_tokens"]
     entropies: Float[Tensor, "own_tokens"]
@@ -154,12 +154,12 @@ class Probe:
 
     samples: list[Sample]
     policy: Literal["current", "reference"] = "current"
-    """By which policy: the one that the batch updates, or the run's initial one."""
+    """The policy that scores them: the one that the batch updates, or the run's initial one."""
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """What the rewards say, before any modulation."""
+    """The advantages as the rewards give them, before any modulation."""
 
     episodes: Float[Tensor, "episodes"]
     """The advantage of each whole episode, for readers; where turns differ, that of its outcome."""
@@ -168,7 +168,7 @@ class Advantages:
 
 @dataclass(frozen=True)
 class Modulated:
-    """What a modulation made of each turn's advantage, and why: ``advantages = A·scale + bonus - mean``."""
+    """The turns' advantages after a modulation, and their parts: ``advantages = A·scale + bonus - mean``."""
 
     advantages: Float[Tensor, "turns"]
     h_norm: Float[Tensor, "turns"]
@@ -182,7 +182,7 @@ class Modulated:
 
 @dataclass(frozen=True)
 class Weighted:
-    """What a correction made of the gap between engine and actor."""
+    """The weights that a correction gives tokens for the gap between engine and actor."""
 
     weights: Float[Tensor, "own_tokens"]
     """Factor of each token's loss; 0 where the correction rejects it."""
@@ -191,7 +191,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Credit:
-    """What the batch is trained on, turn by turn and token by token."""
+    """Everything that the batch is trained on: an advantage per turn, weights and masks per token."""
 
     advantages: Advantages
     turns: Float[Tensor, "turns"]
@@ -208,7 +208,7 @@ class Credit:
 
 
 class LossFunction(Protocol):
-    """What `Actor.update` minimises, token by token; the actor takes the global mean over own tokens."""
+    """A loss per token, which `Actor.update` minimises: the actor takes the global mean over own tokens."""
 
     statistics: tuple[str, ...]
     """Names of the numbers that come with the loss; their token means are reported."""
@@ -223,8 +223,8 @@ class LossFunction(Protocol):
     ) -> tuple[Float[Tensor, "own_tokens"], dict[str, Tensor]]:
         """The loss at each own token, with gradient, and detached statistics by name, per token too.
 
-        Called once a microbatch, on every context-parallel rank, whether or not it has own tokens there: what the
-        loss communicates through ``segments`` it communicates always, in the same order.
+        It is called once per microbatch on every context-parallel rank, also on one without own tokens there. So
+        what the loss communicates through ``segments`` it must communicate always, and in the same order.
         """
         ...
 
@@ -237,28 +237,29 @@ class LossTerm(LossFunction, Protocol):
 
 
 class Modulation(Protocol):
-    """Makes other turn advantages of the turns' entropies. May keep running statistics."""
+    """Changes the turns' advantages by the turns' entropies. It may keep running statistics."""
 
     def modulate(
         self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
     ) -> Modulated: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Running statistics, as JSON."""
+        """The running statistics, as JSON."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Regularizer(Protocol):
-    """A term of the loss over the policy's entropies. May keep a history."""
+    """A term of the loss over the policy's entropies. It may keep a history."""
 
     def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
-        """Take up a batch, once, before its first optimizer step; metrics. `streams` and `term` are of it."""
+        """Begin a batch, once, before its first optimizer step; `streams` and `term` are then of it. Returns
+        metrics."""
         ...
 
     def streams(self, part: Experience, kept: Bool[Tensor, "own_tokens"]) -> TokenStreams:
-        """What the term reads of each own token of an optimizer step's episodes: ``entropy_…``.
+        """The streams ``entropy_…`` that the term reads, at each own token of an optimizer step's episodes.
 
         ``kept`` is False for tokens that the loss does not see. The episodes are of the batch begun last.
         """
@@ -279,12 +280,12 @@ class Correction(Protocol):
     """Weighs tokens by how far the engine's log-probs are from the actor's."""
 
     def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
-        """``logprobs``: the actor's, before the update."""
+        """The weights of the batch's own tokens. ``logprobs`` are the actor's, before the update."""
         ...
 
 
 class Stateless:
-    """For parts that keep nothing between batches."""
+    """Base of parts that keep nothing between batches."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

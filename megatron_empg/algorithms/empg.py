@@ -64,8 +64,8 @@ class Empg(Section):
         return EmpgModulation(self)
 
 
-class Modulation(NamedTuple):
-    """What became of each turn's advantage, and why: ``advantage = A·g + bonus - (mean over turns)``."""
+class ModulationTerms(NamedTuple):
+    """Each turn's advantage and its parts: ``advantage = A·g + bonus - (mean over turns)``."""
 
     h_norm: Float[Tensor, "turns"]
     """Turn entropy, normalised over the batch: 0 is the surest turn, 1 the least sure."""
@@ -105,7 +105,7 @@ def modulation(
     zeta: float = 0.1,
     center: bool = True,
     group: Group | None = None,
-) -> Modulation:
+) -> ModulationTerms:
     """Modulate trajectory advantages by turn entropies (the paper's equations 5 to 8).
 
     ``advantages`` holds the trajectory's advantage at each of its turns, ``entropies`` (nats) the mean token
@@ -122,7 +122,7 @@ def modulation(
     h_norm = normalized_entropy(entropies, "minmax", group)
     clarity = future_clarity(h_norm, trajectory_ids, k_f)
     parts = _combined(advantages, h_norm, clarity, k=k, zeta=zeta, center=center, group=group)
-    return Modulation(*(part.to(advantages.dtype) for part in parts))
+    return ModulationTerms(*(part.to(advantages.dtype) for part in parts))
 
 
 def _combined(
@@ -135,7 +135,7 @@ def _combined(
     center: bool,
     weights: Tensor | None = None,
     group: Group | None = None,
-) -> Modulation:
+) -> ModulationTerms:
     """The paper's equations after H_norm and f, in float64; ``weights`` are those of both means, None for equal.
 
     ``clarity`` becomes the bonus.
@@ -148,7 +148,7 @@ def _combined(
     modulated += bonus
     if center:
         modulated -= _mean(modulated, weights, group)
-    return Modulation(h_norm, g, bonus, modulated)
+    return ModulationTerms(h_norm, g, bonus, modulated)
 
 
 def _mean(values: Tensor, weights: Tensor | None, group: Group | None = None) -> Tensor:
@@ -171,7 +171,7 @@ def future_clarity(
 
 
 def last_turns(trajectory_ids: Int[Tensor, "turns"]) -> Int[Tensor, "trajectories"]:
-    """Where the trajectories end."""
+    """True for the last turn of each trajectory."""
     _, turns = trajectory_ids.unique_consecutive(return_counts=True)
     return turns.cumsum(0) - 1
 
@@ -187,7 +187,7 @@ class EmpgModulation:
     def modulate(
         self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
     ) -> Modulated:
-        """As `modulation`, over the whole batch, which every rank holds. Raises ValueError for its faults."""
+        """Apply `modulation` to the whole batch, which every rank holds. Raises ValueError as it does."""
         section, trajectories, lengths = self.section, experience.episode_of_turn, experience.turn_lengths.double()
         fault = _fault(advantages, entropies, trajectories) or _fault_in_lengths(lengths, advantages)
         if fault is not None:
@@ -222,13 +222,13 @@ class EmpgModulation:
         self.targets.load_state_dict(state)
 
 
-def turn_metrics(parts: Modulation, low: Quantile, high: Quantile, k: float) -> dict[str, float]:
+def turn_metrics(parts: ModulationTerms, low: Quantile, high: Quantile, k: float) -> dict[str, float]:
     """Means, extremes and spread over turns, each counted once; ``low`` and ``high`` are quantiles of H_norm."""
     lowest, highest = parts.g.aminmax()
     one_h, one_g = float(parts.h_norm[0]), float(parts.g[0])
 
     def g(h_norm: float) -> float:
-        """What g is at any H_norm of the batch, by what it is at one."""
+        """g at any H_norm, from its value at one H_norm of the batch."""
         return one_g * math.exp(k * (one_h - h_norm))
 
     return {
@@ -246,7 +246,7 @@ def turn_metrics(parts: Modulation, low: Quantile, high: Quantile, k: float) -> 
     }
 
 
-def token_metrics(parts: Modulation, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:
+def token_metrics(parts: ModulationTerms, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:
     """The modulation by tokens, over which many losses average, where the statistics are over turns.
 
     Every own token of the batch counts, masked ones too. ``advantages`` are those before the modulation,

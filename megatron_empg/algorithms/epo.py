@@ -91,7 +91,7 @@ class Epo(Section):
 
     @property
     def settings(self) -> Settings:
-        """The numbers in force."""
+        """The numbers that are used: the preset's, and those that a key overrides."""
         chosen = PRESETS[self.preset]
         return Settings(
             coefficient=_given(self.coefficient, chosen.coefficient),
@@ -179,7 +179,8 @@ class EpoRegularizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """An empty state is a new run's. Raises ValueError for a broken history, or one of the other kind."""
+        """Take up a `state_dict`; an empty one is a new run's. Raises ValueError for a history that is broken, or
+        of the other kind."""
         self.histories = _stored_histories(state, self.settings.history) if state else []
 
     def _band(self, experience: Experience) -> tuple[Float[Tensor, "turns"], Float[Tensor, "turns"]]:
@@ -303,13 +304,13 @@ class EntropyHistory:
 
     @property
     def mean(self) -> float | None:
-        """None before the first batch."""
+        """The mean so far; None before the first batch."""
         if not self.batches:
             return None
         return self.total / self.batches
 
     def add(self, entropy: float) -> None:
-        """Take up one batch's mean entropy. Raises ValueError unless it is finite."""
+        """Add one batch's mean entropy. Raises ValueError unless it is finite."""
         if not math.isfinite(entropy):
             raise ValueError(f"a batch's mean entropy is {entropy}; it must be finite")
         self.total += entropy

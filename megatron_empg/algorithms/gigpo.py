@@ -76,8 +76,11 @@ def step_groups(experience: Experience) -> Grouping:
 
 
 def _some_state_repeats(experience: Experience, states: Grouping) -> bool:
-    """Whether step advantages say something new. A question's first state is its prompt: it always repeats, and
-    what follows from it is the whole episode, which has its advantage already."""
+    """Whether the advantages of turns say something that those of episodes do not.
+
+    A question's first state is its prompt. It always repeats, and what follows from it is the whole episode, which
+    has its advantage already.
+    """
     later = experience.place_of_turn > 0
     return not len(later) or bool((states.sizes[later] > 1).any())
 

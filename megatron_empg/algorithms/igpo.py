@@ -73,7 +73,7 @@ class Igpo(AlgorithmSection):
         return TokenClip(self.clip_low, self.clip_high)
 
     def _gains(self, experience: Experience, probes: list[Scores]) -> Float[Tensor, "turns"]:
-        """From before to after each turn; that of an episode's last turn means nothing."""
+        """The gain from before to after each turn. That of an episode's last turn means nothing."""
         if not probes:
             raise ValueError("no scores of the gold turns were given; score the probes of the same batch")
         before = gold_logprobs(experience, probes[0])

@@ -86,7 +86,7 @@ def by_rank(entropies: Float[Tensor, "turns"]) -> Float[Tensor, "turns"]:
 def by_extremes_of_sets(
     entropies: Float[Tensor, "turns"], sets: Int[Tensor, "turns"], count: int
 ) -> Float[Tensor, "turns"]:
-    """The same as `by_extremes`, each turn against those of its own set; ``sets`` are numbers below ``count``."""
+    """`by_extremes` within sets: each turn beside those of its own set. ``sets`` are numbers below ``count``."""
     values = entropies.double()
     low = values.new_full((count,), math.inf).scatter_reduce(0, sets, values, "amin")
     high = values.new_full((count,), -math.inf).scatter_reduce(0, sets, values, "amax")
@@ -118,7 +118,7 @@ def quantiles(values: Float[Tensor, "turns"]) -> tuple[Quantile, Quantile]:
 
 
 def _quantile(values: np.ndarray, share: float) -> Quantile:
-    """Changes the order of ``values``."""
+    """One quantile. Changes the order of ``values``."""
     place = share * (len(values) - 1)
     below = math.floor(place)
     # numpy selects one place several times faster than torch, or than the two that np.quantile asks it for.
@@ -132,7 +132,7 @@ def _quantile(values: np.ndarray, share: float) -> Quantile:
 
 
 class Spread(NamedTuple):
-    """How far a number lies apart over the turns of a batch."""
+    """How widely a number is spread over the turns of a batch."""
 
     std: float
     """Around the mean, without Bessel's correction: 0 for one turn."""

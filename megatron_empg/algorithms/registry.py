@@ -14,6 +14,5 @@ from megatron_empg.algorithms.rloo import Rloo
 from megatron_empg.algorithms.sampo import Sampo
 from megatron_empg.common.section import named
 
-AlgorithmKey = Annotated[
-    Grpo | Dapo | Rloo | ReinforcePP | Gspo | Gigpo | Sampo | Igpo, Field(discriminator="name"), named("grpo")
-]
+Algorithms = Grpo | Dapo | Rloo | ReinforcePP | Gspo | Gigpo | Sampo | Igpo
+AlgorithmKey = Annotated[Algorithms, Field(discriminator="name"), named("grpo")]

@@ -80,7 +80,7 @@ def at_level(
 
 
 def bounded_ratio(log_ratio: Float[Tensor, "own_tokens"]) -> Float[Tensor, "own_tokens"]:
-    """The ratio, where it would overflow or vanish that of `LOG_RATIO_LIMIT`."""
+    """The ratio; where it would overflow or vanish, the ratio at `LOG_RATIO_LIMIT` instead."""
     return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
@@ -100,7 +100,7 @@ def require_interval(low: float, high: float) -> None:
 
 
 def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.dtype) -> Weighted:
-    """Weights that were held at a cap where they were ``beyond`` it."""
+    """The weights and metrics of a correction that held them at a cap where they were ``beyond`` it."""
     if not len(weights):
         return Weighted(weights.to(dtype))
     metrics = {
@@ -113,7 +113,10 @@ def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.
 def rejected(
     weights: Tensor, kept: Bool[Tensor, "own_tokens"], experience: Experience, dtype: torch.dtype
 ) -> Weighted:
-    """Weights, 0 where they are not ``kept``. Rejected tokens still count in the loss's mean."""
+    """The weights and metrics of a correction that sets weights to 0 where they are not ``kept``.
+
+    Rejected tokens still count in the loss's mean.
+    """
     weights = torch.where(kept, weights, 0)
     if not len(weights):
         return Weighted(weights.to(dtype))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenStreams:
-    """What the loss reads beside the current policy's log-probs and entropies."""
+    """The per-token streams that the loss reads beside the current policy's log-probs and entropies."""
 
     old_logprobs: PerToken = None
     """Of the policy that is updated, before the batch's first optimizer step."""
@@ -51,11 +51,11 @@ class TokenStreams:
         return TokenStreams(**mine, **theirs)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStreams:
-        """The same streams, each changed."""
+        """The streams with ``change`` applied to each."""
         return TokenStreams(**{name: change(values) for name, values in self.present().items()})
 
     def split(self, lengths: list[int]) -> list[TokenStreams]:
-        """Consecutive pieces of so many own tokens."""
+        """Cut the streams into consecutive pieces of ``lengths`` own tokens."""
         pieces: list[dict[str, Tensor]] = [{} for _ in lengths]
         for name, values in self.present().items():
             for piece, part in zip(pieces, values.split(lengths), strict=True):
@@ -119,7 +119,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """What the actor says of one sample's own tokens: log-probs, and exact entropies in nats, all on the CPU."""
+    """The actor's log-probs and exact entropies, in nats, of one sample's own tokens; on the CPU."""
 
     logprobs: Float[Tensor, "own_tokens"]
     entropies: Float[Tensor, "own_tokens"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AlgorithmSection(Section):
-    """An algorithm: its class is the choice of `algorithm.name`, and turns rewards into advantages."""
+    """The keys of an algorithm. Its class is chosen by `algorithm.name`, and turns rewards into advantages."""
 
     asks_reference: ClassVar[bool] = False
     """Whether `probes` asks for scores by the run's initial policy, which the trainer then keeps a copy of."""
@@ -53,7 +53,7 @@ class AlgorithmSection(Section):
 
     @property
     def mean(self) -> Literal["token", "sequence"]:
-        """The mean in force."""
+        """The mean that the loss takes: `loss_mean` if it is given, else the algorithm's own."""
         return self.loss_mean or self.own_mean()
 
     def own_mean(self) -> Literal["token", "sequence"]:
@@ -61,12 +61,12 @@ class AlgorithmSection(Section):
 
     @property
     def generation_rounds(self) -> int:
-        """Rounds of new questions after which a batch is what was found."""
+        """The most rounds of new questions; after them the batch is what was found."""
         return 1
 
     @property
     def asked_by_wanted(self) -> float:
-        """Questions asked in a round by questions still wanted."""
+        """The ratio of questions asked in a round to questions still wanted."""
         return 1.0
 
     def keeps(self, rewards: Float[Tensor, "group_size"]) -> bool:
@@ -78,7 +78,7 @@ class AlgorithmSection(Section):
         return experience.rewards
 
     def probes(self, experience: Experience) -> list[Probe]:
-        """What else must be scored; `advantages` gets the scores in the same order."""
+        """The samples to be scored beside the batch; `advantages` gets their scores in the same order."""
         return []
 
     def advantages(self, experience: Experience, probes: list[Scores]) -> Advantages:
@@ -90,5 +90,5 @@ class AlgorithmSection(Section):
 
 
 def on_turns(advantages: Float[Tensor, "episodes"], experience: Experience) -> Advantages:
-    """An episode's advantage at each of its turns."""
+    """The advantages with each episode's advantage at each of its turns."""
     return Advantages(advantages, advantages[experience.episode_of_turn])

@@ -41,7 +41,7 @@ class Segments:
     def turn_means(
         self, values: Float[Tensor, "own_tokens"], counted: Bool[Tensor, "own_tokens"]
     ) -> Float[Tensor, "own_tokens"]:
-        """The same over the tokens of its turn."""
+        """At each token the mean of ``values`` over its turn's ``counted`` own tokens; without gradient."""
         return self._means(values, counted, self.turn_of_token, self.turns)
 
     def _means(self, values: Tensor, counted: Tensor, index: Tensor, count: int) -> Tensor:

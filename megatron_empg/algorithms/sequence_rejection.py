@@ -42,7 +42,7 @@ class SequenceRejection(Section):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The bounds in force."""
+        """The bounds that are used: those of the keys, else the measure's own."""
         low, high = BOUNDS[self.measure]
         return low if self.low is None else self.low, high if self.high is None else self.high
 
@@ -52,6 +52,6 @@ class SequenceRejection(Section):
         return self
 
     def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
-        """Raises ValueError where a log-prob is not finite."""
+        """Weigh every token of a sample by 1 or 0. Raises ValueError where a log-prob is not finite."""
         measured = over_samples(log_ratios(logprobs, experience), experience, self.measure)
         return rejected(torch.ones_like(measured), inside(measured, *self.bounds), experience, logprobs.dtype)

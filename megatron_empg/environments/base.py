@@ -1,4 +1,4 @@
-"""What an environment is: a source of tasks, and running episodes to step through.
+"""The interfaces of an environment: a source of tasks, and episodes that are played turn by turn.
 
 An environment is a plug-in: a class derived from `TaskSource`. docs/environments.md shows a small one.
 """
@@ -34,7 +34,7 @@ that it is over."""
 
 @dataclass(frozen=True)
 class EpisodeLimits:
-    """What every episode is held to: turns of the policy, and the seconds of one step (no limit when None)."""
+    """The limits of every episode: turns of the policy, and seconds of one step (None: no limit)."""
 
     max_turns: int = 8
     step_timeout: float | None = None
@@ -75,7 +75,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a turn brought about. `observation` is None exactly when `done`.
+    """The environment's answer to a turn. `observation` is None exactly when `done`.
 
     An episode's reward is the sum over its steps. `success` counts when `done`: None means that a positive reward
     of the last step is a success. `malformed` says whether the turn could not be read; None where the environment
@@ -107,7 +107,7 @@ class Environment(Protocol):
     """
 
     async def reset(self) -> Opening:
-        """Begin. Called once, before anything else."""
+        """Begin the episode. It is called once, before anything else."""
         ...
 
     async def step(self, action: str) -> StepResult:
@@ -115,13 +115,13 @@ class Environment(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Always called, after errors and a cancelled step too, and perhaps twice."""
+        """Release everything. It is always called, also after errors and a cancelled step, and perhaps twice."""
         ...
 
 
 @runtime_checkable
 class WaitsForItsPlace(Protocol):
-    """What an `Environment` also offers that must wait before it can begin, as for a worker process."""
+    """The second interface of an `Environment` that must wait before it can begin, as for a worker process."""
 
     async def admitted(self) -> None:
         """Return once `reset` can begin. Called at most once, before it; the environment keeps its own limits."""
@@ -152,7 +152,7 @@ class TaskSource(ABC):
     """A plug-in: tasks by split, and an episode for each."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
-    """What `environment.settings` of a recipe may say."""
+    """The model of `environment.settings`: its keys are what a recipe may say."""
     isolation: ClassVar[Literal["coroutine", "process"]] = "coroutine"
     """Where episodes run: on the event loop, or each in a worker process of its own."""
     worker_memory_gib: ClassVar[float] = 0.5
@@ -172,7 +172,7 @@ class TaskSource(ABC):
 
     @abstractmethod
     def make(self, task: Task) -> Environment:
-        """An episode of `task` that has not begun. Costs nothing: what takes time belongs into `reset`."""
+        """An episode of `task` that has not begun. It costs nothing: what takes time belongs into `reset`."""
 
     def sample(self, split: Split, count: int, seed: int) -> list[Task]:
         """`count` tasks, the same for the same seed, balanced over kinds, different as long as there are more."""
@@ -195,12 +195,11 @@ class TaskSource(ABC):
         return self
 
     def rehearse(self, task: Task) -> list[str]:
-        """Texts of turns that try the tools of an episode, for a check without a policy; empty where none are
-        known."""
+        """Texts of turns that try an episode's tools, for a check without a policy. Empty where none are known."""
         return []
 
     def metrics(self) -> dict[str, float]:
-        """What the source counted since it was made: finite numbers by names of its own, ``environment/NAME``."""
+        """The source's own counts since it was made: finite numbers under names ``environment/NAME``."""
         return {}
 
     def warm_up(self) -> None:  # noqa: B027 - most have no engine that is slow to start
@@ -211,7 +210,7 @@ class TaskSource(ABC):
         """
 
     async def close(self) -> None:  # noqa: B027 - most have nothing to let go of
-        """Let go of what all episodes share, once they are over."""
+        """Release what all episodes share. Called once they are over."""
 
     @classmethod
     def services(cls, settings: EnvironmentSettings) -> tuple[SideService, ...]:
@@ -233,7 +232,7 @@ class TaskSource(ABC):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings where the recipe says nothing, as JSON has them. `given`: what it says."""
+        """The settings of keys that the recipe does not give, as JSON. `given` are those that it gives."""
         return cls.Settings.json_defaults()
 
     @classmethod
@@ -271,7 +270,7 @@ class TaskSource(ABC):
 
 
 class DemonstratedTurn(NamedTuple):
-    """What a scripted agent wrote, and what that met, as in `StepResult`."""
+    """A turn of a scripted agent, and the environment's answer to it, as in `StepResult`."""
 
     action: str
     observation: str | None
@@ -288,8 +287,8 @@ class Walkthrough:
 
 @runtime_checkable
 class Demonstrations(Protocol):
-    """What a task source also offers where a policy can be warmed up on it."""
+    """The second interface of a task source on which a policy can be warmed up."""
 
     def walkthrough(self, task: Task, seed: int) -> Walkthrough:
-        """An episode of a scripted agent, just as the environment would answer it."""
+        """A demonstration: an episode of a scripted agent, answered as the environment would answer it."""
         ...

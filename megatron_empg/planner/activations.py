@@ -17,7 +17,7 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Microbatch:
+class MicrobatchShape:
     """What a rank works on at once."""
 
     lengths: tuple[int, ...]
@@ -77,7 +77,7 @@ class LayerActivations:
 
 
 def layer_activations(
-    config: ModelConfig, actor: ActorConfig, batch: Microbatch, spec: Spec, dtype_bytes: int
+    config: ModelConfig, actor: ActorConfig, batch: MicrobatchShape, spec: Spec, dtype_bytes: int
 ) -> LayerActivations:
     """What a layer keeps, without recomputation."""
     tokens = batch.tokens
@@ -121,7 +121,7 @@ def _attention(config: ModelConfig, width: LayerWidths, tokens: int, spec: Spec,
 
 
 def _core_attention(
-    actor: ActorConfig, width: LayerWidths, batch: Microbatch, spec: Spec, dtype_bytes: int
+    actor: ActorConfig, width: LayerWidths, batch: MicrobatchShape, spec: Spec, dtype_bytes: int
 ) -> tuple[float, float]:
     """(kept inside, its inputs): rotated queries and keys, and the projection that holds the values.
 
@@ -146,12 +146,12 @@ def _core_attention(
     return inside, tokens * width.query * dtype_bytes + gathered
 
 
-def _key_rows(batch: Microbatch) -> float:
+def _key_rows(batch: MicrobatchShape) -> float:
     """Keys that a rank's two chunks of each sequence attend to, one row a key and chunk."""
     return sum(length * (2 * batch.context + 1) / (2 * batch.context) for length in batch.lengths)
 
 
-def _masks(batch: Microbatch) -> float:
+def _masks(batch: MicrobatchShape) -> float:
     """Elements of the masks that SDPA wants where a chunk attends to earlier ones too; the most of any rank."""
     squares = sum((length / (2 * batch.context)) ** 2 for length in batch.lengths)
     return squares * (2 * batch.context + 1 if batch.context > 1 else 0)

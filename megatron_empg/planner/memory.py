@@ -7,7 +7,7 @@ from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.dtypes import DTYPE_BYTES
 from megatron_empg.planner.activations import (
     FLOAT32,
-    Microbatch,
+    MicrobatchShape,
     Spec,
     layer_activations,
     norm_bytes,
@@ -85,11 +85,11 @@ def optimizer_bytes(held: Parameters, actor: ActorConfig, dtype_bytes: int) -> f
     return each * (held.dense / copies + held.experts / of_experts)
 
 
-def full_microbatch(recipe: Recipe) -> Microbatch:
+def full_microbatch(recipe: Recipe) -> MicrobatchShape:
     """As many of the longest episodes as a microbatch holds, filled up by a shorter one."""
     longest = recipe.rollout.max_episode_tokens
     whole, rest = divmod(recipe.actor.microbatch_tokens, longest)
-    return Microbatch((longest,) * whole + ((rest,) if rest else ()), recipe.actor.context_parallel)
+    return MicrobatchShape((longest,) * whole + ((rest,) if rest else ()), recipe.actor.context_parallel)
 
 
 def microbatches(recipe: Recipe) -> int:
@@ -117,7 +117,7 @@ def chunks_in_flight(actor: ActorConfig, stage: int, count: int) -> int:
 
 
 def saved_activations(
-    recipe: Recipe, config: ModelConfig, stage: int, batch: Microbatch, count: int, spec: Spec
+    recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, count: int, spec: Spec
 ) -> float:
     """Bytes that autograd holds at its fullest: the chunks in flight, and what comes and goes on top of them.
 
@@ -139,7 +139,7 @@ def saved_activations(
 
 
 def _ends(
-    config: ModelConfig, actor: ActorConfig, stage: int, batch: Microbatch, spec: Spec, dtype_bytes: int
+    config: ModelConfig, actor: ActorConfig, stage: int, batch: MicrobatchShape, spec: Spec, dtype_bytes: int
 ) -> float:
     """Outside of the layers: token ids, and on the last stage the final norm, the head's input and vectors."""
     kept = 0.0
@@ -154,7 +154,9 @@ def _ends(
     return kept
 
 
-def _logits(config: ModelConfig, actor: ActorConfig, batch: Microbatch, dtype_bytes: int, device: str) -> float:
+def _logits(
+    config: ModelConfig, actor: ActorConfig, batch: MicrobatchShape, dtype_bytes: int, device: str
+) -> float:
     """A chunk in float32, its gradient in half precision, and the hidden states and their gradient whole."""
     columns = config.padded_vocab_size(actor.tensor_parallel) // actor.tensor_parallel
     chunk = min(batch.tokens, default_chunk(batch.tokens, columns, device))
@@ -162,7 +164,7 @@ def _logits(config: ModelConfig, actor: ActorConfig, batch: Microbatch, dtype_by
     return float(chunk * columns * each + 2 * batch.tokens * config.hidden_size * dtype_bytes)
 
 
-def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: Microbatch, held: Parameters) -> float:
+def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, held: Parameters) -> float:
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     share = sequence_share(actor, batch.tokens) * config.hidden_size * size
     stages = 0

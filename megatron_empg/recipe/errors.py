@@ -34,7 +34,7 @@ MOVED_KEYS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyPlace:
     """Where in a recipe a fault lies."""
 
     key: str
@@ -51,7 +51,7 @@ def explained(error: ValidationError, kind: type[Section]) -> RecipeError:
     return RecipeError("this recipe cannot be run:\n" + lines)
 
 
-def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
+def place_of(location: Iterable[str | int], kind: type[Section]) -> KeyPlace:
     """Translates pydantic's location, which also names the chosen section where there is a choice."""
     rest = [str(part) for part in location]
     path: list[str] = []
@@ -76,7 +76,7 @@ def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
             section = annotation
         else:
             section = None
-    return Place(".".join(path), section, siblings)
+    return KeyPlace(".".join(path), section, siblings)
 
 
 def closest(given: object, known: Iterable[str]) -> str:
@@ -109,7 +109,7 @@ def _line(fault: Any, kind: type[Section]) -> str:
     return f"{key}: {fault['msg']}; got {shown(fault['input'])}"
 
 
-def _unknown_key(place: Place, given: Any) -> str:
+def _unknown_key(place: KeyPlace, given: Any) -> str:
     if place.key in MOVED_KEYS:
         return f"it is {MOVED_KEYS[place.key]} now"
     if place.key in MOVED_SECTIONS:
@@ -123,7 +123,7 @@ def _unknown_key(place: Place, given: Any) -> str:
     return f"{_hint(place, name, known)}allowed here{of}: {', '.join(known)}"
 
 
-def _hint(place: Place, name: str, known: Iterable[str]) -> str:
+def _hint(place: KeyPlace, name: str, known: Iterable[str]) -> str:
     """Where a key of this name is; else which of the known ones is like it, if any."""
     owners = [choice for choice, section in place.siblings.items() if name in section.model_fields]
     if owners:
@@ -141,7 +141,7 @@ def _fields(section: type[Section] | None) -> Mapping[str, FieldInfo]:
     return section.model_fields
 
 
-def _below(place: Place, name: str) -> Iterator[str]:
+def _below(place: KeyPlace, name: str) -> Iterator[str]:
     """Dotted, the keys of this name in the sections right below the place's."""
     for key, field in _fields(place.section).items():
         for section in (*choices(field.annotation).values(), section_of(field.annotation, {})):
@@ -157,7 +157,7 @@ def _moved(section: str, given: Any) -> str:
     return ", ".join(f"{section}.{key} is {now}.{key} now" for key in given)
 
 
-def _unknown_name(place: Place, fault: Any, kind: type[Section]) -> str:
+def _unknown_name(place: KeyPlace, fault: Any, kind: type[Section]) -> str:
     given, allowed = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
     hint = closest(given, allowed)
     first_choice = next(iter(_choices_at(place, kind).values()), None)
@@ -168,13 +168,13 @@ def _unknown_name(place: Place, fault: Any, kind: type[Section]) -> str:
     return f"{place.key}.name: {shown(given)} is unknown; {hint}allowed: {', '.join(allowed)}"
 
 
-def _field_at(place: Place, kind: type[Section]) -> FieldInfo | None:
+def _field_at(place: KeyPlace, kind: type[Section]) -> FieldInfo | None:
     """The place's own key in its section; None where the section has none of this name."""
     section = place.section or kind
     return section.model_fields.get(place.key.rpartition(".")[2])
 
 
-def _choices_at(place: Place, kind: type[Section]) -> Mapping[str, type[Section]]:
+def _choices_at(place: KeyPlace, kind: type[Section]) -> Mapping[str, type[Section]]:
     """What the place's key may be by name; nothing where there is no choice."""
     field = _field_at(place, kind)
     if field is None:
@@ -182,12 +182,12 @@ def _choices_at(place: Place, kind: type[Section]) -> Mapping[str, type[Section]
     return choices(field.annotation)
 
 
-def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
+def _no_section(place: KeyPlace, given: Any, kind: type[Section]) -> str:
     names = _choices_at(place, kind)
     return f"{place.key}: {shown(given)} is neither a name nor keys; names: {', '.join(names)}"
 
 
-def _no_keys(place: Place, given: Any, kind: type[Section]) -> str:
+def _no_keys(place: KeyPlace, given: Any, kind: type[Section]) -> str:
     field = _field_at(place, kind)
     section = None
     if field is not None:

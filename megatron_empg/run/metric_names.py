@@ -10,7 +10,7 @@ from megatron_empg.run.metric_families.empg import EMPG
 from megatron_empg.run.metric_families.engines import ENGINES
 from megatron_empg.run.metric_families.epo import EPO
 from megatron_empg.run.metric_families.evaluation import EVALUATION
-from megatron_empg.run.metric_families.metric import STANDS_FOR, Family, Metric, Unit
+from megatron_empg.run.metric_families.metric import STANDS_FOR, Metric, MetricFamily, Unit
 from megatron_empg.run.metric_families.policy import POLICY
 from megatron_empg.run.metric_families.rollout import ROLLOUT
 from megatron_empg.run.metric_families.stream import STREAM
@@ -32,8 +32,8 @@ __all__ = [
     "STREAM",
     "TIME",
     "WARM_UP",
-    "Family",
     "Metric",
+    "MetricFamily",
     "Unit",
     "by_clock",
     "find",

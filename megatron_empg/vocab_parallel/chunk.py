@@ -1,4 +1,4 @@
-"""How many tokens' logits exist at a time; without torch, since a plan asks too."""
+"""How many tokens' logits exist at a time. Free of torch, since a plan asks for it too."""
 
 # A chunk's logits in elements, and the fewest tokens of a chunk: smaller products are slower, and each chunk
 # reads and writes the weight's gradient once more.
@@ -7,7 +7,7 @@ LEAST_CHUNK = {"cpu": 128, "cuda": 2048}
 
 
 def default_chunk(tokens: int, columns: int, device_type: str) -> int:
-    """Tokens of a chunk: a fixed amount of memory, and no more than a quarter of the whole logits."""
+    """The tokens of a chunk: they take a fixed amount of memory, and at most a quarter of the whole logits."""
     kind = "cuda"
     if device_type == "cpu":
         kind = "cpu"

@@ -13,7 +13,7 @@ from megatron_empg.vocab_parallel.statistics import GradientCoefficients
 
 
 class Kernels(Protocol):
-    """The two operations; shapes and meaning as in `torch_kernels`."""
+    """The two operations that every implementation has; shapes and meaning are those of `torch_kernels`."""
 
     def shard_statistics(
         self, logits: Tensor, local_targets: Tensor, keep: Tensor, width: int, temperature: float

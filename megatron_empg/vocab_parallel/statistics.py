@@ -22,7 +22,7 @@ STATISTICS = 4
 
 
 class Combined(NamedTuple):
-    """Per token, the same on all ranks of the group."""
+    """Statistics of the whole vocabulary per token, the same on all ranks of the group."""
 
     log_prob: Float[Tensor, " tokens"]
     entropy: Float[Tensor, " tokens"]
@@ -40,7 +40,7 @@ class GradientCoefficients(NamedTuple):
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays float64, everything else is computed in float32."""
+    """The dtype to compute in: float64 for float64, else float32."""
     if dtype == torch.float64:
         return torch.float64
     return torch.float32
@@ -49,7 +49,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def gather_statistics(
     mine: Float[Tensor, "4 tokens"], group: dist.ProcessGroup | None
 ) -> Float[Tensor, "ranks 4 tokens"]:
-    """The forward's one collective: 4 numbers a token from every rank. Skipped where no token is held."""
+    """The forward pass's one collective: 4 numbers per token from every rank. Skipped where no token is held."""
     if mine.numel():
         return gather_rows(mine, group).view(-1, *mine.shape)
     return mine.unsqueeze(0)

@@ -35,7 +35,7 @@ class WeightGradient:
             multiply_add(gradient.t(), hidden, self.sum)
 
     def finish(self) -> Tensor | None:
-        """What autograd gets for the weight."""
+        """The gradient that autograd is given for the weight."""
         weight, total = self.weight, self.sum
         if not self.fusion:
             if total is None:

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from megatron_empg.algorithms.aem import response_scale
-from megatron_empg.algorithms.empg import Modulation, modulation
+from megatron_empg.algorithms.empg import ModulationTerms, modulation
 
 # Trajectories of 5, 2, 1 and 4 turns.
 TRAJECTORIES = torch.tensor([0] * 5 + [1] * 2 + [2] + [3] * 4)
@@ -34,7 +34,7 @@ def modulate_slice(boundary: int) -> list[list[float]]:
 def test_two_ranks_give_what_one_gives(boundary: int) -> None:
     first, second = run_ranks(modulate_slice, 2, boundary)
     alone = modulation(*whole_batch())
-    for name, expected, head, tail in zip(Modulation._fields, alone, first, second, strict=True):
+    for name, expected, head, tail in zip(ModulationTerms._fields, alone, first, second, strict=True):
         assert len(head) == boundary
         assert head + tail == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-7), name
 

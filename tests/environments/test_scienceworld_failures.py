@@ -11,7 +11,7 @@ import pytest
 
 from megatron_empg.environments.scienceworld import installed as installed_module
 from megatron_empg.environments.scienceworld.engine import Engine
-from megatron_empg.environments.scienceworld.errors import EngineFailed, EngineUnavailable
+from megatron_empg.environments.scienceworld.errors import EngineUnavailable, ScienceWorldFailed
 from megatron_empg.environments.scienceworld.installed import Installed, installed, major_version
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation
@@ -51,7 +51,7 @@ def fails(engine, do):
     """The text of the error of a step, after `do` was done to the process. The next episode has another."""
     world, pid = begun(engine), engine.pid
     do(engine)
-    with pytest.raises(EngineFailed) as caught:
+    with pytest.raises(ScienceWorldFailed) as caught:
         world.act("look around")
     wait_until_gone(pid)
     begun(engine).act("look around")
@@ -78,7 +78,7 @@ def test_a_process_that_crashes_shows_what_it_wrote(engine):
 def test_a_process_that_runs_out_of_memory_says_so(engine):
     def exhaust(engine):
         process = engine._process
-        with pytest.raises(EngineFailed, match="ran out of memory"):
+        with pytest.raises(ScienceWorldFailed, match="ran out of memory"):
             process.call(process._gateway.new_array, process.java.long, 1 << 30)
 
     said = fails(engine, exhaust)
@@ -94,7 +94,7 @@ def test_a_process_that_hangs_is_killed_after_its_time(scienceworld):
         for connection in process._gateway._gateway_client.deque:
             connection.socket.settimeout(1.0)
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(EngineFailed, match="did not answer within 1 s"):
+        with pytest.raises(ScienceWorldFailed, match="did not answer within 1 s"):
             world.act("look around")
         wait_until_gone(pid)
     finally:
@@ -127,7 +127,7 @@ def test_a_damaged_engine_is_named_before_an_episode_begins(scienceworld, tmp_pa
     jar.write_bytes(whole[: int(len(whole) * kept)])
     engine = Engine(Installed(scienceworld.java, jar), PATIENCE)
     with pytest.raises(
-        EngineFailed, match=r"cannot be loaded from .* may be damaged: `pip install --force-reinstall"
+        ScienceWorldFailed, match=r"cannot be loaded from .* may be damaged: `pip install --force-reinstall"
     ):
         begun(engine)
     assert engine.pid is None
@@ -135,7 +135,7 @@ def test_a_damaged_engine_is_named_before_an_episode_begins(scienceworld, tmp_pa
 
 def test_a_java_that_does_not_start_says_why(scienceworld, monkeypatch):
     monkeypatch.setenv("_JAVA_OPTIONS", "-Xms9999t")
-    with pytest.raises(EngineFailed, match=r"did not start: it ended with exit status 1.*Initial heap size"):
+    with pytest.raises(ScienceWorldFailed, match=r"did not start: it ended with exit status 1.*Initial heap size"):
         begun(Engine(scienceworld, PATIENCE))
 
 

@@ -119,12 +119,12 @@ def block(language: str, after: str) -> str:
 
 
 def patched(source: str, diff: str) -> str:
-    """The source with the diff's lines: the first added one after the other imports, the rest in others' place."""
-    added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
-    (removed,) = [line[1:] for line in diff.splitlines() if line.startswith("-")]
-    assert source.count(f"{removed}\n") == 1, "the page's diff is of another registry"
-    before, after = source.replace(removed, added[1]).split("from megatron_empg.common.section", maxsplit=1)
-    return f"{before}{added[0]}\nfrom megatron_empg.common.section{after}"
+    """The registry with an entry: the import after the others, the name behind the others (`…` on the page)."""
+    imported, named = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+    union, name = named.split("… | ")
+    (line,) = [line for line in source.splitlines() if line.startswith(union)]
+    before, after = source.replace(line, f"{line} | {name}").split("from megatron_empg.common.section", maxsplit=1)
+    return f"{before}{imported}\nfrom megatron_empg.common.section{after}"
 
 
 def module_of(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

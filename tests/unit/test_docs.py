@@ -16,7 +16,14 @@ from megatron_empg.recipe import Recipe, SftRecipe
 from megatron_empg.run.metric_names import FAMILIES, find
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes/miniature/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "recipes/miniature/README.md",
+]
+INDEX = ROOT / "docs/README.md"
 FOLDERS = ("bench", "container", "docs", "megatron_empg", "recipes", "slurm", "tests", "tools")
 STAND_FOR_ANY = ("NAME",)
 """In a file's name: it stands for one of the reader's own."""
@@ -26,7 +33,7 @@ NO_MODULES = (".sif", ".def", ".opo")
 """How dotted names end that are files, or a module that the reader is told to write."""
 NO_METRICS = (".safetensors", ".py", "actor/score", "actor/update")
 """How strings end that look like names of metrics and are files, or what names begin with."""
-REGISTRY = ("metric_names", "test_metric_names")
+REGISTRY = ("metric_names", "test_metric_names", "test_contributing")
 """Files that hold names of metrics as patterns, or such as are none."""
 FAMILIES_FOLDER = "metric_families"
 """The registry's own, with more patterns."""
@@ -45,18 +52,86 @@ def keys(section: type[Section], before: str = "") -> Iterator[str]:
 KEYS = {*keys(Recipe), *keys(SftRecipe)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_readme_has_a_table_of_all_documents_and_names_every_command() -> None:
+def links(page: Path) -> list[tuple[str, str]]:
+    """(file, anchor) of every link that leads into the repository; an empty file is the page itself."""
+    return re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", prose(page))
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which links lead to the page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        found.add(re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-"))
+    return found
+
+
+def broken(page: Path) -> list[str]:
+    """Links that lead to no file, or to no heading of it."""
+    found = []
+    for name, anchor in links(page):
+        there = page.parent / name if name else page
+        if not there.exists():
+            found.append(name)
+        elif anchor and anchor not in anchors(there):
+            found.append(f"{name}#{anchor}")
+    return found
+
+
+def names(page: Path) -> str:
+    """A page in its folder: three are called README.md."""
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_links_lead_to_files_and_their_headings(page: Path) -> None:
+    assert broken(page) == []
+
+
+def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# One `key`, two\n\n```\n# No heading\n```\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    sound = "[a](other.md) [b](other.md#one-key-two) [c](#here) [d](https://x.org/y#z)\n\n## Here\n"
+    page.write_text(sound + "[e](gone.md) [f](other.md#no-heading) [g](#there)\n", encoding="utf-8")
+    assert broken(page) == ["gone.md", "other.md#no-heading", "#there"]
+
+
+def test_every_page_is_reached_from_the_readme_or_the_index() -> None:
+    led_to = {(page.parent / name).resolve() for page in (ROOT / "README.md", INDEX) for name, _ in links(page)}
+    assert [names(page) for page in PAGES if page.name != "README.md" and page.resolve() not in led_to] == []
+    assert INDEX in led_to
+
+
+def test_every_page_of_docs_is_in_the_index() -> None:
+    led_to = {(INDEX.parent / name).resolve() for name, _ in links(INDEX)}
+    pages = [page for page in (ROOT / "docs").glob("*.md") if page != INDEX]
+    assert [page.name for page in pages if page.resolve() not in led_to] == []
+
+
+def test_every_recipe_is_named_in_the_documents() -> None:
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    recipes = [path.name.removesuffix(".yaml") for path in (ROOT / "recipes").glob("*.yaml")]
+    assert len(recipes) > 20
+    assert [name for name in recipes if not re.search(rf"(?<![\w.]){re.escape(name)}(?![\w])", texts)] == []
+
+
+def test_the_glossary_names_classes_and_attributes_that_are_there() -> None:
+    page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .+ \| .+ \| (.+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) > 50
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "megatron_empg").rglob("*.py"))
+    for name in re.findall(r"`([A-Z]\w+)(?:\.(\w+))?`", "\n".join(rows)):
+        for word in filter(None, name):
+            assert re.search(rf"^\s*(?:class |def |async def )?{word}\b", sources, flags=re.MULTILINE), name
+
+
+def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (documents,) = re.findall(r"^## Documents\n(.*?)^## ", readme, flags=re.MULTILINE | re.DOTALL)
-    listed = re.findall(r"^\| \[(docs/[a-z_]+\.md)\]\(\1\) \| .", documents, flags=re.MULTILINE)
-    pages = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")]
-    assert sorted(listed) == sorted(pages)
     (using,) = re.findall(r"^## Using it\n(.*?)^## ", readme, flags=re.MULTILINE | re.DOTALL)
     commands = set(get_command(app).commands) - {"plan", "preflight"}  # these are for clusters, further down
     assert [name for name in sorted(commands) if f"\nempg {name} " not in using] == []
@@ -73,13 +148,19 @@ def test_what_a_preparation_takes_is_what_it_says_itself(tmp_path: Path) -> None
     assert f"takes {kept} GB in the end and {most} GB while the index is built" in told
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=names)
 def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(
         rf"(?<![\w./])(?:{'|'.join(FOLDERS)})/[\w./-]*\w(?![\w*])", page.read_text(encoding="utf-8")
     )
-    files = [name for name in named if not any(word in name for word in STAND_FOR_ANY)]
+    given = given_by(page)
+    files = [name for name in named if name not in given and not any(word in name for word in STAND_FOR_ANY)]
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def given_by(page: Path) -> set[str]:
+    """Files whose whole text stands on the page: the reader is to write them."""
+    return set(re.findall(r"`([\w./-]+)`(?:, anywhere)?:\n\n```", page.read_text(encoding="utf-8")))
 
 
 def is_module_or_part(name: str) -> bool:
@@ -92,17 +173,22 @@ def is_module_or_part(name: str) -> bool:
     return not words or re.search(rf"\b{words[0]}\b", home.read_text(encoding="utf-8")) is not None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=names)
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"(?<![\w./])megatron_empg(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8"))
-    modules = [name for name in named if not name.endswith(NO_MODULES)]
+    given = {name.removesuffix(".py").replace("/", ".") for name in given_by(page)}
+    modules = [name for name in named if name not in given and not name.endswith(NO_MODULES)]
     assert [name for name in modules if not is_module_or_part(name)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=names)
 def test_recipe_keys_that_a_page_names_exist(page: Path) -> None:
     sections = "|".join(name for name in KEYS if "." not in name)
-    named = re.findall(rf"(?<![\w./])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*", page.read_text(encoding="utf-8"))
+    told = re.sub(
+        r"^```(?:python|diff).*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    told = told.replace(".md", "")
+    named = re.findall(rf"(?<![\w./])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*", told)
     known = [name for name in named if name.startswith("environment.settings.")]
     assert [name for name in named if name not in {*KEYS, *NO_KEYS, *known}] == []
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.cluster.preflight.facts import Gpu, Gpus
+from megatron_empg.cluster.preflight.facts import GpuFacts, Gpus
 from megatron_empg.common.errors import EmpgError
 
 _THROTTLE = {
@@ -77,13 +77,13 @@ def count_on_bus(root: Path = Path("/sys/bus/pci/devices")) -> int | None:
     return count
 
 
-def _collect_gpu(nvml: Any, index: int) -> Gpu:
+def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
     """One that fell off the bus is still counted; it must cost its own facts and no other GPU's."""
     try:
         gpu = nvml.nvmlDeviceGetHandleByIndex(index)
         name, uuid = nvml.nvmlDeviceGetName(gpu), nvml.nvmlDeviceGetUUID(gpu)
     except nvml.NVMLError as error:
-        return Gpu(index=index, lost=str(error))
+        return GpuFacts(index=index, lost=str(error))
     lost: str | None = None
 
     def ask(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -108,7 +108,7 @@ def _collect_gpu(nvml: Any, index: int) -> Gpu:
         pending, failed = bool(rows[2]), bool(rows[3])
     if persistence is not None:
         persists = persistence == nvml.NVML_FEATURE_ENABLED
-    return Gpu(
+    return GpuFacts(
         index=index,
         name=name,
         uuid=uuid,

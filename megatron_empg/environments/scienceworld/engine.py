@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_empg.environments.scienceworld.errors import EngineFailed, EngineRaised
+from megatron_empg.environments.scienceworld.errors import EngineRaised, ScienceWorldFailed
 from megatron_empg.environments.scienceworld.installed import VERSION, Installed
 from megatron_empg.environments.scienceworld.java_process import HEAP_MIB, JavaProcess
 from megatron_empg.environments.scienceworld.variations import Variation
@@ -25,7 +25,7 @@ class Outcome:
 
 class Engine:
     """Starts its process when it is first needed, and another after it has ended. It simulates one variation, the
-    one that was loaded last. Any method raises EngineFailed."""
+    one that was loaded last. Any method raises ScienceWorldFailed."""
 
     def __init__(self, needed: Installed, timeout: float | None, heap_mib: int = HEAP_MIB) -> None:
         """`timeout`: seconds that one call may take."""
@@ -55,7 +55,7 @@ class Engine:
         process = self._running()
         told = process.call(self._simulator.load, variation.task, variation.number, simplifications, with_gold)
         if told:
-            raise EngineFailed(f"ScienceWorld's engine cannot load {variation.id}: {told}")
+            raise ScienceWorldFailed(f"ScienceWorld's engine cannot load {variation.id}: {told}")
         self._loaded += 1
         return self._loaded
 
@@ -125,14 +125,16 @@ class Engine:
         except EngineRaised as error:
             fault = str(error)
         self.close()
-        raise EngineFailed(
+        raise ScienceWorldFailed(
             f"ScienceWorld's engine cannot be loaded from {self._needed.jar} ({fault}), which may be damaged: "
             f"`pip install --force-reinstall scienceworld=={VERSION}`"
         )
 
     def _of(self, simulation: int) -> JavaProcess:
         if self._process is None:
-            raise EngineFailed("ScienceWorld's engine was closed")
+            raise ScienceWorldFailed("ScienceWorld's engine was closed")
         if simulation != self._loaded:
-            raise EngineFailed("another episode has begun on this ScienceWorld engine, which has one at a time")
+            raise ScienceWorldFailed(
+                "another episode has begun on this ScienceWorld engine, which has one at a time"
+            )
         return self._process

@@ -9,9 +9,9 @@ class EngineUnavailable(EmpgError, ValueError):
     exit_code = 2
 
 
-class EngineFailed(EmpgError, RuntimeError):
+class ScienceWorldFailed(EmpgError, RuntimeError):
     """The engine's Java process ended, hung or could not start. It costs one episode; the next has another."""
 
 
-class EngineRaised(EngineFailed):
+class EngineRaised(ScienceWorldFailed):
     """The engine raised a Java exception of its own; its process lives."""

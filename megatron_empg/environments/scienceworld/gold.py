@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_empg.environments.scienceworld.engine import Engine
-from megatron_empg.environments.scienceworld.errors import EngineFailed
+from megatron_empg.environments.scienceworld.errors import ScienceWorldFailed
 from megatron_empg.environments.scienceworld.installed import Installed
 from megatron_empg.environments.scienceworld.variations import Variation
 
@@ -23,7 +23,7 @@ class GoldPaths:
         self._known: dict[Variation, tuple[str, ...]] = {}
 
     def path(self, variation: Variation) -> tuple[str, ...]:
-        """Commands that solve it. Raises EngineFailed where the engine finds none."""
+        """Commands that solve it. Raises ScienceWorldFailed where the engine finds none."""
         if variation not in self._known:
             if len(self._known) >= MOST_KEPT:
                 self._known.clear()
@@ -34,5 +34,5 @@ class GoldPaths:
         simulation = self.engine.load(variation, self._simplifications, with_gold=True)
         path = tuple(self.engine.gold_path(simulation))
         if not path:
-            raise EngineFailed(f"ScienceWorld's engine knows no solution of {variation.id}")
+            raise ScienceWorldFailed(f"ScienceWorld's engine knows no solution of {variation.id}")
         return path

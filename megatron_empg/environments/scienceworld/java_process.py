@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from megatron_empg.environments.scienceworld.errors import EngineFailed, EngineRaised
+from megatron_empg.environments.scienceworld.errors import EngineRaised, ScienceWorldFailed
 from megatron_empg.environments.scienceworld.installed import Installed
 
 R = TypeVar("R")
@@ -38,7 +38,7 @@ _SAID_CHARACTERS = 1000
 
 
 class JavaProcess:
-    """Started by the constructor, which waits for it. Raises EngineFailed where it does not start.
+    """Started by the constructor, which waits for it. Raises ScienceWorldFailed where it does not start.
 
     `timeout`: seconds that one call may take. Only the process that started it can use it: what it listens on asks
     for a token. It ends when its standard input does, and so with this process, even a killed one.
@@ -73,8 +73,8 @@ class JavaProcess:
     def call(self, method: Callable[..., R], *arguments: object) -> R:
         """What a method of an object in the process returns.
 
-        Raises EngineRaised where it raises, and EngineFailed where the process ends or takes too long over it,
-        for which it is killed.
+        Raises EngineRaised where it raises, and ScienceWorldFailed where the process ends or takes too long over
+        it, for which it is killed.
         """
         from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 
@@ -86,7 +86,7 @@ class JavaProcess:
         except (Py4JNetworkError, OSError):
             raise self._cause_of_death(time.monotonic() - started) from None
         except Py4JError as error:
-            raise EngineFailed(f"ScienceWorld's engine refused a call: {error!s:.300}") from None
+            raise ScienceWorldFailed(f"ScienceWorld's engine refused a call: {error!s:.300}") from None
 
     def lines(self, method: Callable[..., Any], *arguments: object) -> list[str]:
         """What a method returns that returns a list of texts."""
@@ -119,9 +119,9 @@ class JavaProcess:
             if len(lines) > 2 and lines[0].isdigit():
                 return int(lines[0]), lines[1]
             if not self.alive():
-                raise EngineFailed(self._explained(f"did not start: it {self._status()}"))
+                raise ScienceWorldFailed(self._explained(f"did not start: it {self._status()}"))
             time.sleep(0.01)
-        raise EngineFailed(self._explained(f"did not start within {START_TIMEOUT:g} s"))
+        raise ScienceWorldFailed(self._explained(f"did not start within {START_TIMEOUT:g} s"))
 
     def _be_silent(self) -> None:
         """The engine prints hundreds of lines for each step, which nobody reads."""
@@ -135,7 +135,7 @@ class JavaProcess:
         except Exception:  # it may have ended over it
             return type(error).__name__
 
-    def _cause_of_death(self, seconds: float) -> EngineFailed:
+    def _cause_of_death(self, seconds: float) -> ScienceWorldFailed:
         try:
             self._process.wait(_SECONDS_TO_END if seconds < self._timeout else 0)
         except subprocess.TimeoutExpired:
@@ -143,7 +143,7 @@ class JavaProcess:
         else:
             what = self._status()
         self.kill()
-        return EngineFailed(self._explained(what))
+        return ScienceWorldFailed(self._explained(what))
 
     def _status(self) -> str:
         status = self._process.poll()

@@ -91,7 +91,7 @@ class ScienceWorld(TextWorldSource):
         return [write_turn("a rehearsal", command) for command in REHEARSED]
 
     def warm_up(self) -> None:
-        """Start the Java process, which takes seconds, and minutes on a busy node. Raises EngineFailed."""
+        """Start the Java process, which takes seconds, and minutes on a busy node. Raises ScienceWorldFailed."""
         self._engine.start()
 
     async def close(self) -> None:

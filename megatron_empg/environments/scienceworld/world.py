@@ -20,7 +20,7 @@ FULL_SCORE = 100
 
 
 class ScienceWorldWorld:
-    """A `World`. Its calls block, and raise EngineFailed where the engine does."""
+    """A `World`. Its calls block, and raise ScienceWorldFailed where the engine does."""
 
     def __init__(self, engine: Engine, variation: Variation, settings: ScienceWorldSettings) -> None:
         self._engine = engine

@@ -88,7 +88,7 @@ class Request:
     """Called once, as the last token is there; must not submit a request at once."""
 
 
-class Engine:
+class SimulatedEngine:
     """`slots`: sequences at once; `cache_tokens`: context that the running ones may have in all.
 
     A request waits for a slot and for room in the cache, first come first served. One that is larger than the

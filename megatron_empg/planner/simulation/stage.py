@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from megatron_empg.planner.simulation.engine import Engine, Request
+from megatron_empg.planner.simulation.engine import Request, SimulatedEngine
 from megatron_empg.planner.simulation.events import Clock
 from megatron_empg.planner.simulation.setting import Setting
 from megatron_empg.planner.simulation.workload import EpisodePlan
@@ -27,7 +27,7 @@ class SimulatedGroup:
     left: int = 0
     """Episodes that are not over."""
     given_up: bool = False
-    episodes: list["Episode"] = field(default_factory=list)
+    episodes: list["SimulatedEpisode"] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -62,20 +62,20 @@ class Stage:
         self.clock, self.setting = clock, setting
         self.meter = Meter(clock)
         self.engines = [
-            Engine(clock, setting.rates, setting.slots, setting.cache_tokens, self.meter.change)
+            SimulatedEngine(clock, setting.rates, setting.slots, setting.cache_tokens, self.meter.change)
             for _ in range(setting.engines)
         ]
         self.version = 0
         """Of the weights that the engines hold."""
         self.under_way = 0
         self.started = 0
-        self._waiting: deque[Episode] = deque()
+        self._waiting: deque[SimulatedEpisode] = deque()
         self._service_free = 0.0
 
     def play(self, group: SimulatedGroup) -> None:
         """Begin a group's episodes as there is room."""
         group.left = len(group.plans)
-        group.episodes = [Episode(self, group, plan) for plan in group.plans]
+        group.episodes = [SimulatedEpisode(self, group, plan) for plan in group.plans]
         self.started += len(group.plans)
         self._waiting.extend(group.episodes)
         self.begin()
@@ -87,7 +87,7 @@ class Stage:
             if not episode.group.given_up:
                 self._begin(episode)
 
-    def _begin(self, episode: "Episode") -> None:
+    def _begin(self, episode: "SimulatedEpisode") -> None:
         group = episode.group
         if group.version is None:
             group.version = self.version
@@ -122,7 +122,7 @@ class Stage:
             engine.resume()
 
 
-class Episode:
+class SimulatedEpisode:
     """One under way: service, engine, environment, turn after turn."""
 
     def __init__(self, stage: Stage, group: SimulatedGroup, plan: EpisodePlan) -> None:
@@ -131,7 +131,7 @@ class Episode:
         """Of the weights in force as each turn ended."""
         self.began = 0.0
         self.ended: float | None = None
-        self.engine: Engine | None = None
+        self.engine: SimulatedEngine | None = None
         self._context = 0
         self._weights = 0
         self._request: Request | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from megatron_empg.common.wilson import Interval
-from megatron_empg.report.table.groups import Group
+from megatron_empg.report.table.groups import RunGroup
 from megatron_empg.report.table.measured import Pass, PassResult, Share, with_all_splits
 from megatron_empg.report.table.names import ALL, Column
 from megatron_empg.report.table.published import Published
@@ -40,7 +40,7 @@ class Gain:
     over: str
 
 
-def passes_of(group: Group) -> list[Pass]:
+def passes_of(group: RunGroup) -> list[Pass]:
     """Every split and decoding that some seed of the line was asked in; all splits together last."""
     found: dict[Pass, None] = {}
     for result in group.results:
@@ -48,7 +48,7 @@ def passes_of(group: Group) -> list[Pass]:
     return list(found)
 
 
-def cells_of(group: Group, asked: Pass, published: Published) -> dict[Column, Cell]:
+def cells_of(group: RunGroup, asked: Pass, published: Published) -> dict[Column, Cell]:
     """By column: each kind of question, and all of them."""
     shares: dict[Column, list[Share]] = {}
     for result in _by_seed(group, asked).values():
@@ -66,7 +66,7 @@ def cell_of(shares: Sequence[Share]) -> Cell:
     return Cell(mean(values), len(values), within(student_interval(values), 0.0, 1.0), OVER_SEEDS)
 
 
-def gains_of(group: Group, plain: Group) -> list[Gain]:
+def gains_of(group: RunGroup, plain: RunGroup) -> list[Gain]:
     """In every pass that both lines were asked in, by the seeds that both have."""
     found = []
     for asked in passes_of(group):
@@ -78,7 +78,9 @@ def gains_of(group: Group, plain: Group) -> list[Gain]:
     return found
 
 
-def _gain(group: Group, plain: Group, asked: Pass, seeds: list[int], pairs: list[tuple[Share, Share]]) -> Gain:
+def _gain(
+    group: RunGroup, plain: RunGroup, asked: Pass, seeds: list[int], pairs: list[tuple[Share, Share]]
+) -> Gain:
     differences = [after.value - before.value for before, after in pairs]
     over = OVER_QUESTIONS
     interval = _over_questions(*pairs[0])
@@ -94,7 +96,7 @@ def _over_questions(before: Share, after: Share) -> Interval | None:
     return newcombe(before.value, before.interval, after.value, after.interval)
 
 
-def _by_seed(group: Group, asked: Pass) -> dict[int, PassResult]:
+def _by_seed(group: RunGroup, asked: Pass) -> dict[int, PassResult]:
     """What each seed found in the pass, of those that were asked in it."""
     found = {}
     for result in group.results:

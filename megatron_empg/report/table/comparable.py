@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.recipe import Recipe
-from megatron_empg.report.table.groups import Group
+from megatron_empg.report.table.groups import RunGroup
 from megatron_empg.report.table.names import ALL_SPLITS
 from megatron_empg.report.table.published import Paper, Setup
 from megatron_empg.report.table.results import Result, default_settings_of
@@ -27,7 +27,7 @@ def model_of(recipe: Recipe, known: list[str]) -> str:
     return str(path)
 
 
-def reasons(group: Group, paper: Paper, setup: Setup) -> Iterator[str]:
+def reasons(group: RunGroup, paper: Paper, setup: Setup) -> Iterator[str]:
     """What is not comparable between a line and a paper's set-up, a sentence each."""
     for result in group.results:
         yield from result.caveats()
@@ -44,7 +44,7 @@ def _another_model(result: Result, paper: Paper, setup: Setup) -> Iterator[str]:
         yield f"another model: {model}; {paper.title} has {', '.join(setup.models)}"
 
 
-def _another_training(group: Group, paper: Paper, setup: Setup) -> Iterator[str]:
+def _another_training(group: RunGroup, paper: Paper, setup: Setup) -> Iterator[str]:
     if group.first.trained and setup.steps is not None and group.first.step < setup.steps:
         yield f"fewer steps: {group.first.step}; {paper.title} trains {setup.steps}"
     seeds = len(group.seeds)
@@ -71,7 +71,7 @@ def _another_episode(result: Result, paper: Paper, setup: Setup) -> Iterator[str
         yield f"another history window: {_window(settings[HISTORY])}; {paper.title} shows {setup.history} turns"
 
 
-def _unfinished(group: Group) -> Iterator[str]:
+def _unfinished(group: RunGroup) -> Iterator[str]:
     for note in group.notes():
         if note.startswith("unfinished"):
             yield note

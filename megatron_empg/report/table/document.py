@@ -10,7 +10,7 @@ from megatron_empg.report.table.cells import Cell, Gain, cells_of, gains_of, pas
 from megatron_empg.report.table.comparable import model_of, reasons
 from megatron_empg.report.table.documents import results_of_document
 from megatron_empg.report.table.errors import TableError
-from megatron_empg.report.table.groups import Difference, Group, grouped, plain_for
+from megatron_empg.report.table.groups import Difference, RunGroup, grouped, plain_for
 from megatron_empg.report.table.measured import Pass
 from megatron_empg.report.table.names import Column
 from megatron_empg.report.table.published import Paper, PaperName, Published, PublishedRow, Setup, published
@@ -21,7 +21,7 @@ from megatron_empg.report.table.results import LeftOut, Result, result_of_run
 class Line:
     """Runs of ours: what they are, and what they found."""
 
-    group: Group
+    group: RunGroup
     model: str
     cells: dict[Pass, dict[Column, Cell]]
     notes: list[str]
@@ -84,7 +84,7 @@ def make_document(paths: Sequence[Path], asked: PaperName | None) -> Document:
         raise TableError(f"there is no evaluation to show:{told}")
     groups = grouped(results)
     known = published()
-    by_environment: dict[str, list[Group]] = {}
+    by_environment: dict[str, list[RunGroup]] = {}
     for group in groups:
         by_environment.setdefault(group.environment, []).append(group)
     tables = []
@@ -108,7 +108,7 @@ def _results(path: Path) -> Sequence[Result | LeftOut]:
 
 
 def _table(
-    environment: str, groups: Sequence[Group], known: Published, asked: PaperName | None
+    environment: str, groups: Sequence[RunGroup], known: Published, asked: PaperName | None
 ) -> EnvironmentTable:
     setups = known.of(environment, asked)
     models: list[str] = []
@@ -129,12 +129,12 @@ def _table(
     return EnvironmentTable(environment, lines, beside, gains, without)
 
 
-def _line(group: Group, models: list[str], known: Published) -> Line:
+def _line(group: RunGroup, models: list[str], known: Published) -> Line:
     cells = {asked: cells_of(group, asked, known) for asked in passes_of(group)}
     return Line(group, model_of(group.first.recipe, models), cells, group.notes(), group.differs)
 
 
-def _beside(paper: Paper, setup: Setup, groups: Sequence[Group]) -> Beside:
+def _beside(paper: Paper, setup: Setup, groups: Sequence[RunGroup]) -> Beside:
     """Reasons that several lines share are told once."""
     found: dict[str, list[int]] = {}
     for group in groups:

@@ -35,7 +35,7 @@ class Difference:
 
 
 @dataclass
-class Group:
+class RunGroup:
     """Results of one line, each with a seed of its own; the first stands for all."""
 
     number: int
@@ -71,13 +71,13 @@ class Group:
         return list(dict.fromkeys(found))
 
 
-def grouped(results: Iterable[Result]) -> list[Group]:
+def grouped(results: Iterable[Result]) -> list[RunGroup]:
     """Lines, numbered from 1, in the order of environments and methods."""
     found: list[list[Result]] = []
     for result in results:
         _put(found, result)
     found.sort(key=_rank)
-    groups: list[Group] = []
+    groups: list[RunGroup] = []
     for number, members in enumerate(found, 1):
         group = _one_of_each_seed(number, members)
         group.differs = _differs(group, groups)
@@ -110,7 +110,7 @@ def differences_of(first: Result, second: Result) -> list[Difference]:
     return found
 
 
-def plain_for(group: Group, groups: Sequence[Group]) -> Group | None:
+def plain_for(group: RunGroup, groups: Sequence[RunGroup]) -> RunGroup | None:
     """The line of the plain algorithm that the group is to be compared with; None where there is none."""
     if group.method.is_plain or not group.first.trained:
         return None
@@ -167,7 +167,7 @@ def _hashes(identity: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _one_of_each_seed(number: int, members: Sequence[Result]) -> Group:
+def _one_of_each_seed(number: int, members: Sequence[Result]) -> RunGroup:
     kept: dict[int, Result] = {}
     again: list[Result] = []
     for result in members:
@@ -175,10 +175,10 @@ def _one_of_each_seed(number: int, members: Sequence[Result]) -> Group:
             again.append(result)
         else:
             kept[result.seed] = result
-    return Group(number, [kept[seed] for seed in sorted(kept)], left_out=again)
+    return RunGroup(number, [kept[seed] for seed in sorted(kept)], left_out=again)
 
 
-def _differs(group: Group, before: Sequence[Group]) -> tuple[int, list[Difference]] | None:
+def _differs(group: RunGroup, before: Sequence[RunGroup]) -> tuple[int, list[Difference]] | None:
     """From the line before it that it is most alike."""
     nearest: tuple[int, list[Difference]] | None = None
     for other in before:

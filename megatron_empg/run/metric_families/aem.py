@@ -1,8 +1,8 @@
 """The modulation `aem`."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-AEM = Family(
+AEM = MetricFamily(
     "AEM",
     "`algorithm.modulation=aem`.",
     (

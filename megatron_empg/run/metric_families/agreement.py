@@ -1,8 +1,8 @@
 """Whether engines and actor compute the same log-probs."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-AGREEMENT = Family(
+AGREEMENT = MetricFamily(
     "Engines and actor",
     "Both compute the log-prob of the same sampled token, by different kernels.",
     (

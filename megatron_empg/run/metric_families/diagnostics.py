@@ -1,8 +1,8 @@
 """What the papers measure."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-DIAGNOSTICS = Family(
+DIAGNOSTICS = MetricFamily(
     "What the papers measure",
     "The first four every `logging.diagnostics_every` steps, the others in every step. A bin holds a tenth of the "
     "turns, in the order of their entropies before the update, numbered from 0.",

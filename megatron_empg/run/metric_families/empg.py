@@ -1,8 +1,8 @@
 """The modulation `empg`."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-EMPG = Family(
+EMPG = MetricFamily(
     "EMPG",
     "`algorithm.modulation=empg`. Over the batch's turns, each counted once, unless tokens are named.",
     (

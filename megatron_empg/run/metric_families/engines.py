@@ -1,8 +1,8 @@
 """What engines do, by vLLM's own counters."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-ENGINES = Family(
+ENGINES = MetricFamily(
     "What engines do",
     "From vLLM's own counters, read once a step, over the batch's rollout alone: evaluations are left out. "
     "`_mean` is over the engines, `_worst` of the worst one (the least speed, cache hits and running requests, "

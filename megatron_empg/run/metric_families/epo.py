@@ -1,8 +1,8 @@
 """The regularizer `epo`."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-EPO = Family(
+EPO = MetricFamily(
     "EPO",
     "`algorithm.regularizer=epo`.",
     (

@@ -1,8 +1,8 @@
 """Evaluations on fixed questions."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-EVALUATION = Family(
+EVALUATION = MetricFamily(
     "Evaluation",
     "On the fixed questions of each split; KIND is the environment's kind of question.",
     (

@@ -46,7 +46,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """Metrics that belong together: a table of the page. `by_clock`: all of them are."""
 
     title: str

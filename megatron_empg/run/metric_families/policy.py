@@ -1,8 +1,8 @@
 """The policy and its update."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-POLICY = Family(
+POLICY = MetricFamily(
     "The policy and its update",
     "Those of the update are means over the batch's optimizer steps, weighted by own tokens.",
     (

@@ -1,8 +1,8 @@
 """Steps, episodes and groups, of the batch as it was played."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-ROLLOUT = Family(
+ROLLOUT = MetricFamily(
     "Step, episodes and groups",
     "Of the batch as it was played, dropped groups included.",
     (

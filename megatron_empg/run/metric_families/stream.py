@@ -1,8 +1,8 @@
 """The stream of groups, with `rollout.max_lag`."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-STREAM = Family(
+STREAM = MetricFamily(
     "The stream of groups",
     "`rollout.max_lag` above 0. Groups are counted since the run began: those that started are those trained on, "
     "those dropped, those in flight and those ready. An own token's lag is the trained version less that which "

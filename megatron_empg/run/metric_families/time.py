@@ -1,8 +1,8 @@
 """Time and speed."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-TIME = Family(
+TIME = MetricFamily(
     "Time and speed",
     "The step is the sum of its four phases and `time/other`; evaluations and checkpoints stand beside it.",
     (

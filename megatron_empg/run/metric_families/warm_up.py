@@ -1,8 +1,8 @@
 """Supervised warm-up."""
 
-from megatron_empg.run.metric_families.metric import Family, Metric
+from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
-WARM_UP = Family(
+WARM_UP = MetricFamily(
     "Supervised warm-up",
     "`empg sft` alone.",
     (

@@ -12,14 +12,15 @@ from pydantic import TypeAdapter
 
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Scores
-from megatron_empg.algorithms.registry import AlgorithmKey
+from megatron_empg.algorithms.registry import AlgorithmKey, Algorithms
 from megatron_empg.algorithms.sample import Sample, TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.section import choices
 from tests.unit.algorithms.played import BATCHES, Played, answers, degenerate_batches, float64, segments_of
 
 KEYS: TypeAdapter[AlgorithmSection] = TypeAdapter(AlgorithmKey)
 
-NAMES = ("grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo")
+NAMES = tuple(choices(Algorithms))
 MODULATIONS = ("none", "empg", "aem")
 REGULARIZERS = ("none", "entropy", "epo")
 CORRECTIONS: tuple[Any, ...] = (

@@ -8,11 +8,12 @@ from experiences import experience, random_experience
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_empg.algorithms.base import Experience, Scores
-from megatron_empg.algorithms.registry import AlgorithmKey
+from megatron_empg.algorithms.registry import AlgorithmKey, Algorithms
 from megatron_empg.algorithms.section import AlgorithmSection
+from megatron_empg.common.section import choices
 
 KEY: TypeAdapter[AlgorithmSection] = TypeAdapter(AlgorithmKey)
-NAMES = ["grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo"]
+NAMES = list(choices(Algorithms))
 
 
 def probed(section: AlgorithmSection, batch: Experience) -> list[Scores]:
@@ -40,7 +41,7 @@ def test_without_a_name_the_keys_are_those_of_grpo() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_written_out_is_read_back(name: str) -> None:
-    section = KEY.validate_python({"name": name, "updates_per_batch": 2, "clip_high": 0.5})
+    section = KEY.validate_python({"name": name, "updates_per_batch": 2, "loss_mean": "sequence"})
     assert KEY.validate_python(section.model_dump()) == section
 
 

@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer import packed_tensor
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.gpus import GPUS
 from megatron_empg.planner import transfer
-from megatron_empg.planner.activations import Microbatch, layer_activations
+from megatron_empg.planner.activations import MicrobatchShape, layer_activations
 from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
 from megatron_empg.planner.engines import engine_memory, mean_sequences
 from megatron_empg.planner.host_memory import checkpoint_host_memory
@@ -183,7 +183,7 @@ def test_main_memory_of_a_checkpoint_is_never_less_than_the_largest_parameter() 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-32b", "qwen3-30b-a3b"])
 def test_fused_layers_keep_less(name: str) -> None:
-    actor, batch = ActorConfig(tensor_parallel=4, sequence_parallel=True), Microbatch((8192,))
+    actor, batch = ActorConfig(tensor_parallel=4, sequence_parallel=True), MicrobatchShape((8192,))
     fused = layer_activations(config(name), actor, batch, "transformer_engine", 2)
     local = layer_activations(config(name), actor, batch, "local", 2)
     assert fused.input == local.input == 8192 * config(name).hidden_size * 2 / 4

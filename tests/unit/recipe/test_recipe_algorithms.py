@@ -62,10 +62,10 @@ def algorithm_of(path: Path, *overrides: str) -> Any:
 
 
 def test_all_of_the_papers_can_be_chosen() -> None:
-    assert set(ALGORITHMS) == {"grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo"}
-    assert set(MODULATIONS) == {"none", "empg", "aem"}
-    assert set(REGULARIZERS) == {"none", "entropy", "epo"}
-    assert set(CORRECTIONS) == {"none", "tis", "mis", "icepop", "sequence_rejection"}
+    assert set(ALGORITHMS) >= {"grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo"}
+    assert set(MODULATIONS) >= {"none", "empg", "aem"}
+    assert set(REGULARIZERS) >= {"none", "entropy", "epo"}
+    assert set(CORRECTIONS) >= {"none", "tis", "mis", "icepop", "sequence_rejection"}
 
 
 @pytest.mark.parametrize("choice", list(product(ALGORITHMS, MODULATIONS, REGULARIZERS, CORRECTIONS)), ids="-".join)

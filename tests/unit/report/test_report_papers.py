@@ -16,7 +16,7 @@ from megatron_empg.report.figures import health
 from megatron_empg.report.page import page
 from megatron_empg.report.style import CHART, COLOURS
 from megatron_empg.run.folder import RunFolder
-from megatron_empg.run.metric_names import AEM, AGREEMENT, DIAGNOSTICS, EMPG, EPO, POLICY, Family
+from megatron_empg.run.metric_names import AEM, AGREEMENT, DIAGNOSTICS, EMPG, EPO, POLICY, MetricFamily
 
 PAPERS = "What the papers measure"
 MEASURED = (
@@ -33,14 +33,14 @@ CREDIT = (
 )
 
 
-def names(*families: Family) -> list[str]:
+def names(*families: MetricFamily) -> list[str]:
     """Every name of the families as a run writes it."""
     told = [name for family in families for metric in family.metrics for name in metric.names]
     bins = [name.replace("BIN", str(number)) for name in told if "BIN" in name for number in range(BINS)]
     return [name for name in told if "BIN" not in name] + bins
 
 
-def line(step: int, *families: Family) -> dict[str, float]:
+def line(step: int, *families: MetricFamily) -> dict[str, float]:
     """A step at which all of the families' metrics were measured; each number differs from every other."""
     measured = {name: 0.01 * step + 0.001 * place for place, name in enumerate(names(*families))}
     return {"step": step, **measured}

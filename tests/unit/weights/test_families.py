@@ -78,7 +78,7 @@ def changed(name: str, **changes: Any) -> dict[str, Any]:
         ("qwen3-30b-a3b", {"decoder_sparse_step": 2}, "decoder_sparse_step: 2"),
         ("qwen3-30b-a3b", {"mlp_only_layers": [3]}, r"mlp_only_layers: \[3\]"),
         ("qwen3-30b-a3b", {"num_experts_per_tok": None}, "num_experts_per_tok: missing"),
-        ("qwen2.5-7b", {"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM is not supported"),
+        ("qwen2.5-7b", {"architectures": ["PhiForCausalLM"]}, "PhiForCausalLM is not supported"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_its_key(name: str, changes: dict[str, Any], says: str) -> None:

@@ -5,17 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_empg.planner.simulation.engine import Engine, EngineRates, Request
+from megatron_empg.planner.simulation.engine import EngineRates, Request, SimulatedEngine
 from megatron_empg.planner.simulation.events import Clock
 
 RATES = EngineRates(fixed_seconds=0.01, sequence_seconds=0.002, read_seconds=0.001, request_seconds=0.05)
 
 
-def engine(clock: Clock, rates: EngineRates = RATES, slots: int = 8, cache: float = float("inf")) -> Engine:
-    return Engine(clock, rates, slots, cache, lambda change: None)
+def engine(
+    clock: Clock, rates: EngineRates = RATES, slots: int = 8, cache: float = float("inf")
+) -> SimulatedEngine:
+    return SimulatedEngine(clock, rates, slots, cache, lambda change: None)
 
 
-def finish_times(requests: list[tuple[float, int, int]], **settings: object) -> tuple[list[float], Engine]:
+def finish_times(
+    requests: list[tuple[float, int, int]], **settings: object
+) -> tuple[list[float], SimulatedEngine]:
     """Seconds at which requests (arrival, read, own) are done, and the engine."""
     clock = Clock()
     made = engine(clock, **settings)  # type: ignore[arg-type]
