@@ -29,9 +29,7 @@ class RunningMean:
     @property
     def mean(self) -> float | None:
         """None before the first value."""
-        if not self.weight:
-            return None
-        return self.total / self.weight
+        return self.total / self.weight if self.weight else None
 
 
 @dataclass
@@ -112,10 +110,7 @@ class Targets:
 
 def _checked(name: str, stored: Any) -> tuple[float, float]:
     """A running mean's total and weight as a checkpoint gave them."""
-    if isinstance(stored, list):
-        given = stored
-    else:
-        given = []
+    given = stored if isinstance(stored, list) else []
     numbers = [value for value in given if isinstance(value, int | float) and 0 <= value <= sys.float_info.max]
     if len(given) != 2 or len(numbers) != 2:
         raise ValueError(

@@ -119,9 +119,7 @@ class Epo(Section):
 
 
 def _given(value: Value | None, otherwise: Value) -> Value:
-    if value is None:
-        return otherwise
-    return value
+    return otherwise if value is None else value
 
 
 class EpoRegularizer:
@@ -304,9 +302,7 @@ class EntropyHistory:
     @property
     def mean(self) -> float | None:
         """None before the first batch."""
-        if not self.batches:
-            return None
-        return self.total / self.batches
+        return self.total / self.batches if self.batches else None
 
     def add(self, entropy: float) -> None:
         """Take up one batch's mean entropy. Raises ValueError unless it is finite."""

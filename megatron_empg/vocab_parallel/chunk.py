@@ -8,9 +8,7 @@ LEAST_CHUNK = {"cpu": 128, "cuda": 2048}
 
 def default_chunk(tokens: int, columns: int, device_type: str) -> int:
     """Tokens of a chunk: a fixed amount of memory, and no more than a quarter of the whole logits."""
-    kind = "cuda"
-    if device_type == "cpu":
-        kind = "cpu"
+    kind = "cpu" if device_type == "cpu" else "cuda"
     within_memory = CHUNK_LOGITS[kind] // max(1, columns)
     quarter = -(-tokens // 4)
     return max(LEAST_CHUNK[kind], min(within_memory, quarter))

@@ -41,18 +41,14 @@ class GradientCoefficients(NamedTuple):
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64, everything else is computed in float32."""
-    if dtype == torch.float64:
-        return torch.float64
-    return torch.float32
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def gather_statistics(
     mine: Float[Tensor, "4 tokens"], group: dist.ProcessGroup | None
 ) -> Float[Tensor, "ranks 4 tokens"]:
     """The forward's one collective: 4 numbers a token from every rank. Skipped where no token is held."""
-    if mine.numel():
-        return gather_rows(mine, group).view(-1, *mine.shape)
-    return mine.unsqueeze(0)
+    return gather_rows(mine, group).view(-1, *mine.shape) if mine.numel() else mine.unsqueeze(0)
 
 
 def combine(gathered: Float[Tensor, "ranks 4 tokens"], temperature: float) -> Combined:
@@ -82,14 +78,8 @@ def gradient_coefficients(
     p_j = e^(d − log S), so that p_j·(a + b·log p_j) = e^d·(offset + slope·d). All 0 at ignored tokens.
     """
     zero = torch.zeros_like(combined.log_sum)
-    if grad_log_prob is None:
-        lp = zero
-    else:
-        lp = grad_log_prob.masked_fill(~keep, 0)
-    if grad_entropy is None:
-        h = zero
-    else:
-        h = grad_entropy.masked_fill(~keep, 0)
+    lp = zero if grad_log_prob is None else grad_log_prob.masked_fill(~keep, 0)
+    h = zero if grad_entropy is None else grad_entropy.masked_fill(~keep, 0)
     scale = (-combined.log_sum).exp() / temperature
     # An ignored token's logits may be anything, NaN and inf too: 0·NaN must not arise here.
     offset = ((-lp - h * (combined.entropy - combined.log_sum)) * scale).masked_fill(~keep, 0)
