@@ -35,10 +35,7 @@ def local_parameters(model: list[Any]) -> dict[str, torch.nn.Parameter]:
     """This rank's parameters by Megatron name, layers numbered over the whole model."""
     named: dict[str, torch.nn.Parameter] = {}
     for chunk in model:
-        if hasattr(chunk, "module"):
-            unwrapped = chunk.module
-        else:
-            unwrapped = chunk
+        unwrapped = chunk.module if hasattr(chunk, "module") else chunk
         for name, parameter in unwrapped.named_parameters():
             named[_global_name(name, unwrapped)] = parameter
     return named
@@ -146,9 +143,7 @@ class ActorWeights:
 
     def _gather(self, parameter: ParameterMapping, local: Tensor | None) -> Tensor:
         settings = self.settings
-        full = None
-        if local is not None:
-            full = self._unshard(parameter, local.data.to(self.dtype).contiguous())
+        full = None if local is None else self._unshard(parameter, local.data.to(self.dtype).contiguous())
         stage = parameter.pipeline_stage(settings.pipeline_parallel, settings.virtual_pipeline)
         shares_experts = parameter.expert is not None and settings.expert_parallel > 1
         if shares_experts and stage == pipeline_group().rank():

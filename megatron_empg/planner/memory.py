@@ -167,7 +167,7 @@ def _logits(
 def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, held: Parameters) -> float:
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     share = sequence_share(actor, batch.tokens) * config.hidden_size * size
-    stages = 0
+    stages = 0.0
     if actor.pipeline_parallel > 1:
         stages = 2 * chunks_in_flight(actor, stage, microbatches(recipe)) * share
     if config.experts is None:

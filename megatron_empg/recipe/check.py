@@ -23,6 +23,7 @@ from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigE
 if TYPE_CHECKING:
     from megatron_empg.environments.base import Split, Task, TaskSource
     from megatron_empg.rollout.chat_tokens import ChatTokens
+    from megatron_empg.weights.checkpoints.reader import WeightReader
 
 _log = logging.getLogger(__name__)
 MOST_IDS = 1000
@@ -315,8 +316,8 @@ def _check_weights(recipe: Recipe | SftRecipe, config: ModelConfig) -> None:
         return
     folder = recipe.model.path
     # Engines start from safetensors, whatever the actor starts from.
-    engines = isinstance(recipe, Recipe)
-    if engines:
+    opened: WeightReader
+    if isinstance(recipe, Recipe):
         opened = HuggingFaceReader(folder, config)
     else:
         opened = open_weights(folder, config)

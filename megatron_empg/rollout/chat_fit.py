@@ -108,9 +108,8 @@ class _Fitting:
         if not self._opens:
             whole_thoughts = [_OPENED + turn for turn in whole_thoughts]
         keeps = self._appended(whole_thoughts) == self._rendered(whole_thoughts)
-        if keeps:
-            rule = ThoughtRule()
-        else:
+        rule: ThoughtRule | None = ThoughtRule()
+        if not keeps:
             rule = self._rule()
         if history == "keep":
             self._check_kept(keeps, rule)

@@ -90,10 +90,9 @@ class DeepSearchSettings(EnvironmentSettings):
 
     @model_validator(mode="after")
     def _one_world(self) -> Self:
+        strange: tuple[str, ...] = OF_FILES
         if self.questions is not None:
             strange = OF_FACTS
-        else:
-            strange = OF_FILES
         for key in strange:
             if key in self.model_fields_set and getattr(self, key) is not None:
                 other = "published questions"

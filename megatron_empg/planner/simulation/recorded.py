@@ -92,7 +92,7 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
 
 def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[Record]:
     """Those that were written down of the wanted steps and trained on."""
-    trained = []
+    trained: list[Record] = []
     for path in episode_files(paths):
         for episode in read_episodes(path):
             if "advantage" in episode and _wanted(episode, steps):
