@@ -95,7 +95,7 @@ class Checkpoints:
             self._saving = target, BackgroundWrite(_plan(state, aside / "megatron"), aside)
 
     def poll(self) -> None:
-        """Finish the save under way if every rank has written its part; cheap, to be called once a step."""
+        """Finish the save under way if every rank has written its part; cheap, to be called once per step."""
         if self._saving and all(gathered(self._saving[1].done)):
             self.wait()
 

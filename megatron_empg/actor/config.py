@@ -77,7 +77,7 @@ class ActorConfig(Section):
     max_tokens_per_microbatch: Count = 16384
     """Tokens a rank holds at once. Sequences are packed up to this times `context_parallel`, none longer."""
     optimizer: Annotated[OptimizerConfig, Mark.MAY_CHANGE] = OptimizerConfig()
-    """In force from the first step of a continuation on."""
+    """A value that a continuation changes holds from its first step on."""
 
     @property
     def world_size(self) -> int:
@@ -129,7 +129,7 @@ class ActorConfig(Section):
         return self.recompute
 
     def recomputed_layers(self, layers: int) -> int:
-        """Of the ``layers`` of a model chunk, how many are computed again whole."""
+        """How many of the ``layers`` of a model chunk are recomputed whole."""
         if self.recompute == "full":
             return layers
         if self.recompute != "block":

@@ -80,8 +80,10 @@ def model_faults(actor: ActorConfig, config: ModelConfig, *, longest_sequence: i
 
 
 def engine_faults(tensor_parallel: int, config: ModelConfig) -> list[str]:
-    """Of an engine over so many GPUs: vLLM splits heads evenly, and lets whole groups of ranks share a key-value
-    head."""
+    """The faults of an engine over ``tensor_parallel`` GPUs.
+
+    vLLM splits heads evenly, and lets whole groups of ranks share a key-value head.
+    """
     kv_heads = config.num_kv_heads
     if config.num_heads % tensor_parallel:
         return [

@@ -8,7 +8,7 @@ from collections.abc import Sequence as SequenceOf
 Microbatches = list[list[int]]
 """Sequence indices by microbatch."""
 Costs = Mapping[int, float]
-"""By a sequence's length."""
+"""The cost of a sequence, from its length."""
 
 
 def plan_microbatches(

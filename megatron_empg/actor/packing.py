@@ -26,7 +26,7 @@ class Microbatch:
     own: Int[Tensor, "own_tokens"]
     """Which of the caller's own tokens (all samples laid end to end) these targets are."""
     streams: TokenStreams
-    """Of these own tokens, in this order; so are the segments."""
+    """The streams of these own tokens, in this order; the segments are in the same order."""
     segments: Segments
     """Samples and turns are numbered within the microbatch, alike on all context-parallel ranks; what adds up over
     these is not there yet."""

@@ -53,7 +53,7 @@ class Algorithm:
     def credit(self, experience: Experience, scores: Scores, probes: list[Scores]) -> Credit:
         """What each turn and token is trained on; ``probes`` are the scores of `probes`, in its order.
 
-        Call it once a batch: it goes on with the histories and running statistics of `state_dict`.
+        Call it once per batch: it goes on with the histories and running statistics of `state_dict`.
         """
         section = self.section
         references = section.kl.probes(experience)

@@ -20,7 +20,7 @@ class RunningMean:
 
     total: float = 0.0
     weight: float = 0.0
-    """Of all values so far: 1 - 0.9^batches."""
+    """The weight of all values so far: 1 - 0.9^batches."""
 
     def add(self, value: float) -> None:
         self.total = DECAY * self.total + (1 - DECAY) * value

@@ -50,7 +50,7 @@ class Experience:
     samples: list[Sample]
     episode_of_sample: Int[Tensor, "samples"]
     gold: list[Int[Tensor, "gold_tokens"]] = field(default_factory=list)
-    """By episode, the turn that would answer right, in tokens; empty where the environment knows none."""
+    """For each episode the tokens of the turn that would answer right; empty where the environment knows none."""
     progress: float = 0.0
     """Share of the run's steps that are done, in [0, 1)."""
 

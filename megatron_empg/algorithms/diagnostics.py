@@ -28,7 +28,7 @@ class Bin:
     """A row of a table: what lies between two quantiles of a number, and the mean of another number over it."""
 
     number: int
-    """From 0, in ascending order. A bin that equal values leave empty has no row."""
+    """The bin's number, from 0, in ascending order. A bin that equal values leave empty has no row."""
     low: float
     """The smallest value in it."""
     high: float

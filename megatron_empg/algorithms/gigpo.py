@@ -55,7 +55,7 @@ def with_step_advantages(
 ) -> Advantages:
     """``A_episode + omega·A_step`` at each turn, in float64; the episodes' own are A_episode.
 
-    It is logged once a process, by the name of the ``algorithm``, when step advantages say nothing new in a batch.
+    A batch in which step advantages say nothing new is logged, once per process, by the name of the ``algorithm``.
     Raises ValueError for rewards that are not finite.
     """
     rewards = turn_rewards_in_force(experience)

@@ -21,13 +21,13 @@ class TokenStreams:
     """The per-token streams that the loss reads beside the current policy's log-probs and entropies."""
 
     old_logprobs: PerToken = None
-    """Of the policy that is updated, before the batch's first optimizer step."""
+    """Log-probs under the policy that is updated, before the batch's first optimizer step."""
     advantages: PerToken = None
     """The advantage of the token's turn."""
     loss_weights: PerToken = None
     """Factors of the surrogate: the correction's importance weights, detached."""
     mean_weights: PerToken = None
-    """By which the mean over all own tokens becomes the mean that the algorithm takes; 0 for masked tokens."""
+    """Weights that make the mean over all own tokens the mean that the algorithm takes; 0 for masked tokens."""
     entropy_weights: PerToken = None
     """The regularizer's factor of the token's entropy."""
     entropy_low: PerToken = None
@@ -35,7 +35,7 @@ class TokenStreams:
     entropy_high: PerToken = None
     """The upper end of that band."""
     reference_logprobs: PerToken = None
-    """Of the policy that the KL term holds the policy to."""
+    """Log-probs under the policy that the KL term holds to."""
 
     def present(self) -> dict[str, Tensor]:
         """The streams that are there, by their name."""

@@ -41,7 +41,7 @@ class AlgorithmSection(Section):
     kl: KlSection = KlSection()
     masks: MasksSection = MasksSection()
     updates_per_batch: Positive = 1
-    """Optimizer steps a batch; its episodes are split into so many parts."""
+    """Optimizer steps per batch: its episodes are split into this many mini-batches."""
     loss_mean: Literal["token", "sequence"] | None = None
     """The loss is the mean over all own tokens, or over samples of their tokens' means; the algorithm's own unless
     given (sequence for gspo and sampo, else token)."""

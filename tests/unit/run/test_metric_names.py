@@ -43,8 +43,9 @@ THROUGHPUT = ("tokens_per_second", "tflops_per_rank", "mfu")
 
 
 def test_all_choices_are_looked_at() -> None:
-    assert len(CHOICES) == 8 + len(PARTS) + 2
-    assert len(PARTS) == 3 + 3 + 5
+    named = {choice["name"] for choice in CHOICES if "name" in choice}
+    assert named >= {"grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo"}
+    assert len(PARTS) >= 3 + 3 + 5
 
 
 def unknown(names: Any) -> list[str]:
