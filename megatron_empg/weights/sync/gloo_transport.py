@@ -60,7 +60,8 @@ class GlooTransport:
                 dtype_name(sent.dtype)
         if source.sender is None:
             return None
-        self._sender = GlooSender(self._host, rendezvous_port(source.sender), world_size, timeout)
+        port = rendezvous_port() if source.sender == 0 else 0
+        self._sender = GlooSender(self._host, port, world_size, timeout)
         return source.sender, self._sender.address
 
     def _join(self, addresses: list[Address], timeout: float) -> None:
