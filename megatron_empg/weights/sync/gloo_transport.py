@@ -76,8 +76,13 @@ class GlooTransport:
 
     def open(self) -> None:
         """Begin a session in the engines; rank 0 does."""
-        if self._session:
+        if self._session is None or self._engines is None:
+            return
+        try:
             self._session.open()
+        except BaseException:
+            self._engines.abandon_update()  # some engines have begun one
+            raise
 
     def stream(self, source: Parts) -> Stream:
         """What this rank is to send. Making it communicates nothing."""
