@@ -2,12 +2,14 @@
 
     python bench/weight_sync.py
     python bench/weight_sync.py --layers 24 --tensor-parallel 2
+    python bench/weight_sync.py --pipeline-parallel 2
 
 Real engines (CPU, gloo) and a trainer of one rank or several. Three take turns, each to one receiver and to two;
 of each the least over all turns is reported, with the median:
 
 - raw: a gloo broadcast of one flat tensor of as many bytes to processes that do nothing but receive;
-- transfer: the actor's tensors, gathered and split under their Hugging Face names, to such processes;
+- transfer: the actor's tensors with their checksums, gathered and split under their Hugging Face names by every
+  rank that sends, to such processes, which sum them up too;
 - push: `WeightPublisher.publish` to engines, from pausing them to resuming them; beside the transfer, vLLM loads
   every tensor and packs it anew for its CPU kernels.
 
@@ -23,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,16 @@ import torch.multiprocessing as mp
 from megatron_empg.launch.engine_process import EngineProcess, start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
+from megatron_empg.weights.sync.gloo_sender import GlooSender, announced
+from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
+from megatron_empg.weights.sync.source import Stream
+from megatron_empg.weights.sync.together import TrainerRanks
 
 TOKENIZER = Path(__file__).parent.parent / "recipes" / "miniature" / "tokenizer"
 HOST = "127.0.0.1"
+LIMIT = 600.0
+"""Seconds that a broadcast may wait."""
+CPU = torch.device("cpu")
 
 
 def save_model(folder: Path, layers: int) -> int:
@@ -55,32 +64,74 @@ def save_model(folder: Path, layers: int) -> int:
     return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
-def receive(rank: int, port: int, world_size: int, shapes: list[tuple[int, ...]], turns: int) -> None:
-    """A process that does nothing but receive."""
+def receive_raw(rank: int, port: int, world_size: int, size: int, turns: int) -> None:
+    """A process that does nothing but receive one float32 tensor, turn after turn."""
     torch.set_num_threads(1)
-    group = BroadcastGroup.join(HOST, port, rank, world_size, 600.0)
+    group = BroadcastGroup.join(HOST, port, rank, world_size, LIMIT)
     for _ in range(turns):
-        for _tensor in group.stream(torch.empty(shape) for shape in shapes):
-            pass
+        group.broadcast(torch.empty(size))
 
 
-class Receivers:
-    """Processes that receive float32 tensors of these shapes, turn after turn."""
+class Raw:
+    """A plain broadcast from rank 0 to so many processes."""
 
-    def __init__(self, count: int, shapes: list[tuple[int, ...]], turns: int) -> None:
-        store = open_store(HOST, 0, count + 1, 600.0)
-        context = mp.get_context("spawn")
+    def __init__(self, count: int, flat: torch.Tensor, turns: int) -> None:
+        store = open_store(HOST, 0, count + 1, LIMIT)
         for rank in range(1, count + 1):
-            arguments = (rank, store.port, count + 1, shapes, turns)
-            context.Process(target=receive, args=arguments, daemon=True).start()
-        self.group = BroadcastGroup(HOST, store, 0, count + 1, 600.0)
+            start(receive_raw, rank, store.port, count + 1, flat.numel(), turns)
+        self.flat, self.group = flat, BroadcastGroup(HOST, store, 0, count + 1, LIMIT)
 
-    def send(self, tensors: Iterable[torch.Tensor]) -> float:
+    def send(self) -> float:
         """Seconds until all is sent."""
         started = time.perf_counter()
-        for _ in self.group.stream(tensors):
-            pass
+        self.group.broadcast(self.flat)
         return time.perf_counter() - started
+
+
+def receive(worker: int, meeting: Meeting, update: Announced, turns: int) -> None:
+    """A process that receives what an engine's worker does, checks it, and loads nothing."""
+    torch.set_num_threads(1)
+    receiver = Receiver(worker, torch.float32)
+    receiver.join(meeting)
+    for _ in range(turns):
+        for _tensor in receiver.weights(update, CPU):
+            pass
+
+
+class Transfer:
+    """Of every trainer rank: what it sends, to so many processes."""
+
+    def __init__(self, count: int, weights: Any, turns: int) -> None:
+        self.weights, ranks = weights, TrainerRanks()
+        self.sender = None if weights.sender is None else GlooSender(HOST, 0, count + 1, LIMIT)
+        own = None if self.sender is None else (weights.sender, self.sender.address)
+        listening = [found for found in ranks.gathered(own) if found is not None]
+        addresses = [[host, port] for _sender, (host, port) in sorted(listening)]
+        if ranks.rank == 0:
+            for worker in range(count):
+                start(receive, worker, Meeting(addresses, 1, count + 1, LIMIT), announced(weights.stages()), turns)
+        if self.sender:
+            self.sender.join()
+
+    def send(self) -> float:
+        """Seconds until all ranks have sent theirs."""
+        declared = []
+        for stage in self.weights.stages():
+            own = [sent for sent in stage if sent.sender == self.weights.sender]
+            declared += [(sent.name, sent.dtype, sent.shape) for sent in own]
+        stream = Stream(declared, self.weights.own_part(), device=CPU)
+        dist.barrier()
+        started = time.perf_counter()
+        if self.sender:
+            self.sender.send(stream, LIMIT)
+        else:
+            stream.drain()
+        dist.barrier()
+        return time.perf_counter() - started
+
+
+def start(target: Callable[..., None], *arguments: Any) -> None:
+    mp.get_context("spawn").Process(target=target, args=arguments, daemon=True).start()
 
 
 def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace, job: dict[str, Any]) -> None:
@@ -91,7 +142,6 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     from megatron_empg.actor.actor import Actor
     from megatron_empg.actor.config import ActorConfig
     from megatron_empg.weights.mapping.model_config import ModelConfig
-    from megatron_empg.weights.sync.together import TrainerRanks
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     settings = ActorConfig(
@@ -101,24 +151,19 @@ def trainer(rank: int, world_size: int, port: int, arguments: argparse.Namespace
     actor.load_weights(Path(job["model"]))
     seconds: dict[str, list[float]] = {}
     weights = actor.weights()
-    shapes = [shape for _name, _dtype, shape in weights.metadata()]
     flat = torch.randn(job["bytes"] // 4)
     for engines in (1, 2):
         publisher = WeightPublisher(
             job["urls"][:engines], job["token"], device="cpu", timeout=600.0, ranks=TrainerRanks()
         )
         publisher.connect(weights)
-        if rank == 0:
-            raw = Receivers(engines, [tuple(flat.shape)], arguments.turns)
-            bare = Receivers(engines, shapes, arguments.turns)
+        raw = Raw(engines, flat, arguments.turns) if rank == 0 else None
+        transfer = Transfer(engines, weights, arguments.turns)
         for turn in range(arguments.turns):
             dist.barrier()
-            if rank == 0:
-                seconds.setdefault(f"raw {engines}", []).append(raw.send([flat]))
-                tensors = (tensor.contiguous() for _, tensor in weights)
-                seconds.setdefault(f"transfer {engines}", []).append(bare.send(tensors))
-            else:
-                weights.take_part()
+            if raw:
+                seconds.setdefault(f"raw {engines}", []).append(raw.send())
+            seconds.setdefault(f"transfer {engines}", []).append(transfer.send())
             seconds.setdefault(f"push {engines}", []).append(publisher.publish(weights, turn).seconds)
         publisher.close()
     if rank == 0:

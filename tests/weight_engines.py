@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -116,7 +116,9 @@ class Tapped(BroadcastGroup):
     def __init__(self, group: BroadcastGroup, engine: ReceivingEngine) -> None:
         self._tapped, self._engine = group, engine
 
-    def stream(self, tensors: Iterable[torch.Tensor], window: int = WINDOW_BYTES) -> Iterator[torch.Tensor]:
+    def stream(
+        self, tensors: Iterable[torch.Tensor], window: int = WINDOW_BYTES
+    ) -> Generator[torch.Tensor, None, None]:
         for tensor in self._tapped.stream(tensors, window):
             self._engine.on_arrival(len(self._engine.arrived), tensor)
             yield tensor

@@ -53,6 +53,12 @@ def expert_group() -> dist.ProcessGroup:
     return parallel_state.get_expert_model_parallel_group()
 
 
+def first_of_stage() -> int:
+    """Global rank of the first rank of this rank's pipeline stage; Megatron numbers a stage's ranks in one run."""
+    ranks_of_a_stage = dist.get_world_size() // pipeline_group().size()
+    return dist.get_rank() // ranks_of_a_stage * ranks_of_a_stage
+
+
 def stage_rank(stage: int) -> int:
     """Global rank of a pipeline stage in this rank's pipeline."""
     return dist.get_process_group_ranks(pipeline_group())[stage]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.actor.parallel import (
+    data_and_context_group,
     expert_group,
+    first_of_stage,
     pipeline_group,
     stage_rank,
     tensor_group,
@@ -25,6 +27,7 @@ from megatron_empg.weights.mapping.initialise import random_tensors
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 from megatron_empg.weights.mapping.parameters import EMBEDDING, OUTPUT_LAYER, parameter_table
+from megatron_empg.weights.sync.source import Sent
 
 _EXPERT = re.compile(
     r"mlp\.experts\.(local_experts\.(?P<module>\d+)\.)?(?P<linear>linear_fc[12])\.weight(?P<weight>\d*)$"
@@ -102,7 +105,8 @@ class ActorWeights:
     """The policy's full tensors under Hugging Face names, gathered one Megatron parameter at a time.
 
     Iterating is collective: every rank of the first data-parallel replica must do it, and holds each tensor
-    only while it is at the front. Memory above the model's own: one parameter.
+    only while it is at the front. Memory above the model's own: one parameter. `own_part` gathers less: what each
+    rank sends to engines itself.
     """
 
     def __init__(
@@ -135,6 +139,58 @@ class ActorWeights:
             full = self._gather(parameter, named.get(parameter.megatron))
             yield from zip(parameter.hf, parameter.split(full), strict=True)
 
+    @property
+    def sender(self) -> int | None:
+        """Which of those that send to engines this rank is; None for one that sends nothing.
+
+        They are the first rank of every pipeline stage and, where experts are shared out, the ranks that share
+        them with it, each of which sends its own experts.
+        """
+        stage = pipeline_group().rank()
+        if self.settings.expert_parallel == 1:
+            return stage if dist.get_rank() == first_of_stage() else None
+        sharers = dist.get_process_group_ranks(expert_group())
+        if sharers[0] != first_of_stage():
+            return None
+        return stage * self.settings.expert_parallel + expert_group().rank()
+
+    def stages(self) -> list[list[Sent]]:
+        """Every tensor with its sender, by pipeline stage and in the order of `own_part`."""
+        found: list[list[Sent]] = [[] for _ in range(self.settings.pipeline_parallel)]
+        for parameter in self.table:
+            sender = self._sender_of(parameter)
+            for name, shape in zip(parameter.hf, parameter.shapes, strict=True):
+                found[self._stage_of(parameter)].append(Sent(sender, name, self.dtype, shape))
+        return found
+
+    @torch.no_grad()
+    def own_part(self) -> Iterator[tuple[str, Tensor]]:
+        """The full tensors that this rank sends; none of another stage or another rank's experts is ever here.
+
+        Collective over the tensor-parallel ranks of each stage of the first replica, which all take part; for
+        every other rank it communicates nothing.
+        """
+        sender, gathers = self.sender, data_and_context_group().rank() == 0
+        if sender is None and not gathers:
+            return
+        named = self._local()
+        for parameter in self.table:
+            sends = self._sender_of(parameter) == sender
+            divides = gathers and parameter.expert is None
+            if self._stage_of(parameter) != pipeline_group().rank() or not (sends or divides):
+                continue
+            full = self._unshard(parameter, named[parameter.megatron].data.to(self.dtype).contiguous())
+            if sends:
+                yield from zip(parameter.hf, parameter.split(full.contiguous()), strict=True)
+
+    def _stage_of(self, parameter: ParameterMapping) -> int:
+        return parameter.pipeline_stage(self.settings.pipeline_parallel, self.settings.virtual_pipeline)
+
+    def _sender_of(self, parameter: ParameterMapping) -> int:
+        ranks = self.settings.expert_parallel
+        owner = 0 if parameter.expert is None else parameter.expert_owner(ranks)
+        return self._stage_of(parameter) * ranks + owner
+
     def take_part(self) -> None:
         """Make every tensor with rank 0, which iterates, and keep none; nothing on a rank of another replica."""
         if self._takes_part:
@@ -144,7 +200,7 @@ class ActorWeights:
     def _gather(self, parameter: ParameterMapping, local: Tensor | None) -> Tensor:
         settings = self.settings
         full = None if local is None else self._unshard(parameter, local.data.to(self.dtype).contiguous())
-        stage = parameter.pipeline_stage(settings.pipeline_parallel, settings.virtual_pipeline)
+        stage = self._stage_of(parameter)
         shares_experts = parameter.expert is not None and settings.expert_parallel > 1
         if shares_experts and stage == pipeline_group().rank():
             full = self._share_expert(parameter, full)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -41,21 +41,18 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 PORT_VARIABLE = "EMPG_WEIGHTS_PORT"
-"""Environment variable with the first port at which engines meet the trainer's senders, for clusters that open
-few. Each sender takes one: trainer rank 0 the first, the second sender the next, and so on."""
+"""Environment variable with the port at which engines meet trainer rank 0, for clusters that open few ports. Other
+senders wait at free ports, as gloo's own connections do."""
 
 
-def rendezvous_port(sender: int = 0) -> int:
+def rendezvous_port() -> int:
     """The port that the environment asks for; 0, a free one, where it asks for none. Raises ValueError."""
     given = os.environ.get(PORT_VARIABLE, "")
     if not given:
         return 0
     if not given.isascii() or not given.isdigit() or not 1 <= int(given) <= 65535:
         raise ValueError(f"{PORT_VARIABLE} is {given!r}; it must be a port, 1 to 65535, or not be set")
-    port = int(given) + sender
-    if port > 65535:
-        raise ValueError(f"{PORT_VARIABLE} is {given}: sender {sender} would take port {port}; choose a lower one")
-    return port
+    return int(given)
 
 
 def open_store(host: str, port: int, world_size: int, timeout: float) -> dist.TCPStore:
@@ -130,24 +127,31 @@ class BroadcastGroup:
         for _ in self.stream([tensor]):
             pass
 
-    def stream(self, tensors: Iterable[torch.Tensor], window: int = WINDOW_BYTES) -> Iterator[torch.Tensor]:
+    def stream(
+        self, tensors: Iterable[torch.Tensor], window: int = WINDOW_BYTES
+    ) -> Generator[torch.Tensor, None, None]:
         """Broadcast one after the other; yields each when it is through, while those behind it are under way.
 
         What comes next is made, or used, while gloo sends or receives. Holds `window` bytes and one tensor.
         """
         under_way: deque[tuple[torch.Tensor, Any]] = deque()
         size = 0
-        for tensor in tensors:
-            under_way.append((tensor, self._start(tensor)))
-            size += tensor.nbytes
-            while size > window:
-                done, work = under_way.popleft()
-                work.wait(self._limit)
-                size -= done.nbytes
-                yield done
-        for done, work in under_way:
-            work.wait(self._limit)
-            yield done
+        try:
+            for tensor in tensors:
+                under_way.append((tensor, self._start(tensor)))
+                size += tensor.nbytes
+                while size > window:
+                    done = self._first_of(under_way)
+                    size -= done.nbytes
+                    yield done
+            while under_way:
+                yield self._first_of(under_way)
+        finally:
+            under_way.clear()  # one that an error's traceback holds would keep the connections open
+
+    def _first_of(self, under_way: deque[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+        under_way[0][1].wait(self._limit)
+        return under_way.popleft()[0]
 
     def _start(self, tensor: torch.Tensor) -> Any:
         if self._group is None:

@@ -57,12 +57,12 @@ class GlooSender:
         """
         assert self._group is not None
         deadline = time.monotonic() + seconds
-        sent = self._group.stream(tensor for _name, tensor in stream)
         try:
-            for _ in sent:
-                refused()
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"the weights were not through in {seconds:.0f} s")
+            with contextlib.closing(self._group.stream(tensor for _name, tensor in stream)) as sent:
+                for _ in sent:
+                    refused()
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"the weights were not through in {seconds:.0f} s")
         except BaseException as error:
             self.close()
             of_the_group = isinstance(error, RuntimeError) and error is not stream.error

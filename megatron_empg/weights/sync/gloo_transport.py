@@ -60,7 +60,8 @@ class GlooTransport:
                 dtype_name(sent.dtype)
         if source.sender is None:
             return None
-        self._sender = GlooSender(self._host, rendezvous_port(source.sender), world_size, timeout)
+        port = rendezvous_port() if source.sender == 0 else 0
+        self._sender = GlooSender(self._host, port, world_size, timeout)
         return source.sender, self._sender.address
 
     def _join(self, addresses: list[Address], timeout: float) -> None:
@@ -75,8 +76,13 @@ class GlooTransport:
 
     def open(self) -> None:
         """Begin a session in the engines; rank 0 does."""
-        if self._session:
+        if self._session is None or self._engines is None:
+            return
+        try:
             self._session.open()
+        except BaseException:
+            self._engines.abandon_update()  # some engines have begun one
+            raise
 
     def stream(self, source: Parts) -> Stream:
         """What this rank is to send. Making it communicates nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
@@ -68,15 +69,15 @@ class Receiver:
         if not self._groups:
             raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
         window = WINDOW_BYTES // len(self._groups)
-        arriving, arrivals = [], []
-        for sender, group in enumerate(self._groups):
-            arriving.append(group.stream(_room(announced, sender, device), window))
-            arrivals.append(Arrival(f"worker {self._worker}"))
-        for name, sender in zip(announced.names, announced.senders, strict=True):
-            yield from arrivals[sender].pairs([(name, next(arriving[sender]))])
-        for rest, arrival in zip(arriving, arrivals, strict=True):
-            if next(rest, None) is not None:
-                raise RuntimeError("a sender has sent more than it announced")
+        arrivals = [Arrival(f"worker {self._worker}") for _ in self._groups]
+        with ExitStack() as open_streams:
+            arriving = []
+            for sender, group in enumerate(self._groups):
+                stream = group.stream(_room(announced, sender, device), window)
+                arriving.append(open_streams.enter_context(closing(stream)))
+            for name, sender in zip(announced.names, announced.senders, strict=True):
+                yield from arrivals[sender].pairs([(name, next(arriving[sender]))])
+        for arrival in arrivals:
             arrival.check()
 
     def close(self) -> None:

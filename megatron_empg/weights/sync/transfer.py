@@ -1,8 +1,8 @@
 """The trainer's side of weight transfer: new weights into running engines, through vLLM's own sessions.
 
-Every trainer rank has a `WeightPublisher` and enters its methods with the others. Rank 0 speaks with the engines
-and sends; the others iterate their source in step with it, because materialising a tensor is a collective. Nothing
-here imports vLLM unless the engines are on NCCL.
+Every trainer rank has a `WeightPublisher` and enters its methods with the others. Rank 0 speaks with the engines.
+Over gloo each pipeline stage, and each rank with experts of its own, sends what it has; over NCCL rank 0 sends
+all, which the others make with it. Nothing here imports vLLM unless the engines are on NCCL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from megatron_empg.weights.sync.engine_control import EngineControl
 from megatron_empg.weights.sync.gloo_transport import GlooTransport
 from megatron_empg.weights.sync.nccl_sender import NcclTransport
-from megatron_empg.weights.sync.source import Parts, Stream, WeightSource, Whole
+from megatron_empg.weights.sync.source import Parts, SharedSource, Stream, WeightSource, Whole
 from megatron_empg.weights.sync.together import Alone, Ranks, Stopped, together
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ class WeightPublisher:
     """Sends weights to all engines at once, from CPU over gloo or from a GPU over vLLM's nccl.
 
     `device`: the trainer's, which decides the way. `timeout`: seconds that one `publish`, or one `connect`, may
-    take in all, its attempts together; an engine that fails ends an attempt at once, one that falls silent when its
-    time is over. `host`: the interface of rank 0's machine that the engines can reach. `ranks`: those that enter
-    every method together; this process, if not given.
+    take in all, its attempts together; an engine that fails ends an attempt at once, one that falls silent when
+    its time is over. `host`: the interface of rank 0's machine that the engines can reach. `ranks`: those that
+    enter every method together; this process, if not given.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class WeightPublisher:
 
     def connect(self, source: WeightSource) -> None:
         """Join the engines in a group. Raises WeightTransferError, or ValueError for a dtype not sent."""
-        with self._within(self._timeout):
+        with self._within(self._timeout), self._within(self._attempt_time(1)):
             try:
                 self._connect(source)
             except Stopped as stopped:
@@ -159,7 +159,9 @@ class WeightPublisher:
         return PartSent(sum(rank.bytes for rank in sent), sum(rank.tensors for rank in sent))
 
     def _parts(self, source: WeightSource) -> Parts:
-        """The source as this rank sends it."""
+        """The source as this rank sends it; over NCCL rank 0 sends all."""
+        if self._device.type != "cuda" and isinstance(source, SharedSource):
+            return source
         return Whole(source, self._ranks.rank)
 
     def _connect(self, source: WeightSource) -> None:

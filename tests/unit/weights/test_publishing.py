@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import WeightTransferError
+from megatron_empg.weights.sync.gloo_sender import announced
+from megatron_empg.weights.sync.gloo_transport import address_towards
+from megatron_empg.weights.sync.source import Sent
 from megatron_empg.weights.sync.transfer import PublishReport, WeightPublisher
 from tests.weight_engines import ReceivingEngine, Source
 
@@ -104,6 +108,29 @@ def test_an_engine_that_died_is_left_out_until_it_is_back(
     assert publisher.publish(Source(), 4).left_out == ()
     for engine in engines:
         assert_holds(engine, 4)
+
+
+def test_an_engine_that_falls_silent_is_left_out_within_the_time(engines: list[ReceivingEngine]) -> None:
+    """In a call of its own, and while it receives."""
+
+    def never(_number: int, _tensor: torch.Tensor) -> None:
+        engines[1].over.wait(LIMIT)
+
+    for silence in ("start_weight_update", "receives"):
+        engines[1].slow = {silence: LIMIT}
+        engines[1].on_arrival = never
+        engines[1].refuses = {"health": 503}
+        publisher = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=24.0)
+        started = time.monotonic()
+        try:
+            report = publisher.publish(Source(), 1)
+        finally:
+            publisher.close()
+        assert time.monotonic() - started < 24.0
+        assert (report.attempts, report.left_out) == (2, (engines[1].url,))
+        assert_holds(engines[0], 1)
+        engines[1].stop()
+        engines[1] = ReceivingEngine()
 
 
 def test_without_an_engine_that_answers_it_ends(
@@ -235,3 +262,26 @@ def test_ranks_try_again_together_and_fail_together(engines: list[ReceivingEngin
     assert "w2 (sent" in str(errors[0])
     assert str(errors[1]).startswith("weight transfer failed in 'transfer' on 1 engine(s): trainer rank 0: ")
     assert "w2 (sent" in str(errors[1])
+
+
+# The order in which several senders are received from
+
+
+def of(sender: int, name: str, rows: int) -> Sent:
+    return Sent(sender, name, torch.bfloat16, (rows, 2))
+
+
+def test_stages_are_taken_side_by_side_and_each_in_its_own_order() -> None:
+    first = [of(0, "a0", 40), of(0, "a1", 10), of(1, "a2", 10), of(0, "a3", 30)]
+    second = [of(2, "b0", 10), of(3, "b1", 35), of(2, "b2", 10)]
+    update = announced([first, second])
+    assert update.names[:-4] == ["a0", "b0", "b1", "a1", "b2", "a2", "a3"]
+    assert update.senders == [0, 2, 3, 0, 2, 1, 0, 0, 1, 2, 3]
+    assert update.names[-4:] == [CHECKSUMS] * 4
+    assert update.shapes[-4:] == [[3], [1], [2], [1]]
+    assert update.dtype_names == ["bfloat16"] * 7 + ["int64"] * 4
+
+
+def test_a_rank_waits_at_the_interface_that_reaches_the_engines() -> None:
+    assert address_towards("http://127.0.0.1:8000") == "127.0.0.1"
+    assert address_towards("http://[::1]:8000") == "::1"

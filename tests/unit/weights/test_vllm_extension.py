@@ -3,7 +3,7 @@
 The groups are stand-ins that carry, and here and there change, what would go over the wire.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ class Wire:
             tensor = self.under_way[-1]
             tensor.view(-1).view(torch.uint8)[5] ^= 16
 
-    def stream(self, empty: Iterable[torch.Tensor], window: int) -> Iterator[torch.Tensor]:
+    def stream(self, empty: Iterable[torch.Tensor], window: int) -> Generator[torch.Tensor, None, None]:
         for room, sent in zip(empty, self.under_way, strict=True):
             yield room.copy_(sent)
 
