@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from megatron_empg.common.processes import die_with_parent
 
 if TYPE_CHECKING:
     from megatron_empg.recipe import Recipe
+
+SECONDS_TO_TELL = 10.0
+"""For an engine to say which weights it holds."""
 
 
 def main() -> None:
@@ -53,27 +57,31 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.rollout.service.client import DriverClient
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
+    from megatron_empg.trainer.fleet_publisher import FleetPublisher, Senses
     from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Driver, Publisher, Training
     from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
     from megatron_empg.trainer.recorded_batches import ToldPublisher, batches_of
+    from megatron_empg.weights.sync.held_version import held_version
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     rank, waits = int(os.environ["RANK"]), recipe.waits
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
         actor = initial_actor(recipe)
-        weights = actor.weights()
         folder = RunFolder(recipe.run.folder)
         driver: Driver | None = None
         publisher: Publisher | None = None
         if rank == 0:  # nothing in here may wait for another rank
             token = token_from_environment()
-            service = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
-            wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
-            sender = WeightPublisher(
-                engine_urls, token, device=device(), timeout=waits.sync, host=recipe.engines.host
+            service = DriverClient(
+                driver_url, token, timeout=driver_timeout(recipe), patience=recipe.engines.start_timeout
             )
-            sender.connect(weights)
+            wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
+            make = partial(
+                WeightPublisher, token=token, device=device(), timeout=waits.sync, host=recipe.engines.host
+            )
+            senses = Senses(lambda url: held_version(url, token, SECONDS_TO_TELL))
+            sender = FleetPublisher(engine_urls, make, service.hold, senses, patience=waits.batch)
             driver, publisher = service, sender
             if recipe.rollout.max_lag:
                 batches = batches_of(recipe, service, folder)

@@ -61,12 +61,10 @@ class Collection:
     groups: list[Group] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    engines: int | None = None
-    """Engines that may generate, at the end."""
     hanging: int | None = None
     """Calls of environments that go on though nobody waits for them any more."""
     engine_metrics: dict[str, float] = field(default_factory=dict)
-    """What the engines counted of the batch."""
+    """What the engines counted of the batch, and how many of them there are in each state."""
     whole: Span | None = None
     """When the batch was played; None until it has been."""
     timed: int = 0
@@ -179,8 +177,6 @@ class Collection:
                 "train/turns": len(turns) / len(usable),
                 "train/tokens_per_episode": sum(map(_tokens, usable)) / len(usable),
             }
-        if self.engines is not None:
-            metrics["rollout/engines_healthy"] = self.engines
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
         metrics |= tail_metrics(self.played)
