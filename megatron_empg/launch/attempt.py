@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from megatron_empg.common.errors import LASTING_FAULT
@@ -34,6 +33,10 @@ NEVER_AGAIN = (ExitCode.PREFLIGHT, ExitCode.CONVERSION)
 """Parts whose failure ends the run, whatever their status."""
 
 
+def _answers_soon(url: str, token: str) -> bool:
+    return healthy(url, token, ANSWER_SECONDS)
+
+
 @dataclass(frozen=True)
 class Senses:
     """How an attempt sees the world; a test has its own. `is_healthy` is asked with a URL and the run's token."""
@@ -42,7 +45,7 @@ class Senses:
     sleep: Callable[[float], None] = time.sleep
     is_healthy: Callable[[str, str], bool] = healthy
     has_begun: Callable[[str], bool] = has_begun
-    answers: Callable[[str, str], bool] = partial(healthy, seconds=ANSWER_SECONDS)
+    answers: Callable[[str, str], bool] = _answers_soon
     """As `is_healthy`, for one that has been healthy: it must not take long."""
 
 

@@ -105,7 +105,7 @@ class Runner(Protocol):
         """Where the part's logs are once the run was started again, for people."""
 
     def stop_part(self, part: Part) -> None:
-        """End that part alone, with all its children, at once: it may be frozen. Nothing for one that has ended."""
+        """End that part alone with all its children, at once: it may be frozen. Nothing for one that is over."""
 
     def stop(self) -> None:
         """End every part with all its children, asked first, then killed. May be called again."""

@@ -65,8 +65,8 @@ class AttemptEnd:
     `part` is "" where no part is at fault; `code` is what the job would end with; `says` is for people.
     `requested`: a signal asked for the end, so where there is a queue the run goes on at its next turn.
     `stop_file`: the file STOP is there; without a signal somebody made it who wants the run to end for now.
-    `part_restarts`: how often this part alone was restarted in this attempt. `alone`: every other part goes on, and
-    the part has worked in this attempt, so that it may be started again beside them.
+    `part_restarts`: how often this part alone was restarted in this attempt. `alone`: every other part goes on,
+    and the part has worked in this attempt, so that it may be started again beside them.
     """
 
     cause: Cause
@@ -158,8 +158,8 @@ def _watchdog_again(end: AttemptEnd, means: Means) -> Decision:
 def decide_part(end: AttemptEnd, restarts: Sequence[int], checkpoint: int, most: int) -> Decision | None:
     """Whether the part that ended is started again alone; None where the whole run's end is to be decided.
 
-    `restarts`: the newest checkpoint at each earlier restart of that part in this attempt; `most` of them there may
-    be in all, and `MOST_PART_RESTARTS` without a new checkpoint.
+    `restarts`: the newest checkpoint at each earlier restart of that part in this attempt; `most` of them there
+    may be in all, and `MOST_PART_RESTARTS` without a new checkpoint.
     """
     if not end.alone or end.cause is not Cause.DIED or end.code not in ALONE:
         return None

@@ -15,7 +15,17 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.launch.attempt import Attempt, Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.parts import Part, Runner
-from megatron_empg.launch.restart import Action, AttemptEnd, Cause, Decision, Means, Start, decide, decide_part, used_up
+from megatron_empg.launch.restart import (
+    Action,
+    AttemptEnd,
+    Cause,
+    Decision,
+    Means,
+    Start,
+    decide,
+    decide_part,
+    used_up,
+)
 from megatron_empg.launch.starts import note_start, read_starts
 from megatron_empg.run.names import RunPaths
 

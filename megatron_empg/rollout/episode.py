@@ -75,11 +75,11 @@ class Episode:
     `tokens` are the last of its `sequences`, of which there is one for each turn where the policy does not read
     its earlier thoughts again or the environment writes what it reads anew (`earlier` are those before), and one
     alone where neither is so. `prompt_length` is the first's. `reward` is the sum over the turns. `engine`: the
-    URL of the one that sampled its last turn. `token_drift`: None when the template would not render the conversation. `gold`:
-    the turn that would answer right, in tokens; empty where the environment knows none. An episode that ended in
-    `error` says nothing about the policy and must not train. `question`: the message before the first turn; empty
-    where the episode has not begun. `whole` and `opening`: when it was played and when its environment was reset,
-    as the times of its turns; nothing that is trained depends on them.
+    URL of the one that sampled its last turn. `token_drift`: None when the template would not render the
+    conversation. `gold`: the turn that would answer right, in tokens; empty where the environment knows none. An
+    episode that ended in `error` says nothing about the policy and must not train. `question`: the message before
+    the first turn; empty where the episode has not begun. `whole` and `opening`: when it was played and when its
+    environment was reset, as the times of its turns; nothing that is trained depends on them.
     """
 
     task_id: str
@@ -368,7 +368,7 @@ class _Play:
         return generation
 
     async def _generate_elsewhere(self, error: EngineError, most: int, seed: int) -> Generation:
-        """The same turn on the engines that the seat has for it, one after the other. Raises the last one's error."""
+        """The same turn on the engines that the seat has, one after the other. Raises the last one's error."""
         if self.seat is None:
             raise error
         while True:

@@ -22,8 +22,8 @@ MOST_LOST = 3
 class Seat:
     """An episode's. `changed` ends when any engine's state has changed.
 
-    `moved`: engines that the episode was given up on. `since`: when its engine was last handed to it, in seconds of
-    the monotonic clock.
+    `moved`: engines that the episode was given up on. `since`: when its engine was last handed to it, in seconds
+    of the monotonic clock.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class Driver:
         return not fleet.told or fleet.version is not None
 
     async def hold(self, urls: Sequence[str], version: int) -> None:
-        """These engines hold the weights of `version`; one that was not known joins the others. Raises DriverError."""
+        """These engines hold the weights of `version`; one that was not known joins. Raises DriverError."""
         for url in urls:
             await self.rollout.know(url)
         try:

@@ -1,4 +1,4 @@
-"""Which weights an engine says it holds. What it says ends with its process, so it tells one process from another."""
+"""Which weights an engine says it holds: that ends with its process, and so tells one process from another."""
 
 from __future__ import annotations
 

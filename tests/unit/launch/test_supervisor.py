@@ -445,7 +445,9 @@ def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path
 
 @pytest.mark.parametrize("part", ["trainer", "engines", "driver", "search"])
 @pytest.mark.parametrize("seconds", [0, 1.5])
-def test_a_part_that_dies_with_the_watchdog_is_started_again_as_it_is(tmp_path: Path, part: str, seconds: float) -> None:
+def test_a_part_that_dies_with_the_watchdog_is_started_again_as_it_is(
+    tmp_path: Path, part: str, seconds: float
+) -> None:
     script = [(30, ends(part, KILLED)), (30 + seconds, ends("watchdog", KILLED)), (60, finishes)]
     stand = Stand(tmp_path, script)
     assert stand.run().action is Action.DONE
