@@ -124,7 +124,9 @@ class Fleet:
 
     def covers(self, version: int) -> bool:
         """Whether weights of this version are the policy's. They may be newer than the fleet knows of yet."""
-        return self.version is None or version >= self.version
+        if self.version is None:
+            return not self.told  # who is to be told knows of none yet
+        return version >= self.version
 
     def refitted(self, urls: Iterable[str], version: int) -> None:
         """These hold the weights of `version`; engines that were healthy, are not among them and hold others

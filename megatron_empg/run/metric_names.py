@@ -33,7 +33,8 @@ class Metric:
     meaning: str
     look_for: str = ""
     by_clock: bool = False
-    """Whether the machine's speed and load are in it, so that two runs of the same numbers differ in it."""
+    """Whether the machine's speed and load are in it, or what befell the run's processes, so that two runs of the
+    same numbers differ in it."""
 
     @property
     def names(self) -> list[str]:
@@ -103,6 +104,7 @@ ROLLOUT = Family(
         ),
         Metric("train/episodes", "episodes", "usable episodes"),
         Metric("train/episodes_error", "episodes", "ended in an error; they never train", "0"),
+        Metric("train/episodes_{success,failure}", "episodes", "ended so, by the environment's word"),
         Metric(
             "train/episodes_truncated",
             "episodes",
@@ -141,7 +143,44 @@ ROLLOUT = Family(
             "or no turn with an advantage",
             "0; after more than `limits.max_idle_steps` in a row training stops",
         ),
-        Metric("rollout/engines_healthy", "", "engines that may generate, at the end of the batch", "all"),
+        Metric(
+            "rollout/engines_healthy", "", "engines that may generate, at the end of the batch", "all", by_clock=True
+        ),
+        Metric(
+            "rollout/engines_stale",
+            "",
+            "engines that answer and wait for the policy's weights, at the end of the batch",
+            "0; one that stays is sent weights in vain: the trainer's log says why",
+            by_clock=True,
+        ),
+        Metric(
+            "rollout/engines_dead",
+            "",
+            "engines that do not answer, at the end of the batch",
+            "0; one that stays is not started again, or does not come up",
+            by_clock=True,
+        ),
+        Metric(
+            "rollout/engine_failures",
+            "",
+            "times that an engine was found dead, since the rollout service was started",
+            "0",
+            by_clock=True,
+        ),
+        Metric(
+            "rollout/engine_refits",
+            "",
+            "times that an engine came back and was sent the policy's weights, since then",
+            "as many as failures",
+            by_clock=True,
+        ),
+        Metric(
+            "rollout/episodes_moved",
+            "",
+            "times that an episode went on on another engine, or on its own after a restart, since then",
+            "few",
+            by_clock=True,
+        ),
         Metric(
             "rollout/tail_ratio",
             "",

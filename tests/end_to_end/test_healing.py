@@ -71,6 +71,14 @@ class Run:
         assert self.process.returncode == 0, self.output
         return self
 
+    def stop(self) -> "Run":
+        """End it after the running step."""
+        (self.folder / "STOP").touch()
+        return self.end()
+
+    def starts(self) -> list[str]:
+        return (self.folder / "starts").read_text(encoding="utf-8").splitlines()
+
     def until(self, seen: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + SECONDS
         while not seen():
@@ -180,53 +188,55 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def disturbed(undisturbed: Run) -> Run:
-    """A run of two engines, one of which is killed, frozen and killed in a sync; then the service is killed."""
-    run = Run(undisturbed.folder.parent / "disturbed", 2).start()
-    try:
-        run.after_a_step()
-        run.disturb("killed while it plays", "engine", signal.SIGKILL, Server.generates)
-        run.disturb("frozen while it plays", "engine", signal.SIGSTOP, Server.generates)
-        run.disturb("killed in a sync", "engine", signal.SIGKILL, Server.is_paused)
-        engine = Server.of(run.process.pid, "engine")
-        run.disturb("service killed", "driver", signal.SIGKILL, lambda driver: engine.generates())
-        return run.end()
-    finally:
-        run.process.kill()
-
-
-def test_the_trainer_goes_on_whatever_becomes_of_an_engine_or_the_service(disturbed: Run) -> None:
-    for fault, seconds in disturbed.recovered.items():
-        print(f"\n{fault}: back after {seconds:.1f} s", end="")
-    print()
-    starts = (disturbed.folder / "starts").read_text(encoding="utf-8").splitlines()
-    assert len(starts) == 1, "nothing else was started again"
-    assert disturbed.output.count("it alone is started again") == 4, disturbed.output
-
-
-def test_it_learns_the_same_to_the_bit(undisturbed: Run, disturbed: Run) -> None:
-    assert [line["step"] for line in disturbed.metrics()] == list(range(STEPS + 1))
-    assert disturbed.metrics() == undisturbed.metrics()
-    last = read_lines(disturbed.folder / "metrics.jsonl")[-1]
-    assert last["rollout/engines_healthy"] == 2
-    for file in ("policy/model.safetensors", "exported.json"):
-        assert (disturbed.folder / file).read_bytes() == (undisturbed.folder / file).read_bytes(), file
-
-
-def test_a_batch_waits_for_the_only_engine_and_goes_on_with_the_tokens_it_has(undisturbed: Run) -> None:
+def single(undisturbed: Run) -> Run:
+    """A run with one engine, which is killed, frozen and killed in a sync; then its service is killed."""
     run = Run(undisturbed.folder.parent / "single", 1).start()
     try:
         run.after_a_step()
-        run.disturb("the only engine killed", "engine", signal.SIGKILL, Server.generates)
-        done = run.steps()
-        run.until(lambda: run.steps() > done + 1, "two steps more")
-        (run.folder / "STOP").touch()
-        run.end()
+        run.disturb("killed while it plays", "engine", signal.SIGKILL, Server.generates)
+        run.after_a_step()
+        run.disturb("frozen while it plays", "engine", signal.SIGSTOP, Server.generates)
+        run.after_a_step()
+        run.disturb("killed in a sync", "engine", signal.SIGKILL, Server.is_paused)
+        run.after_a_step()
+        engine = Server.of(run.process.pid, "engine")
+        run.disturb("service killed", "driver", signal.SIGKILL, lambda driver: engine.generates())
+        run.after_a_step()
+        return run.stop()
     finally:
         run.process.kill()
-    print(f"\nthe only engine killed: back after {run.recovered['the only engine killed']:.1f} s")
+
+
+def test_the_trainer_waits_for_its_only_engine_and_its_service_whatever_becomes_of_them(single: Run) -> None:
+    for fault, seconds in single.recovered.items():
+        print(f"\n{fault}: back after {seconds:.1f} s", end="")
+    print()
+    assert len(single.starts()) == 1, "nothing else was started again"
+    assert single.output.count("it alone is started again") == 4, single.output
+
+
+def test_it_learns_the_same_to_the_bit(undisturbed: Run, single: Run) -> None:
+    played = single.metrics()
+    assert len(played) > 5
+    assert [line["step"] for line in played] == list(range(len(played)))
+    assert played == undisturbed.metrics()[: len(played)]
+    assert read_lines(single.folder / "metrics.jsonl")[-1]["rollout/engine_failures"] == 0, "of a new service"
+
+
+def test_episodes_of_an_engine_that_dies_go_on_on_the_other_one(undisturbed: Run) -> None:
+    run = Run(undisturbed.folder.parent / "pair", 2).start()
+    try:
+        run.after_a_step()
+        run.disturb("one of two killed", "engine", signal.SIGKILL, Server.generates)
+        run.after_a_step()
+        run.after_a_step()
+        run.stop()
+    finally:
+        run.process.kill()
+    print(f"\none of two killed: back after {run.recovered['one of two killed']:.1f} s")
+    assert len(run.starts()) == 1
     played = run.metrics()
-    assert len(played) > 3
-    lines = undisturbed.metrics()[: len(played) - 1]  # the last one may hold an evaluation
-    assert played[:-1] == lines
-    assert len((run.folder / "starts").read_text(encoding="utf-8").splitlines()) == 1
+    assert played == undisturbed.metrics()[: len(played)]
+    last = read_lines(run.folder / "metrics.jsonl")[-1]
+    assert last["rollout/episodes_moved"] > 0
+    assert (last["rollout/engines_healthy"], last["rollout/engine_refits"]) == (2, 1)

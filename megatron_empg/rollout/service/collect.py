@@ -160,6 +160,8 @@ class Collection:
         metrics: dict[str, float] = {
             "train/episodes": len(usable),
             "train/episodes_error": len(self.played) - len(usable),
+            "train/episodes_success": sum(e.outcome == "success" for e in usable),
+            "train/episodes_failure": sum(e.outcome == "failure" for e in usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
             "train/token_drift": sum(e.token_drift or 0 for e in usable),
             "train/malformed_actions": sum(bool(turn.malformed) for turn in turns),

@@ -43,7 +43,9 @@ class EngineKeeper:
             await asyncio.sleep(KNOCK_SECONDS)
 
     async def look(self) -> None:
-        """One question to every engine that may not generate."""
+        """One question to every engine that may not generate; none before it is known which weights there are."""
+        if self._fleet.told and self._fleet.version is None:
+            return
         dead, stale = self._fleet.dead(), self._fleet.stale()
         await asyncio.gather(*map(self._knock, dead), *map(self._ask, stale))
 
