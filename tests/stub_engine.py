@@ -21,9 +21,9 @@ Reply = Callable[[dict[str, Any]], list[int]]
 class StubEngine:
     """Use as `with StubEngine(reply) as engine`. `reply`: from a request's body to the tokens that it samples.
 
-    `delay`: seconds before an answer. `frozen`: no generation is answered, while questions of health are. `gone`: as
-    one that was killed, it breaks off whatever it is asked. `version`: of its weights, "default" where nobody told
-    it of any.
+    `delay`: seconds before an answer. `frozen`: no generation is answered, while questions of health are. `gone`:
+    as one that was killed, it breaks off whatever it is asked. `version`: of its weights, "default" where nobody
+    told it of any.
     """
 
     reply: Reply

@@ -12,6 +12,7 @@ from types import TracebackType
 from megatron_empg.common.waits import Waits
 from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Environment, Task
+from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.config import RolloutConfig
@@ -173,6 +174,13 @@ class Rollout:
         return self._chat.spelled(episode.sequences[0][: episode.prompt_length])
 
     async def _play(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
+        """One episode; once more from its beginning, with the same seeds, where its worker process died."""
+        episode = await self._play_once(group, sample, step, sampling)
+        if (episode.error or "").startswith(WorkerDied.__name__):
+            return await self._play_once(group, sample, step, sampling)
+        return episode
+
+    async def _play_once(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         seat = Seat(self.fleet, self._clients, self._waits, self._changes.wait)
         try:
             await seat.take()

@@ -144,7 +144,11 @@ ROLLOUT = Family(
             "0; after more than `limits.max_idle_steps` in a row training stops",
         ),
         Metric(
-            "rollout/engines_healthy", "", "engines that may generate, at the end of the batch", "all", by_clock=True
+            "rollout/engines_healthy",
+            "",
+            "engines that may generate, at the end of the batch",
+            "all",
+            by_clock=True,
         ),
         Metric(
             "rollout/engines_stale",

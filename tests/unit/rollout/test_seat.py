@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
@@ -55,7 +56,12 @@ def by_seed(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
 
 
 def play(
-    chat: ChatTokens, fleet: Fleet, count: int, meanwhile: Meanwhile | None = None, **seconds: float
+    chat: ChatTokens,
+    fleet: Fleet,
+    count: int,
+    meanwhile: Meanwhile | None = None,
+    make: type[Counting] = Counting,
+    **seconds: float,
 ) -> list[Episode]:
     """That many episodes of one question, while something happens."""
     config, waits, turns = limited(TURNS, 50, 500, concurrency=64, **seconds)
@@ -63,7 +69,7 @@ def play(
     Counting.opened = 0
 
     async def run() -> list[Episode]:
-        async with Rollout(fleet, TOKEN, chat, Counting, config, waits, max_turns=turns, seed=7) as rollout:
+        async with Rollout(fleet, TOKEN, chat, make, config, waits, max_turns=turns, seed=7) as rollout:
             playing = asyncio.create_task(rollout.run_group_batch([group], 0))
             if meanwhile is not None:
                 await meanwhile(rollout)
@@ -208,3 +214,25 @@ def test_a_request_that_ends_every_engine_comes_to_an_end_itself(chat: ChatToken
         (episode,) = asyncio.run(asyncio.wait_for(run(), 60))
         assert episode.outcome == "error"
         assert len(engine.bodies) == MOST_LOST + 1
+
+
+@pytest.mark.parametrize(("deaths", "outcome"), [(1, "success"), (2, "error")])
+def test_an_episode_whose_worker_died_is_played_once_more_from_its_beginning(
+    chat: ChatTokens, deaths: int, outcome: str
+) -> None:
+    left = deaths
+
+    class Dying(Counting):
+        async def step(self, action: str) -> StepResult:
+            nonlocal left
+            if self.turns == 1 and left:
+                left -= 1
+                raise WorkerDied("it was killed")
+            return await super().step(action)
+
+    with StubEngine(by_seed(chat), version="3") as engine:
+        (undisturbed,) = play(chat, told(engine), 1)
+        (episode,) = play(chat, told(engine), 1, make=Dying)
+        assert episode.outcome == outcome
+        assert outcome == "error" or learnt_from(episode) == learnt_from(undisturbed)
+        assert left == 0
