@@ -21,12 +21,15 @@ Reply = Callable[[dict[str, Any]], list[int]]
 class StubEngine:
     """Use as `with StubEngine(reply) as engine`. `reply`: from a request's body to the tokens that it samples.
 
-    `delay`: seconds before an answer. `frozen`: no generation is answered, while questions of health are.
+    `delay`: seconds before an answer. `frozen`: no generation is answered, while questions of health are. `gone`:
+    as one that was killed, it breaks off whatever it is asked. `version`: of its weights, "default" where nobody
+    told it of any.
     """
 
     reply: Reply
     delay: float = 0.0
     frozen: bool = False
+    gone: bool = False
     version: str | None = "0"
     bodies: list[dict[str, Any]] = field(default_factory=list)
     in_flight: int = 0
@@ -57,22 +60,41 @@ class StubEngine:
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=1 << 30)
-        app.add_routes([web.post("/inference/v1/generate", self._generate), web.get("/health", self._health)])
+        app.add_routes(
+            [
+                web.post("/inference/v1/generate", self._generate),
+                web.get("/health", self._health),
+                web.get("/weight_info", self._weight_info),
+            ]
+        )
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
-    async def _health(self, _: web.Request) -> web.Response:
+    async def _health(self, request: web.Request) -> web.Response:
+        self._break_off_if_gone(request)
         return web.Response()
+
+    async def _weight_info(self, request: web.Request) -> web.Response:
+        self._break_off_if_gone(request)
+        return web.json_response({"weight_version": self.version})
+
+    def _break_off_if_gone(self, request: web.Request) -> None:
+        if self.gone:
+            assert request.transport is not None
+            request.transport.abort()
+            raise ConnectionAbortedError
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.bodies.append(body)
         self.in_flight += 1
         try:
+            self._break_off_if_gone(request)
             await asyncio.sleep(self.delay_of(body))
+            self._break_off_if_gone(request)
             return web.json_response(self._answer(body))
         except asyncio.CancelledError:
             self.cancelled += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from megatron_empg.common.http import healthy
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.health import has_begun
 from megatron_empg.launch.parts import Ended, Part, Runner
-from megatron_empg.launch.restart import AttemptEnd, Cause
+from megatron_empg.launch.restart import ALONE, AttemptEnd, Cause
 
 LIKELIER_CAUSES = (ExitCode.SERVICE, ExitCode.ENGINES, ExitCode.DRIVER, ExitCode.WATCHDOG, ExitCode.TRAINER)
 """When several parts end, the first of these is why the others did."""
@@ -20,8 +22,19 @@ FOLLOW_OTHERS = (ExitCode.DRIVER, ExitCode.TRAINER)
 """They may fail of the death of a part that is not seen yet."""
 LOOK_FOR_CAUSE_SECONDS = 2.0
 LOOK_FOR_NODES_SECONDS = 15.0
+ASK_AGAIN_SECONDS = 5.0
+"""Between two questions to one that has been healthy."""
+ANSWER_SECONDS = 3.0
+"""For its answer; nobody looks at the other parts meanwhile."""
+MOST_AT_ONCE = 32
+FEWEST_SILENCES = 3
+"""Questions in a row without an answer, at least, until a part counts as frozen."""
 NEVER_AGAIN = (ExitCode.PREFLIGHT, ExitCode.CONVERSION)
 """Parts whose failure ends the run, whatever their status."""
+
+
+def _answers_soon(url: str, token: str) -> bool:
+    return healthy(url, token, ANSWER_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,16 @@ class Senses:
     sleep: Callable[[float], None] = time.sleep
     is_healthy: Callable[[str, str], bool] = healthy
     has_begun: Callable[[str], bool] = has_begun
+    answers: Callable[[str, str], bool] = _answers_soon
+    """As `is_healthy`, for one that has been healthy: it must not take long."""
+
+
+@dataclass
+class Silence:
+    """How long a part has left questions unanswered. `since`: when the first of them was asked."""
+
+    since: float
+    questions: int = 0
 
 
 @dataclass
@@ -50,9 +73,17 @@ class Attempt:
     """Names of those that were to end, and did so with status 0."""
     begun: set[str] = field(default_factory=set)
     """Names of those whose heartbeat was once past the start; a rank that ends takes its heartbeat away."""
-    restarts: dict[str, int] = field(default_factory=dict)
-    """How often a part alone was started again, by name."""
+    worked: set[str] = field(default_factory=set)
+    """Names of those that were healthy once, whatever became of them."""
+    restarts: dict[str, list[int]] = field(default_factory=dict)
+    """The newest checkpoint whenever a part alone was started again, by name."""
     _started: dict[str, float] = field(default_factory=dict)
+    _due: dict[str, float] = field(default_factory=dict)
+    """When parts that wait for it are started again."""
+    _undecided: list[Ended] = field(default_factory=list)
+    """Parts that have ended beside one that was told before them."""
+    _silences: dict[str, Silence] = field(default_factory=dict)
+    _asked_again: float = -1.0
     _nodes_asked: float = -1.0
 
     def start(self, part: Part) -> None:
@@ -65,10 +96,23 @@ class Attempt:
         self._started[part.name] = self.senses.clock()
         self.runner.start(part)
 
-    def restart(self, name: str) -> None:
-        """Start that part alone once more."""
-        self.restarts[name] = self.restarts.get(name, 0) + 1
-        self.start(self.parts[name])
+    def restart(self, name: str, checkpoint: int, wait: float) -> None:
+        """Start that part alone once more, after `wait` seconds; what is left of it is ended now."""
+        self.restarts.setdefault(name, []).append(checkpoint)
+        self.runner.stop_part(self.parts[name])
+        self.healthy.discard(name)
+        self._silences.pop(name, None)
+        self._due[name] = self._started[name] = self.senses.clock() + wait
+
+    def restarts_of(self, name: str) -> Sequence[int]:
+        """The newest checkpoint at each of its restarts."""
+        return self.restarts.get(name, [])
+
+    def _start_those_that_are_due(self) -> None:
+        now = self.senses.clock()
+        for name in [name for name, when in self._due.items() if when <= now]:
+            del self._due[name]
+            self.start(self.parts[name])
 
     def is_over(self, stage: Sequence[Part]) -> bool:
         """Whether those of the stage that end have ended well, or, where none ends, all are healthy."""
@@ -89,14 +133,18 @@ class Attempt:
     def look(self) -> AttemptEnd | None:
         """How the attempt ends now; None while it goes on."""
         self._note_begun()
-        ended = self._new_ends()
+        self._start_those_that_are_due()
+        ended = [*self._undecided, *self._new_ends()]
+        self._undecided = []
         if ended:
             return self._explain(ended)
         self._ask_health()
         for part in self.parts.values():
             if part.name not in self.healthy and self._seconds(part) > part.start_seconds:
-                says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
-                return self._end(Cause.FAULT, part, says)
+                return self._late(part)
+        frozen = self._frozen()
+        if frozen:
+            return self._explain(frozen)
         if self._is_time_for_nodes():
             lost = self.runner.lost_nodes()
             if lost:
@@ -130,8 +178,25 @@ class Attempt:
         # Nothing fails of the watchdog's death, so that of any other part counts before it.
         others = [one for one in ended if one.part.code is not ExitCode.WATCHDOG]
         first = min(others or ended, key=_likelihood)
+        if others and all(self._may_come_back(one) for one in ended):
+            self._undecided = [one for one in ended if one is not first]
+            return self._end(Cause.DIED, first.part, str(first), alone=True)
         cause = Cause.FAULT if self._would_come_again(first) else Cause.DIED
         return self._end(cause, first.part, str(first))
+
+    def _may_come_back(self, ended: Ended) -> bool:
+        """Whether that part alone could be started again, as it served before; so could a killed watchdog."""
+        if ended.part.code is ExitCode.WATCHDOG:
+            return ended.by_signal
+        serves = ended.part.code in ALONE and not ended.part.ends
+        return serves and ended.part.name in self.worked and not self._would_come_again(ended)
+
+    def _late(self, part: Part) -> AttemptEnd:
+        """It was not healthy in time: a fault, but for one that was healthy before it was started again."""
+        says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
+        if part.name in self.worked and part.code in ALONE:
+            return self._end(Cause.DIED, part, says, alone=True)
+        return self._end(Cause.FAULT, part, says)
 
     def _causes_behind(self, ended: list[Ended]) -> list[Ended]:
         """Parts whose death may be why these have ended, and is seen only now."""
@@ -139,7 +204,8 @@ class Attempt:
         until = self.senses.clock() + LOOK_FOR_CAUSE_SECONDS
         while all(one.part.code in FOLLOW_OTHERS for one in [*ended, *found]):
             if self.senses.clock() >= until:
-                return [*found, *self._silent()]
+                follows = any(one.part.code is ExitCode.TRAINER for one in [*ended, *found])
+                return [*found, *self._silent()] if follows else found
             self.senses.sleep(0.2)
             found += self._new_ends()
         return found
@@ -164,19 +230,55 @@ class Attempt:
     def _has_worked(self, part: Part) -> bool:
         if part.heartbeat:
             return part.name in self.begun or self.senses.has_begun(part.heartbeat)
-        return part.name in self.healthy
+        return part.name in self.worked
 
-    def _end(self, cause: Cause, part: Part, says: str) -> AttemptEnd:
-        restarts = self.restarts.get(part.name, 0)
-        return AttemptEnd(cause, part.name, part.code, says=says, part_restarts=restarts)
+    def _end(self, cause: Cause, part: Part, says: str, *, alone: bool = False) -> AttemptEnd:
+        restarts = len(self.restarts_of(part.name))
+        return AttemptEnd(cause, part.name, part.code, says=says, part_restarts=restarts, alone=alone)
 
     # --- what the parts are at ---------------------------------------------------------------------------------
 
     def _ask_health(self) -> None:
-        """Of those that were not healthy yet; once is enough, as then their end tells."""
+        """Of those that were not healthy yet; afterwards `_frozen` asks, and their end tells."""
         for part in self.parts.values():
-            if part.name not in self.healthy and self._answers(part):
+            if part.name in self.healthy or part.name in self._due:
+                continue
+            if self._answers(part):
                 self.healthy.add(part.name)
+                self.worked.add(part.name)
+
+    def _frozen(self) -> list[Ended]:
+        """Those that were healthy and have not answered for longer than they may, though their processes live.
+
+        Time counts from the first question that stayed without an answer, so that a supervisor which was held up
+        itself takes nobody for frozen.
+        """
+        now = self.senses.clock()
+        if now - self._asked_again < ASK_AGAIN_SECONDS:
+            return []
+        self._asked_again = now
+        asked = [self.parts[name] for name in sorted(self.healthy) if self.parts[name].silent_seconds < math.inf]
+        if not asked:
+            return []
+        with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
+            answers = list(pool.map(self._answers_at_once, asked))
+        found = []
+        for part, answered in zip(asked, answers):  # noqa: B905 (Python 3.9)
+            if answered:
+                self._silences.pop(part.name, None)
+            elif self._is_frozen(part, now):
+                found.append(Ended(part, 0, silent=True))
+        return found
+
+    def _is_frozen(self, part: Part, now: float) -> bool:
+        """One more question to it, asked at `now`, was not answered."""
+        silence = self._silences.setdefault(part.name, Silence(now))
+        silence.questions += 1
+        long = self.senses.clock() - silence.since >= part.silent_seconds
+        return long and silence.questions >= FEWEST_SILENCES
+
+    def _answers_at_once(self, part: Part) -> bool:
+        return all(self.senses.answers(url, self.token) for url in part.addresses)
 
     def _note_begun(self) -> None:
         """Of those that have a heartbeat, while it is there."""

@@ -72,6 +72,7 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
                 environment=environment,
                 addresses=(commands.url_of(engines.host, port),),
                 start_seconds=engines.start_timeout,
+                silent_seconds=engines.silence_timeout,
             )
         )
     return parts
@@ -81,7 +82,13 @@ def driver_part(plan: RunPlan, engines: Sequence[str]) -> Part:
     """The rollout service; `engines` are their URLs."""
     port = free_port()
     command = commands.driver(sys.executable, plan, LOOPBACK, port, engines)
-    return Part("driver", command, ExitCode.DRIVER, addresses=(commands.url_of(LOOPBACK, port),))
+    return Part(
+        "driver",
+        command,
+        ExitCode.DRIVER,
+        addresses=(commands.url_of(LOOPBACK, port),),
+        silent_seconds=plan.silence_seconds,
+    )
 
 
 def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -> Part:

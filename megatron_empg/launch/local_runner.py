@@ -96,6 +96,15 @@ class LocalRunner:
         if ended:
             raise LaunchError(f"{ended}; {self.end_of_logs(ended.part)}")
 
+    def stop_part(self, part: Part) -> None:
+        """End that part's process and its own children, which a frozen one would not do by itself."""
+        with self.interrupts.held_back():
+            for child in self._children:
+                if child.part.name == part.name and not child.told:
+                    _signal_group(child.process, signal.SIGKILL)
+                    child.process.wait()
+                    child.told = True
+
     def stop(self) -> None:
         """End every process and its own children: asked first, then killed. No interrupt cuts it short."""
         with self.interrupts.held_back():

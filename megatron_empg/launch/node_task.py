@@ -1,7 +1,7 @@
 """What each task of a job step does first, inside the image: its log, its node's variables, then its own command.
 
     python -m megatron_empg.launch.node_task run [--no-gpu] -- COMMAND …
-    python -m megatron_empg.launch.node_task engine PLAN --per-node 2 [--gpus-per-node 8 --first-gpu 4]
+    python -m megatron_empg.launch.node_task engine PLAN --number 1 --per-node 2 [--gpus-per-node 8 --first-gpu 4]
     python -m megatron_empg.launch.node_task trainer PLAN --driver URL --engine URL …
 
 PLAN is the file that the job wrote (`run_plan`). Which task it is follows from Slurm's variables; addresses, ports
@@ -32,28 +32,34 @@ class TaskError(EmpgError, RuntimeError):
 
 
 def engine_command(
-    plan: RunPlan, environment: Mapping[str, str], *, per_node: int, gpus_per_node: int | None, first_gpu: int = 0
+    plan: RunPlan,
+    environment: Mapping[str, str],
+    *,
+    number: int,
+    per_node: int,
+    gpus_per_node: int | None,
+    first_gpu: int = 0,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """This task's engine, and what is added to its environment: its place among the rollout nodes gives the port,
-    its place on the node the GPUs, from `first_gpu` on.
+    """The engine of that `number` on this node, and what is added to its environment: its place among the rollout
+    nodes gives the port, its place on the node the GPUs, from `first_gpu` on.
 
     `gpus_per_node` None is a run without GPUs. Raises TaskError when too few GPUs are left for the engine.
     """
-    local, node = int(environment["SLURM_LOCALID"]), environment["SLURMD_NODENAME"]
+    node = environment["SLURMD_NODENAME"]
     nodes = environment["EMPG_ROLLOUT_NODE_NAMES"].split()
-    index = nodes.index(node) * per_node + local
+    index = nodes.index(node) * per_node + number
     host = pairs(environment["EMPG_ADDRESSES"])[node]
     port = Ports(int(environment["EMPG_BASE_PORT"])).engine(index)
     command = commands.engine(sys.executable, plan.engine_arguments, host, port)
     if gpus_per_node is None:
         return command, {VARIABLE: ""}
-    first = first_gpu + local * plan.engine_size
+    first = first_gpu + number * plan.engine_size
     try:
         devices = visible_gpus(first, plan.engine_size, environment, present=gpus_per_node)
     except ValueError as error:
         before = "trainer and the engines" if first_gpu else "engines"
         raise TaskError(
-            f"engine {local} of {node} takes {plan.engine_size} GPUs (engines.tensor_parallel), after {first} of "
+            f"engine {number} of {node} takes {plan.engine_size} GPUs (engines.tensor_parallel), after {first} of "
             f"the {before} before it: {error}. Ask Slurm for enough "
             "(--gpus-per-node), or lower engines.tensor_parallel or EMPG_ENGINES_PER_NODE"
         ) from None
@@ -126,6 +132,7 @@ def arguments() -> argparse.ArgumentParser:
     run.add_argument("--no-gpu", action="store_true", help="let it see none")
     run.add_argument("command", nargs="+")
     engine = kinds.add_parser("engine", help="a rollout engine")
+    engine.add_argument("--number", type=int, required=True, help="of the engine among those of its node, from 0")
     engine.add_argument("--per-node", type=int, required=True, help="engines on each rollout node")
     engine.add_argument("--first-gpu", type=int, default=0, help="after those of the trainer on the node")
     trainer = kinds.add_parser("trainer", help="a node's trainer ranks")
@@ -148,6 +155,7 @@ def main() -> None:
             command, variables = engine_command(
                 plan,
                 os.environ,
+                number=given.number,
                 per_node=given.per_node,
                 gpus_per_node=given.gpus_per_node,
                 first_gpu=given.first_gpu,

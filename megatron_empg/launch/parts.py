@@ -36,6 +36,8 @@ class Part:
     """URLs of a part that serves: it is healthy once each has answered GET /health."""
     start_seconds: float = math.inf
     """How long it may take until it is healthy."""
+    silent_seconds: float = math.inf
+    """How long one that was healthy may leave questions of health unanswered until it counts as frozen."""
     heartbeat: str = ""
     """The file in which a trainer's rank 0 says what it does: past the phase "start" it has begun to work."""
 
@@ -101,6 +103,9 @@ class Runner(Protocol):
 
     def logs_kept_of(self, part: Part) -> str:
         """Where the part's logs are once the run was started again, for people."""
+
+    def stop_part(self, part: Part) -> None:
+        """End that part alone with all its children, at once: it may be frozen. Nothing for one that is over."""
 
     def stop(self) -> None:
         """End every part with all its children, asked first, then killed. May be called again."""

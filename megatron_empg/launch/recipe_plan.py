@@ -40,6 +40,7 @@ def plan_of(recipe: Recipe | SftRecipe, *, starts_services: bool = True) -> RunP
         engine_size=1 if rl is None else rl.engines.tensor_parallel,
         engine_arguments=() if rl is None else engine_settings(rl).arguments(),
         engine_start_seconds=math.inf if rl is None else rl.engines.start_timeout,
+        silence_seconds=math.inf if rl is None else rl.engines.silence_timeout,
         services=() if rl is None or not starts_services else service_plans(rl),
         model_parallel=actor.world_size // actor.data_parallel,
         layout=f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "

@@ -14,6 +14,13 @@ MOST_RESTARTS = 20
 MOST_FROM_ONE_CHECKPOINT = 3
 """Starts from one checkpoint after which the run is given up: the third has brought no newer one either."""
 
+MOST_PART_RESTARTS = 5
+"""Restarts of one part alone from one checkpoint on, after which everything is started again in its place."""
+LONGEST_WAIT = 60.0
+"""Seconds before a part is started again, at most."""
+ALONE = (ExitCode.ENGINES, ExitCode.SERVICE, ExitCode.DRIVER)
+"""Parts that are started again alone, since what the others hold is enough to go on with."""
+
 
 class RestartsError(EmpgError, ValueError):
     """The variable that bounds restarts holds no number."""
@@ -58,7 +65,8 @@ class AttemptEnd:
     `part` is "" where no part is at fault; `code` is what the job would end with; `says` is for people.
     `requested`: a signal asked for the end, so where there is a queue the run goes on at its next turn.
     `stop_file`: the file STOP is there; without a signal somebody made it who wants the run to end for now.
-    `part_restarts`: how often this part alone was restarted in this attempt.
+    `part_restarts`: how often this part alone was restarted in this attempt. `alone`: every other part goes on,
+    and the part has worked in this attempt, so that it may be started again beside them.
     """
 
     cause: Cause
@@ -68,6 +76,7 @@ class AttemptEnd:
     says: str = ""
     part_restarts: int = 0
     stop_file: bool = False
+    alone: bool = False
 
     @property
     def of_watchdog_alone(self) -> bool:
@@ -91,6 +100,7 @@ class Decision:
 
     `in_order`: False of a run that is DONE since its end was asked for, after a part of it died: what it trained
     since the newest checkpoint is lost, and `logs` are as above.
+    `wait`: seconds before a part is started again.
     """
 
     action: Action
@@ -98,6 +108,7 @@ class Decision:
     code: ExitCode | None = None
     logs: str = ""
     in_order: bool = True
+    wait: float = 0.0
 
 
 def most_restarts(environment: Mapping[str, str]) -> int:
@@ -142,6 +153,28 @@ def _watchdog_again(end: AttemptEnd, means: Means) -> Decision:
     if end.part_restarts < means.most_restarts:
         return Decision(Action.RESTART_PART, f"{end.says}; it is started again, the run goes on")
     return Decision(Action.GIVE_UP, f"{end.says}, after {end.part_restarts} restarts of it", ExitCode.WATCHDOG)
+
+
+def decide_part(end: AttemptEnd, restarts: Sequence[int], checkpoint: int, most: int) -> Decision | None:
+    """Whether the part that ended is started again alone; None where the whole run's end is to be decided.
+
+    `restarts`: the newest checkpoint at each earlier restart of that part in this attempt; `most` of them there
+    may be in all, and `MOST_PART_RESTARTS` without a new checkpoint.
+    """
+    if not end.alone or end.cause is not Cause.DIED or end.code not in ALONE:
+        return None
+    in_vain = sum(at == checkpoint for at in restarts)
+    if in_vain >= MOST_PART_RESTARTS or len(restarts) >= most:
+        return None
+    wait = wait_before(in_vain)
+    number = f"restart {len(restarts) + 1} of it"
+    why = f"{end.says}; it alone is started again in {wait:.0f} s ({number}), the run goes on"
+    return Decision(Action.RESTART_PART, why, wait=wait)
+
+
+def wait_before(in_vain: int) -> float:
+    """Seconds before a part is started again that was so often in vain: 1, 2, 4 and so on to `LONGEST_WAIT`."""
+    return min(LONGEST_WAIT, 2.0 ** min(in_vain, 10))
 
 
 def used_up(history: Sequence[Start], checkpoint: int, most_restarts: int) -> str:

@@ -29,7 +29,7 @@ def main() -> None:
     config = load_recipe(arguments.recipe).service_config()
     token = token_from_environment()
     uvicorn.run(
-        application(open_driver(config, arguments.engine, token), token),
+        application(open_driver(config, arguments.engine, token, told=True), token),
         host=arguments.host,
         port=arguments.port,
         log_level="warning",

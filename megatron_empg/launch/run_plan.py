@@ -42,6 +42,8 @@ class RunPlan:
     """Of an engine's server, without host and port: model, dtype, lengths, cache."""
     engine_start_seconds: float = math.inf
     """Until an engine must be healthy."""
+    silence_seconds: float = math.inf
+    """How long engines and services may leave questions unanswered."""
     services: Sequence[ServicePlan] = ()
     model_parallel: int = 1
     """Ranks of one replica of the actor; `trainer_ranks` is a multiple of it."""

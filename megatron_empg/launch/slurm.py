@@ -115,6 +115,11 @@ class Slurm:
         answer = self._again("squeue", "--noheader", "--steps", f"--jobs={self.job}", "--format=%i")
         return slurm_words.step_ids(answer.text)
 
+    def steps_of(self, part: str) -> list[str]:
+        """Those of them that were started under this name."""
+        answer = self._again("squeue", "--noheader", "--steps", f"--jobs={self.job}", "--format=%i %j")
+        return slurm_words.steps_named(answer.text, part)
+
     def cancel(self, step: str) -> None:
         """End a step; Slurm kills what does not obey."""
         self._ask("scancel", step)

@@ -63,7 +63,7 @@ class SlurmParts:
         if self.plan.services:
             found.append(self._services())
         if self.plan.engines:
-            found.append([self._engines(), self._driver(), self._trainer(), self._watchdog()])
+            found.append([*self._engines(), self._driver(), self._trainer(), self._watchdog()])
         else:
             found.append([self._trainer(), self._watchdog()])
         return found
@@ -107,24 +107,32 @@ class SlurmParts:
                     (node,),
                     addresses=(urls[service.name],),
                     start_seconds=SERVICE_SECONDS,
+                    silent_seconds=self.plan.silence_seconds,
                 )
             )
         return found
 
-    def _engines(self) -> Part:
+    def _engines(self) -> list[Part]:
+        """A step for each, so that one which dies ends no other and is started again alone."""
         shares = self.placement.shares
         words = ["--per-node", str(shares.engines_per_node), *self._gpus()]
         if shares.first_engine_gpu:
             words += ["--first-gpu", str(shares.first_engine_gpu)]
-        return Part(
-            "engines",
-            self._task("engine", self._plan_file, *words),
-            ExitCode.ENGINES,
-            self.placement.rollouts,
-            tasks_per_node=shares.engines_per_node,
-            addresses=self.engines,
-            start_seconds=self.plan.engine_start_seconds,
-        )
+        found = []
+        for index, url in enumerate(self.engines):
+            node, number = divmod(index, shares.engines_per_node)
+            found.append(
+                Part(
+                    f"engine_{index}",
+                    self._task("engine", self._plan_file, "--number", str(number), *words),
+                    ExitCode.ENGINES,
+                    (self.placement.rollouts[node],),
+                    addresses=(url,),
+                    start_seconds=self.plan.engine_start_seconds,
+                    silent_seconds=self.plan.silence_seconds,
+                )
+            )
+        return found
 
     def _driver(self) -> Part:
         node = self.placement.rollouts[0]
@@ -136,6 +144,7 @@ class SlurmParts:
             ExitCode.DRIVER,
             (node,),
             addresses=(commands.url_of(host, port),),
+            silent_seconds=self.plan.silence_seconds,
         )
 
     def _trainer(self) -> Part:

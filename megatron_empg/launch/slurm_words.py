@@ -62,6 +62,19 @@ def step_ids(squeue: str) -> list[str]:
     return [line for line in lines(squeue) if re.search(r"\.\d+$", line)]
 
 
+def steps_named(squeue: str, name: str) -> list[str]:
+    """Of `squeue --steps --format="%i %j"` the numbers of the steps with that name.
+
+    Example: "7.0 search\\n7.3 engine_0\\n7.batch batch" gives ["7.3"] for "engine_0".
+    """
+    found = []
+    for line in lines(squeue):
+        step, _, called = line.partition(" ")
+        if called.strip() == name:
+            found += step_ids(step)
+    return found
+
+
 def gpus_in(word: str) -> str:
     """The number in what --gpus-per-node says: "h100:8" and "8" are "8"; "" for nothing."""
     return word.rpartition(":")[2]

@@ -176,6 +176,16 @@ class SrunRunner:
         """Each start has a folder of its own, where they stay."""
         return str(self.logs / f"{part.name}.*.log")
 
+    def stop_part(self, part: Part) -> None:
+        """Cancel the part's step; Slurm kills tasks that do not obey, as frozen ones."""
+        step = self._steps.get(part.name)
+        if step is None:
+            return
+        self._cancel_steps_of(part)
+        if _end([step.process]):
+            self._cancel_steps_of(part)
+        del self._steps[part.name]
+
     def stop(self) -> None:
         """Cancel every step of the job, then end what is left of srun.
 
@@ -186,14 +196,7 @@ class SrunRunner:
             return
         processes = [*(step.process for step in self._steps.values()), *self._beside.values()]
         self._cancel_steps()
-        left = _still_running(processes, STOP_SECONDS)
-        for process in left:
-            process.terminate()
-        left = _still_running(left, TERM_SECONDS)
-        for process in left:
-            process.kill()
-            process.wait()
-        if left:
+        if _end(processes):
             self._cancel_steps()  # those that it left behind
         self._steps, self._beside = {}, {}
         self._told, self.over = set(), set()
@@ -201,6 +204,10 @@ class SrunRunner:
 
     def _cancel_steps(self) -> None:
         for step in self.slurm.steps():
+            self.slurm.cancel(step)
+
+    def _cancel_steps_of(self, part: Part) -> None:
+        for step in self.slurm.steps_of(part.name):
             self.slurm.cancel(step)
 
     def _srun_logs(self, part: Part) -> Sequence[Path]:
@@ -213,6 +220,18 @@ class SrunRunner:
     def _new_srun_log(self, part: Part) -> Path:
         number = len(self._srun_logs(part)) + 1
         return self.logs / (f"{part.name}.srun" if number == 1 else f"{part.name}.{number}.srun")
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Wait for sruns whose steps were cancelled, and end those that stay; whether any had to be killed."""
+    left = _still_running(processes, STOP_SECONDS)
+    for process in left:
+        process.terminate()
+    left = _still_running(left, TERM_SECONDS)
+    for process in left:
+        process.kill()
+        process.wait()
+    return bool(left)
 
 
 def _still_running(

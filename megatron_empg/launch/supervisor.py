@@ -15,7 +15,17 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.launch.attempt import Attempt, Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.parts import Part, Runner
-from megatron_empg.launch.restart import Action, AttemptEnd, Cause, Decision, Means, Start, decide, used_up
+from megatron_empg.launch.restart import (
+    Action,
+    AttemptEnd,
+    Cause,
+    Decision,
+    Means,
+    Start,
+    decide,
+    decide_part,
+    used_up,
+)
 from megatron_empg.launch.starts import note_start, read_starts
 from megatron_empg.run.names import RunPaths
 
@@ -131,7 +141,7 @@ class Supervisor:
                 if decision.action is not Action.RESTART_PART:
                     return decision
                 self.site.say(decision.why)
-                attempt.restart(end.part)
+                attempt.restart(end.part, self.site.checkpoint(), decision.wait)
             if last and not serving and attempt.all_healthy():
                 serving = True
                 self.site.serving()
@@ -142,6 +152,10 @@ class Supervisor:
 
     def _decide(self, attempt: Attempt, end: AttemptEnd) -> Decision:
         """What is to be done; all parts have been stopped, unless the run goes on beside it."""
+        again = decide_part(end, attempt.restarts_of(end.part), self.site.checkpoint(), self.site.most_restarts)
+        if again:
+            kept = self.runner.logs_kept_of(attempt.parts[end.part])
+            return replace(again, why=f"{again.why}; logs in {kept}")
         if not end.of_watchdog_alone:
             self.runner.stop()  # before the site looks for nodes to go on with
         end = self._with_wishes(end)

@@ -142,13 +142,22 @@ class EngineClient:
             return False
         return True
 
+    async def knock(self) -> int:
+        """The version of the weights that one token is sampled with, which shows that the engine computes at all.
+
+        Raises EngineError, and RequestRefused.
+        """
+        body = request_body([0], Sampling(temperature=0.0), 1, 0)
+        reply = await self._call("POST", "/inference/v1/generate", _to_json(body), SHORT)
+        return _read_generation(self.url, reply).policy_versions[0].version
+
     async def metrics_page(self) -> str:
         """What the engine has counted, in Prometheus's text format. Raises EngineError or RequestRefused."""
         return (await self._call("GET", "/metrics", timeout=COUNTERS)).decode(errors="replace")
 
     async def policy_version(self) -> int:
         """Version of the weights the engine holds."""
-        return _version(json.loads(await self._call("GET", "/weight_info"))["weight_version"])
+        return _version(json.loads(await self._call("GET", "/weight_info", timeout=SHORT))["weight_version"])
 
     async def _call(
         self, method: str, path: str, body: bytes | None = None, timeout: aiohttp.ClientTimeout | None = None

@@ -20,6 +20,9 @@ class EngineConfig(Section):
     """The interface the servers listen on. Every route asks for the run's token."""
     start_timeout: Positive = 600
     """Seconds a server may take from its start to its first healthy answer."""
+    silence_timeout: Positive = 60
+    """Seconds in which a server that was healthy may answer no question of health. It then counts as frozen and is
+    started again, as is the rollout service."""
 
     @property
     def world_size(self) -> int:

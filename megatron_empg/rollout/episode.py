@@ -21,6 +21,8 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
 from megatron_empg.rollout.config import RolloutConfig
+from megatron_empg.rollout.fleet import NoHealthyEngine
+from megatron_empg.rollout.seat import Seat
 from megatron_empg.rollout.stripped_history import StrippedHistory
 from megatron_empg.rollout.threads import apart
 from megatron_empg.rollout.token_bound import TooManyTokens
@@ -73,11 +75,11 @@ class Episode:
     `tokens` are the last of its `sequences`, of which there is one for each turn where the policy does not read
     its earlier thoughts again or the environment writes what it reads anew (`earlier` are those before), and one
     alone where neither is so. `prompt_length` is the first's. `reward` is the sum over the turns. `engine`: the
-    URL of the one that played it. `token_drift`: None when the template would not render the conversation. `gold`:
-    the turn that would answer right, in tokens; empty where the environment knows none. An episode that ended in
-    `error` says nothing about the policy and must not train. `question`: the message before the first turn; empty
-    where the episode has not begun. `whole` and `opening`: when it was played and when its environment was reset,
-    as the times of its turns; nothing that is trained depends on them.
+    URL of the one that sampled its last turn. `token_drift`: None when the template would not render the
+    conversation. `gold`: the turn that would answer right, in tokens; empty where the environment knows none. An
+    episode that ended in `error` says nothing about the policy and must not train. `question`: the message before
+    the first turn; empty where the episode has not begun. `whole` and `opening`: when it was played and when its
+    environment was reset, as the times of its turns; nothing that is trained depends on them.
     """
 
     task_id: str
@@ -148,6 +150,7 @@ async def run_episode(
     *,
     group: int = 0,
     sample: int = 0,
+    seat: Seat | None = None,
 ) -> Episode:
     """Play `task` to its end, of `max_turns` turns at most. What a turn reads, and the turn, are never more than
     `rollout.max_episode_tokens`, at no moment.
@@ -157,13 +160,13 @@ async def run_episode(
     its calls. Tokens are drawn by `sampling`, which an evaluation chooses for itself.
 
     Reaching a limit gives "truncated", with the rewards earned until then; a failing environment, "error".
-    The chat template's end of turn is always a stop token. Raises EngineFailed (so that the caller can try another
-    engine), nothing else.
+    The chat template's end of turn is always a stop token. With a `seat` a turn whose engine fails is sampled on
+    another one, and the episode goes on there. Raises EngineFailed where there is none, nothing else.
     """
     episode = Episode(task.id, group, sample, engine=getattr(client, "url", ""))
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
     told = [_Conversation(list(task.prompt))]
-    play = _Play(episode, task, ChatUse.of(task), told, client, chat, sampling, rollout, waits)
+    play = _Play(episode, task, ChatUse.of(task), told, client, chat, sampling, rollout, waits, seat)
     began = time.monotonic()
     try:
         environment = make_environment()
@@ -174,7 +177,7 @@ async def run_episode(
         finally:
             episode.whole = Span(began, time.monotonic())
             await _close(environment)
-    except EngineError as error:
+    except (EngineError, NoHealthyEngine) as error:
         _fail(episode, error)
         raise EngineFailed(episode) from error
     except Exception as error:
@@ -213,6 +216,7 @@ class _Play:
     sampling: Sampling
     rollout: RolloutConfig
     waits: Waits
+    seat: Seat | None = None
     anchor: str = ""
     stripped: StrippedHistory | None = None
 
@@ -338,7 +342,23 @@ class _Play:
         """One turn of the policy's, in the state of that number. Raises EngineError."""
         room = self.rollout.max_episode_tokens - len(self.episode.tokens)
         most = min(self.rollout.max_turn_tokens, room)
+        if self.seat is not None:
+            self._play_on(await self.seat.now())
         began = time.monotonic()
+        try:
+            generation = await self._generate(most, seed)
+        except EngineError as error:
+            generation = await self._generate_elsewhere(error, most, seed)
+        took = Span(began, time.monotonic())
+        many = len(generation.token_ids) > LARGEST_INLINE_TOKENS
+        text = await apart(many, self.chat.text, generation.token_ids)
+        turn = _record(self.episode, generation, text, anchor)
+        turn.generation = took
+        self.messages.append({"role": "assistant", "content": turn.text})
+        return turn
+
+    async def _generate(self, most: int, seed: int) -> Generation:
+        """What the episode's engine says. Raises EngineError."""
         try:
             async with asyncio.timeout(self.waits.turn):
                 generation = await self.client.generate(
@@ -351,13 +371,25 @@ class _Play:
             raise EngineError(
                 f"the engine sampled {len(generation.token_ids)} tokens where 1 to {most} were asked for"
             )
-        took = Span(began, time.monotonic())
-        many = len(generation.token_ids) > LARGEST_INLINE_TOKENS
-        text = await apart(many, self.chat.text, generation.token_ids)
-        turn = _record(self.episode, generation, text, anchor)
-        turn.generation = took
-        self.messages.append({"role": "assistant", "content": turn.text})
-        return turn
+        if self.seat is not None:
+            self.seat.check(generation)
+        return generation
+
+    async def _generate_elsewhere(self, error: EngineError, most: int, seed: int) -> Generation:
+        """The same turn on the engines that the seat has, one after the other. Raises the last one's error."""
+        if self.seat is None:
+            raise error
+        while True:
+            self._play_on(await self.seat.after(error))
+            try:
+                return await self._generate(most, seed)
+            except EngineError as another:
+                error = another
+
+    def _play_on(self, client: EngineClient) -> None:
+        """Turns are sampled there from now on."""
+        self.client = client
+        self.episode.engine = getattr(client, "url", "")
 
     async def _go_on(self, result: StepResult, *, cut: bool) -> bool:
         """Get the next turn to read what a step brought about. False where that has no room."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -13,16 +12,17 @@ from types import TracebackType
 from megatron_empg.common.waits import Waits
 from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Environment, Task
+from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.config import RolloutConfig
 from megatron_empg.rollout.episode import EngineFailed, Episode, run_episode
 from megatron_empg.rollout.fleet import Fleet, NoHealthyEngine
+from megatron_empg.rollout.seat import Seat
 from megatron_empg.rollout.seeds import derive_seed
 
 SECONDS_TO_END = 5.0
 """What an environment still does that did not answer in time may end by itself within these."""
-ATTEMPTS = 2  # an episode whose engine failed starts over once, with the same seeds
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,22 @@ class Group:
     task: Task
     index: int
     samples: Sequence[int]
+
+
+class Changes:
+    """Something that several wait for, each for its next time."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def happened(self) -> None:
+        """Whoever waits goes on."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Until it happens the next time."""
+        await self._next.wait()
 
 
 class Rollout:
@@ -68,16 +84,29 @@ class Rollout:
         """Every episode takes one before its time begins, those of a stream and of an evaluation beside it alike:
         so none waits on its own clock for a worker process."""
         # A request must not spend its time waiting for a connection.
-        self._clients = {
-            url: EngineClient(url, token, timeout=waits.request, max_connections=config.concurrency)
-            for url in fleet.engines
-        }
+        self._client_of = partial(
+            EngineClient, token=token, timeout=waits.request, max_connections=config.concurrency
+        )
+        self._clients = {url: self._client_of(url) for url in fleet.engines}
+        self.moves = 0
+        """Times that an episode went on on another engine."""
+        self._changes = Changes()
+        fleet.on_change = self._changes.happened
         self._stack = AsyncExitStack()
 
     @property
     def clients(self) -> Mapping[str, EngineClient]:
         """The engines by their URLs."""
         return self._clients
+
+    async def wait_for_change(self) -> None:
+        """Until an engine's state changes."""
+        await self._changes.wait()
+
+    async def know(self, url: str) -> None:
+        """Open a connection to an engine that comes to those that were given; nothing for one that is known."""
+        if url not in self._clients:
+            self._clients[url] = await self._stack.enter_async_context(self._client_of(url))
 
     async def __aenter__(self) -> Rollout:
         for client in self._clients.values():
@@ -145,45 +174,36 @@ class Rollout:
         return self._chat.spelled(episode.sequences[0][: episode.prompt_length])
 
     async def _play(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
-        failed = Episode(group.task.id, group.index, sample)
-        tried: list[str] = []
-        for _ in range(ATTEMPTS):
-            try:
-                url = self.fleet.assign(avoid=tried)
-            except NoHealthyEngine as error:
-                failed.error = failed.error or str(error)
-                return failed
-            tried.append(url)
-            started = time.monotonic()
-            try:
-                async with asyncio.timeout(self._waits.episode):
-                    return await self._play_on(url, group, sample, step, sampling)
-            except TimeoutError:
-                seconds = f"{self._waits.episode:g} s"
-                what = f"EpisodeTimeout: not over after {seconds} (limits.episode_timeout) on {url}"
-                return Episode(group.task.id, group.index, sample, error=what)
-            except EngineFailed as error:
-                failed = error.episode
-                if not await self._lives(url, since=started):
-                    self.fleet.declare_dead(url)
-            finally:
-                self.fleet.release(url)
-        return failed
+        """One episode; once more from its beginning, with the same seeds, where its worker process died."""
+        episode = await self._play_once(group, sample, step, sampling)
+        if (episode.error or "").startswith(WorkerDied.__name__):
+            return await self._play_once(group, sample, step, sampling)
+        return episode
 
-    async def _lives(self, url: str, since: float) -> bool:
-        """Whether it answers, and has generated anything at all while an episode waited a request's time for it.
+    async def _play_once(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
+        seat = Seat(self.fleet, self._clients, self._waits, self._changes.wait)
+        try:
+            await seat.take()
+            async with asyncio.timeout(self._waits.episode) as limit:
+                seat.begins(limit)
+                return await self._play_on(seat, group, sample, step, sampling)
+        except NoHealthyEngine as error:
+            return Episode(group.task.id, group.index, sample, error=str(error))
+        except TimeoutError:
+            seconds = f"{self._waits.episode:g} s"
+            what = f"EpisodeTimeout: not over after {seconds} (limits.episode_timeout) on {seat.url}"
+            return Episode(group.task.id, group.index, sample, error=what)
+        except EngineFailed as error:
+            return error.episode
+        finally:
+            self.moves += len(seat.moved)
+            seat.leave()
 
-        A server can answer questions of health while what computes behind it is frozen.
-        """
-        client = self._clients[url]
-        silent = time.monotonic() - max(since, client.answered_at)
-        return silent < 0.99 * self._waits.request and await client.health()
-
-    async def _play_on(self, url: str, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
-        """All turns of an episode go to one engine, which has their prefix in its cache."""
+    async def _play_on(self, seat: Seat, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
+        """All turns of an episode go to one engine, which has their prefix in its cache, as long as it can."""
         task = group.task
         return await run_episode(
-            self._clients[url],
+            await seat.now(),
             self._chat,
             partial(self._make_environment, task),
             task,
@@ -194,6 +214,7 @@ class Rollout:
             partial(derive_seed, self._seed, step, task.id, sample),
             group=group.index,
             sample=sample,
+            seat=seat,
         )
 
 

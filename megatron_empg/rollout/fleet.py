@@ -1,13 +1,21 @@
-"""Which engines may generate: a state machine without I/O.
+"""Which engines may generate: a state machine without I/O, with an exit from every state.
 
-HEALTHY engines take episodes. DEAD ones failed. STALE ones answer but hold other weights than the
-policy's: they came back after a failure, or a weight transfer missed them. Only new weights make a
-STALE engine HEALTHY.
+HEALTHY engines take episodes. DEAD ones failed, and are asked now and then whether they answer again. STALE ones
+answer but hold other weights than the policy's: they were started again, or a weight transfer missed them. What
+an engine says of its weights is the identity of its process: only whole new weights bring it a version, which ends
+with the process.
+
+    HEALTHY --- does not answer ----------------------> DEAD
+    HEALTHY --- holds other weights, missed new ones -> STALE
+    DEAD    --- answers, with the policy's weights ---> HEALTHY
+    DEAD    --- answers, with others -----------------> STALE
+    STALE   --- gets the policy's weights ------------> HEALTHY
+    STALE   --- does not answer ----------------------> DEAD
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,12 +30,15 @@ class EngineState(Enum):
 
 @dataclass
 class EngineRecord:
-    """`load`: episodes it is busy with; `failures`: times it was declared dead."""
+    """`version`: of the weights it holds, None where nobody has said. `load`: episodes it is busy with;
+    `failures`: times it was declared dead; `refits`: times it got weights after it had been dead or stale.
+    """
 
     state: EngineState
-    version: int
+    version: int | None
     load: int = 0
     failures: int = 0
+    refits: int = 0
 
 
 class NoHealthyEngine(EmpgError, RuntimeError):
@@ -35,21 +46,41 @@ class NoHealthyEngine(EmpgError, RuntimeError):
 
 
 class Fleet:
-    """All engines start HEALTHY with the weights of `version`."""
+    """The engines at `urls`, which hold the weights of `version`.
 
-    def __init__(self, urls: Iterable[str], version: int = 0) -> None:
-        self.version = version
-        self.engines = {url: EngineRecord(EngineState.HEALTHY, version) for url in urls}
+    `told`: somebody says which engines hold which weights (`refitted`), as a run's trainer does. Until then none
+    may generate, and one that failed may come back. Without it all may generate from the beginning, whatever they
+    hold.
+    """
+
+    def __init__(self, urls: Iterable[str], version: int | None = None, *, told: bool = False) -> None:
+        self.version, self.told = version, told
+        first = EngineState.STALE if told else EngineState.HEALTHY
+        self.engines = {url: EngineRecord(first, version) for url in urls}
+        self.on_change: Callable[[], None] = _nothing
+        """Called whenever an engine's state has changed."""
         if not self.engines:
             raise ValueError("a fleet needs at least one engine URL")
 
     def healthy(self) -> list[str]:
         """Engines that may generate, in the order they were given."""
-        return [url for url, engine in self.engines.items() if engine.state is EngineState.HEALTHY]
+        return self._in(EngineState.HEALTHY)
+
+    def dead(self) -> list[str]:
+        """Those that did not answer when they were asked last."""
+        return self._in(EngineState.DEAD)
+
+    def stale(self) -> list[str]:
+        """Those that wait for the policy's weights."""
+        return self._in(EngineState.STALE)
 
     def answering(self) -> list[str]:
         """Engines that weights should go to: all but the dead."""
         return [url for url, engine in self.engines.items() if engine.state is not EngineState.DEAD]
+
+    def may_generate(self, url: str) -> bool:
+        """Whether it is HEALTHY."""
+        return self.engines[url].state is EngineState.HEALTHY
 
     def assign(self, avoid: Iterable[str] = ()) -> str:
         """The least loaded healthy engine, counted as busy until `release`. Raises NoHealthyEngine.
@@ -73,26 +104,70 @@ class Fleet:
         """It does not answer any more."""
         engine = self.engines[url]
         if engine.state is not EngineState.DEAD:
-            engine.state = EngineState.DEAD
             engine.failures += 1
+            self._change(engine, EngineState.DEAD)
 
-    def came_back(self, url: str) -> None:
-        """A dead engine answers again; what it holds is anybody's guess until it is refitted."""
-        if self.engines[url].state is EngineState.DEAD:
-            self.engines[url].state = EngineState.STALE
+    def came_back(self, url: str, version: int | None = None) -> None:
+        """A dead engine answers again, and says that it holds the weights of `version`; None: it does not say."""
+        engine = self.engines[url]
+        if engine.state is EngineState.DEAD:
+            engine.version = version
+            fits = version is not None and self.covers(version)
+            self._change(engine, EngineState.HEALTHY if fits else EngineState.STALE)
+
+    def declare_stale(self, url: str, version: int | None) -> None:
+        """A healthy engine says that it holds the weights of `version`, which are not the policy's."""
+        engine = self.engines[url]
+        if engine.state is EngineState.HEALTHY:
+            engine.version = version
+            self._change(engine, EngineState.STALE)
+
+    def covers(self, version: int) -> bool:
+        """Whether weights of this version are the policy's. They may be newer than the fleet knows of yet."""
+        if self.version is None:
+            return not self.told  # who is to be told knows of none yet
+        return version >= self.version
 
     def refitted(self, urls: Iterable[str], version: int) -> None:
-        """These hold the weights of `version`; engines that were healthy and are not among them become STALE.
+        """These hold the weights of `version`; engines that were healthy, are not among them and hold others
+        become STALE. An engine that was not known is added.
 
         Raises ValueError for a version older than the fleet's.
         """
-        if version < self.version:
+        if self.version is not None and version < self.version:
             raise ValueError(f"weights of version {version} are older than the fleet's, {self.version}")
         reached = set(urls)
+        first = self.version is None
         self.version = version
+        for url in reached - set(self.engines):
+            self.engines[url] = EngineRecord(EngineState.STALE, None)
         for url, engine in self.engines.items():
             if url in reached:
-                engine.state = EngineState.HEALTHY
                 engine.version = version
-            elif engine.state is EngineState.HEALTHY:
+                engine.refits += int(not first and engine.state is not EngineState.HEALTHY)
+                engine.state = EngineState.HEALTHY
+            elif engine.state is EngineState.HEALTHY and engine.version != version:
                 engine.state = EngineState.STALE
+        self.on_change()
+
+    def metrics(self) -> dict[str, float]:
+        """``rollout/engine…``: how many there are in each state, and what befell them so far."""
+        records = self.engines.values()
+        return {
+            "rollout/engines_healthy": len(self.healthy()),
+            "rollout/engines_stale": len(self.stale()),
+            "rollout/engines_dead": len(self.dead()),
+            "rollout/engine_failures": sum(engine.failures for engine in records),
+            "rollout/engine_refits": sum(engine.refits for engine in records),
+        }
+
+    def _in(self, state: EngineState) -> list[str]:
+        return [url for url, engine in self.engines.items() if engine.state is state]
+
+    def _change(self, engine: EngineRecord, state: EngineState) -> None:
+        engine.state = state
+        self.on_change()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

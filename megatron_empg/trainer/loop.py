@@ -5,8 +5,10 @@ version n; so a run that goes on from checkpoint n asks for batch n next and rep
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch.distributed as dist
 
@@ -23,6 +25,7 @@ from megatron_empg.common.ranks import agreed, broadcast_bytes
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.batch import Batch, without_texts
 from megatron_empg.rollout.service.evaluation import Evaluation
+from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.run.episode_log import write_episodes, write_steps
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Heartbeat
@@ -36,27 +39,36 @@ from megatron_empg.trainer.progress_guard import ProgressGuard
 from megatron_empg.trainer.scoring import score_probes, score_samples
 from megatron_empg.trainer.turn_measurements import entropy_changes, turn_gradients
 
+Answer = TypeVar("Answer")
+
 
 class Driver(Protocol):
     """Where batches and evaluations come from; asked on rank 0 only."""
 
-    def rollout(self, step: int) -> bytes:
+    def rollout(self, step: int) -> bytes | StaleEngines:
         """The batch of a step, as `Batch.to_bytes` made it."""
         ...
 
-    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+    def evaluate(self, split: str, greedy: bool) -> Evaluation | StaleEngines:
         """Success of the engines' current policy on the split's fixed questions."""
         ...
 
-    def probe(self) -> int:
+    def probe(self) -> int | StaleEngines:
         """Play a few training questions and forget them; raises if there is nothing to learn from."""
         ...
 
 
 class Publisher(Protocol):
-    """Brings weights to the engines; every rank has one and enters `publish` with the others."""
+    """Brings weights to the engines; every rank has one and enters its methods with the others."""
 
-    def publish(self, source: ActorWeights, version: int) -> object: ...
+    def publish(self, source: ActorWeights, version: int) -> object:
+        """To all engines that answer."""
+        ...
+
+    def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> object:
+        """To these alone, which came back without them; those that fail come back another time. What other ranks
+        than the first give as `engines` does not count."""
+        ...
 
 
 class Training:
@@ -86,6 +98,8 @@ class Training:
             algorithm=self.algorithm,
         )
         self.first = self.checkpoints.load_newest()
+        self.version = self.first
+        """Of the weights that the engines were sent last."""
         self.writer = self._open_writer() if driver else None
 
     def run(self) -> None:
@@ -226,23 +240,41 @@ class Training:
 
     def _fetch(self, step: int) -> Batch:
         """Rank 0 asks the driver and keeps the texts; every rank gets the numbers."""
-        if self.driver:
-            data = self.driver.rollout(step)
+        data = self._asked(lambda driver: driver.rollout(step), "rollout")
+        if data is not None:
             broadcast_bytes(without_texts(data), device())
             return Batch.from_bytes(data)
         return Batch.from_bytes(broadcast_bytes(memoryview(b""), device()))
 
+    def _asked(self, question: Callable[[Driver], Answer | StaleEngines], phase: str) -> Answer | None:
+        """What the rollout service answers, on rank 0. Engines that it names instead get the policy's weights, and
+        it is asked again; so all ranks enter."""
+        while True:
+            answer = question(self.driver) if self.driver else None
+            named = isinstance(answer, StaleEngines)
+            if not self._agree(named):
+                assert not isinstance(answer, StaleEngines)
+                return answer
+            self.phases.enter("sync")
+            self._refit(answer.urls if isinstance(answer, StaleEngines) else ())
+            self.phases.enter(phase)
+
     def _publish(self, version: int) -> None:
+        """The policy's weights to all engines that answer."""
+        self.version = version
         self.actor.settle()
         self.publisher.publish(self.actor.weights(), version)
         dist.barrier()
 
+    def _refit(self, engines: Sequence[str]) -> None:
+        """The newest weights to these alone, as rank 0 knows them."""
+        if self._agree(bool(engines)):
+            self.publisher.refit(self.actor.weights(), self.version, engines)
+
     def _probe(self) -> None:
         """Before the first step a few episodes are played: what cannot be learnt from is an error now."""
         self.phases.enter("rollout")
-        if self.driver:
-            self.driver.probe()
-        dist.barrier()
+        self._asked(lambda driver: driver.probe(), "rollout")
 
     def _evaluation_due(self, done: int) -> bool:
         every = self.recipe.evaluation.every
@@ -257,9 +289,9 @@ class Training:
         started = time.monotonic()
         for split, greedy in settings.grid():
             self.phases.enter("evaluate")
-            if self.driver:
-                metrics |= self.driver.evaluate(split, greedy).metrics()
-            dist.barrier()
+            measured = self._asked(partial(_evaluation, split, greedy), "evaluate")
+            if measured is not None:
+                metrics |= measured.metrics()
         metrics["time/evaluate"] = time.monotonic() - started
         return metrics
 
@@ -289,3 +321,7 @@ class Training:
     def _agree(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""
         return agreed(flag, device())
+
+
+def _evaluation(split: str, greedy: bool, driver: Driver) -> Evaluation | StaleEngines:
+    return driver.evaluate(split, greedy)

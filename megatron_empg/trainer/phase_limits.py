@@ -25,7 +25,7 @@ def phase_limits(recipe: Recipe | SftRecipe) -> dict[str, float]:
         "start": recipe.engines.start_timeout + waits.sync + LOADING + reading_seconds(recipe.run.folder),
         "rollout": waits.phase,
         "evaluate": waits.phase,
-        "sync": waits.phase,
+        "sync": waits.phase + waits.sync,  # it may wait for an engine as long as for a batch, before it sends
         "score": computing,
         "update": computing,
         "checkpoint": computing,

@@ -7,6 +7,7 @@ run that trains on a folder's batches.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from megatron_empg.rollout.service.batch import account_in
 from megatron_empg.rollout.service.client import DriverClient
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.run.checkpoint_folders import finished_steps
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.trainer.errors import TrainingError
@@ -41,7 +43,7 @@ class RecordedBatches:
         self._account: StreamAccount | None = None
         self._begun = False
 
-    def rollout(self, step: int) -> bytes:
+    def rollout(self, step: int) -> bytes | StaleEngines:
         """The batch of a step. Raises TrainingError where it cannot be written down."""
         path = self._folder.batch(step + 1)
         if path.exists():
@@ -49,6 +51,8 @@ class RecordedBatches:
             _account_of(path, data, step + 1)  # of this step; the stream goes on behind the last one
             return data
         data = self._service.rollout(step)
+        if isinstance(data, StaleEngines):
+            return data
         try:
             path.parent.mkdir(exist_ok=True)
             put_bytes(path, data)
@@ -70,10 +74,10 @@ class RecordedBatches:
             self._account, self._begun = self._last_account(version), True
         self._service.published(version, self._account)
 
-    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+    def evaluate(self, split: str, greedy: bool) -> Evaluation | StaleEngines:
         return self._service.evaluate(split, greedy)
 
-    def probe(self) -> int:
+    def probe(self) -> int | StaleEngines:
         return self._service.probe()
 
     def _last_account(self, first: int) -> StreamAccount | None:
@@ -153,10 +157,10 @@ class ReplayedBatches:
     def published(self, version: int) -> None:
         """Nobody streams."""
 
-    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+    def evaluate(self, split: str, greedy: bool) -> Evaluation | StaleEngines:
         return self._service.evaluate(split, greedy)
 
-    def probe(self) -> int:
+    def probe(self) -> int | StaleEngines:
         return self._service.probe()
 
 
@@ -170,6 +174,10 @@ class ToldPublisher:
         """Raises as the sender and the rollout service do."""
         self._sender.publish(source, version)
         self._batches.published(version)
+
+    def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> None:
+        """Nothing is published by it: engines that came back get what the others hold."""
+        self._sender.refit(source, version, engines)
 
 
 def batches_of(recipe: Recipe, service: DriverClient, folder: RunFolder) -> RecordedBatches | ReplayedBatches:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from megatron_empg.common.processes import die_with_parent
 
 if TYPE_CHECKING:
     from megatron_empg.recipe import Recipe
+
+SECONDS_TO_TELL = 10.0
+"""For an engine to say which weights it holds."""
 
 
 def main() -> None:
@@ -53,34 +57,42 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.rollout.service.client import DriverClient
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
+    from megatron_empg.trainer.fleet_publisher import FleetPublisher, Senses
     from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Driver, Publisher, Training
     from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
     from megatron_empg.trainer.recorded_batches import ToldPublisher, batches_of
+    from megatron_empg.weights.sync.held_version import held_version
     from megatron_empg.weights.sync.together import TrainerRanks
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
-    rank = int(os.environ["RANK"])
+    rank, waits = int(os.environ["RANK"]), recipe.waits
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
         actor = initial_actor(recipe)
         folder, token = RunFolder(recipe.run.folder), token_from_environment()
-        sender = WeightPublisher(
-            engine_urls,
-            token,
+        ranks = TrainerRanks()
+        make = partial(
+            WeightPublisher,
+            token=token,
             device=device(),
-            timeout=recipe.waits.sync,
+            timeout=waits.sync,
             host=recipe.engines.host,
-            ranks=TrainerRanks(),
+            ranks=ranks,
+            attempts=1,  # the fleet's publisher tries again, with the engines that answer then
         )
+        senses = Senses(lambda url: held_version(url, token, SECONDS_TO_TELL))
+        service = DriverClient(
+            driver_url, token, timeout=driver_timeout(recipe), patience=recipe.engines.start_timeout
+        )
+        sender = FleetPublisher(engine_urls, make, service.hold, senses, patience=waits.batch, ranks=ranks)
         driver: Driver | None = None
         publisher: Publisher = sender
         if rank == 0:  # nothing in here may wait for another rank
             wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)
-            driver = service = DriverClient(driver_url, token, timeout=driver_timeout(recipe))
+            driver = service
             if recipe.rollout.max_lag:
                 driver = batches = batches_of(recipe, service, folder)
                 publisher = ToldPublisher(sender, batches)
-        sender.connect(actor.weights())
         Training(recipe, actor, folder, driver=driver, publisher=publisher, heartbeat=heartbeat).run()
 
 

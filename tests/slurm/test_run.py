@@ -87,14 +87,14 @@ def test_the_overrides_and_what_was_done_are_printed(undisturbed):
         assert words in undisturbed.output
     logs = {path.name for path in undisturbed.folder.glob("logs/*.1/*")}
     assert logs >= {
-        "trainer.node1.0.log", "trainer.node2.0.log", "engines.node3.0.log", "engines.node3.1.log",
+        "trainer.node1.0.log", "trainer.node2.0.log", "engine_0.node3.0.log", "engine_1.node3.0.log",
         "driver.node3.0.log", "search.node3.0.log", "watchdog.node1.0.log", "preflight.json",
     }  # fmt: skip
 
 
 def test_each_step_prints_the_variables_it_is_given(undisturbed):
     logs = {path.name.split(".")[0]: path.read_text() for path in undisturbed.folder.glob("logs/*.1/*.0.log")}
-    assert {"trainer", "engines", "driver", "search", "watchdog", "preflight"} <= set(logs)
+    assert {"trainer", "engine_0", "engine_1", "driver", "search", "watchdog", "preflight"} <= set(logs)
     assert all("env: TRITON_CACHE_DIR=" in log for log in logs.values())
     only_trainers = ("env: CUDA_DEVICE_MAX_CONNECTIONS=1", "env: PYTORCH_ALLOC_CONF=expandable_segments:True")
     for words in only_trainers:

@@ -149,16 +149,41 @@ PROCESSES = {
 """Processes of each kind."""
 
 
+ALONE = {"engines": "engine_1", "driver": "driver", "search": "search"}
+"""The part that is started again alone when the last process of a kind is killed."""
+
+
 def kill_one(run: Run, name: str) -> None:
-    """Kill -9 a process of a kind, once the run has a new checkpoint; wait until the run has begun anew."""
+    """Kill -9 a process of a kind, once the run has a new checkpoint; wait until it or the run has begun anew."""
     step, starts = run.steps()[-1], len(run.starts())
     run.wait_for_step(step + 2)
     signal_all(PROCESSES[name](run)[-1:], signal.SIGKILL)
-    run.wait_for(f"a start after {name} was killed", lambda: len(run.starts()) > starts)
+    if name in ALONE:
+        said = f"{ALONE[name]} was ended by SIGKILL; it alone is started again"
+        run.wait_for(f"{name} started again", lambda: said in run.output)
+    else:
+        run.wait_for(f"a start after {name} was killed", lambda: len(run.starts()) > starts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["engines", "driver", "search", "trainer"])
+@pytest.mark.parametrize("name", list(ALONE))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_that_serves_is_started_again_alone_when_it_is_killed_or_frozen(run, undisturbed, name, number):
+    run.overrides |= {"engines.silence_timeout": 20}
+    run.submit()
+    run.wait_for_step(2)
+    trainers = {pid for pid, *_ in ranks(run)}
+    signal_all(PROCESSES[name](run)[-1:], number)
+    how = "was ended by SIGKILL" if number is signal.SIGKILL else "answers no more"
+    said = f"{ALONE[name]} {how}; it alone is started again"
+    run.wait_for(f"{name} started again", lambda: said in run.output)
+    assert {pid for pid, *_ in ranks(run)} == trainers, "the trainer goes on"
+    assert_whole(run, 0, undisturbed)
+    assert len(run.starts()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trainer"])
 def test_a_run_goes_on_in_the_same_job_when_a_process_of_it_is_killed(run, undisturbed, name):
     run.submit()
     run.wait_for_step(2)  # by then the checkpoint of step 1 is whole
@@ -185,7 +210,7 @@ def test_on_one_node_a_run_outlives_the_death_of_each_kind_of_process(run, undis
     (run.folder / "STOP").touch()
     job = run.end()
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 0)
-    assert len(run.starts()) == 1 + len(PROCESSES)
+    assert len(run.starts()) == 1 + len(PROCESSES) - len(ALONE)
     assert "rollout on node1 beside it, from GPU 2 on" in run.output
     assert run.steps() == list(range(run.steps()[-1] + 1)), "no step twice, none left out"
     assert assert_inside(run, undisturbed) > 2 * len(PROCESSES)

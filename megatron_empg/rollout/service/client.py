@@ -1,4 +1,13 @@
-"""The trainer's side of the driver: plain HTTP, used on rank 0."""
+"""The trainer's side of the driver: plain HTTP, used on rank 0.
+
+A driver that is gone may be started again: it is waited for, told anew which weights there are, and asked again.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import httpx
 
@@ -6,6 +15,10 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, StaleEngines
+
+_log = logging.getLogger(__name__)
+ASK_AGAIN_SECONDS = 0.5
 
 
 class DriverClientError(EmpgError, RuntimeError):
@@ -18,39 +31,125 @@ class DriverGoneError(DriverClientError):
     accident = True
 
 
+class DriverSilentError(DriverClientError):
+    """It took the question and did not answer within its time."""
+
+    accident = True
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was posted to a path; `engines`: those it names."""
+
+    path: str
+    body: object
+    engines: tuple[str, ...] = ()
+
+
 class DriverClient:
-    """Asks the driver at `url` for batches; ``timeout`` is the seconds one answer may take."""
+    """Asks the driver at `url` for batches; ``timeout`` is the seconds one answer may take.
 
-    def __init__(self, url: str, token: str, *, timeout: float) -> None:
-        self.url = url
+    `patience`: seconds within which one that is gone must be back.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout: float, patience: float = 0.0) -> None:
+        self.url, self._patience = url, patience
         self._client = httpx.Client(base_url=url, headers=bearer(token), timeout=timeout, trust_env=False)
+        self._told: dict[str, Told] = {}
+        """What a driver that was started again must be told, in this order."""
 
-    def rollout(self, step: int) -> bytes:
+    def rollout(self, step: int) -> bytes | StaleEngines:
         """The batch of a step, as `Batch.to_bytes` made it."""
-        return self._post(f"/rollout/{step}").content
+        answer = self._ask(f"/rollout/{step}")
+        return answer if isinstance(answer, StaleEngines) else answer.content
+
+    def hold(self, urls: Sequence[str], version: int) -> None:
+        """Tell that these engines hold these weights."""
+        held = set(urls)
+        path = f"/engines/{version}"
+        before = self._told.get("engines")
+        if before is not None and before.path == path:
+            held |= set(before.engines)
+        told = Told(path, {"engines": sorted(held)}, tuple(held))
+        self._tell(told)
+        self._told["engines"] = told
 
     def published(self, version: int, account: StreamAccount | None) -> None:
         """Tell that the engines hold these weights, and, for a stream that has yet to begin, where."""
-        self._post(f"/published/{version}", {"account": None if account is None else account.to_json()})
+        body = {"account": None if account is None else account.to_json()}
+        told = Told(f"/published/{version}", body)
+        self._tell(told)
+        self._told["stream"] = told
 
-    def evaluate(self, split: str, greedy: bool) -> Evaluation:
+    def evaluate(self, split: str, greedy: bool) -> Evaluation | StaleEngines:
         """Success on a split's fixed questions."""
-        return Evaluation(**self._post("/evaluate", {"split": split, "greedy": greedy}).json())
+        answer = self._ask("/evaluate", {"split": split, "greedy": greedy})
+        return answer if isinstance(answer, StaleEngines) else Evaluation(**answer.json())
 
-    def probe(self) -> int:
+    def probe(self) -> int | StaleEngines:
         """Play a few training questions before the first step; how many. Raises when they are worth nothing."""
-        return int(self._post("/probe").json()["episodes"])
+        answer = self._ask("/probe")
+        return answer if isinstance(answer, StaleEngines) else int(answer.json()["episodes"])
 
-    def _post(self, path: str, body: object = None) -> httpx.Response:
+    def _ask(self, path: str, body: object = None) -> httpx.Response | StaleEngines:
+        """The answer of a driver that knows which weights there are, or engines that want some.
+
+        Where it was started again, it is told what it must know, and no engine is named: whoever asked asks again.
+        """
         try:
-            answer = self._client.post(path, json=body)
+            answer = self._post(path, body)
+        except DriverGoneError as error:
+            self._wait(error)
+            self._tell_again()
+            return StaleEngines(())
+        if answer.status_code == UNTOLD and self._told:
+            self._tell_again()
+            return StaleEngines(())
+        _check(answer, self.url + path)
+        return StaleEngines.from_json(answer.json()) if answer.status_code == WANTS_WEIGHTS else answer
+
+    def _tell(self, told: Told) -> None:
+        """Of one that was started again where the first one is gone."""
+        try:
+            answer = self._post(told.path, told.body)
+        except DriverGoneError as error:
+            self._wait(error)
+            answer = self._post(told.path, told.body)
+        _check(answer, self.url + told.path)
+
+    def _tell_again(self) -> None:
+        for told in list(self._told.values()):
+            self._tell(told)
+
+    def _wait(self, error: DriverGoneError) -> None:
+        """Until it answers again. Raises the error where it does not."""
+        if self._patience:
+            _log.warning("%s; waiting for it to be started again", error)
+        until = time.monotonic() + self._patience
+        while time.monotonic() < until:
+            time.sleep(ASK_AGAIN_SECONDS)
+            with suppress(httpx.HTTPError):
+                if self._client.get("/health", timeout=5.0).status_code == 200:
+                    return
+        raise error
+
+    def _post(self, path: str, body: object) -> httpx.Response:
+        try:
+            return self._client.post(path, json=body)
+        except httpx.ReadTimeout as error:
+            raise DriverSilentError(_failed(self.url + path, error)) from error
         except httpx.HTTPError as error:
-            raise DriverGoneError(f"the driver at {self.url}{path}: {type(error).__name__} {error}") from error
-        if answer.status_code != 200:
-            raise DriverClientError(
-                f"the driver at {self.url}{path} answered {answer.status_code}: {_explanation(answer)}"
-            )
-        return answer
+            raise DriverGoneError(_failed(self.url + path, error)) from error
+
+
+def _failed(where: str, error: httpx.HTTPError) -> str:
+    return f"the driver at {where}: {type(error).__name__} {error}"
+
+
+def _check(answer: httpx.Response, where: str) -> None:
+    """Raises DriverClientError for an answer that says why there is nothing."""
+    if answer.status_code not in (200, WANTS_WEIGHTS):
+        raise DriverClientError(f"the driver at {where} answered {answer.status_code}: {_explanation(answer)}")
 
 
 def _explanation(answer: httpx.Response) -> str:

@@ -61,12 +61,10 @@ class Collection:
     groups: list[Group] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    engines: int | None = None
-    """Engines that may generate, at the end."""
     hanging: int | None = None
     """Calls of environments that go on though nobody waits for them any more."""
     engine_metrics: dict[str, float] = field(default_factory=dict)
-    """What the engines counted of the batch."""
+    """What the engines counted of the batch, and how many of them there are in each state."""
     whole: Span | None = None
     """When the batch was played; None until it has been."""
     timed: int = 0
@@ -162,6 +160,8 @@ class Collection:
         metrics: dict[str, float] = {
             "train/episodes": len(usable),
             "train/episodes_error": len(self.played) - len(usable),
+            "train/episodes_success": sum(e.outcome == "success" for e in usable),
+            "train/episodes_failure": sum(e.outcome == "failure" for e in usable),
             "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
             "train/token_drift": sum(e.token_drift or 0 for e in usable),
             "train/malformed_actions": sum(bool(turn.malformed) for turn in turns),
@@ -179,8 +179,6 @@ class Collection:
                 "train/turns": len(turns) / len(usable),
                 "train/tokens_per_episode": sum(map(_tokens, usable)) / len(usable),
             }
-        if self.engines is not None:
-            metrics["rollout/engines_healthy"] = self.engines
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
         metrics |= tail_metrics(self.played)

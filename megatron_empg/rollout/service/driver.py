@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 from megatron_empg.environments.base import Split, Task, TaskSource
 from megatron_empg.environments.blocking import CALLS
@@ -24,12 +24,14 @@ from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.collect import Collection
 from megatron_empg.rollout.service.config import ServiceConfig
+from megatron_empg.rollout.service.engine_keeper import EngineKeeper
 from megatron_empg.rollout.service.engine_watch import EngineWatch
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
 from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
 from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.rollout.service.stream import GroupStream, Taken
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
@@ -42,6 +44,7 @@ EVALUATION_STEP = -1
 PROBE_STEP = -2
 """Stands for the training step in the seeds of the episodes before the first one."""
 PROBE_EPISODES = 8
+LOOK_AGAIN_SECONDS = 1.0
 HAND_OVER_SHARE = 0.05
 """Share of a batch's time that is kept for packing it and carrying it to the trainer."""
 
@@ -59,8 +62,34 @@ class Driver:
         self.config, self.source, self.rollout = config, source, rollout
         self._source_metrics = source_metrics
         self.watch = EngineWatch(rollout.clients)
+        self.keeper = EngineKeeper(rollout.fleet, rollout.clients)
         self.stream: GroupStream | None = None
         """With `rollout.max_lag`, from the first published weights on."""
+
+    @property
+    def knows_weights(self) -> bool:
+        """Whether it was told which engines may generate, if anybody tells."""
+        fleet = self.rollout.fleet
+        return not fleet.told or fleet.version is not None
+
+    async def hold(self, urls: Sequence[str], version: int) -> None:
+        """These engines hold the weights of `version`; one that was not known joins. Raises DriverError."""
+        for url in urls:
+            await self.rollout.know(url)
+        try:
+            self.rollout.fleet.refitted(urls, version)
+        except ValueError as error:
+            raise DriverError(str(error)) from None
+        self.keeper.refitted()
+
+    async def wanting(self) -> StaleEngines:
+        """Wait until there are engines that only the trainer can bring back."""
+        while True:
+            urls = self.keeper.wanting()
+            if urls:
+                return StaleEngines(tuple(urls))
+            with suppress(TimeoutError):  # one that was named in vain is named again
+                await asyncio.wait_for(self.rollout.wait_for_change(), LOOK_AGAIN_SECONDS)
 
     async def published(self, version: int, account: StreamAccount | None) -> None:
         """The engines hold these weights. With the first the stream begins, where the `account` ends; with later
@@ -140,9 +169,9 @@ class Driver:
 
     async def _measure(self, collection: Collection) -> None:
         """What a batch says of engines and environments, at its end."""
-        healthy = self.rollout.fleet.healthy()
-        collection.engines = len(healthy)
-        collection.engine_metrics = await self.watch.batch_ends(healthy)
+        fleet, moves = self.rollout.fleet, self.rollout.moves
+        measured = await self.watch.batch_ends(fleet.healthy())
+        collection.engine_metrics = measured | fleet.metrics() | {"rollout/episodes_moved": moves}
         collection.hanging = CALLS.left_behind
         collection.source_metrics = self._source_metrics()
 
@@ -277,13 +306,15 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 
 
 @asynccontextmanager
-async def open_driver(config: ServiceConfig, engine_urls: list[str], token: str) -> AsyncIterator[Driver]:
-    """A driver connected to the engines."""
+async def open_driver(
+    config: ServiceConfig, engine_urls: list[str], token: str, *, told: bool = False
+) -> AsyncIterator[Driver]:
+    """A driver connected to the engines. `told`: by a trainer, as `Fleet` has it."""
     chat = ChatTokens.from_pretrained(config.model, history=config.rollout.history)
     async with open_episode_source(config) as episodes:
         at_once = episodes.at_once(config.rollout.concurrency)
         rollout = Rollout(
-            Fleet(engine_urls),
+            Fleet(engine_urls, told=told),
             token,
             chat,
             episodes.make,
@@ -294,7 +325,10 @@ async def open_driver(config: ServiceConfig, engine_urls: list[str], token: str)
         )
         async with rollout as connected:
             driver = Driver(config, episodes.tasks, connected, episodes.metrics)
+            keeping = asyncio.create_task(driver.keeper.run())
             try:
                 yield driver
             finally:
+                keeping.cancel()
+                await asyncio.wait([keeping])
                 await driver.close()

@@ -5,7 +5,7 @@ What a driver streams goes on whatever is asked, or no longer asked, of it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -23,6 +23,7 @@ from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError
 from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
+from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, StaleEngines
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -43,9 +44,20 @@ class Served(Protocol):
 
     async def published(self, version: int, account: StreamAccount | None) -> None: ...
 
+    async def hold(self, urls: Sequence[str], version: int) -> None: ...
+
+    async def wanting(self) -> StaleEngines: ...
+
+    @property
+    def knows_weights(self) -> bool: ...
+
 
 class Superseded(EmpgError, RuntimeError):
     """A later request took the place of this one."""
+
+
+class Untold(EmpgError, RuntimeError):
+    """The service was started again, and has to be told which weights there are."""
 
 
 class ClientGone(ConnectionError):
@@ -59,21 +71,38 @@ def _nothing_plays() -> bool:
 class OneAtATime:
     """Runs one piece of work; a newer one cancels it, waits for its end and takes its place.
 
-    The trainer asks for one thing after another, so a second request means that nobody waits for the first.
+    The trainer asks for one thing after another, so a second request means that nobody waits for the first; but
+    for work that was left, which goes on when the same is asked for again.
     """
 
     def __init__(self) -> None:
         self.at_rest: Callable[[], bool] = _nothing_plays
         """Whether no episode plays while none of the work is under way."""
         self._newest: asyncio.Task[Any] | None = None
+        self._left = ""
+        """The name of the newest work, if it goes on though nobody waits for it."""
         self._at_work = asyncio.Lock()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """The work's result. Raises Superseded when a later call takes its place."""
+        return await self.result(self.begin("", work))
+
+    def begin(self, name: str, work: Callable[[], Coroutine[Any, Any, R]]) -> "asyncio.Task[R]":
+        """The work under way, begun now unless it was left under this name."""
         if self._newest is not None:
+            if name and self._left == name:
+                self._left = ""
+                return self._newest
             self._newest.cancel()
-        task = asyncio.create_task(self._alone(work))
-        self._newest = task
+        self._newest, self._left = asyncio.create_task(self._alone(work)), ""
+        return self._newest
+
+    def leave(self, name: str) -> None:
+        """Nobody waits for the newest work now, and somebody will ask for it again by its name."""
+        self._left = name
+
+    async def result(self, task: "asyncio.Task[R]") -> R:
+        """What the work has come to. Raises Superseded when a later one took its place."""
         try:
             return await task
         except asyncio.CancelledError:
@@ -101,17 +130,27 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
 
     async def collect(request: Request) -> Response:
         served, step = request.app.state.driver, int(request.path_params["step"])
-        data = await _while_connected(request, desk.run(lambda: served.collect(step)))
+        data = await _worked(request, desk, f"step {step}", lambda: served.collect(step))
+        if isinstance(data, StaleEngines):
+            return _wanted(data)
         return Response(data, media_type="application/octet-stream")
 
     async def evaluate(request: Request) -> Response:
         served, asked = request.app.state.driver, await request.json()
-        work = desk.run(lambda: served.evaluate(asked["split"], bool(asked["greedy"])))
-        return JSONResponse((await _while_connected(request, work)).to_json())
+        split, greedy = asked["split"], bool(asked["greedy"])
+        name = f"evaluation of {split}, greedy {greedy}"
+        measured = await _worked(request, desk, name, lambda: served.evaluate(split, greedy))
+        return _wanted(measured) if isinstance(measured, StaleEngines) else JSONResponse(measured.to_json())
 
     async def probe(request: Request) -> Response:
-        episodes = await _while_connected(request, desk.run(request.app.state.driver.probe))
-        return JSONResponse({"episodes": episodes})
+        episodes = await _worked(request, desk, "probe", request.app.state.driver.probe)
+        return _wanted(episodes) if isinstance(episodes, StaleEngines) else JSONResponse({"episodes": episodes})
+
+    async def hold(request: Request) -> Response:
+        """Which engines hold which weights."""
+        version, urls = int(request.path_params["version"]), (await request.json())["engines"]
+        await request.app.state.driver.hold(urls, version)
+        return JSONResponse({"version": version})
 
     async def published(request: Request) -> Response:
         """Beside whatever is at work: the stream goes on while the trainer waits for nothing."""
@@ -129,6 +168,7 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
             Route("/evaluate", _explained(evaluate), methods=["POST"]),
             Route("/probe", _explained(probe), methods=["POST"]),
             Route("/published/{version:int}", _explained(published), methods=["POST"]),
+            Route("/engines/{version:int}", _explained(hold), methods=["POST"]),
             Route("/health", health),
         ],
         middleware=[Middleware(TokenMiddleware, token=token)],
@@ -148,6 +188,8 @@ def _explained(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except (Superseded, ClientGone) as error:
             return JSONResponse({"error": str(error)}, status_code=409)
+        except Untold as error:
+            return JSONResponse({"error": str(error)}, status_code=UNTOLD)
         except Exception as error:
             expected = isinstance(error, DriverError)
             logger.error("%s failed", request.url.path, exc_info=None if expected else error)
@@ -156,19 +198,39 @@ def _explained(endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
-    """The work's result; the work is cancelled when the client goes."""
+def _wanted(stale: StaleEngines) -> Response:
+    return JSONResponse(stale.to_json(), status_code=WANTS_WEIGHTS)
+
+
+async def _worked(
+    request: Request, desk: OneAtATime, name: str, work: Callable[[], Coroutine[Any, Any, R]]
+) -> R | StaleEngines:
+    """The work's result, or engines that want weights, while the work goes on until it is asked for again. It is
+    cancelled when the client goes. Raises Untold before anything is played.
+    """
+    served: Served = request.app.state.driver
+    if not served.knows_weights:
+        raise Untold("nobody has told yet which engines hold the policy's weights: this service was started again")
     await request.body()  # what comes after it is the client's end of the connection
-    working, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+    working = desk.begin(name, work)
+    gone = asyncio.create_task(_disconnected(request))
+    wanting = asyncio.create_task(served.wanting())
+    left = False
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait((working, gone, wanting), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await desk.result(working)
+        if gone.done():
             raise ClientGone("the client has gone")
-        return working.result()
+        stale = wanting.result()
+        desk.leave(name)
+        left = True
+        return stale
     finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.wait((working, gone))
+        ending = [gone, wanting] if left else [working, gone, wanting]
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
 
 
 async def _disconnected(request: Request) -> None:

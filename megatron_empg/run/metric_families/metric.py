@@ -30,7 +30,8 @@ class Metric:
     meaning: str
     look_for: str = ""
     by_clock: bool = False
-    """Whether the machine's speed and load are in it, so that two runs of the same numbers differ in it."""
+    """Whether the machine's speed and load are in it, or what befell the run's processes, so that two runs of the
+    same numbers differ in it."""
 
     @property
     def names(self) -> list[str]:

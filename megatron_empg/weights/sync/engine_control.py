@@ -16,10 +16,13 @@ from megatron_empg.common.http import bearer
 
 
 class WeightTransferError(EmpgError, RuntimeError):
-    """A weight transfer that did not reach every engine; `engines` names those that failed, or trainer ranks."""
+    """A weight transfer that did not reach every engine; `engines` names those that failed, or trainer ranks.
 
-    def __init__(self, phase: str, failures: dict[str, str]) -> None:
-        self.phase = phase
+    `passing`: whether it may go well another time.
+    """
+
+    def __init__(self, phase: str, failures: dict[str, str], *, passing: bool = True) -> None:
+        self.phase, self.passing = phase, passing
         self.engines = list(failures)
         reasons = "; ".join(f"{engine}: {reason}" for engine, reason in failures.items())
         super().__init__(f"weight transfer failed in {phase!r} on {len(failures)} engine(s): {reasons}")

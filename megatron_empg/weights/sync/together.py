@@ -70,7 +70,8 @@ class Stopped(Exception):
         causes = lasting or {min(self._faults): self._faults[min(self._faults)]}
         if self._own is not None and self._rank in causes:
             return self._own
-        return WeightTransferError(self._part, {f"trainer rank {rank}": f.words for rank, f in causes.items()})
+        named = {f"trainer rank {rank}": fault.words for rank, fault in causes.items()}
+        return WeightTransferError(self._part, named, passing=self.passing)
 
 
 def together(ranks: Ranks, part: str, work: Callable[[], Value]) -> list[Value]:
@@ -94,5 +95,5 @@ def together(ranks: Ranks, part: str, work: Callable[[], Value]) -> list[Value]:
 
 def _fault_of(error: Exception) -> Fault:
     if isinstance(error, WeightTransferError):
-        return Fault(str(error), passing=True)
+        return Fault(str(error), passing=error.passing)
     return Fault(f"{type(error).__name__}: {error}", passing=False)

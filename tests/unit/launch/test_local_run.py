@@ -74,6 +74,19 @@ for step in range(done + 1, steps + 1):
 (run / "policy").mkdir(exist_ok=True)
 (run / "exported.json").write_text(json.dumps({"step": steps}))
 """
+PATIENT_TRAINER = TRAINER.replace("socket.create_connection", "answered").replace(
+    "def wait_for_the_others",
+    """def answered(address):
+    with socket.create_connection(address) as connection:
+        connection.settimeout(0.5)
+        connection.sendall(b"GET /health HTTP/1.0\\r\\n\\r\\n")
+        if not connection.recv(1):
+            raise OSError
+    return connection
+
+def wait_for_the_others""",
+)
+"""Waits for an answer, which a frozen server does not give."""
 Happening = Callable[[], None]
 
 
@@ -118,17 +131,25 @@ def at_step(monkeypatch: pytest.MonkeyPatch, happenings: dict[int, Happening]) -
     monkeypatch.setattr(launch.StepsShown, "show", show)
 
 
+def signaller(log: str, number: signal.Signals) -> Happening:
+    """Sends a signal to the child that writes this log."""
+
+    def send() -> None:
+        writer_of(log).send_signal(number)
+
+    return send
+
+
 def killer(log: str) -> Happening:
     """Kills the child that writes this log, as the kernel would when memory runs out."""
+    return signaller(log, signal.SIGKILL)
 
-    def kill() -> None:
-        for child in psutil.Process().children():
-            if Path(f"/proc/{child.pid}/fd/1").resolve().name == log:
-                os.kill(child.pid, signal.SIGKILL)
-                return
-        raise AssertionError(f"nobody writes {log}")
 
-    return kill
+def writer_of(log: str) -> psutil.Process:
+    for child in psutil.Process().children():
+        if Path(f"/proc/{child.pid}/fd/1").resolve().name == log:
+            return child
+    raise AssertionError(f"nobody writes {log}")
 
 
 def train(folder: Path, *keys: str) -> None:
@@ -165,21 +186,60 @@ def test_whichever_process_is_killed_the_run_ends_as_if_none_had_been(
     }
     at_step(stand_ins, dict(killed))
     train(tmp_path / "disturbed", "engines.count=2")
-    assert len(starts(tmp_path / "disturbed")) == 5
     printed = capsys.readouterr().out
-    for number, name in enumerate(("engine_0", "engine_1", "driver", "trainer"), 1):
-        assert f"{name} was ended by SIGKILL; going on from step " in printed
-        assert f"(restart {number} of at most 20)" in printed
+    for name in ("engine_0", "engine_1", "driver"):
+        assert f"{name} was ended by SIGKILL; it alone is started again in 1 s (restart 1 of it)" in printed
+    assert "trainer was ended by SIGKILL; going on from step " in printed
+    assert "(restart 1 of at most 20)" in printed
+    assert len(starts(tmp_path / "disturbed")) == 2, "for the trainer's sake alone"
     both = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("undisturbed", "disturbed")]
     assert both[0] == both[1]
     RunFolder(tmp_path / "disturbed").open("a: 1").close()  # the folder is free
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("name", ["engine_1", "driver"])
+def test_a_server_that_is_killed_or_frozen_comes_back_at_its_address_and_no_other_is_touched(
+    stand_ins: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    number: signal.Signals,
+) -> None:
+    stand_ins.setattr(attempt, "ASK_AGAIN_SECONDS", 0.2)
+    stand_ins.setattr(local_parts.commands, "trainer", trainer(PATIENT_TRAINER))
+    before: dict[str, list[str]] = {}
+    pids: dict[str, int] = {}
+
+    def disturb() -> None:
+        for log in ("engine_0", "engine_1", "driver", "trainer"):
+            child = writer_of(f"{log}.log")
+            before[log], pids[log] = child.cmdline(), child.pid
+        writer_of(f"{name}.log").send_signal(number)
+
+    def look() -> None:
+        others = [log for log in pids if log != name]
+        assert {log: writer_of(f"{log}.log").pid for log in others} == {log: pids[log] for log in others}
+        assert writer_of(f"{name}.log").cmdline() == before[name], "at the same address"
+        assert writer_of(f"{name}.log").pid != pids[name]
+
+    at_step(stand_ins, {1: disturb, STEPS - 1: look})
+    train(tmp_path, "engines.count=2", "engines.silence_timeout=1")
+    assert starts(tmp_path) == [0]
+    how = "was ended by SIGKILL" if number is signal.SIGKILL else "answers no more"
+    assert (
+        f"{name} {how}; it alone is started again in 1 s (restart 1 of it), the run goes on"
+        in capsys.readouterr().out
+    )
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
 def test_the_log_of_the_start_that_ended_is_kept(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    at_step(stand_ins, {2: killer("driver.log")})
+    at_step(stand_ins, {2: killer("driver.log"), 4: killer("trainer.log")})
     train(tmp_path)
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {
-        f"{name}{which}.log" for name in ("engine_0", "driver", "trainer") for which in ("", ".1")
+        *(f"{name}{which}.log" for name in ("engine_0", "driver", "trainer") for which in ("", ".1")),
+        "driver.2.log",  # it was started again alone before
     }
 
 

@@ -47,7 +47,7 @@ def task(visible: str | None = None) -> dict[str, str]:
 )
 def test_an_engine_gets_gpus_of_its_own(given: str | None, tensor_parallel: int, devices: str) -> None:
     settings = plan(f"engines.tensor_parallel={tensor_parallel}")
-    command, environment = engine_command(settings, task(given), per_node=2, gpus_per_node=4)
+    command, environment = engine_command(settings, task(given), number=1, per_node=2, gpus_per_node=4)
     assert environment == {"CUDA_VISIBLE_DEVICES": devices}
     assert command[command.index("--port") + 1] == str(12000 + 8 + 3)
     assert command[command.index("--host") + 1] == "10.0.0.4"
@@ -65,21 +65,21 @@ def test_an_engine_gets_gpus_of_its_own(given: str | None, tensor_parallel: int,
 )
 def test_an_engine_without_enough_gpus_is_refused_by_name(given: str | None, named: str) -> None:
     with pytest.raises(TaskError, match=named):
-        engine_command(plan("engines.tensor_parallel=3"), task(given), per_node=2, gpus_per_node=4)
+        engine_command(plan("engines.tensor_parallel=3"), task(given), number=1, per_node=2, gpus_per_node=4)
 
 
 def test_without_gpus_an_engine_sees_none() -> None:
-    _, environment = engine_command(plan(), task("0,1"), per_node=2, gpus_per_node=None)
+    _, environment = engine_command(plan(), task("0,1"), number=1, per_node=2, gpus_per_node=None)
     assert environment == {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(("visible", "devices"), [(None, "6,7"), (",".join("abcdefgh"), "g,h")])
 def test_engines_beside_the_trainer_come_after_its_gpus(visible: str | None, devices: str) -> None:
     settings = plan("engines.tensor_parallel=2")
-    _, environment = engine_command(settings, task(visible), per_node=2, gpus_per_node=8, first_gpu=4)
+    _, environment = engine_command(settings, task(visible), number=1, per_node=2, gpus_per_node=8, first_gpu=4)
     assert environment == {"CUDA_VISIBLE_DEVICES": devices}
     with pytest.raises(TaskError, match="after 8 of the trainer and the engines before it"):
-        engine_command(settings, task(visible), per_node=2, gpus_per_node=8, first_gpu=6)
+        engine_command(settings, task(visible), number=1, per_node=2, gpus_per_node=8, first_gpu=6)
 
 
 def trainer(

@@ -1,6 +1,7 @@
 """The restart policy as a table: what ended, how often before, what is left, and so what is done."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,10 @@ from megatron_empg.launch.restart import (
     RestartsError,
     Start,
     decide,
+    decide_part,
     most_restarts,
     used_up,
+    wait_before,
 )
 
 JOB = Means(requeue=True)
@@ -140,6 +143,65 @@ def test_a_watchdog_that_is_killed_again_and_again_ends_the_run() -> None:
     assert decide(replace(end, part_restarts=2), starts(0), 0, means).action is Action.RESTART_PART
     decision = decide(end, starts(0), 0, means)
     assert (decision.action, decision.code) == (Action.GIVE_UP, ExitCode.WATCHDOG)
+
+
+ALONE_CODES = (ExitCode.SERVICE, ExitCode.ENGINES, ExitCode.DRIVER)
+
+
+def of_part(**how: Any) -> AttemptEnd:
+    died = AttemptEnd(Cause.DIED, "engine_1", ExitCode.ENGINES, says="engine_1 was ended by SIGKILL", alone=True)
+    return replace(died, **how)
+
+
+@pytest.mark.parametrize("code", ALONE_CODES)
+def test_one_that_serves_is_started_again_alone(code: ExitCode) -> None:
+    decision = decide_part(of_part(code=code), [], 4, 20)
+    assert decision is not None
+    assert (decision.action, decision.wait, decision.code) == (Action.RESTART_PART, 1.0, None)
+    assert decision.why == (
+        "engine_1 was ended by SIGKILL; it alone is started again in 1 s (restart 1 of it), the run goes on"
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"alone": False},  # the trainer has ended too, or it never was healthy
+        {"code": ExitCode.TRAINER},
+        {"cause": Cause.FAULT},
+        {"cause": Cause.LOST_NODE},
+        {"cause": Cause.UNFIT_NODE},
+    ],
+)
+def test_what_is_more_than_one_part_s_death_is_the_run_s_to_decide(how: dict[str, Any]) -> None:
+    assert decide_part(of_part(**how), [], 4, 20) is None
+
+
+@pytest.mark.parametrize("asked", [{"stop_file": True}, {"requested": True}])
+def test_a_run_that_is_asked_to_end_gets_its_part_back_so_that_it_ends_in_order(asked: dict[str, Any]) -> None:
+    decision = decide_part(of_part(**asked), [], 4, 20)
+    assert decision is not None
+    assert decision.action is Action.RESTART_PART
+
+
+@pytest.mark.parametrize(
+    ("restarts", "wait"),
+    [([], 1), ([4], 2), ([4, 4], 4), ([4] * 3, 8), ([4] * 4, 16), ([0] * 4, 1), ([0] * 4 + [4], 2)],
+)
+def test_a_part_waits_longer_the_more_often_it_was_in_vain(restarts: list[int], wait: float) -> None:
+    decision = decide_part(of_part(), restarts, 4, 20)
+    assert decision is not None
+    assert decision.wait == wait
+
+
+def test_a_wait_has_an_end() -> None:
+    assert [wait_before(number) for number in (0, 1, 5, 6, 1000)] == [1, 2, 32, 60, 60]
+
+
+@pytest.mark.parametrize(("restarts", "most"), [([4] * 5, 20), ([0, 1, 2], 3), ([], 0)])
+def test_a_part_that_was_restarted_too_often_is_the_run_s_to_decide(restarts: list[int], most: int) -> None:
+    assert decide_part(of_part(), restarts, 4, most) is None
+    assert decide(of_part(), starts(0), 4, JOB).action is Action.RESTART_ALL
 
 
 def test_too_few_nodes_without_a_queue_end_the_run_with_a_code_of_their_own() -> None:

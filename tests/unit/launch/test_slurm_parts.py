@@ -1,5 +1,6 @@
 """The steps of a run: which parts, where, with which commands and variables."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -50,7 +51,7 @@ def part(found: SlurmParts, name: str) -> Part:
 
 
 def test_the_stages_of_a_run() -> None:
-    run = ["engines", "driver", "trainer", "watchdog"]
+    run = ["engine_0", "engine_1", "engine_2", "engine_3", "driver", "trainer", "watchdog"]
     assert stages(parts()) == [["preflight"], run]
     assert stages(parts(preflight=False)) == [run]
     whole = parts(replace(PLAN, services=(SEARCH, SHOP)), megatron_checkpoint="/m")
@@ -70,7 +71,10 @@ def test_each_part_runs_where_it_belongs_and_has_its_code() -> None:
         "conversion": (("n1",), 1, ExitCode.CONVERSION, True),
         "preflight": (everywhere, 1, ExitCode.PREFLIGHT, True),
         "search": (("n3",), 1, ExitCode.SERVICE, False),
-        "engines": (("n3", "n4"), 2, ExitCode.ENGINES, False),
+        "engine_0": (("n3",), 1, ExitCode.ENGINES, False),
+        "engine_1": (("n3",), 1, ExitCode.ENGINES, False),
+        "engine_2": (("n4",), 1, ExitCode.ENGINES, False),
+        "engine_3": (("n4",), 1, ExitCode.ENGINES, False),
         "driver": (("n3",), 1, ExitCode.DRIVER, False),
         "trainer": (("n1", "n2"), 1, ExitCode.TRAINER, True),
         "watchdog": (everywhere, 1, ExitCode.WATCHDOG, False),
@@ -83,7 +87,15 @@ def test_what_the_trainer_is_at_its_heartbeat_says(plan: RunPlan) -> None:
 
 
 def test_engines_must_be_healthy_in_the_plan_s_time() -> None:
-    assert part(parts(replace(PLAN, engine_start_seconds=70)), "engines").start_seconds == 70
+    assert part(parts(replace(PLAN, engine_start_seconds=70)), "engine_3").start_seconds == 70
+
+
+def test_whoever_serves_counts_as_frozen_after_the_plan_s_time() -> None:
+    found = parts(replace(PLAN, silence_seconds=45, services=(SEARCH,)))
+    silent = {part.name: part.silent_seconds for stage in found.stages() for part in stage}
+    served = ("search", "engine_0", "engine_1", "engine_2", "engine_3", "driver")
+    assert {name for name, seconds in silent.items() if seconds == 45} == set(served)
+    assert {silent[name] for name in ("preflight", "trainer", "watchdog")} == {math.inf}
 
 
 def test_engines_listen_node_by_node_and_everybody_is_told_the_same() -> None:
@@ -92,7 +104,7 @@ def test_engines_listen_node_by_node_and_everybody_is_told_the_same() -> None:
         "http://10.0.0.3:10648", "http://10.0.0.3:10649", "http://10.0.0.4:10650", "http://10.0.0.4:10651",
     ]  # fmt: skip
     assert found.engines == urls
-    assert part(found, "engines").addresses == urls
+    assert [part(found, f"engine_{number}").addresses for number in range(4)] == [(url,) for url in urls]
     assert part(found, "driver").addresses == ("http://10.0.0.3:10641",)
     for name in ("driver", "trainer"):
         command = part(found, name).command
@@ -109,11 +121,11 @@ def test_ports_follow_from_the_jobs_number(job: str, first: int) -> None:
 
 
 def test_engines_beside_the_trainer_are_told_their_first_gpu() -> None:
-    command = part(parts(shared=True), "engines").command
-    assert command[-6:] == ("--per-node", "2", "--gpus-per-node", "8", "--first-gpu", "4")
+    command = part(parts(shared=True), "engine_1").command
+    assert command[-8:] == ("--number", "1", "--per-node", "2", "--gpus-per-node", "8", "--first-gpu", "4")
     assert part(parts(shared=True), "watchdog").nodes == ("n1",)
-    assert "--first-gpu" not in part(parts(), "engines").command
-    assert "--gpus-per-node" not in part(parts(cpu=True), "engines").command
+    assert "--first-gpu" not in part(parts(), "engine_0").command
+    assert "--gpus-per-node" not in part(parts(cpu=True), "engine_0").command
 
 
 def test_what_needs_no_gpu_sees_none() -> None:

@@ -114,3 +114,10 @@ srun: error: node5: task 6: Killed
 """
     assert slurm_words.task_statuses(said) == [("node2", 78), ("node1", -15), ("node[3-4]", -11), ("node5", -9)]
     assert slurm_words.task_statuses("srun: error: Node failure on node2\n") == []
+
+
+def test_steps_are_found_by_the_name_they_were_started_under() -> None:
+    said = "7.0 search\n7.3 engine_1\n7.4 engine_10\n7.batch batch\n7.12 engine_1\n"
+    assert slurm_words.steps_named(said, "engine_1") == ["7.3", "7.12"]
+    assert slurm_words.steps_named(said, "batch") == []
+    assert slurm_words.steps_named("", "engine_1") == []

@@ -68,6 +68,8 @@ class Cluster:
         if command[0] == "squeue" and self.refusals > 0:
             self.refusals -= 1
             return Answer(1, "")
+        if command[0] == "squeue" and "%j" in command[-1]:
+            return Answer(0, "7.0 engines\n7.3 driver\n7.batch batch\n")
         if command[0] == "squeue":
             return Answer(0, "7.0\n7.3\n7.batch\n")
         if command[0] == "srun":
@@ -141,6 +143,33 @@ def test_each_part_that_ends_is_told_once(tmp_path: Path) -> None:
     assert ended is not None
     assert (ended.part, ended.status) == (ENGINES, -9)
     assert run.ended() is None
+
+
+def test_a_part_is_stopped_alone_and_can_be_started_again(tmp_path: Path) -> None:
+    cluster = Cluster()
+    run = runner(tmp_path, cluster)
+    driver = Part("driver", ("d",), ExitCode.DRIVER, ("n3",))
+    run.start(ENGINES)
+    run.start(driver)
+    run.stop_part(driver)
+    assert [command for command in cluster.commands if command[0] == "scancel"] == [("scancel", "7.3")]
+    assert [started.signals for started in Started.all] == [[], []]
+    Started.all[1].end(143, "srun: error: n3: task 0: Terminated\n")
+    assert run.ended() is None, "its end is nobody's news"
+    run.stop_part(driver)
+    assert [command[0] for command in cluster.commands].count("scancel") == 1, "it has ended"
+    run.start(driver)
+    assert "driver.2.srun" in {path.name for path in tmp_path.iterdir()}
+
+
+def test_an_srun_that_outlives_its_step_is_killed_and_the_step_cancelled_again(tmp_path: Path) -> None:
+    cluster = Cluster()
+    run = runner(tmp_path, cluster)
+    run.start(ENGINES)
+    Started.all[0].deaf = True
+    run.stop_part(ENGINES)
+    assert Started.all[0].signals == ["TERM", "KILL"]
+    assert [command for command in cluster.commands if command[0] == "scancel"] == [("scancel", "7.0")] * 2
 
 
 def test_what_is_stopped_is_cancelled_step_by_step(tmp_path: Path) -> None:

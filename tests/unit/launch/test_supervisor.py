@@ -10,7 +10,7 @@ from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch.attempt import Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.parts import Ended, Part, status_of
-from megatron_empg.launch.restart import Action, AttemptEnd, Cause, Decision, Means
+from megatron_empg.launch.restart import MOST_PART_RESTARTS, Action, AttemptEnd, Cause, Decision, Means
 from megatron_empg.launch.supervisor import Stage, StartRefused, Supervisor
 
 KILLED = -9
@@ -112,6 +112,10 @@ class Stand:
     def end_of_logs(self, part: Part) -> str:
         return f"the end of {part.name}'s logs"
 
+    def stop_part(self, part: Part) -> None:
+        if self.running.pop(part.name, None):
+            self.log.append(f"stop {part.name}")
+
     def stop(self) -> None:
         if self.running and self.while_stopping:
             self.while_stopping(self)
@@ -137,7 +141,8 @@ class Stand:
         return url not in self.unhealthy
 
     def run(self) -> Decision:
-        senses = Senses(lambda: self.now, self.sleep, self.is_healthy, lambda heartbeat: self.begun)
+        healthy = self.is_healthy
+        senses = Senses(lambda: self.now, self.sleep, healthy, lambda heartbeat: self.begun, healthy)
         decision = Supervisor(self, self, "secret", 1.0, senses).run()
         assert not self.running, "no part outlives the supervisor"
         return decision
@@ -189,7 +194,123 @@ def test_all_serve_once_every_address_has_answered(tmp_path: Path) -> None:
     assert seen == [False, True]
 
 
-@pytest.mark.parametrize("name", ["search", "engines", "driver", "trainer"])
+@pytest.mark.parametrize("name", ["search", "engines", "driver"])
+@pytest.mark.parametrize("status", [KILLED, -15, 1, 3, 0])
+def test_one_that_serves_and_dies_once_all_work_is_started_again_alone(
+    tmp_path: Path, name: str, status: int
+) -> None:
+    stand = Stand(tmp_path, [(20, saves(4)), (30, ends(name, status)), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0"]
+    assert stand.log.count("trainer") == stand.log.count("stop") == 1
+    assert stand.log.count(name) == 2
+    (said,) = [line for line in stand.log if line.startswith("says")]
+    assert said.startswith(f"says: {name} ")
+    assert said.endswith(
+        f"; it alone is started again in 1 s (restart 1 of it), the run goes on; logs in logs/{name}.1.log"
+    )
+
+
+def test_parts_that_die_together_are_each_started_again(tmp_path: Path) -> None:
+    def both(stand: Stand) -> None:
+        ends("engines", KILLED)(stand)
+        ends("search", KILLED)(stand)
+
+    stand = Stand(tmp_path, [(30, both), (60, finishes)])
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0"]
+    assert (stand.log.count("engines"), stand.log.count("search"), stand.log.count("trainer")) == (2, 2, 1)
+
+
+def test_a_part_is_started_again_later_every_time_it_was_in_vain(tmp_path: Path) -> None:
+    died: list[float] = []
+    born: list[float] = []
+
+    class Fragile(Stand):
+        def start(self, part: Part) -> None:
+            super().start(part)
+            if part is ENGINES:
+                born.append(self.now)
+
+    def dies(stand: Stand) -> None:
+        if "engines" in stand.running:
+            died.append(stand.now)
+            stand.end("engines", KILLED)
+
+    stand = Fragile(tmp_path, [(second, dies) for second in range(20, 200, 20)])
+    stand.script = [*stand.script, (110, saves(5)), (230, finishes)]
+    assert stand.run().action is Action.DONE
+    waits = [after - before for before, after in zip(died, born[1:], strict=False)]
+    assert waits[:5] == [1, 2, 4, 8, 16], "from one checkpoint"
+    assert 1 <= waits[5] <= 2, "behind a new one"
+    assert stand.starts() == ["7 0"]
+
+
+def test_a_part_that_dies_again_and_again_gives_way_to_a_new_start(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, [(second, ends("engines", KILLED)) for second in range(20, 2000, 40)])
+    decision = stand.run()
+    assert (decision.action, decision.code) == (Action.GIVE_UP, 19)
+    assert len(stand.starts()) == 3
+    assert stand.log.count("engines") == 3 * (1 + MOST_PART_RESTARTS)
+
+
+def test_a_part_that_is_not_healthy_again_in_time_is_started_once_more(tmp_path: Path) -> None:
+    slow = replace(ENGINES, start_seconds=60)
+
+    def dies_for_long(stand: Stand) -> None:
+        stand.unhealthy = {"http://e:1"}
+        stand.end("engines", KILLED)
+
+    script = [(30, dies_for_long), (110, lambda stand: stand.unhealthy.clear()), (150, finishes)]
+    stand = Stand(tmp_path, script, stages_of_run=[[slow, DRIVER, TRAINER]])
+    assert stand.run().action is Action.DONE
+    assert stand.log.count("engines") == 3
+    assert "stop engines" in stand.log, "the second one lived"
+    assert any("engines was not healthy after 60 s; it alone" in line for line in stand.log)
+    assert stand.starts() == ["7 0"]
+
+
+def frozen_run(folder: Path, *script: tuple[float, World], seconds: float = 30) -> Stand:
+    watched = replace(ENGINES, silent_seconds=seconds)
+    return Stand(folder, script, stages_of_run=[[watched, DRIVER, TRAINER]])
+
+
+def freezes(stand: Stand) -> None:
+    stand.unhealthy = {"http://e:2"}
+
+
+def test_a_part_that_answers_no_more_is_ended_hard_and_started_again_alone(tmp_path: Path) -> None:
+    thaws = (70, lambda stand: stand.unhealthy.clear())
+    stand = frozen_run(tmp_path, (30, freezes), thaws, (100, finishes))
+    assert stand.run().action is Action.DONE
+    assert stand.log.count("engines") == 2
+    assert stand.log.index("stop engines") < len(stand.log) - 1 - stand.log[::-1].index("engines")
+    assert any("engines answers no more; it alone is started again" in line for line in stand.log)
+    assert stand.starts() == ["7 0"]
+
+
+def test_a_part_that_is_silent_for_less_than_its_time_is_left_alone(tmp_path: Path) -> None:
+    script = []
+    for second in range(30, 300, 40):
+        script += [(second, freezes), (second + 20, lambda stand: stand.unhealthy.clear())]
+    stand = frozen_run(tmp_path, *script, (400, finishes))
+    assert stand.run().action is Action.DONE
+    assert stand.log.count("engines") == 1
+
+
+def test_a_supervisor_that_was_held_up_takes_nobody_for_frozen(tmp_path: Path) -> None:
+    """Time passes between two of its looks; one question without an answer is not enough."""
+
+    def sleeps(stand: Stand) -> None:
+        stand.now += 500
+        freezes(stand)
+
+    stand = frozen_run(tmp_path, (30, sleeps), (536, lambda stand: stand.unhealthy.clear()), (600, finishes))
+    assert stand.run().action is Action.DONE
+    assert stand.log.count("engines") == 1
+
+
+@pytest.mark.parametrize("name", ["trainer"])
 @pytest.mark.parametrize("status", [KILLED, -15, 1, 3])
 def test_a_part_that_dies_once_all_work_restarts_the_run(tmp_path: Path, name: str, status: int) -> None:
     stand = Stand(tmp_path, [(20, saves(4)), (30, ends(name, status)), (60, finishes)])
@@ -200,13 +321,6 @@ def test_a_part_that_dies_once_all_work_restarts_the_run(tmp_path: Path, name: s
     assert "going on from step 4 (restart 1 of at most 20)" in said
     assert said.endswith(f"; logs in logs/{name}.1.log")
     assert stand.log.index("stop") < stand.log.index(said) < stand.log.index("attempt 2")
-
-
-@pytest.mark.parametrize("name", ["search", "engines", "driver"])
-def test_one_that_serves_must_not_end_even_in_order(tmp_path: Path, name: str) -> None:
-    stand = Stand(tmp_path, [(30, ends(name, 0)), (60, finishes)])
-    assert stand.run().action is Action.DONE
-    assert stand.starts() == ["7 0", "7 0"]
 
 
 @pytest.mark.parametrize(("part", "code"), [("search", 13), ("engines", 14), ("driver", 15), ("trainer", 16)])
@@ -331,12 +445,15 @@ def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path
 
 @pytest.mark.parametrize("part", ["trainer", "engines", "driver", "search"])
 @pytest.mark.parametrize("seconds", [0, 1.5])
-def test_a_part_that_dies_with_the_watchdog_restarts_the_run(tmp_path: Path, part: str, seconds: float) -> None:
+def test_a_part_that_dies_with_the_watchdog_is_started_again_as_it_is(
+    tmp_path: Path, part: str, seconds: float
+) -> None:
     script = [(30, ends(part, KILLED)), (30 + seconds, ends("watchdog", KILLED)), (60, finishes)]
     stand = Stand(tmp_path, script)
     assert stand.run().action is Action.DONE
-    assert stand.starts() == ["7 0", "7 0"]
-    assert any(line.startswith(f"says: {part} was ended by SIGKILL; going on") for line in stand.log)
+    assert any(line.startswith(f"says: {part} was ended by SIGKILL; ") for line in stand.log)
+    assert stand.starts() == (["7 0", "7 0"] if part == "trainer" else ["7 0"])
+    assert stand.log.count(part) == stand.log.count("watchdog") == 2
 
 
 def test_a_watchdog_that_fails_of_itself_ends_the_run(tmp_path: Path) -> None:
@@ -409,7 +526,7 @@ def makes_stop(stand: Stand) -> None:
 
 @pytest.mark.parametrize("moment", ["while_stopping", "while_choosing"])
 def test_a_signal_before_a_new_start_is_seen(tmp_path: Path, moment: str) -> None:
-    stand = Stand(tmp_path, [(30, ends("driver", KILLED))])
+    stand = Stand(tmp_path, [(30, ends("trainer", KILLED))])
     setattr(stand, moment, asks)
     assert stand.run().action is Action.REQUEUE
     assert stand.starts() == ["7 0"]
@@ -418,7 +535,7 @@ def test_a_signal_before_a_new_start_is_seen(tmp_path: Path, moment: str) -> Non
 @pytest.mark.parametrize("moment", [None, "while_stopping", "while_choosing"])
 def test_the_file_stop_ends_a_run_in_the_place_of_a_new_start(tmp_path: Path, moment: str | None) -> None:
     """Not even a queue starts it again."""
-    script = [(30, ends("driver", KILLED))]
+    script = [(30, ends("trainer", KILLED))]
     if moment is None:
         script.append((20, makes_stop))
     stand = Stand(tmp_path, script, newest=4)
@@ -426,9 +543,9 @@ def test_the_file_stop_ends_a_run_in_the_place_of_a_new_start(tmp_path: Path, mo
         setattr(stand, moment, makes_stop)
     decision = stand.run()
     assert (decision.action, decision.in_order) == (Action.DONE, False)
-    assert decision.why.startswith("driver was ended by SIGKILL; not started again, as its end was asked for")
+    assert decision.why.startswith("trainer was ended by SIGKILL; not started again, as its end was asked for")
     assert decision.why.endswith("newest checkpoint: step 4")
-    assert decision.logs == "the end of driver's logs"
+    assert decision.logs == "the end of trainer's logs"
     assert stand.starts() == ["7 4"]
 
 

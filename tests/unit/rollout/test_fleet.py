@@ -53,7 +53,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["die", "back", "refit", "assign"]),
 
 @given(EVENTS)
 def test_an_assigned_engine_always_holds_the_policy(events):
-    fleet = Fleet("abc")
+    fleet = Fleet("abc", 0)
     version = 0
     for event, url in events:
         if event == "die":

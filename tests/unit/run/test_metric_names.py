@@ -116,8 +116,9 @@ def test_a_bin_is_a_number(word: str) -> None:
 def test_what_the_clock_tells_is_marked() -> None:
     """Comparisons of runs that must agree to the bit leave these out, and no others."""
     clocks = ("time/step", "tokens_per_second", "actor/update_mfu", "engine/3/running", "rollout/tail_ratio")
+    clocks += ("rollout/engines_healthy", "rollout/episodes_moved")  # what befell its processes is no number of it
     assert [name for name in clocks if not by_clock(name)] == []
-    numbers = ("step", "train/reward", "policy/loss", "rollout/engines_healthy", "eval/dev/sampled", "unheard/of")
+    numbers = ("step", "train/reward", "policy/loss", "train/episodes_error", "eval/dev/sampled", "unheard/of")
     assert [name for name in numbers if by_clock(name)] == []
 
 

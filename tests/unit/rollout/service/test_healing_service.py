@@ -1,0 +1,304 @@
+"""Engines find their way back through the rollout service, and a service that was started again plays the same."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import uvicorn
+
+from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.launch.ports import free_port
+from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.client import EngineClient
+from megatron_empg.rollout.episodes import Rollout
+from megatron_empg.rollout.fleet import EngineState, Fleet
+from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.client import DriverClient, DriverClientError, DriverGoneError
+from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKeeper
+from megatron_empg.rollout.service.server import application
+from megatron_empg.rollout.service.stale_engines import StaleEngines
+from megatron_empg.run.metric_names import by_clock
+from tests.limited import limited
+from tests.stub_engine import StubEngine
+from tests.tokenizers_for_tests import make_tokenizer
+
+TOKEN = "0123456789abcdef"
+
+
+class OneTurn:
+    """Rewards an answer of Lima."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    async def reset(self) -> Opening:
+        return Opening()
+
+    async def step(self, action: str) -> StepResult:
+        return StepResult(None, True, float("Lima" in action), malformed=False)
+
+    async def close(self) -> None:
+        pass
+
+
+class Questions:
+    """Twelve, in an order that the seed says."""
+
+    def __init__(self) -> None:
+        self.all = [Task(f"q{i}", [{"role": "user", "content": "the capital of Peru"}], {}) for i in range(12)]
+
+    def sample(self, split: str, count: int, seed: int) -> list[Task]:
+        first = seed % len(self.all)
+        return [*self.all[first:], *self.all[:first]][:count]
+
+    def fixed(self, split: str, count: int) -> list[Task]:
+        return self.all[:count]
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatTokens:
+    return ChatTokens(make_tokenizer("chatml"))
+
+
+def by_seed(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
+    said = [chat._tokenizer(f"answer {word}", add_special_tokens=False)["input_ids"] for word in ("Lima", "Peru")]
+    return lambda body: [*said[body["sampling_params"]["seed"] % 2], chat.end_of_turn]
+
+
+def recipe(*more: str) -> Recipe:
+    few = ("rollout.groups=4", "rollout.group_size=2", "evaluation.questions=6", "environment.max_turns=2")
+    return load_recipe(Path("recipes/quickstart.yaml"), [*few, "algorithm.name=grpo", *more])
+
+
+@asynccontextmanager
+async def opened(chat: ChatTokens, urls: list[str], given: Recipe) -> AsyncIterator[Driver]:
+    """A driver as a run's, whose keeper is at work."""
+    config, _, turns = limited(2, 50, 500, concurrency=64)
+    fleet = Fleet(urls, told=True)
+    async with Rollout(fleet, TOKEN, chat, OneTurn, config, given.waits, max_turns=turns, seed=7) as rollout:
+        driver = Driver(given.service_config(), Questions(), rollout)  # type: ignore[arg-type]
+        keeping = asyncio.create_task(driver.keeper.run())
+        try:
+            yield driver
+        finally:
+            keeping.cancel()
+            await driver.close()
+
+
+@contextmanager
+def serving(chat: ChatTokens, urls: list[str], port: int, given: Recipe) -> Iterator[uvicorn.Server]:
+    app = application(opened(chat, urls, given), TOKEN)
+    settings = uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def learnt_from(batch: bytes | StaleEngines) -> tuple[list[int], list[float], dict[str, float]]:
+    assert isinstance(batch, bytes)
+    read = Batch.from_bytes(batch)
+    metrics = {name: value for name, value in read.metrics.items() if not by_clock(name)}
+    return torch_tokens(read), read.experience.rewards.tolist(), metrics
+
+
+def torch_tokens(batch: Batch) -> list[int]:
+    return [int(token) for sample in batch.experience.samples for token in sample.tokens]
+
+
+def test_a_batch_is_asked_for_again_once_its_engine_was_refitted_and_goes_on_meanwhile(chat: ChatTokens) -> None:
+    """The only engine dies in the middle of the batch, comes back with other weights, and gets the policy's."""
+    port = free_port()
+    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([engine.url], 0)
+        undisturbed = learnt_from(client.rollout(0))
+        engine.bodies.clear()
+        engine.delay = 0.3
+
+        def dies_and_comes_back() -> None:
+            wait_for(lambda: len(engine.bodies) >= 4)
+            engine.gone, engine.delay = True, 0.0
+            time.sleep(0.5)
+            engine.version = "default"
+            engine.gone = False
+
+        disturbing = threading.Thread(target=dies_and_comes_back)
+        disturbing.start()
+        answer = client.rollout(0)
+        assert answer == StaleEngines((engine.url,))
+        disturbing.join()
+        engine.version = "0"
+        client.hold([engine.url], 0)
+        assert learnt_from(client.rollout(0)) == undisturbed
+
+
+@pytest.mark.parametrize("asks", ["evaluate", "probe"])
+def test_whatever_is_asked_waits_for_the_only_engine(chat: ChatTokens, asks: str) -> None:
+    port = free_port()
+    engine = StubEngine(by_seed(chat), version="0", delay=0.2)
+    with engine, serving(chat, [engine.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([engine.url], 0)
+        ask = client.probe if asks == "probe" else partial(client.evaluate, "test_id", False)
+        engine.version = "default"
+        assert ask() == StaleEngines((engine.url,))
+        engine.version = "0"
+        client.hold([engine.url], 0)
+        answer = ask()
+        assert answer == 8 if asks == "probe" else getattr(answer, "errors", None) == 0
+
+
+def test_engines_that_serve_are_not_disturbed_by_one_that_is_refitted(chat: ChatTokens) -> None:
+    port = free_port()
+    one, two = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="default")
+    with one, two, serving(chat, [one.url, two.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([one.url], 1)  # the other one was not reached
+        assert client.rollout(1) == StaleEngines((two.url,))
+        assert isinstance(client.rollout(1), bytes), "named once, it is not waited for"
+        two.version = "1"
+        client.hold([two.url], 1)
+        batch = client.rollout(2)
+        assert isinstance(batch, bytes)
+        metrics = Batch.from_bytes(batch).metrics
+        assert metrics["rollout/engines_healthy"] == 2
+        assert metrics["rollout/engine_refits"] == 1
+
+
+def test_an_engine_that_is_added_while_a_run_goes_on_is_given_work(chat: ChatTokens) -> None:
+    port = free_port()
+    one, added = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="1")
+    with one, added, serving(chat, [one.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([one.url], 1)
+        client.hold([added.url], 1)
+        assert isinstance(client.rollout(1), bytes)
+        assert min(len(one.bodies), len(added.bodies)) >= 2
+
+
+def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat: ChatTokens) -> None:
+    port = free_port()
+    with StubEngine(by_seed(chat), version="5") as engine:
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
+        with serving(chat, [engine.url], port, recipe()):
+            client.hold([engine.url], 5)
+            undisturbed = learnt_from(client.rollout(5))
+        late: list[StaleEngines | bytes] = []
+        asking = threading.Thread(target=lambda: late.append(client.rollout(5)))
+        asking.start()
+        time.sleep(1.0)  # nobody listens
+        with serving(chat, [engine.url], port, recipe()):
+            asking.join(30)
+            assert late == [StaleEngines(())], "it is told, and asked again"
+            assert learnt_from(client.rollout(5)) == undisturbed
+
+
+def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> None:
+    port = free_port()
+    with StubEngine(by_seed(chat), version="5") as engine, serving(chat, [engine.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        with pytest.raises(DriverClientError, match="answered 412: nobody has told"):
+            client.rollout(5)
+        assert engine.bodies == []
+
+
+def test_a_service_that_stays_away_is_an_accident(chat: ChatTokens) -> None:
+    client = DriverClient(f"http://127.0.0.1:{free_port()}", TOKEN, timeout=5.0, patience=1.0)
+    began = time.monotonic()
+    with pytest.raises(DriverGoneError, match="ConnectError") as gone:
+        client.rollout(0)
+    assert gone.value.accident
+    assert time.monotonic() - began >= 1.0
+
+
+# --- the keeper --------------------------------------------------------------------------------------------------
+
+
+def kept(engine: StubEngine, work: Callable[[EngineKeeper, Fleet], Any], clock: Callable[[], float]) -> None:
+    async def run() -> None:
+        fleet = Fleet([engine.url], told=True)
+        fleet.refitted([engine.url], 3)
+        async with EngineClient(engine.url, TOKEN) as client:
+            await work(EngineKeeper(fleet, {engine.url: client}, clock), fleet)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [("3", EngineState.HEALTHY), ("default", EngineState.STALE), ("2", EngineState.STALE)],
+)
+def test_a_dead_engine_is_what_its_first_token_says(chat: ChatTokens, version: str, state: EngineState) -> None:
+    with StubEngine(by_seed(chat), version=version) as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            fleet.declare_dead(engine.url)
+            engine.gone = True
+            await keeper.look()
+            assert fleet.dead() == [engine.url]
+            engine.gone = False
+            await keeper.look()
+            assert fleet.engines[engine.url].state is state
+
+        kept(engine, work, time.monotonic)
+
+
+def test_one_that_answers_while_nothing_computes_behind_it_stays_dead(
+    chat: ChatTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_empg.rollout.client.SHORT", aiohttp.ClientTimeout(total=0.3))
+    with StubEngine(by_seed(chat), version="3", frozen=True) as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            fleet.declare_dead(engine.url)
+            await keeper.look()
+            assert fleet.dead() == [engine.url]
+
+        kept(engine, work, time.monotonic)
+
+
+def test_a_stale_engine_is_named_now_and_then_until_it_is_refitted_or_dies(chat: ChatTokens) -> None:
+    now = 0.0
+    with StubEngine(by_seed(chat), version="default") as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            nonlocal now
+            assert keeper.wanting() == []
+            fleet.declare_stale(engine.url, -1)
+            assert keeper.wanting() == [engine.url]
+            assert keeper.wanting() == []
+            now += OFFER_SECONDS
+            assert keeper.wanting() == [engine.url]
+            keeper.refitted()
+            assert keeper.wanting() == [engine.url]
+            await keeper.look()
+            assert fleet.stale() == [engine.url]
+            engine.gone = True
+            await keeper.look()
+            assert (fleet.stale(), fleet.dead()) == ([], [engine.url])
+
+        kept(engine, work, lambda: now)
