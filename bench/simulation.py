@@ -28,6 +28,7 @@ from bisect import bisect
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -246,8 +247,10 @@ def measure(folder: Path, rounds: int) -> None:
     from megatron_empg.launch.recipe_plan import engine_settings
     from megatron_empg.recipe.identity import take_up
     from megatron_empg.run.folder import RunFolder
+    from megatron_empg.trainer.fleet_publisher import FleetPublisher, Senses
     from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Training
+    from megatron_empg.weights.sync.held_version import held_version
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
     recipe = recipe_of(folder, SETTINGS[0], rounds * len(SETTINGS))
@@ -271,8 +274,13 @@ def measure(folder: Path, rounds: int) -> None:
         torch.set_num_threads(1)
         actor = initial_actor(recipe)
         service = Service(folder, engine.url, token)
-        publisher = WeightPublisher([engine.url], token, device=device(), timeout=600.0)
-        publisher.connect(actor.weights())
+        publisher = FleetPublisher(
+            [engine.url],
+            make=partial(WeightPublisher, token=token, device=device(), timeout=600.0),
+            tell=lambda urls, version: None,  # the drivers of this benchmark play whatever the engine holds
+            senses=Senses(lambda url: held_version(url, token, 60.0)),
+            patience=600.0,
+        )
         Training(recipe, actor, RunFolder(folder), driver=service, publisher=publisher).run()
         service.close()
         publisher.close()

@@ -1,9 +1,7 @@
 """A publication is tried again, whole, with the engines that answer; gloo is real here, and engines stand-ins."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from megatron_empg.weights.sync.gloo_sender import announced
 from megatron_empg.weights.sync.gloo_transport import address_towards
 from megatron_empg.weights.sync.source import Sent
 from megatron_empg.weights.sync.transfer import PublishReport, WeightPublisher
+from tests.thread_ranks import ThreadRanks, on_ranks
 from tests.weight_engines import ReceivingEngine, Source
 
 LIMIT = 60.0
@@ -198,20 +197,6 @@ def test_engines_of_two_dtypes_get_all_bits() -> None:
 # Several ranks
 
 
-class Threads:
-    """Threads as ranks."""
-
-    def __init__(self, rank: int, meeting: threading.Barrier, table: list[Any]) -> None:
-        self.rank, self._meeting, self._table = rank, meeting, table
-
-    def gathered(self, value: Any) -> list[Any]:
-        self._table[self.rank] = value
-        self._meeting.wait(LIMIT)
-        found = list(self._table)
-        self._meeting.wait(LIMIT)
-        return found
-
-
 class Followed(Source):
     """A source that a second rank helps to make; `taken` counts its passes."""
 
@@ -222,30 +207,11 @@ class Followed(Source):
         self.taken += 1
 
 
-def on_ranks(work: Callable[[Threads], Any], count: int) -> list[Any]:
-    """What each rank returned or raised."""
-    meeting, table, results = threading.Barrier(count), [None] * count, [None] * count
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(Threads(rank, meeting, table))
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(2 * LIMIT)
-        assert not thread.is_alive(), "a rank waits for ever"
-    return results
-
-
 def test_ranks_try_again_together_and_fail_together(engines: list[ReceivingEngine]) -> None:
     urls = [engine.url for engine in engines]
     sources = [Followed(), Followed()]
 
-    def publish(ranks: Threads) -> PublishReport:
+    def publish(ranks: ThreadRanks) -> PublishReport:
         publisher = WeightPublisher(urls, "t", device="cpu", timeout=LIMIT, ranks=ranks)
         try:
             return publisher.publish(sources[ranks.rank], 1)
