@@ -201,6 +201,14 @@ PROGRAM = [
         r"assert_same",
     ),
     Mutation(
+        "an engine takes weights whose checksums differ",
+        "megatron_empg/weights/sync/receiver.py",
+        "        for arrival in arrivals:\n            arrival.check()\n",
+        "        for arrival in arrivals:\n            assert arrival\n",
+        "tests/unit/weights/test_publishing.py::test_a_flipped_bit_is_sent_again_whole",
+        r"attempts",
+    ),
+    Mutation(
         "settle under a rank condition",
         "megatron_empg/actor/weights.py",
         "    actor.settle()\n    if actor.sends_weights:\n",

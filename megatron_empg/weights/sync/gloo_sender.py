@@ -95,7 +95,7 @@ class GlooSession:
             raise _cause(joined, error) from error
         joined.result()
 
-    def open(self) -> None:
+    def begin(self) -> None:
         self._engines.start_weight_update()
 
     def send(self, update: Announced, sender: GlooSender, stream: Stream) -> None:

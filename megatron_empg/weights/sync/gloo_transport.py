@@ -74,12 +74,12 @@ class GlooTransport:
             self._session.join(addresses, self._sender, timeout)
         self._served = frozenset(self._sender.serves())
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """Begin a session in the engines; rank 0 does."""
         if self._session is None or self._engines is None:
             return
         try:
-            self._session.open()
+            self._session.begin()
         except BaseException:
             self._engines.abandon_update()  # some engines have begun one
             raise

@@ -122,8 +122,8 @@ class NcclTransport:
             self._engines.read_world_sizes()
             self._sender = NcclSender(self._engines, self._host, self._device)
 
-    def open(self) -> None:
-        """Nothing: vLLM begins a session by itself."""
+    def begin(self) -> None:
+        """Nothing: vLLM begins its session when it sends."""
 
     def stream(self, source: Parts) -> Stream:
         """What rank 0 is to send. Making it communicates nothing."""

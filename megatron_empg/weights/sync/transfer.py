@@ -175,7 +175,7 @@ class WeightPublisher:
             return 0.0
         self._engines.pause()
         self._sound = False
-        self._transport.open()
+        self._transport.begin()
         return self._engines.remaining()
 
     def _send(self, source: Parts, stream: Stream, seconds: float, version: int) -> PartSent:

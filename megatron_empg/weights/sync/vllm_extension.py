@@ -107,7 +107,8 @@ class TorchWeightTransferEngine(CheckedReload):
         super().__init__(config, vllm_config, device, model)
         if device.type != "cpu":
             raise ValueError(f"weight transfer over gloo is for CPU engines; use backend nccl on {device}")
-        self._receiver = Receiver(self.worker_rank, self.model_config.dtype)
+        serves: Any = self.model_config.dtype  # a name before vLLM has read the config, a dtype after it
+        self._receiver = Receiver(self.worker_rank, serves)
 
     def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
         self._receiver.join(init_info)
