@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from megatron_empg.run.metric_names import FAMILIES, MetricFamily  # noqa: E402
+from megatron_empg.run.metric_names import FAMILIES, Family  # noqa: E402
 
 PAGE = ROOT / "docs/metrics.md"
 BEGIN = "<!-- The tables are made by `python tools/metrics_page.py` of megatron_empg/run/metric_names.py. -->"
@@ -24,7 +24,7 @@ def tables() -> str:
     return "\n".join(line for family in FAMILIES for line in _table(family))
 
 
-def _table(family: MetricFamily) -> Iterator[str]:
+def _table(family: Family) -> Iterator[str]:
     yield from (f"### {family.title}", "", family.about, "")
     yield from ("| name | unit | what it is | what to look for |", "|---|---|---|---|")
     for metric in family.metrics:

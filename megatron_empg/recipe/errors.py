@@ -33,7 +33,7 @@ MOVED_KEYS = {
 
 
 @dataclass(frozen=True)
-class KeyPlace:
+class Place:
     """Where in a recipe a fault lies."""
 
     key: str
@@ -50,7 +50,7 @@ def explained(error: ValidationError, kind: type[Section]) -> RecipeError:
     return RecipeError("this recipe cannot be run:\n" + lines)
 
 
-def place_of(location: Iterable[str | int], kind: type[Section]) -> KeyPlace:
+def place_of(location: Iterable[str | int], kind: type[Section]) -> Place:
     """Translates pydantic's location, which also names the chosen section where there is a choice."""
     rest = [str(part) for part in location]
     path: list[str] = []
@@ -71,7 +71,7 @@ def place_of(location: Iterable[str | int], kind: type[Section]) -> KeyPlace:
             section = annotation
         else:
             section = None
-    return KeyPlace(".".join(path), section, siblings)
+    return Place(".".join(path), section, siblings)
 
 
 def closest(given: object, known: Iterable[str]) -> str:
@@ -100,7 +100,7 @@ def _line(fault: Any, kind: type[Section]) -> str:
     return f"{key}: {fault['msg']}; got {shown(fault['input'])}"
 
 
-def _unknown_key(place: KeyPlace, given: Any) -> str:
+def _unknown_key(place: Place, given: Any) -> str:
     if place.key in MOVED_KEYS:
         return f"it is {MOVED_KEYS[place.key]} now"
     if place.key in MOVED_SECTIONS:
@@ -116,7 +116,7 @@ def _unknown_key(place: KeyPlace, given: Any) -> str:
     return f"{hint}allowed here{of}: {', '.join(known)}"
 
 
-def _below(place: KeyPlace, name: str) -> Iterator[str]:
+def _below(place: Place, name: str) -> Iterator[str]:
     """Dotted, the keys of this name in the sections right below the place's."""
     for key, field in (place.section.model_fields if place.section is not None else {}).items():
         sections = [*choices(field.annotation).values(), section_of(field.annotation, {})]
@@ -131,7 +131,7 @@ def _moved(section: str, given: Any) -> str:
     return ", ".join(f"{section}.{key} is {now}.{key} now" for key in given)
 
 
-def _unknown_name(place: KeyPlace, fault: Any, kind: type[Section]) -> str:
+def _unknown_name(place: Place, fault: Any, kind: type[Section]) -> str:
     given, allowed = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
     field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
     chosen = next(iter(choices(field.annotation).values()), None) if field is not None else None
@@ -141,14 +141,14 @@ def _unknown_name(place: KeyPlace, fault: Any, kind: type[Section]) -> str:
     return f"{place.key}.name: {shown(given)} is unknown; {hint}allowed: {', '.join(allowed)}"
 
 
-def _no_section(place: KeyPlace, given: Any, kind: type[Section]) -> str:
+def _no_section(place: Place, given: Any, kind: type[Section]) -> str:
     section = place.section or kind
     field = section.model_fields.get(place.key.rpartition(".")[2])
     names = choices(field.annotation) if field is not None else {}
     return f"{place.key}: {shown(given)} is neither a name nor keys; names: {', '.join(names)}"
 
 
-def _no_keys(place: KeyPlace, given: Any, kind: type[Section]) -> str:
+def _no_keys(place: Place, given: Any, kind: type[Section]) -> str:
     field = (place.section or kind).model_fields.get(place.key.rpartition(".")[2])
     section = section_of(field.annotation, given) if field is not None else None
     if section is None:

@@ -49,7 +49,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class MetricFamily:
+class Family:
     """Metrics that belong together: a table of the page. `by_clock`: all of them are."""
 
     title: str
@@ -81,7 +81,7 @@ def by_clock(name: str) -> bool:
     return False
 
 
-ROLLOUT = MetricFamily(
+ROLLOUT = Family(
     "Step, episodes and groups",
     "Of the batch as it was played, dropped groups included.",
     (
@@ -192,7 +192,7 @@ ROLLOUT = MetricFamily(
     ),
 )
 
-STREAM = MetricFamily(
+STREAM = Family(
     "The stream of groups",
     "`rollout.max_lag` above 0. Groups are counted since the run began: those that started are those trained on, "
     "those dropped, those in flight and those ready. An own token's lag is the trained version less that which "
@@ -228,7 +228,7 @@ STREAM = MetricFamily(
     ),
 )
 
-AGREEMENT = MetricFamily(
+AGREEMENT = Family(
     "Engines and actor",
     "Both compute the log-prob of the same sampled token, by different kernels.",
     (
@@ -287,7 +287,7 @@ AGREEMENT = MetricFamily(
     ),
 )
 
-ENGINES = MetricFamily(
+ENGINES = Family(
     "What engines do",
     "From vLLM's own counters, read once a step, over the batch's rollout alone: evaluations are left out. "
     "`_mean` is over the engines, `_worst` of the worst one (the least speed, cache hits and running requests, "
@@ -345,7 +345,7 @@ ENGINES = MetricFamily(
     by_clock=True,
 )
 
-POLICY = MetricFamily(
+POLICY = Family(
     "The policy and its update",
     "Those of the update are means over the batch's optimizer steps, weighted by own tokens.",
     (
@@ -414,7 +414,7 @@ POLICY = MetricFamily(
     ),
 )
 
-EMPG = MetricFamily(
+EMPG = Family(
     "EMPG",
     "`algorithm.modulation=empg`. Over the batch's turns, each counted once, unless tokens are named.",
     (
@@ -449,7 +449,7 @@ EMPG = MetricFamily(
     ),
 )
 
-AEM = MetricFamily(
+AEM = Family(
     "AEM",
     "`algorithm.modulation=aem`.",
     (
@@ -458,7 +458,7 @@ AEM = MetricFamily(
     ),
 )
 
-EPO = MetricFamily(
+EPO = Family(
     "EPO",
     "`algorithm.regularizer=epo`.",
     (
@@ -475,7 +475,7 @@ EPO = MetricFamily(
     ),
 )
 
-DIAGNOSTICS = MetricFamily(
+DIAGNOSTICS = Family(
     "What the papers measure",
     "The first four every `logging.diagnostics_every` steps, the others in every step. A bin holds a tenth of the "
     "turns, in the order of their entropies before the update, numbered from 0.",
@@ -528,7 +528,7 @@ DIAGNOSTICS = MetricFamily(
     ),
 )
 
-EVALUATION = MetricFamily(
+EVALUATION = Family(
     "Evaluation",
     "On the fixed questions of each split; KIND is the environment's kind of question.",
     (
@@ -544,7 +544,7 @@ EVALUATION = MetricFamily(
     ),
 )
 
-WARM_UP = MetricFamily(
+WARM_UP = Family(
     "Supervised warm-up",
     "`empg sft` alone.",
     (
@@ -559,7 +559,7 @@ WARM_UP = MetricFamily(
     ),
 )
 
-TIME = MetricFamily(
+TIME = Family(
     "Time and speed",
     "The step is the sum of its four phases and `time/other`; evaluations and checkpoints stand beside it.",
     (

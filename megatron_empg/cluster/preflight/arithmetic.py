@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from megatron_empg.cluster.preflight.facts import ProductFacts
+from megatron_empg.cluster.preflight.facts import Product
 from megatron_empg.common.dtypes import name_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _SUM = 48
 and all sums on the way are whole numbers that bfloat16 and float32 hold exactly, in any order of adding."""
 
 
-def read_products(limit: float) -> list[ProductFacts]:
+def read_products(limit: float) -> list[Product]:
     """Every GPU that torch sees, all at once; one that does not finish within ``limit`` seconds is at fault."""
     import torch
 
@@ -45,16 +45,16 @@ def read_products(limit: float) -> list[ProductFacts]:
     return answers
 
 
-def _product(index: int) -> ProductFacts:
+def _product(index: int) -> Product:
     import torch
 
     try:
-        return ProductFacts(index=index, uuid=str(torch.cuda.get_device_properties(index).uuid))
+        return Product(index=index, uuid=str(torch.cuda.get_device_properties(index).uuid))
     except (RuntimeError, AttributeError):  # found out again, and reported, where it multiplies
-        return ProductFacts(index=index)
+        return Product(index=index)
 
 
-def _fill(product: ProductFacts) -> None:
+def _fill(product: Product) -> None:
     import torch
 
     try:

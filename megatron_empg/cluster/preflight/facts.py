@@ -9,7 +9,7 @@ class Facts(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class GpuFacts(Facts):
+class Gpu(Facts):
     """As NVML tells it. Memory in bytes, power in watts."""
 
     index: int
@@ -35,7 +35,7 @@ class GpuFacts(Facts):
 class Gpus(Facts):
     driver: str | None = None
     cuda_driver: str | None = None
-    gpus: list[GpuFacts] = []
+    gpus: list[Gpu] = []
     absent: str | None = None
     """Why there are none to look at: no package, no driver, or --no-gpu."""
     device_files: bool = False
@@ -44,7 +44,7 @@ class Gpus(Facts):
     """GPUs that the machine's PCI bus lists, whether this job may use them or not."""
 
 
-class ProductFacts(Facts):
+class Product(Facts):
     """Matrix products of one GPU against their known results. ``index`` is torch's."""
 
     index: int
@@ -118,7 +118,7 @@ class Node(Facts):
 
     name: str
     gpus: Gpus | None = None
-    products: list[ProductFacts] | None = None
+    products: list[Product] | None = None
     """Of the GPUs that torch sees."""
     xids: list[Xid] | None = None
     versions: Versions | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.cluster.preflight.facts import GpuFacts, Gpus
+from megatron_empg.cluster.preflight.facts import Gpu, Gpus
 from megatron_empg.common.errors import EmpgError
 
 _THROTTLE = {
@@ -72,13 +72,13 @@ def count_on_bus(root: Path = Path("/sys/bus/pci/devices")) -> int | None:
     return sum(vendor.strip() == "0x10de" and kind.startswith(("0x0300", "0x0302")) for vendor, kind in devices)
 
 
-def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
+def _collect_gpu(nvml: Any, index: int) -> Gpu:
     """One that fell off the bus is still counted; it must cost its own facts and no other GPU's."""
     try:
         gpu = nvml.nvmlDeviceGetHandleByIndex(index)
         name, uuid = nvml.nvmlDeviceGetName(gpu), nvml.nvmlDeviceGetUUID(gpu)
     except nvml.NVMLError as error:
-        return GpuFacts(index=index, lost=str(error))
+        return Gpu(index=index, lost=str(error))
     lost: str | None = None
 
     def ask(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -97,7 +97,7 @@ def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
     links = {link: ask(nvml.nvmlDeviceGetNvLinkState, link) for link in range(nvml.NVML_NVLINK_MAX_LINKS)}
     links = {link: state for link, state in links.items() if state is not None}
-    return GpuFacts(
+    return Gpu(
         index=index,
         name=name,
         uuid=uuid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from megatron_empg.cluster.preflight.facts import GpuFacts, Gpus, Node, ProductFacts
+from megatron_empg.cluster.preflight.facts import Gpu, Gpus, Node, Product
 from megatron_empg.cluster.preflight.judge import (
     GIB,
     Check,
@@ -18,7 +18,7 @@ from megatron_empg.cluster.preflight.judge import (
     without,
 )
 
-LookAtGpu = Callable[[GpuFacts, Requirements], "Verdict | None"]
+LookAtGpu = Callable[[Gpu, Requirements], "Verdict | None"]
 """What to say of one GPU; None is fine."""
 
 # NVIDIA's XID catalogue: raised by the program on the GPU rather than by hardware or driver.
@@ -73,7 +73,7 @@ def describe(facts: Gpus) -> str:
     return " + ".join(f"{number} x {name}" for name, number in counts) or "no GPU"
 
 
-def _present(facts: Gpus) -> list[GpuFacts]:
+def _present(facts: Gpus) -> list[Gpu]:
     return [gpu for gpu in facts.gpus if not gpu.lost]
 
 
@@ -101,7 +101,7 @@ def by_gpu(check: str, look: LookAtGpu, fine: str) -> Check:
     return of_node
 
 
-def _of_gpu(look: LookAtGpu, gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+def _of_gpu(look: LookAtGpu, gpu: Gpu, wanted: Requirements) -> Verdict | None:
     """What has not answered fails the first check, and no other."""
     return Verdict("SKIP", "does not answer") if gpu.lost else look(gpu, wanted)
 
@@ -115,7 +115,7 @@ def _together(verdicts: Mapping[int, Verdict]) -> Verdict:
     return Verdict(worst, text, "; ".join(fixes))
 
 
-def memory(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+def memory(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.memory_free is None or not gpu.memory_total:
         return Verdict("SKIP", "memory cannot be read")
     if gpu.memory_free >= wanted.gpu_memory_free * gpu.memory_total:
@@ -124,7 +124,7 @@ def memory(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
     return Verdict("FAIL", f"{held:.1f} GiB are held by others", "end the left-over processes nvidia-smi lists")
 
 
-def errors(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+def errors(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     """Uncorrectable memory errors and failed row remaps."""
     if gpu.remap_failed:
         return Verdict("FAIL", "a memory row could not be remapped", "drain the node; the GPU must be replaced")
@@ -140,7 +140,7 @@ def errors(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
     return None
 
 
-def throttling(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+def throttling(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.throttle is None:
         return Verdict("SKIP", "reasons for low clocks cannot be read")
     if not gpu.throttle:
@@ -150,7 +150,7 @@ def throttling(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
     )
 
 
-def power(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+def power(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.power_limit is None or gpu.power_default is None:
         return Verdict("SKIP", "the power cap cannot be read")
     if gpu.power_limit >= 0.99 * gpu.power_default:
@@ -166,7 +166,7 @@ def nvlink(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
         for gpu in node.gpus.gpus if node.gpus else ():
             most[gpu.name] = max(most.get(gpu.name, 0), gpu.nvlinks_up or 0)
 
-    def look(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+    def look(gpu: Gpu, wanted: Requirements) -> Verdict | None:
         if gpu.nvlinks_up is None:
             return Verdict("SKIP", "no NVLink")
         if not gpu.nvlinks_down:
@@ -210,7 +210,7 @@ def _products(node: Node, gpus: Gpus, wanted: Requirements) -> Verdict:
     return Verdict("PASS", f"{len(products)} GPUs multiply exactly")
 
 
-def _wrong_products(products: Sequence[ProductFacts], gpus: Gpus) -> list[str]:
+def _wrong_products(products: Sequence[Product], gpus: Gpus) -> list[str]:
     """A line for each GPU that multiplies wrongly, by NVML's number where it is known."""
     numbers = {gpu.uuid.removeprefix("GPU-"): gpu.index for gpu in gpus.gpus if gpu.uuid}
     faults = []
@@ -231,7 +231,7 @@ def _where_gpus(check: str, nodes: Sequence[Node], look: Callable[[Node, Gpus], 
         yield Finding(node.name, check, found.status, found.detail, found.fix)
 
 
-def persistence(gpu: GpuFacts, wanted: Requirements) -> Verdict | None:
+def persistence(gpu: Gpu, wanted: Requirements) -> Verdict | None:
     if gpu.persistence is None:
         return Verdict("SKIP", "persistence mode cannot be read")
     if gpu.persistence:

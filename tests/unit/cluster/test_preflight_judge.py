@@ -10,12 +10,12 @@ from megatron_empg.cluster.preflight.facts import (
     Clock,
     Disk,
     Folder,
-    GpuFacts,
+    Gpu,
     Gpus,
     Limits,
     Node,
     Port,
-    ProductFacts,
+    Product,
     Versions,
     Xid,
 )
@@ -28,8 +28,8 @@ CHECKS = GPU_CHECKS + HOST_CHECKS
 WANTED = Requirements(pins={"vllm": "0.32.0"}, host_memory=600)
 
 
-def good_gpu(index: int) -> GpuFacts:
-    return GpuFacts(
+def good_gpu(index: int) -> Gpu:
+    return Gpu(
         index=index,
         name="NVIDIA H100 80GB HBM3",
         uuid=f"GPU-{index}",
@@ -52,7 +52,7 @@ def good_node(number: int) -> Node:
     return Node(
         name=f"gpu-{number}",
         gpus=Gpus(driver="580.65.06", cuda_driver="13.0", gpus=[good_gpu(index) for index in range(8)]),
-        products=[ProductFacts(index=index, uuid=str(index)) for index in range(8)],
+        products=[Product(index=index, uuid=str(index)) for index in range(8)],
         xids=[],
         versions=Versions(
             torch="2.13.0+cu130",
@@ -96,8 +96,8 @@ def product_3(fault: str) -> Callable[[Node], None]:
 
     def change(node: Node) -> None:
         assert node.products
-        node.products[5] = ProductFacts(index=5, uuid="3", faults=[fault])
-        node.products[3] = ProductFacts(index=3, uuid="5")
+        node.products[5] = Product(index=5, uuid="3", faults=[fault])
+        node.products[3] = Product(index=3, uuid="5")
 
     return change
 
@@ -225,7 +225,7 @@ def failed(nodes: list[Node], wanted: Requirements = WANTED) -> list[tuple[str, 
 def test_one_lost_gpu_of_two_nodes_is_named_and_nobody_else(wanted: Requirements) -> None:
     nodes = [good_node(0), good_node(1)]
     assert nodes[1].gpus
-    nodes[1].gpus.gpus[3] = GpuFacts(index=3, lost="GPU is lost")
+    nodes[1].gpus.gpus[3] = Gpu(index=3, lost="GPU is lost")
     assert failed(nodes, wanted) == [("gpu-1", "GPUs")]
     (said,) = [f.detail for f in judge(nodes, wanted, CHECKS) if f.status == "FAIL"]
     assert "GPU 3 does not answer (GPU is lost)" in said
