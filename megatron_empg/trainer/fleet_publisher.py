@@ -97,6 +97,7 @@ class FleetPublisher:
             return
         self._version, self._passes = version, 0
         self._blamed.clear()
+        self.urls = list(dict.fromkeys([*self.urls, *reached]))  # one that came to the run is one of them now
         self.tell(reached, version)
 
     def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> None:
