@@ -107,6 +107,12 @@ class Fleet:
             engine.failures += 1
             self._change(engine, EngineState.DEAD)
 
+    def add(self, url: str) -> None:
+        """An engine comes to a run; it is STALE until the trainer has sent it weights. Nothing for one of them."""
+        if url not in self.engines:
+            self.engines[url] = EngineRecord(EngineState.STALE, None)
+            self.on_change()
+
     def came_back(self, url: str, version: int | None = None) -> None:
         """A dead engine answers again, and says that it holds the weights of `version`; None: it does not say."""
         engine = self.engines[url]
@@ -130,7 +136,7 @@ class Fleet:
 
     def refitted(self, urls: Iterable[str], version: int) -> None:
         """These hold the weights of `version`; engines that were healthy, are not among them and hold others
-        become STALE. An engine that was not known is added.
+        become STALE. One that was not known joins them, as after a restart of who keeps the fleet.
 
         Raises ValueError for a version older than the fleet's.
         """
@@ -139,8 +145,8 @@ class Fleet:
         reached = set(urls)
         first = self.version is None
         self.version = version
-        for url in reached - set(self.engines):
-            self.engines[url] = EngineRecord(EngineState.STALE, None)
+        for url in reached:
+            self.add(url)
         for url, engine in self.engines.items():
             if url in reached:
                 engine.version = version

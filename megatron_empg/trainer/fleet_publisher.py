@@ -122,6 +122,7 @@ class FleetPublisher:
             return False
         self._version, self._passes = version, 0
         self._blamed.clear()
+        self.urls = list(dict.fromkeys([*self.urls, *reached]))  # one that came to the run is one of them now
         if self.ranks.rank == 0:
             self.tell(reached, version)
         return True

@@ -82,6 +82,12 @@ class Driver:
             raise DriverError(str(error)) from None
         self.keeper.refitted()
 
+    async def add(self, urls: Sequence[str]) -> None:
+        """These engines come to the run; the trainer is asked to bring them the policy's weights."""
+        for url in urls:
+            await self.rollout.know(url)
+            self.rollout.fleet.add(url)
+
     async def wanting(self) -> StaleEngines:
         """Wait until there are engines that only the trainer can bring back."""
         while True:

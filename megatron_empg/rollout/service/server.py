@@ -46,6 +46,8 @@ class Served(Protocol):
 
     async def hold(self, urls: Sequence[str], version: int) -> None: ...
 
+    async def add(self, urls: Sequence[str]) -> None: ...
+
     async def wanting(self) -> StaleEngines: ...
 
     @property
@@ -159,6 +161,12 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
         await request.app.state.driver.published(version, known)
         return JSONResponse({"version": version})
 
+    async def add(request: Request) -> Response:
+        """Engines that come while the run goes on."""
+        urls = [str(url).rstrip("/") for url in (await request.json())["engines"]]
+        await request.app.state.driver.add(urls)
+        return JSONResponse({"engines": urls})
+
     async def health(_: Request) -> Response:
         return JSONResponse({"healthy": True})
 
@@ -168,6 +176,7 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
             Route("/evaluate", _explained(evaluate), methods=["POST"]),
             Route("/probe", _explained(probe), methods=["POST"]),
             Route("/published/{version:int}", _explained(published), methods=["POST"]),
+            Route("/engines", _explained(add), methods=["POST"]),
             Route("/engines/{version:int}", _explained(hold), methods=["POST"]),
             Route("/health", health),
         ],

@@ -22,6 +22,7 @@ class Engines:
         self.held: dict[str, str | None] = dict.fromkeys(urls, NEVER_TOLD)
         self.faults: list[WeightTransferError] = []
         """Of the next passes, the first one first."""
+        self.unjoinable: set[str] = set()
         self.now = 0.0
         self.on_sleep: Callable[[], None] = lambda: None
 
@@ -38,6 +39,9 @@ class Group:
 
     def connect(self, source: Any) -> None:
         self.log.append(f"connect {' '.join(self.urls)}")
+        failed = self.engines.unjoinable & set(self.urls)
+        if failed:
+            raise failure(*failed)
 
     def publish(self, source: Any, version: int) -> None:
         self.log.append(f"send {version}")
@@ -129,6 +133,22 @@ def test_a_refit_of_engines_that_are_gone_or_fail_is_for_another_time() -> None:
     engines.faults = [failure("b")]
     assert fleet.refit(1, "b") == ["close", "connect b", "send 1", "close"]
     assert fleet.refit(1, "b") == ["connect b", "send 1", "tell b: 1"]
+
+
+def test_an_engine_that_cannot_be_joined_keeps_the_others_from_nothing() -> None:
+    engines = Engines(*BOTH)
+    engines.unjoinable = {"b"}
+    again = ["connect a b", "close"]
+    assert Fleet(engines).publish(1) == [*again, *again, "connect a", "send 1", "tell a: 1"]
+
+
+def test_an_engine_at_an_address_that_was_not_given_comes_to_the_run_by_a_refit() -> None:
+    engines = Engines("a")
+    fleet = Fleet(engines)
+    fleet.publish(1)
+    engines.held["c"] = NEVER_TOLD
+    assert fleet.refit(1, "c") == ["close", "connect c", "send 1", "tell c: 1"]
+    assert fleet.publish(2) == ["close", "connect a c", "send 2", "tell a c: 2"]
 
 
 def test_a_pass_that_breaks_off_is_made_again_and_an_engine_that_fails_twice_is_left_out() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 import uvicorn
 
@@ -189,15 +190,25 @@ def test_engines_that_serve_are_not_disturbed_by_one_that_is_refitted(chat: Chat
         assert metrics["rollout/engine_refits"] == 1
 
 
-def test_an_engine_that_is_added_while_a_run_goes_on_is_given_work(chat: ChatTokens) -> None:
+def test_an_engine_that_is_added_while_a_run_goes_on_is_refitted_and_given_work(chat: ChatTokens) -> None:
     port = free_port()
-    one, added = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="1")
+    one, added = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="default")
     with one, added, serving(chat, [one.url], port, recipe()):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        service = f"http://127.0.0.1:{port}"
+        client = DriverClient(service, TOKEN, timeout=60.0)
         client.hold([one.url], 1)
+        asked = {"engines": [added.url + "/"]}
+        assert httpx.post(f"{service}/engines", json=asked, trust_env=False).status_code == 401
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx.post(f"{service}/engines", json=asked, headers=headers, trust_env=False).status_code == 200
+        assert client.rollout(1) == StaleEngines((added.url,))
+        assert added.bodies == []
+        added.version = "1"
         client.hold([added.url], 1)
         assert isinstance(client.rollout(1), bytes)
-        assert min(len(one.bodies), len(added.bodies)) >= 2
+        one.bodies.clear()
+        assert isinstance(client.rollout(2), bytes)
+        assert (len(one.bodies), len(added.bodies) >= 4) == (4, True)
 
 
 def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat: ChatTokens) -> None:
