@@ -106,7 +106,7 @@ class Transfer:
         self.sender = None if weights.sender is None else GlooSender(HOST, 0, count + 1, LIMIT)
         own = None if self.sender is None else (weights.sender, self.sender.address)
         listening = [found for found in ranks.gathered(own) if found is not None]
-        addresses = [[host, port] for _sender, (host, port) in sorted(listening)]
+        addresses: list[list[str | int]] = [[host, port] for _sender, (host, port) in sorted(listening)]
         if ranks.rank == 0:
             for worker in range(count):
                 start(receive, worker, Meeting(addresses, 1, count + 1, LIMIT), announced(weights.stages()), turns)

@@ -466,15 +466,16 @@ def test_no_engine_left_is_an_error_not_a_failure(engines, chat):
 
 def test_weight_transfer_names_the_dead_engine_and_goes_on_without_it(engines):
     source = ModelSource(engines.model)
-    lost = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=20.0)
-    with pytest.raises(WeightTransferError, match=engines.urls[1]) as caught:
-        lost.connect(source)
-    lost.close()
-    assert caught.value.engines == [engines.urls[1]]
-    publisher = WeightPublisher(engines.urls[:1], engines.token, device="cpu", timeout=20.0)
-    publisher.connect(source)
-    publisher.publish(source, 9)
-    publisher.close()
+    publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=40.0)
+    try:
+        with pytest.raises(WeightTransferError, match=engines.urls[1]) as caught:
+            publisher.connect(source)
+        assert caught.value.engines == [engines.urls[1]]
+        report = publisher.publish(source, 9)
+    finally:
+        publisher.close()
+    assert report.left_out == (engines.urls[1],)
+    assert report.attempts == 2
     assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
 
 
