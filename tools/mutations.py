@@ -235,8 +235,8 @@ PROGRAM = [
     Mutation(
         "an evaluation longer than its limit",
         "megatron_empg/trainer/loop.py",
-        "(split, greedy).metrics()\n            dist.barrier()\n",
-        "(split, greedy).metrics()\n        dist.barrier()\n",
+        "            if not self._agree(named):\n",
+        "            if not named:\n",
         "tests/recipes/test_as_written.py::test_an_evaluation_may_take_what_all_of_its_passes_take[deepsearch_7b]",
         r"an evaluation longer than its limit",
     ),

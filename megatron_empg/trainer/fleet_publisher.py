@@ -186,6 +186,10 @@ class FleetPublisher:
             self._note(error)
             _log.warning("%s", error)
             return False
+        except OSError as error:  # such as the port of the group before, which is not free yet
+            sender.close()
+            _log.warning("no group of %s could be made: %s", ", ".join(urls), error)
+            return False
         except BaseException:
             sender.close()
             raise
