@@ -47,9 +47,9 @@ class RecordedBatches:
         """The batch of a step. Raises TrainingError where it cannot be written down."""
         path = self._folder.batch(step + 1)
         if path.exists():
-            data = path.read_bytes()
-            _account_of(path, data, step + 1)  # of this step; the stream goes on behind the last one
-            return data
+            recorded = path.read_bytes()
+            _account_of(path, recorded, step + 1)  # of this step; the stream goes on behind the last one
+            return recorded
         data = self._service.rollout(step)
         if isinstance(data, StaleEngines):
             return data
