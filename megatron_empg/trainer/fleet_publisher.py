@@ -92,13 +92,17 @@ class FleetPublisher:
             self._sender.publish(source, version)
         except WeightTransferError as error:
             self._broke_off(error)
-            if only is None:
-                raise SyncBrokeOff(f"version {version}: {error}") from error
-            return
+            if only is not None:
+                return
+            self._count_pass(error)
+            raise SyncBrokeOff(f"version {version}: {error}") from error
         self._version, self._passes = version, 0
         self._blamed.clear()
         self.urls = list(dict.fromkeys([*self.urls, *reached]))  # one that came to the run is one of them now
         self.tell(reached, version)
+        missing = [url for url in self.urls if url not in reached]
+        if missing and only is None:
+            _log.warning("version %d has not reached %s", version, ", ".join(missing))
 
     def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> None:
         """`publish` to some engines alone, while the others go on."""
@@ -142,9 +146,6 @@ class FleetPublisher:
     def _connect(self, source: ActorWeights, urls: tuple[str, ...]) -> bool:
         """A new group of these engines; False where one of them failed."""
         self.close()
-        missing = [url for url in self.urls if url not in urls]
-        if missing:
-            _log.warning("weights go to %s without %s", ", ".join(urls), ", ".join(missing))
         sender = self.make(urls)
         try:
             sender.connect(source)
@@ -164,11 +165,14 @@ class FleetPublisher:
         return True
 
     def _broke_off(self, error: WeightTransferError) -> None:
-        """Raises the error itself after too many."""
+        """The group is no more; another one may do without those that failed."""
         self.close()
         self._blamed.update(error.engines)
+        _log.warning("%s; it is tried again with the engines that answer", error)
+
+    def _count_pass(self, error: WeightTransferError) -> None:
+        """Raises the error itself after too many."""
         self._passes += 1
-        _log.warning("%s; sending again to the engines that answer", error)
         if self._passes >= MOST_PASSES:
             raise error
 

@@ -50,9 +50,10 @@ class RecordedBatches:
             data = path.read_bytes()
             _account_of(path, data, step + 1)  # of this step; the stream goes on behind the last one
             return data
-        data = self._service.rollout(step)
-        if isinstance(data, StaleEngines):
-            return data
+        answer = self._service.rollout(step)
+        if isinstance(answer, StaleEngines):
+            return answer
+        data = answer
         try:
             path.parent.mkdir(exist_ok=True)
             put_bytes(path, data)
