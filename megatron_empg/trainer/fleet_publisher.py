@@ -95,12 +95,19 @@ class FleetPublisher:
                     f"no engine of {', '.join(self.urls)} could be given the weights within "
                     f"{self.patience:.0f} s (limits.rollout_timeout); their logs say why"
                 )
-            if self._send(source, version, reached):
-                return
+            fault = self._send(source, version, reached)
+            if fault is None:
+                break
+            self._passes += 1
+            if self._passes >= MOST_PASSES:
+                raise fault
+        missing = [url for url in self.urls if url not in reached]
+        if missing and self.ranks.rank == 0:
+            _log.warning("version %d has not reached %s", version, ", ".join(missing))
 
     def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> None:
         """Send the version to some engines alone, which came back without it, while the others go on. Those that
-        cannot be reached are left for another time. Raises as `publish`, but NoEngineAnswers.
+        cannot be reached are left for another time. Raises what the source raises.
         """
         reached = self._join(source, engines, 0.0)
         if reached:
@@ -112,20 +119,20 @@ class FleetPublisher:
             self._sender.close()
         self._sender, self._joined, self._version = None, (), None
 
-    def _send(self, source: ActorWeights, version: int, reached: Sequence[str]) -> bool:
-        """One pass over all tensors, to the group; whether it went through."""
+    def _send(self, source: ActorWeights, version: int, reached: Sequence[str]) -> WeightTransferError | None:
+        """One pass over all tensors, to the group; what it broke off of, on every rank, if it did."""
         assert self._sender is not None
         try:
             self._sender.publish(source, version)
         except WeightTransferError as error:
             self._broke_off(error)
-            return False
+            return error
         self._version, self._passes = version, 0
         self._blamed.clear()
         self.urls = list(dict.fromkeys([*self.urls, *reached]))  # one that came to the run is one of them now
         if self.ranks.rank == 0:
             self.tell(reached, version)
-        return True
+        return None
 
     # --- which engines -----------------------------------------------------------------------------------------
 
@@ -175,9 +182,6 @@ class FleetPublisher:
     def _connect(self, source: ActorWeights, urls: tuple[str, ...]) -> bool:
         """A new group of these engines; False where one of them failed."""
         self.close()
-        missing = [url for url in self.urls if url not in urls]
-        if missing:
-            _log.warning("weights go to %s without %s", ", ".join(urls), ", ".join(missing))
         sender = self.make(urls)
         try:
             sender.connect(source)
@@ -197,16 +201,12 @@ class FleetPublisher:
         return True
 
     def _broke_off(self, error: WeightTransferError) -> None:
-        """Raises the error itself after too many."""
+        """The group is no more; another one may do without those that failed. Raises the error where it would come
+        again.
+        """
         self.close()
-        self._note(error)
-        self._passes += 1
-        if self._passes >= MOST_PASSES:
-            raise error
-        _log.warning("%s; sending again to the engines that answer", error)
-
-    def _note(self, error: WeightTransferError) -> None:
-        """Which engines failed. Raises the error where it would come again, on every rank."""
         if not error.passing:
             raise error
         self._blamed.update(error.engines)
+        if self.ranks.rank == 0:
+            _log.warning("%s; it is tried again with the engines that answer", error)
