@@ -187,8 +187,7 @@ class FleetPublisher:
             sender.connect(source)
         except WeightTransferError as error:
             sender.close()
-            self._note(error)
-            _log.warning("%s", error)
+            self._broke_off(error)
             return False
         except OSError as error:  # such as the port of the group before, which is not free yet
             sender.close()
