@@ -189,10 +189,6 @@ class FleetPublisher:
             sender.close()
             self._broke_off(error)
             return False
-        except OSError as error:  # such as the port of the group before, which is not free yet
-            sender.close()
-            _log.warning("no group of %s could be made: %s", ", ".join(urls), error)
-            return False
         except BaseException:
             sender.close()
             raise

@@ -30,9 +30,17 @@ class GlooSender:
     """A trainer rank that sends: rank 0 of its own group with every engine worker."""
 
     def __init__(self, host: str, port: int, world_size: int, timeout: float) -> None:
-        """Opens the rendezvous. `port` 0 is a free one; `timeout`: seconds that a broadcast may wait."""
+        """Opens the rendezvous. `port` 0 is a free one; `timeout`: seconds that a broadcast may wait.
+
+        Raises WeightTransferError where the port cannot be had, such as that of a group before, which is not free
+        yet.
+        """
         self._host, self._world_size, self._timeout = host, world_size, timeout
-        self._store: dist.TCPStore | None = open_store(host, port, world_size, timeout)
+        self._store: dist.TCPStore | None = None
+        try:
+            self._store = open_store(host, port, world_size, timeout)
+        except OSError as error:
+            raise WeightTransferError("connect", {f"trainer at {host}:{port}": str(error)}) from error
         self._group: BroadcastGroup | None = None
         self.address: Address = (host, self._store.port)
         """Where workers meet it."""

@@ -44,9 +44,11 @@ class NcclSender:
         )
         # This object is the source: vLLM keeps it, and every send() gives it a new stream.
         source: Any = self
-        self._native = self._watched(
-            "connect", partial(WeightTransferTrainerFactory.trainer_init, info, client=engines, source=source)
-        )
+        connect = partial(WeightTransferTrainerFactory.trainer_init, info, client=engines, source=source)
+        try:
+            self._native = self._watched("connect", connect)
+        except OSError as error:  # such as the port of the group before, which is not free yet
+            raise WeightTransferError("connect", {f"trainer at {host}:{info.master_port}": str(error)}) from error
 
     def metadata(self) -> list[Any]:
         assert self._stream is not None

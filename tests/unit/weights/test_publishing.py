@@ -1,11 +1,13 @@
 """A publication is tried again, whole, with the engines that answer; gloo is real here, and engines stand-ins."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
+from megatron_empg.weights.sync.broadcast import PORT_VARIABLE
 from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.gloo_sender import announced
@@ -192,6 +194,20 @@ def test_engines_of_two_dtypes_get_all_bits() -> None:
         publisher.close()
         for engine in both:
             engine.stop()
+
+
+def test_a_port_that_is_not_free_yet_is_a_failure_that_may_pass(
+    engines: list[ReceivingEngine], publisher: WeightPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv(PORT_VARIABLE, str(port))
+        with pytest.raises(WeightTransferError, match=f"trainer at 127.0.0.1:{port}.*in use") as raised:
+            publisher.connect(Source())
+        assert raised.value.passing
+    assert publisher.publish(Source(), 1).attempts == 1
 
 
 # Several ranks
