@@ -24,7 +24,7 @@ from megatron_empg.run.metric_names import by_clock
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-STEPS = 24
+STEPS = 16
 SECONDS = 1500
 """How long a run, or what a test waits for in it, may take on a busy machine."""
 SILENCE = 20
