@@ -155,7 +155,7 @@ class Served:
         self._stack = AsyncExitStack()
         self._driver: Driver | None = None
 
-    async def open(self) -> None:
+    async def begin(self) -> None:
         """Blocks until the engine generates."""
         from megatron_empg.rollout.service.driver import open_driver
 
@@ -225,7 +225,7 @@ async def measure(
     process.start()
     found = []
     try:
-        await served.open()
+        await served.begin()
         if mine.recv() != "ready":
             raise SystemExit("the offline engine did not start")
         for number in range(rounds + 1):

@@ -20,9 +20,10 @@ def phase_limits(recipe: Recipe | SftRecipe) -> dict[str, float]:
         return {"start": PHASE_LIMIT + reading_seconds(recipe.run.folder)}
     waits = recipe.waits
     computing = min(PHASE_LIMIT, waits.phase)
+    loading = LOADING + reading_seconds(recipe.run.folder)
     return {
         # Rank 0 waits for the engines, and then joins them; all ranks read a checkpoint, each by itself.
-        "start": recipe.engines.start_timeout + waits.sync + LOADING + reading_seconds(recipe.run.folder),
+        "start": recipe.engines.start_timeout + waits.sync + loading,
         "rollout": waits.phase,
         "evaluate": waits.phase,
         "sync": waits.phase + waits.sync,  # it may wait for an engine as long as for a batch, before it sends

@@ -77,6 +77,13 @@ def count_on_bus(root: Path = Path("/sys/bus/pci/devices")) -> int | None:
     return count
 
 
+def _is_enabled(nvml: Any, state: int | None) -> bool | None:
+    """None where the GPU does not say."""
+    if state is None:
+        return None
+    return bool(state == nvml.NVML_FEATURE_ENABLED)
+
+
 def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
     """One that fell off the bus is still counted; it must cost its own facts and no other GPU's."""
     try:
@@ -101,13 +108,9 @@ def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
     nvlinks_up, nvlinks_down = _links(ask, nvml)
-    ecc_on = pending = failed = persists = None
-    if ecc is not None:
-        ecc_on = ecc[0] == nvml.NVML_FEATURE_ENABLED
+    pending = failed = None
     if rows is not None:
         pending, failed = bool(rows[2]), bool(rows[3])
-    if persistence is not None:
-        persists = persistence == nvml.NVML_FEATURE_ENABLED
     return GpuFacts(
         index=index,
         name=name,
@@ -115,7 +118,7 @@ def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
         lost=lost,
         memory_total=memory and memory.total,
         memory_free=memory and memory.free,
-        ecc_on=ecc_on,
+        ecc_on=_is_enabled(nvml, ecc and ecc[0]),
         ecc_uncorrected=ask(
             nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
         ),
@@ -124,7 +127,7 @@ def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
         throttle=_reasons(nvml, reasons),
         power_limit=_watts(ask(nvml.nvmlDeviceGetPowerManagementLimit)),
         power_default=_watts(ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
-        persistence=persists,
+        persistence=_is_enabled(nvml, persistence),
         nvlinks_up=nvlinks_up,
         nvlinks_down=nvlinks_down,
     )

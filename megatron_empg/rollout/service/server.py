@@ -148,6 +148,25 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
         episodes = await _worked(request, desk, "probe", request.app.state.driver.probe)
         return _wanted(episodes) if isinstance(episodes, StaleEngines) else JSONResponse({"episodes": episodes})
 
+    async def health(_: Request) -> Response:
+        return JSONResponse({"healthy": True})
+
+    return Starlette(
+        routes=[
+            Route("/rollout/{step:int}", _explained(collect), methods=["POST"]),
+            Route("/evaluate", _explained(evaluate), methods=["POST"]),
+            Route("/probe", _explained(probe), methods=["POST"]),
+            Route("/health", health),
+            *_routes_of_news(),
+        ],
+        middleware=[Middleware(TokenMiddleware, token=token)],
+        lifespan=lifespan,
+    )
+
+
+def _routes_of_news() -> list[Route]:
+    """What a driver is told, beside whatever is at work: which engines there are, and which weights they hold."""
+
     async def hold(request: Request) -> Response:
         """Which engines hold which weights."""
         version, urls = int(request.path_params["version"]), (await request.json())["engines"]
@@ -155,7 +174,7 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
         return JSONResponse({"version": version})
 
     async def published(request: Request) -> Response:
-        """Beside whatever is at work: the stream goes on while the trainer waits for nothing."""
+        """The stream goes on under these weights."""
         version, account = int(request.path_params["version"]), (await request.json())["account"]
         known = None if account is None else StreamAccount.from_json(account)
         await request.app.state.driver.published(version, known)
@@ -167,22 +186,11 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
         await request.app.state.driver.add(urls)
         return JSONResponse({"engines": urls})
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"healthy": True})
-
-    return Starlette(
-        routes=[
-            Route("/rollout/{step:int}", _explained(collect), methods=["POST"]),
-            Route("/evaluate", _explained(evaluate), methods=["POST"]),
-            Route("/probe", _explained(probe), methods=["POST"]),
-            Route("/published/{version:int}", _explained(published), methods=["POST"]),
-            Route("/engines", _explained(add), methods=["POST"]),
-            Route("/engines/{version:int}", _explained(hold), methods=["POST"]),
-            Route("/health", health),
-        ],
-        middleware=[Middleware(TokenMiddleware, token=token)],
-        lifespan=lifespan,
-    )
+    return [
+        Route("/published/{version:int}", _explained(published), methods=["POST"]),
+        Route("/engines", _explained(add), methods=["POST"]),
+        Route("/engines/{version:int}", _explained(hold), methods=["POST"]),
+    ]
 
 
 def _at_rest(served: Served) -> bool:

@@ -124,7 +124,7 @@ def test_a_start_prepares_the_folder_for_its_processes(job: Job) -> None:
     old = job.site.run_folder / "heartbeats/rank_9.json"
     old.parent.mkdir()
     old.touch()
-    assert job.start() == [["preflight"], ["search"], ["engines", "driver", "trainer", "watchdog"]]
+    assert job.start() == [["preflight"], ["search"], ["engine_0", "driver", "trainer", "watchdog"]]
     logs = job.site.run_folder / "logs/7.1"
     assert said[-1] == f"attempt 1: from step 0; logs in {logs}"
     assert RunPlan.from_json((logs / "plan.json").read_text(encoding="utf-8")).engine_arguments[1] == "converted"
