@@ -223,15 +223,16 @@ def test_a_server_that_is_killed_or_frozen_comes_back_at_its_address_and_no_othe
         assert writer_of(f"{name}.log").cmdline() == before[name], "at the same address"
         assert writer_of(f"{name}.log").pid != pids[name]
 
-    at_step(stand_ins, {1: disturb, STEPS - 1: look})
-    train(tmp_path, "engines.count=2", "engines.silence_timeout=1")
+    steps = 24  # many enough that the trainer is there when the command looks
+    at_step(stand_ins, {1: disturb, 4: look})
+    train(tmp_path, "engines.count=2", "engines.silence_timeout=1", f"run.steps={steps}")
     assert starts(tmp_path) == [0]
     how = "was ended by SIGKILL" if number is signal.SIGKILL else "answers no more"
     assert (
         f"{name} {how}; it alone is started again in 1 s (restart 1 of it), the run goes on"
         in capsys.readouterr().out
     )
-    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, steps + 1))
 
 
 def test_the_log_of_the_start_that_ended_is_kept(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
