@@ -26,26 +26,21 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._stop: Path | None = None
-        self._has_trained = False
+        self._trains: Callable[[], bool] = _never
+        self.has_trained = False
+        """Whether the run was seen to train; who looks at it says so."""
         self._note: Callable[[str], None] = print
         self._held = False
         self._held_back: int | None = None
         self._over = False
 
-    @property
-    def training(self) -> bool:
-        """Whether the run has come so far that an interrupt would wait for the running step."""
-        return self._has_trained
+    def start(self, stop: Path, note: Callable[[str], None], trains: Callable[[], bool]) -> None:
+        """From now on an interrupt ends the run where `trains` says that it does not train yet, or not yet again.
+        Else the first one makes the file `stop`, which training looks for after each step, and says so by `note`.
 
-    def train(self, stop: Path, note: Callable[[str], None]) -> None:
-        """From now on the first interrupt makes the file `stop`, which training looks for after each step, and
-        says so by `note`."""
-        self._stop, self._note = stop, note
-        self._has_trained = True
-
-    def start(self) -> None:
-        """From now on an interrupt ends the run, as it does not train yet, or not yet again."""
-        self._stop = None
+        `trains` is asked when an interrupt comes, so it may neither print nor wait.
+        """
+        self._stop, self._note, self._trains = stop, note, trains
 
     def ignore(self) -> None:
         """From now on nothing is interrupted: the run is ending already."""
@@ -78,7 +73,7 @@ class Interrupts:
             return
         if self._held:  # no step is running that it could wait for
             self._held_back = number
-        elif self._stop is not None and not self._stop.exists():
+        elif self._stop is not None and self._trains() and not self._stop.exists():
             self._stop.touch()
             self._note("ending after this step, with a checkpoint; interrupt again to end now")
         else:
@@ -87,3 +82,8 @@ class Interrupts:
     def _end(self, number: int) -> NoReturn:
         self._over = True
         raise Interrupted(number)
+
+
+def _never() -> bool:
+    """No run has started."""
+    return False

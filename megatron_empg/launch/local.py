@@ -25,6 +25,7 @@ from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.check import check_recipe
 from megatron_empg.recipe.identity import take_up
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.heartbeat import read_beat
 from megatron_empg.run.metrics import read_metrics
 from megatron_empg.run.playing import evaluation_pass
 from megatron_empg.run.progress import Progress
@@ -50,7 +51,7 @@ def launch_training(path: Path, overrides: list[str]) -> Path:
         finally:
             runner.interrupts.ignore()
             runner.stop()
-            if runner.interrupts.training or _size(folder.metrics) != logged:
+            if runner.interrupts.has_trained or _size(folder.metrics) != logged:
                 _report_if_it_can_be_written(folder)
     return folder.report
 
@@ -108,7 +109,7 @@ class LocalSite:
         """Everything at once: the trainer waits for the engines itself. What an earlier start's ranks said of
         themselves is taken away, as they may have been killed, and there may be fewer now."""
         shutil.rmtree(self._folder.heartbeats, ignore_errors=True)
-        self._runner.interrupts.start()
+        self._runner.interrupts.start(self._folder.stop, self._steps.progress.note, self._trains)
         self._steps_before = self._steps.last
         parts = self._parts()
         self._doing.start(parts)
@@ -144,14 +145,24 @@ class LocalSite:
         self._doing.serve()
 
     def look(self) -> None:
-        """Show steps, and what is done beside them. In a step, the first interrupt waits for its end; before the
-        first one nothing would be lost, and an evaluation may take long."""
+        """Show steps, and what is done beside them."""
         self._steps.show()
-        logged = self._steps.last > max(self._steps_before, 0)
-        beat = self._doing.look(logged=logged)
-        in_a_step = beat is not None and beat.step > 0
-        if in_a_step or logged:  # a heartbeat comes every two seconds, which a step may be shorter than
-            self._runner.interrupts.train(self._folder.stop, self._steps.progress.note)
+        if self._trains():
+            self._runner.interrupts.has_trained = True
+        self._doing.look(logged=self._steps.last > max(self._steps_before, 0))
+
+    def _trains(self) -> bool:
+        """Whether a step of this start runs, or was logged: a heartbeat comes every two seconds, which a step may
+        be shorter than. Before the first step nothing would be lost, and an evaluation may take long.
+        """
+        beat = read_beat(self._folder.heartbeat(0))
+        if beat is not None and beat.step > 0:
+            return True
+        return self._steps_logged() > max(self._steps_before, 0)
+
+    def _steps_logged(self) -> int:
+        """The last step that was logged; -1 without one."""
+        return max((int(record["step"]) for record in read_metrics(self._folder)), default=-1)
 
     def say(self, line: str) -> None:
         self._steps.progress.note(line)
