@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -48,9 +48,9 @@ class Changes:
         self._next.set()
         self._next = asyncio.Event()
 
-    async def wait(self) -> None:
-        """Until it happens the next time."""
-        await self._next.wait()
+    def wait(self) -> Awaitable[object]:
+        """Until it happens the next time after this call, also where the answer is awaited later than that."""
+        return self._next.wait()
 
 
 class Rollout:
@@ -99,9 +99,9 @@ class Rollout:
         """The engines by their URLs."""
         return self._clients
 
-    async def wait_for_change(self) -> None:
-        """Until an engine's state changes."""
-        await self._changes.wait()
+    def wait_for_change(self) -> Awaitable[object]:
+        """Until an engine's state changes the next time after this call."""
+        return self._changes.wait()
 
     async def know(self, url: str) -> None:
         """Open a connection to an engine that comes to those that were given; nothing for one that is known."""

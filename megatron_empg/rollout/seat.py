@@ -20,7 +20,7 @@ MOST_LOST = 3
 
 
 class Seat:
-    """An episode's. `changed` ends when any engine's state has changed.
+    """An episode's. What `changed` returns ends when any engine's state has changed since the call.
 
     `moved`: engines that the episode was given up on. `since`: when its engine was last handed to it, in seconds
     of the monotonic clock.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +14,9 @@ from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episode import Episode
-from megatron_empg.rollout.episodes import Group, Rollout
+from megatron_empg.rollout.episodes import Changes, Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from megatron_empg.rollout.seat import MOST_LOST
+from megatron_empg.rollout.seat import MOST_LOST, Seat
 from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
@@ -214,6 +216,23 @@ def test_a_request_that_ends_every_engine_comes_to_an_end_itself(chat: ChatToken
         (episode,) = asyncio.run(asyncio.wait_for(run(), 60))
         assert episode.outcome == "error"
         assert len(engine.bodies) == MOST_LOST + 1
+
+
+def test_an_engine_that_comes_back_while_an_episode_begins_to_wait_is_taken_at_once() -> None:
+    """Word of it comes after the look at the engines, before the waiting has had its first turn of the loop."""
+    _, waits, _ = limited(TURNS, 50, 500)
+
+    async def run() -> float:
+        fleet, changes = Fleet(["http://a"], told=True), Changes()
+        fleet.on_change = changes.happened
+        seat = Seat(fleet, {}, replace(waits, batch=5.0), changes.wait)
+        taking = asyncio.create_task(seat.take())
+        asyncio.get_running_loop().call_soon(lambda: fleet.refitted(["http://a"], 1))
+        began = time.monotonic()
+        await taking
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 2.5
 
 
 @pytest.mark.parametrize(("deaths", "outcome"), [(1, "success"), (2, "error")])
