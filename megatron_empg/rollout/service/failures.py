@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.service.stale_engines import News
 
 SHOWN_TURNS = 3
 SHOWN_CHARACTERS = 400
@@ -12,6 +13,14 @@ SHOWN_CHARACTERS = 400
 
 class DriverError(EmpgError, RuntimeError):
     """The episodes are not worth training on; the message says what happened to them and shows one."""
+
+
+class Untold(EmpgError, RuntimeError):
+    """The service was started again, and has to be told what is `missing`."""
+
+    def __init__(self, missing: News, message: str) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:

@@ -20,10 +20,10 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.rollout.service.evaluation import Evaluation
-from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, StaleEngines
+from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, News, StaleEngines
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -56,10 +56,6 @@ class Served(Protocol):
 
 class Superseded(EmpgError, RuntimeError):
     """A later request took the place of this one."""
-
-
-class Untold(EmpgError, RuntimeError):
-    """The service was started again, and has to be told which weights there are."""
 
 
 class ClientGone(ConnectionError):
@@ -206,7 +202,8 @@ def _explained(endpoint: Endpoint) -> Endpoint:
         except (Superseded, ClientGone) as error:
             return JSONResponse({"error": str(error)}, status_code=409)
         except Untold as error:
-            return JSONResponse({"error": str(error)}, status_code=UNTOLD)
+            said = {"error": str(error), "missing": error.missing.value}
+            return JSONResponse(said, status_code=UNTOLD)
         except Exception as error:
             expected = isinstance(error, DriverError)
             logger.error("%s failed", request.url.path, exc_info=None if expected else error)
@@ -227,7 +224,8 @@ async def _worked(
     """
     served: Served = request.app.state.driver
     if not served.knows_weights:
-        raise Untold("nobody has told yet which engines hold the policy's weights: this service was started again")
+        told = "nobody has told yet which engines hold the policy's weights: this service was started again"
+        raise Untold(News.ENGINES, told)
     await request.body()  # what comes after it is the client's end of the connection
     working = desk.begin(name, work)
     gone = asyncio.create_task(_disconnected(request))

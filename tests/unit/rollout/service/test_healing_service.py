@@ -23,7 +23,7 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.batch import Batch, account_in
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError, DriverGoneError
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKeeper
@@ -226,6 +226,60 @@ def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat:
             asking.join(30)
             assert late == [StaleEngines(())], "it is told, and asked again"
             assert learnt_from(client.rollout(5)) == undisturbed
+
+
+def test_an_engine_that_nobody_refitted_stays_stale_when_another_one_was(chat: ChatTokens) -> None:
+    port = free_port()
+    one, two = StubEngine(by_seed(chat), version="5"), StubEngine(by_seed(chat), version="5")
+    with one, two, serving(chat, [one.url, two.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([one.url, two.url], 5)
+        one.version = two.version = "default"  # both were started again
+        named: set[str] = set()
+        while named != {one.url, two.url}:
+            answer = client.rollout(5)
+            assert isinstance(answer, StaleEngines)
+            named |= set(answer.urls)
+        one.version = "5"
+        two.bodies.clear()
+        client.hold([one.url], 5)
+        client.rollout(5)
+        assert isinstance(client.rollout(5), bytes)
+        assert two.bodies == []
+
+
+LAG = ("rollout.max_lag=1", "algorithm.correction=tis", "limits.sync_timeout=60")
+
+
+def test_a_service_that_was_started_again_during_a_refit_is_told_where_its_stream_begins(chat: ChatTokens) -> None:
+    """It first hears of the refit's end, and so knows of weights."""
+    port = free_port()
+    with StubEngine(by_seed(chat), version="1") as engine:
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
+        with serving(chat, [engine.url], port, recipe(*LAG)):
+            client.hold([engine.url], 0)
+            client.published(0, None)
+            first = client.rollout(0)
+            assert isinstance(first, bytes)
+            client.hold([engine.url], 1)
+            client.published(1, account_in(first))
+        with serving(chat, [engine.url], port, recipe(*LAG)):
+            client.hold([engine.url], 1)
+            assert client.rollout(1) == StaleEngines(()), "it is told, and asked again"
+            second = client.rollout(1)
+            assert isinstance(second, bytes)
+            account = account_in(second)
+            assert account is not None
+            assert account.batches == 2
+
+
+def test_a_stream_that_nobody_began_is_no_endless_asking(chat: ChatTokens) -> None:
+    port = free_port()
+    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, recipe(*LAG)):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([engine.url], 0)
+        with pytest.raises(DriverClientError, match="answered 412: step 0: no weights were published yet"):
+            client.rollout(0)
 
 
 def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> None:
