@@ -95,7 +95,7 @@ class Seat:
 
     async def after(self, error: EngineError) -> EngineClient:
         """The engine that samples the turn in the place of the one that failed of `error`, which is raised where
-        trying further is no use."""
+        trying further is no use. Raises NoHealthyEngine where there is no other one."""
         lives = await self._look()
         self._failures += int(lives)
         lost = len(self.moved) + int(not lives)
@@ -103,8 +103,8 @@ class Seat:
             raise error
         try:
             await self._move()
-        except NoHealthyEngine:
-            raise error from None
+        except NoHealthyEngine as none:
+            raise NoHealthyEngine(f"{none}; the episode's own failed: {error}") from error
         return self._hand_out()
 
     def _hand_out(self) -> EngineClient:

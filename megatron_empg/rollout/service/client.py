@@ -15,7 +15,7 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, News, StaleEngines
+from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, News, StaleEngines
 
 _log = logging.getLogger(__name__)
 ASK_AGAIN_SECONDS = 0.5
@@ -33,6 +33,12 @@ class DriverGoneError(DriverClientError):
 
 class DriverSilentError(DriverClientError):
     """It took the question and did not answer within its time."""
+
+    accident = True
+
+
+class DriverAccident(DriverClientError):
+    """It has no batch, because of something that may be otherwise another time."""
 
     accident = True
 
@@ -161,8 +167,12 @@ def _failed(where: str, error: httpx.HTTPError) -> str:
 
 def _check(answer: httpx.Response, where: str) -> None:
     """Raises DriverClientError for an answer that says why there is nothing."""
-    if answer.status_code not in (200, WANTS_WEIGHTS):
-        raise DriverClientError(f"the driver at {where} answered {answer.status_code}: {_explanation(answer)}")
+    if answer.status_code in (200, WANTS_WEIGHTS):
+        return
+    told = f"the driver at {where} answered {answer.status_code}: {_explanation(answer)}"
+    if answer.status_code == PASSES:
+        raise DriverAccident(told)
+    raise DriverClientError(told)
 
 
 def _explanation(answer: httpx.Response) -> str:

@@ -23,7 +23,7 @@ from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, News, StaleEngines
+from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, News, StaleEngines
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -207,7 +207,9 @@ def _explained(endpoint: Endpoint) -> Endpoint:
         except Exception as error:
             expected = isinstance(error, DriverError)
             logger.error("%s failed", request.url.path, exc_info=None if expected else error)
-            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
+            passes = expected and error.accident
+            said = {"error": f"{type(error).__name__}: {error}"}
+            return JSONResponse(said, status_code=PASSES if passes else 500)
 
     return answer
 

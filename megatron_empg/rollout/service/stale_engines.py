@@ -12,6 +12,9 @@ WANTS_WEIGHTS = 202
 UNTOLD = 412
 """Status of the answer of a service that was started again and knows of no weights yet."""
 
+PASSES = 503
+"""Status of the answer that what was asked for failed, of something that may be otherwise another time."""
+
 
 class News(Enum):
     """What the trainer tells, in the order in which a service that was started again must be told."""

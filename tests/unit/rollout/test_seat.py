@@ -13,7 +13,7 @@ import pytest
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episode import Episode, Lost
 from megatron_empg.rollout.episodes import Changes, Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.seat import MOST_LOST, Seat
@@ -63,6 +63,7 @@ def play(
     count: int,
     meanwhile: Meanwhile | None = None,
     make: type[Counting] = Counting,
+    timeout: float | None = None,
     **seconds: float,
 ) -> list[Episode]:
     """That many episodes of one question, while something happens."""
@@ -72,7 +73,7 @@ def play(
 
     async def run() -> list[Episode]:
         async with Rollout(fleet, TOKEN, chat, make, config, waits, max_turns=turns, seed=7) as rollout:
-            playing = asyncio.create_task(rollout.run_group_batch([group], 0))
+            playing = asyncio.create_task(rollout.run_group_batch([group], 0, timeout=timeout))
             if meanwhile is not None:
                 await meanwhile(rollout)
             return await playing
@@ -186,6 +187,7 @@ def test_where_nobody_brings_weights_an_episode_ends_with_its_only_engine(chat: 
         engine.gone = True
         episodes = play(chat, Fleet([engine.url]), 2)
         assert {episode.outcome for episode in episodes} == {"error"}
+        assert {episode.lost for episode in episodes} == {Lost.ENGINE}
         assert all(engine.url in (episode.error or "") for episode in episodes)
 
 
@@ -215,6 +217,7 @@ def test_a_request_that_ends_every_engine_comes_to_an_end_itself(chat: ChatToken
 
         (episode,) = asyncio.run(asyncio.wait_for(run(), 60))
         assert episode.outcome == "error"
+        assert episode.lost is None, "there were engines"
         assert len(engine.bodies) == MOST_LOST + 1
 
 
@@ -255,3 +258,26 @@ def test_an_episode_whose_worker_died_is_played_once_more_from_its_beginning(
         assert episode.outcome == outcome
         assert outcome == "error" or learnt_from(episode) == learnt_from(undisturbed)
         assert left == 0
+
+
+def test_an_error_that_only_says_what_a_dead_worker_would_is_played_once(chat: ChatTokens) -> None:
+    class WorkerDiedTwice(RuntimeError):
+        pass
+
+    class Saying(Counting):
+        async def step(self, action: str) -> StepResult:
+            raise WorkerDiedTwice("it was killed")
+
+    with StubEngine(by_seed(chat), version="3") as engine:
+        (episode,) = play(chat, told(engine), 1, make=Saying)
+        assert (episode.error or "").startswith("WorkerDied")
+        assert Counting.opened == 1
+
+
+def test_episodes_that_no_engine_was_left_for_say_so_when_their_round_ends(chat: ChatTokens) -> None:
+    with StubEngine(by_seed(chat), version="3", gone=True) as lost:
+        episodes = play(chat, told(lost), 3, timeout=0.5)
+        assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", Lost.ENGINE)}
+    with StubEngine(by_seed(chat), version="3", delay=30.0) as slow:
+        episodes = play(chat, told(slow), 3, timeout=0.5)
+        assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", None)}

@@ -300,6 +300,20 @@ def test_a_service_that_stays_away_is_an_accident(chat: ChatTokens) -> None:
     assert time.monotonic() - began >= 1.0
 
 
+def test_a_batch_that_no_engine_was_left_for_is_an_accident(chat: ChatTokens) -> None:
+    port = free_port()
+    short = ("episode", "turn", "request")
+    few = [f"limits.{name}_timeout={1.5 - number / 10}" for number, name in enumerate(short)]
+    given = recipe("limits.rollout_timeout=20", "limits.round_timeout=2", "limits.environment_timeout=1", *few)
+    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, given):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([engine.url], 0)
+        engine.gone = True
+        with pytest.raises(DriverClientError, match="8 of 8 episodes ended in an error") as lost:
+            client.rollout(0)
+        assert lost.value.accident
+
+
 # --- the keeper --------------------------------------------------------------------------------------------------
 
 
