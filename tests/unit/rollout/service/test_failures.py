@@ -18,14 +18,14 @@ def played(sound: int, own: int, lost: int) -> list[Episode]:
 
 @pytest.mark.parametrize(("sound", "own", "lost"), [(0, 0, 8), (2, 4, 2), (3, 0, 5)])
 def test_errors_that_are_too_many_by_lost_engines_alone_are_an_accident(sound: int, own: int, lost: int) -> None:
-    with pytest.raises(EnginesLost, match="more than limits.max_error_share") as refused:
+    with pytest.raises(EnginesLost, match=r"more than limits\.max_error_share") as refused:
         refuse_errors(played(sound, own, lost), 0.5, "step 3")
     assert refused.value.accident
 
 
 @pytest.mark.parametrize(("sound", "own", "lost"), [(0, 8, 0), (2, 5, 1), (0, 5, 3)])
 def test_errors_that_are_too_many_by_themselves_are_none(sound: int, own: int, lost: int) -> None:
-    with pytest.raises(DriverError, match="more than limits.max_error_share") as refused:
+    with pytest.raises(DriverError, match=r"more than limits\.max_error_share") as refused:
         refuse_errors(played(sound, own, lost), 0.5, "step 3")
     assert not refused.value.accident
 

@@ -15,12 +15,13 @@ import aiohttp
 import httpx
 import pytest
 import uvicorn
+from aiohttp import web
 
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import EngineClient
+from megatron_empg.rollout.client import EngineClient, EngineError
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.service.batch import Batch, account_in
@@ -211,6 +212,23 @@ def test_an_engine_that_is_added_while_a_run_goes_on_is_refitted_and_given_work(
         assert (len(one.bodies), len(added.bodies) >= 4) == (4, True)
 
 
+@pytest.mark.parametrize("body", ['{"engines": "http://10.0.0.7:8000"}', '{"engines": ["ftp://x"]}', "{", '"x"'])
+def test_an_engine_whose_address_cannot_be_is_refused_and_none_is_added(chat: ChatTokens, body: str) -> None:
+    port = free_port()
+    with StubEngine(by_seed(chat), version="1") as one, serving(chat, [one.url], port, recipe()):
+        service = f"http://127.0.0.1:{port}"
+        client = DriverClient(service, TOKEN, timeout=60.0)
+        client.hold([one.url], 1)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        answer = httpx.post(f"{service}/engines", content=body, headers=headers, trust_env=False)
+        assert answer.status_code == 400
+        assert answer.json()["error"]
+        batch = client.rollout(1)
+        assert isinstance(batch, bytes)
+        metrics = Batch.from_bytes(batch).metrics
+        assert (metrics["rollout/engines_stale"], metrics["rollout/engines_dead"]) == (0, 0)
+
+
 def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat: ChatTokens) -> None:
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine:
@@ -241,11 +259,11 @@ def test_an_engine_that_nobody_refitted_stays_stale_when_another_one_was(chat: C
             assert isinstance(answer, StaleEngines)
             named |= set(answer.urls)
         one.version = "5"
-        two.bodies.clear()
         client.hold([one.url], 5)
-        client.rollout(5)
-        assert isinstance(client.rollout(5), bytes)
-        assert two.bodies == []
+        client.rollout(5)  # names the other one again
+        batch = client.rollout(5)
+        assert isinstance(batch, bytes)
+        assert Batch.from_bytes(batch).metrics["rollout/engine_refits"] == 1
 
 
 LAG = ("rollout.max_lag=1", "algorithm.correction=tis", "limits.sync_timeout=60")
@@ -351,6 +369,37 @@ def test_one_that_answers_while_nothing_computes_behind_it_stays_dead(
 ) -> None:
     monkeypatch.setattr("megatron_empg.rollout.client.SHORT", aiohttp.ClientTimeout(total=0.3))
     with StubEngine(by_seed(chat), version="3", frozen=True) as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            fleet.declare_dead(engine.url)
+            await keeper.look()
+            assert fleet.dead() == [engine.url]
+
+        kept(engine, work, time.monotonic)
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", '{"weight_version": null}', '{"weight_version": "new"}', "<html>"])
+def test_an_engine_that_does_not_say_its_weights_is_taken_for_one_that_failed(chat: ChatTokens, said: str) -> None:
+    class Other(StubEngine):
+        async def _weight_info(self, request: web.Request) -> web.Response:
+            return web.Response(text=said)
+
+    with Other(by_seed(chat)) as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            with pytest.raises(EngineError, match="does not say its weights"):
+                await keeper._clients[engine.url].policy_version()
+
+        kept(engine, work, time.monotonic)
+
+
+def test_a_dead_engine_that_samples_no_token_stays_dead(chat: ChatTokens) -> None:
+    class Silent(StubEngine):
+        def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+            nothing = {"token_ids": [], "finish_reason": "length", "logprobs": {"content": []}}
+            return {"choices": [nothing | {"weight_versions": []}]}
+
+    with Silent(by_seed(chat)) as engine:
 
         async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
             fleet.declare_dead(engine.url)
