@@ -149,15 +149,22 @@ class EngineClient:
         """
         body = request_body([0], Sampling(temperature=0.0), 1, 0)
         reply = await self._call("POST", "/inference/v1/generate", _to_json(body), SHORT)
-        return _read_generation(self.url, reply).policy_versions[0].version
+        sampled = _read_generation(self.url, reply)
+        if not sampled.policy_versions:
+            raise EngineError(f"{self.url} sampled no token where one was asked for: {_excerpt(reply)}")
+        return sampled.policy_versions[0].version
 
     async def metrics_page(self) -> str:
         """What the engine has counted, in Prometheus's text format. Raises EngineError or RequestRefused."""
         return (await self._call("GET", "/metrics", timeout=COUNTERS)).decode(errors="replace")
 
     async def policy_version(self) -> int:
-        """Version of the weights the engine holds."""
-        return _version(json.loads(await self._call("GET", "/weight_info", timeout=SHORT))["weight_version"])
+        """Version of the weights the engine holds. Raises EngineError, and RequestRefused."""
+        reply = await self._call("GET", "/weight_info", timeout=SHORT)
+        try:
+            return _version(json.loads(reply)["weight_version"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(f"{self.url} does not say its weights ({error!r}): {_excerpt(reply)}") from error
 
     async def _call(
         self, method: str, path: str, body: bytes | None = None, timeout: aiohttp.ClientTimeout | None = None

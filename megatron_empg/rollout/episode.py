@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -17,6 +18,7 @@ from megatron_empg.common.waits import Waits
 from megatron_empg.environments.asking import EnvironmentSilent, answer_of, misbehaviour
 from megatron_empg.environments.base import Environment, Message, Opening, StepResult, Task, admission
 from megatron_empg.environments.shapes import checked_opening, checked_result
+from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import ChatUse
 from megatron_empg.rollout.client import EngineClient, EngineError, Generation, Sampling, VersionSpan
@@ -30,6 +32,16 @@ from megatron_empg.run.timeline import Span
 
 R = TypeVar("R")
 Outcome = Literal["success", "failure", "truncated", "error"]
+
+
+class Lost(Enum):
+    """What went away under an episode that ended in an error: played another time it may go well."""
+
+    WORKER = "worker"
+    """The worker process of its environment."""
+    ENGINE = "engine"
+    """Every engine, and none came back in time."""
+
 
 # Cutting so much text into tokens takes a millisecond or two; what is longer is cut in a thread.
 LARGEST_INLINE_CHARACTERS = 4096
@@ -78,7 +90,8 @@ class Episode:
     URL of the one that sampled its last turn. `token_drift`: None when the template would not render the
     conversation. `gold`: the turn that would answer right, in tokens; empty where the environment knows none. An
     episode that ended in `error` says nothing about the policy and must not train. `question`: the message before
-    the first turn; empty where the episode has not begun. `whole` and `opening`: when it was played and when its
+    the first turn; empty where the episode has not begun. `lost`: what its error came of, where that may be
+    otherwise another time. `whole` and `opening`: when it was played and when its
     environment was reset, as the times of its turns; nothing that is trained depends on them.
     """
 
@@ -97,6 +110,7 @@ class Episode:
     gold: list[int] = field(default_factory=list)
     earlier: list[list[int]] = field(default_factory=list)
     question: str = ""
+    lost: Lost | None = None
     whole: Span | None = field(default=None, compare=False)
     opening: Span | None = field(default=None, compare=False)
 
@@ -472,3 +486,7 @@ def _fail(episode: Episode, error: Exception) -> None:
     episode.outcome = "error"
     episode.reward = 0.0
     episode.error = f"{type(error).__name__}: {error}"
+    if isinstance(error, WorkerDied):
+        episode.lost = Lost.WORKER
+    elif isinstance(error, NoHealthyEngine):
+        episode.lost = Lost.ENGINE

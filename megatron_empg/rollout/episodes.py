@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +12,10 @@ from types import TracebackType
 from megatron_empg.common.waits import Waits
 from megatron_empg.environments.asking import abandon_what_was_left_behind
 from megatron_empg.environments.base import Environment, Task
-from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.config import RolloutConfig
-from megatron_empg.rollout.episode import EngineFailed, Episode, run_episode
+from megatron_empg.rollout.episode import EngineFailed, Episode, Lost, run_episode
 from megatron_empg.rollout.fleet import Fleet, NoHealthyEngine
 from megatron_empg.rollout.seat import Seat
 from megatron_empg.rollout.seeds import derive_seed
@@ -48,9 +47,9 @@ class Changes:
         self._next.set()
         self._next = asyncio.Event()
 
-    async def wait(self) -> None:
-        """Until it happens the next time."""
-        await self._next.wait()
+    def wait(self) -> Awaitable[object]:
+        """Until it happens the next time after this call, also where the answer is awaited later than that."""
+        return self._next.wait()
 
 
 class Rollout:
@@ -99,9 +98,9 @@ class Rollout:
         """The engines by their URLs."""
         return self._clients
 
-    async def wait_for_change(self) -> None:
-        """Until an engine's state changes."""
-        await self._changes.wait()
+    def wait_for_change(self) -> Awaitable[object]:
+        """Until an engine's state changes the next time after this call."""
+        return self._changes.wait()
 
     async def know(self, url: str) -> None:
         """Open a connection to an engine that comes to those that were given; nothing for one that is known."""
@@ -141,12 +140,14 @@ class Rollout:
         plays = [(group, sample) for group in groups for sample in group.samples]
         episodes = [_unplayed(group, sample, "begun", timeout) for group, sample in plays]
         waiting = iter(enumerate(plays))
+        unplayed = set(range(len(plays)))
 
         async def play_waiting() -> None:
             for place, (group, sample) in waiting:
                 async with self.places:
                     episodes[place] = _unplayed(group, sample, "over", timeout)
                     episodes[place] = await self._play(group, sample, step, drawn)
+                    unplayed.remove(place)
                 if on_episode is not None:
                     on_episode(episodes[place])
 
@@ -154,8 +155,10 @@ class Rollout:
             async with asyncio.timeout(timeout), asyncio.TaskGroup() as players:
                 for _ in range(min(self._config.concurrency, len(plays))):
                     players.create_task(play_waiting())
-        except TimeoutError:
-            pass  # what is missing says so itself
+        except TimeoutError:  # what is missing says so itself
+            if not self.fleet.healthy():
+                for place in unplayed:
+                    episodes[place].lost = Lost.ENGINE
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return episodes
@@ -176,7 +179,7 @@ class Rollout:
     async def _play(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         """One episode; once more from its beginning, with the same seeds, where its worker process died."""
         episode = await self._play_once(group, sample, step, sampling)
-        if (episode.error or "").startswith(WorkerDied.__name__):
+        if episode.lost is Lost.WORKER:
             return await self._play_once(group, sample, step, sampling)
         return episode
 
@@ -188,7 +191,8 @@ class Rollout:
                 seat.begins(limit)
                 return await self._play_on(seat, group, sample, step, sampling)
         except NoHealthyEngine as error:
-            return Episode(group.task.id, group.index, sample, error=str(error))
+            what = f"{type(error).__name__}: {error}"
+            return Episode(group.task.id, group.index, sample, error=what, lost=Lost.ENGINE)
         except TimeoutError:
             seconds = f"{self._waits.episode:g} s"
             what = f"EpisodeTimeout: not over after {seconds} (limits.episode_timeout) on {seat.url}"

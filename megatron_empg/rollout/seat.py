@@ -20,7 +20,7 @@ MOST_LOST = 3
 
 
 class Seat:
-    """An episode's. `changed` ends when any engine's state has changed.
+    """An episode's. What `changed` returns ends when any engine's state has changed since the call.
 
     `moved`: engines that the episode was given up on. `since`: when its engine was last handed to it, in seconds
     of the monotonic clock.
@@ -95,7 +95,7 @@ class Seat:
 
     async def after(self, error: EngineError) -> EngineClient:
         """The engine that samples the turn in the place of the one that failed of `error`, which is raised where
-        trying further is no use."""
+        trying further is no use. Raises NoHealthyEngine where there is no other one."""
         lives = await self._look()
         self._failures += int(lives)
         lost = len(self.moved) + int(not lives)
@@ -103,8 +103,8 @@ class Seat:
             raise error
         try:
             await self._move()
-        except NoHealthyEngine:
-            raise error from None
+        except NoHealthyEngine as none:
+            raise NoHealthyEngine(f"{none}; the episode's own failed: {error}") from error
         return self._hand_out()
 
     def _hand_out(self) -> EngineClient:

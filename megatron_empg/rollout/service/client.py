@@ -15,7 +15,7 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, StaleEngines
+from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, News, StaleEngines
 
 _log = logging.getLogger(__name__)
 ASK_AGAIN_SECONDS = 0.5
@@ -33,6 +33,12 @@ class DriverGoneError(DriverClientError):
 
 class DriverSilentError(DriverClientError):
     """It took the question and did not answer within its time."""
+
+    accident = True
+
+
+class DriverAccident(DriverClientError):
+    """It has no batch, because of something that may be otherwise another time."""
 
     accident = True
 
@@ -55,8 +61,8 @@ class DriverClient:
     def __init__(self, url: str, token: str, *, timeout: float, patience: float = 0.0) -> None:
         self.url, self._patience = url, patience
         self._client = httpx.Client(base_url=url, headers=bearer(token), timeout=timeout, trust_env=False)
-        self._told: dict[str, Told] = {}
-        """What a driver that was started again must be told, in this order."""
+        self._told: dict[News, Told] = {}
+        """What a driver that was started again must be told."""
 
     def rollout(self, step: int) -> bytes | StaleEngines:
         """The batch of a step, as `Batch.to_bytes` made it."""
@@ -64,22 +70,20 @@ class DriverClient:
         return answer if isinstance(answer, StaleEngines) else answer.content
 
     def hold(self, urls: Sequence[str], version: int) -> None:
-        """Tell that these engines hold these weights."""
-        held = set(urls)
-        path = f"/engines/{version}"
-        before = self._told.get("engines")
-        if before is not None and before.path == path:
-            held |= set(before.engines)
-        told = Told(path, {"engines": sorted(held)}, tuple(held))
+        """Tell that these engines hold these weights; nothing is said of others that were told to hold them."""
+        told = _held(version, urls)
         self._tell(told)
-        self._told["engines"] = told
+        before = self._told.get(News.ENGINES)
+        if before is not None and before.path == told.path:
+            told = _held(version, [*before.engines, *urls])
+        self._told[News.ENGINES] = told
 
     def published(self, version: int, account: StreamAccount | None) -> None:
         """Tell that the engines hold these weights, and, for a stream that has yet to begin, where."""
         body = {"account": None if account is None else account.to_json()}
         told = Told(f"/published/{version}", body)
         self._tell(told)
-        self._told["stream"] = told
+        self._told[News.STREAM] = told
 
     def evaluate(self, split: str, greedy: bool) -> Evaluation | StaleEngines:
         """Success on a split's fixed questions."""
@@ -102,7 +106,7 @@ class DriverClient:
             self._wait(error)
             self._tell_again()
             return StaleEngines(())
-        if answer.status_code == UNTOLD and self._told:
+        if answer.status_code == UNTOLD and _missing(answer) in self._told:
             self._tell_again()
             return StaleEngines(())
         _check(answer, self.url + path)
@@ -118,8 +122,9 @@ class DriverClient:
         _check(answer, self.url + told.path)
 
     def _tell_again(self) -> None:
-        for told in list(self._told.values()):
-            self._tell(told)
+        for news in News:
+            if news in self._told:
+                self._tell(self._told[news])
 
     def _wait(self, error: DriverGoneError) -> None:
         """Until it answers again. Raises the error where it does not."""
@@ -142,14 +147,32 @@ class DriverClient:
             raise DriverGoneError(_failed(self.url + path, error)) from error
 
 
+def _held(version: int, urls: Sequence[str]) -> Told:
+    """That engines hold the weights of a version."""
+    engines = sorted(set(urls))
+    return Told(f"/engines/{version}", {"engines": engines}, tuple(engines))
+
+
+def _missing(answer: httpx.Response) -> News | None:
+    """What a driver that was started again must be told; None where it does not say."""
+    try:
+        return News(answer.json()["missing"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _failed(where: str, error: httpx.HTTPError) -> str:
     return f"the driver at {where}: {type(error).__name__} {error}"
 
 
 def _check(answer: httpx.Response, where: str) -> None:
     """Raises DriverClientError for an answer that says why there is nothing."""
-    if answer.status_code not in (200, WANTS_WEIGHTS):
-        raise DriverClientError(f"the driver at {where} answered {answer.status_code}: {_explanation(answer)}")
+    if answer.status_code in (200, WANTS_WEIGHTS):
+        return
+    told = f"the driver at {where} answered {answer.status_code}: {_explanation(answer)}"
+    if answer.status_code == PASSES:
+        raise DriverAccident(told)
+    raise DriverClientError(told)
 
 
 def _explanation(answer: httpx.Response) -> str:

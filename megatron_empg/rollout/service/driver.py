@@ -28,10 +28,10 @@ from megatron_empg.rollout.service.engine_keeper import EngineKeeper
 from megatron_empg.rollout.service.engine_watch import EngineWatch
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
-from megatron_empg.rollout.service.failures import DriverError, refuse_errors, refuse_malformed
+from megatron_empg.rollout.service.failures import DriverError, Untold, refuse_errors, refuse_malformed
 from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import StaleEngines
+from megatron_empg.rollout.service.stale_engines import News, StaleEngines
 from megatron_empg.rollout.service.stream import GroupStream, Taken
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
@@ -120,13 +120,13 @@ class Driver:
             await self.stream.close()
 
     async def collect(self, step: int) -> bytes:
-        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError."""
+        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError, and Untold."""
         return await (self._collect_streamed(step) if self.config.rollout.max_lag else self._collect_anew(step))
 
     async def _collect_streamed(self, step: int) -> bytes:
         """What the stream has done since the batch before."""
         if self.stream is None:
-            raise DriverError(f"step {step}: no weights were published yet, so the stream has not begun")
+            raise Untold(News.STREAM, f"step {step}: no weights were published yet, so the stream has not begun")
         config, texts = self.config, self.config.episodes_per_step
         taken = await self.stream.take(step, self._time_to_play)
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.rollout.episode import Episode
+from megatron_empg.rollout.episode import Episode, Lost
+from megatron_empg.rollout.service.stale_engines import News
 
 SHOWN_TURNS = 3
 SHOWN_CHARACTERS = 400
@@ -14,12 +15,32 @@ class DriverError(EmpgError, RuntimeError):
     """The episodes are not worth training on; the message says what happened to them and shows one."""
 
 
+class EnginesLost(DriverError):
+    """Too many episodes ended because no engine was left; once there are some again they may go well."""
+
+    accident = True
+
+
+class Untold(EmpgError, RuntimeError):
+    """The service was started again, and has to be told what is `missing`."""
+
+    def __init__(self, missing: News, message: str) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
 def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
-    """Raises DriverError if more than the share `most` of them ended in an error, or all did."""
+    """Raises DriverError if more than the share `most` of them ended in an error, or all did; EnginesLost where
+    without those that no engine was left for they would not have been too many.
+    """
     failed = [episode for episode in episodes if episode.outcome == "error"]
-    if too_many(len(failed), len(episodes), most):
-        errors = [episode.error for episode in failed]
-        raise DriverError(told_errors(errors, len(episodes), most, when, shown(failed[0])))
+    if not too_many(len(failed), len(episodes), most):
+        return
+    told = told_errors([episode.error for episode in failed], len(episodes), most, when, shown(failed[0]))
+    own = [episode for episode in failed if episode.lost is not Lost.ENGINE]
+    if too_many(len(own), len(episodes), most):
+        raise DriverError(told)
+    raise EnginesLost(told)
 
 
 def too_many(errors: int, episodes: int, most: float) -> bool:

@@ -19,11 +19,12 @@ from starlette.routing import Route
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
+from megatron_empg.rollout.service.added_engines import UnusableRequest, added_engines
 from megatron_empg.rollout.service.evaluation import Evaluation
-from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import UNTOLD, WANTS_WEIGHTS, StaleEngines
+from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, News, StaleEngines
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -56,10 +57,6 @@ class Served(Protocol):
 
 class Superseded(EmpgError, RuntimeError):
     """A later request took the place of this one."""
-
-
-class Untold(EmpgError, RuntimeError):
-    """The service was started again, and has to be told which weights there are."""
 
 
 class ClientGone(ConnectionError):
@@ -182,7 +179,7 @@ def _routes_of_news() -> list[Route]:
 
     async def add(request: Request) -> Response:
         """Engines that come while the run goes on."""
-        urls = [str(url).rstrip("/") for url in (await request.json())["engines"]]
+        urls = added_engines(await _json_of(request))
         await request.app.state.driver.add(urls)
         return JSONResponse({"engines": urls})
 
@@ -191,6 +188,14 @@ def _routes_of_news() -> list[Route]:
         Route("/engines", _explained(add), methods=["POST"]),
         Route("/engines/{version:int}", _explained(hold), methods=["POST"]),
     ]
+
+
+async def _json_of(request: Request) -> object:
+    """The body. Raises UnusableRequest for what is no JSON."""
+    try:
+        return await request.json()
+    except ValueError as error:
+        raise UnusableRequest(f"the body is no JSON: {error}") from None
 
 
 def _at_rest(served: Served) -> bool:
@@ -205,12 +210,17 @@ def _explained(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except (Superseded, ClientGone) as error:
             return JSONResponse({"error": str(error)}, status_code=409)
+        except UnusableRequest as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
         except Untold as error:
-            return JSONResponse({"error": str(error)}, status_code=UNTOLD)
+            said = {"error": str(error), "missing": error.missing.value}
+            return JSONResponse(said, status_code=UNTOLD)
         except Exception as error:
             expected = isinstance(error, DriverError)
             logger.error("%s failed", request.url.path, exc_info=None if expected else error)
-            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
+            passes = isinstance(error, DriverError) and error.accident
+            said = {"error": f"{type(error).__name__}: {error}"}
+            return JSONResponse(said, status_code=PASSES if passes else 500)
 
     return answer
 
@@ -227,7 +237,8 @@ async def _worked(
     """
     served: Served = request.app.state.driver
     if not served.knows_weights:
-        raise Untold("nobody has told yet which engines hold the policy's weights: this service was started again")
+        told = "nobody has told yet which engines hold the policy's weights: this service was started again"
+        raise Untold(News.ENGINES, told)
     await request.body()  # what comes after it is the client's end of the connection
     working = desk.begin(name, work)
     gone = asyncio.create_task(_disconnected(request))

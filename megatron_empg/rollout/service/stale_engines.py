@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 WANTS_WEIGHTS = 202
 """Status of such an answer: what was asked for is under way."""
 UNTOLD = 412
 """Status of the answer of a service that was started again and knows of no weights yet."""
+
+PASSES = 503
+"""Status of the answer that what was asked for failed, of something that may be otherwise another time."""
+
+
+class News(Enum):
+    """What the trainer tells, in the order in which a service that was started again must be told."""
+
+    ENGINES = "engines"
+    """Which engines hold which weights."""
+    STREAM = "stream"
+    """Where the stream of groups begins."""
 
 
 @dataclass(frozen=True)

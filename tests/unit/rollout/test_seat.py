@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +13,10 @@ import pytest
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.episode import Episode
-from megatron_empg.rollout.episodes import Group, Rollout
+from megatron_empg.rollout.episode import Episode, Lost
+from megatron_empg.rollout.episodes import Changes, Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from megatron_empg.rollout.seat import MOST_LOST
+from megatron_empg.rollout.seat import MOST_LOST, Seat
 from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
@@ -61,6 +63,7 @@ def play(
     count: int,
     meanwhile: Meanwhile | None = None,
     make: type[Counting] = Counting,
+    timeout: float | None = None,
     **seconds: float,
 ) -> list[Episode]:
     """That many episodes of one question, while something happens."""
@@ -70,7 +73,7 @@ def play(
 
     async def run() -> list[Episode]:
         async with Rollout(fleet, TOKEN, chat, make, config, waits, max_turns=turns, seed=7) as rollout:
-            playing = asyncio.create_task(rollout.run_group_batch([group], 0))
+            playing = asyncio.create_task(rollout.run_group_batch([group], 0, timeout=timeout))
             if meanwhile is not None:
                 await meanwhile(rollout)
             return await playing
@@ -184,6 +187,7 @@ def test_where_nobody_brings_weights_an_episode_ends_with_its_only_engine(chat: 
         engine.gone = True
         episodes = play(chat, Fleet([engine.url]), 2)
         assert {episode.outcome for episode in episodes} == {"error"}
+        assert {episode.lost for episode in episodes} == {Lost.ENGINE}
         assert all(engine.url in (episode.error or "") for episode in episodes)
 
 
@@ -213,7 +217,25 @@ def test_a_request_that_ends_every_engine_comes_to_an_end_itself(chat: ChatToken
 
         (episode,) = asyncio.run(asyncio.wait_for(run(), 60))
         assert episode.outcome == "error"
+        assert episode.lost is None, "there were engines"
         assert len(engine.bodies) == MOST_LOST + 1
+
+
+def test_an_engine_that_comes_back_while_an_episode_begins_to_wait_is_taken_at_once() -> None:
+    """Word of it comes after the look at the engines, before the waiting has had its first turn of the loop."""
+    _, waits, _ = limited(TURNS, 50, 500)
+
+    async def run() -> float:
+        fleet, changes = Fleet(["http://a"], told=True), Changes()
+        fleet.on_change = changes.happened
+        seat = Seat(fleet, {}, replace(waits, batch=5.0), changes.wait)
+        taking = asyncio.create_task(seat.take())
+        asyncio.get_running_loop().call_soon(lambda: fleet.refitted(["http://a"], 1))
+        began = time.monotonic()
+        await taking
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 2.5
 
 
 @pytest.mark.parametrize(("deaths", "outcome"), [(1, "success"), (2, "error")])
@@ -236,3 +258,26 @@ def test_an_episode_whose_worker_died_is_played_once_more_from_its_beginning(
         assert episode.outcome == outcome
         assert outcome == "error" or learnt_from(episode) == learnt_from(undisturbed)
         assert left == 0
+
+
+def test_an_error_that_only_says_what_a_dead_worker_would_is_played_once(chat: ChatTokens) -> None:
+    class WorkerDiedTwice(RuntimeError):
+        pass
+
+    class Saying(Counting):
+        async def step(self, action: str) -> StepResult:
+            raise WorkerDiedTwice("it was killed")
+
+    with StubEngine(by_seed(chat), version="3") as engine:
+        (episode,) = play(chat, told(engine), 1, make=Saying)
+        assert (episode.error or "").startswith("WorkerDied")
+        assert Counting.opened == 1
+
+
+def test_episodes_that_no_engine_was_left_for_say_so_when_their_round_ends(chat: ChatTokens) -> None:
+    with StubEngine(by_seed(chat), version="3", gone=True) as lost:
+        episodes = play(chat, told(lost), 3, timeout=0.5)
+        assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", Lost.ENGINE)}
+    with StubEngine(by_seed(chat), version="3", delay=30.0) as slow:
+        episodes = play(chat, told(slow), 3, timeout=0.5)
+        assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", None)}

@@ -15,15 +15,16 @@ import aiohttp
 import httpx
 import pytest
 import uvicorn
+from aiohttp import web
 
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.client import EngineClient
+from megatron_empg.rollout.client import EngineClient, EngineError
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from megatron_empg.rollout.service.batch import Batch
+from megatron_empg.rollout.service.batch import Batch, account_in
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError, DriverGoneError
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKeeper
@@ -211,6 +212,23 @@ def test_an_engine_that_is_added_while_a_run_goes_on_is_refitted_and_given_work(
         assert (len(one.bodies), len(added.bodies) >= 4) == (4, True)
 
 
+@pytest.mark.parametrize("body", ['{"engines": "http://10.0.0.7:8000"}', '{"engines": ["ftp://x"]}', "{", '"x"'])
+def test_an_engine_whose_address_cannot_be_is_refused_and_none_is_added(chat: ChatTokens, body: str) -> None:
+    port = free_port()
+    with StubEngine(by_seed(chat), version="1") as one, serving(chat, [one.url], port, recipe()):
+        service = f"http://127.0.0.1:{port}"
+        client = DriverClient(service, TOKEN, timeout=60.0)
+        client.hold([one.url], 1)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        answer = httpx.post(f"{service}/engines", content=body, headers=headers, trust_env=False)
+        assert answer.status_code == 400
+        assert answer.json()["error"]
+        batch = client.rollout(1)
+        assert isinstance(batch, bytes)
+        metrics = Batch.from_bytes(batch).metrics
+        assert (metrics["rollout/engines_stale"], metrics["rollout/engines_dead"]) == (0, 0)
+
+
 def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat: ChatTokens) -> None:
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine:
@@ -226,6 +244,60 @@ def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat:
             asking.join(30)
             assert late == [StaleEngines(())], "it is told, and asked again"
             assert learnt_from(client.rollout(5)) == undisturbed
+
+
+def test_an_engine_that_nobody_refitted_stays_stale_when_another_one_was(chat: ChatTokens) -> None:
+    port = free_port()
+    one, two = StubEngine(by_seed(chat), version="5"), StubEngine(by_seed(chat), version="5")
+    with one, two, serving(chat, [one.url, two.url], port, recipe()):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([one.url, two.url], 5)
+        one.version = two.version = "default"  # both were started again
+        named: set[str] = set()
+        while named != {one.url, two.url}:
+            answer = client.rollout(5)
+            assert isinstance(answer, StaleEngines)
+            named |= set(answer.urls)
+        one.version = "5"
+        client.hold([one.url], 5)
+        client.rollout(5)  # names the other one again
+        batch = client.rollout(5)
+        assert isinstance(batch, bytes)
+        assert Batch.from_bytes(batch).metrics["rollout/engine_refits"] == 1
+
+
+LAG = ("rollout.max_lag=1", "algorithm.correction=tis", "limits.sync_timeout=60")
+
+
+def test_a_service_that_was_started_again_during_a_refit_is_told_where_its_stream_begins(chat: ChatTokens) -> None:
+    """It first hears of the refit's end, and so knows of weights."""
+    port = free_port()
+    with StubEngine(by_seed(chat), version="1") as engine:
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
+        with serving(chat, [engine.url], port, recipe(*LAG)):
+            client.hold([engine.url], 0)
+            client.published(0, None)
+            first = client.rollout(0)
+            assert isinstance(first, bytes)
+            client.hold([engine.url], 1)
+            client.published(1, account_in(first))
+        with serving(chat, [engine.url], port, recipe(*LAG)):
+            client.hold([engine.url], 1)
+            assert client.rollout(1) == StaleEngines(()), "it is told, and asked again"
+            second = client.rollout(1)
+            assert isinstance(second, bytes)
+            account = account_in(second)
+            assert account is not None
+            assert account.batches == 2
+
+
+def test_a_stream_that_nobody_began_is_no_endless_asking(chat: ChatTokens) -> None:
+    port = free_port()
+    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, recipe(*LAG)):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([engine.url], 0)
+        with pytest.raises(DriverClientError, match="answered 412: step 0: no weights were published yet"):
+            client.rollout(0)
 
 
 def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> None:
@@ -244,6 +316,20 @@ def test_a_service_that_stays_away_is_an_accident(chat: ChatTokens) -> None:
         client.rollout(0)
     assert gone.value.accident
     assert time.monotonic() - began >= 1.0
+
+
+def test_a_batch_that_no_engine_was_left_for_is_an_accident(chat: ChatTokens) -> None:
+    port = free_port()
+    short = ("episode", "turn", "request")
+    few = [f"limits.{name}_timeout={1.5 - number / 10}" for number, name in enumerate(short)]
+    given = recipe("limits.rollout_timeout=20", "limits.round_timeout=2", "limits.environment_timeout=1", *few)
+    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, given):
+        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client.hold([engine.url], 0)
+        engine.gone = True
+        with pytest.raises(DriverClientError, match="8 of 8 episodes ended in an error") as lost:
+            client.rollout(0)
+        assert lost.value.accident
 
 
 # --- the keeper --------------------------------------------------------------------------------------------------
@@ -283,6 +369,37 @@ def test_one_that_answers_while_nothing_computes_behind_it_stays_dead(
 ) -> None:
     monkeypatch.setattr("megatron_empg.rollout.client.SHORT", aiohttp.ClientTimeout(total=0.3))
     with StubEngine(by_seed(chat), version="3", frozen=True) as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            fleet.declare_dead(engine.url)
+            await keeper.look()
+            assert fleet.dead() == [engine.url]
+
+        kept(engine, work, time.monotonic)
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", '{"weight_version": null}', '{"weight_version": "new"}', "<html>"])
+def test_an_engine_that_does_not_say_its_weights_is_taken_for_one_that_failed(chat: ChatTokens, said: str) -> None:
+    class Other(StubEngine):
+        async def _weight_info(self, request: web.Request) -> web.Response:
+            return web.Response(text=said)
+
+    with Other(by_seed(chat)) as engine:
+
+        async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
+            with pytest.raises(EngineError, match="does not say its weights"):
+                await keeper._clients[engine.url].policy_version()
+
+        kept(engine, work, time.monotonic)
+
+
+def test_a_dead_engine_that_samples_no_token_stays_dead(chat: ChatTokens) -> None:
+    class Silent(StubEngine):
+        def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+            nothing = {"token_ids": [], "finish_reason": "length", "logprobs": {"content": []}}
+            return {"choices": [nothing | {"weight_versions": []}]}
+
+    with Silent(by_seed(chat)) as engine:
 
         async def work(keeper: EngineKeeper, fleet: Fleet) -> None:
             fleet.declare_dead(engine.url)

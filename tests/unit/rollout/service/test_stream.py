@@ -27,7 +27,7 @@ from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError
 from megatron_empg.rollout.service.driver import Driver
-from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream
@@ -257,7 +257,7 @@ def test_too_many_errors_end_the_run_and_one_is_shown(chat: ChatTokens, engine: 
 def test_asked_again_for_a_step_the_stream_hands_over_the_same(chat: ChatTokens, engine: StubEngine) -> None:
     async def run() -> None:
         async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
-            with pytest.raises(DriverError, match="no weights were published yet"):
+            with pytest.raises(Untold, match="no weights were published yet"):
                 await one.batch(0)
             await one.published(0)
             waiting = asyncio.create_task(one.batch(0))
