@@ -211,10 +211,11 @@ class Attempt:
         return found
 
     def _silent(self) -> list[Ended]:
-        """Engines and services that were healthy and no longer are, though their processes live: as if killed."""
+        """Engines and services that were healthy and do not answer now: their processes live as if killed, or they
+        are being started again."""
         found = []
         for part in self.parts.values():
-            serves = part.code in (ExitCode.ENGINES, ExitCode.SERVICE) and part.name in self.healthy
+            serves = part.code in (ExitCode.ENGINES, ExitCode.SERVICE) and part.name in self.worked
             if serves and not all(self.senses.is_healthy(url, self.token) for url in part.addresses):
                 found.append(Ended(part, 0, silent=True))
         return found

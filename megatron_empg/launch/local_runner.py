@@ -22,7 +22,7 @@ from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.run.folder import RunFolder
 
 GRACE_SECONDS = 10.0
-"""Between asking a process to end and killing it."""
+"""Between asking a process to end and killing it, and until a killed one must have ended."""
 LOGS_BEFORE = 9
 """Logs that are kept of each process beside its newest, one for each start before."""
 
@@ -49,6 +49,8 @@ class LocalRunner:
         self.token = secrets.token_urlsafe(32)
         self.interrupts = Interrupts()
         self._logs = logs
+        self.left_behind: list[str] = []
+        """Names of processes that were killed and did not end."""
         self._children: list[Child] = []
 
     def start(self, part: Part) -> None:
@@ -99,27 +101,38 @@ class LocalRunner:
     def stop_part(self, part: Part) -> None:
         """End that part's process and its own children, which a frozen one would not do by itself."""
         with self.interrupts.held_back():
-            for child in self._children:
-                if child.part.name == part.name and not child.told:
-                    _signal_group(child.process, signal.SIGKILL)
-                    child.process.wait()
-                    child.told = True
+            alive = [child for child in self._children if child.part.name == part.name and not child.told]
+            self._kill(alive)
+            for child in alive:
+                child.told = True
 
     def stop(self) -> None:
         """End every process and its own children: asked first, then killed. No interrupt cuts it short."""
         with self.interrupts.held_back():
             while self.ended():
                 continue  # what those have left behind ends with that
-            alive = [child.process for child in self._children if not child.told]
-            for process in alive:
-                _signal_group(process, signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_SECONDS
-            for process in alive:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.1, deadline - time.monotonic()))
-                _signal_group(process, signal.SIGKILL)  # one that ended in order may have left a child
-                process.wait()
+            alive = [child for child in self._children if not child.told]
+            for child in alive:
+                _signal_group(child.process, signal.SIGTERM)
+            _wait(alive)
+            self._kill(alive)  # those that ended in order too: they may have left a child
             self._children = []
+
+    def _kill(self, children: Sequence[Child]) -> None:
+        """Kill processes with their own children. One that does not end even so, since it waits in the kernel, is
+        told and left behind: none of its program goes on, and a wait would hold up the run and any interrupt."""
+        for child in children:
+            _signal_group(child.process, signal.SIGKILL)
+        _wait(children)
+        for child in children:
+            if child.process.poll() is None:
+                self.left_behind.append(child.part.name)
+                print(
+                    f"{child.part.name}: process {child.process.pid} was killed and has not ended within "
+                    f"{GRACE_SECONDS:.0f} s, as it waits in the kernel, for a disk or a device; its port and "
+                    "the memory of its GPU are not free until it ends",
+                    file=sys.stderr,
+                )
 
     def _variables(self) -> dict[str, str]:
         """What each process is told; the token nowhere else."""
@@ -138,6 +151,14 @@ class LocalRunner:
             if logs[number - 1].exists():
                 logs[number - 1].replace(logs[number])
         return logs[0]
+
+
+def _wait(children: Sequence[Child]) -> None:
+    """For their ends, GRACE_SECONDS at most for all together."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(max(0.1, deadline - time.monotonic()))
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
@@ -162,7 +183,8 @@ def processes_of(folder: RunFolder, *, goes_on: bool = True) -> Iterator[LocalRu
                 runner.stop()
     except Interrupted as interrupted:
         further = f"; the same command goes on after step {folder.last_checkpoint()}" if goes_on else ""
-        print(f"interrupted: all processes have ended{further}", file=sys.stderr)
+        but = f" but {', '.join(runner.left_behind)}" if runner.left_behind else ""
+        print(f"interrupted: all processes{but} have ended{further}", file=sys.stderr)
         raise SystemExit(interrupted.code) from None
     finally:
         folder.close()

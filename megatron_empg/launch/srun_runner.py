@@ -19,6 +19,8 @@ STOP_SECONDS = 40.0
 """Until srun must have ended after its step was cancelled; Slurm itself kills tasks that do not obey."""
 TERM_SECONDS = 10.0
 """Until it must have ended after it was asked to: an srun that is killed leaves its step behind."""
+LOOK_AGAIN_SECONDS = 2.0
+"""Between two questions to Slurm whether a step is gone whose srun is."""
 SHOWN_LINES = 15
 LONGEST = 1000
 """Of a log's end, and characters of an error."""
@@ -180,6 +182,7 @@ class SrunRunner:
         """Cancel the part's step; Slurm kills tasks that do not obey, as frozen ones."""
         step = self._steps.get(part.name)
         if step is None:
+            self._end_what_its_srun_left(part)
             return
         self._cancel_steps_of(part)
         if _end([step.process]):
@@ -209,6 +212,16 @@ class SrunRunner:
     def _cancel_steps_of(self, part: Part) -> None:
         for step in self.slurm.steps_of(part.name):
             self.slurm.cancel(step)
+
+    def _end_what_its_srun_left(self, part: Part) -> None:
+        """Tasks live on whose srun was killed, and hold ports and GPUs of their successors until they end."""
+        for _ in range(int(STOP_SECONDS / LOOK_AGAIN_SECONDS)):
+            left = self.slurm.steps_of(part.name)
+            if not left:
+                return
+            for step in left:
+                self.slurm.cancel(step)
+            self.slurm.sleep(LOOK_AGAIN_SECONDS)
 
     def _srun_logs(self, part: Part) -> Sequence[Path]:
         """One for each time that the part was started, oldest first."""

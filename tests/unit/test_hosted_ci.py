@@ -23,10 +23,35 @@ def test_every_leg_is_a_job() -> None:
     targets += [
         step["with"]["target"] for step in jobs["set-up"]["steps"] if "with" in step and "target" in step["with"]
     ]
-    commands = [step.get("run", "") for job in ("slurm", "py312") for step in jobs[job]["steps"]]
+    targets += jobs["leg-as-root"]["strategy"]["matrix"]["target"]
+    commands = [step.get("run", "") for step in jobs["py312"]["steps"]]
     targets += re.findall(r"make ([\w-]+)", "\n".join(commands))
     assert len(legs) >= 10
     assert sorted(targets) == sorted(legs)
+
+
+def recipe_of(target: str) -> str:
+    """What make runs for it."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    return str(recipe)
+
+
+def needs_root(target: str) -> bool:
+    """Whether a test that it runs asks for the user's number; under CI it fails where that is not root's."""
+    folders = re.findall(r"tests/\w+(?= |;|$)", recipe_of(target), re.MULTILINE)
+    texts = [path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return any(re.search(r"\bos\.geteuid\(\)", text) for text in texts)
+
+
+def test_what_needs_root_runs_as_root() -> None:
+    jobs = read(WORKFLOW)["jobs"]
+    as_root = jobs["leg-as-root"]["strategy"]["matrix"]["target"]
+    as_user = [line["target"] for line in jobs["leg"]["strategy"]["matrix"]["include"]]
+    tests = [target for target in [*as_root, *as_user] if target.startswith("test")]
+    assert [target for target in tests if needs_root(target)] == as_root
+    (command,) = [step["run"] for step in jobs["leg-as-root"]["steps"] if "run" in step]
+    assert command == 'sudo --preserve-env=CI,PATH make "$TARGET"'
 
 
 def test_every_target_is_one_of_the_makefile() -> None:

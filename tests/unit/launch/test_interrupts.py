@@ -314,6 +314,23 @@ def test_what_is_held_back_comes_at_the_end_of_the_section() -> None:
     assert (reached, raised.value.code) == (["its end"], 143)
 
 
+def test_what_an_interrupt_could_not_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local_runner, "_signal_group", lambda process, number: None)
+    monkeypatch.setattr(local_runner, "GRACE_SECONDS", 0.2)
+    folder = RunFolder(tmp_path / "run").open("a: 1")
+
+    def run() -> None:
+        with processes_of(folder, goes_on=False) as runner:
+            runner.start(Part("engine_0", ("sleep", "5"), ExitCode.ENGINES))
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        run()
+    assert capsys.readouterr().err.endswith("interrupted: all processes but engine_0 have ended\n")
+
+
 def test_the_command_ends_without_a_traceback(tmp_path: Path) -> None:
     """`empg train` as a process, interrupted while it waits for an engine that never answers."""
     script = f"""

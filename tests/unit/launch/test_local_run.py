@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 
 from megatron_empg.common.errors import LASTING_FAULT, EmpgError
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.launch import attempt, local_parts
+from megatron_empg.launch import attempt, local_parts, local_runner
 from megatron_empg.launch import local as launch
 from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.interrupts import Interrupted
 from megatron_empg.launch.local_runner import LaunchError, LocalRunner
 from megatron_empg.launch.parts import Part
 from megatron_empg.run.folder import RunFolder
@@ -392,6 +394,44 @@ def test_what_a_killed_process_has_started_ends_with_it(tmp_path):
     wait_until(lambda: runner.ended() is not None)
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     runner.stop()
+
+
+@pytest.fixture
+def undying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRunner]:
+    """A runner of an engine that no signal ends for six seconds, as one that waits in the kernel."""
+    monkeypatch.setattr(local_runner, "_signal_group", lambda process, number: None)
+    monkeypatch.setattr(local_runner, "GRACE_SECONDS", 0.5)
+    runner = LocalRunner(tmp_path)
+    runner.start(Part("engine_0", ("sleep", "6"), ExitCode.ENGINES))
+    process = runner._children[0].process
+    yield runner
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("end", [lambda runner: runner.stop_part(runner._children[0].part), LocalRunner.stop])
+def test_a_process_that_cannot_be_killed_is_told_and_holds_nothing_up(undying, capsys, end):
+    process = undying._children[0].process
+    began = time.monotonic()
+    end(undying)
+    assert time.monotonic() - began < 4
+    assert process.poll() is None
+    assert undying.ended() is None, "its end is nobody's news"
+    assert undying.left_behind == ["engine_0"]
+    told = capsys.readouterr().err
+    assert told.startswith(f"engine_0: process {process.pid} was killed and has not ended within 0 s, as it waits")
+
+
+def test_an_interrupt_comes_through_though_a_process_cannot_be_killed(undying, capsys):
+    def stop() -> None:
+        with undying.interrupts.handled():
+            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+            undying.stop()
+
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        stop()
+    assert time.monotonic() - began < 4
 
 
 def test_a_report_that_cannot_be_written_hides_no_error_of_the_run(tmp_path, monkeypatch, capsys):

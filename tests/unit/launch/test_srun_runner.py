@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from megatron_empg.launch.containers import Container
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.parts import Part
 from megatron_empg.launch.slurm import Answer, Slurm
-from megatron_empg.launch.srun_runner import SrunRunner, srun_command, status_of_step
+from megatron_empg.launch.srun_runner import STOP_SECONDS, SrunRunner, srun_command, status_of_step
 
 ROOT = Path(__file__).parents[3]
 ENGINES = Part("engines", ("python", "-m", "x"), ExitCode.ENGINES, ("n1", "n3"), tasks_per_node=4)
@@ -60,6 +61,8 @@ class Cluster:
         self.commands: list[Sequence[str]] = []
         self.refusals = 0
         """How often squeue fails before it answers."""
+        self.looks_until_gone: int | None = None
+        """How often a step that was cancelled is told still; None: for ever."""
 
     def run(self, command: Sequence[str], seconds: float) -> Answer:
         self.commands.append(command)
@@ -69,13 +72,19 @@ class Cluster:
             self.refusals -= 1
             return Answer(1, "")
         if command[0] == "squeue" and "%j" in command[-1]:
-            return Answer(0, "7.0 engines\n7.3 driver\n7.batch batch\n")
+            named = {"7.0": "engines", "7.3": "driver", "7.batch": "batch"}
+            return Answer(0, "".join(f"{step} {name}\n" for step, name in named.items() if self.is_there(step)))
         if command[0] == "squeue":
             return Answer(0, "7.0\n7.3\n7.batch\n")
         if command[0] == "srun":
             node = command[4].partition("=")[2]
             return Answer(124 if node in self.silent else 0, "")
         return Answer(0, "")
+
+    def is_there(self, step: str) -> bool:
+        """Whether it is one of the job's still."""
+        cancelled = self.commands.count(("scancel", step))
+        return self.looks_until_gone is None or cancelled <= self.looks_until_gone
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +160,7 @@ def test_a_part_is_stopped_alone_and_can_be_started_again(tmp_path: Path) -> Non
     driver = Part("driver", ("d",), ExitCode.DRIVER, ("n3",))
     run.start(ENGINES)
     run.start(driver)
+    cluster.looks_until_gone = 0
     run.stop_part(driver)
     assert [command for command in cluster.commands if command[0] == "scancel"] == [("scancel", "7.3")]
     assert [started.signals for started in Started.all] == [[], []]
@@ -160,6 +170,34 @@ def test_a_part_is_stopped_alone_and_can_be_started_again(tmp_path: Path) -> Non
     assert [command[0] for command in cluster.commands].count("scancel") == 1, "it has ended"
     run.start(driver)
     assert "driver.2.srun" in {path.name for path in tmp_path.iterdir()}
+
+
+def kill_srun(run: SrunRunner) -> None:
+    """As a batch step's memory limit does."""
+    Started.all[0].code = -9
+    assert run.ended() is not None
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_what_a_killed_srun_left_running_is_cancelled_until_it_is_gone(tmp_path: Path, looks: int) -> None:
+    cluster = Cluster()
+    cluster.looks_until_gone = looks
+    run = runner(tmp_path, cluster)
+    run.start(ENGINES)
+    kill_srun(run)
+    run.stop_part(ENGINES)
+    assert cancelled(cluster) == ["7.0"] * (1 + looks), "its tasks held ports and GPUs"
+    assert not cluster.is_there("7.0")
+
+
+def test_a_step_that_never_goes_holds_the_run_up_for_a_while_only(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.start(ENGINES)
+    kill_srun(run)
+    slept: list[float] = []
+    run.slurm = replace(run.slurm, sleep=slept.append)
+    run.stop_part(ENGINES)
+    assert 30 <= sum(slept) <= STOP_SECONDS
 
 
 def test_an_srun_that_outlives_its_step_is_killed_and_the_step_cancelled_again(tmp_path: Path) -> None:

@@ -435,6 +435,24 @@ def test_an_engine_that_answers_no_more_is_why_the_trainer_failed(tmp_path: Path
     assert any(line.startswith("says: engines answers no more") for line in stand.log)
 
 
+def test_an_engine_that_is_being_started_again_is_why_the_trainer_failed(tmp_path: Path) -> None:
+    """It loads for minutes, and the trainer's own time is over before."""
+
+    def dies_for_long(stand: Stand) -> None:
+        stand.unhealthy = {"http://e:1"}
+        stand.end("engines", KILLED)
+
+    def fails(stand: Stand) -> None:
+        stand.end("trainer", LASTING_FAULT)
+
+    script = [(20, saves(4)), (30, dies_for_long), (200, fails)]
+    script += [(210, lambda stand: stand.unhealthy.clear()), (400, finishes)]
+    stand = Stand(tmp_path, script, begun=True)
+    assert stand.run().action is Action.DONE
+    assert stand.starts() == ["7 0", "7 4"]
+    assert any(line.startswith("says: engines answers no more; going on from step 4") for line in stand.log)
+
+
 def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path: Path) -> None:
     stand = Stand(tmp_path, [(30, ends("watchdog", KILLED)), (60, finishes)])
     assert stand.run().action is Action.DONE
@@ -547,6 +565,20 @@ def test_the_file_stop_ends_a_run_in_the_place_of_a_new_start(tmp_path: Path, mo
     assert decision.why.endswith("newest checkpoint: step 4")
     assert decision.logs == "the end of trainer's logs"
     assert stand.starts() == ["7 4"]
+
+
+@pytest.mark.parametrize("name", ["engines", "driver", "search"])
+def test_one_that_serves_comes_back_alone_until_the_step_before_the_file_stop_is_done(
+    tmp_path: Path, name: str
+) -> None:
+    def stops(stand: Stand) -> None:
+        stand.newest = 5
+        stand.end("trainer", 0)
+
+    stand = Stand(tmp_path, [(20, makes_stop), (30, ends(name, KILLED)), (60, stops)], newest=4)
+    assert stand.run() == Decision(Action.DONE, "stopped after step 5")
+    assert stand.starts() == ["7 4"]
+    assert (stand.log.count(name), stand.log.count("trainer")) == (2, 1)
 
 
 @pytest.mark.parametrize("part", ["engines", "driver", "search", "watchdog"])
