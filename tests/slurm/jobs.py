@@ -105,11 +105,19 @@ class Run:
 
     def processes(self, module: str) -> list[tuple[int, dict[str, str], str]]:
         """(pid, environment, command line) of the job's tasks that run a module."""
+        return self.processes_with(f"-m {module} ")
+
+    def sruns(self, part: str) -> list[tuple[int, dict[str, str], str]]:
+        """Those of a part's step."""
+        return [found for found in self.processes_with(f"--job-name={part} ") if found[2].startswith("srun ")]
+
+    def processes_with(self, words: str) -> list[tuple[int, dict[str, str], str]]:
+        """The job's that have these words in their command line."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if f"-m {module} " in command:
+                if words in command:
                     pairs = (folder / "environ").read_bytes().decode().split("\0")
                     variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
                     ours = variables.get("SLURM_CONF") == self.cluster.environment["SLURM_CONF"]

@@ -183,6 +183,32 @@ def test_one_that_serves_is_started_again_alone_when_it_is_killed_or_frozen(run,
 
 
 @pytest.mark.slow
+def test_tasks_that_outlive_their_srun_are_ended_before_their_part_is_started_again(run):
+    """They hold the port, of which their successor would fail."""
+
+    def tasks() -> set[int]:
+        engines = run.processes("megatron_empg.rollout.server")
+        return {pid for pid, variables, _ in engines if variables["EMPG_LOG"].endswith("/engine_1")}
+
+    run.overrides = LONG
+    run.submit()
+    run.wait_for_step(2)
+    left = tasks()
+    assert left
+    signal_all(run.sruns("engine_1"), signal.SIGKILL)
+    said = "engine_1 was ended by SIGKILL; it alone is started again"
+    run.wait_for("engine_1 started again", lambda: said in run.output)
+    run.wait_for("the end of its first tasks", lambda: not left & tasks(), timeout=40)
+    run.wait_for_step(run.steps()[-1] + 2)
+    (run.folder / "STOP").touch()
+    job = run.end()
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 0)
+    assert run.output.count("it alone is started again") == 1
+    assert run.steps() == list(range(run.steps()[-1] + 1))
+    assert len(run.starts()) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer"])
 def test_a_run_goes_on_in_the_same_job_when_a_process_of_it_is_killed(run, undisturbed, name):
     run.submit()
