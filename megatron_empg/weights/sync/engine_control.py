@@ -130,9 +130,10 @@ class EngineControl:
         vLLM has no route for it; it closes the session when an update fails, and an empty one does.
         """
         limited = {"json": {"update_info": {}}, "timeout": CLEAN_UP}
-        for future in [
-            self._threads.submit(self._call, url, "POST", "update_weights", limited) for url in self.urls
-        ]:
+        closing = []
+        for url in self.urls:
+            closing.append(self._threads.submit(self._call, url, "POST", "update_weights", limited))
+        for future in closing:
             future.exception()
 
     def close(self) -> None:
@@ -151,7 +152,11 @@ class EngineControl:
             method, path, options = request(index)
             futures[url] = self._threads.submit(self._call, url, method, path, options | {"timeout": limit})
             futures[url].add_done_callback(partial(self._note, self._failed, url))
-        failures = {url: error for url, future in futures.items() if (error := future.exception()) is not None}
+        failures: dict[str, BaseException] = {}
+        for url, future in futures.items():
+            error = future.exception()
+            if error is not None:
+                failures[url] = error
         if failures:
             raise WeightTransferError(phase, _causes(failures))
         return [future.result() for future in futures.values()]

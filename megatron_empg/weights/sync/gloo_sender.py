@@ -66,14 +66,15 @@ class GlooSender:
         """gloo's own waiting could not be broken off. Nothing here holds the store, which an error's traceback
         would keep open, and with it the workers that came."""
         until = time.monotonic() + self._timeout
+        workers = self._world_size - 1
         while True:
             assert self._store is not None
             there = workers_at(self._store, self._world_size)
-            if there == self._world_size - 1:
+            if there == workers:
                 return
             refused()
             if time.monotonic() > until:
-                raise RuntimeError(f"{there} of {self._world_size - 1} workers came in {self._timeout:.0f} s")
+                raise RuntimeError(f"{there} of {workers} workers came in {self._timeout:.0f} s")
             time.sleep(POLL_SECONDS)
 
     def serves(self) -> set[torch.dtype]:
