@@ -31,7 +31,7 @@ class GlooTransport:
         """The dtypes of the engines' weights."""
 
     def connect(self, source: Parts) -> None:
-        """Bring all engines' workers to every sender. Collective. Raises Stopped."""
+        """Bring all engines' workers to every sender. Collective. Raises RankStopped."""
         world_size, seconds = together(self._ranks, "world size", self._measure)[0]
 
         def listen() -> tuple[int, Address] | None:

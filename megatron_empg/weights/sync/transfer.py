@@ -19,7 +19,7 @@ from megatron_empg.weights.sync.engine_control import EngineControl
 from megatron_empg.weights.sync.gloo_transport import GlooTransport
 from megatron_empg.weights.sync.nccl_sender import NcclTransport
 from megatron_empg.weights.sync.source import Parts, SharedSource, Stream, WeightSource, Whole
-from megatron_empg.weights.sync.together import Alone, Ranks, Stopped, together
+from megatron_empg.weights.sync.together import Alone, Ranks, RankStopped, together
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class WeightPublisher:
         with self._within(seconds):
             try:
                 self._connect(source)
-            except Stopped as stopped:
+            except RankStopped as stopped:
                 self._disconnect()
                 raise stopped.error() from None
 
@@ -94,7 +94,7 @@ class WeightPublisher:
         with self._within(seconds):
             try:
                 sent = self._publish(source, version)
-            except Stopped as stopped:
+            except RankStopped as stopped:
                 self._disconnect()
                 raise stopped.error() from None
         return PublishReport(time.perf_counter() - started, sent.bytes, sent.tensors)
