@@ -247,7 +247,7 @@ def measure(folder: Path, rounds: int) -> None:
     from megatron_empg.launch.recipe_plan import engine_settings
     from megatron_empg.recipe.identity import take_up
     from megatron_empg.run.folder import RunFolder
-    from megatron_empg.trainer.fleet_publisher import FleetPublisher, Senses
+    from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
     from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Training
     from megatron_empg.weights.sync.held_version import held_version
@@ -278,8 +278,9 @@ def measure(folder: Path, rounds: int) -> None:
             [engine.url],
             make=partial(WeightPublisher, token=token, device=device(), timeout=600.0),
             tell=lambda urls, version: None,  # the drivers of this benchmark play whatever the engine holds
-            senses=Senses(lambda url: held_version(url, token, 60.0)),
+            senses=EngineSenses(lambda url: held_version(url, token, 60.0)),
             patience=600.0,
+            limit=600.0,
         )
         Training(recipe, actor, RunFolder(folder), driver=service, publisher=publisher).run()
         service.close()

@@ -42,7 +42,8 @@ class Engine:
                 engine.over.wait(engine.slow.pop(route, 0.0))
                 status, body = engine.refuses.get(route, 200), b'{"world_size": 1}'
                 try:
-                    engine.work(route, asked)
+                    if status == 200:
+                        engine.work(route, asked)
                 except Exception as error:
                     status, body = 500, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
                 with suppress(OSError):  # who asked has given up

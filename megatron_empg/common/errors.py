@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 
 class EmpgError(Exception):
@@ -17,7 +16,7 @@ class EmpgError(Exception):
 
     exit_code: int = 1
     """With which a program ends that it ends: 2 where what the user gave cannot be used, 1 otherwise."""
-    accident: ClassVar[bool] = False
+    accident: bool = False
     """Whether it need not come again when a run goes on, as when another of its processes was killed."""
 
 

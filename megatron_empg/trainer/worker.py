@@ -57,7 +57,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.rollout.service.client import DriverClient
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
-    from megatron_empg.trainer.fleet_publisher import FleetPublisher, Senses
+    from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
     from megatron_empg.trainer.initial_actor import initial_actor
     from megatron_empg.trainer.loop import Driver, Publisher, Training
     from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
@@ -78,13 +78,14 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
             timeout=waits.sync,
             host=recipe.engines.host,
             ranks=ranks,
-            attempts=1,  # the fleet's publisher tries again, with the engines that answer then
         )
-        senses = Senses(lambda url: held_version(url, token, SECONDS_TO_TELL))
+        senses = EngineSenses(lambda url: held_version(url, token, SECONDS_TO_TELL))
         service = DriverClient(
             driver_url, token, timeout=driver_timeout(recipe), patience=recipe.engines.start_timeout
         )
-        sender = FleetPublisher(engine_urls, make, service.hold, senses, patience=waits.batch, ranks=ranks)
+        sender = FleetPublisher(
+            engine_urls, make, service.hold, senses, patience=waits.batch, limit=waits.sync, ranks=ranks
+        )
         driver: Driver | None = None
         publisher: Publisher = sender
         if rank == 0:  # nothing in here may wait for another rank

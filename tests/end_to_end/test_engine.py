@@ -22,7 +22,9 @@ from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefus
 from megatron_empg.rollout.engine_counters import EngineCounters
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
+from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
 from megatron_empg.weights.sync.engine_control import WeightTransferError
+from megatron_empg.weights.sync.held_version import held_version
 from megatron_empg.weights.sync.transfer import WeightPublisher
 from tests.end_to_end.engine_model import (
     END_OF_TURN,
@@ -464,18 +466,28 @@ def test_no_engine_left_is_an_error_not_a_failure(engines, chat):
         with_client(engines, lambda client: client.generate(PROMPT, GREEDY, max_tokens=1, seed=0), index=1)
 
 
-def test_weight_transfer_names_the_dead_engine_and_goes_on_without_it(engines):
-    source = ModelSource(engines.model)
+def test_weight_transfer_names_the_dead_engine_and_another_goes_on_without_it(engines):
+    source, told = ModelSource(engines.model), []
     publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=40.0)
     try:
         with pytest.raises(WeightTransferError, match=engines.urls[1]) as caught:
             publisher.connect(source)
         assert caught.value.engines == [engines.urls[1]]
-        report = publisher.publish(source, 9)
     finally:
         publisher.close()
-    assert report.left_out == (engines.urls[1],)
-    assert report.attempts == 2
+    publisher = FleetPublisher(
+        engines.urls,
+        make=lambda urls: WeightPublisher(urls, engines.token, device="cpu"),
+        tell=lambda urls, version: told.append((list(urls), version)),
+        senses=EngineSenses(lambda url: held_version(url, engines.token, 10.0)),
+        patience=40.0,
+        limit=40.0,
+    )
+    try:
+        publisher.publish(source, 9)
+    finally:
+        publisher.close()
+    assert told == [([engines.urls[0]], 9)]
     assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
 
 

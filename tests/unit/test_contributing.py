@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from megatron_empg.run import metric_names
 from megatron_empg.weights.mapping import families
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import parameter_table
+from megatron_empg.weights.sync.gloo_transport import GlooTransport
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -103,6 +105,38 @@ def test_the_example_of_a_family_has_the_published_parameters(monkeypatch: pytes
                 size *= length
             count += size
     assert f"{count:_}" == told
+
+
+def test_the_example_of_a_sync_backend_passes_its_own_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    from safetensors.torch import load_file
+
+    from megatron_empg.weights.sync import vllm_extension
+
+    title = "Add a sync backend"
+    transport = "megatron_empg.weights.sync.file_transport"
+    module_of(transport, block(title, "class FileTransport"), monkeypatch)
+    engine = dict(vars(vllm_extension)) | {"load_file": load_file}
+    exec(block(title, "class FileEngine"), engine)
+    for name in ("FileEngine", "FileInitInfo", "FileUpdateInfo"):
+        monkeypatch.setattr(vllm_extension, name, engine[name], raising=False)
+    own = module_of("test_file_sync", block(title, "def test_"), monkeypatch)
+    tests = [value for key, value in vars(own).items() if key.startswith("test_")]
+    assert len(tests) == 2
+    for number, test in enumerate(tests):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        test(folder)
+
+
+def test_the_example_of_a_sync_backend_has_the_methods_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = block("Add a sync backend", "class FileTransport")
+    made = module_of("file_transport", source, monkeypatch).FileTransport
+    for method in ("connect", "begin", "stream", "send", "close"):
+        given = list(signature(getattr(made, method)).parameters)
+        assert given == list(signature(getattr(GlooTransport, method)).parameters), method
 
 
 def test_the_example_of_a_metric_is_an_entry_and_is_measured_where_the_page_says() -> None:

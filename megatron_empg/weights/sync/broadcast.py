@@ -73,6 +73,12 @@ def open_store(host: str, port: int, world_size: int, timeout: float) -> dist.TC
     )
 
 
+def workers_at(store: dist.Store, world_size: int) -> int:
+    """How many of a sender's `world_size - 1` workers have come to its store and said what they serve."""
+    prefixed = dist.PrefixStore(_PREFIX, store)
+    return sum(prefixed.check([f"serves/{rank}"]) for rank in range(1, world_size))
+
+
 class BroadcastGroup:
     """Broadcasts CPU tensors from rank 0. Built without `init_process_group`: no global state."""
 

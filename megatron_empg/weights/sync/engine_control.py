@@ -23,13 +23,14 @@ class WeightTransferError(EmpgError, RuntimeError):
 
     def __init__(self, phase: str, failures: dict[str, str], *, passing: bool = True) -> None:
         self.phase, self.passing = phase, passing
+        self.accident = passing  # so that a run ended by it goes on from its newest checkpoint
         self.engines = list(failures)
         reasons = "; ".join(f"{engine}: {reason}" for engine, reason in failures.items())
         super().__init__(f"weight transfer failed in {phase!r} on {len(failures)} engine(s): {reasons}")
 
 
 CLEAN_UP = 5.0
-"""Seconds that a call of the cleaning up after a failure may take."""
+"""Seconds that engines have to close a session which broke off, whatever time is left."""
 
 
 class EngineControl:
@@ -42,13 +43,11 @@ class EngineControl:
         if not engine_urls:
             raise ValueError("engine_urls is empty: weights need at least one engine to go to")
         self.urls = [url.rstrip("/") for url in engine_urls]
-        """Engines that weights go to."""
-        self.left_out: list[str] = []
-        """Those that did not answer when a transfer had failed."""
         self.world_sizes: list[int] = []
         self._timeout = timeout
         self._deadline: float | None = None
         self._failed: dict[str, BaseException] = {}
+        self._asked: dict[str, Future[Any]] = {}
         self._phase = ""
         self._client = httpx.Client(
             headers=bearer(token),
@@ -78,6 +77,10 @@ class EngineControl:
         """What engines have already answered wrong in the call under way, while others of it may still wait."""
         failed = dict(self._failed)
         return WeightTransferError(self._phase, _causes(failed)) if failed else None
+
+    def silent(self) -> list[str]:
+        """Engines that have not answered the call under way."""
+        return [url for url, future in list(self._asked.items()) if not future.done()]
 
     def read_world_sizes(self) -> list[int]:
         """Workers of each engine (tensor × pipeline × data parallel)."""
@@ -126,36 +129,12 @@ class EngineControl:
 
         vLLM has no route for it; it closes the session when an update fails, and an empty one does.
         """
-        self._clean_up("update_weights", {"json": {"update_info": {}}})
-
-    def resume_after_failure(self) -> None:
-        """`resume`, whatever time is left, wherever it can be had. Never raises."""
-        self._clean_up("resume", {})
-
-    def _clean_up(self, path: str, options: dict[str, Any]) -> None:
-        limited = options | {"timeout": CLEAN_UP}
-        for future in [self._threads.submit(self._call, url, "POST", path, limited) for url in self.urls]:
+        limited = {"json": {"update_info": {}}, "timeout": CLEAN_UP}
+        closing = []
+        for url in self.urls:
+            closing.append(self._threads.submit(self._call, url, "POST", "update_weights", limited))
+        for future in closing:
             future.exception()
-
-    def leave_out_silent(self) -> None:
-        """Go on without the engines that do not say that they are healthy. Never raises."""
-        answering = self._answering(self.urls)
-        self.left_out += [url for url in self.urls if url not in answering]
-        self.urls = answering
-
-    def take_back(self) -> bool:
-        """Have those that were left out and are healthy again; whether there are any. Never raises."""
-        back = self._answering(self.left_out)
-        self.left_out = [url for url in self.left_out if url not in back]
-        self.urls = self.urls + back
-        return bool(back)
-
-    def _answering(self, urls: list[str]) -> list[str]:
-        asked = {url: self._threads.submit(self._ask_health, url) for url in urls}
-        return [url for url, future in asked.items() if future.exception() is None]
-
-    def _ask_health(self, url: str) -> None:
-        self._client.get(f"{url}/health", timeout=CLEAN_UP).raise_for_status()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -168,11 +147,16 @@ class EngineControl:
             raise WeightTransferError(phase, dict.fromkeys(self.urls, "no time was left for it"))
         limit = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         futures: dict[str, Future[Any]] = {}
+        self._asked = futures
         for index, url in enumerate(self.urls):
             method, path, options = request(index)
             futures[url] = self._threads.submit(self._call, url, method, path, options | {"timeout": limit})
             futures[url].add_done_callback(partial(self._note, self._failed, url))
-        failures = {url: error for url, future in futures.items() if (error := future.exception()) is not None}
+        failures: dict[str, BaseException] = {}
+        for url, future in futures.items():
+            error = future.exception()
+            if error is not None:
+                failures[url] = error
         if failures:
             raise WeightTransferError(phase, _causes(failures))
         return [future.result() for future in futures.values()]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_empg.common.dtypes import name_of
-from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
+from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store, workers_at
 from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
 from megatron_empg.weights.sync.receiver import Announced, Meeting
@@ -24,6 +24,9 @@ COLLECTIVE_SHARE = 0.5
 account of a peer that fell silent comes before their answer is no longer waited for."""
 Address = tuple[str, int]
 UNKNOWN = "(engine unknown)"
+POLL_SECONDS = 0.02
+ACCOUNT_SECONDS = 20.0
+"""That engines have to say why a collective failed."""
 
 
 class GlooSender:
@@ -45,13 +48,34 @@ class GlooSender:
         self.address: Address = (host, self._store.port)
         """Where workers meet it."""
 
-    def join(self) -> None:
-        """Wait for the workers. Raises WeightTransferError."""
+    def join(self, refused: Callable[[], None] = lambda: None) -> None:
+        """Wait for the workers; `refused` is asked meanwhile, and raises where an engine will not come.
+
+        Raises WeightTransferError.
+        """
         assert self._store is not None
         try:
+            self._await_workers(refused)
             self._group = BroadcastGroup(self._host, self._store, 0, self._world_size, self._timeout)
+        except WeightTransferError:
+            raise
         except RuntimeError as error:
             raise WeightTransferError("connect", {UNKNOWN: str(error)}) from error
+
+    def _await_workers(self, refused: Callable[[], None]) -> None:
+        """gloo's own waiting could not be broken off. Nothing here holds the store, which an error's traceback
+        would keep open, and with it the workers that came."""
+        until = time.monotonic() + self._timeout
+        workers = self._world_size - 1
+        while True:
+            assert self._store is not None
+            there = workers_at(self._store, self._world_size)
+            if there == workers:
+                return
+            refused()
+            if time.monotonic() > until:
+                raise RuntimeError(f"{there} of {workers} workers came in {self._timeout:.0f} s")
+            time.sleep(POLL_SECONDS)
 
     def serves(self) -> set[torch.dtype]:
         """The dtypes of the engines' weights."""
@@ -90,18 +114,38 @@ class GlooSession:
     def __init__(self, engines: EngineControl) -> None:
         self._engines = engines
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-rpc")
+        self._joined: Future[None] | None = None
 
     def join(self, addresses: Sequence[Address], sender: GlooSender, timeout: float) -> None:
-        """Bring the engines' workers to all senders, of which `sender` is this rank's."""
+        """Send the engines' workers to all senders, and wait for them at `sender`, this rank's.
+
+        Raises WeightTransferError, at once where an engine refuses.
+        """
         world_size = 1 + sum(self._engines.world_sizes)
         meeting = Meeting([[host, port] for host, port in addresses], 1, world_size, timeout)
         # Engines and senders wait for each other, so the request must be under way while we join.
         joined = self._thread.submit(self._engines.init_weight_transfer_engine, asdict(meeting))
+
+        def refused() -> None:
+            trouble = self._engines.trouble()  # the others wait for that engine, so the call itself is not over
+            if trouble is not None:
+                raise trouble
+            if joined.done():
+                joined.result()
+
         try:
-            sender.join()
+            sender.join(refused)
         except WeightTransferError as error:
-            raise _cause(joined, error) from error
-        joined.result()
+            trouble = self._engines.trouble()
+            if trouble is not None:
+                raise trouble from None
+            raise self._cause(joined, error) from error
+        self._joined = joined
+
+    def wait_joined(self) -> None:
+        """Returns when the workers have come to all senders. Raises WeightTransferError."""
+        assert self._joined is not None
+        self._joined.result()
 
     def begin(self) -> None:
         self._engines.start_weight_update()
@@ -117,9 +161,21 @@ class GlooSession:
         try:
             sender.send(stream, self._engines.remaining(), refused)
         except WeightTransferError as error:
-            raise _cause(received, error) from error
+            raise self._cause(received, error) from error
         received.result()
         self._engines.finish_weight_update()
+
+    def _cause(self, reply: Future[None], error: WeightTransferError) -> WeightTransferError:
+        """The engines' own account of a failed collective, if one comes soon; else those that give none."""
+        failure = None
+        with contextlib.suppress(TimeoutError):
+            failure = reply.exception(timeout=ACCOUNT_SECONDS)
+        if isinstance(failure, WeightTransferError):
+            return failure
+        silent = self._engines.silent()
+        if not silent:
+            return error
+        return WeightTransferError(error.phase, dict.fromkeys(silent, f"has not answered; {error}"))
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -148,11 +204,3 @@ def announced(stages: Sequence[Sequence[Sent]]) -> Announced:
         shapes=[list(sent.shape) for sent in order],
         senders=[sent.sender for sent in order],
     )
-
-
-def _cause(reply: Future[None], error: WeightTransferError) -> WeightTransferError:
-    """The engines' own account of a failed collective, if one comes soon; else the collective's error."""
-    failure = None
-    with contextlib.suppress(TimeoutError):
-        failure = reply.exception(timeout=20.0)
-    return failure if isinstance(failure, WeightTransferError) else error

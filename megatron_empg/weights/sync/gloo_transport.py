@@ -31,7 +31,7 @@ class GlooTransport:
         """The dtypes of the engines' weights."""
 
     def connect(self, source: Parts) -> None:
-        """Bring all engines' workers to every sender. Collective. Raises Stopped."""
+        """Bring all engines' workers to every sender. Collective. Raises RankStopped."""
         world_size, seconds = together(self._ranks, "world size", self._measure)[0]
 
         def listen() -> tuple[int, Address] | None:
@@ -45,7 +45,8 @@ class GlooTransport:
                 f"{len(addresses)} of the {senders} trainer ranks that send are there; give every trainer rank a "
                 "publisher with ranks=TrainerRanks() and enter its methods on all"
             )
-        together(self._ranks, "connect", lambda: self._join(addresses, seconds * COLLECTIVE_SHARE))
+        together(self._ranks, "connect", lambda: self._meet(addresses, seconds * COLLECTIVE_SHARE))
+        together(self._ranks, "connect", self._join)
 
     def _measure(self) -> tuple[int, float]:
         """Members of every group, and seconds that are left; rank 0's count."""
@@ -64,14 +65,19 @@ class GlooTransport:
         self._sender = GlooSender(self._host, port, world_size, timeout)
         return source.sender, self._sender.address
 
-    def _join(self, addresses: list[Address], timeout: float) -> None:
-        if self._sender is None:
-            return
-        if self._engines is None:
-            self._sender.join()
-        else:
+    def _meet(self, addresses: list[Address], timeout: float) -> None:
+        """Rank 0 meets the workers first, and hears which engine refuses; no other sender waits for that one."""
+        if self._engines is not None and self._sender is not None:
             self._session = GlooSession(self._engines)
             self._session.join(addresses, self._sender, timeout)
+
+    def _join(self) -> None:
+        if self._sender is None:
+            return
+        if self._session is None:
+            self._sender.join()
+        else:
+            self._session.wait_joined()
         self._served = frozenset(self._sender.serves())
 
     def begin(self) -> None:

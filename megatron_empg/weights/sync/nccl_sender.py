@@ -114,7 +114,7 @@ class NcclTransport:
         self._sender: NcclSender | None = None
 
     def connect(self, source: Parts) -> None:
-        """Join the engines in a communicator. Collective. Raises Stopped."""
+        """Join the engines in a communicator. Collective. Raises RankStopped."""
         together(self._ranks, "connect", partial(self._join, source))
 
     def _join(self, source: Parts) -> None:

@@ -44,17 +44,17 @@ class TrainerRanks:
 
 
 @dataclass(frozen=True)
-class Fault:
+class RankFault:
     """What a rank's part failed of. `passing`: it may go well another time."""
 
     words: str
     passing: bool
 
 
-class Stopped(Exception):
+class RankStopped(Exception):
     """Some rank's part failed; raised on every rank."""
 
-    def __init__(self, part: str, faults: dict[int, Fault], rank: int, own: Exception | None) -> None:
+    def __init__(self, part: str, faults: dict[int, RankFault], rank: int, own: Exception | None) -> None:
         self._part, self._faults, self._rank, self._own = part, faults, rank, own
         super().__init__(f"{part}: {faults}")
 
@@ -75,7 +75,7 @@ class Stopped(Exception):
 
 
 def together(ranks: Ranks, part: str, work: Callable[[], Value]) -> list[Value]:
-    """What `work` returns on every rank, when all have ended. Raises Stopped, on all, if one of them failed.
+    """What `work` returns on every rank, when all have ended. Raises RankStopped, on all, if one of them failed.
 
     A failed transfer may go well another time; whatever else was raised would come again.
     """
@@ -89,11 +89,11 @@ def together(ranks: Ranks, part: str, work: Callable[[], Value]) -> list[Value]:
     answers = ranks.gathered((fault, result))
     faults = {rank: found for rank, (found, _) in enumerate(answers) if found is not None}
     if faults:
-        raise Stopped(part, faults, ranks.rank, own)
+        raise RankStopped(part, faults, ranks.rank, own)
     return [value for _, (value,) in answers]
 
 
-def _fault_of(error: Exception) -> Fault:
+def _fault_of(error: Exception) -> RankFault:
     if isinstance(error, WeightTransferError):
-        return Fault(str(error), passing=error.passing)
-    return Fault(f"{type(error).__name__}: {error}", passing=False)
+        return RankFault(str(error), passing=error.passing)
+    return RankFault(f"{type(error).__name__}: {error}", passing=False)

@@ -67,7 +67,7 @@ def sender(control: EngineControl, *, blocks: bool = True) -> NcclSender:
 def publisher(
     engines: list[Engine], *, blocks: bool = True, limit: float = LIMIT
 ) -> tuple[WeightPublisher, Native]:
-    made = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=limit, attempts=1)
+    made = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=limit)
     assert made._engines
     made._transport = NcclTransport(made._engines, "127.0.0.1", torch.device("cpu"), Alone())
     made._transport._sender = sender(made._engines, blocks=blocks)
