@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import pytest
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.folder import RunFolder
-from tests.end_to_end.test_restarts import end, starts, victim, without_clocks
+from tests.end_to_end.test_restarts import end, kill, learnt, starts
 
 pytestmark = pytest.mark.slow
 
@@ -58,15 +57,6 @@ def wait_for_a_batch(process: "subprocess.Popen[str]", folder: Path, after: int)
         time.sleep(0.02)
 
 
-def wait_for_a_start(process: "subprocess.Popen[str]", folder: Path, count: int) -> None:
-    """Until the run has been started so often."""
-    deadline = time.monotonic() + SECONDS
-    while len(starts(folder)) < count:
-        assert process.poll() is None, end(process)
-        assert time.monotonic() < deadline, "what was killed is not started again"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run whose rollout service and trainer were killed in the middle of a step, and its replay."""
@@ -84,11 +74,10 @@ def disturb(folder: Path) -> dict[int, bytes]:
     process, step = start(folder), 2
     before: dict[int, bytes] = {}
     try:
-        for number, kind in enumerate(VICTIMS, 1):
+        for kind in VICTIMS:
             step = wait_for_a_batch(process, folder, step)
             before[step] = RunFolder(folder).batch(step).read_bytes()
-            victim(process.pid, kind).send_signal(signal.SIGKILL)
-            wait_for_a_start(process, folder, number + 1)
+            kill(process, kind)
             step += 2
         output = end(process)
     finally:
@@ -100,10 +89,14 @@ def disturb(folder: Path) -> dict[int, bytes]:
 def test_a_run_that_was_killed_is_replayed_from_its_batches_to_the_bit(runs: dict[str, Any]) -> None:
     disturbed, replayed = runs["disturbed"], runs["replayed"]
     assert [line["step"] for line in read_lines(disturbed / "metrics.jsonl")] == list(range(STEPS + 1))
-    assert without_clocks(replayed) == without_clocks(disturbed)
+    assert learnt(replayed) == learnt(disturbed)
     for file in ("policy/model.safetensors", "exported.json"):
         assert (replayed / file).read_bytes() == (disturbed / file).read_bytes(), file
     assert RunFolder(replayed).batch_steps() == []
+
+
+def test_the_service_came_back_alone_and_the_trainer_by_a_new_start(runs: dict[str, Any]) -> None:
+    assert len(starts(runs["disturbed"])) == 2
 
 
 def test_a_step_that_was_broken_off_is_done_again_with_its_batch(runs: dict[str, Any]) -> None:
