@@ -45,13 +45,21 @@ class Engines:
         self.versions: list[int] = []
         self.weights: dict[str, torch.Tensor] = {}
 
-    def connect(self, source: Any) -> None:
+    def connect(self, source: Any, seconds: float) -> None:
         self.names = [name for name, _, _ in source.metadata()]
 
-    def publish(self, source: Any, version: int) -> None:
+    def publish(self, source: Any, version: int, seconds: float) -> None:
         self.weights = {name: tensor.clone() for name, tensor in source}
         assert list(self.weights) == self.names
         self.versions.append(version)
+
+    def hold(self, urls: list[str], version: int) -> None:
+        """The rollout service is told of what `publish` has sent."""
+        assert (list(urls), version) == ([ENGINE], self.versions[-1])
+
+    def held(self, *_: Any) -> str:
+        """What an engine says of its weights."""
+        return str(self.versions[-1]) if self.versions else "default"
 
     def rollout(self, step: int) -> bytes:
         return recorded_batch(step, self.versions[-1]).to_bytes(1)
@@ -71,12 +79,13 @@ def trained(folder: str, layout: dict[str, Any], steps: int) -> dict[str, Any]:
     from megatron_empg.common import http
     from megatron_empg.rollout.service import client as driver_client
     from megatron_empg.trainer import worker
-    from megatron_empg.weights.sync import transfer
+    from megatron_empg.weights.sync import held_version, transfer
 
     platform.prepare()
     engines = Engines()
     driver_client.DriverClient = lambda *_, **__: engines  # type: ignore[assignment, misc]
     http.wait_until_healthy = lambda *_, **__: None  # type: ignore[assignment]
+    held_version.held_version = engines.held
     transfer.WeightPublisher = lambda *_, **__: engines  # type: ignore[assignment, misc]
     worker.train(recipe(Path(folder), layout, steps), "http://driver:1", [ENGINE])
     return {"versions": engines.versions, "weights": {n: t.numpy() for n, t in engines.weights.items()}}
