@@ -10,8 +10,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_empg.launch.attempt import Senses
 from megatron_empg.launch.doing import DoingShown
@@ -25,7 +26,7 @@ from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.check import check_recipe
 from megatron_empg.recipe.identity import take_up
 from megatron_empg.run.folder import RunFolder
-from megatron_empg.run.heartbeat import read_beat
+from megatron_empg.run.heartbeat import Beat, read_beat
 from megatron_empg.run.metrics import read_metrics
 from megatron_empg.run.playing import evaluation_pass
 from megatron_empg.run.progress import Progress
@@ -147,22 +148,20 @@ class LocalSite:
     def look(self) -> None:
         """Show steps, and what is done beside them."""
         self._steps.show()
-        if self._trains():
+        beat = self._doing.look(logged=self._has_logged(self._steps.last))
+        if _in_a_step(beat) or self._has_logged(self._steps.last):
             self._runner.interrupts.has_trained = True
-        self._doing.look(logged=self._steps.last > max(self._steps_before, 0))
 
     def _trains(self) -> bool:
         """Whether a step of this start runs, or was logged: a heartbeat comes every two seconds, which a step may
         be shorter than. Before the first step nothing would be lost, and an evaluation may take long.
         """
         beat = read_beat(self._folder.heartbeat(0))
-        if beat is not None and beat.step > 0:
-            return True
-        return self._steps_logged() > max(self._steps_before, 0)
+        return _in_a_step(beat) or self._has_logged(_last_step(read_metrics(self._folder)))
 
-    def _steps_logged(self) -> int:
-        """The last step that was logged; -1 without one."""
-        return max((int(record["step"]) for record in read_metrics(self._folder)), default=-1)
+    def _has_logged(self, last: int) -> bool:
+        """Whether this start has logged a step, as `last` is the last that was."""
+        return last > max(self._steps_before, 0)
 
     def say(self, line: str) -> None:
         self._steps.progress.note(line)
@@ -173,7 +172,7 @@ class StepsShown:
 
     def __init__(self, folder: RunFolder, total: int) -> None:
         self._folder, self._total, self._size = folder, total, 0
-        self._shown = max((record["step"] for record in read_metrics(folder)), default=-1)
+        self._shown = _last_step(read_metrics(folder))
         self.progress = Progress(total, done=max(self._shown, 0))
         self.progress.note(f"run folder {folder.root}; logs in {folder.logs}")
         if self._shown > 0:
@@ -191,7 +190,7 @@ class StepsShown:
             return
         self._size = size
         records = read_metrics(self._folder)
-        last = max((record["step"] for record in records), default=-1)
+        last = _last_step(records)
         shown = min(self._shown, last)  # a resumed run cuts away what it will do again
         for record in records:
             if record["step"] > shown:
@@ -211,6 +210,16 @@ def _passes(recipe: Recipe | SftRecipe) -> list[str]:
     if not isinstance(recipe, Recipe):
         return []
     return [evaluation_pass(split, greedy=greedy) for split, greedy in recipe.evaluation.grid()]
+
+
+def _in_a_step(beat: Beat | None) -> bool:
+    """Whether the rank of this heartbeat is in a training step."""
+    return beat is not None and beat.step > 0
+
+
+def _last_step(records: Sequence[Mapping[str, Any]]) -> int:
+    """The last step that was logged; -1 without one."""
+    return max((int(record["step"]) for record in records), default=-1)
 
 
 def _size(path: Path) -> int:

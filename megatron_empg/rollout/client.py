@@ -17,6 +17,7 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
 from megatron_empg.rollout.busy_clock import BusyClock
 from megatron_empg.rollout.threads import apart
+from megatron_empg.weights.sync.held_version import NEVER_TOLD
 
 UNVERSIONED = -1  # an engine that was never told which weights it holds
 # What is larger is written and read in a thread: a body of 64 KiB takes the event loop a millisecond.
@@ -223,7 +224,7 @@ def _span(span: dict[str, Any]) -> VersionSpan:
 
 
 def _version(text: str) -> int:
-    if text == "default":
+    if text == NEVER_TOLD:
         return UNVERSIONED
     return int(text)
 
