@@ -26,7 +26,7 @@ SIGNALS = {
     "prepare.download.Stopped": "says that another download has failed",
     "prepare.download._Again": "says that a download is to be tried again",
     "rollout.service.server.ClientGone": "says that nobody waits for the answer",
-    "weights.sync.together.Stopped": "says that some rank's part failed; the publisher raises what it was",
+    "weights.sync.together.RankStopped": "says that some rank's part failed; the publisher raises what it was",
 }
 """Classes that are raised but are no errors of which anybody reads."""
 
