@@ -26,12 +26,12 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def healthy(url: str, token: str, seconds: float = 10.0) -> bool:
-    """Whether GET `url`/health answers 200 within so many seconds. No proxy is asked: these servers are near."""
+def healthy(url: str, token: str, seconds: float = 10.0, path: str = "/health") -> bool:
+    """Whether GET `url` + `path` answers 200 within so many seconds. No proxy is asked: these servers are near."""
     place = urlsplit(url)
     connection = HTTPConnection(place.hostname or "", place.port, timeout=seconds)
     try:
-        connection.request("GET", f"{place.path.rstrip('/')}/health", headers=bearer(token))
+        connection.request("GET", place.path.rstrip("/") + path, headers=bearer(token))
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.common.http import healthy
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.health import has_begun
+from megatron_empg.launch.liveness import LivenessProbe
 from megatron_empg.launch.parts import Ended, Part, Runner
 from megatron_empg.launch.restart import ALONE, AttemptEnd, Cause
 
@@ -33,8 +33,8 @@ NEVER_AGAIN = (ExitCode.PREFLIGHT, ExitCode.CONVERSION)
 """Parts whose failure ends the run, whatever their status."""
 
 
-def _answers_soon(url: str, token: str) -> bool:
-    return healthy(url, token, ANSWER_SECONDS)
+def _answers_soon(url: str, token: str, path: str) -> bool:
+    return healthy(url, token, ANSWER_SECONDS, path)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Senses:
     sleep: Callable[[float], None] = time.sleep
     is_healthy: Callable[[str, str], bool] = healthy
     has_begun: Callable[[str], bool] = has_begun
-    answers: Callable[[str, str], bool] = _answers_soon
-    """As `is_healthy`, for one that has been healthy: it must not take long."""
+    answers: Callable[[str, str, str], bool] = _answers_soon
+    """Whether one that was healthy answers at once, asked with a URL, the run's token and a probe's path."""
 
 
 @dataclass
 class Silence:
-    """How long a part has left questions unanswered. `since`: when the first of them was asked."""
+    """How long a part has left a probe unanswered. `since`: when it was first asked in vain."""
 
     since: float
     questions: int = 0
@@ -82,7 +82,8 @@ class Attempt:
     """When parts that wait for it are started again."""
     _undecided: list[Ended] = field(default_factory=list)
     """Parts that have ended beside one that was told before them."""
-    _silences: dict[str, Silence] = field(default_factory=dict)
+    _silences: dict[str, dict[LivenessProbe, Silence]] = field(default_factory=dict)
+    """By the part's name, of those of its probes that were not answered the last time."""
     _asked_again: float = -1.0
     _nodes_asked: float = -1.0
 
@@ -258,28 +259,30 @@ class Attempt:
         if now - self._asked_again < ASK_AGAIN_SECONDS:
             return []
         self._asked_again = now
-        asked = [self.parts[name] for name in sorted(self.healthy) if self.parts[name].silent_seconds < math.inf]
+        parts = [self.parts[name] for name in sorted(self.healthy)]
+        asked = [(part, probe) for part in parts for probe in part.probes]
         if not asked:
             return []
         with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
             answers = list(pool.map(self._answers_at_once, asked))
-        found = []
-        for part, answered in zip(asked, answers):  # noqa: B905 (Python 3.9)
+        found: dict[str, Ended] = {}
+        for (part, probe), answered in zip(asked, answers):  # noqa: B905 (Python 3.9)
             if answered:
-                self._silences.pop(part.name, None)
-            elif self._is_frozen(part, now):
-                found.append(Ended(part, 0, silent=True))
-        return found
+                self._silences.get(part.name, {}).pop(probe, None)
+            elif self._is_frozen(part, probe, now):
+                found[part.name] = Ended(part, 0, silent=True)
+        return list(found.values())
 
-    def _is_frozen(self, part: Part, now: float) -> bool:
-        """One more question to it, asked at `now`, was not answered."""
-        silence = self._silences.setdefault(part.name, Silence(now))
+    def _is_frozen(self, part: Part, probe: LivenessProbe, now: float) -> bool:
+        """Whether it is, now that the probe was not answered once more when it was asked at `now`."""
+        silence = self._silences.setdefault(part.name, {}).setdefault(probe, Silence(now))
         silence.questions += 1
-        long = self.senses.clock() - silence.since >= part.silent_seconds
+        long = self.senses.clock() - silence.since >= probe.silent_seconds
         return long and silence.questions >= FEWEST_SILENCES
 
-    def _answers_at_once(self, part: Part) -> bool:
-        return all(self.senses.answers(url, self.token) for url in part.addresses)
+    def _answers_at_once(self, asked: tuple[Part, LivenessProbe]) -> bool:
+        part, probe = asked
+        return all(self.senses.answers(url, self.token, probe.path) for url in part.addresses)
 
     def _note_begun(self) -> None:
         """Of those that have a heartbeat, while it is there."""

@@ -10,9 +10,10 @@ from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.launch import commands
 from megatron_empg.launch.environment_variables import trainer_environment
 from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.liveness import engine_probes, server_probes
 from megatron_empg.launch.parts import Part
 from megatron_empg.launch.ports import free_port
-from megatron_empg.launch.recipe_plan import engine_settings
+from megatron_empg.launch.recipe_plan import core_silence_seconds, engine_settings
 from megatron_empg.launch.run_plan import RunPlan
 from megatron_empg.launch.service_check import check_services
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe
@@ -57,6 +58,7 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
     """The recipe's engines. If it `trains` too, their GPUs come after the trainer's."""
     engines, arguments = recipe.engines, engine_settings(recipe).arguments()
     first_gpu = first_engine_gpu(recipe, trains=trains)
+    probes = engine_probes(engines.silence_timeout, core_silence_seconds(recipe))
     parts = []
     for index in range(engines.count):
         environment = {}
@@ -72,7 +74,7 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
                 environment=environment,
                 addresses=(commands.url_of(engines.host, port),),
                 start_seconds=engines.start_timeout,
-                silent_seconds=engines.silence_timeout,
+                probes=probes,
             )
         )
     return parts
@@ -87,7 +89,7 @@ def driver_part(plan: RunPlan, engines: Sequence[str]) -> Part:
         command,
         ExitCode.DRIVER,
         addresses=(commands.url_of(LOOPBACK, port),),
-        silent_seconds=plan.silence_seconds,
+        probes=server_probes(plan.silence_seconds),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.liveness import LivenessProbe
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Part:
     """URLs of a part that serves: it is healthy once each has answered GET /health."""
     start_seconds: float = math.inf
     """How long it may take until it is healthy."""
-    silent_seconds: float = math.inf
-    """How long one that was healthy may leave questions of health unanswered until it counts as frozen."""
+    probes: Sequence[LivenessProbe] = ()
+    """What each address must go on answering once it was healthy; nobody asks where there is none."""
     heartbeat: str = ""
     """The file in which a trainer's rank 0 says what it does: past the phase "start" it has begun to work."""
 
@@ -52,7 +53,7 @@ class Ended:
     part: Part
     status: int
     silent: bool = False
-    """It has not ended but answers no more, as an engine's server whose core was killed."""
+    """It has not ended but answers no more: it is frozen, or an engine's core is."""
 
     @property
     def by_signal(self) -> bool:

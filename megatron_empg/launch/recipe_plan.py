@@ -16,6 +16,8 @@ from megatron_empg.run.folder import RunFolder
 
 SIZES = ("data_parallel", "context_parallel", "tensor_parallel", "pipeline_parallel")
 """Of an actor's layout: the number of its ranks is their product."""
+CORE_MARGIN_SECONDS = 60
+"""Beyond the longest weight transfer, for a core that ends it late."""
 MOST_SEQUENCES = 1024
 """Sequences that an engine generates at once, at most, however many episodes there are."""
 
@@ -41,12 +43,18 @@ def plan_of(recipe: Recipe | SftRecipe, *, starts_services: bool = True) -> RunP
         engine_arguments=() if rl is None else engine_settings(rl).arguments(),
         engine_start_seconds=math.inf if rl is None else rl.engines.start_timeout,
         silence_seconds=math.inf if rl is None else rl.engines.silence_timeout,
+        core_silence_seconds=math.inf if rl is None else core_silence_seconds(rl),
         services=() if rl is None or not starts_services else service_plans(rl),
         model_parallel=actor.world_size // actor.data_parallel,
         layout=f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "
         f"{actor.context_parallel} x data {actor.data_parallel}",
         sizes_above_one=tuple(f"actor.{name}" for name in SIZES if getattr(actor, name) > 1),
     )
+
+
+def core_silence_seconds(recipe: Recipe) -> float:
+    """How long an engine's core may leave questions unanswered: it answers none in a weight transfer."""
+    return max(recipe.engines.silence_timeout, recipe.limits.sync_timeout) + CORE_MARGIN_SECONDS
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

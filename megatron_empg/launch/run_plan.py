@@ -44,6 +44,8 @@ class RunPlan:
     """Until an engine must be healthy."""
     silence_seconds: float = math.inf
     """How long engines and services may leave questions unanswered."""
+    core_silence_seconds: float = math.inf
+    """How long an engine's core may, which is not asked in a weight transfer."""
     services: Sequence[ServicePlan] = ()
     model_parallel: int = 1
     """Ranks of one replica of the actor; `trainer_ranks` is a multiple of it."""

@@ -9,6 +9,7 @@ from megatron_empg.common.token_access import RUN_TOKEN
 from megatron_empg.launch import commands
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.job_settings import JobSettings, TrainSettings
+from megatron_empg.launch.liveness import engine_probes, server_probes
 from megatron_empg.launch.parts import Part
 from megatron_empg.launch.placement import Placement
 from megatron_empg.launch.ports import Ports
@@ -107,7 +108,7 @@ class SlurmParts:
                     (node,),
                     addresses=(urls[service.name],),
                     start_seconds=SERVICE_SECONDS,
-                    silent_seconds=self.plan.silence_seconds,
+                    probes=server_probes(self.plan.silence_seconds),
                 )
             )
         return found
@@ -118,6 +119,7 @@ class SlurmParts:
         words = ["--per-node", str(shares.engines_per_node), *self._gpus()]
         if shares.first_engine_gpu:
             words += ["--first-gpu", str(shares.first_engine_gpu)]
+        probes = engine_probes(self.plan.silence_seconds, self.plan.core_silence_seconds)
         found = []
         for index, url in enumerate(self.engines):
             node, number = divmod(index, shares.engines_per_node)
@@ -129,7 +131,7 @@ class SlurmParts:
                     (self.placement.rollouts[node],),
                     addresses=(url,),
                     start_seconds=self.plan.engine_start_seconds,
-                    silent_seconds=self.plan.silence_seconds,
+                    probes=probes,
                 )
             )
         return found
@@ -144,7 +146,7 @@ class SlurmParts:
             ExitCode.DRIVER,
             (node,),
             addresses=(commands.url_of(host, port),),
-            silent_seconds=self.plan.silence_seconds,
+            probes=server_probes(self.plan.silence_seconds),
         )
 
     def _trainer(self) -> Part:

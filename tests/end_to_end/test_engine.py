@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 
-from megatron_empg.common.http import bearer
+from megatron_empg.common.http import bearer, healthy
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.launch.engine_process import EngineStartError, start_engine
+from megatron_empg.launch.liveness import engine_probes
 from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError, RequestRefused, Sampling
@@ -35,6 +36,7 @@ from tests.end_to_end.engine_model import (
     perturb,
     save_policy,
 )
+from tests.end_to_end.run_processes import kind_of
 from tests.limited import limited
 
 PROMPT = [1, 50, 60, 70, 80]
@@ -101,6 +103,20 @@ def test_every_route_answers_401_without_the_token(engines):
                 for headers in attempts:
                     reply = client.request(method, path.replace("{", "").replace("}", ""), headers=headers)
                     assert reply.status_code == 401, (method, path, headers)
+
+
+def test_a_frozen_core_answers_no_probe_of_its_own_while_its_server_says_it_is_healthy(engines):
+    health, core_s = engine_probes(60, 660)
+    url, server = engines.urls[0], psutil.Process(engines.all[0].process.pid)
+    (core,) = [child for child in server.children() if kind_of(child) == "engine core"]
+    assert healthy(url, engines.token, 60.0, core_s.path)
+    core.suspend()
+    try:
+        assert healthy(url, engines.token, 60.0, health.path)
+        assert not healthy(url, engines.token, 2.0, core_s.path)
+    finally:
+        core.resume()
+    assert healthy(url, engines.token, 60.0, core_s.path)
 
 
 def test_websockets_are_refused_without_the_token(engines):

@@ -20,6 +20,7 @@ from megatron_empg.common.http import bearer
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.run.metric_names import by_clock
+from tests.end_to_end.run_processes import kind_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,8 @@ STEPS = 16
 SECONDS = 1500
 """How long a run, or what a test waits for in it, may take on a busy machine."""
 SILENCE = 20
+SYNC = 60
+"""Of one weight transfer, at most; a core that is silent for a minute longer counts as frozen."""
 WHO_PLAYED = re.compile(r"rollout/(engine|episodes_moved)|policy/logprob_gap_engine")
 """Metrics of which engine did what: they must differ."""
 
@@ -48,7 +51,7 @@ class Run:
             "algorithm.max_generation_rounds": 1, "rollout.groups": 4, "rollout.group_size": 4,
             "engines.count": self.engines, "engines.kv_cache_gib": 0.125, "engines.silence_timeout": SILENCE,
             "evaluation.questions": 8, "evaluation.greedy": "false", "limits.min_groups": 1,
-            "limits.rollout_timeout": 900, "limits.sync_timeout": 120,
+            "limits.rollout_timeout": 900, "limits.sync_timeout": SYNC,
         }  # fmt: skip
         words = [f"{key}={value}" for key, value in overrides.items()]
         with (self.folder.parent / f"{self.folder.name}.out").open("w", encoding="utf-8") as output:
@@ -95,12 +98,19 @@ class Run:
         before = self.steps()
         self.until(lambda: self.steps() > before, "a step")
 
-    def disturb(self, name: str, of: str, number: signal.Signals, when: Callable[["Server"], bool]) -> None:
-        """Send the process a signal once it is at something, and wait until it is back."""
+    def disturb(
+        self,
+        name: str,
+        of: str,
+        number: signal.Signals,
+        when: Callable[["Server"], bool],
+        process: Callable[["Server"], psutil.Process] = lambda server: psutil.Process(server.pid),
+    ) -> None:
+        """Send a server's process a signal once it is at something, and wait until it is back."""
         server = Server.of(self.process.pid, of)
         self.until(lambda: when(server), f"{of} busy")
         before = {one.url: one.pid for one in Server.all_of(self.process.pid)}
-        server.signal(number)
+        process(server).send_signal(number)
         began = time.monotonic()
         self.until(lambda: Server.is_back(self.process.pid, server), f"{name}: {of} back")
         self.recovered[name] = time.monotonic() - began
@@ -178,8 +188,10 @@ class Server:
         reply = self.get("/is_paused")
         return reply is not None and bool(reply.json()["is_paused"])
 
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+    def core(self) -> psutil.Process:
+        """The process of an engine that computes."""
+        (core,) = [child for child in psutil.Process(self.pid).children() if kind_of(child) == "engine core"]
+        return core
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +201,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def single(undisturbed: Run) -> Run:
-    """A run with one engine, which is killed, frozen and killed in a sync; then its service is killed."""
+    """A run with one engine, which is killed, frozen, whose core is frozen, which is killed in a sync; then its
+    service is killed."""
     run = Run(undisturbed.folder.parent / "single", 1).start()
     try:
         run.after_a_step()
         run.disturb("killed while it plays", "engine", signal.SIGKILL, Server.generates)
         run.after_a_step()
         run.disturb("frozen while it plays", "engine", signal.SIGSTOP, Server.generates)
+        run.after_a_step()
+        run.disturb("core frozen while it plays", "engine", signal.SIGSTOP, Server.generates, Server.core)
         run.after_a_step()
         run.disturb("killed in a sync", "engine", signal.SIGKILL, Server.is_paused)
         run.after_a_step()
@@ -212,7 +227,7 @@ def test_the_trainer_waits_for_its_only_engine_and_its_service_whatever_becomes_
         print(f"\n{fault}: back after {seconds:.1f} s", end="")
     print()
     assert len(single.starts()) == 1, "nothing else was started again"
-    assert single.output.count("it alone is started again") == 4, single.output
+    assert single.output.count("it alone is started again") == 5, single.output
 
 
 def test_it_learns_the_same_to_the_bit(undisturbed: Run, single: Run) -> None:

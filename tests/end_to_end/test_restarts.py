@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.run.metric_names import by_clock
+from tests.end_to_end.run_processes import processes
 
 pytestmark = pytest.mark.slow
 
@@ -74,40 +74,6 @@ def wait_for_a_whole_step(process: "subprocess.Popen[str]", folder: Path) -> Non
         assert process.poll() is None, end(process)
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def processes(launcher: int, kind: str) -> list[psutil.Process]:
-    """The run's living ones of that kind."""
-    found = []
-    for child in psutil.Process(launcher).children(recursive=True):
-        try:
-            if kind_of(child) == kind:
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
-
-
-def kind_of(process: psutil.Process) -> str:
-    """The kind, or "" for a process that is of none."""
-    kind, parent = kind_by_command(process), process.parent()
-    # A core is forked from its server; it has the server's command line unless it has a title of its own.
-    if "EngineCore" in process.name() or (kind == "engine" and parent and kind_by_command(parent) == "engine"):
-        return "engine core"
-    return kind
-
-
-def kind_by_command(process: psutil.Process) -> str:
-    words = process.cmdline()
-    for module, kind in (
-        ("megatron_empg.launch.torchrun", "torchrun"),
-        ("megatron_empg.rollout.server", "engine"),
-        ("megatron_empg.launch.rollout_service", "driver"),
-        ("megatron_empg.trainer.worker", "rank"),
-    ):
-        if module in words:
-            return kind
-    return ""
 
 
 def kill(process: "subprocess.Popen[str]", kind: str) -> None:

@@ -54,6 +54,12 @@ def test_a_server_is_healthy_that_answers_200_to_the_token(server: Server) -> No
     assert server.asked == ["/health", "/health"]
 
 
+def test_another_route_can_be_asked(server: Server) -> None:
+    server.unhealthy = 0
+    assert not healthy(server.url, TOKEN, path="/weight_info"), "this server has none"
+    assert server.asked == ["/weight_info"]
+
+
 def test_nobody_who_listens_is_not_healthy() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

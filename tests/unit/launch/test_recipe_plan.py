@@ -25,6 +25,14 @@ def test_a_plan_says_what_the_launcher_must_know(tmp_path: Path) -> None:
     assert plan_of(recipe(), starts_services=False).services == ()
 
 
+@pytest.mark.parametrize(("silence", "sync", "core"), [(60, 600, 660), (60, 90, 150), (900, 90, 960)])
+def test_a_core_may_be_silent_for_longer_than_the_longest_weight_transfer(
+    silence: float, sync: float, core: float
+) -> None:
+    plan = plan_of(recipe(f"engines.silence_timeout={silence}", f"limits.sync_timeout={sync}"))
+    assert (plan.silence_seconds, plan.core_silence_seconds) == (silence, core)
+
+
 def test_it_is_the_same_on_the_batch_host(tmp_path: Path) -> None:
     plan = plan_of(recipe(f"run.folder={tmp_path}"))
     assert RunPlan.from_json(plan.to_json()) == plan

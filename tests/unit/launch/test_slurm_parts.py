@@ -1,6 +1,5 @@
 """The steps of a run: which parts, where, with which commands and variables."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -91,11 +90,17 @@ def test_engines_must_be_healthy_in_the_plan_s_time() -> None:
 
 
 def test_whoever_serves_counts_as_frozen_after_the_plan_s_time() -> None:
-    found = parts(replace(PLAN, silence_seconds=45, services=(SEARCH,)))
-    silent = {part.name: part.silent_seconds for stage in found.stages() for part in stage}
-    served = ("search", "engine_0", "engine_1", "engine_2", "engine_3", "driver")
-    assert {name for name, seconds in silent.items() if seconds == 45} == set(served)
-    assert {silent[name] for name in ("preflight", "trainer", "watchdog")} == {math.inf}
+    found = parts(replace(PLAN, silence_seconds=45, core_silence_seconds=660, services=(SEARCH,)))
+    probes: dict[str, dict[str, float]] = {}
+    for stage in found.stages():
+        for one in stage:
+            probes[one.name] = {probe.path: probe.silent_seconds for probe in one.probes}
+    for name in ("search", "driver"):
+        assert probes[name] == {"/health": 45}
+    for name in ("engine_0", "engine_1", "engine_2", "engine_3"):
+        assert probes[name] == {"/health": 45, "/weight_info": 660}
+    for name in ("preflight", "trainer", "watchdog"):
+        assert probes[name] == {}
 
 
 def test_engines_listen_node_by_node_and_everybody_is_told_the_same() -> None:

@@ -9,6 +9,7 @@ import pytest
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch.attempt import Senses
 from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.launch.liveness import engine_probes
 from megatron_empg.launch.parts import Ended, Part, status_of
 from megatron_empg.launch.restart import MOST_PART_RESTARTS, Action, AttemptEnd, Cause, Decision, Means
 from megatron_empg.launch.supervisor import Stage, StartRefused, Supervisor
@@ -140,9 +141,11 @@ class Stand:
         assert token == "secret"
         return url not in self.unhealthy
 
+    def answers(self, url: str, token: str, path: str) -> bool:
+        return self.is_healthy(url, token) and f"{url}{path}" not in self.unhealthy
+
     def run(self) -> Decision:
-        healthy = self.is_healthy
-        senses = Senses(lambda: self.now, self.sleep, healthy, lambda heartbeat: self.begun, healthy)
+        senses = Senses(lambda: self.now, self.sleep, self.is_healthy, lambda heartbeat: self.begun, self.answers)
         decision = Supervisor(self, self, "secret", 1.0, senses).run()
         assert not self.running, "no part outlives the supervisor"
         return decision
@@ -270,13 +273,22 @@ def test_a_part_that_is_not_healthy_again_in_time_is_started_once_more(tmp_path:
     assert stand.starts() == ["7 0"]
 
 
+CORE_SILENCE = 100
+"""Seconds; longer than a server may be silent."""
+
+
 def frozen_run(folder: Path, *script: tuple[float, World], seconds: float = 30) -> Stand:
-    watched = replace(ENGINES, silent_seconds=seconds)
+    watched = replace(ENGINES, probes=engine_probes(seconds, CORE_SILENCE))
     return Stand(folder, script, stages_of_run=[[watched, DRIVER, TRAINER]])
 
 
 def freezes(stand: Stand) -> None:
     stand.unhealthy = {"http://e:2"}
+
+
+def core_freezes(stand: Stand) -> None:
+    """The server answers its own health, and nothing for which it asks the core."""
+    stand.unhealthy = {"http://e:2/weight_info"}
 
 
 def test_a_part_that_answers_no_more_is_ended_hard_and_started_again_alone(tmp_path: Path) -> None:
@@ -287,6 +299,31 @@ def test_a_part_that_answers_no_more_is_ended_hard_and_started_again_alone(tmp_p
     assert stand.log.index("stop engines") < len(stand.log) - 1 - stand.log[::-1].index("engines")
     assert any("engines answers no more; it alone is started again" in line for line in stand.log)
     assert stand.starts() == ["7 0"]
+
+
+def test_an_engine_whose_core_alone_is_frozen_is_started_again_after_the_core_s_own_time(tmp_path: Path) -> None:
+    engines_started: list[int] = []
+
+    def counts(stand: Stand) -> None:
+        engines_started.append(stand.log.count("engines"))
+
+    early, late = 30 + CORE_SILENCE - 5, 30 + CORE_SILENCE + 15
+    thaws = (late + 1, lambda stand: stand.unhealthy.clear())
+    script = [(30, core_freezes), (early, counts), (late, counts), thaws, (300, finishes)]
+    stand = frozen_run(tmp_path, *script)
+    assert stand.run().action is Action.DONE
+    assert engines_started == [1, 2], "not before the longest weight transfer is over"
+    assert any("engines answers no more; it alone is started again" in line for line in stand.log)
+    assert stand.starts() == ["7 0"]
+
+
+def test_a_core_that_answers_again_after_a_weight_transfer_is_left_alone(tmp_path: Path) -> None:
+    script = []
+    for second in range(30, 600, CORE_SILENCE + 20):
+        script += [(second, core_freezes), (second + CORE_SILENCE - 10, lambda stand: stand.unhealthy.clear())]
+    stand = frozen_run(tmp_path, *script, (800, finishes))
+    assert stand.run().action is Action.DONE
+    assert stand.log.count("engines") == 1
 
 
 def test_a_part_that_is_silent_for_less_than_its_time_is_left_alone(tmp_path: Path) -> None:
