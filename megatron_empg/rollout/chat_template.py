@@ -7,7 +7,6 @@ no page can move a seam, whatever it holds, nor can a template be made to take i
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
@@ -81,11 +80,12 @@ class ChatTemplate:
                 content = content.replace(text, f"{nonce}x{index}x", 1)
             shown.append({"role": message["role"], "content": content})
         rendered = self.render(shown, use)
-        # Every other part is the index of a message.
-        parts = re.split(f"{nonce}x([0-9]+)x", rendered)
-        pieces = [
-            Piece(contents[int(part)], int(part)) if place % 2 else Piece(part) for place, part in enumerate(parts)
-        ]
+        # Each part but the first begins with the index of a message.
+        first, *others = rendered.split(nonce)
+        pieces = [Piece(first)]
+        for part in others:
+            index, behind = part.removeprefix("x").split("x", 1)
+            pieces += [Piece(contents[int(index)], int(index)), Piece(behind)]
         missing = contents.keys() - {piece.message for piece in pieces}
         if missing:
             raise _rewrites(messages[min(missing)]["role"])
