@@ -7,9 +7,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from actor_cases import answer, assert_same, fresh_actor, optimizer_tensors, run_cases, sequences, weights_of
-from models import save_random_model
-from ranks import run_ranks
+
+from tests.distributed.actor_cases import (
+    answer,
+    assert_same,
+    fresh_actor,
+    optimizer_tensors,
+    run_cases,
+    sequences,
+    weights_of,
+)
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 STEPS = 5
 LAYOUT = {"tensor": 2}

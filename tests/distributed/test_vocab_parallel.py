@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
-from ranks import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_empg.vocab_parallel import debug_checks, dense_logprob_and_entropy, logprob_and_entropy
+from tests.distributed.ranks import run_ranks
 
 WORLD_SIZES = (1, 2, 4)
 Case = Callable[[dist.ProcessGroup], None]
@@ -65,7 +65,7 @@ def name_of(case: Case) -> str:
 @cache
 def failures_at(world_size: int) -> dict[str, str]:
     """What failed of this file's cases and the fused head's, with the traceback of every rank it failed on."""
-    import test_vocab_parallel_fused
+    from tests.distributed import test_vocab_parallel_fused
 
     failures: dict[str, str] = {}
     for of_rank in run_ranks(run_cases, world_size, CASES + test_vocab_parallel_fused.CASES):

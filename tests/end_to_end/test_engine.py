@@ -35,7 +35,7 @@ from tests.end_to_end.engine_model import (
     perturb,
     save_policy,
 )
-from tests.limited import limited
+from tests.support.limited import limited
 
 PROMPT = [1, 50, 60, 70, 80]
 GREEDY = Sampling(temperature=0.0)

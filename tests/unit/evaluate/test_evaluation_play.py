@@ -22,9 +22,9 @@ from megatron_empg.rollout.config import EvaluationConfig
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.driver import Driver
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TOKEN = "0123456789abcdef"
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from file_server import COMMIT, FileServer, file_server
 
 from megatron_empg.environments.deep_search.search.manifest import VERSION
 from megatron_empg.prepare import deepsearch, disk
@@ -33,6 +32,7 @@ from megatron_empg.prepare.places import HubPlace, UrlPlace, file_name, read_pla
 from megatron_empg.prepare.run import alone
 from megatron_empg.prepare.sources import SHIPPED, read_sources
 from megatron_empg.prepare.web import endpoint, new_client
+from tests.support.file_server import COMMIT, FileServer, file_server
 
 ROOT = Path(__file__).parents[3]
 CONTENT = random.Random(1).randbytes(300_000)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import write_sparse_weights
 from safetensors.torch import load_file, save_file
 
 from megatron_empg.environments.base import Task
@@ -20,7 +19,8 @@ from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.recipe.check import _check_gold, _check_weights, check_model, check_recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from tests.tokenizers_for_tests import FAMILIES
+from tests.support.models import write_sparse_weights
+from tests.support.tokenizers_for_tests import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "recipes/miniature/policy"

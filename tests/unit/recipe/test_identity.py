@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from models import save_random_model
 
 from megatron_empg.common.jsonl import append_line
 from megatron_empg.common.section import Section, choices, shared_keys
@@ -28,6 +27,7 @@ from megatron_empg.recipe.identity import (
     take_up,
 )
 from megatron_empg.run.folder import RunFolder
+from tests.support.models import save_random_model
 
 ROOT = Path(__file__).parents[3]
 

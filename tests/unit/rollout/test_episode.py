@@ -23,8 +23,8 @@ from megatron_empg.rollout.config import RolloutConfig
 from megatron_empg.rollout.episode import EngineFailed, Episode, run_episode, state_number
 from megatron_empg.rollout.text_tokens import TextTokens
 from megatron_empg.rollout.token_bound import TokenBound
-from tests.limited import Limited, limited
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import Limited, limited
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TASK = Task("t", [{"role": "user", "content": "the capital of Peru"}], {})
 

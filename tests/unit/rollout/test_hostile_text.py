@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from tests.tokenizers_for_tests import FAMILIES, ORDINARY, make_sentencepiece, make_tokenizer
+from tests.support.tokenizers_for_tests import FAMILIES, ORDINARY, make_sentencepiece, make_tokenizer
 
 TEMPLATES = ("chatml", "llama3", "qwen2.5", "qwen3", "llama3.1", "llama3.2", "smollm2", "gemma", "zephyr")
 MADE = {family: make_tokenizer(family, ordinary=ORDINARY) for family in TEMPLATES}

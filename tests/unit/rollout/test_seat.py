@@ -17,9 +17,9 @@ from megatron_empg.rollout.episode import Episode, Lost
 from megatron_empg.rollout.episodes import Changes, Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.seat import MOST_LOST, Seat
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TOKEN = "0123456789abcdef"
 TURNS = 3

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from batches import batch_of, empty_batch
 
 from megatron_empg.algorithms.base import Scores
 from megatron_empg.recipe import Recipe, parse_recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.agreement import FEW_TOKENS, check_agreement
 from megatron_empg.trainer.errors import TrainingError
+from tests.support.batches import batch_of, empty_batch
 
 OWN = 400
 URLS = [f"http://engine{i}:8000" for i in range(32)]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of, plain_credit
 
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.recipe import parse_recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.progress_guard import ProgressGuard
+from tests.support.batches import batch_of, plain_credit
 
 
 class Guarded:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import SHAPES, save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from megatron_empg.weights.checkpoints.errors import CheckpointError
 from megatron_empg.weights.checkpoints.open_weights import open_weights
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import parameter_table
+from tests.support.models import SHAPES, save_random_model
 
 SMALL = 64 * 1024
 """Bytes of a file in these tests: a dozen files a model."""

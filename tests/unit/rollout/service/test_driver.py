@@ -33,9 +33,9 @@ from megatron_empg.rollout.service.server import OneAtATime, Superseded, applica
 from megatron_empg.run.episode_log import read_episodes
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metric_names import by_clock
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TOKEN = "0123456789abcdef"
 T = TypeVar("T")

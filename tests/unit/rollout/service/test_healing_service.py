@@ -31,9 +31,9 @@ from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKee
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.run.metric_names import by_clock
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TOKEN = "0123456789abcdef"
 

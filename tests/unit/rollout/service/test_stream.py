@@ -31,9 +31,9 @@ from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TOKEN = "0123456789abcdef"
 
