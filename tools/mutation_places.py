@@ -1,8 +1,8 @@
 """Where a fault is planted: a fragment of a named definition, found by its tokens and not by its lines.
 
 A definition's name is the marker of a place. It was chosen over a comment at the line: who reads a formula should
-see it alone, one line may hold several places, and the name already says where in the method a fault lies. What moves or
-breaks lines leaves a place where it is: other statements, comments and the formatter.
+see it alone, one line may hold several places, and the name already says where in the method a fault lies. Other
+statements, comments and the formatter leave a place where it is.
 """
 
 import ast

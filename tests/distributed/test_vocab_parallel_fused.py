@@ -12,7 +12,7 @@ from megatron_empg.vocab_parallel import (
     dense_logprob_and_entropy,
     linear_logprob_and_entropy,
 )
-from tests.distributed.test_vocab_parallel import (
+from tests.distributed.sharded_cases import (
     WORLD_SIZES,
     Case,
     Collectives,

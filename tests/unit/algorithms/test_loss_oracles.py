@@ -23,9 +23,9 @@ from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.algorithms.segments import Segments
 from tests.unit.algorithms import oracles
+from tests.unit.algorithms.oracle_choices import ALGORITHMS, CORRECTIONS, MODULATIONS
 from tests.unit.algorithms.oracles import Batch, ByTurn, episodes_of, flat
 from tests.unit.algorithms.played import CARRIED, Played, answers, assert_equal, float64, random_batch, segments_of
-from tests.unit.algorithms.test_oracles import ALGORITHMS, CORRECTIONS, MODULATIONS
 
 # The regularizer
 

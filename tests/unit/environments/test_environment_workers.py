@@ -20,7 +20,7 @@ from megatron_empg.environments.workers.messages import read_answer
 from tests.unit.environments.bad_environments import EchoSettings
 
 ECHO = "tests.unit.environments.bad_environments:Echo"
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def on_a_loop(test):

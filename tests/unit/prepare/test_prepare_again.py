@@ -19,8 +19,8 @@ from megatron_empg.prepare.manifest import Prepared, read_prepared
 from megatron_empg.prepare.places import UrlPlace
 from megatron_empg.prepare.records import Records
 from megatron_empg.prepare.sources import read_sources
+from tests.support.archives import zipped
 from tests.support.file_server import FileServer, file_server
-from tests.unit.prepare.test_prepare import zipped
 
 ROOT = Path(__file__).parents[3]
 QUESTIONS = b'{"question": "Who?", "answer": ["Ada"]}\n' * 10
