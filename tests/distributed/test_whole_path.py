@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.distributed.ranks import run_ranks
-from tests.distributed.test_training_resume import recorded_batch
+from tests.distributed.recorded_batches import recorded_batch
 from tests.support.models import save_random_model
 
 LAYOUTS = {

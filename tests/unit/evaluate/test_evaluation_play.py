@@ -15,7 +15,7 @@ from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.play import play
 from megatron_empg.evaluate.questions import Decoding, Outcome, Pass, passes
 from megatron_empg.evaluate.record import Record
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.config import EvaluationConfig
 from megatron_empg.rollout.episodes import Rollout
@@ -23,6 +23,7 @@ from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.driver import Driver
 from tests.support.limited import limited
 from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
 from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
@@ -42,7 +43,7 @@ class Source:
 
 
 def recipe() -> Recipe:
-    return load_recipe(Path("recipes/quickstart.yaml"), ["evaluation.questions=20", "run.seed=7"])
+    return quickstart("evaluation.questions=20", "run.seed=7")
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from megatron_empg.environments.base import Task
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.launch.ports import free_port
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
@@ -33,6 +33,7 @@ from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metric_names import by_clock
 from tests.support.limited import limited
 from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
 from tests.support.serving import serving, wait_for
 from tests.support.stub_engine import StubEngine
 
@@ -60,7 +61,7 @@ class Questions:
 def recipe(*overrides: str) -> Recipe:
     few = ("rollout.groups=8", "rollout.group_size=2", "evaluation.questions=20", "environment.max_turns=2")
     few += ("algorithm.name=grpo",)
-    return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
+    return quickstart(*few, *overrides)
 
 
 def limits(batch: int, round_: float) -> list[str]:

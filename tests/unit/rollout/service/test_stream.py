@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ import pytest
 
 from megatron_empg.environments.base import Task
 from megatron_empg.launch.ports import free_port
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
@@ -31,6 +30,7 @@ from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream
 from tests.support.limited import limited
 from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
 from tests.support.serving import serving, wait_for
 from tests.support.stub_engine import StubEngine
 
@@ -63,7 +63,7 @@ def recipe(*overrides: str) -> Recipe:
     few = ["rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2"]
     few += ["algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20"]
     few += ["limits.sync_timeout=1"]
-    return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
+    return quickstart(*few, *overrides)
 
 
 class Streaming:
