@@ -18,7 +18,7 @@ from megatron_empg.environments.registry import make_task_source
 from tests.support.acting import begun, step
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task(source):
     return next(t for t in source.tasks("train") if t.id == "france|largest neighbour|capital")
 
