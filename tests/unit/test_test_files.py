@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 FILES = sorted(TESTS.rglob("*.py"))
@@ -60,6 +62,11 @@ def test_no_test_file_imports_another() -> None:
 def test_names_of_test_files_are_unique() -> None:
     often = Counter(path.name for path in FILES if path.name != "conftest.py")
     assert [name for name, count in often.items() if count > 1] == []
+
+
+def test_files_that_begin_first_are_there() -> None:
+    names = {path.name for path in FILES}
+    assert [name for name in LONGEST if name not in names] == []
 
 
 def test_planted_imports_are_found() -> None:
