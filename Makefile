@@ -27,7 +27,7 @@ quickstart: setup
 	$(BIN)/empg train recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/end_to_end
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/unit tests/end_to_end
 	$(BIN)/python -m pytest tests/distributed
 
 test-slow: setup  ## whole runs: minutes each

@@ -48,8 +48,8 @@ from megatron_empg.environments.registry import make_task_source
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.service.episode_source import open_episode_source
-from tests.crowd import TOKEN, Crowd, TreeMemory, cpu_seconds, play_crowd
-from tests.delayed_search import delayed_server
+from tests.support.crowd import TOKEN, Crowd, TreeMemory, cpu_seconds, play_crowd
+from tests.support.delayed_search import delayed_server
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "recipes/miniature/corpus.jsonl"
@@ -162,7 +162,7 @@ KINDS: dict[str, Kind] = {
     "index": ("deep_search", of_files, as_they_are),
     "retrieve-server": ("deep_search", of_files, with_service),
     "slow-server": ("deep_search", of_files, with_slow_server),
-    "workers": ("tests.isolated_search:IsolatedSearch", of_facts, as_they_are),
+    "workers": ("tests.support.isolated_search:IsolatedSearch", of_facts, as_they_are),
 }
 """The environment's name, its settings, and what runs beside."""
 

@@ -2,103 +2,110 @@
 
 from dataclasses import dataclass
 
-ALGORITHMS = "megatron_empg/algorithms/"
+ALGORITHMS = "algorithms/"
+
 ORACLES = "tests/unit/algorithms/test_oracles.py::"
+
 MEAN_WEIGHTS = "tests/unit/algorithms/test_mean_weights.py::test_masked_tokens_and_samples_count_in_no_mean"
+
 LOSSES = "tests/unit/algorithms/test_loss_oracles.py::test_loss_and_gradient_equal_the_loop"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` in ``file`` becomes ``new``; ``test`` must then fail with a message that matches ``told``."""
+    """``old`` becomes ``new`` in the definition at ``place``; ``test`` must then fail with words like ``told``.
+
+    tools/mutation_places.py says what a place is. An example is ``algorithms/grpo:Grpo.advantages``.
+    """
 
     name: str
-    file: str
+    place: str
     old: str
     new: str
     test: str
     told: str
 
 
-def in_advantages(name: str, file: str, old: str, new: str, choice: str) -> Mutation:
+def in_advantages(name: str, place: str, old: str, new: str, choice: str) -> Mutation:
     """A fault that makes an algorithm's advantages others than the plain loop's."""
     test = f"{ORACLES}test_advantages_equal_the_loop[{choice}]"
-    return Mutation(name, ALGORITHMS + file, old, new, test, "Tensor-likes are not close")
+    return Mutation(name, ALGORITHMS + place, old, new, test, "Tensor-likes are not close")
 
 
-def in_modulation(name: str, file: str, old: str, new: str, choice: str) -> Mutation:
+def in_modulation(name: str, place: str, old: str, new: str, choice: str) -> Mutation:
     """A fault that makes modulated advantages others than the plain loop's."""
     test = f"{ORACLES}test_modulation_equals_the_loop[{choice}]"
-    return Mutation(name, ALGORITHMS + file, old, new, test, "Tensor-likes are not close")
+    return Mutation(name, ALGORITHMS + place, old, new, test, "Tensor-likes are not close")
 
 
-def in_correction(name: str, file: str, old: str, new: str, choice: str) -> Mutation:
+def in_correction(name: str, place: str, old: str, new: str, choice: str) -> Mutation:
     """A fault that makes a correction's weights others than the plain loop's."""
     test = f"{ORACLES}test_correction_equals_the_loop[{choice}]"
-    return Mutation(name, ALGORITHMS + file, old, new, test, "Tensor-likes are not close")
+    return Mutation(name, ALGORITHMS + place, old, new, test, "Tensor-likes are not close")
 
 
-def in_epo(name: str, old: str, new: str, choice: str) -> Mutation:
+def in_epo(name: str, definition: str, old: str, new: str, choice: str) -> Mutation:
     """A fault that makes EPO's term, over the batches of a run, other than the plain loop's."""
     test = "tests/unit/algorithms/test_loss_oracles.py::test_epo_equals_the_loop_over_the_batches_of_a_run"
-    return Mutation(name, f"{ALGORITHMS}epo.py", old, new, f"{test}[{choice}]", "Tensor-likes are not close")
+    place = f"{ALGORITHMS}epo:{definition}"
+    return Mutation(name, place, old, new, f"{test}[{choice}]", "Tensor-likes are not close")
 
 
-def in_loss(name: str, file: str, old: str, new: str, choice: str) -> Mutation:
+def in_loss(name: str, place: str, old: str, new: str, choice: str) -> Mutation:
     """A fault that makes the loss or its gradient other than the plain loop's; ``choice``: name-KL-regularizer."""
-    return Mutation(name, ALGORITHMS + file, old, new, f"{LOSSES}[{choice}]", "Tensor-likes are not close")
+    return Mutation(name, ALGORITHMS + place, old, new, f"{LOSSES}[{choice}]", "Tensor-likes are not close")
 
 
 def in_mask(name: str, old: str, new: str, choice: int) -> Mutation:
     """A fault that masks other tokens than the plain loop does; ``choice``: of the combinations of masks."""
     test = f"{ORACLES}test_masks_equal_the_loop[chosen{choice}]"
-    return Mutation(name, f"{ALGORITHMS}masks.py", old, new, test, r"assert")
+    return Mutation(name, f"{ALGORITHMS}masks:MasksSection.kept", old, new, test, r"assert")
 
 
 PROGRAM = [
     Mutation(
         "weight sync skipped after an update",
-        "megatron_empg/trainer/loop.py",
-        "            self._publish(step + 1)\n",
-        "            pass\n",
+        "trainer/loop:Training._step",
+        "self._publish(step + 1)",
+        "pass",
         "tests/distributed/test_training_resume.py::test_every_version_is_published_before_it_samples",
         r"weights in the engines are stale",
     ),
     Mutation(
         "spans shifted by one in the actor",
-        "megatron_empg/actor/packing.py",
-        "        targets[where - 1] = tokens[where]\n",
-        "        targets[where - 2] = tokens[where]\n",
+        "actor/packing:Packer.pack",
+        "targets[where - 1]",
+        "targets[where - 2]",
         "tests/unit/actor/test_packing.py::test_a_packed_batch_by_hand",
         r"assert",
     ),
     Mutation(
         "spans shifted by one in the rollout",
-        "megatron_empg/rollout/episode.py",
-        "    start = len(episode.tokens)\n",
-        "    start = len(episode.tokens) - 1\n",
+        "rollout/episode:_record",
+        "start = len(episode.tokens)",
+        "start = len(episode.tokens) - 1",
         "tests/unit/rollout/test_episode.py::test_a_cut_turn_gets_its_end_from_the_template",
         r"assert",
     ),
     Mutation(
         "end token of a cut turn counted as the policy's own",
-        "megatron_empg/rollout/episode.py",
-        "        self.episode.tokens += tokens\n",
-        "        self.episode.tokens += tokens\n        self.episode.turns[-1].end += cut\n",
+        "rollout/episode:_Play._observe",
+        "self.episode.tokens += tokens",
+        "self.episode.tokens += tokens; self.episode.turns[-1].end += cut",
         "tests/unit/rollout/test_episode.py::test_a_cut_turn_gets_its_end_from_the_template",
         r"assert",
     ),
     Mutation(
         "control tokens found in foreign text",
-        "megatron_empg/rollout/text_tokens.py",
-        "            if piece.message is not None:\n                parts = [piece.text]\n",
-        "",
+        "rollout/text_tokens:TextTokens._runs",
+        "piece.message is not None",
+        "False",
         "tests/unit/rollout/test_hostile_text.py::test_what_once_forged_a_turn_is_text",
         r"assert",
     ),
     Mutation(
         "entropy without the cross-rank reduction",
-        "megatron_empg/vocab_parallel/statistics.py",
+        "vocab_parallel/statistics:combine",
         "(weight * (c + delta * s)).sum(0)",
         "(weight * (c + delta * s))[0]",
         "tests/distributed/test_actor_logits.py::test_score_and_export_equal_hugging_face[qwen2-{'tensor': 2}]",
@@ -106,7 +113,7 @@ PROGRAM = [
     ),
     Mutation(
         "temperature not applied by the actor",
-        "megatron_empg/actor/actor.py",
+        "actor/actor:Actor._run.forward_step",
         "temperature=temperature), partial(last, batch)",
         "temperature=1.0), partial(last, batch)",
         "tests/distributed/test_actor_logits.py::test_score_and_export_equal_hugging_face[qwen2-{}]",
@@ -114,31 +121,31 @@ PROGRAM = [
     ),
     Mutation(
         "a bonus across trajectories",
-        "megatron_empg/algorithms/empg.py",
-        "    return turns.cumsum(0) - 1\n",
-        "    return turns.cumsum(0)[-1:] - 1\n",
+        f"{ALGORITHMS}empg:last_turns",
+        "turns.cumsum(0)",
+        "turns.cumsum(0)[-1:]",
         "tests/unit/algorithms/test_empg.py::test_last_steps_have_no_bonus_and_none_crosses_trajectories",
         r"assert",
     ),
     Mutation(
         "turn entropies paired with the wrong turns",
-        "megatron_empg/algorithms/base.py",
-        "return sums.index_add(0, self.turn_of_token, values.double()) / self.turn_lengths",
-        "return sums.index_add(0, self.turn_of_token.flip(0), values.double()) / self.turn_lengths",
+        f"{ALGORITHMS}base:Experience.turn_means",
+        "self.turn_of_token",
+        "self.turn_of_token.flip(0)",
         "tests/unit/trainer/test_advantages.py::test_a_turns_entropy_is_the_mean_over_its_own_tokens",
         r"assert",
     ),
     Mutation(
         "episodes that ended in an error trained as reward 0",
-        "megatron_empg/rollout/service/collect.py",
-        'usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]',
-        "usable = [episode for episode in episodes if episode.turns]",
+        "rollout/service/collect:_rewarded",
+        'episode.outcome != "error"',
+        "True",
         "tests/unit/rollout/service/test_collect.py::test_errors_never_train_and_leave_the_rest_of_their_group",
         r"assert",
     ),
     Mutation(
         "a mean per microbatch instead of the global token mean",
-        "megatron_empg/actor/model.py",
+        "actor/model:transformer_config",
         "calculate_per_token_loss=True",
         "calculate_per_token_loss=False",
         "tests/distributed/test_actor_training.py::test_packing_does_not_matter",
@@ -146,15 +153,15 @@ PROGRAM = [
     ),
     Mutation(
         "an algorithm's history starts anew on resuming",
-        "megatron_empg/actor/checkpoint.py",
-        '                self.algorithm.load_state_dict(manifest["algorithm"])\n',
-        "                pass\n",
+        "actor/checkpoint:Checkpoints.load_newest",
+        'self.algorithm.load_state_dict(manifest["algorithm"])',
+        "pass",
         "tests/distributed/test_training_resume.py::test_an_interrupted_run_ends_as_an_uninterrupted_one",
         r"assert",
     ),
     Mutation(
         "episodes shuffled by another seed",
-        "megatron_empg/trainer/policy_update.py",
+        "trainer/policy_update:update_policy",
         "split_episodes(len(experience.rewards), wanted, seed)",
         "split_episodes(len(experience.rewards), wanted, seed + 1)",
         "tests/unit/trainer/test_policy_update.py::test_an_episodes_samples_stay_together",
@@ -162,15 +169,15 @@ PROGRAM = [
     ),
     Mutation(
         "learning-rate schedule starts anew on resuming",
-        "megatron_empg/actor/sharded_state.py",
-        "    actor.scheduler.step(increment=schedule_steps)\n",
-        "",
+        "actor/sharded_state:restore",
+        "actor.scheduler.step(increment=schedule_steps)",
+        "pass",
         "tests/distributed/test_training_resume.py::test_an_interrupted_run_ends_as_an_uninterrupted_one",
         r"assert_same",
     ),
     Mutation(
         "one step tensor for all parameters after loading",
-        "megatron_empg/upstream/megatron_optimizer.py",
+        "upstream/megatron_optimizer:own_step_after_loading.load_state_dict",
         'state["step"].clone()',
         'state["step"]',
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_distributed_optimizer]",
@@ -178,7 +185,7 @@ PROGRAM = [
     ),
     Mutation(
         "step missing in the reshardable format",
-        "megatron_empg/upstream/megatron_optimizer.py",
+        "upstream/megatron_optimizer:keep_step_in_reshardable_loading.set_states",
         '{**tensors, "step": self.optimizer.state[parameter]["step"]}',
         "tensors",
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_distributed_optimizer]",
@@ -186,15 +193,15 @@ PROGRAM = [
     ),
     Mutation(
         "no state saved of an optimizer that has not stepped",
-        "megatron_empg/actor/sharded_state.py",
-        "    complete_state(actor.optimizer)\n",
-        "",
+        "actor/sharded_state:sharded_state",
+        "complete_state(actor.optimizer)",
+        "pass",
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_before_any_update]",
         r"Traceback",
     ),
     Mutation(
         "the next update leaks into a checkpoint being written",
-        "megatron_empg/actor/background_write.py",
+        "actor/background_write:_copied_to_cpu",
         'copy = device().type == "cpu"',
         "copy = False",
         "tests/distributed/test_checkpoints.py::test_resumed_training_is_bit_equal[resumed_torch_optimizer]",
@@ -202,82 +209,82 @@ PROGRAM = [
     ),
     Mutation(
         "an engine takes weights whose checksums differ",
-        "megatron_empg/weights/sync/receiver.py",
-        "        for arrival in arrivals:\n            arrival.check()\n",
-        "        for arrival in arrivals:\n            assert arrival\n",
+        "weights/sync/receiver:Receiver.weights",
+        "arrival.check()",
+        "assert arrival",
         "tests/unit/weights/test_publishing.py::test_a_flipped_bit_ends_it_by_tensor_engine_and_sums",
         r"DID NOT RAISE",
     ),
     Mutation(
         "settle under a rank condition",
-        "megatron_empg/actor/weights.py",
-        "    actor.settle()\n    if actor.sends_weights:\n",
-        "    if actor.sends_weights:\n        actor.settle()\n",
+        "actor/weights:export_hugging_face",
+        "actor.settle()",
+        "actor.sends_weights and actor.settle()",
         "tests/recipes/test_rehearsal.py::test_a_warm_up_in_a_clusters_layout_exports[deepsearch_7b]",
         r"settle",
     ),
     Mutation(
         "a flag that a layout cannot bear",
         "recipes/deepsearch_7b.yaml",
-        "  context_parallel: 2\n",
-        "  context_parallel: 2\n  context_exchange: a2a\n",
+        "context_parallel: 2",
+        "context_parallel: 2\n  context_exchange: a2a",
         "tests/recipes/test_as_written.py::test_model_and_layout_fit_each_other[deepsearch_7b]",
         r"actor\.context_exchange is a2a",
     ),
     Mutation(
         "a recipe without an action format",
         "recipes/deepsearch_7b.yaml",
-        "    prompt: tools\n",
-        "    prompt: none\n",
+        "prompt: tools",
+        "prompt: none",
         "tests/recipes/test_as_written.py::test_the_policy_is_told_how_to_act_unless_it_was_taught[deepsearch_7b]",
         r"does not tell its model how to search, visit, answer",
     ),
     Mutation(
         "an evaluation longer than its limit",
-        "megatron_empg/trainer/loop.py",
-        "            if not self._agree(named):\n",
-        "            if not named:\n",
+        "trainer/loop:Training._asked",
+        "self._agree(named)",
+        "named",
         "tests/recipes/test_as_written.py::test_an_evaluation_may_take_what_all_of_its_passes_take[deepsearch_7b]",
         r"an evaluation longer than its limit",
     ),
     Mutation(
         "an observation past the limit",
-        "megatron_empg/rollout/episode.py",
-        "        if len(tokens) > most:\n            return False\n",
-        "",
+        "rollout/episode:_Play._observe",
+        "len(tokens) > most",
+        "False",
         "tests/recipes/test_as_written.py::test_no_observation_carries_an_episode_past_its_limit[quickstart]",
         r"carried the episode past its limit",
     ),
     Mutation(
         "a rank begins to read at the wrong row",
-        "megatron_empg/weights/mapping/mappings.py",
-        "            parts.append(read(name, TensorSlice(0, rank * length, (rank + 1) * length)))\n",
-        "            parts.append(read(name, TensorSlice(0, rank, rank + length)))\n",
+        "weights/mapping/mappings:Column.read_shard",
+        "TensorSlice(0, rank * length, (rank + 1) * length)",
+        "TensorSlice(0, rank, rank + length)",
         "tests/unit/weights/test_mapping_kinds.py::test_a_rank_reads_its_shard_and_little_more",
         r"assert",
     ),
     Mutation(
         "engines that may not share a key-value head",
-        "megatron_empg/actor/layout_rules.py",
-        "    if kv_heads % tensor_parallel and tensor_parallel % kv_heads:\n",
-        "    if kv_heads % tensor_parallel:\n",
+        "actor/layout_rules:engine_faults",
+        "kv_heads % tensor_parallel and tensor_parallel % kv_heads",
+        "kv_heads % tensor_parallel",
         "tests/unit/actor/test_layout_rules.py::test_engines_share_heads_evenly_or_a_head_in_whole_groups",
         r"assert",
     ),
     Mutation(
         "a third restart from one checkpoint",
-        "megatron_empg/launch/restart.py",
-        "MOST_FROM_ONE_CHECKPOINT = 3\n",
-        "MOST_FROM_ONE_CHECKPOINT = 4\n",
+        "launch/restart:MOST_FROM_ONE_CHECKPOINT",
+        "3",
+        "4",
         "tests/unit/launch/test_restart.py::"
         "test_a_run_is_not_restarted_too_often_nor_a_third_time_from_one_checkpoint",
         r"two restarts brought no checkpoint",
     ),
     Mutation(
         "a lasting fault restarted",
-        "megatron_empg/launch/restart.py",
-        "    if end.cause is Cause.FAULT:\n        return Decision(Action.GIVE_UP, end.says, end.code)\n",
-        "",
+        "launch/restart:decide",
+        "end.cause is Cause.FAULT",
+        "False",
         "tests/unit/launch/test_restart.py::test_a_lasting_fault_ends_the_run_with_the_code_of_its_part",
         r"assert",
     ),
@@ -286,80 +293,80 @@ PROGRAM = [
 ADVANTAGES = [
     in_advantages(
         "a biased standard deviation",
-        "grpo.py",
+        "grpo:normalized_in_groups",
         "(squares / (counts - 1).clamp(min=1)).sqrt()",
         "(squares / counts).sqrt()",
         "grpo",
     ),
     in_advantages(
         "Dr. GRPO divided by the standard deviation",
-        "grpo.py",
+        "grpo:Grpo.advantages",
         "group_relative(experience, normalize_std=self.normalize_std)",
         "group_relative(experience, normalize_std=True)",
         "dr_grpo",
     ),
     in_advantages(
         "a group of one compared with itself",
-        "grpo.py",
+        "grpo:group_advantages",
         "torch.where(grouping.sizes > 1, compared, alone)",
         "compared",
         "grpo",
     ),
     in_advantages(
         "a reward for overlong episodes",
-        "dapo.py",
+        "dapo:Dapo.shaped_rewards",
         "experience.rewards.double() + penalties",
         "experience.rewards.double() - penalties",
         "dapo_overlong",
     ),
     in_advantages(
         "the overlong penalty begins where it should end",
-        "dapo.py",
+        "dapo:overlong_penalty",
         "(lengths - (max_length - buffer))",
         "(lengths - max_length)",
         "dapo_overlong",
     ),
     in_advantages(
         "RLOO without its factor",
-        "rloo.py",
-        "from_others = factor * normalized",
-        "from_others = normalized",
+        "rloo:leave_one_out",
+        "factor * normalized_in_groups",
+        "normalized_in_groups",
         "rloo",
     ),
     in_advantages(
         "REINFORCE++ whitened by group",
-        "reinforce_pp.py",
-        "        mean, std = mean_and_std(returns, counted)\n",
-        "        from megatron_empg.algorithms.grpo import grouped, normalized_in_groups\n"
-        "        questions = grouped(experience.groups[experience.episode_of_turn])\n"
-        "        mean, std = mean_and_std(returns, counted)\n"
-        "        returns = mean + std * normalized_in_groups(returns, questions, normalize_std=True)\n",
+        "reinforce_pp:ReinforcePP.advantages",
+        "mean, std = mean_and_std(returns, counted)",
+        "from megatron_empg.algorithms.grpo import grouped, normalized_in_groups; "
+        "mean, std = mean_and_std(returns, counted); "
+        "questions = grouped(experience.groups[experience.episode_of_turn]); "
+        "returns = mean + std * normalized_in_groups(returns, questions, normalize_std=True)",
         "reinforce_pp",
     ),
     in_advantages(
         "REINFORCE++ counts turns for tokens",
-        "reinforce_pp.py",
-        '        if self.weights == "token":\n            counted',
-        "        if False:\n            counted",
+        "reinforce_pp:ReinforcePP.advantages",
+        'self.weights == "token"',
+        "False",
         "reinforce_pp",
     ),
     in_advantages(
         "a return across episodes",
-        "returns.py",
+        "returns:discounted_returns",
         "returns[reach:].where(to_come[:-reach] >= reach, 0.0)",
         "returns[reach:]",
         "reinforce_pp_turns",
     ),
     in_advantages(
         "one discount for many turns",
-        "returns.py",
+        "returns:discounted_returns",
         "2 * reach, factor * factor",
         "2 * reach, factor",
         "gigpo",
     ),
     Mutation(
         "a shaped reward at every turn",
-        f"{ALGORITHMS}returns.py",
+        f"{ALGORITHMS}returns:turn_rewards_in_force",
         "added.where(is_last_turn(experience.episode_of_turn), 0.0)",
         "added",
         "tests/unit/algorithms/test_returns.py::test_the_last_turn_takes_what_a_shaping_changed",
@@ -367,49 +374,49 @@ ADVANTAGES = [
     ),
     in_advantages(
         "GiGPO's groups without the question",
-        "gigpo.py",
+        "gigpo:step_groups",
         "grouped(question_of_turn * len(states.counts) + states.index)",
         "grouped(states.index)",
         "gigpo",
     ),
     in_advantages(
         "GiGPO without its weight",
-        "gigpo.py",
+        "gigpo:with_step_advantages",
         "+ omega * of_steps",
         "+ of_steps",
         "gigpo_means",
     ),
     in_advantages(
         "GiGPO compares rewards for returns",
-        "gigpo.py",
+        "gigpo:with_step_advantages",
         "normalized_in_groups(returns, states",
         "normalized_in_groups(rewards, states",
         "gigpo",
     ),
     in_advantages(
         "IGPO's gain reversed",
-        "igpo.py",
+        "igpo:Igpo._gains",
         "before.roll(-1) - before",
         "before - before.roll(-1)",
         "igpo",
     ),
     in_advantages(
         "IGPO's gold turn behind the turn",
-        "igpo.py",
+        "igpo:gold_in_place_of_turns",
         "for start in sample.turns[:, 0].tolist():",
         "for start in sample.turns[:, 1].tolist():",
         "igpo",
     ),
     in_advantages(
         "IGPO's outcome lost",
-        "igpo.py",
+        "igpo:Igpo.advantages",
         "torch.where(last, rewards, self._gains(experience, probes))",
         "torch.where(last, 0.0, self._gains(experience, probes))",
         "igpo",
     ),
     Mutation(
         "DAPO's filter keeps equal rewards",
-        f"{ALGORITHMS}dapo.py",
+        f"{ALGORITHMS}dapo:informative_groups",
         "return (low < high)[index]",
         "return (low <= high)[index]",
         f"{ORACLES}test_only_dapo_and_sampo_leave_out_groups_of_equal_rewards",
@@ -417,7 +424,7 @@ ADVANTAGES = [
     ),
     Mutation(
         "SAMPO's filter off",
-        f"{ALGORITHMS}sampo.py",
+        f"{ALGORITHMS}sampo:Sampo.keeps",
         "return rewards_differ(rewards)",
         "return True",
         f"{ORACLES}test_only_dapo_and_sampo_leave_out_groups_of_equal_rewards",
@@ -425,7 +432,7 @@ ADVANTAGES = [
     ),
     Mutation(
         "SAMPO's mean over tokens",
-        f"{ALGORITHMS}sampo.py",
+        f"{ALGORITHMS}sampo:Sampo.own_mean",
         'return "sequence"',
         'return "token"',
         "tests/unit/algorithms/test_sampo.py::test_the_loss_is_the_mean_over_sequences",
@@ -436,82 +443,80 @@ ADVANTAGES = [
 MODULATIONS = [
     in_modulation(
         "EMPG's scale without its mean",
-        "empg.py",
-        "    g /= _mean(g, weights, group)\n",
-        "",
+        "empg:_combined",
+        "g /= _mean(g, weights, group)",
+        "pass",
         "empg_minmax_turn",
     ),
     in_modulation(
         "EMPG amplifies the unsure",
-        "empg.py",
+        "empg:_combined",
         "g = (-k * h_norm).exp_()",
         "g = (k * h_norm).exp_()",
         "empg_minmax_turn",
     ),
     in_modulation(
         "EMPG's bonus for a turn's own clarity",
-        "empg.py",
+        "empg:future_clarity",
         "torch.mul(h_norm[1:], -k_f, out=clarity[:-1])",
         "torch.mul(h_norm[:-1], -k_f, out=clarity[:-1])",
         "empg_minmax_turn",
     ),
     in_modulation(
         "EMPG centred before its bonus",
-        "empg.py",
-        "        modulated -= _mean(modulated, weights, group)\n",
-        "        modulated -= _mean(modulated - bonus, weights, group)\n",
+        "empg:_combined",
+        "_mean(modulated, weights, group)",
+        "_mean(modulated - bonus, weights, group)",
         "empg_minmax_turn",
     ),
     in_modulation(
         "EMPG counts turns where tokens were asked for",
-        "empg.py",
-        '        if section.weights == "token":\n            weights = lengths\n',
-        "",
+        "empg:EmpgModulation.modulate",
+        'section.weights == "token"',
+        "False",
         "empg_minmax_token",
     ),
     in_modulation(
         "outliers beyond the quantiles",
-        "normalization.py",
+        "normalization:by_quantiles",
         ".clamp_(0, 1)",
         "",
         "empg_quantile_turn",
     ),
     in_modulation(
         "ties ranked as their last",
-        "normalization.py",
+        "normalization:by_rank",
         "counts.cumsum(0) - (counts.double() + 1) / 2",
         "counts.cumsum(0).double() - 1",
         "empg_rank_turn",
     ),
     Mutation(
         "EMPG's k of the batch itself",
-        f"{ALGORITHMS}empg.py",
-        "        parts = _combined(advantages, h_norm, clarity, k=k,",
-        "        k = self.targets.k(section.k)\n        parts = _combined(advantages, h_norm, clarity, k=k,",
+        f"{ALGORITHMS}empg:EmpgModulation.modulate",
+        "k=k",
+        "k=self.targets.k(section.k)",
         "tests/unit/algorithms/test_automatic.py::test_the_first_batch_has_the_given_constants",
         r"assert",
     ),
     in_modulation(
         "AEM's set is always the batch",
-        "aem.py",
+        "aem:AemModulation._sets",
         'if self.section.set == "batch":',
         "if True:",
         "aem_question",
     ),
     in_modulation(
         "AEM's question is an episode",
-        "aem.py",
+        "aem:AemModulation._sets",
         'if self.section.set == "trajectory":',
         'if self.section.set != "batch":',
         "aem_question",
     ),
     in_modulation(
         "AEM amplifies the unsure",
-        "aem.py",
-        "def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:\n"
-        "    scale = torch.exp(-strength * h_norm)\n",
-        "def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:\n"
-        "    scale = torch.exp(strength * h_norm)\n",
+        "aem:_scale",
+        "-strength",
+        "strength",
         "aem_batch",
     ),
 ]
@@ -519,53 +524,63 @@ MODULATIONS = [
 REGULARIZERS = [
     in_loss(
         "entropy costs",
-        "entropy_bonus.py",
+        "entropy_bonus:BonusTerm.__call__",
         "return -self.coefficient * entropies",
         "return self.coefficient * entropies",
         "grpo-none-entropy",
     ),
-    in_epo("EPO's band never applied", "known = place < len(self._means)", "known = place < 0", "differentiable"),
+    in_epo(
+        "EPO's band never applied",
+        "EpoRegularizer._band",
+        "known = place < len(self._means)",
+        "known = place < 0",
+        "differentiable",
+    ),
     in_epo(
         "EPO's band of the batch itself",
-        "        self._take_up(experience, entropies)\n        return metrics\n",
-        "        self._take_up(experience, entropies)\n"
-        "        self._means = torch.tensor([history.mean for history in self.histories], dtype=torch.float64)\n"
-        "        return metrics\n",
+        "EpoRegularizer.begin",
+        "return metrics",
+        "self._means = torch.tensor([history.mean for history in self.histories]).double(); return metrics",
         "differentiable",
     ),
     in_epo(
         "EPO's distance without gradient",
+        "EpoTerm.__call__",
         "self.alpha * side * (entropies - end)",
         "self.alpha * side * (entropies.detach() - end)",
         "differentiable",
     ),
     in_epo(
         "EPO's mean over all turns alike",
+        "kept_mean_weights",
         "(tokens * turns[episode] * episodes)",
         "(tokens * some.sum())",
         "differentiable",
     ),
     in_epo(
         "EPO's one history for all places",
-        'if self.settings.history == "turn":\n            place',
-        "if False:\n            place",
+        "EpoRegularizer._band",
+        'self.settings.history == "turn"',
+        "False",
         "released",
     ),
     in_epo(
         "EPO's phase weights left out",
+        "EpoRegularizer.term",
         "self.settings.alpha * self._phase_weight",
         "self.settings.alpha",
         "distance by place, with phases",
     ),
     in_epo(
         "EPO counts masked turns in its means",
+        "kept_mean_weights",
         "some = (tokens > 0).double()",
         "some = torch.ones_like(tokens)",
         "differentiable",
     ),
     in_loss(
         "EPO's mean taken twice",
-        "epo.py",
+        "epo:EpoTerm",
         "weighted: bool = True",
         "weighted: bool = False",
         "sampo-none-epo",
@@ -575,49 +590,49 @@ REGULARIZERS = [
 CORRECTIONS = [
     in_correction(
         "TIS without its cap",
-        "truncated_sampling.py",
+        "truncated_sampling:Tis.weigh",
         "bounded_ratio(log_ratio).clamp(max=self.cap)",
         "bounded_ratio(log_ratio)",
         "tis",
     ),
     in_correction(
         "TIS by token where sequences were asked for",
-        "rollout_correction.py",
-        '    if level == "token":\n        return log_ratio\n',
-        "    return log_ratio\n",
+        "rollout_correction:at_level",
+        'level == "token"',
+        "True",
         "tis_sequence",
     ),
     in_correction(
         "the engine by the actor",
-        "rollout_correction.py",
+        "rollout_correction:log_ratios",
         "return actor.double() - engine.double()",
         "return engine.double() - actor.double()",
         "tis",
     ),
     in_correction(
         "MIS keeps small ratios",
-        "truncated_sampling.py",
+        "truncated_sampling:Mis.weigh",
         "inside(log_ratio, self.low, self.high)",
         "inside(log_ratio, 0.0, self.high)",
         "mis",
     ),
     in_correction(
         "IcePop's bounds swapped",
-        "icepop.py",
+        "icepop:IcePop.weigh",
         "inside(log_ratio, self.low, self.high)",
         "inside(log_ratio, 1 / self.high, 1 / self.low)",
         "icepop",
     ),
     in_correction(
         "sequence rejection by token",
-        "sequence_rejection.py",
+        "sequence_rejection:SequenceRejection.weigh",
         "over_samples(log_ratios(logprobs, experience), experience, self.measure)",
         "log_ratios(logprobs, experience)",
         "rejection",
     ),
     in_correction(
         "the geometric mean is a product",
-        "rollout_correction.py",
+        "rollout_correction:over_samples",
         "totals = totals / lengths.clamp(min=1)",
         "pass",
         "rejection",
@@ -627,42 +642,42 @@ CORRECTIONS = [
 LOSS = [
     in_loss(
         "the correction's weights unused",
-        "algorithm.py",
+        "algorithm:PolicyLoss.__call__",
         "loss * streams.loss_weights * streams.mean_weights",
         "loss * streams.mean_weights",
         "grpo-none-none",
     ),
     in_loss(
         "PPO's better bound for the worse",
-        "policy_loss.py",
+        "policy_loss:clipped_policy_loss",
         "loss = torch.maximum(free, bounded)",
         "loss = torch.minimum(free, bounded)",
         "grpo-none-none",
     ),
     in_loss(
         "DAPO without clip-higher",
-        "dapo.py",
+        "dapo:Dapo.surrogate",
         "TokenClip(self.clip_low, self.clip_high,",
         "TokenClip(self.clip_low, self.clip_low,",
         "dapo-none-none",
     ),
     in_loss(
         "GSPO's mean over a turn",
-        "sequence_clip.py",
+        "sequence_clip:SequenceClip.__call__",
         "segments.sample_means(",
         "segments.turn_means(",
         "gspo-none-none",
     ),
     in_loss(
         "GSPO's ratio without gradient",
-        "sequence_clip.py",
+        "sequence_clip:SequenceClip.__call__",
         "(logprobs - logprobs.detach())",
         "0 * logprobs",
         "gspo-none-none",
     ),
     Mutation(
         "masked tokens decide on GSPO's clip",
-        f"{ALGORITHMS}sequence_clip.py",
+        f"{ALGORITHMS}sequence_clip:SequenceClip.__call__",
         "streams.mean_weights != 0",
         "streams.mean_weights >= 0",
         "tests/unit/algorithms/test_sequence_clip.py::test_what_the_loss_does_not_see_decides_on_no_clip",
@@ -670,21 +685,21 @@ LOSS = [
     ),
     in_loss(
         "the KL's estimator differentiated",
-        "kl.py",
+        "kl:KlTerm.__call__",
         "term = value + slope * (logprobs - now)",
         "term = importance * kl_estimate(logprobs, streams.reference_logprobs, self.estimator)",
         "grpo-k3-none",
     ),
     in_loss(
         "the KL's gradient at the old policy's tokens",
-        "kl.py",
+        "kl:KlTerm.__call__",
         "slope = importance * (now - streams.reference_logprobs)",
         "slope = now - streams.reference_logprobs",
         "grpo-k3-none",
     ),
     Mutation(
         "the KL held to the gold turns' scores",
-        f"{ALGORITHMS}algorithm.py",
+        f"{ALGORITHMS}algorithm:Algorithm.credit",
         "reference[0].logprobs if reference else None",
         "probes[0].logprobs if reference else None",
         f"{ORACLES}test_credit_equals_the_loops[igpo]",
@@ -692,14 +707,14 @@ LOSS = [
     ),
     in_loss(
         "log-probs of other episodes",
-        "algorithm.py",
+        "algorithm:Algorithm.samples",
         "tokens = experience.tokens_of(episodes)",
         "tokens = experience.tokens_of(sorted(episodes))",
         "grpo-none-none",
     ),
     Mutation(
         "masked tokens counted in the mean",
-        f"{ALGORITHMS}algorithm.py",
+        f"{ALGORITHMS}algorithm:mean_weights",
         "return (kept * len(kept) / kept.sum().clamp(min=1)).float()",
         "return kept.float()",
         f"{MEAN_WEIGHTS}[0.6-token]",
@@ -707,7 +722,7 @@ LOSS = [
     ),
     Mutation(
         "masked samples counted in the mean",
-        f"{ALGORITHMS}algorithm.py",
+        f"{ALGORITHMS}algorithm:mean_weights",
         "samples = in_sample.count_nonzero().clamp(min=1)",
         "samples = max(len(lengths), 1)",
         f"{MEAN_WEIGHTS}[0.1-sequence]",
@@ -722,7 +737,12 @@ MASKS = [
         "(experience.truncated[experience.episode_of_turn] & self.cut_turns)",
         4,
     ),
-    in_mask("cut turns trained on", "experience.cut & self.cut_turns", "experience.cut & self.truncated", 2),
+    in_mask(
+        "cut turns trained on",
+        "experience.cut & self.cut_turns",
+        "experience.cut & self.truncated",
+        2,
+    ),
     in_mask(
         "turns with an advantage left out",
         "((advantages.turns == 0) & self.bonus_only)",
@@ -731,7 +751,7 @@ MASKS = [
     ),
     Mutation(
         "turns without an advantage told after their bonus",
-        f"{ALGORITHMS}algorithm.py",
+        f"{ALGORITHMS}algorithm:Algorithm.credit",
         "section.masks.kept(experience, advantages)",
         "section.masks.kept(experience, replace(advantages, turns=turns))",
         "tests/unit/algorithms/test_masks.py::"

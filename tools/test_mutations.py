@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from mutation_places import MisfitError, Place, replaced
 from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,13 +126,13 @@ def uses_the_copy(tree: Path) -> bool:
 
 
 def misfits(tree: Path) -> list[str]:
-    """Faults of the list that the code has moved away from: no such text, or no such test."""
+    """Faults of the list that the code has moved away from: no such place, or no such test."""
     found = []
     for mutation in MUTATIONS:
-        mutated = tree / mutation.file
-        places = mutated.read_text(encoding="utf-8").count(mutation.old) if mutated.exists() else 0
-        if places != 1:
-            found.append(f"{mutation.name}: {mutation.file} has {places} places with {mutation.old!r}, not one")
+        try:
+            mutated(mutation, tree)
+        except MisfitError as misfit:
+            found.append(f"{mutation.name}: {misfit}")
         file, _, test = mutation.test.partition("[")[0].partition("::")
         path = tree / file
         if not path.exists() or f"def {test}(" not in path.read_text(encoding="utf-8"):
@@ -139,10 +140,14 @@ def misfits(tree: Path) -> list[str]:
     return found
 
 
+def mutated(mutation: Mutation, tree: Path) -> str:
+    """The text of the file with the fault. Raises MisfitError."""
+    return replaced(tree, Place.read(mutation.place), mutation.old, mutation.new)
+
+
 def mutate(mutation: Mutation, tree: Path) -> None:
-    path = tree / mutation.file
-    text = path.read_text(encoding="utf-8").replace(mutation.old, mutation.new)
-    path.write_text(text, encoding="utf-8")
+    path = tree / Place.read(mutation.place).file
+    path.write_text(mutated(mutation, tree), encoding="utf-8")
 
 
 def judge(mutation: Mutation, outcome: Outcome) -> str:

@@ -12,10 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import collective_order
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from tests.distributed import collective_order
 
 FIRST_OWN_ID = 150
 """In these sequences the policy's own tokens are those from this id on, and no others."""

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import fresh_actor, sequences, weights_of, with_streams
 from torch import Tensor
+
+from tests.distributed.actor_cases import fresh_actor, sequences, weights_of, with_streams
 
 TEMPERATURE = 0.9
 KL, BONUS = 0.3, 0.2  # heavy enough to be missed

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from collective_order import Order
 
 from megatron_empg.launch.ports import free_port
+from tests.distributed.collective_order import Order
 
 # Ranks are forked from a process that has imported what takes seconds: on two cores most of a small test.
 _SERVER = mp.get_context("forkserver")
@@ -85,7 +85,7 @@ def _rank(
 ) -> None:
     os.environ.clear()  # the fork server's may be another test's
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    import collective_order
+    from tests.distributed import collective_order
 
     torch.set_num_threads(1)
     collective_order.record(Path(folder) / f"rank_{rank}")

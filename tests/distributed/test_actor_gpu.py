@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import (
+
+from megatron_empg.actor import platform
+from tests.distributed.actor_cases import (
     answer,
     assert_same,
     fresh_actor,
@@ -16,10 +18,8 @@ from actor_cases import (
     weights_of,
     with_old_logprobs,
 )
-from models import save_random_model
-from ranks import run_ranks
-
-from megatron_empg.actor import platform
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [120, 9, 38, 83, 77, 24]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import (
+
+from tests.distributed.actor_cases import (
     answer,
     fresh_actor,
     largest_difference,
@@ -17,9 +18,9 @@ from actor_cases import (
     weights_of,
     with_old_logprobs,
 )
-from loss_cases import Trained, assert_equal, update_few_own_tokens
-from models import save_random_model
-from ranks import run_ranks
+from tests.distributed.loss_cases import Trained, assert_equal, update_few_own_tokens
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 LENGTHS = [120, 9, 38, 83, 77, 24]
 STEPS = 5

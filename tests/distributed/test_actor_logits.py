@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from actor_cases import actor_config
-from models import save_random_model
-from ranks import run_ranks
+
+from tests.distributed.actor_cases import actor_config
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 
 def _scores(folder: str, layout: dict, sequences: list, temperature: float) -> list:

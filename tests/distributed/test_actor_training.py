@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import (
+
+from tests.distributed.actor_cases import (
     FIRST_OWN_ID,
     answer,
     assert_same,
@@ -21,9 +22,9 @@ from actor_cases import (
     with_old_logprobs,
     with_streams,
 )
-from loss_cases import LOSSES, Trained, assert_equal, prepare, update_few_own_tokens, updates
-from models import save_random_model
-from ranks import run_ranks
+from tests.distributed.loss_cases import LOSSES, Trained, assert_equal, prepare, update_few_own_tokens, updates
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 UNEVEN = [120, 9, 38, 83, 77, 24, 55, 85, 68, 88]
 STEPS = 5

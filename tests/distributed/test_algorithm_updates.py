@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from actor_cases import answer, fresh_actor, run_cases, weights_of
-from models import save_random_model
-from ranks import run_ranks
+
+from tests.distributed.actor_cases import answer, fresh_actor, run_cases, weights_of
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 UPDATES = 3
 TEMPERATURE = 0.9

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from actor_cases import (
+
+from tests.distributed.actor_cases import (
     answer,
     assert_same,
     fresh_actor,
@@ -22,9 +23,9 @@ from actor_cases import (
     weights_of,
     with_old_logprobs,
 )
-from checkpoint_faults import DAMAGES, cut_short, held_writes, largest_file
-from models import save_random_model
-from ranks import run_ranks
+from tests.distributed.checkpoint_faults import DAMAGES, cut_short, held_writes, largest_file
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 LENGTHS = [120, 9, 38, 83, 77, 24]
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 1, "total_steps": 6}

@@ -5,14 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import collective_order
 import pytest
 import torch
 import torch.distributed as dist
-from actor_cases import fresh_actor, policy_loss, run_cases, sequences
-from collective_order import QUIET, Order
-from models import save_random_model
-from ranks import run_ranks
+
+from tests.distributed import collective_order
+from tests.distributed.actor_cases import fresh_actor, policy_loss, run_cases, sequences
+from tests.distributed.collective_order import QUIET, Order
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 
 def settle_under_a_rank_condition(folder: Path) -> None:

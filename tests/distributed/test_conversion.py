@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import answer, fresh_actor, run_cases, weights_of
-from models import SHAPES, save_random_model
-from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_empg.weights.checkpoints.conversion import to_hugging_face, to_megatron
+from tests.distributed.actor_cases import answer, fresh_actor, run_cases, weights_of
+from tests.distributed.ranks import run_ranks
+from tests.support.models import SHAPES, save_random_model
 
 VOCABULARY = {"qwen2": 1003, "llama": 1100}  # the second is padded to 1152, 1280 and 1536 by TP 1, 2 and 4
 LENGTHS = (41, 23)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.planner.memory import rank_memory
@@ -23,6 +22,7 @@ from megatron_empg.weights.mapping.mappings import Replicated
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 from megatron_empg.weights.mapping.parameters import parameter_table
+from tests.distributed.ranks import run_ranks
 
 CONFIGS = Path(__file__).parents[1] / "unit/weights/configs"
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from megatron_empg.algorithms.aem import response_scale
 from megatron_empg.algorithms.empg import ModulationTerms, modulation
+from tests.distributed.ranks import run_ranks
 
 # Trajectories of 5, 2, 1 and 4 turns.
 TRAJECTORIES = torch.tensor([0] * 5 + [1] * 2 + [2] + [3] * 4)

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import answer, fresh_actor, policy_loss, run_cases, sequences
-from models import save_random_model
-from ranks import run_ranks
 from torch import Tensor
 
 from megatron_empg.planner.memory import full_microbatch, rank_memory, saved_activations
 from megatron_empg.recipe import Recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
+from tests.distributed.actor_cases import answer, fresh_actor, policy_loss, run_cases, sequences
+from tests.distributed.ranks import run_ranks
+from tests.support.models import save_random_model
 
 MICROBATCHES = 4
 MODELS = ("qwen2", "qwen2-untied", "qwen2-one-group", "qwen3", "qwen3_moe")

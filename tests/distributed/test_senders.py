@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from actor_cases import answer, fresh_actor, run_cases
 
+from tests.distributed.actor_cases import answer, fresh_actor, run_cases
 from tests.distributed.ranks import run_ranks
-from tests.models import save_random_model
-from tests.weight_engines import ReceivingEngine
+from tests.support.models import save_random_model
+from tests.support.weight_engines import ReceivingEngine
 
 OVERLAPPED = {"distributed_optimizer": True, "overlap": True}
 

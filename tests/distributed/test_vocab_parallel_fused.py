@@ -5,13 +5,20 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
-from test_vocab_parallel import WORLD_SIZES, Case, Collectives, assert_near, assert_passed, random_targets
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_empg.vocab_parallel import (
     debug_checks,
     dense_logprob_and_entropy,
     linear_logprob_and_entropy,
+)
+from tests.distributed.sharded_cases import (
+    WORLD_SIZES,
+    Case,
+    Collectives,
+    assert_near,
+    assert_passed,
+    random_targets,
 )
 
 

@@ -12,9 +12,9 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from megatron_empg.vocab_parallel import logprob_and_entropy
+from tests.distributed.ranks import run_ranks
 
 VOCAB, PADDED, HIDDEN, SEQUENCE, BATCH, MICROBATCHES = 45, 64, 16, 8, 2, 3
 

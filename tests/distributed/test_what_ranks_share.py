@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 
 from megatron_empg.weights.checkpoints.errors import CheckpointError
+from tests.distributed.ranks import run_ranks
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import save_random_model
-from ranks import run_ranks
-from test_training_resume import recorded_batch
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.recorded_batches import recorded_batch
+from tests.support.models import save_random_model
 
 LAYOUTS = {
     "data": {"data_parallel": 2},

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 END_OF_TEXT, END_OF_TURN = 0, 2  # ids in the ChatML test tokenizer
 MAX_MODEL_LEN = 512

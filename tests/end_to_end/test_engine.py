@@ -1,4 +1,4 @@
-"""Real engines: access, sampling, weight transfer, episodes. Run in order; the last tests kill an engine."""
+"""Real engines: access, sampling, weight transfer, episodes, and what becomes of them when an engine is killed."""
 
 import asyncio
 import copy
@@ -6,7 +6,7 @@ import math
 import secrets
 import socket
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import httpx
 import psutil
@@ -36,45 +36,90 @@ from tests.end_to_end.engine_model import (
     perturb,
     save_policy,
 )
-from tests.end_to_end.run_processes import kind_of
-from tests.limited import limited
+from tests.end_to_end.killed_runs import kind_of
+from tests.support.limited import limited
 
 PROMPT = [1, 50, 60, 70, 80]
 GREEDY = Sampling(temperature=0.0)
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory):
-    """Two engines of one policy, started together, and the Hugging Face model they hold."""
-    folder = tmp_path_factory.mktemp("engines")
-    model = save_policy(folder / "model")
-    token = secrets.token_hex(16)
-    started = [
-        start_engine(
-            folder / "model",
+class Pair:
+    """Two engines of one policy, and the Hugging Face model whose weights both hold, under a version."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.chat = folder, folder / "model"
+        self.token = secrets.token_hex(16)
+        self.model = save_policy(self.chat)
+        self.version = 0
+        self.all = [self._start(index) for index in range(2)]
+        for engine in self.all:
+            engine.wait_healthy(180.0)
+
+    def _start(self, index):
+        return start_engine(
+            self.chat,
             port=free_port(),
-            token=token,
-            log_path=folder / f"engine{index}.log",
+            token=self.token,
+            log_path=self.folder / f"engine{index}.log",
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=64,
             kv_cache_bytes=64 << 20,
         )
-        for index in range(2)
-    ]
-    try:
-        seconds = [engine.wait_healthy(180.0) for engine in started]
-        print(f"\nhealthy after {max(seconds):.1f} s")
-        yield SimpleNamespace(
-            model=model, token=token, all=started, urls=[e.url for e in started], chat=folder / "model"
-        )
-    finally:
-        for engine in started:
-            engine.stop()
+
+    @property
+    def urls(self):
+        return [engine.url for engine in self.all]
+
+    def perturb(self):
+        """Other weights, under the next version, which a test has to publish."""
+        self.version += 1
+        perturb(self.model, seed=self.version)
+
+    def kill_second(self):
+        self.all[1].process.kill()
+        self.all[1].process.wait()
+
+    def revive_second(self):
+        """Start it again if it was killed, with the weights that the first one holds."""
+        if self.all[1].process.poll() is None:
+            return
+        self.all[1].stop()
+        self.all[1] = self._start(1)
+        self.all[1].wait_healthy(180.0)
+        if self.version:
+            publisher = WeightPublisher(self.urls[1:], self.token, device="cpu", timeout=30.0)
+            try:
+                publisher.connect(ModelSource(self.model))
+                publisher.publish(ModelSource(self.model), self.version)
+            finally:
+                publisher.close()
 
 
 @pytest.fixture(scope="module")
-def chat(engines):
-    return ChatTokens.from_pretrained(engines.chat)
+def pair(tmp_path_factory):
+    made = Pair(tmp_path_factory.mktemp("engines"))
+    yield made
+    for engine in made.all:
+        engine.stop()
+
+
+@pytest.fixture
+def engines(pair):
+    """Both alive, whatever an earlier test did."""
+    pair.revive_second()
+    return pair
+
+
+@pytest.fixture
+def one_dead(pair):
+    """The second one is killed."""
+    pair.kill_second()
+    return pair
+
+
+@pytest.fixture(scope="module")
+def chat(pair):
+    return ChatTokens.from_pretrained(pair.chat)
 
 
 def with_client(engines, work, index=0):
@@ -219,19 +264,19 @@ def greedy_tokens(engines, index, prompt=PROMPT):
 def test_published_weights_are_the_ones_that_generate(engines):
     publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
     try:
-        for version in (1, 2):
+        for number in range(2):
             before = [greedy_tokens(engines, index).token_ids for index in range(2)]
             assert before == [greedy(engines.model, PROMPT, 24)] * 2
-            perturb(engines.model, seed=version)
-            if version == 1:
+            engines.perturb()
+            if number == 0:
                 publisher.connect(ModelSource(engines.model))
-            report = publisher.publish(ModelSource(engines.model), version)
+            report = publisher.publish(ModelSource(engines.model), engines.version)
             print(f"\npublished {report.bytes} bytes in {report.seconds:.3f} s")
             assert report.bytes == sum(4 * p.numel() for p in engines.model.parameters())
             after = [greedy_tokens(engines, index) for index in range(2)]
             assert [g.token_ids for g in after] == [greedy(engines.model, PROMPT, 24)] * 2
             assert after[0].token_ids != before[0]
-            assert {span.version for g in after for span in g.policy_versions} == {version}
+            assert {span.version for g in after for span in g.policy_versions} == {engines.version}
     finally:
         publisher.close()
 
@@ -260,10 +305,11 @@ def test_source_that_breaks_off_leaves_nothing_broken(engines):
         ):
             publisher.connect(whole)
             with pytest.raises(error, match=text):
-                publisher.publish(source, 3)
-            assert with_client(engines, lambda client: client.policy_version()) == 2
+                publisher.publish(source, engines.version + 1)
+            assert with_client(engines, lambda client: client.policy_version()) == engines.version
             publisher.connect(whole)
-            publisher.publish(whole, 2)
+            engines.version += 1
+            publisher.publish(whole, engines.version)
             assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
     finally:
         publisher.close()
@@ -281,16 +327,16 @@ def test_running_generation_goes_on_under_the_new_weights(engines):
 
     try:
         publisher.connect(ModelSource(engines.model))
-        for version in range(3, 8):
+        for _ in range(5):
             old = copy.deepcopy(engines.model)
-            perturb(engines.model, seed=version)
-            generation = with_client(engines, lambda client, v=version: publish_meanwhile(client, v))
+            engines.perturb()
+            generation = with_client(engines, lambda client: publish_meanwhile(client, engines.version))
             if len(generation.policy_versions) == 2:
                 break  # else the generation was over, or not begun, when the weights came
     finally:
         publisher.close()
     first, second = generation.policy_versions
-    assert (first.version, second.version) == (version - 1, version)
+    assert (first.version, second.version) == (engines.version - 1, engines.version)
     assert (first.start, first.end, second.end) == (0, second.start, count)
     switch = second.start
     print(f"\nweights changed after {switch} of {count} tokens")
@@ -305,18 +351,20 @@ def test_logprobs_change_exactly_where_the_new_weights_came(engines):
     count, split = 240, None
     publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=30.0)
 
-    async def publish_meanwhile(client, version):
-        running = asyncio.create_task(client.generate(PROMPT, Sampling(1.0), max_tokens=count, seed=version))
-        await asyncio.sleep(0.1 * (1 + version % 20))
+    async def publish_meanwhile(client, seconds):
+        sampling, version = Sampling(1.0), engines.version
+        running = asyncio.create_task(client.generate(PROMPT, sampling, max_tokens=count, seed=version))
+        await asyncio.sleep(seconds)
         await asyncio.to_thread(publisher.publish, ModelSource(engines.model), version)
         return await running
 
     try:
         publisher.connect(ModelSource(engines.model))
-        for version in range(20, 32):
+        for number in range(12):
             old = copy.deepcopy(engines.model)
-            perturb(engines.model, seed=version)
-            generation = with_client(engines, lambda client, v=version: publish_meanwhile(client, v))
+            engines.perturb()
+            seconds = 0.1 * (1 + number)
+            generation = with_client(engines, lambda client, after=seconds: publish_meanwhile(client, after))
             starts = [span.start for span in generation.policy_versions[1:]]
             if len(starts) == 1 and 16 <= starts[0] <= count - 16:
                 split = starts[0]
@@ -456,7 +504,7 @@ def test_environment_that_raises_is_an_error_not_a_failure(engines, chat):
     assert sound.outcome in ("success", "failure")
 
 
-# Failures: from here on the second engine is dead
+# Failures
 
 
 def test_killed_engine_costs_no_episode_while_another_lives(engines, chat):
@@ -474,37 +522,38 @@ def test_killed_engine_costs_no_episode_while_another_lives(engines, chat):
     assert not alive, "the engine core outlived its server"
 
 
-def test_no_engine_left_is_an_error_not_a_failure(engines, chat):
-    episodes = play(engines, chat, [Group(task("lost"), 0, range(3))], urls=engines.urls[1:])
+def test_no_engine_left_is_an_error_not_a_failure(one_dead, chat):
+    episodes = play(one_dead, chat, [Group(task("lost"), 0, range(3))], urls=one_dead.urls[1:])
     assert [e.outcome for e in episodes] == ["error"] * 3
-    assert all(e.error and engines.urls[1] in e.error for e in episodes)
-    with pytest.raises(EngineError, match=engines.urls[1]):
-        with_client(engines, lambda client: client.generate(PROMPT, GREEDY, max_tokens=1, seed=0), index=1)
+    assert all(e.error and one_dead.urls[1] in e.error for e in episodes)
+    with pytest.raises(EngineError, match=one_dead.urls[1]):
+        with_client(one_dead, lambda client: client.generate(PROMPT, GREEDY, max_tokens=1, seed=0), index=1)
 
 
-def test_weight_transfer_names_the_dead_engine_and_another_goes_on_without_it(engines):
-    source, told = ModelSource(engines.model), []
-    publisher = WeightPublisher(engines.urls, engines.token, device="cpu", timeout=40.0)
+def test_weight_transfer_names_the_dead_engine_and_another_goes_on_without_it(one_dead):
+    source, told = ModelSource(one_dead.model), []
+    publisher = WeightPublisher(one_dead.urls, one_dead.token, device="cpu", timeout=40.0)
     try:
-        with pytest.raises(WeightTransferError, match=engines.urls[1]) as caught:
+        with pytest.raises(WeightTransferError, match=one_dead.urls[1]) as caught:
             publisher.connect(source)
-        assert caught.value.engines == [engines.urls[1]]
+        assert caught.value.engines == [one_dead.urls[1]]
     finally:
         publisher.close()
     publisher = FleetPublisher(
-        engines.urls,
-        make=lambda urls: WeightPublisher(urls, engines.token, device="cpu"),
+        one_dead.urls,
+        make=lambda urls: WeightPublisher(urls, one_dead.token, device="cpu"),
         tell=lambda urls, version: told.append((list(urls), version)),
-        senses=EngineSenses(lambda url: held_version(url, engines.token, 10.0)),
+        senses=EngineSenses(lambda url: held_version(url, one_dead.token, 10.0)),
         patience=40.0,
         limit=40.0,
     )
     try:
-        publisher.publish(source, 9)
+        one_dead.version += 1
+        publisher.publish(source, one_dead.version)
     finally:
         publisher.close()
-    assert told == [([engines.urls[0]], 9)]
-    assert greedy_tokens(engines, 0).token_ids == greedy(engines.model, PROMPT, 24)
+    assert told == [([one_dead.urls[0]], one_dead.version)]
+    assert greedy_tokens(one_dead, 0).token_ids == greedy(one_dead.model, PROMPT, 24)
 
 
 def test_engine_that_cannot_start_shows_its_log(tmp_path):

@@ -13,7 +13,7 @@ from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.weights.sync.transfer import WeightPublisher
 from tests.end_to_end.engine_model import END_OF_TEXT, MAX_MODEL_LEN, ModelSource
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 PROMPT = [1, 50, 60, 70]
 

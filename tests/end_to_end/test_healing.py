@@ -20,7 +20,7 @@ from megatron_empg.common.http import bearer
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.run.metric_names import by_clock
-from tests.end_to_end.run_processes import kind_of
+from tests.end_to_end.killed_runs import kind_of
 
 pytestmark = pytest.mark.slow
 

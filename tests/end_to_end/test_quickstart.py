@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from ranks import run_ranks
 
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.access import TOKEN_VARIABLE
+from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_empg.launch.engine_process import start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.rollout.client import EngineClient, Sampling
+from tests.distributed.ranks import run_ranks
 from tests.end_to_end.engine_model import greedy
 from tests.end_to_end.trainer_ranks import push
 

@@ -2,19 +2,21 @@
 trainer starts everything again, and what is learnt is the same to the bit."""
 
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.run.metric_names import by_clock
-from tests.end_to_end.run_processes import processes
+from tests.end_to_end.killed_runs import (
+    SECONDS,
+    end,
+    kill,
+    learnt,
+    starts,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -25,10 +27,6 @@ TRAINER = ("torchrun", "rank")
 """Those with which everything is started again."""
 VICTIMS = (*ALONE, *TRAINER)
 STEPS = 3 + 3 * len(VICTIMS)
-SECONDS = 900
-"""How long a run may take on a busy machine."""
-OF_FAULTS = re.compile(r"rollout/(engine_|engines_|episodes_moved)")
-"""Metrics that tell what befell the engines: they must differ."""
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
@@ -43,20 +41,6 @@ def start(folder: Path) -> "subprocess.Popen[str]":
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
-
-
-def end(process: "subprocess.Popen[str]") -> str:
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-    return output
-
-
-def starts(folder: Path) -> list[int]:
-    """The checkpoint that each start went on from."""
-    lines = (folder / "starts").read_text(encoding="utf-8").splitlines()
-    return [int(line.split()[1]) for line in lines]
 
 
 def newest_checkpoint(folder: Path) -> int:
@@ -74,26 +58,6 @@ def wait_for_a_whole_step(process: "subprocess.Popen[str]", folder: Path) -> Non
         assert process.poll() is None, end(process)
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def kill(process: "subprocess.Popen[str]", kind: str) -> None:
-    """Kill the run's process of that kind, and wait until another one is in its place."""
-    before = processes(process.pid, kind)
-    assert before, f"no process of the run is {kind}"
-    before[0].send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + SECONDS
-    while not set(processes(process.pid, kind)) - set(before):
-        assert process.poll() is None, end(process)
-        assert time.monotonic() < deadline, f"{kind} was killed and not started again"
-        time.sleep(0.1)
-
-
-def learnt(folder: Path) -> list[dict[str, Any]]:
-    """What two runs that learn the same have in common."""
-    return [
-        {key: value for key, value in line.items() if not by_clock(key) and not OF_FAULTS.match(key)}
-        for line in read_lines(folder / "metrics.jsonl")
-    ]
 
 
 @pytest.fixture(scope="module")

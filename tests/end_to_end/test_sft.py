@@ -1,4 +1,4 @@
-"""`empg sft` as a user types it: interrupted, continued to its end, and ended at once."""
+"""`empg sft` as a user types it: interrupted, continued, killed, and yet at its end; and ended at once."""
 
 import os
 import signal
@@ -57,7 +57,8 @@ def without_clocks(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """An undisturbed run, and one that was interrupted and continued; what the latter's starts printed."""
+    """An undisturbed run, and one that was interrupted, continued, and whose ranks were killed then; what the
+    latter's starts printed."""
     scratch = tmp_path_factory.mktemp("sft")
     whole, interrupted = scratch / "whole", scratch / "interrupted"
     process = start(whole)
@@ -70,11 +71,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str
     first = end(process)
     assert process.returncode == 0, first
     done = len(read_lines(interrupted / "metrics.jsonl")) - 1
-    assert 2 <= done < STEPS
+    assert 2 <= done < STEPS - 1
     assert (interrupted / f"checkpoints/step_{done:06d}/manifest.json").exists()
     assert (interrupted / "policy/model.safetensors").exists()
 
     process = start(interrupted)
+    wait_for_step(process, interrupted, done + 1)
+    for rank in _ranks(process.pid):
+        os.kill(rank, signal.SIGKILL)
     second = end(process)
     assert process.returncode == 0, second
     process = start(interrupted)
@@ -89,27 +93,17 @@ def test_an_interrupt_ends_after_the_step_with_a_checkpoint(runs: tuple[Path, Pa
     assert f"has finished its {STEPS} steps" in third
 
 
-def test_continued_it_ends_as_one_that_was_never_interrupted(runs: tuple[Path, Path, list[str]]) -> None:
-    whole, interrupted, _ = runs
-    assert without_clocks(interrupted) == without_clocks(whole)
+def test_one_whose_rank_is_killed_goes_on_by_itself(runs: tuple[Path, Path, list[str]]) -> None:
+    _, disturbed, (_, second, _) = runs
+    assert "trainer was ended by SIGKILL; going on from step " in second
+    assert len((disturbed / "starts").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_in_the_end_it_is_as_one_that_was_never_disturbed(runs: tuple[Path, Path, list[str]]) -> None:
+    whole, disturbed, _ = runs
+    assert without_clocks(disturbed) == without_clocks(whole)
     for file in ("policy/model.safetensors", "exported.json"):
-        assert (interrupted / file).read_bytes() == (whole / file).read_bytes()
-
-
-def test_one_whose_rank_is_killed_goes_on_by_itself_to_the_same_end(
-    runs: tuple[Path, Path, list[str]], tmp_path: Path
-) -> None:
-    whole, killed = runs[0], tmp_path / "killed"
-    process = start(killed, "run.checkpoint_every=2")
-    wait_for_step(process, killed, 3)
-    for rank in _ranks(process.pid):
-        os.kill(rank, signal.SIGKILL)
-    output = end(process)
-    assert process.returncode == 0, output
-    assert "trainer was ended by SIGKILL; going on from step " in output
-    assert len((killed / "starts").read_text(encoding="utf-8").splitlines()) == 2
-    assert without_clocks(killed) == without_clocks(whole)
-    assert (killed / "policy/model.safetensors").read_bytes() == (whole / "policy/model.safetensors").read_bytes()
+        assert (disturbed / file).read_bytes() == (whole / file).read_bytes()
 
 
 def test_held_out_walkthroughs_are_measured(runs: tuple[Path, Path, list[str]]) -> None:

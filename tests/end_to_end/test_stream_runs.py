@@ -13,7 +13,7 @@ import pytest
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.folder import RunFolder
-from tests.end_to_end.test_restarts import end, kill, learnt, starts
+from tests.end_to_end.killed_runs import end, kill, learnt, starts
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
-    """Two engines of one rank and one of two, all with the first model; and three models."""
+    """An engine of one rank and one of two, both with the first model; and three other models."""
     folder = tmp_path_factory.mktemp("sync")
     models = [save_policy(folder / "model0")]
     for version in (1, 2, 3):
@@ -41,7 +41,7 @@ def engines(tmp_path_factory):
             kv_cache_bytes=32 << 20,
             tensor_parallel=tensor_parallel,
         )
-        for index, tensor_parallel in enumerate((1, 1, 2))
+        for index, tensor_parallel in enumerate((1, 2))
     ]
     try:
         for engine in started:
@@ -68,27 +68,12 @@ def drawn(engines: Any, index: int) -> tuple[list[int], set[int]]:
     return generation.token_ids, {span.version for span in generation.policy_versions}
 
 
-def test_the_models_differ(engines):
+def test_tensor_and_pipeline_ranks_to_an_engine_of_one_rank_and_of_two(engines):
+    """Both get the second model, the first engine alone those before and after it."""
     assert len({tuple(tokens) for tokens in engines.tokens}) == 4
-    assert [drawn(engines, index) for index in range(3)] == [(engines.tokens[0], {0})] * 3
-
-
-def test_tensor_and_pipeline_ranks_to_one_engine_and_to_two(engines):
-    """Engine 0 gets two models one after the other, engine 1 the second, engine 2 neither."""
-    first, second = engines.urls[:1], engines.urls[:2]
-    layout = {"tensor": 2, "pipeline": 2}
-    pushes = [(engines.models[1], 1, first), (engines.models[2], 2, second)]
-    reports = run_ranks(push, 4, layout, pushes, engines.token)[0]
-    assert [drawn(engines, index) for index in range(3)] == [
-        (engines.tokens[2], {2}), (engines.tokens[2], {2}), (engines.tokens[0], {0}),
-    ]  # fmt: skip
-    assert reports[0].bytes == reports[1].bytes
-
-
-def test_tensor_ranks_to_an_engine_of_one_rank_and_of_two(engines):
-    one, two = engines.urls[:1], engines.urls[2:]
-    pushes = [(engines.models[3], 3, one), (engines.models[3], 3, two)]
-    run_ranks(push, 2, {"tensor": 2}, pushes, engines.token)
-    assert [drawn(engines, index) for index in range(3)] == [
-        (engines.tokens[3], {3}), (engines.tokens[2], {2}), (engines.tokens[3], {3}),
-    ]  # fmt: skip
+    assert [drawn(engines, index) for index in range(2)] == [(engines.tokens[0], {0})] * 2
+    first, models = engines.urls[:1], engines.models
+    pushes = [(models[1], 1, first), (models[2], 2, engines.urls), (models[3], 3, first)]
+    reports = run_ranks(push, 4, {"tensor": 2, "pipeline": 2}, pushes, engines.token)[0]
+    assert [drawn(engines, index) for index in range(2)] == [(engines.tokens[3], {3}), (engines.tokens[2], {2})]
+    assert len({report.bytes for report in reports}) == 1

@@ -6,12 +6,11 @@ from typing import Any
 
 def push(layout: dict[str, int], pushes: list[tuple[str, int, list[str]]], token: str) -> list[Any]:
     """On every trainer rank: load each (folder, version, engines) and push it; what was reported."""
-    from actor_cases import actor_config
-
     from megatron_empg.actor.actor import Actor
     from megatron_empg.weights.mapping.model_config import ModelConfig
     from megatron_empg.weights.sync.together import TrainerRanks
     from megatron_empg.weights.sync.transfer import WeightPublisher
+    from tests.distributed.actor_cases import actor_config
 
     actor = Actor(ModelConfig.from_folder(Path(pushes[0][0])), actor_config(layout), dtype="float32")
     reports = []

@@ -6,10 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from needed import needs
-
 from megatron_empg.environments.alfworld.python import engine_python
 from megatron_empg.environments.alfworld.source import AlfWorld
+from tests.environments.needed import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 

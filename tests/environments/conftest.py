@@ -1,10 +1,10 @@
 """What the tests of real engines share."""
 
 import pytest
-from needed import needs
 
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
 from megatron_empg.environments.scienceworld.installed import Installed, installed
+from tests.environments.needed import needs
 
 
 @pytest.fixture(scope="session")

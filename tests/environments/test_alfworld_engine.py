@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from alfworld_engine import generate, python_with_engine, run_engine, source_of
 
 from megatron_empg.environments.alfworld.manifest import GAME_FILE, GAMES, KINDS, read_manifest, write_manifest
 from megatron_empg.environments.base import EpisodeLimits
@@ -16,6 +15,7 @@ from megatron_empg.environments.conformance.run import check_environment
 from megatron_empg.environments.settings import MANIFEST
 from megatron_empg.environments.text_worlds.turns import write_turn
 from megatron_empg.environments.workers import WorkerPool, errors
+from tests.environments.alfworld_engine import generate, python_with_engine, run_engine, source_of
 
 SECONDS = 240.0
 """Of one call: a machine may be busy."""

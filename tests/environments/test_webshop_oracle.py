@@ -5,10 +5,9 @@ import warnings
 from importlib import metadata
 from importlib.util import find_spec
 
-from needed import needs
-
 from megatron_empg.environments.webshop.generated import vocabulary
 from megatron_empg.environments.webshop.token_ratio import token_set_ratio
+from tests.environments.needed import needs
 
 PUBLISHED = "0.19.0"
 LETTERS = "abc déß İ東_-/'\"12,.()’\u00a0"

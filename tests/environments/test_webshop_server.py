@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote
 
 import pytest
-from acting import begun, step
 
 from megatron_empg.environments.conformance.run import check_environment
 from megatron_empg.environments.registry import make_task_source
@@ -19,6 +18,7 @@ from megatron_empg.environments.webshop.goals import price_of
 from megatron_empg.environments.webshop.pages import RESULTS_PER_PAGE, SEPARATOR
 from megatron_empg.environments.webshop.reward import score_of
 from megatron_empg.environments.webshop.titles import WordTitles
+from tests.support.acting import begun, step
 
 LOCAL = {"generated_products": 200, "test_goals": 20, "dev_goals": 0, "held_out": [], "shopper": "flawless"}
 FRAME = """<!DOCTYPE html>

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from alfworld_engine import generate
-from recorded_run import FOLDER, batch_file
-from step_by_hand import Adam, HandMade, float64_model, give, step_by_hand, weights_of
 
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.environments.scienceworld.installed import Installed
@@ -26,6 +23,9 @@ from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.checkpoint_folders import step_folder
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.weights.mapping.model_config import ModelConfig
+from tests.environments.alfworld_engine import generate
+from tests.environments.recorded_run import FOLDER, batch_file
+from tests.environments.step_by_hand import Adam, HandMade, float64_model, give, step_by_hand, weights_of
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from preflight_runs import finish, start_nodes
+
+from tests.support.preflight_runs import finish, start_nodes
 
 NAMES = [{"SLURMD_NODENAME": f"node{number}"} for number in range(3)]
 

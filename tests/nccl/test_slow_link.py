@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from suite_runs import SuiteRun, run_suite
+
+from tests.support.suite_runs import SuiteRun, run_suite
 
 RATE = "100mbit"
 _NODES = 3

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from suite_runs import TOOL, run_suite
 
 from megatron_empg.launch.ports import free_port
+from tests.support.suite_runs import TOOL, run_suite
 
 SMALL = ["--max-bytes", "65536"]
 

@@ -4,7 +4,8 @@ import statistics
 import time
 
 import pytest
-from ranks import run_ranks
+
+from tests.distributed.ranks import run_ranks
 
 SIZE = 64 * 2**20
 LIMIT = 0.15

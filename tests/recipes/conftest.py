@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from prepared_miniature import prepare_miniature
+
+from tests.recipes.prepared_miniature import prepare_miniature
 
 
 @pytest.fixture(scope="session")

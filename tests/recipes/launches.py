@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from recipe_files import ROOT
 
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.run.heartbeat import read_beats
+from tests.recipes.recipe_files import ROOT
 
 STANDSTILL = 30.0
 """Seconds in which a run takes next to no processor time though it could: it waits for what never comes."""

@@ -1,7 +1,7 @@
 """Makes policies/*, the small models that stand for published ones in rehearsals (ten minutes of a core each).
 
-    python tests/recipes/make_policy.py instruct
-    python tests/recipes/make_policy.py instruct_tools
+    python -m tests.recipes.make_policy instruct
+    python -m tests.recipes.make_policy instruct_tools
 
 The miniature's policy gets what such models have and it lacks: an output layer of its own and an even number of
 layers, so that two pipeline stages of two chunks can share them; for tools also their chat template, and words of
@@ -10,7 +10,6 @@ walkthroughs under the environment's instructions, to act on them. It is stored 
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launches import environment
-from prepared_miniature import data_words, prepare_miniature
-from recipe_files import ROOT
 from safetensors.torch import load_file, save_file
-from stand_ins import INSTRUCT, INSTRUCT_TOOLS, MINIATURE
-from tool_words import learn_words, with_call_tags, words_of_tools
 from torch import Tensor, bfloat16, zeros_like
 
 from megatron_empg.recipe import load_recipe
+from tests.recipes.launches import environment
+from tests.recipes.prepared_miniature import data_words, prepare_miniature
+from tests.recipes.recipe_files import ROOT
+from tests.recipes.stand_ins import INSTRUCT, INSTRUCT_TOOLS, MINIATURE
+from tests.recipes.tool_words import learn_words, with_call_tags, words_of_tools
 
 RUNS = ROOT / "runs"
 POSITIONS = 2048
@@ -58,9 +57,7 @@ def main() -> None:
     grow(MINIATURE, start)
     kind.extended(start)
     command = [sys.executable, "-m", "megatron_empg.cli", "sft", str(kind.recipe), *kind.words()]
-    own = environment()
-    own["PYTHONPATH"] = os.pathsep.join([own["PYTHONPATH"], str(ROOT / "tests/recipes")])
-    subprocess.run([*command, f"model.path={start}", f"run.folder={run}"], env=own, cwd=ROOT, check=True)
+    subprocess.run([*command, f"model.path={start}", f"run.folder={run}"], env=environment(), cwd=ROOT, check=True)
     tensors = load_file(run / "policy/model.safetensors")
     tensors["lm_head.weight"] *= kind.surer
     write(tensors, like=start, folder=kind.folder)
@@ -94,7 +91,7 @@ def with_tools(folder: Path) -> None:
 
     A new token begins as the mean of those that it replaces.
     """
-    from tokenizers_for_tests import QWEN25
+    from tests.support.tokenizers_for_tests import QWEN25
 
     state = with_call_tags(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
     made = learn_words(state, words_of_tools(QWEN25))
@@ -145,5 +142,4 @@ KINDS = {
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests"))
     main()

@@ -1,6 +1,6 @@
 """Makes policies/worlds, the small model that stands for published ones in worlds of text commands.
 
-    python tests/recipes/make_worlds_policy.py ALFWORLD_GAMES
+    PYTHONPATH=tools python -m tests.recipes.make_worlds_policy ALFWORLD_GAMES
 
 ALFWORLD_GAMES is a folder of locally generated games (docs/alfworld.md). The tokenizer is trained on what policies
 are told in each world by default. The model, tiny and random, then learns from Sokoban's walkthroughs how a turn
@@ -15,18 +15,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launches import environment
-from recipe_files import ROOT
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(ROOT / "tools"))
-
 from build_miniature import write_json
+from safetensors.torch import load_file, save_file
 from small_policy import Shape, played, write_model, write_tokenizer
 from torch import bfloat16
 
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.registry import make_task_source
+from tests.recipes.launches import environment
+from tests.recipes.recipe_files import ROOT
 
 POLICY = Path(__file__).parent / "policies/worlds"
 SHAPE = Shape(layers=4, hidden=64, heads=2, kv_heads=2, vocabulary=1024, context=2048)

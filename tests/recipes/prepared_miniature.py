@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe_files import ROOT
-
 from megatron_empg.environments.base import Split
 from megatron_empg.environments.deep_search.corpus import Corpus, load_corpus
 from megatron_empg.environments.deep_search.data.published_formats import Dataset
@@ -21,6 +19,7 @@ from megatron_empg.environments.deep_search.search.index_build import build_inde
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides
 from megatron_empg.prepare.manifest import Prepared, PreparedFile, PreparedIndex, PreparedQuestions, write_prepared
 from megatron_empg.recipe import Recipe
+from tests.recipes.recipe_files import ROOT
 
 CORPUS = ROOT / "recipes/miniature/corpus.jsonl"
 BEGIN_AT = "country"

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launches import KILLED, Launches
-from recipe_files import read
 from safetensors.torch import load_file
-from scaling import Overrides, words
 
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.weights.mapping.initialise import random_tensors
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import parameter_table
+from tests.recipes.launches import KILLED, Launches
+from tests.recipes.recipe_files import read
+from tests.recipes.scaling import Overrides, words
 
 RANKS = 4
 WHOLE_STEPS = 3

@@ -13,10 +13,9 @@ policy was taught.
 
 from pathlib import Path
 
-from prepared_miniature import data_words
-from recipe_files import RECIPES, ROOT, WORLDS, read
-
 from megatron_empg.recipe import Recipe, SftRecipe
+from tests.recipes.prepared_miniature import data_words
+from tests.recipes.recipe_files import RECIPES, ROOT, WORLDS, read
 
 MINIATURE = ROOT / "recipes/miniature/policy"
 INSTRUCT = Path(__file__).parent / "policies/instruct"

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from prepared_miniature import CORPUS
-from recipe_files import RECIPES, ROOT, SEARCHES, read
-from scaling import scaled, words
-from stand_ins import INSTRUCT, INSTRUCT_TOOLS, data_of, is_published, start_of
 from transformers import AutoTokenizer
 
 from megatron_empg.cluster.watchdog import Watchdog
@@ -36,6 +32,10 @@ from megatron_empg.trainer.phase_limits import phase_limits
 from megatron_empg.trainer.phases import Phases
 from megatron_empg.weights.mapping.known_models import known_model
 from megatron_empg.weights.mapping.model_config import ModelConfig
+from tests.recipes.prepared_miniature import CORPUS
+from tests.recipes.recipe_files import RECIPES, ROOT, SEARCHES, read
+from tests.recipes.scaling import scaled, words
+from tests.recipes.stand_ins import INSTRUCT, INSTRUCT_TOOLS, data_of, is_published, start_of
 
 CONFIGS = ROOT / "tests/unit/weights/configs"
 TRAINING = [path for path in RECIPES if isinstance(read(path), Recipe)]

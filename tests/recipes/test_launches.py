@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from launches import thread_states
+from tests.recipes.launches import thread_states
 
 WORKS_BEHIND_ITS_FIRST_THREAD = """
 import threading, time

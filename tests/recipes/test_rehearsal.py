@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import KILLED, Launches
-from ranks import run_ranks
-from recipe_files import RECIPES, SEARCHES, read
-from rehearsal import ALL_THE_WAY, RANKS, WHOLE_STEPS, check_export, check_steps, rehearse
-from scaling import DEGREES, Overrides, Size, scaled, words
-from stand_ins import data_of, is_published, start_of
 
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.identity import take_up
+from tests.distributed.ranks import run_ranks
+from tests.recipes.launches import KILLED, Launches
+from tests.recipes.recipe_files import RECIPES, SEARCHES, read
+from tests.recipes.rehearsal import ALL_THE_WAY, RANKS, WHOLE_STEPS, check_export, check_steps, rehearse
+from tests.recipes.scaling import DEGREES, Overrides, Size, scaled, words
+from tests.recipes.stand_ins import data_of, is_published, start_of
 
 
 @dataclass(frozen=True)

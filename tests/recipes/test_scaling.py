@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from recipe_files import RECIPES, read
-from scaling import DEGREE_KEYS, DEGREES, Overrides, scaled, words
 
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe, parse_recipe
+from tests.recipes.recipe_files import RECIPES, read
+from tests.recipes.scaling import DEGREE_KEYS, DEGREES, Overrides, scaled, words
 
 RANKS = 4
 Keys = dict[str, Any]

@@ -8,23 +8,11 @@ and algorithm. It takes every warm-up, and of the small policies' training what 
 
 import asyncio
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import Launches
-from recipe_files import ACTS, ROOT, WORLDS, environment_of, read
-from rehearsal import ALL_THE_WAY, RANKS, WHOLE_STEPS, rehearse
-from scaling import Overrides, Size, scaled, words
-from stand_ins import start_of
-
-sys.path.insert(0, str(ROOT / "tests/environments"))
-sys.path.insert(0, str(ROOT / "tools"))
-
-from alfworld_engine import generate, python_with_engine
-from needed import needs
 from small_policy import TAG, Shape, played, write_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
@@ -34,6 +22,13 @@ from megatron_empg.environments.scienceworld.errors import EngineUnavailable
 from megatron_empg.environments.scienceworld.installed import installed
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.weights.mapping.known_models import known_model
+from tests.environments.alfworld_engine import generate, python_with_engine
+from tests.environments.needed import needs
+from tests.recipes.launches import Launches
+from tests.recipes.recipe_files import ACTS, ROOT, WORLDS, environment_of, read
+from tests.recipes.rehearsal import ALL_THE_WAY, RANKS, WHOLE_STEPS, rehearse
+from tests.recipes.scaling import Overrides, Size, scaled, words
+from tests.recipes.stand_ins import start_of
 
 STEPS = WHOLE_STEPS if ALL_THE_WAY else 2
 SIZE = Size(steps=STEPS, groups=2, group_size=4, episode_tokens=2048, turn_tokens=24, questions=1)

@@ -1,15 +1,13 @@
 """Deep Search over published questions and an index, with walkthroughs: what a stand-in policy learns tools from.
 
     environment:
-      name: tool_demonstrations:DemonstratedSearch
+      name: tests.recipes.tool_demonstrations:DemonstratedSearch
       settings: {prompt: tools, questions: {...}, index: ...}
 
 The folder of questions and index is that of `prepared_miniature`, whose facts the scripted searcher knows.
 """
 
 from pathlib import Path
-
-from prepared_miniature import CORPUS, question_id
 
 from megatron_empg.environments.base import Demonstrations, EpisodeLimits, Task, Walkthrough
 from megatron_empg.environments.calls.base import Call
@@ -26,6 +24,7 @@ from megatron_empg.environments.deep_search.searcher import ScriptedSearcher, Se
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.deep_search.tools import AtOnce
+from tests.recipes.prepared_miniature import CORPUS, question_id
 
 MOST_HOPS = 3
 CHANCES = SearcherSettings(stop_early=0.06, wrong_relation=0.06, skip_visit=0.12, vague_query=0.06)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing_programs
+
+from tests.slurm.cluster import Cluster, missing_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 

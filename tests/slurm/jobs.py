@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster import Cluster, Job, read_jsonl
+from tests.slurm.cluster import Cluster, Job, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "slurm/deepsearch_32b.sh"

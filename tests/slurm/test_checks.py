@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from jobs import OVERRIDES, ROOT, SCRIPT, VARIABLES, Run
-from models import write_sparse_weights
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import OVERRIDES, ROOT, SCRIPT, VARIABLES, Run
+from tests.support.models import write_sparse_weights
 
 SCRIPTS = sorted(path.name for path in (ROOT / "slurm").glob("*.sh"))
 JOBS = [name for name in SCRIPTS if name not in ("job.sh", "prepare.sh")]

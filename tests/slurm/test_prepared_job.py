@@ -4,15 +4,15 @@ import subprocess
 import sys
 
 import pytest
-from jobs import ROOT, Run
+
+from tests.slurm.jobs import ROOT, Run
 
 POLICY = ROOT / "tests/recipes/policies/instruct_tools"
 """Follows the instructions of `prompt: tools`; tests/recipes/policies/README.md says what it was taught."""
 PREPARE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests/recipes")
-from prepared_miniature import prepare_miniature
+from tests.recipes.prepared_miniature import prepare_miniature
 prepare_miniature(Path(sys.argv[1]))
 """
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from jobs import ROOT, STAND_INS, Run, assert_inside, patience, ranks
+
+from tests.slurm.jobs import ROOT, STAND_INS, Run, assert_inside, patience, ranks
 
 STEPS = 6
 

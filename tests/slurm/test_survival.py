@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from jobs import STAND_INS, Run, assert_inside, patience, ranks, signal_all
 
 from megatron_empg.launch.ports import Ports
 from megatron_empg.launch.restart import used_up
 from megatron_empg.launch.starts import read_starts
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import STAND_INS, Run, assert_inside, patience, ranks, signal_all
 
 STEPS = 6
 LONG = {"run.steps": 1000, "run.checkpoint_every": 1000}

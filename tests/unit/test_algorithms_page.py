@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_empg.algorithms.algorithm import Algorithm
@@ -22,6 +21,7 @@ from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.common.section import Section, choices
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.experience import experience_of
+from tests.support.batches import batch_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")

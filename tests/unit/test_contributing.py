@@ -71,7 +71,6 @@ def test_an_algorithm_is_a_new_file_and_a_name() -> None:
 
 
 def test_the_example_of_an_algorithm_passes_its_own_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tests/unit/algorithms"))
     name = "megatron_empg.algorithms.median"
     median: Any = module_of(name, block("Add an algorithm", "class Median"), monkeypatch).Median
     own = module_of("test_median", block("Add an algorithm", "def test_"), monkeypatch)

@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from table_runs import write_run
 
 from megatron_empg.common.jsonl import append_line
 from megatron_empg.run.folder import RunFolder, versions
+from tests.support.table_runs import write_run
 
 ROOT = Path(__file__).parents[2]
 SOKOBAN = ROOT / "recipes/sokoban_miniature.yaml"

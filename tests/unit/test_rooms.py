@@ -8,7 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-from import_graph import Import, circle, imports_of, modules_of, packages_around
+
+from tests.support.import_graph import Import, circle, imports_of, modules_of, packages_around
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_empg"

@@ -5,10 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+from same_metrics import difference
 
-from same_metrics import difference  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 LINES = [{"step": 1, "policy/loss": 0.1, "time/step": 3.0}, {"step": 2, "policy/loss": 0.2, "time/step": 4.0}]
 

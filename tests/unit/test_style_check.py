@@ -6,11 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from style_check import CEILINGS, TARGET, Density, faults, packages, read
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from style_check import CEILINGS, TARGET, Density, faults, packages, read  # noqa: E402
 
 PLAIN = '''
 """A docstring."""

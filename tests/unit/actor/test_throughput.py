@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import save_random_model
 
 from megatron_empg.actor.throughput import Throughput
 from megatron_empg.weights.mapping.flops import flops_by_part, forward_flops
 from megatron_empg.weights.mapping.model_config import ModelConfig
+from tests.support.models import save_random_model
 
 
 @pytest.mark.parametrize("shape", ["qwen2", "qwen3_moe"])

@@ -63,11 +63,47 @@ def combinations(name: str, modulation: str) -> list[dict[str, Any]]:
     return keys
 
 
+def pairs(name: str, modulation: str) -> list[dict[str, Any]]:
+    """A sixth of the combinations: any two choices of two parts meet in one of them, for every algorithm."""
+    shift = MODULATIONS.index(modulation) + NAMES.index(name)
+    chosen = []
+    for number, correction in enumerate(CORRECTIONS):
+        regularizer = REGULARIZERS[(shift + number) % len(REGULARIZERS)]
+        kl = KLS[(shift + number) % len(KLS)]
+        chosen.append((regularizer, correction, kl))
+    return [
+        keys
+        for keys in combinations(name, modulation)
+        if (keys["regularizer"], keys["correction"], keys["kl"]) in chosen
+    ]
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_any_two_choices_train_on_finite_numbers(name: str, modulation: str) -> None:
+    for keys in pairs(name, modulation):
+        train_on_two_batches(keys)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("modulation", MODULATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_combination_trains_on_finite_numbers(name: str, modulation: str) -> None:
     for keys in combinations(name, modulation):
         train_on_two_batches(keys)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_two_choices_of_parts_are_among_them(name: str) -> None:
+    parts = ("modulation", "regularizer", "correction", "kl")
+    whole, few = [], []
+    for modulation in MODULATIONS:
+        whole += combinations(name, modulation)
+        few += pairs(name, modulation)
+    assert len(few) == len(whole) // 6
+    for part, other in itertools.combinations(parts, 2):
+        wanted = {(str(keys[part]), str(keys[other])) for keys in whole}
+        assert {(str(keys[part]), str(keys[other])) for keys in few} == wanted
 
 
 @pytest.mark.parametrize("name", NAMES)

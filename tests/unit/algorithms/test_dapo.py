@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 import torch
-from experiences import doubles, experience, random_experience
 from pydantic import ValidationError
 
 from megatron_empg.algorithms.dapo import Dapo, informative_groups, overlong_penalty
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.policy_loss import TokenClip
+from tests.unit.algorithms.experiences import doubles, experience, random_experience
 
 
 def test_groups_of_equal_rewards_are_dropped() -> None:

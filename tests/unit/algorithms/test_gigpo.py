@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from experiences import doubles, experience, random_experience
 from torch import Tensor
 
 from megatron_empg.algorithms import gigpo
@@ -12,6 +11,7 @@ from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.gigpo import Gigpo, step_groups
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.policy_loss import TokenClip
+from tests.unit.algorithms.experiences import doubles, experience, random_experience
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from experiences import doubles, experience
 
 from megatron_empg.algorithms.grpo import Grpo, group_advantages
 from megatron_empg.algorithms.policy_loss import TokenClip
+from tests.unit.algorithms.experiences import doubles, experience
 
 
 def test_two_groups_by_hand() -> None:

@@ -1,9 +1,9 @@
 import torch
-from experiences import random_experience
 
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.gspo import Gspo
 from megatron_empg.algorithms.sequence_clip import SequenceClip
+from tests.unit.algorithms.experiences import random_experience
 
 
 def test_a_sequence_is_clipped_as_a_whole_within_the_papers_bounds() -> None:

@@ -5,13 +5,13 @@ from typing import Literal
 
 import pytest
 import torch
-from experiences import doubles, experience, random_experience
 from torch import Tensor
 
 from megatron_empg.algorithms.base import Experience, Scores
 from megatron_empg.algorithms.igpo import Igpo, gold_in_place_of_turns
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.sample import Sample
+from tests.unit.algorithms.experiences import doubles, experience, random_experience
 
 Gain = Literal["probability", "logprob"]
 

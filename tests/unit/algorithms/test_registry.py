@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from experiences import experience, random_experience
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_empg.algorithms.base import Experience, Scores
 from megatron_empg.algorithms.registry import AlgorithmKey, Algorithms
 from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.common.section import choices
+from tests.unit.algorithms.experiences import experience, random_experience
 
 KEY: TypeAdapter[AlgorithmSection] = TypeAdapter(AlgorithmKey)
 NAMES = list(choices(Algorithms))

@@ -3,12 +3,12 @@ from typing import Literal
 
 import pytest
 import torch
-from experiences import doubles, experience, random_experience
 from torch import Tensor
 
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.reinforce_pp import ReinforcePP
+from tests.unit.algorithms.experiences import doubles, experience, random_experience
 
 
 def whitened_by_a_loop(batch: Experience, gamma: float, weights: str) -> Tensor:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from experiences import doubles, experience, random_experience
 
 from megatron_empg.algorithms.returns import discounted_returns, is_last_turn, turn_rewards_in_force
+from tests.unit.algorithms.experiences import doubles, experience, random_experience
 
 
 def test_a_return_is_what_is_still_to_come_discounted_for_each_turn() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from experiences import doubles, experience, random_experience
 
 from megatron_empg.algorithms.policy_loss import TokenClip
 from megatron_empg.algorithms.rloo import Rloo, leave_one_out
+from tests.unit.algorithms.experiences import doubles, experience, random_experience
 
 
 def test_a_reward_is_compared_with_the_mean_of_the_others() -> None:

@@ -2,12 +2,12 @@ import logging
 
 import pytest
 import torch
-from experiences import experience, random_experience
 
 from megatron_empg.algorithms import gigpo
 from megatron_empg.algorithms.gigpo import Gigpo
 from megatron_empg.algorithms.sampo import Sampo
 from megatron_empg.algorithms.sequence_clip import SequenceClip
+from tests.unit.algorithms.experiences import experience, random_experience
 
 
 def test_a_sequence_is_clipped_as_a_whole_within_the_released_bounds() -> None:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from table_runs import recipe_of, write_run
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
 from megatron_empg.cli.table import table
 from megatron_empg.report.table.errors import TableError
 from megatron_empg.report.table.published import published
+from tests.support.table_runs import recipe_of, write_run
 
 USAGE = 2
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from preflight_runs import finish, start_nodes
+from tests.support.preflight_runs import finish, start_nodes
 
 
 def test_bad_nodes_are_named(tmp_path: Path) -> None:

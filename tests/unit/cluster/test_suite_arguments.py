@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from suite_runs import TOOL
+
+from tests.support.suite_runs import TOOL
 
 
 @pytest.mark.parametrize(

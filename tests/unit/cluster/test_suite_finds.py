@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from suite_runs import run_suite
+from tests.support.suite_runs import run_suite
 
 
 def test_a_corrupted_byte_is_found_and_its_rank_named(tmp_path: Path) -> None:

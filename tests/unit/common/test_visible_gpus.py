@@ -9,7 +9,8 @@ from megatron_empg.common.visible_gpus import visible_gpus
 from megatron_empg.launch import local_parts as launch
 from megatron_empg.launch.environment_variables import trainer_environment
 from megatron_empg.launch.recipe_plan import plan_of
-from megatron_empg.recipe import RecipeError, parse_recipe
+from megatron_empg.recipe import RecipeError
+from tests.support.recipes import least
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(**engine: int) -> Any:
-    return parse_recipe({
-        "run": {"folder": "runs/x", "steps": 3}, "model": {"path": "some/model"},
-        "environment": {"name": "deep_search"}, "rollout": {"groups": 2, "group_size": 4},
-        "actor": {"tensor_parallel": 2}, "engines": {"count": 1, "tensor_parallel": 2, **engine},
-    })  # fmt: skip
+    return least(actor={"tensor_parallel": 2}, engines={"count": 1, "tensor_parallel": 2, **engine})
 
 
 @pytest.mark.usefixtures("four_gpus")

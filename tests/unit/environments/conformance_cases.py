@@ -1,4 +1,4 @@
-"""A sound environment, and one for each way to break a rule; `conformance_cases:NAME` names one."""
+"""A sound environment, and one for each way to break a rule; `MODULE:NAME` names one."""
 
 import asyncio
 import os

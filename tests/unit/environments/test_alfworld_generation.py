@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from alfworld_folder import write_game
 
 from megatron_empg.common.locks import hold
 from megatron_empg.environments.alfworld import generate
@@ -16,6 +15,7 @@ from megatron_empg.environments.alfworld.problem import spelled
 from megatron_empg.environments.alfworld.scenes import HELD_OUT, ROOMS, SEEN, UNSEEN, scenes_of
 from megatron_empg.environments.alfworld.thoughts import thought_before
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, Shown, Transcript, transcript_bytes
+from tests.unit.environments.alfworld_folder import write_game
 
 
 def test_training_and_valid_seen_share_scenes_that_valid_unseen_has_none_of():

@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from alfworld_folder import write_folder, write_game
 
 from megatron_empg.environments.alfworld import index
 from megatron_empg.environments.alfworld.manifest import (
@@ -20,6 +19,7 @@ from megatron_empg.environments.alfworld.manifest import (
 )
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, read_transcript
 from megatron_empg.environments.settings import MANIFEST
+from tests.unit.environments.alfworld_folder import write_folder, write_game
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):

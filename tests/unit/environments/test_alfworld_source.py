@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from alfworld_folder import ROOM, write_folder, write_game
 
 from megatron_empg.environments.alfworld import python, world
 from megatron_empg.environments.alfworld.manifest import GAME_FILE, GAMES, KINDS, Manifest, write_manifest
@@ -20,6 +19,7 @@ from megatron_empg.environments.settings import MANIFEST, data_paths
 from megatron_empg.environments.shapes import task_faults
 from megatron_empg.environments.text_worlds.world import Scene
 from megatron_empg.environments.workers import WorkerPool, errors
+from tests.unit.environments.alfworld_folder import ROOM, write_folder, write_game
 
 
 @pytest.fixture

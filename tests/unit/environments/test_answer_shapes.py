@@ -58,7 +58,7 @@ class Source(TaskSource):
 def source():
     from megatron_empg.environments.registry import make_task_source
 
-    return make_task_source("test_answer_shapes:Source")
+    return make_task_source(f"{__name__}:Source")
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -79,9 +79,7 @@ def test_a_wrong_result_is_refused_with_its_fault_on_the_event_loop_and_by_the_c
 def test_a_worker_refuses_the_same_results_with_the_same_words():
     async def play():
         made = source()
-        pool = WorkerPool(
-            "test_answer_shapes:Source", made.settings, made.limits, memory_gib=1.0, worker_memory_gib=1.0
-        )
+        pool = WorkerPool(f"{__name__}:Source", made.settings, made.limits, memory_gib=1.0, worker_memory_gib=1.0)
         try:
             for what, (_, fault) in WRONG.items():
                 episode = pool.make(made.tasks("train")[0])

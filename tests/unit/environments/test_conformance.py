@@ -8,6 +8,8 @@ import pytest
 from megatron_empg.environments.conformance import RULES, check_environment
 from megatron_empg.environments.conformance.thread_time import LongestHold
 
+CASES = "tests.unit.environments.conformance_cases"
+SOUND = f"{CASES}:Sound"
 BY_NAME = {rule.check.__name__: rule for rule in RULES}
 
 BROKEN = [
@@ -75,7 +77,7 @@ BROKEN = [
 
 def findings(case, *names, settings=None, call_timeout=2.0):
     rules = [BY_NAME[name] for name in names] or RULES
-    return check_environment(f"conformance_cases:{case}", settings or {}, rules=rules, call_timeout=call_timeout)
+    return check_environment(f"{CASES}:{case}", settings or {}, rules=rules, call_timeout=call_timeout)
 
 
 @pytest.mark.parametrize(("case", "rule", "verdict", "detail"), BROKEN)
@@ -159,7 +161,7 @@ def test_tasks_that_cannot_be_listed_are_told_once(case, said):
 def test_whoever_waits_is_told_for_what():
     said = []
     check_environment(
-        "conformance_cases:Sound",
+        SOUND,
         {},
         rules=[BY_NAME["isolation_is_known"]],
         begun=said.append,

@@ -6,7 +6,6 @@ import re
 import time
 
 import pytest
-from acting import begun, step
 
 from megatron_empg.environments import SPLITS, Environment
 from megatron_empg.environments.deep_search.actions import Call, MalformedCall, format_action, parse_action
@@ -16,9 +15,10 @@ from megatron_empg.environments.deep_search.scoring import Compared
 from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title, words
 from megatron_empg.environments.deep_search.tools import QueryRefused
 from megatron_empg.environments.registry import make_task_source
+from tests.support.acting import begun, step
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task(source):
     return next(t for t in source.tasks("train") if t.id == "france|largest neighbour|capital")
 

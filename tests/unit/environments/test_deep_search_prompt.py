@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from acting import begun, step
 
 from megatron_empg.environments.deep_search.actions import TAGS, Call, gold_action, parse_action
 from megatron_empg.environments.deep_search.agent_tools import ANSWER, SEARCH
 from megatron_empg.environments.deep_search.prompt import EXAMPLE, EXAMPLE_QUESTION, syntax_for
 from megatron_empg.environments.registry import make_task_source
+from tests.support.acting import begun, step
 
 ROOT = Path(__file__).resolve().parents[3]
 

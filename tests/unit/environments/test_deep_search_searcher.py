@@ -3,9 +3,9 @@
 import functools
 
 import pytest
-from acting import begun, steps
 
 from megatron_empg.environments import make_task_source
+from tests.support.acting import begun, steps
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,9 @@ from megatron_empg.environments.registry import (
     unknown,
 )
 
+CASES = "tests.unit.environments.conformance_cases"
+SOUND = f"{CASES}:Sound"
+
 
 def offer(folder, monkeypatch, **points):
     """Install a package with these entry points."""
@@ -43,13 +46,16 @@ def test_a_name_that_nobody_has_is_refused_with_those_that_are():
     ("name", "message"),
     [
         ("no_such_module:Class", "No module named 'no_such_module'; install its package, .*: PYTHONPATH=FOLDER"),
-        ("conformance_cases:NoSuch", "cannot be imported: .*has no attribute 'NoSuch'"),
-        ("conformance_cases:", "cannot be imported"),
+        (f"{CASES}:NoSuch", "cannot be imported: .*has no attribute 'NoSuch'"),
+        (f"{CASES}:", "cannot be imported"),
         (":Sound", "cannot be imported"),
         ("..:Sound", "cannot be imported"),
-        ("conformance_cases:Corridor", r"is no subclass of megatron_empg\.environments\.TaskSource"),
-        ("conformance_cases:KINDS", "is no subclass"),
-        ("conformance_cases:NoSettings", "its Settings are no EnvironmentSettings"),
+        (
+            f"{CASES}:Corridor",
+            r"is no subclass of megatron_empg\.environments\.TaskSource",
+        ),
+        (f"{CASES}:KINDS", "is no subclass"),
+        (f"{CASES}:NoSettings", "its Settings are no EnvironmentSettings"),
         ("os:getcwd", "is no subclass"),
     ],
 )
@@ -60,9 +66,9 @@ def test_what_a_name_leads_to_must_be_a_task_source(name, message):
 
 
 def test_a_class_of_a_module_and_one_within_another_are_found():
-    assert plugin("conformance_cases:Sound").__name__ == "Sound"
-    assert is_known("conformance_cases:Sound")
-    assert make_task_source("conformance_cases:Sound", max_turns=3, doors=4).limits.max_turns == 3
+    assert plugin(SOUND).__name__ == "Sound"
+    assert is_known(SOUND)
+    assert make_task_source(SOUND, max_turns=3, doors=4).limits.max_turns == 3
 
 
 def test_a_module_that_fails_to_import_says_so(tmp_path, monkeypatch):
@@ -74,8 +80,13 @@ def test_a_module_that_fails_to_import_says_so(tmp_path, monkeypatch):
 
 
 def test_an_entry_point_gives_a_name_and_cannot_take_one(tmp_path, monkeypatch):
-    offer(tmp_path, monkeypatch, corridor="conformance_cases:Sound [fast]", deep_search="conformance_cases:Sound")
-    assert installed()["corridor"] == "conformance_cases:Sound"
+    offer(
+        tmp_path,
+        monkeypatch,
+        corridor=f"{SOUND} [fast]",
+        deep_search=SOUND,
+    )
+    assert installed()["corridor"] == SOUND
     assert plugin("corridor").__name__ == "Sound"
     assert installed()["deep_search"] == BUILT_IN["deep_search"]
     assert plugin("deep_search") is DeepSearch
@@ -83,9 +94,9 @@ def test_an_entry_point_gives_a_name_and_cannot_take_one(tmp_path, monkeypatch):
 
 
 def test_defaults_places_and_data_of_any_environment_are_known(tmp_path):
-    assert default_settings("conformance_cases:Sound", {}) == {"doors": 3}
-    assert place_settings("conformance_cases:Sound") == {"service_url"}
-    assert data_files("conformance_cases:Sound", {}) == {}
+    assert default_settings(SOUND, {}) == {"doors": 3}
+    assert place_settings(SOUND) == {"service_url"}
+    assert data_files(SOUND, {}) == {}
     corpus = tmp_path / "corpus.jsonl"
     assert data_files("deep_search", {"corpus": str(corpus)}) == {"corpus": corpus}
 
@@ -95,16 +106,20 @@ def test_what_is_unknown_has_no_defaults_places_or_data():
         assert default_settings(name, {}) == {}
         assert place_settings(name) == set()
         assert data_files(name, {}) == {}
-    assert data_files("conformance_cases:Sound", {"doors": "many"}) == {}
+    assert data_files(SOUND, {"doors": "many"}) == {}
 
 
 def test_settings_are_checked_under_the_environments_name():
-    with pytest.raises(ValueError, match="conformance_cases:Sound doors is 'many': Input should be a valid int"):
-        make_task_source("conformance_cases:Sound", doors="many")
     with pytest.raises(
-        ValueError, match="conformance_cases:Sound windows: there is no such setting; allowed: doors"
+        ValueError,
+        match=rf"{SOUND} doors is 'many': Input should be a valid int",
     ):
-        make_task_source("conformance_cases:Sound", windows=2)
+        make_task_source(SOUND, doors="many")
+    with pytest.raises(
+        ValueError,
+        match=rf"{SOUND} windows: there is no such setting; allowed: doors",
+    ):
+        make_task_source(SOUND, windows=2)
 
 
 def names_of(environment, settings):

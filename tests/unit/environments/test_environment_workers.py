@@ -13,14 +13,14 @@ from functools import wraps
 from pathlib import Path
 
 import pytest
-from bad_environments import EchoSettings
 
 from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task, WaitsForItsPlace
 from megatron_empg.environments.workers import WorkerOptions, WorkerPool, errors, wire
 from megatron_empg.environments.workers.messages import read_answer
+from tests.unit.environments.bad_environments import EchoSettings
 
-ECHO = "bad_environments:Echo"
-HERE = Path(__file__).parent
+ECHO = "tests.unit.environments.bad_environments:Echo"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def on_a_loop(test):
@@ -606,13 +606,14 @@ def test_the_event_loop_may_be_uvloop():
 PARENT = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from bad_environments import EchoSettings
+from tests.unit.environments.bad_environments import EchoSettings
 from megatron_empg.environments.base import EpisodeLimits, Task
 from megatron_empg.environments.workers import WorkerPool
 
 
 async def main():
-    pool = WorkerPool("bad_environments:Echo", EchoSettings(), EpisodeLimits(), memory_gib=2, worker_memory_gib=1)
+    name = "tests.unit.environments.bad_environments:Echo"
+    pool = WorkerPool(name, EchoSettings(), EpisodeLimits(), memory_gib=2, worker_memory_gib=1)
     episodes = [pool.make(Task("t", [], {})) for _ in range(2)]
     for episode in episodes:
         await episode.reset()
@@ -626,7 +627,7 @@ asyncio.run(main())
 
 
 def test_nothing_is_left_when_the_parent_is_killed():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(HERE)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(ROOT)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:
         pids = [pid for _ in range(2) for pid in parent.stdout.readline().split()]

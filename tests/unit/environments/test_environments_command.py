@@ -8,6 +8,8 @@ from megatron_empg.cli.environments import environments
 from megatron_empg.environments.conformance import RULES
 from megatron_empg.recipe import RecipeError
 
+CASES = "tests.unit.environments.conformance_cases"
+SOUND = f"{CASES}:Sound"
 APP = typer.Typer()
 APP.command()(environments)
 
@@ -22,9 +24,7 @@ def test_what_is_installed_has_a_line_each(tmp_path, monkeypatch):
     info = tmp_path / "mine-2.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.1\n", encoding="utf-8")
-    points = (
-        "corridor = conformance_cases:InProcesses\nlost = no_such_module:Class\ndoors = conformance_cases:Serving"
-    )
+    points = f"corridor = {CASES}:InProcesses\nlost = no_such_module:Class\ndoors = {CASES}:Serving"
     (info / "entry_points.txt").write_text(f"[megatron_empg.environments]\n{points}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     status, output = said()
@@ -38,9 +38,9 @@ def test_what_is_installed_has_a_line_each(tmp_path, monkeypatch):
 
 
 def test_settings_are_shown_with_type_default_and_meaning():
-    status, output = said("conformance_cases:Sound")
+    status, output = said(SOUND)
     assert status == 0
-    assert "conformance_cases:Sound: Doors." in output
+    assert f"{SOUND}: Doors." in output
     assert "  doors: whole number; default 3\n      How many doors stand before the exit." in output
     assert "  service_url: address of a service or null; default null" in output
 
@@ -48,7 +48,7 @@ def test_settings_are_shown_with_type_default_and_meaning():
 def test_an_environment_may_be_called_check(monkeypatch):
     from megatron_empg.environments import registry
 
-    monkeypatch.setattr(registry, "BUILT_IN", registry.BUILT_IN | {"check": "conformance_cases:Sound"})
+    monkeypatch.setattr(registry, "BUILT_IN", registry.BUILT_IN | {"check": SOUND})
     status, output = said("check")
     assert (status, output.startswith("check: Doors.")) == (0, True)
 
@@ -61,7 +61,7 @@ def test_every_setting_of_a_built_in_environment_is_shown():
 
 
 def test_the_check_has_a_line_for_each_rule_and_status_0_where_none_is_broken():
-    status, output = said("check", "conformance_cases:Sound", "doors=2")
+    status, output = said("check", SOUND, "doors=2")
     lines = output.splitlines()
     assert [line.partition(": ")[0] for line in lines[:-1]] == [rule.sentence for rule in RULES]
     assert lines[-1].startswith(f"{len(RULES)} rules: 0 broken")
@@ -69,7 +69,7 @@ def test_the_check_has_a_line_for_each_rule_and_status_0_where_none_is_broken():
 
 
 def test_a_broken_rule_is_shown_with_what_was_met_and_status_1():
-    status, output = said("check", "conformance_cases:Unrehearsed")
+    status, output = said("check", f"{CASES}:Unrehearsed")
     assert status == 1
     assert "rehearsed turns can be read: BROKEN, the rehearsed turn 'mumble' of task 'train" in output
     assert "rules: 1 broken" in output
@@ -80,10 +80,16 @@ def test_a_broken_rule_is_shown_with_what_was_met_and_status_1():
     [
         (["nobody"], "environment name 'nobody' is unknown; allowed: alfworld, deep_search"),
         (["check", "nobody"], "environment name 'nobody' is unknown"),
-        (["check", "conformance_cases:Sound", "doors=many"], "doors is 'many': Input should be a valid integer"),
-        (["check", "conformance_cases:Sound", "windows=2"], "windows: there is no such setting"),
-        (["check", "conformance_cases:Sound", "doors"], "'doors' is not of the form"),
-        (["check", "conformance_cases:Sound", "doors=[1"], "is not YAML"),
+        (
+            ["check", SOUND, "doors=many"],
+            "doors is 'many': Input should be a valid integer",
+        ),
+        (
+            ["check", SOUND, "windows=2"],
+            "windows: there is no such setting",
+        ),
+        (["check", SOUND, "doors"], "'doors' is not of the form"),
+        (["check", SOUND, "doors=[1"], "is not YAML"),
     ],
 )
 def test_what_cannot_be_is_refused_by_a_message(words, message):

@@ -14,9 +14,9 @@ from megatron_empg.environments.registry import installed, make_task_source, ori
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.episode import Episode, run_episode
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/environments.md").read_text(encoding="utf-8")
 

@@ -18,8 +18,8 @@ from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.recipe import load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.service.episode_source import EpisodeSource, open_episode_source
-from tests.crowd import TOKEN, Crowd, TreeMemory, play_crowd
-from tests.delayed_search import delayed_server
+from tests.support.crowd import TOKEN, Crowd, TreeMemory, play_crowd
+from tests.support.delayed_search import delayed_server
 
 ROOT = Path(__file__).resolve().parents[3]
 EPISODES = 256
@@ -110,7 +110,7 @@ def test_they_end_in_as_many_worker_processes_as_memory_has_room_for(chat: ChatT
     crowd, metrics = play(
         chat,
         {"corpus": str(corpus)},
-        "environment.name=tests.isolated_search:IsolatedSearch",
+        "environment.name=tests.support.isolated_search:IsolatedSearch",
         "limits.environment_memory=1",
     )
     assert all_won(crowd)
@@ -125,7 +125,7 @@ def test_episodes_beyond_the_workers_wait_for_one(chat: ChatTokens, corpus: Path
         ROOT / "recipes/quickstart.yaml",
         [
             f"environment.settings.corpus={corpus}",
-            "environment.name=tests.isolated_search:IsolatedSearch",
+            "environment.name=tests.support.isolated_search:IsolatedSearch",
             "limits.environment_memory=1",
         ],
     )

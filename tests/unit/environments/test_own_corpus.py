@@ -4,11 +4,11 @@ import gzip
 import json
 
 import pytest
-from acting import begun, step
 
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.registry import make_task_source
+from tests.support.acting import begun, step
 
 
 def line(title="Peru", entity="Peru", kind="country", relation="capital", answer="Lima", **changes):

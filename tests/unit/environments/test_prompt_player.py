@@ -5,7 +5,6 @@ import json
 
 import jinja2
 import pytest
-from prompt_player import PURPOSES, Form, forms_in_message, forms_in_rendering, play
 
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.prompt import syntax_for
@@ -13,6 +12,7 @@ from megatron_empg.environments.deep_search.scoring import Compared
 from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.environments.deep_search.tools import AtOnce
 from megatron_empg.environments.registry import make_task_source
+from tests.unit.environments.prompt_player import PURPOSES, Form, forms_in_message, forms_in_rendering, play
 
 # Structures of published templates, written anew.
 HERMES = """\

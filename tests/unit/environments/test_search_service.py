@@ -8,7 +8,6 @@ import time
 import httpx
 import pytest
 import uvicorn
-from acting import begun, step
 
 from megatron_empg.environments.deep_search import serving
 from megatron_empg.environments.deep_search.actions import Call, format_action
@@ -17,6 +16,7 @@ from megatron_empg.environments.deep_search.search_service import LocalTools, Re
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.environments.deep_search.tools import QueryRefused, SearchServiceError
 from megatron_empg.environments.registry import make_task_source
+from tests.support.acting import begun, step
 
 CLIENT = httpx.AsyncClient
 TOKEN = "token-for-the-search-tests"

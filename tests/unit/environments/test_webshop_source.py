@@ -6,7 +6,6 @@ import sys
 import threading
 
 import pytest
-from acting import begun, step
 
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.text_worlds.turns import write_turn
@@ -15,6 +14,7 @@ from megatron_empg.environments.webshop.catalogue import Catalogue, GeneratedCat
 from megatron_empg.environments.webshop.goals import SHUFFLED_BY, combination
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.environments.webshop.source import WebShop
+from tests.support.acting import begun, step
 
 SMALL = {"generated_products": 300, "test_goals": 50, "dev_goals": 20}
 

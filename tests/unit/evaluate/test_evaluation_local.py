@@ -18,7 +18,7 @@ from megatron_empg.evaluate.run import EvaluationRun, _passes
 from megatron_empg.recipe import RecipeError, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.service.driver import open_driver
-from tests.stub_engine import StubEngine
+from tests.support.stub_engine import StubEngine
 
 RECIPE = Path("recipes/quickstart.yaml")
 POLICY = Path("recipes/miniature/policy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,40 +10,23 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.base import Task
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.play import play
 from megatron_empg.evaluate.questions import Decoding, Outcome, Pass, passes
 from megatron_empg.evaluate.record import Record
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.config import EvaluationConfig
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.driver import Driver
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
-
-
-class OneTurn:
-    """Right where the turn says Lima; breaks on tasks of the kind "breaks"."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    async def reset(self) -> Opening:
-        return Opening()
-
-    async def step(self, action: str) -> StepResult:
-        if self.task.kind == "breaks":
-            raise OSError("the tool is gone")
-        return StepResult(None, True, 1.0 if "Lima" in action else 0.0)
-
-    async def close(self) -> None:
-        pass
 
 
 class Source:
@@ -54,26 +36,14 @@ class Source:
         self.kind = kind
 
     def fixed(self, split: str, count: int) -> list[Task]:
-        prompt: Any = [{"role": "user", "content": "the capital of Peru"}]
-        return [Task(f"{split} {number}", prompt, {}, kind=self.kind, hops=1) for number in range(count)]
+        return questions_of([self.kind] * count, prefix=f"{split} ", hops=1)
 
     def make(self, task: Task) -> OneTurn:
         return OneTurn(task)
 
 
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
-
-
-def saying(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
-    """One of two answers, by the seed."""
-    said = [chat._tokenizer(f"answer {word}", add_special_tokens=False)["input_ids"] for word in ("Lima", "Peru")]
-    return lambda body: [*said[body["sampling_params"]["seed"] % 2], chat.end_of_turn]
-
-
 def recipe() -> Recipe:
-    return load_recipe(Path("recipes/quickstart.yaml"), ["evaluation.questions=20", "run.seed=7"])
+    return quickstart("evaluation.questions=20", "run.seed=7")
 
 
 @asynccontextmanager
@@ -104,7 +74,7 @@ async def run(chat: ChatTokens, url: str, what: Pass, path: Path, stop_after: in
 
 def test_an_interrupted_pass_goes_on_and_ends_like_one_that_was_not(chat: ChatTokens, tmp_path: Path) -> None:
     what = asked()
-    with StubEngine(saying(chat), delay=0.02) as engine:
+    with StubEngine(by_seed(chat), delay=0.02) as engine:
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(run(chat, engine.url, what, tmp_path / "cut.jsonl", stop_after=9))
         asked_before = len(engine.bodies)
@@ -112,7 +82,7 @@ def test_an_interrupted_pass_goes_on_and_ends_like_one_that_was_not(chat: ChatTo
             kept = len(record)
         continued = asyncio.run(run(chat, engine.url, what, tmp_path / "cut.jsonl"))
         asked_again = len(engine.bodies) - asked_before
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         whole = asyncio.run(run(chat, engine.url, what, tmp_path / "whole.jsonl"))
         assert len(engine.bodies) == 40
     assert 9 <= kept < 40
@@ -130,7 +100,7 @@ def test_an_interrupted_pass_goes_on_and_ends_like_one_that_was_not(chat: ChatTo
 
 
 def test_a_finished_pass_asks_no_engine(chat: ChatTokens, tmp_path: Path) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         first = asyncio.run(run(chat, engine.url, asked(), tmp_path / "out.jsonl"))
         count = len(engine.bodies)
         assert asyncio.run(run(chat, engine.url, asked(), tmp_path / "out.jsonl")) == first
@@ -147,7 +117,7 @@ def test_the_first_sample_is_that_of_trainings_own_evaluation(
         async with driver(chat, url, Source("seen")) as opened:
             return await opened.evaluate("test_id", decoding == "greedy")
 
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         ours = asyncio.run(run(chat, engine.url, asked(decoding, samples=1), tmp_path / "out.jsonl"))
         theirs = asyncio.run(evaluate(engine.url))
         seeds, bodies = engine.seeds, engine.bodies
@@ -159,7 +129,7 @@ def test_the_first_sample_is_that_of_trainings_own_evaluation(
 def test_errors_are_shown_and_tried_once_more(chat: ChatTokens, tmp_path: Path) -> None:
     what = asked(samples=1, kind="breaks")
     path = tmp_path / "out.jsonl"
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         for tried in (1, 2):
             with pytest.raises(EvaluationError, match=r"(?s)20 of 20 episodes .* the tool is gone"):
                 asyncio.run(run(chat, engine.url, what, path))

@@ -55,6 +55,11 @@ done = max([int(path.name[5:]) for path in run.glob("checkpoints/step_*")], defa
 (run / "heartbeats").mkdir(exist_ok=True)
 atexit.register((run / "heartbeats/rank_0.json").unlink)
 
+def wait_until_shown(step):
+    shown = run / "shown"
+    while not shown.exists() or int(shown.read_text() or 0) < step:
+        time.sleep(0.02)
+
 def say(step, phase):
     place = {"rank": 0, "node": "here", "pid": 1, "beat": 1, "step": step, "phase": phase, "collectives": 0}
     (run / "heartbeats/rank_0.json").write_text(json.dumps({**place, "where": "x", "limit": 900.0}))
@@ -65,12 +70,12 @@ lines = path.read_text().splitlines()[:done] if path.exists() else []
 path.write_text("".join(line + chr(10) for line in lines))
 for step in range(done + 1, steps + 1):
     say(step, "rollout")
-    time.sleep(0.3)
     wait_for_the_others()
     with path.open("a") as file:
         file.write(json.dumps({"step": step, "train/reward": 1 / step}) + chr(10))
     (run / "writing").mkdir(exist_ok=True)
     (run / "writing").rename(run / f"checkpoints/step_{step:06d}")
+    wait_until_shown(step)
     if (run / "STOP").exists():
         sys.exit()
 (run / "policy").mkdir(exist_ok=True)
@@ -89,6 +94,7 @@ PATIENT_TRAINER = TRAINER.replace("socket.create_connection", "answered").replac
 def wait_for_the_others""",
 )
 """Waits for an answer, which a frozen server does not give."""
+SHOW = launch.StepsShown.show
 Happening = Callable[[], None]
 
 
@@ -115,6 +121,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setattr(local_parts.commands, "driver", serve)
     monkeypatch.setattr(local_parts.commands, "trainer", trainer(TRAINER))
     monkeypatch.setattr(attempt, "LOOK_FOR_CAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.05)
+    at_step(monkeypatch, {})
     monkeypatch.setattr(local_parts, "first_engine_gpu", lambda recipe, trains=True: None)
     monkeypatch.setattr(launch, "check_recipe", lambda recipe: None)
     yield monkeypatch
@@ -122,13 +130,13 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, happenings: dict[int, Happening]) -> None:
-    """Let something happen once, when the command has shown that step."""
-    real = launch.StepsShown.show
+    """Let something happen once, when the command has shown that step; the trainer goes on after it."""
 
     def show(steps: launch.StepsShown) -> None:
-        real(steps)
+        SHOW(steps)
         for step in [step for step in happenings if steps._shown >= step]:
             happenings.pop(step)()
+        (steps._folder.root / "shown").write_text(str(steps._shown), encoding="utf-8")
 
     monkeypatch.setattr(launch.StepsShown, "show", show)
 
@@ -209,6 +217,7 @@ def test_a_server_that_is_killed_or_frozen_comes_back_at_its_address_and_no_othe
     number: signal.Signals,
 ) -> None:
     stand_ins.setattr(attempt, "ASK_AGAIN_SECONDS", 0.2)
+    stand_ins.setattr(attempt, "ANSWER_SECONDS", 1.0)
     stand_ins.setattr(local_parts.commands, "trainer", trainer(PATIENT_TRAINER))
     before: dict[str, list[str]] = {}
     pids: dict[str, int] = {}
@@ -225,16 +234,15 @@ def test_a_server_that_is_killed_or_frozen_comes_back_at_its_address_and_no_othe
         assert writer_of(f"{name}.log").cmdline() == before[name], "at the same address"
         assert writer_of(f"{name}.log").pid != pids[name]
 
-    steps = 24  # many enough that the trainer is there when the command looks
     at_step(stand_ins, {1: disturb, 4: look})
-    train(tmp_path, "engines.count=2", "engines.silence_timeout=1", f"run.steps={steps}")
+    train(tmp_path, "engines.count=2", "engines.silence_timeout=1")
     assert starts(tmp_path) == [0]
     how = "was ended by SIGKILL" if number is signal.SIGKILL else "answers no more"
     assert (
         f"{name} {how}; it alone is started again in 1 s (restart 1 of it), the run goes on"
         in capsys.readouterr().out
     )
-    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, steps + 1))
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
 def test_the_log_of_the_start_that_ended_is_kept(stand_ins: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -334,6 +342,8 @@ def test_the_file_stop_ends_a_run_whose_process_is_killed(
 def test_a_run_says_what_it_does_until_its_first_step_is_logged(
     stand_ins: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    playing = TRAINER.replace('say(step, "rollout")', 'say(step, "rollout")\n    time.sleep(0.5)')
+    stand_ins.setattr(local_parts.commands, "trainer", trainer(playing))
     train(tmp_path)
     said = capsys.readouterr().out.splitlines()
     heading = next(place for place, line in enumerate(said) if line.split()[:2] == ["step", "reward"])

@@ -12,7 +12,7 @@ from megatron_empg.launch import node_task
 from megatron_empg.launch.node_task import TaskError, engine_command, trainer_command
 from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.launch.run_plan import RunPlan
-from megatron_empg.recipe import load_recipe
+from tests.support.recipes import quickstart
 
 UUIDS = [f"GPU-{number}a5e0f2e-0000-1111-2222-333344445555" for number in range(4)]
 TASK = {
@@ -27,7 +27,7 @@ TASK = {
 
 
 def plan(*overrides: str) -> RunPlan:
-    return plan_of(load_recipe(Path("recipes/quickstart.yaml"), overrides))
+    return plan_of(quickstart(*overrides))
 
 
 def task(visible: str | None = None) -> dict[str, str]:

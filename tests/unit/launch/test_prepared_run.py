@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from file_server import file_server
 
 from megatron_empg.common.http import healthy
 from megatron_empg.launch import commands
@@ -22,6 +21,7 @@ from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.prepare.deepsearch import Wishes, prepare
 from megatron_empg.prepare.sources import read_sources
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
+from tests.support.file_server import file_server
 
 ROOT = Path(__file__).parents[3]
 INSTRUCT = ROOT / "tests/recipes/policies/instruct_tools"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Mapping
 
 FACTS, GAME = "traj_data.json", "game.tw-pddl"
 KIND = "pick_and_place_simple"
@@ -32,11 +29,3 @@ def games(count: int) -> dict[str, bytes]:
         game = {"solvable": True, "grammar": grammar, "pddl_problem": str(number)}
         found[f"json_2.1.1/{name}/{GAME}"] = json.dumps(game).encode()
     return found
-
-
-def zipped(files: Mapping[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return made.getvalue()

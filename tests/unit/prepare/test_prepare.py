@@ -1,16 +1,13 @@
 """`slurm/prepare.sh` against a local server: fetched, checked and gone on with, whatever breaks in between."""
 
 import hashlib
-import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from file_server import COMMIT, FileServer, file_server
 
 from megatron_empg.environments.deep_search.search.manifest import VERSION
 from megatron_empg.prepare import deepsearch, disk
@@ -33,6 +29,8 @@ from megatron_empg.prepare.places import HubPlace, UrlPlace, file_name, read_pla
 from megatron_empg.prepare.run import alone
 from megatron_empg.prepare.sources import SHIPPED, read_sources
 from megatron_empg.prepare.web import endpoint, new_client
+from tests.support.archives import tarred, zipped
+from tests.support.file_server import COMMIT, FileServer, file_server
 
 ROOT = Path(__file__).parents[3]
 CONTENT = random.Random(1).randbytes(300_000)
@@ -278,24 +276,6 @@ def test_what_another_version_or_preparation_wrote_is_refused(
 
 
 # --- the whole preparation ---------------------------------------------------------------------------------------
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return made.getvalue()
-
-
-def tarred(files: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return made.getvalue()
 
 
 HOTPOT = json.dumps([{"_id": "1", "question": "Who?", "answer": "Ada", "type": "bridge"}]).encode()

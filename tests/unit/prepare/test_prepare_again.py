@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from file_server import FileServer, file_server
-from test_prepare import zipped
 
 from megatron_empg.prepare.deepsearch import Wishes, prepare
 from megatron_empg.prepare.errors import PrepareError
@@ -21,6 +19,8 @@ from megatron_empg.prepare.manifest import Prepared, read_prepared
 from megatron_empg.prepare.places import UrlPlace
 from megatron_empg.prepare.records import Records
 from megatron_empg.prepare.sources import read_sources
+from tests.support.archives import zipped
+from tests.support.file_server import FileServer, file_server
 
 ROOT = Path(__file__).parents[3]
 QUESTIONS = b'{"question": "Who?", "answer": ["Ada"]}\n' * 10

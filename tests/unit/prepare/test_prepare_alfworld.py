@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from alfworld_archives import FACTS, GAME, facts, games, places, zipped
-from file_server import FileServer, file_server
 
 from megatron_empg.environments.alfworld.manifest import Game, Manifest, read_manifest, write_manifest
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE
@@ -28,6 +26,9 @@ from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
 from megatron_empg.prepare.wishes import Wishes
+from tests.support.archives import zipped
+from tests.support.file_server import FileServer, file_server
+from tests.unit.prepare.alfworld_archives import FACTS, GAME, facts, games, places
 
 ROOT = Path(__file__).parents[3]
 GAMES = 5

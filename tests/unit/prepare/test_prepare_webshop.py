@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from file_server import FileServer, file_server
 
 from megatron_empg.environments.scienceworld import installed
 from megatron_empg.environments.webshop.settings import WebShopSettings
@@ -20,6 +19,7 @@ from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
 from megatron_empg.prepare.webshop import FilesPart, WebShopSources
 from megatron_empg.prepare.wishes import Wishes
+from tests.support.file_server import FileServer, file_server
 
 PRODUCTS = b'[{"asin": "B000000001"}]' * 20
 ATTRIBUTES = b'{"B000000001": {"attributes": ["soft"]}}'

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import write_sparse_weights
 from safetensors.torch import load_file, save_file
 
 from megatron_empg.environments.base import Task
@@ -20,11 +19,13 @@ from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.recipe.check import _check_gold, _check_weights, check_model, check_recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from tests.tokenizers_for_tests import FAMILIES
+from tests.support.models import write_sparse_weights
+from tests.support.small_corpus import write_small_corpus
+from tests.support.tokenizers_for_tests import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "recipes/miniature/policy"
-CORPUS = [f"environment.settings.corpus={ROOT / 'recipes/miniature/corpus.jsonl'}"]
+SHIPPED_CORPUS = f"environment.settings.corpus={ROOT / 'recipes/miniature/corpus.jsonl'}"
 MODEL = {
     "architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 301, "max_position_embeddings": 512,
@@ -91,19 +92,28 @@ def test_a_layout_that_can_be_passes(path: Path, overrides: list[str]) -> None:
 # What would fail only in a process of its own
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the miniature's policy."""
+def folder(tmp_path: Path, corpus: Path) -> Path:
+    """A copy of the miniature's policy, beside a small corpus."""
+    (tmp_path / "corpus.jsonl").symlink_to(corpus)
     return Path(shutil.copytree(POLICY, tmp_path / "policy"))
 
 
+def words_of(folder: Path) -> list[str]:
+    return [f"model.path={folder}", f"environment.settings.corpus={folder.parent / 'corpus.jsonl'}"]
+
+
 def quickstart(folder: Path, *overrides: str) -> Recipe:
-    return load_recipe(ROOT / "recipes/quickstart.yaml", [f"model.path={folder}", *CORPUS, *overrides])
+    return load_recipe(ROOT / "recipes/quickstart.yaml", [*words_of(folder), *overrides])
 
 
 def warm_up(folder: Path, *overrides: str) -> SftRecipe:
-    given = [f"model.path={folder}", *CORPUS, *overrides]
-    return load_recipe(ROOT / "recipes/miniature_sft.yaml", given, SftRecipe)
+    return load_recipe(ROOT / "recipes/miniature_sft.yaml", [*words_of(folder), *overrides], SftRecipe)
 
 
 def refusal(recipe: Recipe | SftRecipe) -> str:
@@ -119,7 +129,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_the_shipped_start_is_well(folder: Path) -> None:
-    assert check_recipe(quickstart(folder)).vocab_size == 1280
+    assert check_recipe(quickstart(folder, SHIPPED_CORPUS)).vocab_size == 1280
 
 
 def test_random_weights_need_no_files_in_a_warm_up(folder: Path) -> None:

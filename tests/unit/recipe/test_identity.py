@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from models import save_random_model
 
 from megatron_empg.common.jsonl import append_line
 from megatron_empg.common.section import Section, choices, shared_keys
@@ -28,6 +27,8 @@ from megatron_empg.recipe.identity import (
     take_up,
 )
 from megatron_empg.run.folder import RunFolder
+from tests.support.models import save_random_model
+from tests.support.small_corpus import write_small_corpus
 
 ROOT = Path(__file__).parents[3]
 
@@ -73,8 +74,32 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     save_random_model(folder / "model")
     (folder / "model/tokenizer.json").write_text("{}")
-    shutil.copy(ROOT / "recipes/miniature/corpus.jsonl", folder / "corpus.jsonl")
+    write_small_corpus(folder / "corpus.jsonl", share=50)
     return folder
+
+
+class Begun:
+    """Runs that have logged a step, one for each choice of names, made when the first key of it is asked for."""
+
+    def __init__(self, root: Path, shared: Path) -> None:
+        self._root, self._shared = root, shared
+        self._made: dict[str, tuple[Any, RunFolder, str]] = {}
+
+    def of(self, kind: type[Section], names: dict[str, str]) -> tuple[Any, RunFolder]:
+        """The recipe, and the run's folder with the recipe that it began with."""
+        name = f"{kind.__name__} {names}"
+        if name not in self._made:
+            recipe = recipe_of(kind, self._root / str(len(self._made)), self._shared, names)
+            folder = begin(recipe)
+            self._made[name] = recipe, folder, folder.recipe.read_text()
+        recipe, folder, written = self._made[name]
+        folder.recipe.write_text(written)
+        return recipe, folder
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Begun:
+    return Begun(tmp_path_factory.mktemp("begun"), shared)
 
 
 def recipe_of(kind: type[Section], folder: Path, shared: Path, names: dict[str, str] | None = None) -> Any:
@@ -135,13 +160,12 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
     ("kind", "key", "names"), KEYS, ids=[f"{key}-{'-'.join(names.values())}" for _, key, names in KEYS]
 )
 def test_every_key_is_fixed_or_may_change_and_is_treated_so(
-    kind: type[Section], key: str, names: dict[str, str], tmp_path: Path, shared: Path
+    kind: type[Section], key: str, names: dict[str, str], begun: Begun
 ) -> None:
     assert [may_change(key), is_fixed(key), key in BY_CONTENT].count(True) == 1, (
         "classify it: by Mark.MAY_CHANGE where it is declared, or in FIXED here and in docs/runs.md"
     )
-    recipe = recipe_of(kind, tmp_path / "run", shared, names)
-    folder = begin(recipe)
+    recipe, folder = begun.of(kind, names)
     recorded = yaml.safe_load(folder.recipe.read_text())
     node = recorded
     *sections, last = key.split(".")

@@ -3,7 +3,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from demo_run import write_demo
 
 from megatron_empg.common.jsonl import append_line
 from megatron_empg.report import figures, svg, write_learning_curve, write_report
@@ -12,6 +11,7 @@ from megatron_empg.report.episode import episode_html
 from megatron_empg.run.episode_log import write_episodes
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.run.folder import RunFolder
+from tests.unit.report.demo_run import write_demo
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from demo_run import write_demo
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
@@ -14,6 +13,7 @@ from megatron_empg.report.data import NoTimelineError, read_run
 from megatron_empg.report.timeline import LABELS, RIGHT, WIDTH, timeline_figure
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.timeline import EpisodeTimes, Span, StepTimeline, TurnTimes, write_timeline
+from tests.unit.report.demo_run import write_demo
 
 TITLE = "When the slowest episodes did what"
 

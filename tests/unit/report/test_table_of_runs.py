@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from table_runs import House, identity_of, recipe_of, write_run
 
 from megatron_empg.common.files import put_json
 from megatron_empg.common.wilson import wilson
@@ -19,9 +18,11 @@ from megatron_empg.report.table.errors import TableError
 from megatron_empg.report.table.page import json_of, text_of
 from megatron_empg.report.table.seeds import newcombe
 from megatron_empg.run.folder import RunFolder
+from tests.support.table_runs import House, identity_of, recipe_of, write_run
 
 SAMPLED = ("test_id", "sampled")
-HOUSE = f"environment={{name: 'table_runs:{House.__name__}'}}"
+HOUSES = f"{House.__module__}:{House.__name__}"
+HOUSE = f"environment={{name: '{HOUSES}'}}"
 
 
 def seeds(root: Path, *values: float, name: str = "run", **said: Any) -> list[Path]:
@@ -251,7 +252,7 @@ def test_an_environment_says_of_itself_what_is_not_comparable(
     assert "1: generated houses" in told(run)
     real = write_run(
         tmp_path / "real",
-        recipe_of(f"environment={{name: 'table_runs:{House.__name__}', settings: {{generated: false}}}}"),
+        recipe_of(f"environment={{name: '{HOUSES}', settings: {{generated: false}}}}"),
         {"test_id/sampled": 0.5},
     )
     assert "generated houses" not in told(real)
@@ -265,13 +266,13 @@ def test_what_an_environment_said_where_the_run_ran_counts(tmp_path: Path) -> No
 
 def test_an_environment_of_which_no_paper_tells_has_a_table_all_the_same(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", recipe_of(HOUSE), {"test_id/sampled": 0.5})
-    assert "No paper's numbers of table_runs:House were asked for that are known." in told(run)
+    assert "No paper's numbers of tests.support.table_runs:House were asked for that are known." in told(run)
 
 
 def test_mixed_environments_have_a_table_each(tmp_path: Path) -> None:
     house = write_run(tmp_path / "house", recipe_of(HOUSE), {"test_id/sampled": 0.5})
     document = make_document([*seeds(tmp_path, 0.5), house], None)
-    assert [table.environment for table in document.tables] == ["alfworld", "table_runs:House"]
+    assert [table.environment for table in document.tables] == ["alfworld", "tests.support.table_runs:House"]
     assert [line.group.number for table in document.tables for line in table.lines] == [1, 2]
 
 

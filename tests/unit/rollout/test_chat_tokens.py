@@ -8,7 +8,7 @@ from megatron_empg.environments.base import SPLITS
 from megatron_empg.environments.deep_search.searcher import SEARCHERS, ScriptedSearcher
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from tests.tokenizers_for_tests import CHATML, make_tokenizer
+from tests.support.tokenizers_for_tests import CHATML, make_tokenizer
 
 PROMPT = [{"role": "system", "content": "answer"}, {"role": "user", "content": "the capital of Peru?"}]
 

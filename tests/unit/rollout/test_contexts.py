@@ -12,9 +12,9 @@ from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.episode import Episode, run_episode
 from megatron_empg.rollout.service.collect import samples_of
 from megatron_empg.rollout.service.readable_episodes import text_of
-from tests.limited import Limited, limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import Limited, limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 TASK = Task("door", [], {})
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from megatron_empg.rollout.engine_counters import COUNTERS, HISTOGRAMS, EngineCounters, Histogram
-from tests.engine_pages import page
+from tests.support.engine_pages import page
 
 FULL = {name.removeprefix("vllm:"): 10.0 for name in COUNTERS.values()}
 TIMES = {name.removeprefix("vllm:"): [0.5, 1.5, 3.0] for name in HISTOGRAMS.values()}

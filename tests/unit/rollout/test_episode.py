@@ -23,8 +23,7 @@ from megatron_empg.rollout.config import RolloutConfig
 from megatron_empg.rollout.episode import EngineFailed, Episode, run_episode, state_number
 from megatron_empg.rollout.text_tokens import TextTokens
 from megatron_empg.rollout.token_bound import TokenBound
-from tests.limited import Limited, limited
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import Limited, limited
 
 TASK = Task("t", [{"role": "user", "content": "the capital of Peru"}], {})
 
@@ -62,11 +61,6 @@ class Echo(Begun):
         if action.startswith("answer"):
             return StepResult(None, True, 1.0)
         return StepResult(f"seen {action}", False)
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
 
 
 def encode(chat: ChatTokens, text: str) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +16,14 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.serving import wait_for
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
 
 
-class OneTurn:
+class MayHang:
     """Every turn is an answer; with "hangs" in the task it never sees the end of it."""
 
     def __init__(self, task: Task, over: threading.Event) -> None:
@@ -40,11 +39,6 @@ class OneTurn:
 
     async def close(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
 
 
 @pytest.fixture
@@ -100,18 +94,11 @@ def answer(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
     return lambda body: tokens
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
-
-
 def test_a_frozen_engine_costs_no_episode_and_is_not_asked_again(chat: ChatTokens, over: threading.Event) -> None:
     """It still says that it is healthy, as a server does whose GPU hangs."""
     with StubEngine(answer(chat)) as sound, StubEngine(answer(chat), frozen=True) as frozen:
         fleet = Fleet([frozen.url, sound.url])
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         first, second = play(chat, fleet.engines, [groups(8), groups(8)], make=make, fleet=fleet, request=0.5)
         assert {e.outcome for e in first + second} == {"success"}
         assert len({e.engine for e in first + second}) == 1
@@ -135,7 +122,7 @@ def test_a_hanging_environment_costs_its_episode_alone(
     threads = PatientThreads()
     monkeypatch.setattr(blocking, "CALLS", threads)
     with StubEngine(answer(chat)) as engine:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         batches = [groups(8, hangs=True), groups(2)]
         hung, sound = play(chat, [engine.url], batches, make=make, concurrency=4, environment=0.3)
     assert {e.outcome for e in hung} == {"error"}
@@ -150,7 +137,7 @@ def test_what_is_not_over_when_the_round_ends_is_cancelled_and_says_so(
     chat: ChatTokens, over: threading.Event
 ) -> None:
     with StubEngine(answer(chat), delay=30.0) as engine:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         (episodes,) = play(chat, [engine.url], [groups(6)], make=make, concurrency=4, timeout=0.5)
         assert [e.outcome for e in episodes] == ["error"] * 6
         assert all("not over when the 0.5 s" in (e.error or "") for e in episodes[:4])
@@ -162,7 +149,7 @@ def test_what_is_not_over_when_the_round_ends_is_cancelled_and_says_so(
 
 def test_a_slow_episode_ends_by_its_own_limit(chat: ChatTokens, over: threading.Event) -> None:
     with StubEngine(answer(chat), delay=30.0) as engine:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         (episodes,) = play(chat, [engine.url], [groups(2)], make=make, episode=0.3)
         assert all("limits.episode_timeout" in (e.error or "") for e in episodes)
         wait_for(lambda: engine.cancelled == 2)
@@ -170,14 +157,14 @@ def test_a_slow_episode_ends_by_its_own_limit(chat: ChatTokens, over: threading.
 
 def test_waiting_for_a_place_is_not_part_of_an_episodes_time(chat: ChatTokens, over: threading.Event) -> None:
     with StubEngine(answer(chat), delay=0.5) as engine:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         (episodes,) = play(chat, [engine.url], [groups(6)], make=make, concurrency=1, episode=2.5)
     assert {e.outcome for e in episodes} == {"success"}, "six of half a second each, one after the other"
 
 
 def test_whoever_cancels_a_batch_cancels_its_requests(chat: ChatTokens, over: threading.Event) -> None:
     with StubEngine(answer(chat), delay=30.0) as engine:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         with pytest.raises(asyncio.CancelledError):
             play(chat, [engine.url], [groups(5)], make=make, cancel_when=lambda: engine.in_flight == 5)
         wait_for(lambda: engine.in_flight == 0)
@@ -188,7 +175,7 @@ def test_an_environment_that_cannot_be_made_costs_its_episode(chat: ChatTokens, 
     def make(task: Task) -> Environment:
         if task.id == "q1":
             raise ConnectionError("the simulator did not start")
-        return OneTurn(task, over)
+        return MayHang(task, over)
 
     with StubEngine(answer(chat)) as engine:
         (episodes,) = play(chat, [engine.url], [groups(3)], make=make)
@@ -215,7 +202,7 @@ def test_an_engine_that_answers_something_else_is_named(
             return {"choices": []} if fault == "nonsense" else answered
 
     with Other(answer(chat), version=None) as engine:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         (episodes,) = play(chat, [engine.url], [groups(2)], make=make)
         assert all(f"{engine.url} {says}" in (e.error or "") for e in episodes)
 
@@ -225,7 +212,7 @@ def test_an_episode_starts_over_on_an_engine_that_it_has_not_tried(
 ) -> None:
     """The first one lives, has nothing else to do, and answers what nobody can use."""
     with StubEngine(answer(chat), version=None) as unfit, StubEngine(answer(chat)) as sound:
-        make = lambda task: OneTurn(task, over)  # noqa: E731
+        make = lambda task: MayHang(task, over)  # noqa: E731
         [episodes] = play(chat, [unfit.url, sound.url], [groups(4)], make=make, concurrency=1)
         assert [e.outcome for e in episodes] == ["success"] * 4
         assert {e.engine for e in episodes} == {sound.url}

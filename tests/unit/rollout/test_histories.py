@@ -17,9 +17,9 @@ from megatron_empg.rollout.episode import run_episode
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.collect import Collection, samples_of
 from megatron_empg.rollout.thoughts import ThoughtRule
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import FAMILIES, ORDINARY, make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import FAMILIES, ORDINARY, make_tokenizer
 
 TASK = Task(
     "t", [{"role": "system", "content": "answer"}, {"role": "user", "content": "the capital of Peru?"}], {}

@@ -8,40 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from tests.tokenizers_for_tests import FAMILIES, ORDINARY, make_sentencepiece, make_tokenizer
+from tests.support.tokenizers_for_tests import FAMILIES, ORDINARY, make_sentencepiece, make_tokenizer
+from tests.unit.rollout.hostile_text import TEMPLATES, hostile, said
 
-TEMPLATES = ("chatml", "llama3", "qwen2.5", "qwen3", "llama3.1", "llama3.2", "smollm2", "gemma", "zephyr")
 MADE = {family: make_tokenizer(family, ordinary=ORDINARY) for family in TEMPLATES}
 CHATS = {family: ChatTokens(tokenizer) for family, tokenizer in MADE.items()}
-CONTROL = sorted({text for family in TEMPLATES for text in FAMILIES[family][1]})
-ROLES = ["user", "assistant", "system", "model", "<|user|>", "<|assistant|>"]
-FRAGMENTS = [
-    *CONTROL,
-    *ORDINARY,
-    *ROLES,
-    *(text[:cut] for text in CONTROL for cut in (1, 3, len(text) - 1)),
-    *(text[cut:] for text in CONTROL for cut in (1, 3, len(text) - 1)),
-    *("\n", "\n\n", " ", "    ", "x", "Lima", "ASSISTANTTURN", "turn", "question", "é", "東京", "\u2028", "\x00"),
-]
-hostile = st.one_of(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join), st.text(max_size=20))
 turns = st.lists(st.tuples(hostile, hostile, st.booleans()), max_size=4)
 
 
 def control_ids(family):
     return set(MADE[family].convert_tokens_to_ids(FAMILIES[family][1]))
-
-
-def said(tokenizer, ids, control):
-    """The texts between the control tokens, and the control tokens."""
-    texts, run, found = [], [], []
-    for number in ids:
-        if number in control:
-            texts.append(tokenizer.decode(run))
-            run = []
-            found.append(number)
-        else:
-            run.append(number)
-    return [*texts, tokenizer.decode(run)], found
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

@@ -17,9 +17,8 @@ from megatron_empg.rollout.episode import Episode, Lost
 from megatron_empg.rollout.episodes import Changes, Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.seat import MOST_LOST, Seat
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
 TURNS = 3
@@ -44,11 +43,6 @@ class Counting:
 
     async def close(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
 
 
 def by_seed(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from megatron_empg.environments.base import Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.chat_use import PLAIN, ChatUse
-from tests.tokenizers_for_tests import CHATML, FAMILIES, ORDINARY, make_tokenizer
-from tests.unit.rollout.test_hostile_text import CONTROL, hostile, said
+from tests.support.tokenizers_for_tests import CHATML, FAMILIES, ORDINARY, make_tokenizer
+from tests.unit.rollout.hostile_text import CONTROL, hostile, said
 
 SEARCH = {
     "type": "function",

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.text_tokens import TextTokens
 from megatron_empg.rollout.token_bound import COMPOSED, TooManyTokens
-from tests.tokenizers_for_tests import ORDINARY, make_sentencepiece, make_tokenizer
+from tests.support.tokenizers_for_tests import ORDINARY, make_sentencepiece, make_tokenizer
 
 Change = Callable[[Tokenizer], None]
 FOUR_IN_ONE = "\u03b1\u0313\u0300\u0345"

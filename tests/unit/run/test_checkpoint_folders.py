@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_empg.launch.recipe_plan import plan_of
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.run.checkpoint_folders import (
     SLOWEST_READ,
     finished_steps,
@@ -17,6 +17,7 @@ from megatron_empg.run.checkpoint_folders import (
     step_folder,
 )
 from megatron_empg.run.folder import RunFolder
+from tests.support.recipes import quickstart
 
 NEWEST = 1_000_010
 """More digits than the names have at least."""
@@ -51,7 +52,7 @@ def test_there_may_be_none(tmp_path: Path) -> None:
 
 
 def by_the_job_scripts(run: Path) -> object:
-    recipe: Recipe = load_recipe(Path("recipes/quickstart.yaml"), [f"run.folder={run}"])
+    recipe: Recipe = quickstart(f"run.folder={run}")
     return plan_of(recipe).checkpoint
 
 
@@ -69,7 +70,7 @@ def test_everybody_names_the_same_newest_checkpoint(run: Path, newest: Callable[
 
 def test_a_job_is_not_finished_while_the_policy_is_that_of_an_older_checkpoint(run: Path) -> None:
     """A run that was raised to more steps, and killed between its last checkpoint and the export."""
-    recipe = load_recipe(Path("recipes/quickstart.yaml"), [f"run.folder={run}", "run.steps=9"])
+    recipe = quickstart(f"run.folder={run}", "run.steps=9")
     folder = RunFolder(run)
     folder.policy.mkdir()
     for exported, finished in ((9, False), (NEWEST, True)):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of
 from pydantic import TypeAdapter
 
 from megatron_empg.actor.actor import UpdateReport
@@ -24,6 +23,7 @@ from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.run.metric_names import FAMILIES, STANDS_FOR, Metric, by_clock, find
 from megatron_empg.trainer.advantages import credit_metrics
 from megatron_empg.trainer.policy_update import update_metrics
+from tests.support.batches import batch_of
 
 PACKAGE = Path(__file__).resolve().parents[3] / "megatron_empg"
 ENTRIES = [metric for family in FAMILIES for metric in family.metrics]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of, empty_batch, plain_credit
 
 from megatron_empg.algorithms.algorithm import Algorithm
 from megatron_empg.algorithms.base import Credit, Scores
@@ -19,6 +18,7 @@ from megatron_empg.algorithms.section import AlgorithmSection
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.episode_text import EpisodeText, TurnText
 from megatron_empg.trainer.advantages import annotated_episodes, credit_metrics
+from tests.support.batches import batch_of, empty_batch, plain_credit
 
 SPANS = [
     [(2, 5), (8, 9)],

@@ -4,26 +4,21 @@ import math
 
 import pytest
 import torch
-from batches import batch_of, empty_batch
 
 from megatron_empg.algorithms.base import Scores
-from megatron_empg.recipe import Recipe, parse_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.agreement import FEW_TOKENS, check_agreement
 from megatron_empg.trainer.errors import TrainingError
+from tests.support.batches import batch_of, empty_batch
+from tests.support.recipes import least
 
 OWN = 400
 URLS = [f"http://engine{i}:8000" for i in range(32)]
 
 
 def recipe(dtype: str = "bfloat16", *, max_lag: int = 0, **limits: float) -> Recipe:
-    return parse_recipe({
-        "run": {"folder": "runs/x", "steps": 1},
-        "model": {"path": "models/x", "dtype": dtype},
-        "environment": {"name": "deep_search"},
-        "rollout": {"groups": 4, "group_size": 2, "max_lag": max_lag},
-        "limits": {"sync_timeout": 100} | limits,
-    })  # fmt: skip
+    return least(model={"dtype": dtype}, rollout={"max_lag": max_lag}, limits={"sync_timeout": 100} | limits)
 
 
 def played(noise: float = 0.01, own: int = OWN) -> tuple[Batch, Scores]:

@@ -11,7 +11,7 @@ from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
 from megatron_empg.weights.sync import engine_control
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.transfer import WeightPublisher
-from tests.weight_engines import ReceivingEngine, Source
+from tests.support.weight_engines import ReceivingEngine, Source
 
 LIMIT = 60.0
 

@@ -9,7 +9,7 @@ from megatron_empg.trainer.fleet_publisher import MOST_PASSES, EngineSenses, Fle
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.held_version import NEVER_TOLD
 from megatron_empg.weights.sync.together import Alone
-from tests.thread_ranks import ThreadRanks, on_ranks
+from tests.support.thread_ranks import ThreadRanks, on_ranks
 
 SOURCE: Any = None
 BOTH = ("a", "b")

@@ -8,25 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_empg.cluster.watchdog import Watchdog
-from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe, parse_recipe
+from megatron_empg.recipe import Recipe, RecipeError, SftRecipe, load_recipe
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.run.heartbeat import PHASE_LIMIT, Beat
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phase_limits import collective_timeout, driver_timeout, phase_limits
 from megatron_empg.trainer.phases import Phases
+from tests.support.recipes import least
 
 SECONDS = st.integers(1, 20_000)
 
 
 def recipe(**limits: Any) -> Recipe:
-    return parse_recipe({
-        "run": {"folder": "runs/x", "steps": 1},
-        "model": {"path": "models/x"},
-        "environment": {"name": "deep_search"},
-        "rollout": {"groups": 16, "group_size": 2},
-        "evaluation": {"questions": 4},
-        "limits": limits,
-    })  # fmt: skip
+    return least(rollout={"groups": 16}, evaluation={"questions": 4}, limits=limits)
 
 
 @given(SECONDS, SECONDS, st.none() | SECONDS, SECONDS)

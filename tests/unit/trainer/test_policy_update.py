@@ -5,7 +5,6 @@ import random
 from typing import Any
 
 import torch
-from batches import batch_of, plain_credit
 
 from megatron_empg.actor.actor import UpdateReport
 from megatron_empg.algorithms.algorithm import Algorithm
@@ -16,6 +15,7 @@ from megatron_empg.algorithms.sample import Sample
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.experience import experience_of
 from megatron_empg.trainer.policy_update import PolicyUpdate, split_episodes, update_metrics, update_policy
+from tests.support.batches import batch_of, plain_credit
 
 
 def report(value: float, tokens: int, *, norm: float = 1.0, applied: bool = True) -> UpdateReport:

@@ -5,27 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of, plain_credit
 
 from megatron_empg.algorithms.algorithm import Algorithm
-from megatron_empg.recipe import parse_recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.progress_guard import ProgressGuard
+from tests.support.batches import batch_of, plain_credit
+from tests.support.recipes import least
 
 
 class Guarded:
     """A guard, and batches on their way to it: each gets the algorithm's credit."""
 
     def __init__(self, algorithm: dict[str, Any] | None = None, **limits: Any) -> None:
-        recipe = parse_recipe({
-            "run": {"folder": "runs/x", "steps": 1},
-            "model": {"path": "models/x"},
-            "environment": {"name": "deep_search"},
-            "rollout": {"groups": 16, "group_size": 2},
-            "algorithm": algorithm or {},
-            "limits": limits,
-        })  # fmt: skip
+        recipe = least(rollout={"groups": 16}, algorithm=algorithm or {}, limits=limits)
         self.algorithm, self.progress = Algorithm(recipe.algorithm), ProgressGuard(recipe)
 
     def check(self, step: int, batch: Batch) -> bool:

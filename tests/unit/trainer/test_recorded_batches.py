@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import empty_batch
 
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.recorded_batches import RecordedBatches, ReplayedBatches, ToldPublisher
+from tests.support.batches import empty_batch
 
 
 def batch(step: int, **metrics: float) -> bytes:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.recipe import load_recipe
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.trainer.loop import Training
 from megatron_empg.trainer.phases import Phases
+from tests.support.recipes import quickstart
 
 
 class Saved:
@@ -31,7 +31,7 @@ class Rehearsed(Training):
 
     def __init__(self, folder: RunFolder, *, first: int, stop_at: str) -> None:
         overrides = ["run.steps=4", "run.checkpoint_every=2", "evaluation.every=1"]
-        self.recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides)
+        self.recipe = quickstart(*overrides)
         self.folder, self.first, self.stop_at = folder, first, stop_at
         self.said: list[str] = []
         self.checkpoints: Any = Saved(self.said)

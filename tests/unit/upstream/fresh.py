@@ -38,7 +38,7 @@ def outcomes(module: str) -> dict[str, Outcome]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.run(
-        [sys.executable, __file__, module],
+        [sys.executable, "-m", "tests.unit.upstream.fresh", module],
         capture_output=True,
         encoding="utf-8",
         env=environment,
@@ -85,8 +85,7 @@ def _tried(case: Callable[[], str]) -> dict[str, str]:
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    module = importlib.import_module(sys.argv[1])
+    module = importlib.import_module(f"{__package__}.{sys.argv[1]}")
     cases = cases_of(module)
     found = {name: _forked(cases.pop(name)) for name in module.EARLY}
     module.prepare()

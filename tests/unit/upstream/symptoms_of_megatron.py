@@ -13,11 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import one_rank
 import torch
 import torch._dynamo
 import torch.distributed as dist
-from one_rank import FORMAT, left_out, symptom_of
 
 from megatron_empg.actor import platform
 from megatron_empg.upstream import (
@@ -27,6 +25,8 @@ from megatron_empg.upstream import (
     torch_cpu,
     transformer_engine,
 )
+from tests.unit.upstream import one_rank
+from tests.unit.upstream.one_rank import FORMAT, left_out, symptom_of
 
 EARLY = (
     "drop_warnings_of_missing_parts",

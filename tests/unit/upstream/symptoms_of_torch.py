@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from one_rank import symptom_of
 
 from megatron_empg.upstream import torch_checkpoint, torch_distributed, torch_kernels
+from tests.unit.upstream.one_rank import symptom_of
 
 EARLY = ()
 SECOND = timedelta(seconds=1)

@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 import torch
-from one_rank import symptom_of
 from torch import nn
 
 from megatron_empg.upstream import vllm_reload, vllm_server
+from tests.unit.upstream.one_rank import symptom_of
 
 EARLY = ()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from private_names import reaches
+from tests.unit.upstream.private_names import reaches
 
 PACKAGE = Path(__file__).resolve().parents[3] / "megatron_empg"
 OF_ENGINES = {

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from fresh import Outcome, outcomes
 
 from megatron_empg.upstream.record import Upstream, records
+from tests.unit.upstream.fresh import Outcome, outcomes
 
 ROOT = Path(__file__).resolve().parents[3]
 PINNED = sorted(ROOT.glob("requirements*.txt"))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import SHAPES, save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from megatron_empg.weights.checkpoints.errors import CheckpointError
 from megatron_empg.weights.checkpoints.open_weights import open_weights
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import parameter_table
+from tests.support.models import SHAPES, save_random_model
 
 SMALL = 64 * 1024
 """Bytes of a file in these tests: a dozen files a model."""
@@ -322,9 +322,9 @@ for layers in sys.argv[3:]:
 def test_memory_follows_the_files_not_the_model(tmp_path: Path) -> None:
     """Two models, one four times as large, in files of one size: the peak above what a process starts with."""
     shard_bytes = 16 * 2**20
-    for layers in (8, 32):  # 50 and 200 MB
+    for layers in (4, 16):  # 25 and 100 MB
         save_large_model(tmp_path / str(layers), layers)
-    command = [sys.executable, "-c", _MEASURE, str(tmp_path), str(shard_bytes), "8", "32"]
+    command = [sys.executable, "-c", _MEASURE, str(tmp_path), str(shard_bytes), "4", "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     small_in, small_out, large_in, large_out = map(int, done.stdout.split())
     assert max(large_in, large_out) < 3.5 * shard_bytes, done.stdout

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from megatron_empg.weights.mapping.mappings import GateUp, Qkv, Replicated
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 from megatron_empg.weights.mapping.parameters import parameter_table
+from tests.support.models import save_random_model
 
 SHAPES = ("qwen2", "qwen2-untied", "llama")
 

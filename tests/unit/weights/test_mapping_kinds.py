@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import SHAPES, save_random_model
 from torch import Tensor
 
 from megatron_empg.weights.mapping import mappings
@@ -15,6 +14,7 @@ from megatron_empg.weights.mapping.initialise import random_tensors
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping, TensorSlice
 from megatron_empg.weights.mapping.parameters import parameter_table
+from tests.support.models import SHAPES, save_random_model
 
 PACKAGE = Path(__file__).resolve().parents[3] / "megatron_empg"
 

@@ -15,8 +15,8 @@ from megatron_empg.weights.sync.gloo_sender import announced
 from megatron_empg.weights.sync.gloo_transport import address_towards
 from megatron_empg.weights.sync.source import Sent
 from megatron_empg.weights.sync.transfer import PublishReport, WeightPublisher
-from tests.thread_ranks import ThreadRanks, on_ranks
-from tests.weight_engines import ReceivingEngine, Source
+from tests.support.thread_ranks import ThreadRanks, on_ranks
+from tests.support.weight_engines import ReceivingEngine, Source
 
 LIMIT = 60.0
 NAMES = ["w0", "w1", "w2", "w3"]

@@ -21,7 +21,7 @@ from megatron_empg.weights.sync.engine_control import EngineControl, WeightTrans
 from megatron_empg.weights.sync.nccl_sender import NcclSender, NcclTransport, in_stream_order
 from megatron_empg.weights.sync.together import Alone
 from megatron_empg.weights.sync.transfer import WeightPublisher
-from tests.weight_engines import Engine, Source
+from tests.support.weight_engines import Engine, Source
 
 LIMIT = 3.0
 LONG = 60.0

@@ -10,17 +10,14 @@ from megatron_empg.common.jsonl import append_line
 from megatron_empg.planner.simulation.engine import EngineRates
 from megatron_empg.planner.simulation.files import rates_as_json, read_latencies, read_rates
 from megatron_empg.planner.simulation.recorded import lengths, read_recorded
-from megatron_empg.recipe import Recipe, RecipeError, load_recipe
+from megatron_empg.recipe import RecipeError
 from megatron_empg.run.episode_log import write_episodes
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.timeline import EpisodeTimes, Span, StepTimeline, TurnTimes, write_timeline
+from tests.support.recipes import quickstart
 
 ROOT = Path(__file__).parents[4]
-
-
-def quickstart(*overrides: str) -> Recipe:
-    return load_recipe(ROOT / "recipes/quickstart.yaml", list(overrides))
 
 
 def episode(step: int) -> EpisodeRecord:

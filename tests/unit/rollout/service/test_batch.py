@@ -5,7 +5,6 @@ from dataclasses import fields
 
 import pytest
 import torch
-from batches import batch_of, empty_batch
 from safetensors.torch import load, save
 
 from megatron_empg.algorithms.sample import Sample
@@ -14,6 +13,7 @@ from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.experience import experience_of
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.run.episode_text import EpisodeText, TurnText
+from tests.support.batches import batch_of, empty_batch
 
 
 def some_batch() -> Batch:

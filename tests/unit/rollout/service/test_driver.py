@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -15,13 +14,12 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-import uvicorn
 
-from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.base import Task
 from megatron_empg.environments.deep_search.actions import Call, format_action
 from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.launch.ports import free_port
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
@@ -33,43 +31,21 @@ from megatron_empg.rollout.service.server import OneAtATime, Superseded, applica
 from megatron_empg.run.episode_log import read_episodes
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metric_names import by_clock
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
+from tests.support.serving import serving, wait_for
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
 T = TypeVar("T")
-
-
-class Oracle:
-    """Rewards by the task: "win", "lose", by chance, or an error; "unread" turns are malformed."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    async def reset(self) -> Opening:
-        return Opening()
-
-    async def step(self, action: str) -> StepResult:
-        kind = self.task.kind
-        if kind == "breaks":
-            raise OSError("the tool is gone")
-        if kind == "unread":
-            return StepResult("malformed call", False, malformed=True)
-        reward = {"win": 1.0, "lose": 0.0}.get(kind, float("Lima" in action))
-        return StepResult(None, True, reward, malformed=False)
-
-    async def close(self) -> None:
-        pass
 
 
 class Questions:
     """`count` training questions of the `kinds` in turn, drawn without balance."""
 
     def __init__(self, count: int, kinds: Sequence[str]) -> None:
-        asked = [{"role": "user", "content": "the capital of Peru"}]
-        named = [kinds[i % len(kinds)] for i in range(count)]
-        self.all = [Task(f"q{i}", asked, {}, kind=kind) for i, kind in enumerate(named)]
+        self.all = questions_of(kinds[number % len(kinds)] for number in range(count))
 
     def sample(self, split: str, count: int, seed: int) -> list[Task]:
         generator = random.Random(seed)
@@ -82,21 +58,10 @@ class Questions:
         return self.all[:count]
 
 
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
-
-
-def saying(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
-    """One of two answers, by the seed."""
-    said = [chat._tokenizer(f"answer {word}", add_special_tokens=False)["input_ids"] for word in ("Lima", "Peru")]
-    return lambda body: [*said[body["sampling_params"]["seed"] % 2], chat.end_of_turn]
-
-
 def recipe(*overrides: str) -> Recipe:
     few = ("rollout.groups=8", "rollout.group_size=2", "evaluation.questions=20", "environment.max_turns=2")
     few += ("algorithm.name=grpo",)
-    return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
+    return quickstart(*few, *overrides)
 
 
 def limits(batch: int, round_: float) -> list[str]:
@@ -109,7 +74,7 @@ def limits(batch: int, round_: float) -> list[str]:
 @asynccontextmanager
 async def driver(chat: ChatTokens, url: str, source: Any, recipe: Recipe) -> Any:
     config, _, turns = limited(2, 50, 500, concurrency=64)
-    rollout = Rollout(Fleet([url]), TOKEN, chat, Oracle, config, recipe.waits, max_turns=turns, seed=7)
+    rollout = Rollout(Fleet([url]), TOKEN, chat, OneTurn, config, recipe.waits, max_turns=turns, seed=7)
     async with rollout as connected:
         yield Driver(recipe.service_config(), source, connected)
 
@@ -133,7 +98,7 @@ def collect(chat: ChatTokens, url: str, source: Any, given: Recipe, step: int = 
 
 def test_refills_end_when_another_round_would_not_fit(chat: ChatTokens) -> None:
     """Every group is dropped, so that only the clock ends the rounds."""
-    with StubEngine(saying(chat), delay=0.3) as engine:
+    with StubEngine(by_seed(chat), delay=0.3) as engine:
         given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=1000", *limits(3, 1.5))
         batch = collect(chat, engine.url, Questions(100_000, ["lose"]), given)
         assert batch.experience.samples == []
@@ -146,7 +111,7 @@ def test_a_round_that_hangs_gives_up_what_is_not_over(chat: ChatTokens) -> None:
         def delay_of(self, body: dict[str, Any]) -> float:
             return 3600.0 if body["sampling_params"]["seed"] in self.seeds[:3] else 0.0
 
-    with Late(saying(chat)) as engine:
+    with Late(by_seed(chat)) as engine:
         given = recipe(*limits(4, 2))
         batch = collect(chat, engine.url, Questions(100, ["chance"]), given)
         assert batch.metrics["train/episodes_error"] == 3
@@ -155,7 +120,7 @@ def test_a_round_that_hangs_gives_up_what_is_not_over(chat: ChatTokens) -> None:
 
 def test_questions_and_samples_of_a_step_are_all_different(chat: ChatTokens) -> None:
     """Six questions for twelve groups, and again in each refill."""
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         given = recipe("rollout.groups=12", "algorithm.name=dapo", "algorithm.max_generation_rounds=4")
         collect(chat, engine.url, Questions(6, ["lose"]), given)
         assert len(engine.seeds) == 4 * 12 * 2
@@ -163,7 +128,7 @@ def test_questions_and_samples_of_a_step_are_all_different(chat: ChatTokens) -> 
 
 
 def test_a_refill_asks_other_questions_while_there_are_any(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=5")
         source = Questions(40, ["lose"])
         asked: list[str] = []
@@ -192,7 +157,7 @@ def test_a_round_asks_for_more_questions_than_are_wanted_where_the_recipe_says_s
     chat: ChatTokens, factor: float, asked: int
 ) -> None:
     """What is found beyond the batch is counted and left."""
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         more = ("algorithm.name=dapo", f"algorithm.oversampling={factor}", "algorithm.max_generation_rounds=1")
         batch = collect(chat, engine.url, Questions(100, ["chance"]), recipe(*more))
         assert batch.metrics["train/episodes"] == 2 * asked
@@ -207,7 +172,7 @@ def _noted(tasks: list[Task], into: list[str]) -> list[Task]:
 
 
 def test_a_batch_follows_from_seed_and_step(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         source, given = Questions(6, ["chance", "lose"]), recipe("algorithm.name=dapo")
         batches = [collect(chat, engine.url, source, given, step) for step in (3, 4, 3)]
         sets = [set(engine.seeds[i * len(engine.seeds) // 3 :][: len(engine.seeds) // 3]) for i in range(3)]
@@ -223,7 +188,7 @@ def test_a_batch_follows_from_seed_and_step(chat: ChatTokens) -> None:
 
 
 def test_too_many_errors_end_the_batch_and_one_is_shown(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         given = recipe("limits.max_error_share=0.4")
         with pytest.raises(
             DriverError, match=r"(?s)step 3: 8 of 16 .*8 OSError.*max_error_share \(0.4\)"
@@ -247,7 +212,7 @@ def test_what_was_not_measured_is_absent(chat: ChatTokens) -> None:
     ("kind", "says"), [("breaks", "OSError: the tool is gone"), ("unread", "read none of the policy's")]
 )
 def test_before_the_first_step_a_task_nobody_can_learn_is_refused(chat: ChatTokens, kind: str, says: str) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         with pytest.raises(DriverError, match="before the first step") as caught:
             with_driver(chat, engine.url, Questions(50, [kind]), recipe(), lambda opened: opened.probe())
         assert says in str(caught.value)
@@ -260,7 +225,7 @@ def test_the_episodes_before_the_first_step_can_be_read_whatever_they_are_worth(
 ) -> None:
     folder = RunFolder(tmp_path).open("")
     given = recipe(f"run.folder={tmp_path}", "logging.episodes_per_step=2")
-    with StubEngine(saying(chat)) as engine, suppress(DriverError):
+    with StubEngine(by_seed(chat)) as engine, suppress(DriverError):
         with_driver(chat, engine.url, Questions(50, [kind]), given, lambda opened: opened.probe())
     episodes = read_episodes(folder.episodes / "probe.jsonl")
     assert [episode["outcome"] for episode in episodes] == [outcome] * len(episodes)
@@ -273,14 +238,14 @@ def test_the_episodes_before_the_first_step_can_be_read_whatever_they_are_worth(
 def test_the_episodes_of_a_refused_batch_can_be_read(chat: ChatTokens, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).open("")
     given = recipe(f"run.folder={tmp_path}")
-    with StubEngine(saying(chat)) as engine, pytest.raises(DriverError):
+    with StubEngine(by_seed(chat)) as engine, pytest.raises(DriverError):
         collect(chat, engine.url, Questions(50, ["breaks"]), given, step=3)
     (episode,) = read_episodes(folder.episodes / "refused_000004.jsonl")
     assert episode["error"] == "OSError: the tool is gone"
 
 
 def test_a_step_that_trains_on_nothing_shows_episodes_all_the_same(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         source = Questions(50, ["lose"])
         batch = collect(
             chat, engine.url, source, recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=2")
@@ -291,7 +256,7 @@ def test_a_step_that_trains_on_nothing_shows_episodes_all_the_same(chat: ChatTok
 
 
 def test_the_episodes_before_the_first_step_use_no_seed_of_a_step(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         source = Questions(8, ["chance"])
         assert with_driver(chat, engine.url, source, recipe(), lambda opened: opened.probe()) == 8
         before = set(engine.seeds)
@@ -306,7 +271,7 @@ def test_the_episodes_before_the_first_step_use_no_seed_of_a_step(chat: ChatToke
 
 
 def test_an_error_is_a_question_not_answered(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         source = Questions(20, ["win", "breaks", "win", "lose"])
         result = with_driver(chat, engine.url, source, recipe(), lambda opened: opened.evaluate("test_id", True))
         assert (result.success, result.questions, result.errors) == (0.5, 20, 5)
@@ -318,7 +283,7 @@ def test_an_error_is_a_question_not_answered(chat: ChatTokens) -> None:
 
 
 def test_sampled_success_has_its_own_temperature(chat: ChatTokens) -> None:
-    with StubEngine(saying(chat)) as engine:
+    with StubEngine(by_seed(chat)) as engine:
         given = recipe("evaluation.temperature=0.4", "rollout.temperature=0.9", "evaluation.questions=2")
         for greedy in (False, True):
             with_driver(
@@ -334,27 +299,11 @@ def test_sampled_success_has_its_own_temperature(chat: ChatTokens) -> None:
 def served(chat: ChatTokens) -> Iterator[tuple[StubEngine, str]]:
     """An engine that takes its time, and the address of a driver that uses it."""
     port = free_port()
-    with StubEngine(saying(chat), delay=0.5) as engine:
+    with StubEngine(by_seed(chat), delay=0.5) as engine:
         given = recipe("evaluation.questions=40")
         opened = driver(chat, engine.url, Questions(30, ["chance"]), given)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application(opened, TOKEN), port=port, log_level="critical", timeout_graceful_shutdown=1
-            )
-        )
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        wait_for(lambda: server.started)
-        yield engine, f"http://127.0.0.1:{port}"
-        server.should_exit = True
-        thread.join(20)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
+        with serving(application(opened, TOKEN), port):
+            yield engine, f"http://127.0.0.1:{port}"
 
 
 def test_nothing_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, str]) -> None:

@@ -22,9 +22,9 @@ from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.driver import Driver
 from megatron_empg.rollout.service.garbage import no_full_collections
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
+from tests.support.tokenizers_for_tests import make_tokenizer
 
 LONGEST_HOLD = 0.050
 """Seconds of the loop's thread that one callback may take."""

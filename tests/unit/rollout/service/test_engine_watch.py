@@ -14,8 +14,8 @@ from aiohttp import web
 
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.service.engine_watch import EngineWatch
-from tests.engine_pages import page
-from tests.stub_engine import StubEngine
+from tests.support.engine_pages import page
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
 

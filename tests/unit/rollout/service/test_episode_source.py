@@ -8,9 +8,10 @@ import pytest
 
 from megatron_empg.environments.base import Opening, Task, TaskSource
 from megatron_empg.environments.workers.errors import WorkerTimeout
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.service.episode_source import EpisodeSource, open_episode_source
 from megatron_empg.run.metric_names import find
+from tests.support.recipes import quickstart
 
 ROOT = Path(__file__).resolve().parents[4]
 HANGS = f"{__name__}:Hangs"
@@ -41,17 +42,13 @@ class HangingEpisode:
         pass
 
 
-def recipe(*overrides: str) -> Recipe:
-    return load_recipe(ROOT / "recipes/quickstart.yaml", overrides)
-
-
 def of(environment: str, *overrides: str) -> Recipe:
-    whole = recipe(f"environment.name={environment}", *overrides)
+    whole = quickstart(f"environment.name={environment}", *overrides)
     return whole.model_copy(update={"environment": whole.environment.model_copy(update={"settings": {}})})
 
 
 def test_a_step_is_over_before_the_wait_around_it() -> None:
-    wanted = recipe("limits.environment_timeout=20", "environment.max_turns=5")
+    wanted = quickstart("limits.environment_timeout=20", "environment.max_turns=5")
     source = wanted.task_source()
     assert source.limits.max_turns == 5
     assert source.limits.step_timeout == pytest.approx(18.0)

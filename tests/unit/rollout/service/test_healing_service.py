@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx
 import pytest
-import uvicorn
 from aiohttp import web
 
-from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.base import Task
 from megatron_empg.launch.ports import free_port
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, EngineError
 from megatron_empg.rollout.episodes import Rollout
@@ -31,34 +29,20 @@ from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKee
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.run.metric_names import by_clock
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
+from tests.support.serving import serving, wait_for
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
-
-
-class OneTurn:
-    """Rewards an answer of Lima."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    async def reset(self) -> Opening:
-        return Opening()
-
-    async def step(self, action: str) -> StepResult:
-        return StepResult(None, True, float("Lima" in action), malformed=False)
-
-    async def close(self) -> None:
-        pass
 
 
 class Questions:
     """Twelve, in an order that the seed says."""
 
     def __init__(self) -> None:
-        self.all = [Task(f"q{i}", [{"role": "user", "content": "the capital of Peru"}], {}) for i in range(12)]
+        self.all = questions_of([""] * 12)
 
     def sample(self, split: str, count: int, seed: int) -> list[Task]:
         first = seed % len(self.all)
@@ -68,19 +52,9 @@ class Questions:
         return self.all[:count]
 
 
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
-
-
-def by_seed(chat: ChatTokens) -> Callable[[dict[str, Any]], list[int]]:
-    said = [chat._tokenizer(f"answer {word}", add_special_tokens=False)["input_ids"] for word in ("Lima", "Peru")]
-    return lambda body: [*said[body["sampling_params"]["seed"] % 2], chat.end_of_turn]
-
-
 def recipe(*more: str) -> Recipe:
     few = ("rollout.groups=4", "rollout.group_size=2", "evaluation.questions=6", "environment.max_turns=2")
-    return load_recipe(Path("recipes/quickstart.yaml"), [*few, "algorithm.name=grpo", *more])
+    return quickstart(*few, "algorithm.name=grpo", *more)
 
 
 @asynccontextmanager
@@ -98,26 +72,10 @@ async def opened(chat: ChatTokens, urls: list[str], given: Recipe) -> AsyncItera
             await driver.close()
 
 
-@contextmanager
-def serving(chat: ChatTokens, urls: list[str], port: int, given: Recipe) -> Iterator[uvicorn.Server]:
-    app = application(opened(chat, urls, given), TOKEN)
-    settings = uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(settings)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_for(lambda: server.started)
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join(20)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
+def served(
+    chat: ChatTokens, urls: list[str], port: int, given: Recipe
+) -> AbstractContextManager[threading.Thread]:
+    return serving(application(opened(chat, urls, given), TOKEN), port)
 
 
 def learnt_from(batch: bytes | StaleEngines) -> tuple[list[int], list[float], dict[str, float]]:
@@ -134,7 +92,7 @@ def torch_tokens(batch: Batch) -> list[int]:
 def test_a_batch_is_asked_for_again_once_its_engine_was_refitted_and_goes_on_meanwhile(chat: ChatTokens) -> None:
     """The only engine dies in the middle of the batch, comes back with other weights, and gets the policy's."""
     port = free_port()
-    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, recipe()):
+    with StubEngine(by_seed(chat), version="0") as engine, served(chat, [engine.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         undisturbed = learnt_from(client.rollout(0))
@@ -162,7 +120,7 @@ def test_a_batch_is_asked_for_again_once_its_engine_was_refitted_and_goes_on_mea
 def test_whatever_is_asked_waits_for_the_only_engine(chat: ChatTokens, asks: str) -> None:
     port = free_port()
     engine = StubEngine(by_seed(chat), version="0", delay=0.2)
-    with engine, serving(chat, [engine.url], port, recipe()):
+    with engine, served(chat, [engine.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         ask = client.probe if asks == "probe" else partial(client.evaluate, "test_id", False)
@@ -177,7 +135,7 @@ def test_whatever_is_asked_waits_for_the_only_engine(chat: ChatTokens, asks: str
 def test_engines_that_serve_are_not_disturbed_by_one_that_is_refitted(chat: ChatTokens) -> None:
     port = free_port()
     one, two = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="default")
-    with one, two, serving(chat, [one.url, two.url], port, recipe()):
+    with one, two, served(chat, [one.url, two.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([one.url], 1)  # the other one was not reached
         assert client.rollout(1) == StaleEngines((two.url,))
@@ -194,7 +152,7 @@ def test_engines_that_serve_are_not_disturbed_by_one_that_is_refitted(chat: Chat
 def test_an_engine_that_is_added_while_a_run_goes_on_is_refitted_and_given_work(chat: ChatTokens) -> None:
     port = free_port()
     one, added = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="default")
-    with one, added, serving(chat, [one.url], port, recipe()):
+    with one, added, served(chat, [one.url], port, recipe()):
         service = f"http://127.0.0.1:{port}"
         client = DriverClient(service, TOKEN, timeout=60.0)
         client.hold([one.url], 1)
@@ -215,7 +173,7 @@ def test_an_engine_that_is_added_while_a_run_goes_on_is_refitted_and_given_work(
 @pytest.mark.parametrize("body", ['{"engines": "http://10.0.0.7:8000"}', '{"engines": ["ftp://x"]}', "{", '"x"'])
 def test_an_engine_whose_address_cannot_be_is_refused_and_none_is_added(chat: ChatTokens, body: str) -> None:
     port = free_port()
-    with StubEngine(by_seed(chat), version="1") as one, serving(chat, [one.url], port, recipe()):
+    with StubEngine(by_seed(chat), version="1") as one, served(chat, [one.url], port, recipe()):
         service = f"http://127.0.0.1:{port}"
         client = DriverClient(service, TOKEN, timeout=60.0)
         client.hold([one.url], 1)
@@ -233,14 +191,14 @@ def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat:
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine:
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
-        with serving(chat, [engine.url], port, recipe()):
+        with served(chat, [engine.url], port, recipe()):
             client.hold([engine.url], 5)
             undisturbed = learnt_from(client.rollout(5))
         late: list[StaleEngines | bytes] = []
         asking = threading.Thread(target=lambda: late.append(client.rollout(5)))
         asking.start()
         time.sleep(1.0)  # nobody listens
-        with serving(chat, [engine.url], port, recipe()):
+        with served(chat, [engine.url], port, recipe()):
             asking.join(30)
             assert late == [StaleEngines(())], "it is told, and asked again"
             assert learnt_from(client.rollout(5)) == undisturbed
@@ -249,7 +207,7 @@ def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat:
 def test_an_engine_that_nobody_refitted_stays_stale_when_another_one_was(chat: ChatTokens) -> None:
     port = free_port()
     one, two = StubEngine(by_seed(chat), version="5"), StubEngine(by_seed(chat), version="5")
-    with one, two, serving(chat, [one.url, two.url], port, recipe()):
+    with one, two, served(chat, [one.url, two.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([one.url, two.url], 5)
         one.version = two.version = "default"  # both were started again
@@ -274,14 +232,14 @@ def test_a_service_that_was_started_again_during_a_refit_is_told_where_its_strea
     port = free_port()
     with StubEngine(by_seed(chat), version="1") as engine:
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
-        with serving(chat, [engine.url], port, recipe(*LAG)):
+        with served(chat, [engine.url], port, recipe(*LAG)):
             client.hold([engine.url], 0)
             client.published(0, None)
             first = client.rollout(0)
             assert isinstance(first, bytes)
             client.hold([engine.url], 1)
             client.published(1, account_in(first))
-        with serving(chat, [engine.url], port, recipe(*LAG)):
+        with served(chat, [engine.url], port, recipe(*LAG)):
             client.hold([engine.url], 1)
             assert client.rollout(1) == StaleEngines(()), "it is told, and asked again"
             second = client.rollout(1)
@@ -293,7 +251,7 @@ def test_a_service_that_was_started_again_during_a_refit_is_told_where_its_strea
 
 def test_a_stream_that_nobody_began_is_no_endless_asking(chat: ChatTokens) -> None:
     port = free_port()
-    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, recipe(*LAG)):
+    with StubEngine(by_seed(chat), version="0") as engine, served(chat, [engine.url], port, recipe(*LAG)):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         with pytest.raises(DriverClientError, match="answered 412: step 0: no weights were published yet"):
@@ -302,7 +260,7 @@ def test_a_stream_that_nobody_began_is_no_endless_asking(chat: ChatTokens) -> No
 
 def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> None:
     port = free_port()
-    with StubEngine(by_seed(chat), version="5") as engine, serving(chat, [engine.url], port, recipe()):
+    with StubEngine(by_seed(chat), version="5") as engine, served(chat, [engine.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         with pytest.raises(DriverClientError, match="answered 412: nobody has told"):
             client.rollout(5)
@@ -323,7 +281,7 @@ def test_a_batch_that_no_engine_was_left_for_is_an_accident(chat: ChatTokens) ->
     short = ("episode", "turn", "request")
     few = [f"limits.{name}_timeout={1.5 - number / 10}" for number, name in enumerate(short)]
     given = recipe("limits.rollout_timeout=20", "limits.round_timeout=2", "limits.environment_timeout=1", *few)
-    with StubEngine(by_seed(chat), version="0") as engine, serving(chat, [engine.url], port, given):
+    with StubEngine(by_seed(chat), version="0") as engine, served(chat, [engine.url], port, given):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         engine.gone = True

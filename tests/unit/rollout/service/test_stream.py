@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
-from megatron_empg.environments.base import Opening, StepResult, Task
+from megatron_empg.environments.base import Task
 from megatron_empg.launch.ports import free_port
-from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
@@ -31,40 +28,20 @@ from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream
-from tests.limited import limited
-from tests.stub_engine import StubEngine
-from tests.tokenizers_for_tests import make_tokenizer
+from tests.support.limited import limited
+from tests.support.one_turn import OneTurn, by_seed, questions_of
+from tests.support.recipes import quickstart
+from tests.support.serving import serving, wait_for
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
-
-
-class Answered:
-    """One turn, rewarded by the task's kind: always, never, by chance; "breaks" errs, "late" waits for a gate."""
-
-    def __init__(self, task: Task, gates: dict[str, asyncio.Event]) -> None:
-        self.task, self.gates = task, gates
-
-    async def reset(self) -> Opening:
-        return Opening()
-
-    async def step(self, action: str) -> StepResult:
-        if self.task.kind == "breaks":
-            raise OSError("the tool is gone")
-        if self.task.kind == "late":
-            await self.gates.setdefault(self.task.id, asyncio.Event()).wait()
-        reward = {"win": 1.0, "lose": 0.0}.get(self.task.kind, float("Lima" in action))
-        return StepResult(None, True, reward, malformed=False)
-
-    async def close(self) -> None:
-        pass
 
 
 class InOrder:
     """`kinds` of training questions, drawn in their order."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
-        asked: Any = [{"role": "user", "content": "the capital of Peru"}]
-        self.all = [Task(f"q{i}", asked, {}, kind=kind) for i, kind in enumerate(kinds)]
+        self.all = questions_of(kinds)
 
     def tasks(self, split: str) -> list[Task]:
         return self.all
@@ -76,15 +53,9 @@ class InOrder:
         return self.all[-count:]
 
 
-@pytest.fixture(scope="module")
-def chat() -> ChatTokens:
-    return ChatTokens(make_tokenizer("chatml"))
-
-
 @pytest.fixture
 def engine(chat: ChatTokens) -> Any:
-    said = [chat._tokenizer(f"answer {word}", add_special_tokens=False)["input_ids"] for word in ("Lima", "Peru")]
-    with StubEngine(lambda body: [*said[body["sampling_params"]["seed"] % 2], chat.end_of_turn]) as opened:
+    with StubEngine(by_seed(chat)) as opened:
         yield opened
 
 
@@ -92,7 +63,7 @@ def recipe(*overrides: str) -> Recipe:
     few = ["rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=1", "environment.max_turns=2"]
     few += ["algorithm.name=grpo", "run.steps=20", "evaluation.questions=4", "limits.rollout_timeout=20"]
     few += ["limits.sync_timeout=1"]
-    return load_recipe(Path("recipes/quickstart.yaml"), [*few, *overrides])
+    return quickstart(*few, *overrides)
 
 
 class Streaming:
@@ -132,7 +103,7 @@ async def streaming(
         Fleet([engine.url]),
         TOKEN,
         chat,
-        lambda task: Answered(task, gates),
+        lambda task: OneTurn(task, gates),
         config,
         waits,
         max_turns=turns,
@@ -498,7 +469,7 @@ def served(chat: ChatTokens, engine: StubEngine) -> Iterator[tuple[StubEngine, s
     """The engine, and the address of a driver that streams from it."""
     gates: dict[str, asyncio.Event] = {}
     config, waits, turns = limited(2, 50, 500, concurrency=64)
-    make = partial(Answered, gates=gates)
+    make = partial(OneTurn, gates=gates)
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Driver]:
@@ -509,25 +480,10 @@ def served(chat: ChatTokens, engine: StubEngine) -> Iterator[tuple[StubEngine, s
             await driver.close()
 
     port = free_port()
-    settings = uvicorn.Config(
-        application(opened(), TOKEN), port=port, log_level="critical", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(settings)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_for(lambda: server.started)
-    yield engine, f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
+    with serving(application(opened(), TOKEN), port) as thread:
+        yield engine, f"http://127.0.0.1:{port}"
     assert not thread.is_alive(), "a stream that is left in the middle ends with its service"
     wait_for(lambda: engine.in_flight == 0)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 def test_the_stream_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, str]) -> None:

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_empg.rollout.client import VersionSpan
-from megatron_empg.rollout.episode import Episode, Turn
+from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.service.batch import Batch, without_texts
 from megatron_empg.rollout.service.collect import Collection
 from megatron_empg.rollout.service.timeline import tail_metrics, timeline_of
 from megatron_empg.run.metric_names import by_clock, find
 from megatron_empg.run.timeline import EpisodeTimes, Span, TurnTimes
-
-BEGAN = 1000.0
-"""When the batch began, by the clock of the service."""
-
-
-def episode(name: str, seconds: float, outcome: str = "success") -> Episode:
-    """It begins a second after the batch; half of its time is one turn, a quarter its environment."""
-    began, half = BEGAN + 1, seconds / 2
-    turn = Turn(3, 5, "text", "stop", [VersionSpan(4, 0, 2)], anchor=1)
-    turn.generation = Span(began + half / 2, began + 1.5 * half)
-    turn.environment = Span(began + 1.5 * half, began + 1.75 * half)
-    played = Episode(name, 0, 0, 3, [0] * 5, [turn], [-0.1, -0.2], 1.0, outcome)  # type: ignore[arg-type]
-    played.engine = "http://engine:1"
-    played.opening = Span(began, began + half / 4)
-    played.whole = Span(began, began + seconds)
-    return played
+from tests.support.episodes import BEGAN, timed_episode
 
 
 def test_the_slowest_come_first_in_seconds_of_the_batch() -> None:
-    played = [episode("short", 2.0), episode("long", 8.0), episode("middle", 4.0)]
+    played = [timed_episode("short", 2.0), timed_episode("long", 8.0), timed_episode("middle", 4.0)]
     made = timeline_of(played, Span(BEGAN, BEGAN + 10), 2)
     assert (made.step, made.played, made.seconds, made.median) == (0, 3, 10.0, 4.0)
     assert [each.task_id for each in made.slowest] == ["long", "middle"]
@@ -45,7 +29,12 @@ def test_the_slowest_come_first_in_seconds_of_the_batch() -> None:
 
 
 def test_failures_are_shown_and_are_no_measure() -> None:
-    played = [episode("slow", 90.0, "error"), episode("a", 2.0), episode("b", 4.0), episode("c", 5.0)]
+    played = [
+        timed_episode("slow", 90.0, "error"),
+        timed_episode("a", 2.0),
+        timed_episode("b", 4.0),
+        timed_episode("c", 5.0),
+    ]
     assert timeline_of(played, Span(BEGAN, BEGAN + 99), 1).slowest[0].task_id == "slow"
     metrics = tail_metrics(played)
     assert metrics == {
@@ -66,7 +55,7 @@ def test_an_episode_that_never_began_has_no_times() -> None:
 
 def test_times_travel_with_the_texts_and_reach_the_first_rank_alone() -> None:
     collection = Collection(4, lambda _: True, timed=3)
-    collection.played = [episode("long", 8.0), episode("short", 2.0)]
+    collection.played = [timed_episode("long", 8.0), timed_episode("short", 2.0)]
     collection.whole = Span(BEGAN, BEGAN + 10)
     batch = collection.batch()
     assert batch.timeline is not None
@@ -78,4 +67,4 @@ def test_times_travel_with_the_texts_and_reach_the_first_rank_alone() -> None:
 
 
 def test_two_plays_of_the_same_tokens_are_equal_however_long_they_took() -> None:
-    assert episode("a", 2.0) == episode("a", 3.0)
+    assert timed_episode("a", 2.0) == timed_episode("a", 3.0)

@@ -20,8 +20,8 @@ from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.episode_source import EpisodeSource
-from tests.limited import limited
-from tests.stub_engine import StubEngine
+from tests.support.limited import limited
+from tests.support.stub_engine import StubEngine
 
 TOKEN = "0123456789abcdef"
 RUN_SEED = 7
