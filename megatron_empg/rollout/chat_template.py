@@ -83,9 +83,10 @@ class ChatTemplate:
         rendered = self.render(shown, use)
         # Every other part is the index of a message.
         parts = re.split(f"{nonce}x([0-9]+)x", rendered)
-        pieces = [
-            Piece(contents[int(part)], int(part)) if place % 2 else Piece(part) for place, part in enumerate(parts)
-        ]
+        pieces = []
+        for place, part in enumerate(parts):
+            is_content = place % 2 == 1
+            pieces.append(Piece(contents[int(part)], int(part)) if is_content else Piece(part))
         missing = contents.keys() - {piece.message for piece in pieces}
         if missing:
             raise _rewrites(messages[min(missing)]["role"])

@@ -24,7 +24,10 @@ WORKER_EXTENSION = "megatron_empg.weights.sync.vllm_extension.WeightTransferExte
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our arguments, and those after `--` for vLLM."""
-    own, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, extra = argv, []
+    if "--" in argv:
+        dashes = argv.index("--")
+        own, extra = argv[:dashes], argv[dashes + 1 :]
     parser = argparse.ArgumentParser(prog="python -m megatron_empg.rollout.server", description=__doc__)
     parser.add_argument("--model", required=True, help="folder of a Hugging Face checkpoint with its tokenizer")
     parser.add_argument("--port", type=int, required=True)
@@ -69,21 +72,17 @@ def set_environment(args: argparse.Namespace, *, cuda: bool) -> None:
 def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) -> list[str]:
     """The command line of `vllm serve` for our arguments."""
     backend = args.backend or ("nccl" if cuda else "torch_pg")
-    command = [
-        *("--model", args.model, "--host", args.host, "--port", str(args.port)),
-        *("--dtype", args.dtype, "--max-model-len", str(args.max_model_len)),
-        *("--max-num-seqs", str(args.max_num_seqs), "--seed", str(args.seed)),
-        *("--tensor-parallel-size", str(args.tensor_parallel)),
-        # Sampling is what each request says, never what the checkpoint's generation_config.json says.
-        *("--generation-config", "vllm"),
-        # Log-probs of the distribution really sampled from (after the temperature).
-        *("--logprobs-mode", "processed_logprobs"),
-        *("--weight-transfer-config", f'{{"backend": "empg_{backend}"}}'),
-        *("--worker-extension-cls", WORKER_EXTENSION),
-        "--enable-scale-out",
-        "--enable-prefix-caching",
-        "--disable-uvicorn-access-log",
-    ]
+    command = ["--model", args.model, "--host", args.host, "--port", str(args.port)]
+    command += ["--dtype", args.dtype, "--max-model-len", str(args.max_model_len)]
+    command += ["--max-num-seqs", str(args.max_num_seqs), "--seed", str(args.seed)]
+    command += ["--tensor-parallel-size", str(args.tensor_parallel)]
+    # Sampling is what each request says, never what the checkpoint's generation_config.json says.
+    command += ["--generation-config", "vllm"]
+    # Log-probs of the distribution really sampled from (after the temperature).
+    command += ["--logprobs-mode", "processed_logprobs"]
+    command += ["--weight-transfer-config", f'{{"backend": "empg_{backend}"}}']
+    command += ["--worker-extension-cls", WORKER_EXTENSION]
+    command += ["--enable-scale-out", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if args.dtype != "float32":
         # Logits rounded to 16 bits would be off by up to 0.06 at a logit of 16; the actor's are float32.
         command += ["--hf-overrides", '{"head_dtype": "float32"}']
