@@ -187,7 +187,8 @@ def reason_to_drop(episodes: Sequence[Episode], keeps: Keeps) -> Literal["errors
 
 def _usable(episodes: Sequence[Episode]) -> list[Episode]:
     """Those that say something about the policy."""
-    return [episode for episode in episodes if episode.outcome != "error" and episode.turns]
+    usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]
+    return usable
 
 
 def _rewarded(episodes: Sequence[Episode]) -> list[Rewarded]:
