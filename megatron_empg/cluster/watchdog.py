@@ -51,17 +51,20 @@ class Watchdog:
         silent = [rank for rank, heard in self._heard.items() if now - heard > self._silence]
         if silent:
             return [f"{self._beats[rank]}; silent for {now - self._heard[rank]:.0f} s" for rank in sorted(silent)]
-        still = [
-            now - self._moved[rank] > (beat.limit if self._stall is None else min(self._stall, beat.limit))
-            for rank, beat in self._beats.items()
-        ]
-        if not still or not all(still):
+        # A step waits for all ranks, so as long as one moves, those that do not may be waiting for it.
+        if not self._beats or not all(self._stands_still(rank, now) for rank in self._beats):
             return []
         least = min((beat.step, beat.collectives) for beat in self._beats.values())
         behind = [beat for beat in self._beats.values() if (beat.step, beat.collectives) == least]
         if len(behind) == len(self._beats):
             behind = [beat for beat in behind if "distributed" not in beat.where] or behind
         return [f"{beat}; there for {now - self._moved[beat.rank]:.0f} s" for beat in behind]
+
+    def _stands_still(self, rank: int, now: float) -> bool:
+        limit = self._beats[rank].limit
+        if self._stall is not None:
+            limit = min(self._stall, limit)
+        return now - self._moved[rank] > limit
 
 
 def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
