@@ -91,12 +91,12 @@ def _shards(session: Session, trainers: int, size: int, seconds: list[float]) ->
             parts.append(Part(case.empty(stop - start), table, trainer))
             operations.append(dist.P2POp(dist.irecv, parts[-1].buffer, trainer))
 
-    def start() -> list[Any]:
+    def exchange_pieces() -> list[Any]:
         if not operations:
             return []
         return dist.batch_isend_irecv(operations)
 
-    exchange = Exchange(start, sent, parts, size)
+    exchange = Exchange(exchange_pieces, sent, parts, size)
     return _run(session, "weight shards", case, exchange, seconds)
 
 
