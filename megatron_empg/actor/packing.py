@@ -111,6 +111,7 @@ class Packer:
         own = _numbers(self.first_own[chosen], own_tokens)[place]
         sample_of_token, turn_of_token = _owners(own_tokens)[place], _owners(turn_lengths)[place]
         segments = Segments(sample_of_token, turn_of_token, samples=len(indices), turns=len(turns))
+        ends = torch.tensor([0, *lengths]).cumsum(0).int()
         return Microbatch(
             tokens=tokens[None],
             targets=targets,
@@ -118,7 +119,7 @@ class Packer:
             streams=self.streams.map(lambda values: values[own]),
             segments=segments,
             lengths=lengths,
-            cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+            cu_seqlens=ends,
             shard=shard,
         )
 
