@@ -9,6 +9,7 @@ docs/nccl_suite.md explains the output.
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -17,8 +18,15 @@ from megatron_empg.cluster.nccl_suite.layout import LayoutError, parse_layout
 from megatron_empg.cluster.nccl_suite.session import Inject
 from megatron_empg.cluster.nccl_suite.suite import SECTIONS, SuiteOptions, run_suite
 from megatron_empg.cluster.place import PlaceError
-from megatron_empg.common.options import finite
 from megatron_empg.recipe import RecipeError, load_recipe
+
+
+def finite(text: str) -> float:
+    """The type of a numeric option: finite, and not negative. Raises ValueError."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value
 
 
 def arguments() -> argparse.ArgumentParser:

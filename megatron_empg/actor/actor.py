@@ -221,13 +221,17 @@ class Actor:
     def _microbatches(self, packer: Packer) -> list[Microbatch]:
         """This rank's share; context-parallel ranks hold parts of the same microbatches."""
         settings = self.settings
+        lengths = [packer.padded(len(sample.tokens)) for sample in packer.samples]
+        multiple = 1
+        if settings.virtual_pipeline > 1:
+            # Megatron's interleaved schedule takes the microbatches in rounds of one a stage.
+            multiple = settings.pipeline_parallel
         plan = plan_microbatches(
-            [packer.padded(len(s.tokens)) for s in packer.samples],
+            lengths,
             budget=settings.microbatch_tokens,
             ranks=settings.data_parallel,
             cost=partial(forward_flops, self.config),
-            # Megatron's interleaved schedule takes the microbatches in rounds of one a stage.
-            multiple=settings.pipeline_parallel if settings.virtual_pipeline > 1 else 1,
+            multiple=multiple,
             # Experts are spread over data-parallel ranks, which exchange tokens in every microbatch.
             equal=settings.expert_parallel > 1,
         )
@@ -329,4 +333,8 @@ def describe_parts(actor: Actor) -> str:
         "attention": layer.self_attention.core_attention,
         "optimizer": inner,
     }
-    return ", ".join(f"{name} {type(part).__module__}.{type(part).__name__}" for name, part in parts.items())
+    described = []
+    for name, part in parts.items():
+        kind = type(part)
+        described.append(f"{name} {kind.__module__}.{kind.__name__}")
+    return ", ".join(described)

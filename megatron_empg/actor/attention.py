@@ -156,16 +156,20 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale
     """Pad at the end: causality hides the padding from every real token."""
     if len(lengths) == 1:
         return _one_sequence(query, key, value, scale)
-    padded = (
-        torch.nn.utils.rnn.pad_sequence(list(x.split(lengths)), batch_first=True).transpose(1, 2)
-        for x in (query, key, value)
-    )
+    padded = [_in_rows(packed, lengths) for packed in (query, key, value)]
     result = _attend(*padded, scale=scale).transpose(1, 2)
     return torch.cat([result[row, :length] for row, length in enumerate(lengths)])
 
 
+def _in_rows(packed: Tensor, lengths: list[int]) -> Tensor:
+    """From [tokens, heads, head_dim] to [sequence, heads, length, head_dim], zeros behind the shorter ones."""
+    rows = torch.nn.utils.rnn.pad_sequence(list(packed.split(lengths)), batch_first=True)
+    return rows.transpose(1, 2)
+
+
 def _one_sequence(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-    return _attend(*(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)), scale=scale)[0].transpose(0, 1)
+    batch_of_one = [packed.transpose(0, 1).unsqueeze(0) for packed in (query, key, value)]
+    return _attend(*batch_of_one, scale=scale)[0].transpose(0, 1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
@@ -173,11 +177,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -
     from torch.nn.attention.bias import causal_lower_right
 
     same = query.shape[2] == key.shape[2]
+    mask = None
+    if not same:
+        mask = causal_lower_right(query.shape[2], key.shape[2])
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=None if same else causal_lower_right(query.shape[2], key.shape[2]),
+        attn_mask=mask,
         is_causal=same,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],

@@ -65,10 +65,10 @@ def _first_cause(error: BaseException) -> BaseException:
 def _copied_to_cpu(buckets: list[Any]) -> list[Any]:
     """The same with tensors that the next update cannot reach; on a GPU machine only those on the GPU are live."""
     copy = device().type == "cpu"
-    copied = [
-        (path, key, (data, [(item, tensor.to("cpu", non_blocking=True, copy=copy)) for item, tensor in tensors]))
-        for path, key, (data, tensors) in buckets
-    ]
+    copied = []
+    for path, key, (data, tensors) in buckets:
+        on_cpu = [(item, tensor.to("cpu", non_blocking=True, copy=copy)) for item, tensor in tensors]
+        copied.append((path, key, (data, on_cpu)))
     torch.cuda.synchronize()
     return copied
 

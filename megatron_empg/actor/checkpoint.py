@@ -111,7 +111,10 @@ class Checkpoints:
             on_first_rank(lambda: self._give_up(target, errors[0]))
         with self._failing_by_name(target):
             write.finalize()
-        on_first_rank(lambda: self._publish(target, {k: v for files, _ in parts for k, v in files.items()}))
+        files: dict[str, dict[str, Any]] = {}
+        for of_rank, _ in parts:
+            files |= of_rank
+        on_first_rank(lambda: self._publish(target, files))
 
     def load_newest(self) -> int:
         """Load the newest checkpoint; its step, or 0 without one. Raises CheckpointError as `load` does.
@@ -156,10 +159,9 @@ class Checkpoints:
     def _publish(self, target: _Target, files: dict[str, dict[str, Any]]) -> None:
         """Write the manifest, give the folder its final name, and remove checkpoints beyond those to keep."""
         with self._failing_by_name(target):
-            others = [path for path in sorted(target.aside.rglob("*")) if path.is_file()]
-            files |= file_records(
-                target.aside, (p for p in others if str(p.relative_to(target.aside)) not in files)
-            )
+            present = [path for path in sorted(target.aside.rglob("*")) if path.is_file()]
+            others = [path for path in present if str(path.relative_to(target.aside)) not in files]
+            files |= file_records(target.aside, others)
             write_manifest(target.aside, {**target.manifest, "files": files})
             sync(target.aside / "megatron")
             shutil.rmtree(target.final, ignore_errors=True)

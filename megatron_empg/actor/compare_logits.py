@@ -64,7 +64,11 @@ def logits(
     folder: Path, tokens: Int[Tensor, "count length"], *, like: Path | None = None
 ) -> Float[Tensor, "count length vocab"]:
     """float32 logits by transformers for a Hugging Face folder, by a one-rank actor for a Megatron checkpoint."""
-    with _megatron(folder, like) if is_megatron(folder) else _hugging_face(folder) as model, torch.no_grad():
+    if is_megatron(folder):
+        opened = _megatron(folder, like)
+    else:
+        opened = _hugging_face(folder)
+    with opened as model, torch.no_grad():
         return torch.cat([model(sequence[None].to(platform.device())).float().cpu() for sequence in tokens])
 
 

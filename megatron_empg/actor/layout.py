@@ -19,11 +19,9 @@ def initialize(settings: ActorConfig, *, seed: int, timeout_seconds: int = 1800)
     from megatron.core import parallel_state, tensor_parallel
 
     if not dist.is_initialized():
-        dist.init_process_group(
-            platform.collective_backend(),
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=platform.device() if torch.cuda.is_available() else None,
-        )
+        device = platform.device() if torch.cuda.is_available() else None
+        timeout = timedelta(seconds=timeout_seconds)
+        dist.init_process_group(platform.collective_backend(), timeout=timeout, device_id=device)
     faults = rank_faults(settings, dist.get_world_size())
     if faults:
         raise ValueError(faults[0])

@@ -18,9 +18,11 @@ Value = TypeVar("Value")
 
 def file_records(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """{path below `folder`: {"bytes", "sha256"}}."""
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
-    }
+    records = {}
+    for path in paths:
+        name = str(path.relative_to(folder))
+        records[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return records
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 import bisect
 import heapq
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 
 Microbatches = list[list[int]]
@@ -28,7 +29,7 @@ def plan_microbatches(
     without sequences has those alone: it still enters every collective. Raises ValueError for a sequence longer
     than the budget.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = _longest_first(range(len(lengths)), lengths)
     if order and lengths[order[0]] > budget:
         raise ValueError(
             f"a sequence of {lengths[order[0]]} tokens (padded) exceeds the {budget} tokens that a microbatch may "
@@ -39,8 +40,13 @@ def plan_microbatches(
     plans = [_spread(share, lengths, budget, costs, multiple) for share in shares]
     if equal:
         most = max(len(plan) for plan in plans)
-        plans = [plan if len(plan) == most else _again(plan, lengths, budget, costs, most) for plan in plans]
+        plans = [_again(plan, lengths, budget, costs, most) for plan in plans]
     return plans
+
+
+def _longest_first(indices: Iterable[int], lengths: SequenceOf[int]) -> list[int]:
+    """The sequences by falling length; those of one length in their order."""
+    return sorted(indices, key=lambda index: (-lengths[index], index))
 
 
 def _shares(order: list[int], lengths: SequenceOf[int], ranks: int, costs: Costs) -> list[list[int]]:
@@ -59,7 +65,9 @@ def _spread(share: list[int], lengths: SequenceOf[int], budget: int, costs: Cost
     packed = _best_fit(share, lengths, budget)
     count = _rounded_up(max(len(packed), 1), multiple)
     plan = _fill(share, lengths, budget, costs, count) or _padded(packed, count)
-    while count > multiple and sum(lengths[i] for i in share) <= budget * (count - multiple):
+    tokens = sum(lengths[index] for index in share)
+    # Best-fit may have needed more microbatches than the even filling does: try fewer, as long as the tokens fit.
+    while count > multiple and tokens <= budget * (count - multiple):
         count -= multiple
         fewer = _fill(share, lengths, budget, costs, count)
         if fewer is None:
@@ -69,8 +77,10 @@ def _spread(share: list[int], lengths: SequenceOf[int], budget: int, costs: Cost
 
 
 def _again(plan: Microbatches, lengths: SequenceOf[int], budget: int, costs: Costs, count: int) -> Microbatches:
-    """The same sequences in more microbatches."""
-    share = sorted((index for batch in plan for index in batch), key=lambda i: (-lengths[i], i))
+    """The same sequences in more microbatches; the plan itself where it has so many."""
+    if len(plan) == count:
+        return plan
+    share = _longest_first(itertools.chain.from_iterable(plan), lengths)
     return _fill(share, lengths, budget, costs, count) or _padded(plan, count)
 
 

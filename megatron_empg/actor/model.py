@@ -31,38 +31,13 @@ def transformer_config(config: ModelConfig, settings: ActorConfig, dtype: torch.
     """Megatron's TransformerConfig for this model, laid out and computed as the settings say."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    interleaved = settings.virtual_pipeline > 1
     exchanges = context_exchanges(dtype)
     faults = exchange_faults(settings, exchanges, name_of(dtype))
     if faults:
         raise ValueError(faults[0])
-    exchange = settings.context_exchange or exchanges[0]
     return TransformerConfig(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.intermediate_size,
-        num_attention_heads=config.num_heads,
-        num_query_groups=config.num_kv_heads,
-        kv_channels=config.head_dim,
-        normalization="RMSNorm",
-        layernorm_epsilon=config.rms_norm_eps,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        add_qkv_bias=config.qkv_bias,
-        qk_layernorm=config.qk_norm,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        init_method_std=config.initializer_range,
-        tensor_model_parallel_size=settings.tensor_parallel,
-        pipeline_model_parallel_size=settings.pipeline_parallel,
-        virtual_pipeline_model_parallel_size=settings.virtual_pipeline if interleaved else None,
-        context_parallel_size=settings.context_parallel,
-        cp_comm_type=exchange if settings.context_parallel > 1 else None,
-        # Sending in batches gives wrong gradients under interleaving.
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
-        sequence_parallel=settings.sequence_parallel,
+        **_layers(config),
+        **_parallelism(settings, settings.context_exchange or exchanges[0]),
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -76,6 +51,45 @@ def transformer_config(config: ModelConfig, settings: ActorConfig, dtype: torch.
         **_fusions(dtype),
         **_recompute_settings(settings, dtype),
     )
+
+
+def _layers(config: ModelConfig) -> dict[str, Any]:
+    """What a layer computes, and how many of them there are."""
+    return {
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_heads,
+        "num_query_groups": config.num_kv_heads,
+        "kv_channels": config.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": config.rms_norm_eps,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": config.qkv_bias,
+        "qk_layernorm": config.qk_norm,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "init_method_std": config.initializer_range,
+    }
+
+
+def _parallelism(settings: ActorConfig, exchange: str) -> dict[str, Any]:
+    """Over how many ranks the model lies, and how they talk; `exchange` is of context-parallel attention."""
+    interleaved = settings.virtual_pipeline > 1
+    split_context = settings.context_parallel > 1
+    return {
+        "tensor_model_parallel_size": settings.tensor_parallel,
+        "pipeline_model_parallel_size": settings.pipeline_parallel,
+        "virtual_pipeline_model_parallel_size": settings.virtual_pipeline if interleaved else None,
+        "context_parallel_size": settings.context_parallel,
+        "cp_comm_type": exchange if split_context else None,
+        # Sending in batches gives wrong gradients under interleaving.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "sequence_parallel": settings.sequence_parallel,
+    }
 
 
 def _fusions(dtype: torch.dtype) -> dict[str, bool]:
@@ -148,16 +162,17 @@ def build_model(config: ModelConfig, settings: ActorConfig, dtype: torch.dtype) 
         overlap_param_gather=settings.overlap and settings.distributed_optimizer,
         use_distributed_optimizer=settings.distributed_optimizer,
     )
-    chunks = [
-        DistributedDataParallel(
+    chunks = []
+    for number in range(settings.virtual_pipeline):
+        module = _chunk(config, settings, mcore, number)
+        replicated = DistributedDataParallel(
             config=mcore,
             ddp_config=replication,
-            module=_chunk(config, settings, mcore, number),
+            module=module,
             # Only the first chunk's communication is on the critical path.
             disable_bucketing=number > 0,
         )
-        for number in range(settings.virtual_pipeline)
-    ]
+        chunks.append(replicated)
     mcore.finalize_model_grads_func = finalize_model_grads
     mcore.grad_scale_func = None  # set by the optimizer in fp16 only
     if settings.overlap:
@@ -178,11 +193,12 @@ def _chunk(config: ModelConfig, settings: ActorConfig, mcore: Any, number: int) 
     from megatron_empg.upstream.megatron_model import one_rotary_table, set_rotary_frequencies
 
     spec = block_spec(config, mcore.params_dtype)
+    if callable(spec):
+        spec = spec(config.num_layers // settings.chunks)
     stage = {"ignore_virtual": False, "vp_stage": number if settings.virtual_pipeline > 1 else None}
-    layers = config.num_layers // settings.chunks
     model: Any = GPTModel(
         config=mcore,
-        transformer_layer_spec=spec(layers) if callable(spec) else spec,
+        transformer_layer_spec=spec,
         vocab_size=config.padded_vocab_size(settings.tensor_parallel),
         max_sequence_length=config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**stage),

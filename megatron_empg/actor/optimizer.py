@@ -20,31 +20,35 @@ def build_optimizer(model: list[Any], mcore: Any, actor: ActorConfig, *, total_s
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     settings = actor.optimizer
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=settings.lr,
-            min_lr=settings.lr / 10,
-            adam_beta1=settings.betas[0],
-            adam_beta2=settings.betas[1],
-            weight_decay=settings.weight_decay,
-            clip_grad=settings.clip_grad,
-            bf16=mcore.bf16,
-            params_dtype=mcore.params_dtype,
-            use_distributed_optimizer=actor.distributed_optimizer,
-        ),
-        model,
+    beta1, beta2 = settings.betas
+    adam = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.lr / 10,
+        adam_beta1=beta1,
+        adam_beta2=beta2,
+        weight_decay=settings.weight_decay,
+        clip_grad=settings.clip_grad,
+        bf16=mcore.bf16,
+        params_dtype=mcore.params_dtype,
+        use_distributed_optimizer=actor.distributed_optimizer,
     )
+    optimizer = get_megatron_optimizer(adam, model)
     mcore.grad_scale_func = optimizer.scale_loss
+    first_lr = settings.lr / max(settings.warmup_steps, 1)
+    last_lr = settings.lr
+    if settings.schedule != "constant":
+        last_lr = settings.lr / 10
     # Megatron counts updates from 0: the first is at `init_lr`, and every number of updates is one less.
     climb = max(settings.warmup_steps - 1, 0)
+    end = max(total_steps - 1, climb + 1)
     scheduler = OptimizerParamScheduler(
         optimizer,
-        init_lr=settings.lr / max(settings.warmup_steps, 1),
+        init_lr=first_lr,
         max_lr=settings.lr,
-        min_lr=settings.lr if settings.schedule == "constant" else settings.lr / 10,
+        min_lr=last_lr,
         lr_warmup_steps=climb,
-        lr_decay_steps=max(total_steps - 1, climb + 1),
+        lr_decay_steps=end,
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,

@@ -37,19 +37,21 @@ class Microbatch:
     """How attention finds the other context-parallel ranks' tokens."""
 
     def to(self, device: torch.device) -> "Microbatch":
+        sample_of_token = self.segments.sample_of_token.to(device)
+        turn_of_token = self.segments.turn_of_token.to(device)
+        segments = replace(self.segments, sample_of_token=sample_of_token, turn_of_token=turn_of_token)
+        shard = None
+        if self.shard:
+            shard = self.shard.to(device)
         return Microbatch(
             self.tokens.to(device),
             self.targets.to(device),
             self.own.to(device),
             self.streams.map(lambda values: values.to(device)),
-            replace(
-                self.segments,
-                sample_of_token=self.segments.sample_of_token.to(device),
-                turn_of_token=self.segments.turn_of_token.to(device),
-            ),
+            segments,
             self.lengths,
             self.cu_seqlens.to(device),
-            self.shard.to(device) if self.shard else None,
+            shard,
         )
 
 
@@ -85,8 +87,12 @@ class Packer:
     def pack(self, indices: list[int]) -> Microbatch:
         """Lay the chosen samples end to end, this rank's share of each."""
         lengths = [self.padded(len(self.samples[i].tokens)) for i in indices]
-        padding = max(-sum(lengths) % self.whole, 0 if lengths else self.whole)
-        lengths += [padding] if padding else []
+        # Up to the next multiple of `whole`; without samples it is one `whole` of padding, not nothing.
+        padding = -sum(lengths) % self.whole
+        if not lengths:
+            padding = self.whole
+        if padding:
+            lengths.append(padding)
         tokens, turns = self._laid_out(indices, lengths)
         turn_lengths = turns[:, 1] - turns[:, 0]
         where = _numbers(turns[:, 0], turn_lengths)
@@ -103,16 +109,17 @@ class Packer:
         chosen = torch.tensor(indices, dtype=torch.long)
         own_tokens = self.own_tokens[chosen]
         own = _numbers(self.first_own[chosen], own_tokens)[place]
+        sample_of_token, turn_of_token = _owners(own_tokens)[place], _owners(turn_lengths)[place]
+        segments = Segments(sample_of_token, turn_of_token, samples=len(indices), turns=len(turns))
+        ends = torch.tensor([0, *lengths]).cumsum(0).int()
         return Microbatch(
             tokens=tokens[None],
             targets=targets,
             own=own,
             streams=self.streams.map(lambda values: values[own]),
-            segments=Segments(
-                _owners(own_tokens)[place], _owners(turn_lengths)[place], samples=len(indices), turns=len(turns)
-            ),
+            segments=segments,
             lengths=lengths,
-            cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+            cu_seqlens=ends,
             shard=shard,
         )
 

@@ -37,8 +37,10 @@ class Throughput:
     def metrics(self, prefix: str) -> dict[str, float]:
         """``PREFIX_tokens_per_second``, ``PREFIX_tflops_per_rank`` and, on a known device, ``PREFIX_mfu``."""
         mfu = self.mfu()
-        return {
+        metrics = {
             f"{prefix}_tokens_per_second": self.tokens_per_second,
             f"{prefix}_tflops_per_rank": self.tflops_per_rank,
-            **({} if mfu is None else {f"{prefix}_mfu": mfu}),
         }
+        if mfu is not None:
+            metrics[f"{prefix}_mfu"] = mfu
+        return metrics

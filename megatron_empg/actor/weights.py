@@ -199,7 +199,9 @@ class ActorWeights:
 
     def _gather(self, parameter: ParameterMapping, local: Tensor | None) -> Tensor:
         settings = self.settings
-        full = None if local is None else self._unshard(parameter, local.data.to(self.dtype).contiguous())
+        full = None
+        if local is not None:
+            full = self._unshard(parameter, local.data.to(self.dtype).contiguous())
         stage = self._stage_of(parameter)
         shares_experts = parameter.expert is not None and settings.expert_parallel > 1
         if shares_experts and stage == pipeline_group().rank():

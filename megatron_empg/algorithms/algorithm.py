@@ -94,14 +94,16 @@ class Algorithm:
         part = experience.select(episodes)
         tokens = experience.tokens_of(episodes)
         turns = credit.turns[experience.turns_of(episodes)]
-        reference = credit.reference_logprobs
+        reference_logprobs = None
+        if credit.reference_logprobs is not None:
+            reference_logprobs = credit.reference_logprobs[tokens]
         kept = credit.kept[tokens]
         streams = TokenStreams(
             old_logprobs=scores.logprobs[tokens],
             advantages=turns.repeat_interleave(part.turn_lengths).float(),
             loss_weights=credit.loss_weights[tokens].float(),
             mean_weights=mean_weights(part, kept, self.section.mean),
-            reference_logprobs=reference[tokens] if reference is not None else None,
+            reference_logprobs=reference_logprobs,
         )
         streams = streams.joined(self.regularizer.streams(part, kept))
         pieces = streams.split(part.sample_lengths.tolist())

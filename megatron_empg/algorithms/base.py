@@ -101,7 +101,11 @@ class Experience:
         _check_choice(episodes, len(self.rewards))
         turns, tokens = self.turns_of(episodes), self.tokens_of(episodes)
         samples = _members(self.episode_of_sample, episodes)
+        gold = []
+        if self.gold:
+            gold = [self.gold[episode] for episode in episodes]
         chosen = torch.tensor(episodes, dtype=torch.long)
+        # By an episode's number here, its number among the chosen; of the others it says nothing.
         number = torch.empty(len(self.rewards), dtype=torch.long)
         number[chosen] = torch.arange(len(chosen))
         return replace(
@@ -115,9 +119,9 @@ class Experience:
             anchors=self.anchors[turns],
             cut=self.cut[turns],
             rollout_logprobs=self.rollout_logprobs[tokens],
-            samples=[self.samples[i] for i in samples.tolist()],
+            samples=[self.samples[sample] for sample in samples.tolist()],
             episode_of_sample=number[self.episode_of_sample[samples]],
-            gold=[self.gold[i] for i in episodes] if self.gold else [],
+            gold=gold,
         )
 
 

@@ -231,19 +231,21 @@ def turn_metrics(parts: ModulationTerms, low: Quantile, high: Quantile, k: float
         """g at any H_norm, from its value at one H_norm of the batch."""
         return one_g * math.exp(k * (one_h - h_norm))
 
-    return {
+    of_h_norm = {
         "empg/h_norm_mean": float(parts.h_norm.mean()),
         "empg/h_norm_std": deviation(parts.h_norm),
         "empg/h_norm_q05": low.value,
         "empg/h_norm_q95": high.value,
+    }
+    of_g = {
         "empg/g_min": float(lowest),
         "empg/g_max": float(highest),
         "empg/g_std": deviation(parts.g),
         "empg/g_q05": high.map(g),  # g falls where H_norm rises
         "empg/g_q95": low.map(g),
-        "empg/bonus_mean": float(parts.bonus.mean()),
-        "empg/advantage_mean": float(parts.advantage.mean()),
     }
+    bonus, advantage = float(parts.bonus.mean()), float(parts.advantage.mean())
+    return {**of_h_norm, **of_g, "empg/bonus_mean": bonus, "empg/advantage_mean": advantage}
 
 
 def token_metrics(parts: ModulationTerms, advantages: Tensor, lengths: Tensor, section: Empg) -> dict[str, float]:

@@ -50,10 +50,11 @@ def _refuse(whose: str, values: Tensor, found: Bool[Tensor, "own_tokens"], exper
         return
     unsound = found.nonzero().flatten().tolist()
     first = unsound[0]
+    episode, value = int(experience.episode_of_token[first]), float(values[first])
     raise ValueError(
-        f"the {whose} log-prob of own token {first}, in episode {int(experience.episode_of_token[first])}, is "
-        f"{float(values[first])} ({len(unsound)} of {len(values)} are like it): a correction needs finite numbers "
-        f"above {ENGINE_FLOOR:g}; drop such episodes, or use the correction none"
+        f"the {whose} log-prob of own token {first}, in episode {episode}, is {value} ({len(unsound)} of "
+        f"{len(values)} are like it): a correction needs finite numbers above {ENGINE_FLOOR:g}; drop such "
+        "episodes, or use the correction none"
     )
 
 
@@ -181,14 +182,8 @@ def engine_gaps(gaps: EpisodeGaps, engines: Int[Tensor, "episodes"]) -> list[Eng
     found = []
     for engine in engines.unique().tolist():
         of_it = engines == engine
-        tokens = gaps.tokens[of_it].sum()
-        found.append(
-            EngineGap(
-                engine,
-                mean=float(gaps.total[of_it].sum() / tokens.clamp(min=1)),
-                max=float(gaps.max[of_it].max()),
-                tokens=int(tokens),
-                not_finite=int(gaps.not_finite[of_it].sum()),
-            )
-        )
+        tokens, not_finite = gaps.tokens[of_it].sum(), gaps.not_finite[of_it].sum()
+        mean = gaps.total[of_it].sum() / tokens.clamp(min=1)
+        largest = gaps.max[of_it].max()
+        found.append(EngineGap(engine, float(mean), float(largest), int(tokens), int(not_finite)))
     return found

@@ -26,6 +26,9 @@ ShardGib = Annotated[
     float, typer.Option(callback=number(above=0), help="Largest file, which is what is held in memory.")
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare every tensor, and logits where memory allows.")]
+Sequences = Annotated[int, typer.Option(min=1)]
+Length = Annotated[int, typer.Option(min=2, help="Tokens of each.")]
+Tolerance = Annotated[float, typer.Option(callback=number(), help="Above it the command fails.")]
 
 
 @app.command()
@@ -79,9 +82,9 @@ def compare(
     one: Source,
     other: Source,
     like: Like = None,
-    sequences: Annotated[int, typer.Option(min=1)] = 4,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 64,
-    tolerance: Annotated[float, typer.Option(callback=number(), help="Above it the command fails.")] = 1e-3,
+    sequences: Sequences = 4,
+    length: Length = 64,
+    tolerance: Tolerance = 1e-3,
 ) -> None:
     """Logits and log-probs of two checkpoints of one model on random tokens, in float32."""
     from megatron_empg.actor.compare_logits import compare_logits

@@ -9,14 +9,12 @@ import typer
 
 from megatron_empg.common.options import number
 
+Run = Annotated[Path, typer.Argument(help="A run folder; also one on a file system that others write to.")]
+Once = Annotated[bool, typer.Option("--once", help="Print one frame and end.")]
+Every = Annotated[float, typer.Option(callback=number(above=0), help="Seconds between two looks at the folder.")]
 
-def watch(
-    run: Annotated[Path, typer.Argument(help="A run folder; also one on a file system that others write to.")],
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
-    every: Annotated[
-        float, typer.Option(callback=number(above=0), help="Seconds between two looks at the folder.")
-    ] = 2.0,
-) -> None:
+
+def watch(run: Run, once: Once = False, every: Every = 2.0) -> None:
     """Show how far RUN is and how it does, from its folder alone, until it has finished or Ctrl-C."""
     from rich.console import Console
 

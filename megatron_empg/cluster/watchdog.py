@@ -9,17 +9,21 @@ Each node's task also writes its GPUs' errors there; one that makes the node unf
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from megatron_empg.cluster.gpu_watch import EventLog, leave_out, say, watch_node
 from megatron_empg.common.errors import HUNG
+from megatron_empg.common.options import number, parse_command_line
 from megatron_empg.run.heartbeat import INTERVAL, Beat, read_beats
 from megatron_empg.run.names import RunPaths
 
@@ -51,17 +55,20 @@ class Watchdog:
         silent = [rank for rank, heard in self._heard.items() if now - heard > self._silence]
         if silent:
             return [f"{self._beats[rank]}; silent for {now - self._heard[rank]:.0f} s" for rank in sorted(silent)]
-        still = [
-            now - self._moved[rank] > (beat.limit if self._stall is None else min(self._stall, beat.limit))
-            for rank, beat in self._beats.items()
-        ]
-        if not still or not all(still):
+        # A step waits for all ranks, so as long as one moves, those that do not may be waiting for it.
+        if not self._beats or not all(self._stands_still(rank, now) for rank in self._beats):
             return []
         least = min((beat.step, beat.collectives) for beat in self._beats.values())
         behind = [beat for beat in self._beats.values() if (beat.step, beat.collectives) == least]
         if len(behind) == len(self._beats):
             behind = [beat for beat in behind if "distributed" not in beat.where] or behind
         return [f"{beat}; there for {now - self._moved[beat.rank]:.0f} s" for beat in behind]
+
+    def _stands_still(self, rank: int, now: float) -> bool:
+        limit = self._beats[rank].limit
+        if self._stall is not None:
+            limit = min(self._stall, limit)
+        return now - self._moved[rank] > limit
 
 
 def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
@@ -83,12 +90,24 @@ def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
         time.sleep(INTERVAL)
 
 
+Silence = Annotated[float, typer.Option(callback=number(above=0), help="Seconds without a heartbeat.")]
+Stall = Annotated[
+    float | None,
+    typer.Option(callback=number(above=0), help="Seconds without a collective, if less than the phase's own."),
+]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Watches a run: silent ranks, ranks that stand still, GPUs that fail."""
+
+    run_folder: Path
+    silence: Silence = 120.0
+    stall: Stall = None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.cluster.watchdog")
-    parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--silence", type=float, default=120.0, help="seconds without a heartbeat")
-    parser.add_argument("--stall", type=float, help="seconds without a collective, if less than the phase's own")
-    given = parser.parse_args()
+    given = parse_command_line(Arguments)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     if os.environ.get("SLURM_PROCID", "0") != "0":
         watch_node(given.run_folder, node)

@@ -87,6 +87,7 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     played = [outcome for outcome in outcomes if outcome.end != "error"]
     errors = kinds_of_errors(outcome.error for outcome in failed)
     ends = Counter(outcome.end for outcome in outcomes)
+    reward = _mean(outcomes, "reward") or 0.0
     return Figures(
         questions=len(questions),
         samples=samples,
@@ -94,7 +95,7 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
         pass_at=passed,
         errors=dict(errors.most_common()),
         truncated=ends["truncated"],
-        reward=_mean(outcomes, "reward") or 0.0,
+        reward=reward,
         turns=_mean(played, "turns"),
         tokens=_mean(played, "tokens"),
     )

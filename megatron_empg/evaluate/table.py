@@ -128,12 +128,10 @@ def compared_line(compared: Comparison) -> str:
     split = compared.split
     if split == ALL_SPLITS:
         split = "all splits"
-    low, high = compared.interval.low, compared.interval.high
-    line = (
-        f"{compared.second} against {compared.first}, {split} {compared.decoding}: "
-        f"{100 * compared.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]; better on "
-        f"{compared.second_better} questions, worse on {compared.first_better}"
-    )
+    low, high = 100 * compared.interval.low, 100 * compared.interval.high
+    line = f"{compared.second} against {compared.first}, {split} {compared.decoding}: "
+    line += f"{100 * compared.difference:+.1f} points [{low:+.1f}, {high:+.1f}]; "
+    line += f"better on {compared.second_better} questions, worse on {compared.first_better}"
     if compared.p_value is None:
         return line
     return f"{line}; McNemar's p = {compared.p_value:.2g}"

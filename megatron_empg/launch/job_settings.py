@@ -129,12 +129,14 @@ def read_job(environment: Mapping[str, str], script: str, options: Sequence[str]
     if base_port and not NUMBER.fullmatch(base_port):
         raise misconfigured(f"EMPG_BASE_PORT is '{base_port}'; set it to the first of the job's ports, a number")
     container = environment.get("EMPG_CONTAINER", "")
+    python = environment.get("EMPG_PYTHON") or default_python(home, container)
+    gpus_per_node = environment.get("EMPG_GPUS_PER_NODE") or given_gpus(environment, script, options)
     return JobSettings(
         home=home,
         script=str(Path(script).resolve()),
-        python=environment.get("EMPG_PYTHON") or default_python(home, container),
+        python=python,
         device=device,
-        gpus_per_node=environment.get("EMPG_GPUS_PER_NODE") or given_gpus(environment, script, options),
+        gpus_per_node=gpus_per_node,
         interface=environment.get("EMPG_INTERFACE", ""),
         container=container,
         mounts=environment.get("EMPG_MOUNTS", ""),

@@ -11,14 +11,16 @@ EMPG_ROLLOUT_NODE_NAMES; the name of its log begins with EMPG_LOG.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
+
+import typer
 
 from megatron_empg.common.errors import EmpgError, told_to_the_launcher
+from megatron_empg.common.options import plain_app
 from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.launch import commands
 from megatron_empg.launch.environment_variables import trainer_environment
@@ -125,50 +127,63 @@ def take_place() -> None:
     os.environ.update(added(wanted, os.environ))
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.launch.node_task", allow_abbrev=False)
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    run = kinds.add_parser("run", help="any command, the same in each task")
-    run.add_argument("--no-gpu", action="store_true", help="let it see none")
-    run.add_argument("command", nargs="+")
-    engine = kinds.add_parser("engine", help="a rollout engine")
-    engine.add_argument("--number", type=int, required=True, help="of the engine among those of its node, from 0")
-    engine.add_argument("--per-node", type=int, required=True, help="engines on each rollout node")
-    engine.add_argument("--first-gpu", type=int, default=0, help="after those of the trainer on the node")
-    trainer = kinds.add_parser("trainer", help="a node's trainer ranks")
-    trainer.add_argument("--driver", default="", help="its URL; none for a supervised warm-up")
-    trainer.add_argument("--engine", action="append", default=[], help="URL of an engine; repeat for each")
-    for one in (engine, trainer):
-        one.add_argument("plan", type=Path)
-        one.add_argument("--gpus-per-node", type=int, help="leave out for a run without GPUs")
-    return parser
+app = plain_app()
+
+NoGpu = Annotated[bool, typer.Option("--no-gpu", help="Let it see none.")]
+Number = Annotated[int, typer.Option(help="Of the engine among those of its node, from 0.")]
+PerNode = Annotated[int, typer.Option(help="Engines on each rollout node.")]
+GpusPerNode = Annotated[int | None, typer.Option(help="Leave out for a run without GPUs.")]
+FirstGpu = Annotated[int, typer.Option(help="After those of the trainer on the node.")]
+Driver = Annotated[str, typer.Option(help="Its URL; none for a supervised warm-up.")]
+Engines = Annotated[list[str] | None, typer.Option(help="URL of an engine; repeat for each.")]
+
+
+@app.command()
+def run(command: list[str], no_gpu: NoGpu = False) -> None:
+    """Any command, the same in each task."""
+    take_place()
+    variables = {}
+    if no_gpu:
+        variables[VARIABLE] = ""
+    with told_to_the_launcher():
+        become(command, variables)
+
+
+@app.command()
+def engine(
+    plan: Path, number: Number, per_node: PerNode, gpus_per_node: GpusPerNode = None, first_gpu: FirstGpu = 0
+) -> None:
+    """A rollout engine."""
+    take_place()
+    with told_to_the_launcher():
+        command, variables = engine_command(
+            RunPlan.from_json(plan.read_text(encoding="utf-8")),
+            os.environ,
+            number=number,
+            per_node=per_node,
+            gpus_per_node=gpus_per_node,
+            first_gpu=first_gpu,
+        )
+        become(command, variables)
+
+
+@app.command()
+def trainer(plan: Path, driver: Driver = "", engine: Engines = None, gpus_per_node: GpusPerNode = None) -> None:
+    """A node's trainer ranks."""
+    take_place()
+    with told_to_the_launcher():
+        command, variables = trainer_command(
+            RunPlan.from_json(plan.read_text(encoding="utf-8")),
+            os.environ,
+            driver=driver,
+            engines=engine or [],
+            gpus_per_node=gpus_per_node,
+        )
+        become(command, variables)
 
 
 def main() -> None:
-    given = arguments().parse_args()
-    take_place()
-    with told_to_the_launcher():
-        if given.kind == "run":
-            become(given.command, {VARIABLE: ""} if given.no_gpu else {})
-        plan = RunPlan.from_json(given.plan.read_text(encoding="utf-8"))
-        if given.kind == "engine":
-            command, variables = engine_command(
-                plan,
-                os.environ,
-                number=given.number,
-                per_node=given.per_node,
-                gpus_per_node=given.gpus_per_node,
-                first_gpu=given.first_gpu,
-            )
-        else:
-            command, variables = trainer_command(
-                plan,
-                os.environ,
-                driver=given.driver,
-                engines=given.engine,
-                gpus_per_node=given.gpus_per_node,
-            )
-        become(command, variables)
+    app()
 
 
 if __name__ == "__main__":

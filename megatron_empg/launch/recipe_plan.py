@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 from megatron_empg.environments.base import SideService
 from megatron_empg.environments.registry import plugin
@@ -29,26 +30,42 @@ def plan_of(recipe: Recipe | SftRecipe, *, starts_services: bool = True) -> RunP
     """
     folder = RunFolder(recipe.run.folder)
     actor = recipe.actor
-    rl = recipe if isinstance(recipe, Recipe) else None
-    return RunPlan(
-        kind="sft" if rl is None else "train",
+    layout = (
+        f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "
+        f"{actor.context_parallel} x data {actor.data_parallel}"
+    )
+    above_one = [f"actor.{name}" for name in SIZES if getattr(actor, name) > 1]
+    alone = RunPlan(
+        kind="sft",
         run_folder=str(folder.root.absolute()),
         steps=recipe.run.steps,
         checkpoint=folder.last_checkpoint(),
         finished=folder.finished(recipe.run.steps),
         environment=recipe.environment.name,
         trainer_ranks=actor.world_size,
-        engines=0 if rl is None else rl.engines.count,
-        engine_size=1 if rl is None else rl.engines.tensor_parallel,
-        engine_arguments=() if rl is None else engine_settings(rl).arguments(),
-        engine_start_seconds=math.inf if rl is None else rl.engines.start_timeout,
-        silence_seconds=math.inf if rl is None else rl.engines.silence_timeout,
-        core_silence_seconds=math.inf if rl is None else core_silence_seconds(rl),
-        services=() if rl is None or not starts_services else service_plans(rl),
+        engines=0,
+        engine_size=1,
+        engine_arguments=(),
+        engine_start_seconds=math.inf,
+        silence_seconds=math.inf,
+        core_silence_seconds=math.inf,
+        services=(),
         model_parallel=actor.world_size // actor.data_parallel,
-        layout=f"tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x context "
-        f"{actor.context_parallel} x data {actor.data_parallel}",
-        sizes_above_one=tuple(f"actor.{name}" for name in SIZES if getattr(actor, name) > 1),
+        layout=layout,
+        sizes_above_one=tuple(above_one),
+    )
+    if not isinstance(recipe, Recipe):
+        return alone
+    return replace(
+        alone,
+        kind="train",
+        engines=recipe.engines.count,
+        engine_size=recipe.engines.tensor_parallel,
+        engine_arguments=engine_settings(recipe).arguments(),
+        engine_start_seconds=recipe.engines.start_timeout,
+        silence_seconds=recipe.engines.silence_timeout,
+        core_silence_seconds=core_silence_seconds(recipe),
+        services=service_plans(recipe) if starts_services else (),
     )
 
 

@@ -3,11 +3,25 @@
 Started as ``python -m megatron_empg.launch.rollout_service RECIPE --port P --engine URL …``.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from megatron_empg.common.errors import told_to_the_launcher
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.common.processes import die_with_parent
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The rollout service; the launcher starts it."""
+
+    recipe: Path
+    port: Annotated[int, typer.Option()]
+    engine: Annotated[list[str], typer.Option(help="URL of an engine; repeat for each.")]
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1"
 
 
 def main() -> None:
@@ -20,12 +34,7 @@ def main() -> None:
     from megatron_empg.rollout.service.driver import open_driver
     from megatron_empg.rollout.service.server import application
 
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.launch.rollout_service")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--engine", action="append", required=True, help="URL of an engine; repeat for each")
-    arguments = parser.parse_args()
+    arguments = parse_command_line(Arguments)
     config = load_recipe(arguments.recipe).service_config()
     token = token_from_environment()
     uvicorn.run(

@@ -8,17 +8,19 @@ beside the image, with the standard library alone.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from megatron_empg.common.errors import told_to_the_launcher
-from megatron_empg.common.options import finite
+from megatron_empg.common.options import number, parse_command_line
 from megatron_empg.launch.placement import PlacementError, Shape, share_out
 from megatron_empg.launch.play import play_one_question
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides, what_is_trained_on
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 SHORT = {"data": "environment.settings.corpus", "search_url": "environment.settings.search_url"}
-"""Words that stand for keys of the recipe."""
+"""Arguments that stand for keys of the recipe."""
 
 
 def read_recipe(path: Path, words: Sequence[str], data: DataChoice) -> Recipe | SftRecipe:
@@ -150,7 +152,37 @@ def prepare(recipe: Recipe | SftRecipe, trainer_address: str, services: Sequence
     take_up(recipe).close()
 
 
-def answer(given: argparse.Namespace) -> RunPlan:
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value")]
+Nodes = Annotated[int, typer.Option(help="Of the job, spares among them.")]
+GpuMemory = Annotated[float, typer.Option(callback=number(), help="GiB of a GPU that can be used.")]
+Services = Annotated[list[str] | None, typer.Option(help="SETTING=URL of one that the job starts.")]
+Data = Annotated[Path | None, typer.Option(help="A folder that slurm/prepare.sh prepared (EMPG_DATA).")]
+Miniature = Annotated[bool, typer.Option("--miniature", help="Train on the miniature (EMPG_MINIATURE).")]
+Play = Annotated[bool, typer.Option("--play", help="Play one question without a policy, and show it.")]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a Slurm job asks; the answer is the plan of the run, a line of JSON."""
+
+    command: Literal["check", "plan", "prepare"]
+    recipe: Path
+    nodes: Nodes
+    gpus_per_node: Annotated[int, typer.Option()]
+    overrides: Overrides = None
+    trainer_nodes: Annotated[int | None, typer.Option()] = None
+    rollout_nodes: Annotated[int | None, typer.Option()] = None
+    engines_per_node: Annotated[int | None, typer.Option()] = None
+    cpu: Annotated[bool, typer.Option("--cpu")] = False
+    gpu_memory: GpuMemory = 79.0
+    trainer_address: Annotated[str, typer.Option()] = "127.0.0.1"
+    service: Services = None
+    data: Data = None
+    miniature: Miniature = False
+    play: Play = False
+
+
+def answer(given: Arguments) -> RunPlan:
     """Do what is asked; the plan of the run. Raises RecipeError."""
     shape = Shape(
         nodes=given.nodes,
@@ -160,7 +192,8 @@ def answer(given: argparse.Namespace) -> RunPlan:
         engines_per_node=given.engines_per_node,
         cpu=given.cpu,
     )
-    recipe = fitted(read_recipe(given.recipe, given.overrides, DataChoice(given.data, given.miniature)), shape)
+    data = DataChoice(given.data, given.miniature)
+    recipe = fitted(read_recipe(given.recipe, given.overrides or [], data), shape)
     if given.command == "check":
         for note in check(recipe, None if given.cpu else given.gpu_memory * GIB):
             print(f"note: {note}", file=sys.stderr)
@@ -168,32 +201,12 @@ def answer(given: argparse.Namespace) -> RunPlan:
         play_one_question(recipe, partial(print, file=sys.stderr, flush=True))
     plan = plan_of(recipe)  # before the services' addresses stand in it
     if given.command == "prepare":
-        prepare(recipe, given.trainer_address, given.service)
+        prepare(recipe, given.trainer_address, given.service or [])
     return plan
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.launch.tasks")
-    parser.add_argument("command", choices=("check", "plan", "prepare"))
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--nodes", type=int, required=True, help="of the job, spares among them")
-    parser.add_argument("--gpus-per-node", type=int, required=True)
-    parser.add_argument("--trainer-nodes", type=int)
-    parser.add_argument("--rollout-nodes", type=int)
-    parser.add_argument("--engines-per-node", type=int)
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--gpu-memory", type=finite, default=79.0, help="GiB of a GPU that can be used")
-    parser.add_argument("--trainer-address", default="127.0.0.1")
-    parser.add_argument("--service", action="append", default=[], help="SETTING=URL of one that the job starts")
-    parser.add_argument("--data", type=Path, help="a folder that slurm/prepare.sh prepared (EMPG_DATA)")
-    parser.add_argument("--miniature", action="store_true", help="train on the miniature (EMPG_MINIATURE)")
-    parser.add_argument("--play", action="store_true", help="play one question without a policy, and show it")
-    return parser
-
-
 def main() -> None:
-    given = arguments().parse_args()
+    given = parse_command_line(Arguments)
     with told_to_the_launcher():
         print(answer(given).to_json())
 

@@ -63,6 +63,10 @@ def rank_memory(
     if last:
         logits = _logits(config, actor, batch, size, device)
     buffers = _buffers(recipe, config, stage, batch, held)
+    transfer = 0.0
+    if stage == 0 and device == "cuda":
+        transfer = transfer_bytes(config, size, actor.tensor_parallel)
+    fragments = FRAGMENTATION * (activations + logits + buffers)
     return RankMemory(
         weights=held.total * size,
         gradients=held.total * FLOAT32,
@@ -70,14 +74,16 @@ def rank_memory(
         activations=activations,
         logits=logits,
         buffers=buffers,
-        transfer=transfer_bytes(config, size, actor.tensor_parallel) if stage == 0 and device == "cuda" else 0.0,
-        allowance=CONTEXT_BYTES + FRAGMENTATION * (activations + logits + buffers),
+        transfer=transfer,
+        allowance=CONTEXT_BYTES + fragments,
     )
 
 
 def optimizer_bytes(held: Parameters, actor: ActorConfig, dtype_bytes: int) -> float:
     """Shared out by the distributed optimizer among the ranks that hold the same parameters."""
-    each = 2 * FLOAT32 + (FLOAT32 if dtype_bytes < FLOAT32 else 0)
+    each = 2 * FLOAT32
+    if dtype_bytes < FLOAT32:
+        each += FLOAT32
     if not actor.distributed_optimizer:
         return held.total * each
     copies = actor.data_parallel * actor.context_parallel
@@ -89,7 +95,10 @@ def full_microbatch(recipe: Recipe) -> MicrobatchShape:
     """As many of the longest episodes as a microbatch holds, filled up by a shorter one."""
     longest = recipe.rollout.max_episode_tokens
     whole, rest = divmod(recipe.actor.microbatch_tokens, longest)
-    return MicrobatchShape((longest,) * whole + ((rest,) if rest else ()), recipe.actor.context_parallel)
+    lengths = (longest,) * whole
+    if rest:
+        lengths += (rest,)
+    return MicrobatchShape(lengths, recipe.actor.context_parallel)
 
 
 def microbatches(recipe: Recipe) -> int:
@@ -127,13 +136,13 @@ def saved_activations(
     layer = layer_activations(config, actor, batch, spec, size)
     layers = config.num_layers // actor.chunks
     again = actor.recomputed_layers(layers)
+    kept, on_top = layer.whole, 0.0
     if actor.recompute == "selective":
-        kept = layer.rest
-    else:
-        kept = layer.whole
+        kept, on_top = layer.rest, layer.core_attention
+    elif again == layers:
+        # Where some layers are kept, those computed again come last in backward, when a kept one has made room.
+        on_top = layer.whole
     chunk = again * layer.input + (layers - again) * kept
-    # A block's recomputed layers come last in backward, when a layer that was kept has made room.
-    on_top = layer.core_attention if actor.recompute == "selective" else layer.whole if again == layers else 0.0
     ends = _ends(config, actor, stage, batch, spec, size)
     return chunks_in_flight(actor, stage, count) * chunk + max(on_top, ends)
 

@@ -71,9 +71,11 @@ def to_json(plan: Plan, shape: Shape) -> str:
     for name in ("weights", "kv_cache", "workspace", "available"):
         engine[name] = _gib(getattr(plan.engine, name))
     engine["longest_episodes"] = plan.engine.episodes
+    own = {"fits": not plan.own_faults, "faults": plan.own_faults, **_candidate(plan.own)}
     nearest_fix: dict[str, object] = {}
     if plan.own_faults:
         nearest_fix = plan.nearest
+    fitting = list(map(_candidate, plan.fitting))
     others = []
     for candidate in plan.others:
         others.append({**_candidate(candidate), "faults": candidate.faults})
@@ -85,9 +87,9 @@ def to_json(plan: Plan, shape: Shape) -> str:
         "gpu_memory_gib": plan.gpu_memory / GIB,
         "engine": engine,
         "host_memory_gib": _gib(plan.host_memory),
-        "recipe": {"fits": not plan.own_faults, "faults": plan.own_faults, **_candidate(plan.own)},
+        "recipe": own,
         "nearest_fix": nearest_fix,
-        "fitting": [_candidate(candidate) for candidate in plan.fitting],
+        "fitting": fitting,
         "others": others,
     }
     return json.dumps(found, indent=2)
@@ -187,11 +189,9 @@ def _engine_line(plan: Plan) -> str:
     times = ""
     if time:
         times = f" Rollout {time.rollout:.0f} s, weight sync {time.sync:.0f} s."
-    return (
-        f"Engine GPU: weights {engine.weights / GIB:.1f}, key-value cache {engine.kv_cache / GIB:.1f} "
-        f"({engine.episodes:.1f} longest episodes an engine), workspace {engine.workspace / GIB:.0f} of "
-        f"{engine.available / GIB:.1f} GiB.{times}"
-    )
+    cache = f"key-value cache {engine.kv_cache / GIB:.1f} ({engine.episodes:.1f} longest episodes an engine)"
+    workspace = f"workspace {engine.workspace / GIB:.0f} of {engine.available / GIB:.1f} GiB"
+    return f"Engine GPU: weights {engine.weights / GIB:.1f}, {cache}, {workspace}.{times}"
 
 
 def _host_line(plan: Plan) -> str:

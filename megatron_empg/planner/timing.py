@@ -37,21 +37,21 @@ def step_time(
     """One after the other, as the loop runs them."""
     parts, count = recipe.algorithm.updates_per_batch, _microbatches(recipe, assumed)
     bubble = bubble_share(recipe.actor, count)
+    bubble_of_score = bubble_share(recipe.actor, count * parts)
     again = _recomputed_seconds(recipe, config, gpu, assumed)
-    forward = _arithmetic_seconds(recipe, config, gpu, assumed) + _forward_communication(
-        recipe, config, gpu, assumed
-    )
+    arithmetic = _arithmetic_seconds(recipe, config, gpu, assumed)
+    communication = _forward_communication(recipe, config, gpu, assumed)
+    forward = arithmetic + communication
     # The sequence-parallel input of a linear layer is gathered once more for the weight's gradient.
-    backward = 2 * _arithmetic_seconds(recipe, config, gpu, assumed) + 1.5 * _forward_communication(
-        recipe, config, gpu, assumed
-    )
+    backward = 2 * arithmetic + 1.5 * communication
     every = forward + backward + again
     gradients = parts * _gradient_seconds(recipe, config, gpu)
     size = DTYPE_BYTES[recipe.model.dtype]
+    sending = assumed.sync_seconds_per_gb * model_parameters(config) * size / 1e9
     return StepTime(
         rollout=rollout_seconds(recipe, config, memory, gpu, assumed),
-        sync=assumed.sync_seconds + assumed.sync_seconds_per_gb * model_parameters(config) * size / 1e9,
-        score=forward / (1 - bubble_share(recipe.actor, count * parts)),
+        sync=assumed.sync_seconds + sending,
+        score=forward / (1 - bubble_of_score),
         update=every / (1 - bubble) + gradients,
         bubble=bubble,
     )

@@ -6,19 +6,135 @@ kill, the same command goes on where it ended.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from megatron_empg.common.errors import told_plainly
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.prepare.manifest import ALFWORLD, PARTS, WEBSHOP
 
 MAKE_THEIR_OWN = (ALFWORLD, WEBSHOP)
 """Preparations that can do without published data."""
-EPILOG = """\
-HF_TOKEN in the environment is shown to the hub alone; HF_ENDPOINT names a mirror of the hub; HTTPS_PROXY a proxy.
-A place is a URL or hub:OWNER/NAME[@REVISION][:FILE]."""
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise typer.BadParameter("DIR is empty: name the folder that all of it is to lie in")
+    return Path(text)
+
+
+def _model(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("it is empty: give OWNER/NAME of the hub, a URL or a folder, or leave it out")
+    return text
+
+
+def _whole(text: str, most: int, what: str) -> int:
+    rule = f"{text!r} is no {what}: give a whole number from 1 to {most}"
+    try:
+        value = int(text)
+    except ValueError:
+        raise typer.BadParameter(rule) from None
+    if not 1 <= value <= most:
+        raise typer.BadParameter(rule)
+    return value
+
+
+def _count(text: str) -> int:
+    return _whole(text, 64, "number of connections")
+
+
+def _many(text: str) -> int:
+    return _whole(text, 1_000_000, "number to make")
+
+
+def _megabytes(text: str) -> float:
+    rule = f"{text!r} is no bandwidth: give MB/s as a number above 0 and below 1000000"
+    try:
+        value = float(text)
+    except ValueError:
+        raise typer.BadParameter(rule) from None
+    if not 0 < value < 1e6:
+        raise typer.BadParameter(rule)
+    return value
+
+
+def _parts() -> str:
+    return "; ".join(f"{', '.join(parts)} of {name}" for name, parts in PARTS.items())
+
+
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", parser=_folder, help="Where all of it is to lie, on a disk that nodes share."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(parser=_model, help="OWNER/NAME of the hub, a URL or a folder; the sources' unless given."),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PART", help=f"This part; may be given more than once: {_parts()}."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it costs, fetch nothing.")]
+Sources = Annotated[Path | None, typer.Option(help="Another list of places than the shipped one.")]
+Connections = Annotated[int, typer.Option(parser=_count, help="Files fetched at once.")]
+Bandwidth = Annotated[float | None, typer.Option(parser=_megabytes, help="MB/s to reckon the hours with.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Compare an index or games that are there by their sizes alone.")
+]
+Generated = Annotated[
+    int | None,
+    typer.Option(
+        parser=_many,
+        metavar="N",
+        help="No published data: N games of alfworld for training, or N products of webshop, are made here.",
+    ),
+]
+Python = Annotated[Path | None, typer.Option(help="The Python that has ALFWorld's engine, for --generated.")]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Fetch and check what the jobs of slurm/ want; run it on a login node.
+
+    HF_TOKEN in the environment is shown to the hub alone; HF_ENDPOINT names a mirror of the hub; HTTPS_PROXY a
+    proxy. A place is a URL or hub:OWNER/NAME[@REVISION][:FILE].
+    """
+
+    preparation: Annotated[str, typer.Argument(help=f"One of {', '.join(PARTS)}.")]
+    folder: Folder
+    model: Model = None
+    only: Only = None
+    dry_run: DryRun = False
+    sources: Sources = None
+    connections: Connections = 8
+    bandwidth: Bandwidth = None
+    quick: Quick = False
+    generated: Generated = None
+    python: Python = None
+
+    def __post_init__(self) -> None:
+        """Raises typer.BadParameter for what one preparation has and this one has not."""
+        name = self.preparation
+        if name not in PARTS:
+            rule = f"{name!r} cannot be prepared: choose from {', '.join(PARTS)}"
+            raise typer.BadParameter(rule, param_hint="'preparation'")
+        for part in self.only or ():
+            if part not in PARTS[name]:
+                choices = ", ".join(PARTS[name])
+                rule = f"{part!r} is no part of {name}: choose from {choices}"
+                raise typer.BadParameter(rule, param_hint="'--only'")
+        if self.generated is not None and name not in MAKE_THEIR_OWN:
+            rule = f"{name} has nothing that can be made here: leave it out"
+            raise typer.BadParameter(rule, param_hint="'--generated'")
+        if self.python is not None and (name != ALFWORLD or self.generated is None):
+            rule = "it goes with `alfworld` and --generated alone: leave it out"
+            raise typer.BadParameter(rule, param_hint="'--python'")
 
 
 def _say(text: str) -> None:
@@ -27,9 +143,7 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    parser = _parser()
-    given = parser.parse_args()
-    _require_fitting(given, parser)
+    given = parse_command_line(Arguments, program="bash slurm/prepare.sh")
     try:
         with told_plainly():
             _prepare(given)
@@ -38,48 +152,7 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bash slurm/prepare.sh", epilog=EPILOG,
-        description="Fetch and check what the jobs of slurm/ want; run it on a login node.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("preparation", choices=list(PARTS))
-    add("folder", metavar="DIR", type=_folder, help="where all of it is to lie, on a disk that nodes share")
-    add("--model", type=_model, help="OWNER/NAME of the hub, a URL or a folder; the sources' unless given")
-    add("--only", action="append", metavar="PART", help=f"this part; may be given more than once: {_parts()}")
-    add("--dry-run", action="store_true", help="say what it costs, fetch nothing")
-    add("--sources", type=Path, help="another list of places than the shipped one")
-    add("--connections", type=_count, default=8, help="files fetched at once (default: 8)")
-    add("--bandwidth", type=_megabytes, help="MB/s to reckon the hours with")
-    add("--quick", action="store_true", help="compare an index or games that are there by their sizes alone")
-    add(
-        "--generated", type=_many, metavar="N",
-        help="no published data: N games of alfworld for training, or N products of webshop, are made here",
-    )  # fmt: skip
-    add("--python", type=Path, help="the Python that has ALFWorld's engine, for --generated")
-    return parser
-
-
-def _parts() -> str:
-    return "; ".join(f"{', '.join(parts)} of {name}" for name, parts in PARTS.items())
-
-
-def _require_fitting(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """What one preparation has and another has not."""
-    parts = PARTS[given.preparation]
-    for part in given.only or ():
-        if part not in parts:
-            choices = ", ".join(parts)
-            parser.error(f"argument --only: invalid choice: {part!r} (choose from {choices})")
-    if given.generated is not None and given.preparation not in MAKE_THEIR_OWN:
-        parser.error(f"argument --generated: {given.preparation} has nothing that can be made here: leave it out")
-    if given.python is not None and (given.preparation != ALFWORLD or given.generated is None):
-        parser.error("argument --python: it goes with `alfworld` and --generated alone: leave it out")
-
-
-def _prepare(given: argparse.Namespace) -> None:
+def _prepare(given: Arguments) -> None:
     from megatron_empg.prepare.preparations import preparation
     from megatron_empg.prepare.run import run
     from megatron_empg.prepare.wishes import Wishes
@@ -97,53 +170,6 @@ def _prepare(given: argparse.Namespace) -> None:
         _say(f"prepared in {folder}, but for: {', '.join(missing)}")
     else:
         _say(f"all is in {folder}; jobs find it by EMPG_DATA={folder}, or by themselves in data/{name}")
-
-
-def _folder(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("DIR is empty: name the folder that all of it is to lie in")
-    return Path(text)
-
-
-def _model(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError(
-            "it is empty: give OWNER/NAME of the hub, a URL or a folder, or leave it out"
-        )
-    return text
-
-
-def _count(text: str) -> int:
-    rule = f"{text!r} is no number of connections: give a whole number from 1 to 64"
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(rule) from None
-    if not 1 <= value <= 64:
-        raise argparse.ArgumentTypeError(rule)
-    return value
-
-
-def _many(text: str) -> int:
-    rule = f"{text!r} is no number to make: give a whole number from 1 to 1000000"
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(rule) from None
-    if not 1 <= value <= 1_000_000:
-        raise argparse.ArgumentTypeError(rule)
-    return value
-
-
-def _megabytes(text: str) -> float:
-    rule = f"{text!r} is no bandwidth: give MB/s as a number above 0 and below 1000000"
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(rule) from None
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(rule)
-    return value
 
 
 if __name__ == "__main__":

@@ -96,8 +96,10 @@ class ChatTokens:
         left_out = 1
         if cut:
             left_out = 0
+        if most is not None:
+            most += left_out
         pieces = self._template.after_turn(observation, use)
-        return self._text_of(use).encode(pieces, most=None if most is None else most + left_out)[left_out:]
+        return self._text_of(use).encode(pieces, most=most)[left_out:]
 
     def as_history(self, token_ids: list[int], use: ChatUse = PLAIN) -> list[int]:
         """Ids that end where a turn is to begin, as they read once the turn is an earlier one.
@@ -119,8 +121,11 @@ class ChatTokens:
     def turn(self, text: str) -> list[int]:
         """Ids of an assistant turn that somebody else wrote, with its end token."""
         before, both = self._text.encode_text(self._lead_in), self._text.encode_text(self._lead_in + text)
-        joins = both[: len(before)] == before
-        return [*(both[len(before) :] if joins else self._text.encode_text(text)), self.end_of_turn]
+        if both[: len(before)] == before:
+            own = both[len(before) :]
+        else:
+            own = self._text.encode_text(text)
+        return [*own, self.end_of_turn]
 
     def text(self, token_ids: list[int]) -> str:
         """What the ids of a turn say, without special tokens.

@@ -57,6 +57,8 @@ def quantities(step: EngineStep) -> dict[str, float]:
     computed = None
     if counted.prompt_tokens is not None and counted.cached_tokens is not None:
         computed = counted.prompt_tokens - counted.cached_tokens
+    # Seconds that requests spent, by the seconds that passed: how many there were at a time, on average.
+    running, waiting = _share(_total(counted.running), seconds), _share(_total(counted.waiting), seconds)
     first_token = None
     if counted.first_token is not None:
         first_token = counted.first_token.mean
@@ -64,9 +66,8 @@ def quantities(step: EngineStep) -> dict[str, float]:
         "tokens_per_second": _share(counted.generated_tokens, seconds),
         "prefill_tokens_per_second": _share(computed, seconds),
         "cache_hit_share": _share(counted.cache_hits, counted.cache_queries),
-        # Seconds that requests spent, by the seconds that passed: how many there were at a time, on average.
-        "running": _share(_total(counted.running), seconds),
-        "waiting": _share(_total(counted.waiting), seconds),
+        "running": running,
+        "waiting": waiting,
         "first_token_seconds": first_token,
         "preemptions": counted.preemptions,
         "idle_share": step.idle,

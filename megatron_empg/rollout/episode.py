@@ -181,16 +181,8 @@ async def run_episode(
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn))
     told = [_Conversation(list(task.prompt))]
     play = _Play(episode, task, ChatUse.of(task), told, client, chat, sampling, rollout, waits, seat)
-    began = time.monotonic()
     try:
-        environment = make_environment()
-        try:
-            await answer_of("admitted", partial(admission, environment))
-            await play.begin(await play.open(environment))
-            await play.turns(environment, max_turns, seed_of_turn)
-        finally:
-            episode.whole = Span(began, time.monotonic())
-            await _close(environment)
+        await play.whole(make_environment, max_turns, seed_of_turn)
     except (EngineError, NoHealthyEngine) as error:
         _fail(episode, error)
         raise EngineFailed(episode) from error
@@ -233,6 +225,20 @@ class _Play:
     seat: Seat | None = None
     anchor: str = ""
     stripped: StrippedHistory | None = None
+
+    async def whole(
+        self, make_environment: Callable[[], Environment], max_turns: int, seed_of_turn: Callable[[int], int]
+    ) -> None:
+        """Make the environment, play in it to the end, and close it whatever happened."""
+        began = time.monotonic()
+        environment = make_environment()
+        try:
+            await answer_of("admitted", partial(admission, environment))
+            await self.begin(await self.open(environment))
+            await self.turns(environment, max_turns, seed_of_turn)
+        finally:
+            self.episode.whole = Span(began, time.monotonic())
+            await _close(environment)
 
     async def open(self, environment: Environment) -> Opening:
         """What the reset environment says. Raises EnvironmentTimeout."""

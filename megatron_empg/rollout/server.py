@@ -8,13 +8,17 @@ Runs what `vllm serve` runs (AsyncLLM, its FastAPI application, its launcher), t
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
+
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.common.processes import die_with_parent, forked_children_die_with_parent
 from megatron_empg.rollout.access import TokenMiddleware, token_from_environment
 from megatron_empg.upstream import vllm_server
@@ -22,22 +26,42 @@ from megatron_empg.upstream import vllm_server
 WORKER_EXTENSION = "megatron_empg.weights.sync.vllm_extension.WeightTransferExtension"
 
 
-def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+Model = Annotated[str, typer.Option(help="Folder of a Hugging Face checkpoint with its tokenizer.")]
+MaxModelLen = Annotated[int, typer.Option(help="Tokens of prompt and answer together.")]
+Host = Annotated[str, typer.Option(help="Interface to listen on; loopback if not given.")]
+MaxNumSeqs = Annotated[int, typer.Option(help="Sequences generated at once.")]
+KvCacheBytes = Annotated[int | None, typer.Option(help="Size of the KV cache; what vLLM finds free if not given.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of the engine (CPU builds).")]
+Backend = Annotated[
+    Literal["torch_pg", "nccl"] | None, typer.Option(help="Weight transfer; by device if not given.")
+]
+Seed = Annotated[int, typer.Option(help="Of the engine; every request brings its own.")]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """One rollout engine. Arguments after `--` go to vLLM unchanged."""
+
+    model: Model
+    port: Annotated[int, typer.Option()]
+    max_model_len: MaxModelLen
+    host: Host = "127.0.0.1"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32"
+    max_num_seqs: MaxNumSeqs = 256
+    kv_cache_bytes: KvCacheBytes = None
+    tensor_parallel: Annotated[int, typer.Option()] = 1
+    threads: Threads = 1
+    backend: Backend = None
+    seed: Seed = 0
+
+
+def parse_arguments(argv: list[str]) -> tuple[ServerOptions, list[str]]:
     """Our arguments, and those after `--` for vLLM."""
-    own, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.rollout.server", description=__doc__)
-    parser.add_argument("--model", required=True, help="folder of a Hugging Face checkpoint with its tokenizer")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--max-model-len", type=int, required=True, help="tokens of prompt and answer together")
-    parser.add_argument("--max-num-seqs", type=int, default=256, help="sequences generated at once")
-    parser.add_argument("--kv-cache-bytes", type=int, help="size of the KV cache (default: what vLLM finds free)")
-    parser.add_argument("--tensor-parallel", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the engine (CPU builds)")
-    parser.add_argument("--backend", choices=("torch_pg", "nccl"), help="weight transfer (default: by device)")
-    parser.add_argument("--seed", type=int, default=0, help="of the engine; every request brings its own")
-    return parser.parse_args(own), extra
+    own, extra = argv, []
+    if "--" in argv:
+        dashes = argv.index("--")
+        own, extra = argv[:dashes], argv[dashes + 1 :]
+    return parse_command_line(ServerOptions, own), extra
 
 
 def check_model(folder: str) -> None:
@@ -46,7 +70,7 @@ def check_model(folder: str) -> None:
         raise SystemExit(f"--model {folder}: no config.json there. Give the folder of a Hugging Face checkpoint.")
 
 
-def set_environment(args: argparse.Namespace, *, cuda: bool) -> None:
+def set_environment(args: ServerOptions, *, cuda: bool) -> None:
     """What vLLM reads from the environment. Must run before vllm is imported."""
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # weight transfer, pause and checksum routes
     # Clients drop an idle connection after 15 s; the server must not do so first, as a request may be on its way.
@@ -66,24 +90,20 @@ def set_environment(args: argparse.Namespace, *, cuda: bool) -> None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(str(core) for core in binds))
 
 
-def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) -> list[str]:
+def vllm_arguments(args: ServerOptions, extra: list[str], *, cuda: bool) -> list[str]:
     """The command line of `vllm serve` for our arguments."""
     backend = args.backend or ("nccl" if cuda else "torch_pg")
-    command = [
-        *("--model", args.model, "--host", args.host, "--port", str(args.port)),
-        *("--dtype", args.dtype, "--max-model-len", str(args.max_model_len)),
-        *("--max-num-seqs", str(args.max_num_seqs), "--seed", str(args.seed)),
-        *("--tensor-parallel-size", str(args.tensor_parallel)),
-        # Sampling is what each request says, never what the checkpoint's generation_config.json says.
-        *("--generation-config", "vllm"),
-        # Log-probs of the distribution really sampled from (after the temperature).
-        *("--logprobs-mode", "processed_logprobs"),
-        *("--weight-transfer-config", f'{{"backend": "empg_{backend}"}}'),
-        *("--worker-extension-cls", WORKER_EXTENSION),
-        "--enable-scale-out",
-        "--enable-prefix-caching",
-        "--disable-uvicorn-access-log",
-    ]
+    command = ["--model", args.model, "--host", args.host, "--port", str(args.port)]
+    command += ["--dtype", args.dtype, "--max-model-len", str(args.max_model_len)]
+    command += ["--max-num-seqs", str(args.max_num_seqs), "--seed", str(args.seed)]
+    command += ["--tensor-parallel-size", str(args.tensor_parallel)]
+    # Sampling is what each request says, never what the checkpoint's generation_config.json says.
+    command += ["--generation-config", "vllm"]
+    # Log-probs of the distribution really sampled from (after the temperature).
+    command += ["--logprobs-mode", "processed_logprobs"]
+    command += ["--weight-transfer-config", f'{{"backend": "empg_{backend}"}}']
+    command += ["--worker-extension-cls", WORKER_EXTENSION]
+    command += ["--enable-scale-out", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if args.dtype != "float32":
         # Logits rounded to 16 bits would be off by up to 0.06 at a logit of 16; the actor's are float32.
         command += ["--hf-overrides", '{"head_dtype": "float32"}']

@@ -41,8 +41,7 @@ class TextTokens:
         self.control = {text: number for text, (number, _) in chosen.items()}
         self._tokens: dict[str, AddedToken] = {text: token for text, (_, token) in chosen.items()}
         self._ids = frozenset(self.control.values())
-        longest_first = sorted(self.control, key=len, reverse=True)
-        self._boundary = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._boundary = _boundary(self.control)
         state = _without_control(backend, self._ids)
         self._plain, self._opening = _plain_and_opening(state)
         self._bound = TokenBound(self._plain, state)
@@ -72,7 +71,9 @@ class TextTokens:
         """
         runs = list(self._runs(pieces))
         if most is not None:
-            fewest = sum(self._bound.fewest(run) if isinstance(run, str) else 1 for run in runs)
+            texts = [run for run in runs if isinstance(run, str)]
+            control_tokens = len(runs) - len(texts)
+            fewest = control_tokens + sum(map(self._bound.fewest, texts))
             if fewest > most:
                 raise TooManyTokens(fewest, most)
         ids: list[int] = []
@@ -143,6 +144,14 @@ class TextTokens:
             names = [name for name, number in self.control.items() if number in found]
             raise ValueError(f"the tokenizer cannot write {', '.join(map(repr, names))} but as a control token")
         return ids
+
+
+def _boundary(control: Iterable[str]) -> re.Pattern[str] | None:
+    """What finds a control token in a text, the longest that fits; None where there is none."""
+    longest_first = sorted(control, key=len, reverse=True)
+    if not longest_first:
+        return None
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
 def _marks(text: str, used: str) -> bool:

@@ -11,7 +11,6 @@ from rich.progress import Progress as Bar
 from megatron_empg.common.wilson import WIDE, wilson
 
 HEADER_EVERY = 20
-PHASES = ("rollout", "score", "update", "sync")
 # Heading, metric, and how its value is written, in reading order.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward", "train/reward", "{:.3f}"),
@@ -20,7 +19,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("KL old→new", "policy/approx_kl", "{:.1e}"),
     ("KL initial", "policy/kl_to_initial", "{:.4f}"),
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
-    *((f"{phase}", f"time/{phase}", "{:.1f}s") for phase in PHASES),
+    ("rollout", "time/rollout", "{:.1f}s"),
+    ("score", "time/score", "{:.1f}s"),
+    ("update", "time/update", "{:.1f}s"),
+    ("sync", "time/sync", "{:.1f}s"),
     ("step time", "time/step", "{:.1f}s"),
 )
 

@@ -76,26 +76,26 @@ class EpisodeTimes:
     turns: list[TurnTimes]
 
     def to_json(self) -> dict[str, Any]:
+        opening = None
+        if self.opening is not None:
+            opening = self.opening.to_json()
         return {
             "task_id": self.task_id,
             "outcome": self.outcome,
             "engine": self.engine,
             "whole": self.whole.to_json(),
-            "opening": None if self.opening is None else self.opening.to_json(),
+            "opening": opening,
             "turns": [turn.to_json() for turn in self.turns],
         }
 
     @classmethod
     def from_json(cls, given: Any) -> EpisodeTimes:
-        opening = given["opening"]
-        return cls(
-            str(given["task_id"]),
-            str(given["outcome"]),
-            str(given["engine"]),
-            Span.from_json(given["whole"]),
-            None if opening is None else Span.from_json(opening),
-            [TurnTimes.from_json(turn) for turn in given["turns"]],
-        )
+        task_id, outcome, engine = str(given["task_id"]), str(given["outcome"]), str(given["engine"])
+        whole, opening = Span.from_json(given["whole"]), None
+        if given["opening"] is not None:
+            opening = Span.from_json(given["opening"])
+        turns = [TurnTimes.from_json(turn) for turn in given["turns"]]
+        return cls(task_id, outcome, engine, whole, opening, turns)
 
 
 @dataclass(frozen=True)

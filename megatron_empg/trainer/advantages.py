@@ -47,14 +47,10 @@ def _numbers(experience: Experience, credit: Credit, turns: Int[Tensor, "chosen_
     parts = credit.modulated
     numbers = []
     for turn in turns.tolist():
-        numbers.append(
-            TurnNumbers(
-                entropy=float(credit.entropies[turn]),
-                advantage=float(credit.turns[turn]),
-                tokens=int(experience.turn_lengths[turn]),
-                h_norm=float(parts.h_norm[turn]) if parts is not None else None,
-                g=float(parts.scale[turn]) if parts is not None else None,
-                bonus=float(parts.bonus[turn]) if parts is not None else None,
-            )
-        )
+        h_norm = scale = bonus = None
+        if parts is not None:
+            h_norm, scale, bonus = float(parts.h_norm[turn]), float(parts.scale[turn]), float(parts.bonus[turn])
+        entropy, advantage = float(credit.entropies[turn]), float(credit.turns[turn])
+        tokens = int(experience.turn_lengths[turn])
+        numbers.append(TurnNumbers(entropy, advantage, tokens, h_norm=h_norm, g=scale, bonus=bonus))
     return numbers

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
+
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.common.processes import die_with_parent
 
 if TYPE_CHECKING:
@@ -18,19 +21,24 @@ SECONDS_TO_TELL = 10.0
 """For an engine to say which weights it holds."""
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """One trainer rank; torchrun starts it."""
+
+    kind: Literal["train", "sft"]
+    recipe: Path
+    driver: Annotated[str, typer.Option(help="URL of the driver; none for a supervised warm-up.")] = ""
+    engine: Annotated[list[str] | None, typer.Option(help="URL of an engine; repeat for each.")] = None
+
+
 def main() -> None:
     """Do a rank's work."""
+    arguments = parse_command_line(Arguments)
     import torch
 
     from megatron_empg.actor.platform import choose_device
     from megatron_empg.recipe import SftRecipe, load_recipe
 
-    parser = argparse.ArgumentParser(prog="python -m megatron_empg.trainer.worker")
-    parser.add_argument("kind", choices=("train", "sft"))
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--driver", help="URL of the driver")
-    parser.add_argument("--engine", action="append", default=[], help="URL of an engine; repeat for each")
-    arguments = parser.parse_args()
     if int(os.environ["RANK"]) == 0:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("megatron_empg").setLevel(logging.INFO)
@@ -46,7 +54,7 @@ def main() -> None:
         with Heartbeat(recipe.run.folder, int(os.environ["RANK"]), phase_limits(recipe)) as heartbeat:
             run_sft(recipe, heartbeat)
     else:
-        train(load_recipe(arguments.recipe), arguments.driver, arguments.engine)
+        train(load_recipe(arguments.recipe), arguments.driver, arguments.engine or [])
 
 
 def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:

@@ -31,7 +31,7 @@ def import_without_compiling() -> Any:
     Returns the module of random states.
     """
     original = torch.compile
-    torch.compile = lambda f=None, **_: f if f is not None else (lambda g: g)  # type: ignore[assignment]
+    torch.compile = _leave_as_it_is  # type: ignore[assignment]
     try:
         random_module = importlib.import_module("megatron.core.tensor_parallel.random")
         jit = importlib.import_module("megatron.core.jit")
@@ -39,6 +39,13 @@ def import_without_compiling() -> Any:
         torch.compile = original  # type: ignore[assignment]
     jit.disable_jit_fuser()
     return random_module
+
+
+def _leave_as_it_is(function: Any = None, **_: Any) -> Any:
+    """Stands for torch.compile in both of its forms: called with the function, or as a decorator with options."""
+    if function is None:
+        return _leave_as_it_is
+    return function
 
 
 @patch(

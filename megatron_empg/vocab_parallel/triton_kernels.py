@@ -88,6 +88,8 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
             raised = tl.maximum(m, tl.max(x, 0))
             # Nothing but -inf so far: any finite centre makes every e^d 0.
             centre = tl.where(raised == float("-inf"), 0.0, raised)
+            # s is the sum of e^d so far and c that of d·e^d, d = (x - m) / temperature. About another centre every
+            # d is d + shift, so that s becomes e^shift·s, and c becomes e^shift·(c + shift·s).
             shift = tl.where(m == float("-inf"), 0.0, (m - centre) * INVERSE_TEMPERATURE)
             shrink = tl.exp(shift)
             d = (x - centre) * INVERSE_TEMPERATURE
@@ -114,7 +116,7 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
     x = x.to(maximum.dtype.element_ty)
     d = (x - tl.load(maximum + row)) * INVERSE_TEMPERATURE
     gradient = tl.exp(d) * (tl.load(offset + row) + tl.load(slope + row) * d)
-    gradient = tl.where(x == float("-inf"), 0.0, gradient)
+    gradient = tl.where(x == float("-inf"), 0.0, gradient)  # where e^d·d is 0 times -inf, which is nan
     gradient += tl.where(real & (columns == tl.load(targets + row)), tl.load(at_target + row), 0.0)
     tl.store(
         out + row * out_stride + columns,

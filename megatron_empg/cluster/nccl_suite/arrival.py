@@ -120,10 +120,13 @@ class ArrivalWatch(threading.Thread):
                 return Fault.from_json(json.loads(self._store.get("abort")))
             self._store.add(f"beat/{self._rank}", 1)
             time.sleep(_PAUSE)
-        gone = [m for m, beats in before.items() if m != self._rank and self._beats(m) == beats]
+        others = [member for member in self._members if member != self._rank]
+        gone = [member for member in others if self._beats(member) == before[member]]
         at = {member: self._at(member) for member in self._members}
         least = min((number for number, _ in at.values()), default=self._number)
-        behind = [m for m, (number, _) in at.items() if number == least < self._number]
+        behind = []
+        if least < self._number:
+            behind = [member for member, (number, _) in at.items() if number == least]
         culprits = tuple(gone or behind)
         if gone:
             why = f"{self._who(gone)}: process stopped or gone"

@@ -5,6 +5,7 @@ The same functions serve the checks of correctness and the measurements.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from megatron_empg.cluster.nccl_suite import patterns
 from megatron_empg.upstream.torch_distributed import coalesced, single_tensor_collectives
 
 _all_gather, _reduce_scatter = single_tensor_collectives()
+_DIVISORS = (2, 3, 6)
+"""Of a buffer's size: a half, a third and a sixth of it go together as one."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,33 @@ class Exchange:
             work.wait()
 
 
+def _starter(group: Any, call: Callable[..., Any], *arguments: Any) -> Callable[[], list[Any]]:
+    """Starts one collective without waiting for it."""
+
+    def start() -> list[Any]:
+        return [call(*arguments, group=group, async_op=True)]
+
+    return start
+
+
+def _bytes_of(buffers: Iterable[Tensor]) -> int:
+    return sum(buffer.nbytes for buffer in buffers)
+
+
+def _sum_of(tables: list[Tensor]) -> Tensor:
+    return sum(tables[1:], tables[0])
+
+
+def _largest_of(tables: list[Tensor]) -> Tensor:
+    return torch.stack(tables).amax(0)
+
+
 def all_reduce(case: Case) -> Exchange:
-    return _all_reduce(case, dist.ReduceOp.SUM, lambda tables: sum(tables[1:], tables[0]))
+    return _all_reduce(case, dist.ReduceOp.SUM, _sum_of)
 
 
 def all_reduce_max(case: Case) -> Exchange:
-    return _all_reduce(case, dist.ReduceOp.MAX, lambda tables: torch.stack(tables).amax(0))
+    return _all_reduce(case, dist.ReduceOp.MAX, _largest_of)
 
 
 def all_reduce_average(case: Case) -> Exchange:
@@ -112,64 +136,62 @@ def all_reduce_average(case: Case) -> Exchange:
     tolerance = 0.0
     if not exact:
         tolerance = 4 * torch.finfo(case.dtype).eps * patterns.LARGEST_SUM[case.dtype]
-    return _all_reduce(
-        case,
-        dist.ReduceOp.AVG,
-        lambda tables: (torch.stack(tables).double().sum(0) / size).to(case.dtype),
-        tolerance,
-    )
+
+    def average(tables: list[Tensor]) -> Tensor:
+        return (torch.stack(tables).double().sum(0) / size).to(case.dtype)
+
+    return _all_reduce(case, dist.ReduceOp.AVG, average, tolerance)
 
 
 def _all_reduce(
-    case: Case, operation: Any, combine: Callable[[list[Tensor]], Any], tolerance: float = 0
+    case: Case, operation: Any, combine: Callable[[list[Tensor]], Tensor], tolerance: float = 0
 ) -> Exchange:
     members = case.members
     tables = [case.addend(member) for member in range(members.size)]
     buffer = case.empty(case.whole())
     patterns.fill(buffer, tables[members.me])
-    return Exchange(
-        lambda: [dist.all_reduce(buffer, operation, group=members.group, async_op=True)],
-        [buffer],
-        [Part(buffer, combine(tables), None, tolerance)],
-        buffer.nbytes,
-    )
+    start = _starter(members.group, dist.all_reduce, buffer, operation)
+    return Exchange(start, [buffer], [Part(buffer, combine(tables), None, tolerance)], buffer.nbytes)
 
 
 def all_reduce_coalesced(case: Case) -> Exchange:
     """Three tensors reduced as one, as Megatron's gradient buckets are."""
     members = case.members
     tables = [case.addend(member) for member in range(members.size)]
-    buffers = [case.empty(max(1, case.whole() // part)) for part in (2, 3, 6)]
-    for buffer in buffers:
+    total = _sum_of(tables)
+    buffers, parts = [], []
+    for divisor in _DIVISORS:
+        buffer = case.empty(max(1, case.whole() // divisor))
         patterns.fill(buffer, tables[members.me])
-    total = sum(tables[1:], tables[0])
+        buffers.append(buffer)
+        parts.append(Part(buffer, total, None))
 
     def start() -> list[Any]:
-        return _coalesced(case, lambda b: dist.all_reduce(b, group=members.group), [(b,) for b in buffers])
+        return _coalesced(case, partial(dist.all_reduce, group=members.group), zip(buffers, strict=True))
 
-    parts = [Part(buffer, total, None) for buffer in buffers]
-    return Exchange(start, buffers, parts, sum(b.nbytes for b in buffers))
+    return Exchange(start, buffers, parts, _bytes_of(buffers))
 
 
 def reduce_scatter(case: Case) -> Exchange:
     """Member m's result is the sum of everybody's m-th share."""
     given, got, part = _reduce_scatter_buffers(case, case.share(), 0)
-    group = case.members.group
-    return Exchange(
-        lambda: [_reduce_scatter(got, given, group=group, async_op=True)], [given], [part], given.nbytes
-    )
+    start = _starter(case.members.group, _reduce_scatter, got, given)
+    return Exchange(start, [given], [part], given.nbytes)
 
 
 def reduce_scatter_coalesced(case: Case) -> Exchange:
-    buffers = [_reduce_scatter_buffers(case, max(1, case.share() // part), part) for part in (2, 3, 6)]
-    group = case.members.group
+    sent, received, parts = [], [], []
+    for divisor in _DIVISORS:
+        given, got, part = _reduce_scatter_buffers(case, max(1, case.share() // divisor), divisor)
+        sent.append(given)
+        received.append(got)
+        parts.append(part)
 
     def start() -> list[Any]:
-        pairs = [(got, given) for given, got, _ in buffers]
-        return _coalesced(case, lambda got, given: _reduce_scatter(got, given, group=group), pairs)
+        call = partial(_reduce_scatter, group=case.members.group)
+        return _coalesced(case, call, zip(received, sent, strict=True))
 
-    size = sum(given.nbytes for given, _, _ in buffers)
-    return Exchange(start, [given for given, _, _ in buffers], [part for _, _, part in buffers], size)
+    return Exchange(start, sent, parts, _bytes_of(sent))
 
 
 def _reduce_scatter_buffers(case: Case, share: int, number: int) -> tuple[Tensor, Tensor, Part]:
@@ -189,30 +211,33 @@ def _reduce_scatter_buffers(case: Case, share: int, number: int) -> tuple[Tensor
 
 def all_gather(case: Case) -> Exchange:
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
-    group = case.members.group
-    return Exchange(lambda: [_all_gather(got, given, group=group, async_op=True)], [given], parts, got.nbytes)
+    start = _starter(case.members.group, _all_gather, got, given)
+    return Exchange(start, [given], parts, got.nbytes)
 
 
 def all_gather_list(case: Case) -> Exchange:
     """Into a list of tensors, as the weights of tensor-parallel ranks are put together."""
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     pieces = list(got.chunk(case.members.size))
-    group = case.members.group
-    return Exchange(
-        lambda: [dist.all_gather(pieces, given, group=group, async_op=True)], [given], parts, got.nbytes
-    )
+    start = _starter(case.members.group, dist.all_gather, pieces, given)
+    return Exchange(start, [given], parts, got.nbytes)
 
 
 def all_gather_coalesced(case: Case) -> Exchange:
-    buffers = [_all_gather_buffers(case, max(1, case.share() // part), part) for part in (2, 3, 6)]
-    group = case.members.group
+    sent: list[Tensor] = []
+    received: list[Tensor] = []
+    parts: list[Part] = []
+    for divisor in _DIVISORS:
+        given, got, own_parts = _all_gather_buffers(case, max(1, case.share() // divisor), divisor)
+        sent.append(given)
+        received.append(got)
+        parts += own_parts
 
     def start() -> list[Any]:
-        pairs = [(got, given) for given, got, _ in buffers]
-        return _coalesced(case, lambda got, given: _all_gather(got, given, group=group), pairs)
+        call = partial(_all_gather, group=case.members.group)
+        return _coalesced(case, call, zip(received, sent, strict=True))
 
-    parts = [part for _, _, parts in buffers for part in parts]
-    return Exchange(start, [given for given, _, _ in buffers], parts, sum(got.nbytes for _, got, _ in buffers))
+    return Exchange(start, sent, parts, _bytes_of(received))
 
 
 def _all_gather_buffers(case: Case, share: int, number: int) -> tuple[Tensor, Tensor, list[Part]]:
@@ -226,16 +251,14 @@ def broadcast(case: Case) -> Exchange:
     """From a member that changes from case to case."""
     members = case.members
     root = case.seed % members.size
+    sent = []
     if members.me == root:
         buffer = case.data(case.whole(), root)
+        sent.append(buffer)
     else:
         buffer = case.empty(case.whole())
-    return Exchange(
-        lambda: [dist.broadcast(buffer, members.ranks[root], group=members.group, async_op=True)],
-        [buffer] if members.me == root else [],
-        [Part(buffer, case.table(root), root)],
-        buffer.nbytes,
-    )
+    start = _starter(members.group, dist.broadcast, buffer, members.ranks[root])
+    return Exchange(start, sent, [Part(buffer, case.table(root), root)], buffer.nbytes)
 
 
 def all_to_all(case: Case) -> Exchange:
@@ -244,10 +267,8 @@ def all_to_all(case: Case) -> Exchange:
     for destination in range(size):
         patterns.fill(given[destination * share :][:share], case.table(me, destination))
     parts = [Part(got[s * share :][:share], case.table(s, me), s) for s in range(size)]
-    group = case.members.group
-    return Exchange(
-        lambda: [dist.all_to_all_single(got, given, group=group, async_op=True)], [given], parts, given.nbytes
-    )
+    start = _starter(case.members.group, dist.all_to_all_single, got, given)
+    return Exchange(start, [given], parts, given.nbytes)
 
 
 def send_recv(case: Case) -> Exchange:
@@ -256,12 +277,14 @@ def send_recv(case: Case) -> Exchange:
     given, got, before, after = _ring_buffers(case)
 
     def start() -> list[Any]:
-        steps = [
-            lambda: dist.send(given, members.ranks[after], group=members.group),
-            lambda: dist.recv(got, members.ranks[before], group=members.group),
-        ]
-        for step in steps if members.me % 2 == 0 else reversed(steps):
-            step()
+        send = partial(dist.send, given, members.ranks[after], group=members.group)
+        receive = partial(dist.recv, got, members.ranks[before], group=members.group)
+        if members.me % 2 == 0:
+            send()
+            receive()
+        else:
+            receive()
+            send()
         return []
 
     return Exchange(start, [given], [Part(got, case.table(before), before)], given.nbytes)
@@ -274,15 +297,12 @@ def batch_isend_irecv(case: Case) -> Exchange:
     given_back, got_back = case.data(case.whole(), members.me, 1), case.empty(case.whole())
 
     def start() -> list[Any]:
-        group = members.group
-        return dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, given, members.ranks[after], group, tag=1),
-                dist.P2POp(dist.irecv, got, members.ranks[before], group, tag=1),
-                dist.P2POp(dist.isend, given_back, members.ranks[before], group, tag=2),
-                dist.P2POp(dist.irecv, got_back, members.ranks[after], group, tag=2),
-            ]
-        )
+        group, previous, following = members.group, members.ranks[before], members.ranks[after]
+        onward = dist.P2POp(dist.isend, given, following, group, tag=1)
+        from_before = dist.P2POp(dist.irecv, got, previous, group, tag=1)
+        back = dist.P2POp(dist.isend, given_back, previous, group, tag=2)
+        from_after = dist.P2POp(dist.irecv, got_back, following, group, tag=2)
+        return dist.batch_isend_irecv([onward, from_before, back, from_after])
 
     parts = [Part(got, case.table(before), before), Part(got_back, case.table(after, 1), after)]
     return Exchange(start, [given, given_back], parts, given.nbytes)

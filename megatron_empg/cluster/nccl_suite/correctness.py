@@ -15,7 +15,7 @@ from megatron_empg.cluster.nccl_suite.collectives import (
     Members,
     supported,
 )
-from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame
+from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
 from megatron_empg.cluster.nccl_suite.session import Session
 from megatron_empg.common.dtypes import name_of
 
@@ -48,10 +48,10 @@ def check_all(session: Session, largest: int) -> tuple[dict[str, Any], list[Faul
         wrong += _check_barrier(session, members)
     concurrent = check_concurrent(session, min(largest, 2**20))
     wrong += concurrent
-    gathered = [WrongBytes(**w) for part in session.exchange("correctness", _json(wrong)) for w in part]
+    gathered = wrong_bytes(session.exchange("correctness", _json(wrong)))
     summary = {
         "collectives": [*COLLECTIVES, "barrier"],
-        "dtypes": [_name(dtype) for dtype in DTYPES],
+        "dtypes": list(map(_name, DTYPES)),
         "sizes": sizes_to(largest),
         "cases": checked,
         "concurrent groups": [kind for kind in session.groups if kind != "world"],
@@ -103,7 +103,10 @@ def check_concurrent(session: Session, size: int) -> list[WrongBytes]:
         exchanges = [COLLECTIVES[name](case) for case in cases]
         ranks = sorted({rank for members in groups for rank in members.ranks})
         with session.step(f"{name} in {len(groups)} groups at once", ranks):
-            for work in [work for exchange in exchanges for work in exchange.start()]:
+            started: list[Any] = []
+            for exchange in exchanges:
+                started += exchange.start()
+            for work in started:
                 work.wait()
             session.synchronize()
         for case, exchange in zip(cases, exchanges, strict=True):
@@ -117,9 +120,12 @@ def _check_barrier(session: Session, members: Members) -> list[WrongBytes]:
 
     case = session.case(members, torch.int64, 8)
     key = f"barrier/{case.seed}/{members.ranks[0]}"
+    devices = None
+    if case.device.index is not None:
+        devices = [case.device.index]
     with session.step(f"barrier in group {members}", members.ranks):
         session.store.add(key, 1)
-        dist.barrier(members.group, device_ids=None if case.device.index is None else [case.device.index])
+        dist.barrier(members.group, device_ids=devices)
         came = session.store.add(key, 0)
     if came == members.size:
         return []

@@ -48,8 +48,9 @@ def blame(wrong: Iterable[WrongBytes]) -> list[Fault]:
     found = list(wrong)
     if not found:
         return []
-    sent = [w for w in found if w.source is not None]
-    sources, observers = Counter(w.source for w in sent), Counter(w.rank for w in found)
+    sent = [each for each in found if each.source is not None]
+    sources = Counter(each.source for each in sent)
+    observers = Counter(each.rank for each in found)
     first = (sent or found)[0]
     details = {"first": asdict(first), "wrong": len(found), "sources": dict(sources), "observers": dict(observers)}
     if len(sources) == 1 and (len(observers) > 1 or first.rank != first.source):
@@ -58,17 +59,29 @@ def blame(wrong: Iterable[WrongBytes]) -> list[Fault]:
         culprit, does = first.rank, "receives wrong data"
     else:
         culprit, does = None, "more than one rank has wrong data"
-    where = (
-        f"{first.collective} of {first.size} bytes of {first.dtype} in group {first.group}: rank {first.rank} got "
-        f"{first.got} instead of {first.expected} at byte {first.offset} from "
-        + (f"rank {first.source}" if first.source is not None else "the sum")
-    )
     if culprit is None:
-        ranks = tuple(sorted(r for r in sources if r is not None))
+        ranks = tuple(sorted(source for source in sources if source is not None))
+        who = does
     else:
         ranks = (culprit,)
-    if culprit is not None:
         who = f"rank {culprit} {does}"
-    else:
-        who = does
-    return [Fault("corrupt", ranks, f"{who}; first {where}; {len(found)} wrong in all", details)]
+    return [Fault("corrupt", ranks, f"{who}; first {_told(first)}; {len(found)} wrong in all", details)]
+
+
+def _told(wrong: WrongBytes) -> str:
+    """Where it was found, what came, and from whom."""
+    origin = "the sum"
+    if wrong.source is not None:
+        origin = f"rank {wrong.source}"
+    where = f"{wrong.collective} of {wrong.size} bytes of {wrong.dtype} in group {wrong.group}"
+    what = f"got {wrong.got} instead of {wrong.expected} at byte {wrong.offset}"
+    return f"{where}: rank {wrong.rank} {what} from {origin}"
+
+
+def wrong_bytes(gathered: Iterable[Iterable[dict[str, Any]]]) -> list[WrongBytes]:
+    """What each rank found, from JSON, in one list."""
+    found = []
+    for of_rank in gathered:
+        for given in of_rank:
+            found.append(WrongBytes(**given))
+    return found

@@ -19,6 +19,18 @@ SIZES = {
     "expert": "expert_parallel",
 }
 """What ``--layout`` calls the actor's sizes; what is left of the ranks is data parallel."""
+_DENSE_KINDS: dict[str, tuple[str, ...]] = {
+    "tensor": ("tensor",),
+    "context": ("context",),
+    "data": ("data",),
+    "data and context": ("data", "context"),
+    "tensor and context": ("tensor", "context"),
+    "pipeline": ("pipeline",),
+    "tensor and pipeline": ("tensor", "pipeline"),
+}
+"""Kinds of groups, and in which dimensions their ranks differ."""
+_SPARSE_KINDS: dict[str, tuple[str, ...]] = {"expert": ("expert",), "expert data": ("data",)}
+"""The same of the layout of experts."""
 
 
 def parse_layout(text: str) -> ActorConfig:
@@ -55,30 +67,23 @@ def rank_groups(actor: ActorConfig, world_size: int) -> dict[str, list[list[int]
         raise LayoutError(f"expert {expert} does not divide the {stage} ranks of a pipeline stage")
     dense = {"tensor": tensor, "context": context, "data": data, "pipeline": pipeline}
     sparse = {"expert": expert, "data": stage // expert, "pipeline": pipeline}
-    wanted = {
-        "world": [list(range(world_size))],
-        "tensor": _split(dense, {"tensor"}),
-        "context": _split(dense, {"context"}),
-        "data": _split(dense, {"data"}),
-        "data and context": _split(dense, {"data", "context"}),
-        "tensor and context": _split(dense, {"tensor", "context"}),
-        "pipeline": _split(dense, {"pipeline"}),
-        "tensor and pipeline": _split(dense, {"tensor", "pipeline"}),
-        "expert": _split(sparse, {"expert"}),
-        "expert data": _split(sparse, {"data"}),
-    }
-    kept: dict[str, list[list[int]]] = {}
+    wanted = {kind: _split(dense, together) for kind, together in _DENSE_KINDS.items()}
+    wanted |= {kind: _split(sparse, together) for kind, together in _SPARSE_KINDS.items()}
+    kept = {"world": [list(range(world_size))]}
     for kind, groups in wanted.items():
-        if kind == "world" or (len(groups[0]) > 1 and groups not in kept.values()):
+        if len(groups[0]) > 1 and groups not in kept.values():
             kept[kind] = groups
     return kept
 
 
-def _split(sizes: dict[str, int], together: set[str]) -> list[list[int]]:
+def _split(sizes: dict[str, int], together: tuple[str, ...]) -> list[list[int]]:
     """Groups of the ranks that differ only in the dimensions ``together``; the first dimension varies fastest."""
-    names = list(sizes)
-    ranks = np.arange(math.prod(sizes.values())).reshape([sizes[name] for name in reversed(names)])
-    inner = [len(names) - 1 - at for at in reversed(range(len(names))) if names[at] in together]
-    outer = [axis for axis in range(len(names)) if axis not in inner]
-    length = math.prod(ranks.shape[axis] for axis in inner)
+    # numpy's last axis varies fastest, so the dimensions are its axes in reverse.
+    axes = list(reversed(sizes))
+    shape = [sizes[name] for name in axes]
+    ranks = np.arange(math.prod(shape)).reshape(shape)
+    inner = [axis for axis, name in enumerate(axes) if name in together]
+    outer = [axis for axis, name in enumerate(axes) if name not in together]
+    # A group's ranks then lie side by side, and are a row.
+    length = math.prod(sizes[name] for name in together)
     return ranks.transpose(outer + inner).reshape(-1, length).tolist()

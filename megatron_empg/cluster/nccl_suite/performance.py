@@ -36,8 +36,11 @@ def measure_groups(session: Session, largest: int) -> list[dict[str, Any]]:
     for kind, members in session.groups.items():
         if members.size == 1:
             continue
+        sizes = [largest]
+        if kind == "world":
+            sizes = sizes_between(8, largest)
         for name in TIMED:
-            for size in sizes_between(8, largest) if kind == "world" else [largest]:
+            for size in sizes:
                 row = _row(session, name, session.case(members, torch.float32, size))
                 rows.append(row)
     gathered = session.exchange("times", [row["seconds"] for row in rows])
@@ -117,16 +120,18 @@ def measure_lateness(session: Session) -> list[list[float]]:
             session.synchronize()
             waited.append(time.perf_counter() - start)
     gathered = session.exchange("lateness", waited)
-    if gathered:
-        longest = [max(times) for times in zip(*gathered, strict=True)]
-    else:
-        longest = []
-    return [[most - own for most, own in zip(longest, times, strict=True)] for times in gathered]
+    late: list[list[float]] = [[] for _ in gathered]
+    for of_round in zip(*gathered, strict=True):
+        longest = max(of_round)
+        for own, waited_by_rank in zip(late, of_round, strict=True):
+            own.append(longest - waited_by_rank)
+    return late
 
 
 def judge_lateness(late: list[list[float]], names: list[str], floor: float) -> list[Fault]:
     """Name the late ranks."""
-    return [
-        Fault("late", (rank,), f"rank {rank} ({names[rank]}) comes {median(late[rank]):.3f} s late to collectives")
-        for rank in find_late(late, floor)
-    ]
+    faults = []
+    for rank in find_late(late, floor):
+        what = f"rank {rank} ({names[rank]}) comes {median(late[rank]):.3f} s late to collectives"
+        faults.append(Fault("late", (rank,), what))
+    return faults

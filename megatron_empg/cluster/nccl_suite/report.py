@@ -38,7 +38,9 @@ def show(findings: Findings) -> None:
         console.print(f"[bold red]{fault.kind.upper()}[/] ", end="")
         console.print(fault.what, markup=False, highlight=False)
     verdict = f"{findings.verdict}: {findings.world_size} ranks over {findings.backend}"
-    console.print(verdict + (f"; {findings.note}" if findings.note else ""), markup=False, highlight=False)
+    if findings.note:
+        verdict += f"; {findings.note}"
+    console.print(verdict, markup=False, highlight=False)
 
 
 def _tables(findings: Findings) -> Iterator[Any]:

@@ -136,12 +136,20 @@ class Session:
                 )
             if awaited:
                 time.sleep(0.1)
-        return [tuple(json.loads(self.store.get(f"here/{rank}"))) for rank in range(place.world_size)]
+        return [self._place_of(rank) for rank in range(place.world_size)]
 
     def _here(self) -> list[str]:
         """Nodes of the ranks that have come."""
-        ranks = [r for r in range(self.place.world_size) if self.store.check([f"here/{r}"])]
-        return sorted({json.loads(self.store.get(f"here/{rank}"))[0] for rank in ranks})
+        nodes = set()
+        for rank in range(self.place.world_size):
+            if self.store.check([f"here/{rank}"]):
+                nodes.add(self._place_of(rank)[0])
+        return sorted(nodes)
+
+    def _place_of(self, rank: int) -> tuple[str, int]:
+        """Node and local rank of one that has come."""
+        node, local_rank = json.loads(self.store.get(f"here/{rank}"))
+        return node, local_rank
 
     @contextlib.contextmanager
     def step(self, label: str, members: Sequence[int], limit: float | None = None) -> Iterator[None]:

@@ -36,11 +36,11 @@ def find_slow(bandwidth: Matrix, below: float) -> list[Slow]:
     left = sorted({member for pair in bandwidth for member in pair})
     found: list[Slow] = []
     while len(left) > 2:
-        worst = min(
-            filter(None, (_slow_member(bandwidth, left, m, below) for m in left)), key=_share, default=None
-        )
-        if worst is None:
+        judged = [_slow_member(bandwidth, left, member, below) for member in left]
+        slow = [member for member in judged if member is not None]
+        if not slow:
             break
+        worst = min(slow, key=_share)
         found.append(worst)
         left.remove(worst.members[0])
     links = {pair: bandwidth[pair] for pair in permutations(left, 2) if pair in bandwidth}
@@ -62,9 +62,10 @@ def _slow_member(bandwidth: Matrix, members: Sequence[int], member: int, below: 
     if not rest or not sends or not receives:
         return None
     limit = below * median(rest)
-    slow = {
-        word: max(of) for word, of in (("sends slowly", sends), ("receives slowly", receives)) if max(of) < limit
-    }
+    slow = {}
+    for word, values in (("sends slowly", sends), ("receives slowly", receives)):
+        if max(values) < limit:
+            slow[word] = max(values)
     if not slow:
         return None
     return Slow((member,), " and ".join(slow), min(slow.values()), median(rest))

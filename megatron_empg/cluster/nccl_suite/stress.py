@@ -7,7 +7,7 @@ import torch
 
 from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, all_reduce, supported
 from megatron_empg.cluster.nccl_suite.correctness import DTYPES, check
-from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame
+from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
 from megatron_empg.cluster.nccl_suite.performance import time_exchange
 from megatron_empg.cluster.nccl_suite.session import Session
 
@@ -27,7 +27,7 @@ def stress(session: Session, minutes: float, size: int) -> tuple[dict[str, Any],
         case = session.case(world, torch.float32, size)
         times.append(min(time_exchange(session, "all_reduce", case, all_reduce(case), turns=3)))
         gathered = session.exchange("stress", [w.__dict__ for w in wrong])
-        found = [WrongBytes(**w) for part in gathered for w in part]
+        found = wrong_bytes(gathered)
         if session.agree("the end of the stress", bool(found) or time.monotonic() > until):
             break
     rounds = {"rounds": len(times), "size": size, "all_reduce_seconds": times}

@@ -1,6 +1,7 @@
 """Weights from M trainer ranks to N engine ranks: a broadcast to all engines, and shards cut anew."""
 
 import time
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -11,7 +12,7 @@ from megatron_empg.cluster.nccl_suite import patterns
 from megatron_empg.cluster.nccl_suite.bandwidth import algorithm_bandwidth
 from megatron_empg.cluster.nccl_suite.collectives import Case, Exchange, Members, Part, broadcast
 from megatron_empg.cluster.nccl_suite.correctness import compare
-from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame
+from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
 from megatron_empg.cluster.nccl_suite.session import Session
 
 _TURNS = 3
@@ -40,11 +41,12 @@ def check_transfer(session: Session, size: int, trainers: int) -> tuple[list[dic
     for _ in range(_TURNS):
         wrong += _broadcast(session, group, first_and_engines, size, seconds["broadcast"])
         wrong += _shards(session, trainers, size, seconds["shards"])
-    medians = {name: median(values) if values else None for name, values in seconds.items()}
-    gathered = session.exchange("transfer", {"wrong": [w.__dict__ for w in wrong], "seconds": medians})
+    # A rank that takes no part in a transfer has no times of it.
+    medians = {name: median(values) for name, values in seconds.items() if values}
+    gathered = session.exchange("transfer", {"wrong": list(map(asdict, wrong)), "seconds": medians})
     rows = []
     for name in seconds:
-        slowest = max((part["seconds"][name] or 0.0 for part in gathered), default=0.0)
+        slowest = max((part["seconds"].get(name, 0.0) for part in gathered), default=0.0)
         if slowest:
             rows.append(
                 {
@@ -56,7 +58,7 @@ def check_transfer(session: Session, size: int, trainers: int) -> tuple[list[dic
                     "algorithm_GB_per_s": algorithm_bandwidth(size, slowest),
                 }
             )
-    return rows, blame(WrongBytes(**w) for part in gathered for w in part["wrong"])
+    return rows, blame(wrong_bytes(part["wrong"] for part in gathered))
 
 
 def _broadcast(
@@ -88,7 +90,13 @@ def _shards(session: Session, trainers: int, size: int, seconds: list[float]) ->
         elif world.me == receiver:
             parts.append(Part(case.empty(stop - start), table, trainer))
             operations.append(dist.P2POp(dist.irecv, parts[-1].buffer, trainer))
-    exchange = Exchange(lambda: dist.batch_isend_irecv(operations) if operations else [], sent, parts, size)
+
+    def exchange_pieces() -> list[Any]:
+        if not operations:
+            return []
+        return dist.batch_isend_irecv(operations)
+
+    exchange = Exchange(exchange_pieces, sent, parts, size)
     return _run(session, "weight shards", case, exchange, seconds)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,24 +37,26 @@ class Questions:
 def collect_node(name: str, asked: Questions) -> Node:
     """Read everything at once; what has not answered in time stands in ``unanswered``."""
     parts: dict[str, Callable[[], Any]] = {
-        "gpus": lambda: Gpus(absent=NO_GPU) if asked.use_gpus is False else gpu.read_gpus(),
-        "versions": lambda: host.read_versions(asked.packages),
+        "gpus": gpu.read_gpus,
+        "versions": partial(host.read_versions, asked.packages),
         "infiniband": host.read_infiniband,
         "shared_memory": host.read_shared_memory,
         "host_memory": host.read_host_memory,
         "limits": host.read_limits,
     }
-    if asked.use_gpus is not False:
+    if asked.use_gpus is False:
+        parts["gpus"] = partial(Gpus, absent=NO_GPU)
+    else:
         parts["xids"] = host.read_xids
-        parts["products"] = lambda: arithmetic.read_products(_PRODUCT_LIMIT)
+        parts["products"] = partial(arithmetic.read_products, _PRODUCT_LIMIT)
     if asked.ports:
-        parts["busy_ports"] = lambda: host.read_busy_ports(asked.ports)
+        parts["busy_ports"] = partial(host.read_busy_ports, asked.ports)
     if asked.run_folder:
         parts["disk"] = partial(host.read_disk, asked.run_folder)
     if asked.model:
         parts["model"] = partial(_model, asked.model, asked)
     if asked.data:
-        parts["data"] = lambda: [host.read_data(path) for path in asked.data]
+        parts["data"] = partial(_data, asked.data)
     limits = dict.fromkeys(parts, asked.limit)
     for part in ("versions", "products"):
         limits[part] = max(asked.limit, _TORCH_LIMIT)
@@ -76,6 +78,10 @@ def _model(folder: Path, asked: Questions) -> Folder:
     return facts
 
 
+def _data(paths: Sequence[Path]) -> list[Folder]:
+    return [host.read_data(path) for path in paths]
+
+
 def ask_all(parts: dict[str, Callable[[], Any]], limits: dict[str, float]) -> dict[str, tuple[Any] | str]:
     """Each part's answer in a tuple, or the reason why there is none. Threads that hang are left behind."""
     answers: dict[str, tuple[Any] | str] = {}
@@ -92,7 +98,7 @@ def ask_all(parts: dict[str, Callable[[], Any]], limits: dict[str, float]) -> di
     for thread in threads.values():
         thread.start()
     waited = 0.0
-    for part in sorted(parts, key=lambda name: limits[name]):
+    for part in sorted(parts, key=limits.__getitem__):
         threads[part].join(limits[part] - waited)
         if threads[part].is_alive():
             waited = max(waited, limits[part])

@@ -107,6 +107,10 @@ def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
     rows = ask(nvml.nvmlDeviceGetRemappedRows)
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
+    uncorrected, volatile = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+    ecc_uncorrected = ask(nvml.nvmlDeviceGetTotalEccErrors, uncorrected, volatile)
+    power_limit = _watts(ask(nvml.nvmlDeviceGetPowerManagementLimit))
+    power_default = _watts(ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit))
     nvlinks_up, nvlinks_down = _links(ask, nvml)
     pending = failed = None
     if rows is not None:
@@ -119,14 +123,12 @@ def _collect_gpu(nvml: Any, index: int) -> GpuFacts:
         memory_total=memory and memory.total,
         memory_free=memory and memory.free,
         ecc_on=_is_enabled(nvml, ecc and ecc[0]),
-        ecc_uncorrected=ask(
-            nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-        ),
+        ecc_uncorrected=ecc_uncorrected,
         remap_pending=pending,
         remap_failed=failed,
         throttle=_reasons(nvml, reasons),
-        power_limit=_watts(ask(nvml.nvmlDeviceGetPowerManagementLimit)),
-        power_default=_watts(ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
+        power_limit=power_limit,
+        power_default=power_default,
         persistence=_is_enabled(nvml, persistence),
         nvlinks_up=nvlinks_up,
         nvlinks_down=nvlinks_down,

@@ -111,14 +111,12 @@ def read_infiniband(root: Path = Path("/sys/class/infiniband")) -> list[Port]:
     """Every port of every device, by name."""
     ports = []
     for folder in sorted(root.glob("*/ports/*")):
-        rate = re.match(r"[\d.]+", (folder / "rate").read_text(encoding="utf-8"))
-        ports.append(
-            Port(
-                name=f"{folder.parts[-3]}/{folder.name}",
-                state=(folder / "state").read_text(encoding="utf-8").partition(":")[2].strip(),
-                rate=float(rate.group()) if rate else None,
-            )
-        )
+        found = re.match(r"[\d.]+", (folder / "rate").read_text(encoding="utf-8"))
+        rate = None
+        if found:
+            rate = float(found.group())
+        _, _, state = (folder / "state").read_text(encoding="utf-8").partition(":")
+        ports.append(Port(name=f"{folder.parts[-3]}/{folder.name}", state=state.strip(), rate=rate))
     return ports
 
 
@@ -128,11 +126,13 @@ def read_versions(packages: Iterable[str]) -> Versions:
 
     nccl = None
     if torch.version.cuda:
-        nccl = torch.cuda.nccl.version()
+        numbers = torch.cuda.nccl.version()
+        if numbers:
+            nccl = ".".join(map(str, numbers))
     return Versions(
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        nccl=".".join(map(str, nccl)) if nccl else None,
+        nccl=nccl,
         python=platform.python_version(),
         packages={name: _version(name) for name in packages},
     )

@@ -94,7 +94,7 @@ def ports(node: Node, busy: list[int], wanted: Requirements) -> Verdict:
 
 def infiniband(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """Ports up where the other nodes' are, and as fast."""
-    known = [{port.name: port for port in node.infiniband or []} for node in nodes]
+    known = [_by_name(node.infiniband or []) for node in nodes]
     usual = _usual_rates(known)
 
     @by_node("InfiniBand", part="infiniband")
@@ -103,13 +103,17 @@ def infiniband(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]
             return Verdict("SKIP", "no devices on any node")
         if not usual:
             return Verdict("WARN", "no port is active on any node", "check ibstat")
-        faults = _port_faults({port.name: port for port in own_ports}, usual)
+        faults = _port_faults(_by_name(own_ports), usual)
         if faults:
             fix = "check cable and switch port (ibstat, ibdiagnet), and drain the node until then"
             return Verdict("FAIL", "; ".join(faults), fix)
         return Verdict("PASS", f"{len(usual)} ports at {max(usual.values()):g} Gb/s")
 
     return of_node(nodes, wanted)
+
+
+def _by_name(ports_of_node: Sequence[Port]) -> dict[str, Port]:
+    return {port.name: port for port in ports_of_node}
 
 
 def _usual_rates(known: Sequence[Mapping[str, Port]]) -> dict[str, float]:
@@ -164,9 +168,12 @@ def versions(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
 
 
 def _versions_of(node: Node, facts: Versions) -> dict[str, str | None]:
+    driver = cuda_driver = None
+    if node.gpus:
+        driver, cuda_driver = node.gpus.driver, node.gpus.cuda_driver
     return {
-        "driver": node.gpus.driver if node.gpus else None,
-        "CUDA of the driver": node.gpus.cuda_driver if node.gpus else None,
+        "driver": driver,
+        "CUDA of the driver": cuda_driver,
         "CUDA": facts.cuda,
         "NCCL": facts.nccl,
         "torch": facts.torch,
@@ -189,7 +196,8 @@ def packages(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
         if odd[node.name]:
             fix = "pip install -r the requirements file on that node, or use the same image everywhere"
             return Verdict("FAIL", "; ".join(odd[node.name]), fix)
-        return Verdict("PASS", f"{len(names)} as {'pinned' if wanted.pins else 'elsewhere'}")
+        source = "pinned" if wanted.pins else "elsewhere"
+        return Verdict("PASS", f"{len(names)} as {source}")
 
     return of_node(nodes, wanted)
 
@@ -207,7 +215,13 @@ def _package_faults(have: Mapping[str, str | None], pin: str | None) -> dict[str
 
 def model(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
     """Whole, and the same on all nodes."""
-    return _folders("model", lambda node: [node.model] if node.model else [])(nodes, wanted)
+    return _folders("model", _model_folder)(nodes, wanted)
+
+
+def _model_folder(node: Node) -> list[Folder]:
+    if not node.model:
+        return []
+    return [node.model]
 
 
 def data(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
@@ -236,7 +250,8 @@ def _folders(check: str, folders_of: Callable[[Node], list[Folder]]) -> Check:
             if node.name in odd:
                 text = f"not the same files as on other nodes (digest {odd[node.name]})"
                 return Verdict("FAIL", text, "copy it again, or put it on a shared path")
-            return Verdict("PASS", f"{sum(folder.size for folder in folders) / GIB:.2f} GiB")
+            size = sum(folder.size for folder in folders)
+            return Verdict("PASS", f"{size / GIB:.2f} GiB")
 
         return of_node(nodes, wanted)
 

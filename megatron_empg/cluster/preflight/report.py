@@ -32,11 +32,10 @@ def show(findings: Sequence[Finding]) -> None:
                 texts = (", ".join(checks), detail, fix)
                 table.add_row(Text(node), Text(status, _STYLES[status]), *map(Text, texts))
         # The number of GPUs is shown, since nothing else says whether it is the one that was meant.
-        passed = [
-            f"GPUs: {finding.detail}" if finding.check == "GPUs" else finding.check
-            for finding in own
-            if finding.status == "PASS"
-        ]
+        passed = []
+        for finding in own:
+            if finding.status == "PASS":
+                passed.append(f"GPUs: {finding.detail}" if finding.check == "GPUs" else finding.check)
         table.add_row(Text(node), Text("PASS", _STYLES["PASS"]), f"{len(passed)} checks", ", ".join(passed))
         table.add_section()
     Console(width=None if os.isatty(1) else 160).print(table)
@@ -45,7 +44,10 @@ def show(findings: Sequence[Finding]) -> None:
 def verdict(findings: Sequence[Finding]) -> str:
     """FAIL, WARN or PASS over everything."""
     statuses = {finding.status for finding in findings}
-    return next((status for status in ("FAIL", "WARN") if status in statuses), "PASS")
+    for status in ("FAIL", "WARN"):
+        if status in statuses:
+            return status
+    return "PASS"
 
 
 def write_json(path: Path, nodes: Sequence[Node], findings: Sequence[Finding]) -> None:

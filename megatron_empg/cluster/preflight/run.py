@@ -54,8 +54,12 @@ def run_preflight(asked: Questions, wanted: Requirements, *, limit: float, json_
     nodes, lost = gather(store, own, place.nodes, limit)
     code = _conclude(nodes, [*lost, *judge(nodes, wanted, GPU_CHECKS + HOST_CHECKS)], json_path)
     store.set("exit code", str(code))
+    left = [f"left/{number}" for number in range(1, place.nodes)]
+    patience = timedelta(seconds=10)
+    if lost:  # there is no use in waiting for them
+        patience = timedelta(0)
     with contextlib.suppress(dist.DistError, RuntimeError):  # the store ends with this process
-        store.wait([f"left/{number}" for number in range(1, place.nodes)], timedelta(seconds=0 if lost else 10))
+        store.wait(left, patience)
     return code
 
 
@@ -64,9 +68,10 @@ def _conclude(nodes: Sequence[Node], findings: Sequence[Finding], json_path: Pat
     if json_path:
         write_json(json_path, nodes, findings)
     failed = sorted({finding.node for finding in findings if finding.status == "FAIL"})
-    print(f"preflight: {verdict(findings)}" + (f" on {', '.join(failed)}" if failed else ""))
     if not failed:
+        print(f"preflight: {verdict(findings)}")
         return 0
+    print(f"preflight: {verdict(findings)} on {', '.join(failed)}")
     return 1
 
 

@@ -98,6 +98,9 @@ def digest_of(content: bytes) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it aside, then under its name."""
+    games_of_splits = {}
+    for split, games in manifest.games.items():
+        games_of_splits[split] = list(map(asdict, games))
     body: dict[str, Any] = {
         "format": FORMAT,
         "name": manifest.name,
@@ -105,7 +108,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "seed": manifest.seed,
         "versions": dict(manifest.versions),
         "counts": manifest.counts(),
-        "games": {split: [asdict(game) for game in games] for split, games in manifest.games.items()},
+        "games": games_of_splits,
     }
     text = json.dumps(body | {"digest": _digest(body)}, indent=1, ensure_ascii=False)
     aside = folder / f".{MANIFEST}.new"

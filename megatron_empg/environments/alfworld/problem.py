@@ -90,14 +90,14 @@ def game_files(asked: Asked, room: Room) -> tuple[dict[str, Any], dict[str, Any]
     from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 
     goal = goal_library.gdict[asked.kind]
-    told = room.rng.choice(goal["templates"]).format(
-        obj=asked.thing.lower(), recep=asked.place.lower(), toggle=asked.lamp.lower(), mrecep=""
-    )
+    thing, place, lamp = asked.thing.lower(), asked.place.lower(), asked.lamp.lower()
+    told = room.rng.choice(goal["templates"]).format(obj=thing, recep=place, toggle=lamp, mrecep="")
     wanted = goal["pddl"].format(obj=asked.thing, recep=asked.place, toggle=asked.lamp, mrecep="")
+    problem = "\n".join(_problem(room))
     game = {
         "pddl_domain": _text_of(ALFRED_PDDL_PATH),
         "grammar": _text_of(ALFRED_TWL2_PATH).replace("UNKNOWN GOAL", told),
-        "pddl_problem": spelled("\n".join(_problem(room))) + "\n" + spelled(wanted),
+        "pddl_problem": f"{spelled(problem)}\n{spelled(wanted)}",
         "solvable": True,
     }
     parameters = {
@@ -172,17 +172,15 @@ def _objects(room: Room) -> list[str]:
     from alfworld.gen import constants
 
     fixed = set(constants.RECEPTACLES) - constants.MOVABLE_RECEPTACLES_SET
-    points = sorted({place.point for place in room.scene.receptacles} | {_START})
-    return [
-        "(:objects",
-        "agent1 # agent",
-        *(f"{kind}Type # otype" for kind in sorted(constants.OBJECTS_SET - fixed)),
-        *(f"{kind}Type # rtype" for kind in sorted(fixed)),
-        *(f"{thing} # object" for thing in sorted(room.kinds)),
-        *(f"{place.id} # receptacle" for place in room.scene.receptacles),
-        *(f"{_point(point)} # location" for point in points),
-        ")",
-    ]
+    places = room.scene.receptacles
+    points = sorted({place.point for place in places} | {_START})
+    lines = ["(:objects", "agent1 # agent"]
+    lines += [f"{kind}Type # otype" for kind in sorted(constants.OBJECTS_SET - fixed)]
+    lines += [f"{kind}Type # rtype" for kind in sorted(fixed)]
+    lines += [f"{thing} # object" for thing in sorted(room.kinds)]
+    lines += [f"{place.id} # receptacle" for place in places]
+    lines += [f"{_point(point)} # location" for point in points]
+    return [*lines, ")"]
 
 
 def _facts(room: Room) -> list[str]:

@@ -93,8 +93,7 @@ def main() -> None:
         corpus = load_corpus(path)
         return application(LocalTools(corpus, Retriever(corpus)), token)
 
-    module = "megatron_empg.environments.deep_search.search_service"
-    serving.serve(module, "corpus", "a corpus of facts, as docs/deep_search.md describes it", of_corpus)
+    serving.serve(of_corpus)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.common.processes import die_with_parent
 from megatron_empg.common.token_access import TokenMiddleware, token_of
 from megatron_empg.environments.blocking import in_thread
@@ -64,36 +67,43 @@ def application(answers: Mapping[str, Answer], health: Mapping[str, Any], token:
     )
 
 
-def serve(module: str, what: str, about: str, make: Callable[[Path, str], Starlette]) -> None:
-    """The command line of a server: it listens until the process that started it ends.
-
-    `what` names the argument, `about` says what it is, and `make` makes the application of it and the token; where
-    it raises ValueError or OSError the process ends with its text.
-    """
-    import uvicorn
-
-    die_with_parent()
-    parser = argparse.ArgumentParser(prog=f"python -m {module}")
-    parser.add_argument(what, type=Path, help=about)
-    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback)")
-    parser.add_argument("--port", type=_port, required=True)
-    arguments = parser.parse_args()
-    token = token_of(TOKEN_VARIABLE, "the search server's")
-    try:
-        app = make(getattr(arguments, what), token)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_keep_alive=120)
-
-
 def _port(given: str) -> int:
-    """Raises ArgumentTypeError for what is no port."""
+    """Raises typer.BadParameter for what is no port."""
     number = 0
     if given.isascii() and given.isdigit() and len(given) < 6:
         number = int(given)
     if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{given!r:.40} is no port; it is a whole number from 1 to 65535")
+        raise typer.BadParameter(f"{given!r:.40} is no port; it is a whole number from 1 to 65535")
     return number
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A search server; it listens until the process that started it ends."""
+
+    source: Annotated[
+        Path, typer.Argument(help="What it searches: a corpus of facts, or what `empg index` wrote.")
+    ]
+    port: Annotated[int, typer.Option(parser=_port)]
+    host: Annotated[str, typer.Option(help="Interface to listen on; loopback if not given.")] = "127.0.0.1"
+
+
+def serve(make: Callable[[Path, str], Starlette]) -> None:
+    """The command line of a server: it listens until the process that started it ends.
+
+    `make` makes the application of what is searched and the token; where it raises ValueError or OSError the
+    process ends with its text.
+    """
+    import uvicorn
+
+    die_with_parent()
+    arguments = parse_command_line(Arguments)
+    token = token_of(TOKEN_VARIABLE, "the search server's")
+    try:
+        app = make(arguments.source, token)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", timeout_keep_alive=120)
 
 
 async def _read(request: Request) -> bytes:

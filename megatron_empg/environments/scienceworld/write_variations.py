@@ -5,14 +5,17 @@ python -m megatron_empg.environments.scienceworld.write_variations FILE
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from megatron_empg.common.errors import told_plainly
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.environments.scienceworld.installed import VERSION, installed
 from megatron_empg.environments.scienceworld.java_process import JavaProcess
 from megatron_empg.environments.scienceworld.variations import PARTS, Part
@@ -105,10 +108,15 @@ def _range(found: Sequence[int]) -> range:
     return made
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Make the file of all tasks anew, from the installed engine."""
+
+    file: Annotated[Path, typer.Argument(help="What to write.")]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the file of all tasks anew, from the installed engine.")
-    parser.add_argument("file", type=Path, help="what to write")
-    path = parser.parse_args().file
+    path = parse_command_line(Arguments).file
     process = JavaProcess(installed(), TIMEOUT)
     try:
         tasks = Record(process).tasks()

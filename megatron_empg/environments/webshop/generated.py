@@ -107,16 +107,21 @@ def _listing(number: int, kind: Kind, words: Vocabulary, rng: random.Random) -> 
     feature, use, style = rng.choice(kind.features), rng.choice(kind.uses), rng.choice(kind.styles)
     brand = rng.choice(words.brand_starts) + rng.choice(words.brand_ends)
     title = f"{brand} {style} {kind.noun} with {feature}, {attributes[0].title()}, {use}"
+    description = _description(brand, kind, style, use, attributes)
+    # Each of these draws, so that their order is part of what a seed means.
+    bullets = _bullets(words, attributes, feature, rng)
+    prices = _prices(kind, rng)
+    options = _options(kind, rng)
     product = Product(
         asin=asin_of(number),
         title=title,
-        description=_description(brand, kind, style, use, attributes),
-        bullets=_bullets(words, attributes, feature, rng),
+        description=description,
+        bullets=bullets,
         category=kind.department,
         query=kind.query,
         product_category=kind.path,
-        prices=_prices(kind, rng),
-        options=_options(kind, rng),
+        prices=prices,
+        options=options,
         attributes=attributes,
     )
     return Listing(product, general=_asked(kind, attributes, words, rng))

@@ -35,16 +35,18 @@ def assumed_setting(recipe: Recipe, machine: Machine, assumed: Assumptions = PLA
     time = step_time(recipe, machine.config, memory, machine.gpu, assumed)
     rollout, algorithm = recipe.rollout, recipe.algorithm
     tokens = mean_sequences(recipe, assumed) * rollout.max_episode_tokens * assumed.episode_share
+    train_token_seconds = (time.score + time.update) / tokens
+    cache_tokens = max(0.0, memory.kv_cache) / memory.kv_bytes_per_token
     setting = Setting(
         workload=assumed_workload(recipe, assumed),
         rates=assumed_rates(recipe, machine, memory, assumed),
         engines=recipe.engines.count,
         slots=min(MOST_SLOTS, rollout.concurrency),
-        cache_tokens=max(0.0, memory.kv_cache) / memory.kv_bytes_per_token,
+        cache_tokens=cache_tokens,
         concurrency=rollout.concurrency,
         groups=rollout.groups,
         group_size=rollout.group_size,
-        train_token_seconds=(time.score + time.update) / tokens,
+        train_token_seconds=train_token_seconds,
         train_fixed_seconds=0.0,
         sync_seconds=time.sync,
         rounds=algorithm.generation_rounds,
@@ -72,11 +74,15 @@ def assumed_rates(recipe: Recipe, machine: Machine, memory: EngineMemory, assume
     bandwidth = gpu.bandwidth * assumed.decode_bandwidth
     speed = gpu.tflops * 1e12 * assumed.prefill_mfu * ranks
     length = max(1, int(recipe.rollout.max_episode_tokens * assumed.episode_share))
+    read_flops = forward_flops(config, length, 0) / length
+    all_reduces = 0.0
+    if ranks > 1:
+        all_reduces = 2 * config.num_layers * assumed.all_reduce_latency
     return EngineRates(
         weights_seconds=memory.weights / bandwidth,
         context_seconds=memory.kv_bytes_per_token / bandwidth,
         sequence_seconds=forward_flops(config, 1) / speed,
-        fixed_seconds=2 * config.num_layers * assumed.all_reduce_latency if ranks > 1 else 0.0,
-        read_seconds=forward_flops(config, length, 0) / length / speed,
+        fixed_seconds=all_reduces,
+        read_seconds=read_flops / speed,
         block_tokens=BLOCK_TOKENS,
     )

@@ -79,11 +79,12 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
             "raise logging.episodes_per_step, or give a run of more steps"
         )
     token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)
+    fixed_seconds = max(0.0, fmean(map(_outside, metrics)))
     return Recorded(
         episodes=lengths(trained, _mean(metrics, "train/tokens_per_episode")),
         latencies=_latencies(paths, steps),
         train_token_seconds=token_seconds,
-        train_fixed_seconds=max(0.0, fmean(map(_outside, metrics))),
+        train_fixed_seconds=fixed_seconds,
         sync_seconds=_mean(metrics, "time/sync"),
         kept_share=_kept_share(metrics),
         steps=len(metrics),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ _LENGTH_BYTES = 8
 """The batch begins with the length of its numbers in bytes; what follows them is text."""
 
 
+def _nothing() -> Int[Tensor, "0"]:
+    return torch.empty(0, dtype=torch.long)
+
+
 @dataclass
 class Batch:
     """The episodes to learn from, those of a question adjacent; errors and dropped groups are not among them."""
@@ -31,10 +36,10 @@ class Batch:
     read; on the ranks but the first there is none."""
     metrics: dict[str, float] = field(default_factory=dict)
     """``train/…`` and ``rollout/…`` numbers of the whole rollout, dropped episodes included."""
-    engines: Int[Tensor, "episodes"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    engines: Int[Tensor, "episodes"] = field(default_factory=_nothing)
     """Which of ``engine_urls`` sampled each episode; -1 where nobody said."""
     engine_urls: list[str] = field(default_factory=list)
-    token_versions: Int[Tensor, "own_tokens"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    token_versions: Int[Tensor, "own_tokens"] = field(default_factory=_nothing)
     """The policy version that sampled each own token; where they are not given, its episode's oldest."""
     account: StreamAccount | None = None
     """Where the stream stands behind it, if it is one of a stream. Other ranks than the first have none."""
@@ -62,7 +67,9 @@ class Batch:
     def engine_of(self, episode: int) -> str:
         """The engine that sampled an episode, as a message names it."""
         index = int(self.engines[episode])
-        return self.engine_urls[index] if 0 <= index < len(self.engine_urls) else "an engine that was not noted"
+        if 0 <= index < len(self.engine_urls):
+            return self.engine_urls[index]
+        return "an engine that was not noted"
 
     def to_bytes(self, texts: int | None = None) -> bytes:
         """The numbers as a safetensors file, and behind it the texts as JSON.
@@ -78,23 +85,24 @@ class Batch:
         header = {"metrics": json.dumps(self.metrics), "engine_urls": json.dumps(self.engine_urls)}
         numbers = save({name: t.contiguous() for name, t in tensors.items()}, header)
         # Text has no place in the header, whose size safetensors limits.
-        untrained = [text.to_json() for text in self.untrained]
         behind: dict[str, Any] = {
             "episodes": self._readable(texts),
             "example": self.example,
-            "untrained": untrained,
-            "timeline": None if self.timeline is None else self.timeline.to_json(),
-            "account": None if self.account is None else self.account.to_json(),
+            "untrained": [text.to_json() for text in self.untrained],
+            "timeline": _json_of(self.timeline),
+            "account": _json_of(self.account),
         }
         text = json.dumps(behind, ensure_ascii=False)
         return len(numbers).to_bytes(_LENGTH_BYTES, "little") + numbers + text.encode("utf-8", "surrogatepass")
 
     def _readable(self, count: int | None) -> list[dict[str, Any] | None]:
         """The texts as JSON, those of the `first_episodes` alone unless ``count`` is None."""
-        kept = set(range(self.episodes) if count is None else first_episodes(self.experience.groups, count))
+        kept = set(range(self.episodes))
+        if count is not None:
+            kept = set(first_episodes(self.experience.groups, count))
         readable: list[dict[str, Any] | None] = []
         for episode, text in enumerate(self.texts):
-            readable.append(text.to_json() if text is not None and episode in kept else None)
+            readable.append(_json_of(text) if episode in kept else None)
         return readable
 
     @classmethod
@@ -116,19 +124,22 @@ class Batch:
         numbers, text = data[_LENGTH_BYTES : _LENGTH_BYTES + size], data[_LENGTH_BYTES + size :]
         tensors = load(numbers)
         behind = _behind(text)
-        header = json.loads(numbers[8 : 8 + int.from_bytes(numbers[:8], "little")])["__metadata__"]
+        # A safetensors file begins with its header's length in 8 bytes and the header; the strings that went with
+        # the tensors are in it, and `load` does not hand them over.
+        header_end = 8 + int.from_bytes(numbers[:8], "little")
+        strings = json.loads(numbers[8:header_end])["__metadata__"]
         batch = cls(
             experience_from_tensors(tensors),
             tensors["policy_versions"],
-            [None if given is None else EpisodeText.from_json(given) for given in behind.get("episodes", [])],
-            json.loads(header["metrics"]),
+            _texts(behind),
+            json.loads(strings["metrics"]),
             tensors["engines"],
-            json.loads(header["engine_urls"]),
+            json.loads(strings["engine_urls"]),
             token_versions=tensors["token_versions"].long(),
             account=_account(behind),
             example=behind.get("example", ""),
             untrained=[EpisodeText.from_json(given) for given in behind.get("untrained", [])],
-            timeline=None if behind.get("timeline") is None else StepTimeline.from_json(behind["timeline"]),
+            timeline=_timeline(behind),
         )
         batch._check(len(tensors["engines"]), tensors["token_versions"])
         return batch
@@ -142,13 +153,16 @@ class Batch:
             raise ValueError(f"policy versions or engines are not of {self.episodes} episodes")
         if {self.policy_versions.dtype, self.engines.dtype} != {torch.int64}:
             raise ValueError("policy versions or engines are not int64")
-        metrics, urls = self.metrics, self.engine_urls
-        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        if not isinstance(self.metrics, dict) or not _are_all(self.metrics.values(), int | float):
             raise ValueError("metrics are not numbers by name")
-        if not isinstance(urls, list) or not all(isinstance(text, str) for text in [*urls, self.example]):
+        if not isinstance(self.engine_urls, list) or not _are_all([*self.engine_urls, self.example], str):
             raise ValueError("engine_urls or example are not text")
         if len(self.texts) not in (0, self.episodes):
             raise ValueError(f"there are {len(self.texts)} texts for {self.episodes} episodes")
+
+
+def _are_all(values: Iterable[object], kind: type | UnionType) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def account_in(data: bytes) -> StreamAccount | None:
@@ -164,6 +178,22 @@ def _behind(text: bytes) -> dict[str, Any]:
     """What stands behind the numbers."""
     found: dict[str, Any] = json.loads(text.decode("utf-8", "surrogatepass")) if text else {}
     return found
+
+
+def _json_of(part: EpisodeText | StepTimeline | StreamAccount | None) -> dict[str, Any] | None:
+    return None if part is None else part.to_json()
+
+
+def _texts(behind: dict[str, Any]) -> list[EpisodeText | None]:
+    texts: list[EpisodeText | None] = []
+    for given in behind.get("episodes", []):
+        texts.append(None if given is None else EpisodeText.from_json(given))
+    return texts
+
+
+def _timeline(behind: dict[str, Any]) -> StepTimeline | None:
+    given = behind.get("timeline")
+    return None if given is None else StepTimeline.from_json(given)
 
 
 def _account(behind: dict[str, Any]) -> StreamAccount | None:
@@ -190,4 +220,5 @@ def engine_table(names: Iterable[str]) -> tuple[Int[Tensor, "episodes"], list[st
     given = list(names)
     urls = sorted({name for name in given if name})
     places = {url: index for index, url in enumerate(urls)}
-    return torch.tensor([places.get(name, -1) for name in given], dtype=torch.long), urls
+    numbers = [places.get(name, -1) for name in given]
+    return torch.tensor(numbers, dtype=torch.long), urls

@@ -22,7 +22,7 @@ from megatron_empg.rollout.service.readable_episodes import PromptOf, no_prompt,
 from megatron_empg.rollout.service.slots import Reason
 from megatron_empg.rollout.service.timeline import tail_metrics, timeline_of
 from megatron_empg.run.episode_text import EpisodeText
-from megatron_empg.run.timeline import Span
+from megatron_empg.run.timeline import Span, StepTimeline
 
 Keeps = Callable[[Float[Tensor, "group_size"]], bool]
 """Whether a question's episodes, with these rewards, are trained on."""
@@ -110,7 +110,7 @@ class Collection:
             self.counts[f"groups_dropped_{dropped}"] += 1
 
     def _keep(self, group: Group) -> None:
-        if not self.keeps(torch.tensor([each.reward for each in group.played])):
+        if not self.keeps(_rewards_of(group.played)):
             self.counts["groups_dropped_equal"] += 1
         elif self.missing:
             self.groups.append(group)
@@ -119,12 +119,15 @@ class Collection:
 
     def batch(self) -> Batch:
         """What to train on, with the numbers of the whole rollout."""
-        numbered = [(number, each) for number, group in enumerate(self.groups) for each in group.played]
-        episodes = [each.episode for _, each in numbered]
+        numbers: list[int] = []
+        played: list[Rewarded] = []
+        for number, group in enumerate(self.groups):
+            numbers += [number] * len(group.played)
+            played += group.played
+        episodes = [each.episode for each in played]
         versions = torch.tensor([episode.policy_versions for episode in episodes], dtype=torch.long)
         engines, engine_urls = engine_table(episode.engine for episode in episodes)
-        turns = [turn for episode in episodes for turn in episode.turns]
-        experience = _experience([number for number, _ in numbered], [each for _, each in numbered])
+        experience = _experience(numbers, played)
         return Batch(
             experience,
             policy_versions=versions.reshape(-1, 2),
@@ -132,11 +135,16 @@ class Collection:
             metrics=self._metrics(),
             engines=engines,
             engine_urls=engine_urls,
-            token_versions=torch.cat([torch.empty(0, dtype=torch.long), *map(versions_of, turns)]),
+            token_versions=_token_versions(episodes),
             example=_example(self.played),
             untrained=self._untrained(episodes),
-            timeline=None if self.whole is None else timeline_of(self.played, self.whole, self.timed),
+            timeline=self._timeline(),
         )
+
+    def _timeline(self) -> StepTimeline | None:
+        if self.whole is None:
+            return None
+        return timeline_of(self.played, self.whole, self.timed)
 
     def _texts(self, episodes: Sequence[Episode], experience: Experience) -> list[EpisodeText | None]:
         """Of all episodes; the prompt only where somebody will read it."""
@@ -155,30 +163,12 @@ class Collection:
         return texts_of(self.tasks, worth_reading(rest, missing, errors=self.shown), self.prompt_of)
 
     def _metrics(self) -> dict[str, float]:
-        usable = [e for e in self.played if e.outcome != "error" and e.turns]
-        turns = [turn for e in usable for turn in e.turns]
-        metrics: dict[str, float] = {
-            "train/episodes": len(usable),
-            "train/episodes_error": len(self.played) - len(usable),
-            "train/episodes_success": sum(e.outcome == "success" for e in usable),
-            "train/episodes_failure": sum(e.outcome == "failure" for e in usable),
-            "train/episodes_truncated": sum(e.outcome == "truncated" for e in usable),
-            "train/token_drift": sum(e.token_drift or 0 for e in usable),
-            "train/malformed_actions": sum(bool(turn.malformed) for turn in turns),
-            "train/groups_kept": len(self.groups),
-            "train/groups_dropped_equal": self.counts["groups_dropped_equal"],
-            "train/groups_dropped_errors": self.counts["groups_dropped_errors"],
-            "train/groups_surplus": self.counts["groups_surplus"],
-        }
+        metrics = _episode_metrics(self.played)
+        metrics["train/groups_kept"] = len(self.groups)
+        for count in ("groups_dropped_equal", "groups_dropped_errors", "groups_surplus"):
+            metrics[f"train/{count}"] = self.counts[count]
         if "rounds" in self.counts:
             metrics["train/rounds"] = self.counts["rounds"]
-        if usable:
-            metrics |= {
-                "train/reward": sum(e.reward for e in usable) / len(usable),
-                "train/success": sum(e.outcome == "success" for e in usable) / len(usable),
-                "train/turns": len(turns) / len(usable),
-                "train/tokens_per_episode": sum(map(_tokens, usable)) / len(usable),
-            }
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
         metrics |= tail_metrics(self.played)
@@ -190,13 +180,28 @@ def reason_to_drop(episodes: Sequence[Episode], keeps: Keeps) -> Literal["errors
     rewarded = _rewarded(episodes)
     if len(rewarded) < 2:
         return "errors"
-    return None if keeps(torch.tensor([each.reward for each in rewarded])) else "equal"
+    if not keeps(_rewards_of(rewarded)):
+        return "equal"
+    return None
+
+
+def _usable(episodes: Sequence[Episode]) -> list[Episode]:
+    """Those that say something about the policy."""
+    usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]
+    return usable
 
 
 def _rewarded(episodes: Sequence[Episode]) -> list[Rewarded]:
-    """Those that say something about the policy, with what their turns earned."""
-    usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]
-    return [Rewarded(episode, [turn.reward for turn in episode.turns]) for episode in usable]
+    """The usable ones with what their turns earned."""
+    rewarded = []
+    for episode in _usable(episodes):
+        turn_rewards = [turn.reward for turn in episode.turns]
+        rewarded.append(Rewarded(episode, turn_rewards))
+    return rewarded
+
+
+def _rewards_of(played: Sequence[Rewarded]) -> Float[Tensor, "episodes"]:
+    return torch.tensor([each.reward for each in played])
 
 
 def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
@@ -212,23 +217,35 @@ def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
 
 def _experience(groups: Sequence[int], played: Sequence[Rewarded]) -> Experience:
     """What the algorithm is told of the kept episodes, each of which is one sample or several."""
-    episodes = [each.episode for each in played]
-    samples = [samples_of(episode) for episode in episodes]
-    counts = torch.tensor([len(of_episode) for of_episode in samples], dtype=torch.long)
-    turns = [turn for episode in episodes for turn in episode.turns]
+    samples: list[Sample] = []
+    episode_of_sample: list[int] = []
+    turns: list[Turn] = []
+    turn_rewards: list[float] = []
     # One tensor an episode: a list of all tokens would be read in one go, while which no other thread runs.
-    logprobs = [torch.empty(0), *(torch.tensor(episode.logprobs) for episode in episodes)]
+    logprobs = [torch.empty(0)]
+    gold = []
+    for number, each in enumerate(played):
+        own_samples = samples_of(each.episode)
+        samples += own_samples
+        episode_of_sample += [number] * len(own_samples)
+        turns += each.episode.turns
+        turn_rewards += each.turn_rewards
+        logprobs.append(torch.tensor(each.episode.logprobs))
+        gold.append(torch.tensor(each.episode.gold, dtype=torch.long))
+    truncated = [each.episode.outcome == "truncated" for each in played]
+    anchors = [turn.anchor for turn in turns]
+    cut = [turn.cut for turn in turns]
     return experience_of(
-        [sample for of_episode in samples for sample in of_episode],
-        torch.arange(len(episodes)).repeat_interleave(counts),
-        rewards=torch.tensor([each.reward for each in played]),
+        samples,
+        torch.tensor(episode_of_sample, dtype=torch.long),
+        rewards=_rewards_of(played),
         groups=torch.tensor(groups, dtype=torch.long),
         rollout_logprobs=torch.cat(logprobs),
-        truncated=torch.tensor([episode.outcome == "truncated" for episode in episodes], dtype=torch.bool),
-        turn_rewards=torch.tensor([reward for each in played for reward in each.turn_rewards]),
-        anchors=torch.tensor([turn.anchor for turn in turns], dtype=torch.long),
-        cut=torch.tensor([turn.cut for turn in turns], dtype=torch.bool),
-        gold=[torch.tensor(episode.gold, dtype=torch.long) for episode in episodes],
+        truncated=torch.tensor(truncated, dtype=torch.bool),
+        turn_rewards=torch.tensor(turn_rewards),
+        anchors=torch.tensor(anchors, dtype=torch.long),
+        cut=torch.tensor(cut, dtype=torch.bool),
+        gold=gold,
     )
 
 
@@ -237,9 +254,19 @@ def samples_of(episode: Episode) -> list[Sample]:
     spans: list[list[tuple[int, int]]] = [[] for _ in episode.sequences]
     for turn in episode.turns:
         spans[turn.sequence].append((turn.start, turn.end))
-    # A sequence in which the policy had no time to speak teaches nothing.
-    spoken = [(tokens, own) for tokens, own in zip(episode.sequences, spans, strict=True) if own]
-    return [Sample(torch.tensor(tokens), torch.tensor(own)) for tokens, own in spoken]
+    samples = []
+    for tokens, own in zip(episode.sequences, spans, strict=True):
+        if own:  # a sequence in which the policy had no time to speak teaches nothing
+            samples.append(Sample(torch.tensor(tokens), torch.tensor(own)))
+    return samples
+
+
+def _token_versions(episodes: Sequence[Episode]) -> Int[Tensor, "own_tokens"]:
+    """The policy version of every own token of the episodes."""
+    versions = [torch.empty(0, dtype=torch.long)]
+    for episode in episodes:
+        versions += map(versions_of, episode.turns)
+    return torch.cat(versions)
 
 
 def versions_of(turn: Turn) -> Int[Tensor, "turn_tokens"]:
@@ -248,6 +275,27 @@ def versions_of(turn: Turn) -> Int[Tensor, "turn_tokens"]:
     for span in turn.policy_versions:
         versions[span.start : span.end] = span.version
     return versions
+
+
+def _episode_metrics(played: Sequence[Episode]) -> dict[str, float]:
+    """What is counted of the episodes alone: outcomes, faults, and means over those that are usable."""
+    usable = _usable(played)
+    outcomes = Counter(episode.outcome for episode in usable)
+    turns = [turn for episode in usable for turn in episode.turns]
+    metrics: dict[str, float] = {
+        "train/episodes": len(usable),
+        "train/episodes_error": len(played) - len(usable),
+    }
+    for outcome in ("success", "failure", "truncated"):
+        metrics[f"train/episodes_{outcome}"] = outcomes[outcome]
+    metrics["train/token_drift"] = sum(episode.token_drift or 0 for episode in usable)
+    metrics["train/malformed_actions"] = sum(bool(turn.malformed) for turn in turns)
+    if usable:
+        metrics["train/reward"] = sum(episode.reward for episode in usable) / len(usable)
+        metrics["train/success"] = outcomes["success"] / len(usable)
+        metrics["train/turns"] = len(turns) / len(usable)
+        metrics["train/tokens_per_episode"] = sum(map(_tokens, usable)) / len(usable)
+    return metrics
 
 
 def _tokens(episode: Episode) -> int:

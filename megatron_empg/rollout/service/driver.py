@@ -198,7 +198,7 @@ class Driver:
         settings = self.config.evaluation
         started = time.monotonic()
         tasks = await asyncio.to_thread(self.source.fixed, split, settings.questions)
-        groups = [Group(task, i, [0]) for i, task in enumerate(tasks)]
+        groups = [Group(task, number, [0]) for number, task in enumerate(tasks)]
         sampling = Sampling(temperature=0.0 if greedy else settings.temperature)
         what = evaluation_pass(split, greedy=greedy)
         with told_while_playing(self.config.folder, what, len(groups)) as playing:
@@ -214,12 +214,13 @@ class Driver:
         by_kind: dict[str, list[bool]] = {}
         for task, episode in zip(tasks, episodes, strict=True):
             by_kind.setdefault(task.kind, []).append(episode.outcome == "success")
+        outcomes = Counter(episode.outcome for episode in episodes)
         return Evaluation(
             split,
             greedy,
-            success=sum(map(sum, by_kind.values())) / len(episodes),
+            success=outcomes["success"] / len(episodes),
             questions=len(episodes),
-            errors=sum(episode.outcome == "error" for episode in episodes),
+            errors=outcomes["error"],
             seconds=time.monotonic() - started,
             by_kind={kind: sum(wins) / len(wins) for kind, wins in sorted(by_kind.items())},
         )

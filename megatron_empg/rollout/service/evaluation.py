@@ -20,12 +20,11 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Under ``eval/SPLIT/…``."""
         how = "greedy" if self.greedy else "sampled"
-        return {
-            f"eval/{self.split}/{how}": self.success,
-            f"eval/{self.split}/{how}_questions": self.questions,
-            f"eval/{self.split}/{how}_errors": self.errors,
-            **{f"eval/{self.split}/{how}/{kind}": value for kind, value in self.by_kind.items()},
-        }
+        name = f"eval/{self.split}/{how}"
+        metrics = {name: self.success, f"{name}_questions": self.questions, f"{name}_errors": self.errors}
+        for kind, success in self.by_kind.items():
+            metrics[f"{name}/{kind}"] = success
+        return metrics
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

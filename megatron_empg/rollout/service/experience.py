@@ -7,7 +7,7 @@ from torch import Tensor
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.sample import Sample
 
-_FORMAT = {
+_STREAMS = {
     "rewards": torch.float32,
     "groups": torch.int64,
     "truncated": torch.bool,
@@ -15,15 +15,21 @@ _FORMAT = {
     "anchors": torch.int64,
     "cut": torch.bool,
     "rollout_logprobs": torch.float32,
+    "episode_of_sample": torch.int64,
+}
+"""The fields of an experience that travel as they are."""
+_LISTS = {
     "tokens": torch.int32,
     "sample_lengths": torch.int64,
     "turns": torch.int32,
     "turn_counts": torch.int64,
-    "episode_of_sample": torch.int64,
     "gold": torch.int32,
     "gold_lengths": torch.int64,
 }
-"""Tensors by which an experience travels. ``turns`` and ``turn_counts`` are of the samples, laid end to end."""
+"""What is a list of tensors, laid end to end, with the length of each. ``turns`` and ``turn_counts`` are of the
+samples."""
+_FORMAT = _STREAMS | _LISTS
+"""Tensors by which an experience travels."""
 
 
 def experience_of(
@@ -47,19 +53,29 @@ def experience_of(
     turns_of_sample = torch.tensor([len(sample.turns) for sample in samples], dtype=torch.long)
     lengths = torch.tensor([length for sample in samples for length in sample.turn_lengths], dtype=torch.long)
     episodes, turns = len(rewards), len(lengths)
+    if truncated is None:
+        truncated = torch.zeros(episodes, dtype=torch.bool)
+    if turn_rewards is None:
+        turn_rewards = torch.zeros(turns)
+    if anchors is None:
+        anchors = torch.arange(turns)
+    if cut is None:
+        cut = torch.zeros(turns, dtype=torch.bool)
+    if gold is None:
+        gold = [torch.empty(0, dtype=torch.long)] * episodes
     experience = Experience(
         rewards=rewards,
         groups=groups,
-        truncated=torch.zeros(episodes, dtype=torch.bool) if truncated is None else truncated,
+        truncated=truncated,
         episode_of_turn=episode_of_sample.repeat_interleave(turns_of_sample),
         turn_lengths=lengths,
-        turn_rewards=torch.zeros(turns) if turn_rewards is None else turn_rewards,
-        anchors=torch.arange(turns) if anchors is None else anchors,
-        cut=torch.zeros(turns, dtype=torch.bool) if cut is None else cut,
+        turn_rewards=turn_rewards,
+        anchors=anchors,
+        cut=cut,
         rollout_logprobs=rollout_logprobs,
         samples=samples,
         episode_of_sample=episode_of_sample,
-        gold=[torch.empty(0, dtype=torch.long)] * episodes if gold is None else gold,
+        gold=gold,
     )
     _check(experience)
     return experience
@@ -69,16 +85,17 @@ def _check(experience: Experience) -> None:
     episodes, turns = len(experience.rewards), len(experience.turn_lengths)
     tokens, samples = int(experience.turn_lengths.sum()), len(experience.samples)
     sizes = {
-        "groups": (len(experience.groups), episodes),
-        "truncated": (len(experience.truncated), episodes),
-        "gold": (len(experience.gold), episodes),
-        "turn_rewards": (len(experience.turn_rewards), turns),
-        "anchors": (len(experience.anchors), turns),
-        "cut": (len(experience.cut), turns),
-        "rollout_logprobs": (len(experience.rollout_logprobs), tokens),
-        "episode_of_sample": (len(experience.episode_of_sample), samples),
+        "groups": episodes,
+        "truncated": episodes,
+        "gold": episodes,
+        "turn_rewards": turns,
+        "anchors": turns,
+        "cut": turns,
+        "rollout_logprobs": tokens,
+        "episode_of_sample": samples,
     }
-    for name, (given, wanted) in sizes.items():
+    for name, wanted in sizes.items():
+        given = len(getattr(experience, name))
         if given != wanted:
             raise ValueError(
                 f"{name} has {given} values, the experience has {episodes} episodes, {samples} samples, {turns} "
@@ -94,25 +111,14 @@ def _check(experience: Experience) -> None:
 
 def experience_to_tensors(experience: Experience) -> dict[str, Tensor]:
     """The experience by names and in types of `_FORMAT`."""
-    samples = experience.samples
+    tokens = [sample.tokens for sample in experience.samples]
+    turns = [sample.turns for sample in experience.samples]
     gold = experience.gold or [torch.empty(0)] * len(experience.rewards)
-    tensors = {
-        "rewards": experience.rewards,
-        "groups": experience.groups,
-        "truncated": experience.truncated,
-        "turn_rewards": experience.turn_rewards,
-        "anchors": experience.anchors,
-        "cut": experience.cut,
-        "rollout_logprobs": experience.rollout_logprobs,
-        "tokens": _joined([sample.tokens for sample in samples]),
-        "sample_lengths": torch.tensor([len(sample.tokens) for sample in samples]),
-        "turns": _joined([sample.turns for sample in samples]).reshape(-1, 2),
-        "turn_counts": torch.tensor([len(sample.turns) for sample in samples]),
-        "episode_of_sample": experience.episode_of_sample,
-        "gold": _joined(gold),
-        "gold_lengths": torch.tensor([len(turn) for turn in gold]),
-    }
-    return {name: tensor.to(_FORMAT[name]) for name, tensor in tensors.items()}
+    tensors = {name: getattr(experience, name) for name in _STREAMS}
+    tensors |= {"tokens": _joined(tokens), "sample_lengths": _lengths(tokens)}
+    tensors |= {"turns": _joined(turns).reshape(-1, 2), "turn_counts": _lengths(turns)}
+    tensors |= {"gold": _joined(gold), "gold_lengths": _lengths(gold)}
+    return {name: tensors[name].to(dtype) for name, dtype in _FORMAT.items()}
 
 
 def experience_from_tensors(tensors: dict[str, Tensor]) -> Experience:
@@ -127,19 +133,15 @@ def experience_from_tensors(tensors: dict[str, Tensor]) -> Experience:
             )
     tokens = tensors["tokens"].split(tensors["sample_lengths"].tolist())
     turns = tensors["turns"].long().split(tensors["turn_counts"].tolist())
-    return experience_of(
-        [Sample(own, spans) for own, spans in zip(tokens, turns, strict=True)],
-        tensors["episode_of_sample"],
-        rewards=tensors["rewards"],
-        groups=tensors["groups"],
-        rollout_logprobs=tensors["rollout_logprobs"],
-        truncated=tensors["truncated"],
-        turn_rewards=tensors["turn_rewards"],
-        anchors=tensors["anchors"],
-        cut=tensors["cut"],
-        gold=list(tensors["gold"].long().split(tensors["gold_lengths"].tolist())),
-    )
+    gold = tensors["gold"].long().split(tensors["gold_lengths"].tolist())
+    samples = [Sample(own, spans) for own, spans in zip(tokens, turns, strict=True)]
+    streams = {name: tensors[name] for name in _STREAMS}
+    return experience_of(samples, gold=list(gold), **streams)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0)
+
+
+def _lengths(parts: list[Tensor]) -> Int[Tensor, "parts"]:
+    return torch.tensor([len(part) for part in parts])

@@ -73,22 +73,28 @@ def kind_of_error(error: str | None) -> str:
 
 def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:
     """Raises DriverError if the environment could read none of the turns."""
-    turns = [turn for episode in episodes for turn in episode.turns]
-    judged = [turn.malformed for turn in turns if turn.malformed is not None]
+    judged = []
+    examples = []
+    for episode in episodes:
+        own = [turn.malformed for turn in episode.turns if turn.malformed is not None]
+        judged += own
+        if any(own):
+            examples.append(episode)
     if not judged or not all(judged):
         return
-    example = next(e for e in episodes if any(turn.malformed for turn in e.turns))
     raise DriverError(
         f"{when}: the environment could read none of the policy's {len(judged)} turns, so there is nothing to "
         "learn from. Does the policy know how to act here (a prompt that says so, or a supervised warm-up), and "
-        f"do its turns fit into rollout.max_turn_tokens? One episode:\n{shown(example)}"
+        f"do its turns fit into rollout.max_turn_tokens? One episode:\n{shown(examples[0])}"
     )
 
 
 def shown(episode: Episode) -> str:
     """What a reader needs to see of it: task, end, and its first turns."""
     sample = f"task {episode.task_id}, sample {episode.sample}, {episode.outcome}"
-    lines = [sample + (f": {_short(episode.error)}" if episode.error else "")]
+    if episode.error:
+        sample += f": {_short(episode.error)}"
+    lines = [sample]
     for number, turn in enumerate(episode.turns[:SHOWN_TURNS], 1):
         lines.append(f"turn {number} ({turn.finish}): {_short(turn.text)!r}")
         if turn.observation is not None:

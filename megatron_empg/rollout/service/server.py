@@ -148,17 +148,15 @@ def application(driver: AbstractAsyncContextManager[Served], token: str) -> Star
     async def health(_: Request) -> Response:
         return JSONResponse({"healthy": True})
 
-    return Starlette(
-        routes=[
-            Route("/rollout/{step:int}", _explained(collect), methods=["POST"]),
-            Route("/evaluate", _explained(evaluate), methods=["POST"]),
-            Route("/probe", _explained(probe), methods=["POST"]),
-            Route("/health", health),
-            *_routes_of_news(),
-        ],
-        middleware=[Middleware(TokenMiddleware, token=token)],
-        lifespan=lifespan,
-    )
+    routes = [
+        Route("/rollout/{step:int}", _explained(collect), methods=["POST"]),
+        Route("/evaluate", _explained(evaluate), methods=["POST"]),
+        Route("/probe", _explained(probe), methods=["POST"]),
+        Route("/health", health),
+    ]
+    routes += _routes_of_news()
+    guard = Middleware(TokenMiddleware, token=token)
+    return Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
 
 
 def _routes_of_news() -> list[Route]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from megatron_empg.rollout.episode import Episode, Turn
+from megatron_empg.rollout.episode import Episode
 from megatron_empg.run.timeline import EpisodeTimes, Span, StepTimeline, TurnTimes
 
 
@@ -18,7 +18,7 @@ def timeline_of(played: Sequence[Episode], whole: Span, count: int) -> StepTimel
         step=0,
         played=len(played),
         seconds=whole.seconds,
-        median=median(usual) if usual else 0.0,
+        median=median(usual or [0.0]),
         slowest=[_times(episode, whole.start) for episode in timed[:count]],
     )
 
@@ -36,7 +36,9 @@ def tail_metrics(played: Sequence[Episode]) -> dict[str, float]:
         "rollout/episode_seconds_max": slowest,
         "rollout/environment_share": environments / whole,
     }
-    return metrics | ({"rollout/tail_ratio": slowest / usual} if usual else {})
+    if usual:
+        metrics["rollout/tail_ratio"] = slowest / usual
+    return metrics
 
 
 def usable_seconds(played: Sequence[Episode]) -> list[float]:
@@ -56,19 +58,13 @@ def _seconds(episode: Episode) -> float:
 
 def _times(episode: Episode, zero: float) -> EpisodeTimes:
     assert episode.whole is not None, "the timed ones alone are shown"
-    turns = [_turn_times(turn, zero) for turn in episode.turns]
-    return EpisodeTimes(
-        episode.task_id,
-        episode.outcome,
-        episode.engine,
-        episode.whole.after(zero),
-        None if episode.opening is None else episode.opening.after(zero),
-        [times for times in turns if times is not None],
-    )
+    turns = []
+    for turn in episode.turns:
+        if turn.generation is not None:
+            turns.append(TurnTimes(turn.generation.after(zero), _after(turn.environment, zero)))
+    whole, opening = episode.whole.after(zero), _after(episode.opening, zero)
+    return EpisodeTimes(episode.task_id, episode.outcome, episode.engine, whole, opening, turns)
 
 
-def _turn_times(turn: Turn, zero: float) -> TurnTimes | None:
-    if turn.generation is None:
-        return None
-    environment = None if turn.environment is None else turn.environment.after(zero)
-    return TurnTimes(turn.generation.after(zero), environment)
+def _after(span: Span | None, zero: float) -> Span | None:
+    return None if span is None else span.after(zero)

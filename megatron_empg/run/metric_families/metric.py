@@ -37,8 +37,10 @@ class Metric:
     def names(self) -> list[str]:
         """The name with its braces written out."""
         pieces = re.split(r"\{([^}]+)\}", self.name)
-        # Every other piece is what stood in braces.
-        choices = [piece.split(",") if place % 2 else [piece] for place, piece in enumerate(pieces)]
+        choices = []
+        for place, piece in enumerate(pieces):
+            stood_in_braces = place % 2 == 1
+            choices.append(piece.split(",") if stood_in_braces else [piece])
         return ["".join(chosen) for chosen in itertools.product(*choices)]
 
     def covers(self, name: str) -> bool:

@@ -143,15 +143,19 @@ class HuggingFaceReader(WeightReader):
 
 def _hint(missing: list[str], surplus: list[str]) -> str:
     """What the difference looks like."""
-    if fused := [name for name in surplus if _FUSED_EXPERTS.search(name)]:
+    fused = [name for name in surplus if _FUSED_EXPERTS.search(name)]
+    if fused:
         return (
             f"; {fused[0]} holds a layer's experts in one tensor, which is not read: write the folder anew with "
             "transformers' save_pretrained, which stores each expert's tensors"
         )
     if missing == [HEAD]:
         return "; where the head is the embedding, config.json says tie_word_embeddings: true"
-    renamed = [(name, near[0]) for name in missing[:5] if (near := get_close_matches(name, surplus, 1, 0.85))]
-    return "".join(f"; {found} looks like {name} misnamed" for name, found in renamed)
+    hints = []
+    for name in missing[:5]:
+        for near in get_close_matches(name, surplus, 1, 0.85):
+            hints.append(f"; {near} looks like {name} misnamed")
+    return "".join(hints)
 
 
 def _locate(folder: Path) -> dict[str, Path]:
@@ -179,8 +183,9 @@ def _read_index(index: Path) -> dict[str, Path]:
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index} is not an index of safetensors files: weight_map is {weight_map!r:.100}")
     where = {name: index.parent / Path(file).name for name, file in weight_map.items()}
-    if absent := sorted({str(path) for path in where.values() if not path.exists()}):
-        raise CheckpointError(f"{index} names files that are not there: {absent}")
+    absent = {str(path) for path in where.values() if not path.exists()}
+    if absent:
+        raise CheckpointError(f"{index} names files that are not there: {sorted(absent)}")
     return where
 
 
@@ -217,6 +222,12 @@ def _open_header(path: Path) -> Any:
     return _open(path, framework="numpy")
 
 
+def _owned_with_sizes(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[tuple[str, Tensor], int]]:
+    for name, tensor in tensors:
+        owned = owned_copy(tensor)
+        yield (name, owned), owned.nbytes
+
+
 def write_folder(
     destination: Path, tensors: Iterable[tuple[str, Tensor]], like: Path, *, shard_bytes: int = SHARD_BYTES
 ) -> None:
@@ -228,12 +239,13 @@ def write_folder(
     aside = aside_of(destination)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    owned = ((name, owned_copy(tensor)) for name, tensor in tensors)
+    sized = _owned_with_sizes(tensors)
     shards = []
     bytes_of: Counter[torch.dtype] = Counter()
-    for number, shard in enumerate(group_by_size(((pair, pair[1].nbytes) for pair in owned), shard_bytes)):
+    for number, shard in enumerate(group_by_size(sized, shard_bytes)):
         write_shard(aside / f"{number}.safetensors", dict(shard))
-        shards.append(([name for name, _ in shard], sum(tensor.nbytes for _, tensor in shard)))
+        names = [name for name, _ in shard]
+        shards.append((names, sum(tensor.nbytes for _, tensor in shard)))
         for _, tensor in shard:
             bytes_of[tensor.dtype] += tensor.nbytes
     copy_configuration(like, aside, commonest(bytes_of))

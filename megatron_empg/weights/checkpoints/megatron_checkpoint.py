@@ -1,7 +1,9 @@
 """Megatron checkpoints (torch_dist, PyTorch's distributed format) read parameter by parameter, in any layout."""
 
+import operator
 import pickle
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -148,18 +150,26 @@ def _overlap(
     key: str, chunk: ChunkStorageMetadata, start: tuple[int, ...], stop: tuple[int, ...]
 ) -> ReadItem | None:
     """What to read of a stored chunk to fill the box from start to stop."""
-    low = [max(a, b) for a, b in zip(start, chunk.offsets, strict=True)]
-    high = [min(a, b + n) for a, b, n in zip(stop, chunk.offsets, chunk.sizes, strict=True)]
-    if any(a >= b for a, b in zip(low, high, strict=True)):
+    # The overlap is from `low` to `high`, counted in the whole tensor as box and chunk are.
+    chunk_stop = map(operator.add, chunk.offsets, chunk.sizes)
+    low = list(map(max, start, chunk.offsets))
+    high = list(map(min, stop, chunk_stop))
+    lengths = _minus(high, low)
+    if any(length <= 0 for length in lengths):
         return None
     return ReadItem(
         type=LoadItemType.TENSOR,
         dest_index=MetadataIndex(key),
-        dest_offsets=torch.Size(a - b for a, b in zip(low, start, strict=True)),
+        dest_offsets=_minus(low, start),
         storage_index=MetadataIndex(key, chunk.offsets),
-        storage_offsets=torch.Size(a - b for a, b in zip(low, chunk.offsets, strict=True)),
-        lengths=torch.Size(b - a for a, b in zip(low, high, strict=True)),
+        storage_offsets=_minus(low, chunk.offsets),
+        lengths=lengths,
     )
+
+
+def _minus(ends: Sequence[int], starts: Sequence[int]) -> torch.Size:
+    """The difference in each dimension."""
+    return torch.Size(end - start for end, start in zip(ends, starts, strict=True))
 
 
 class _Into(DefaultLoadPlanner):

@@ -1,5 +1,6 @@
 """Writes a Megatron checkpoint of weights file by file, each tensor read, cut and let go in its turn."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,13 +46,12 @@ class MegatronWriter(DefaultSavePlanner):
         self.tensor_parallel, self.pipeline_parallel = tensor_parallel, pipeline_parallel
         self._origin: dict[MetadataIndex, tuple[ParameterMapping, int, Block]] = {}
         self._last: tuple[tuple[str, int], Tensor] | None = None
-        sized = [
-            [(item, _nbytes(item)) for item in self._items(stage, rank)]
-            for stage in range(pipeline_parallel)
-            for rank in range(tensor_parallel)
-        ]
-        self.total_bytes = sum(size for items in sized for _, size in items)
-        plans = [SavePlan(group) for items in sized for group in group_by_size(items, shard_bytes)]
+        self.total_bytes = 0
+        plans: list[SavePlan] = []
+        for stage, rank in itertools.product(range(pipeline_parallel), range(tensor_parallel)):
+            sized = [(item, _nbytes(item)) for item in self._items(stage, rank)]
+            self.total_bytes += sum(size for _, size in sized)
+            plans += map(SavePlan, group_by_size(sized, shard_bytes))
         plans, self._metadata = create_default_global_save_plan(plans)
         self._writer = FileSystemWriter(self.folder, per_thread_copy_ahead=0)
         self.plans = self._writer.prepare_global_plan(plans)

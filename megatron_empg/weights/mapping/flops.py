@@ -13,12 +13,16 @@ def flops_by_part(config: ModelConfig, length: int, predicted: int | None = None
     mlp = 3 * hidden * config.intermediate_size
     if config.experts is not None:
         mlp = hidden * (3 * config.experts.intermediate_size * config.experts.per_token + config.experts.number)
+    if predicted is None:
+        predicted = length
+    kv_heads = config.num_kv_heads * config.head_dim
+    in_layers = 2.0 * length * layers  # a multiply-add is two operations
     return {
-        "projections": 2.0 * length * layers * hidden * 2 * (heads + config.num_kv_heads * config.head_dim),
+        "projections": in_layers * hidden * 2 * (heads + kv_heads),
         # Scores and weighted sums are 2·length·heads multiply-adds a token; causality halves them.
-        "attention": 2.0 * length * layers * length * heads,
-        "mlp": 2.0 * length * layers * mlp,
-        "head": 2.0 * (length if predicted is None else predicted) * hidden * config.vocab_size,
+        "attention": in_layers * length * heads,
+        "mlp": in_layers * mlp,
+        "head": 2.0 * predicted * hidden * config.vocab_size,
     }
 
 

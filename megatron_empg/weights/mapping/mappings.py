@@ -150,7 +150,8 @@ class GateUp(Column):
         for half in range(2):
             start = (half * parallel_size + rank) * length
             in_shard = (half * length, (half + 1) * length)
-            found.append(Block((start, *(0 for _ in rest)), (length, *rest), in_shard))
+            whole = [0] * len(rest)  # the other dimensions begin at their first index
+            found.append(Block((start, *whole), (length, *rest), in_shard))
         return tuple(found)
 
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:

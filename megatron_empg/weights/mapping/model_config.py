@@ -115,6 +115,9 @@ class ModelConfig:
     @property
     def sizes(self) -> ModelSizes:
         """The dimensions of the model's tensors."""
+        experts = expert_inner = 0
+        if self.experts:
+            experts, expert_inner = self.experts.number, self.experts.intermediate_size
         return ModelSizes(
             layers=self.num_layers,
             vocabulary=self.vocab_size,
@@ -123,8 +126,8 @@ class ModelConfig:
             q=self.num_heads * self.head_dim,
             kv=self.num_kv_heads * self.head_dim,
             inner=self.intermediate_size,
-            experts=self.experts.number if self.experts else 0,
-            expert_inner=self.experts.intermediate_size if self.experts else 0,
+            experts=experts,
+            expert_inner=expert_inner,
         )
 
     def padded_vocab_size(self, tensor_parallel: int) -> int:
@@ -184,7 +187,9 @@ def _family(raw: dict[str, Any]) -> str:
             f"model_type: {raw['model_type']!r} is not of the architecture {given[0]} ({name!r})"
         )
     # Code of its own may compute anything under a known name; engines and actor run none.
-    if own := sorted(str(key) for key in raw.get("auto_map") or () if "Model" in str(key)):
+    classes = map(str, raw.get("auto_map") or ())
+    own = sorted(name for name in classes if "Model" in name)
+    if own:
         raise ModelConfigError(f"auto_map: the model brings its own code ({', '.join(own)}), which is never run")
     return name
 
@@ -236,8 +241,11 @@ def _experts(raw: dict[str, Any]) -> Experts:
         if raw.get("mlp_only_layers"):
             key = "mlp_only_layers"
         raise ModelConfigError(f"{key}: {raw[key]} is not supported; every layer must be a mixture of experts")
+    key_of_number = "num_local_experts"
+    if raw.get("num_local_experts") is None:
+        key_of_number = "num_experts"
     experts = Experts(
-        number=_count(raw, "num_experts" if raw.get("num_local_experts") is None else "num_local_experts"),
+        number=_count(raw, key_of_number),
         per_token=_count(raw, "num_experts_per_tok"),
         intermediate_size=_count(raw, "moe_intermediate_size"),
         normalise=_switch(raw, "norm_topk_prob"),

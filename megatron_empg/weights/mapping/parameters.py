@@ -43,10 +43,12 @@ def _layer_parameters(config: ModelConfig, sizes: ModelSizes, layer: int) -> Ite
 
 def _mapping(entry: LayerParameter, sizes: ModelSizes, layer: int, expert: int | None = None) -> ParameterMapping:
     """The entry of a family's table in a layer, numbers filled in."""
+    hugging_face = [f"model.layers.{layer}.{name.format(expert)}" for name in entry.hf]
+    shapes = [sizes.shape(dimensions) for dimensions in entry.shapes]
     return entry.mapping(
         megatron=f"decoder.layers.{layer}.{entry.megatron.format(expert)}",
-        hf=tuple(f"model.layers.{layer}.{name.format(expert)}" for name in entry.hf),
-        shapes=tuple(sizes.shape(dimensions) for dimensions in entry.shapes),
+        hf=tuple(hugging_face),
+        shapes=tuple(shapes),
         key=entry.key,
         sizes=sizes,
         layer=layer,

@@ -27,29 +27,30 @@ _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_posit
 
 def rope_theta(raw: dict[str, Any]) -> float:
     """The base of the frequencies. Raises RopeConfigError where none stands, or several that differ."""
-    found = {
-        f"{place}rope_theta": positive(values["rope_theta"], f"{place}rope_theta")
-        for place, values in (("", raw), *((f"{place}.", _section(raw, place)) for place in _PLACES))
-        if values.get("rope_theta") is not None
-    }
+    given = {"rope_theta": raw.get("rope_theta")}
+    for place in _PLACES:
+        given[f"{place}.rope_theta"] = _section(raw, place).get("rope_theta")
+    found = {key: positive(value, key) for key, value in given.items() if value is not None}
     if not found:
         raise RopeConfigError(
             "rope_theta: missing from config.json, and the model depends on it; write down what it was trained "
             "with (readers that know no better take 10000)"
         )
     if len(set(found.values())) > 1:
-        raise RopeConfigError(f"{' and '.join(f'{key} ({value:g})' for key, value in found.items())} differ")
+        told = [f"{key} ({value:g})" for key, value in found.items()]
+        raise RopeConfigError(f"{' and '.join(told)} differ")
     return next(iter(found.values()))
 
 
 def rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
     """How positions are stretched, None where they are not. Raises RopeConfigError."""
-    found = {place: made for place in _PLACES if (made := _scaling(place, _section(raw, place))) is not None}
-    if len(set(found.values())) > 1:
+    scalings = [_scaling(place, _section(raw, place)) for place in _PLACES]
+    found = [scaling for scaling in scalings if scaling is not None]
+    if len(set(found)) > 1:
         raise RopeConfigError(
             "rope_parameters and rope_scaling differ; keep the one that the model was trained with"
         )
-    return next(iter(found.values()), None)
+    return next(iter(found), None)
 
 
 def positive(value: Any, key: str) -> float:
@@ -63,7 +64,8 @@ def _section(raw: dict[str, Any], place: str) -> dict[str, Any]:
     values = raw.get(place) or {}
     if not isinstance(values, dict):
         raise RopeConfigError(f"{place}: {values!r} is not a group of keys")
-    if by_layer := [key for key, value in values.items() if isinstance(value, dict)]:
+    by_layer = [key for key, value in values.items() if isinstance(value, dict)]
+    if by_layer:
         if by_layer == ["full_attention"] and len(values) == 1:  # all layers are of this type
             return dict(values["full_attention"])
         raise RopeConfigError(
@@ -89,8 +91,7 @@ def _scaling(place: str, values: dict[str, Any]) -> RopeScaling | None:
     for key in _SCALING:
         if values.get(key) is None:
             raise RopeConfigError(f"{place}.{key}: missing from config.json")
-    low, high = (positive(values[key], f"{place}.{key}") for key in _SCALING[1:3])
+    factor, low, high, original = [positive(values[key], f"{place}.{key}") for key in _SCALING]
     if low >= high:
         raise RopeConfigError(f"{place}.low_freq_factor: {low:g} is not below high_freq_factor ({high:g})")
-    original = positive(values[_SCALING[3]], f"{place}.{_SCALING[3]}")
-    return RopeScaling(positive(values["factor"], f"{place}.factor"), low, high, int(original))
+    return RopeScaling(factor, low, high, int(original))

@@ -176,10 +176,18 @@ class EngineControl:
 
 def _causes(failures: dict[str, BaseException]) -> dict[str, str]:
     """The engines to blame: one that went away or hangs makes the others fail in the same collective."""
-    gone = {url: e for url, e in failures.items() if isinstance(e, httpx.NetworkError | httpx.ProtocolError)}
-    late = {url: e for url, e in failures.items() if isinstance(e, httpx.TimeoutException)}
-    own = {url: e for url, e in failures.items() if "gloo" not in _reason(e)}
-    return {url: _reason(error) for url, error in (gone or late or own or failures).items()}
+    gone: dict[str, BaseException] = {}
+    late: dict[str, BaseException] = {}
+    own: dict[str, BaseException] = {}
+    for url, error in failures.items():
+        if isinstance(error, httpx.NetworkError | httpx.ProtocolError):
+            gone[url] = error
+        if isinstance(error, httpx.TimeoutException):
+            late[url] = error
+        if "gloo" not in _reason(error):
+            own[url] = error
+    to_blame = gone or late or own or failures
+    return {url: _reason(error) for url, error in to_blame.items()}
 
 
 def _reason(error: BaseException) -> str:

@@ -62,7 +62,9 @@ class WeightPublisher:
         self._device = torch.device(device)
         self._timeout = timeout
         self._ranks = ranks or Alone()
-        self._engines = EngineControl(engine_urls, token, timeout) if self._ranks.rank == 0 else None
+        self._engines: EngineControl | None = None
+        if self._ranks.rank == 0:
+            self._engines = EngineControl(engine_urls, token, timeout)
         self._transport: GlooTransport | NcclTransport
         if self._device.type == "cuda":
             self._transport = NcclTransport(self._engines, host, self._device, self._ranks)
@@ -120,7 +122,10 @@ class WeightPublisher:
         parts = self._parts(source)
         stream = self._transport.stream(parts)
         sent = together(self._ranks, "transfer", partial(self._send, parts, stream, seconds, version))
-        return PartSent(sum(rank.bytes for rank in sent), sum(rank.tensors for rank in sent))
+        of_all = PartSent(0, 0)
+        for of_rank in sent:
+            of_all = PartSent(of_all.bytes + of_rank.bytes, of_all.tensors + of_rank.tensors)
+        return of_all
 
     def _parts(self, source: WeightSource) -> Parts:
         """The source as this rank sends it; over NCCL rank 0 sends all."""

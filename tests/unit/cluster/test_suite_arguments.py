@@ -15,6 +15,8 @@ from tests.support.suite_runs import TOOL
         (["--only", "speed"], "--only has speed; sections are correctness, late"),
         (["--inject", "explode", "1"], "first corrupt, delay or missing"),
         (["--inject", "missing", "last"], "--inject missing last"),
+        (["--step-limit", "nan"], "argument --step-limit: invalid finite value: 'nan'"),
+        (["--least-pair=-1"], "argument --least-pair: invalid finite value: '-1'"),
         (
             ["--only", "pairs", "--inject", "delay", "0"],
             "--inject delay is found by late, which --only leaves out",

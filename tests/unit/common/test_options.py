@@ -1,15 +1,16 @@
 """Numbers on a command line are finite and in range, whichever command takes them."""
 
-import argparse
 from collections.abc import Iterator
-from typing import get_args, get_type_hints
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
-from megatron_empg.common.options import finite
+from megatron_empg.common.options import number, parse_command_line
 
 NEEDED = {
     "convert to-megatron": ["a", "b"],
@@ -56,11 +57,44 @@ def test_a_number_that_makes_no_sense_is_refused(command: str, option: str, valu
     assert says in done.output
 
 
-def test_a_tool_refuses_it_too(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--limit", type=finite)
-    assert parser.parse_args(["--limit", "1.5"]).limit == 1.5
-    for value in ("nan", "inf", "-1", "ten"):
-        with pytest.raises(SystemExit):
-            parser.parse_args(["--limit=" + value])
-        assert f"argument --limit: invalid finite value: '{value}'" in capsys.readouterr().err
+@dataclass(frozen=True)
+class Arguments:
+    """A process."""
+
+    kind: Literal["train", "sft"]
+    file: Path
+    port: Annotated[int, typer.Option()]
+    engine: Annotated[list[str] | None, typer.Option(help="Again for each.")] = None
+    limit: Annotated[float, typer.Option(callback=number(above=0))] = 1.5
+    quick: Annotated[bool, typer.Option("--quick")] = False
+
+    def __post_init__(self) -> None:
+        if self.kind == "sft" and self.engine:
+            raise typer.BadParameter("sft has no engines: leave it out", param_hint="'--engine'")
+
+
+def test_a_process_reads_its_command_line_as_a_dataclass() -> None:
+    words = ["train", "a/b", "--port", "3", "--engine", "x", "--engine", "y", "--limit", "2", "--quick"]
+    read = parse_command_line(Arguments, words)
+    assert read == Arguments("train", Path("a/b"), 3, ["x", "y"], 2.0, quick=True)
+    assert parse_command_line(Arguments, ["sft", "c", "--port", "4"]) == Arguments("sft", Path("c"), 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "a"], "Error: Missing option '--port'."),
+        (["test", "a", "--port", "3"], "'kind': Value error, 'test' is not one of 'train', 'sft'."),
+        (["train", "a", "--port", "3", "--limit", "nan"], "'--limit': nan is not a finite number"),
+        (["sft", "a", "--port", "3", "--engine", "x"], "'--engine': sft has no engines: leave it out"),
+    ],
+)
+def test_a_process_ends_with_the_name_of_the_word_at_fault(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(Arguments, words, program="python -m a.process")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert says in said
+    assert said.startswith("Usage: python -m a.process [OPTIONS] {kind} {file}")

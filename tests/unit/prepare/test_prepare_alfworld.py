@@ -388,11 +388,11 @@ def test_without_the_engine_games_cannot_be_made_and_nothing_is_fetched(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("alfworld", "d", "--only", "index"), "invalid choice: 'index' (choose from model, data, games)"),
+        (("alfworld", "d", "--only", "index"), "'index' is no part of alfworld: choose from model, data, games"),
         (("deepsearch", "d", "--generated", "6"), "deepsearch has nothing that can be made here"),
         (("alfworld", "d", "--generated", "0"), "'0' is no number to make"),
         (("webshop", "d", "--python", "p"), "it goes with `alfworld` and --generated alone"),
-        (("alfword", "d"), "invalid choice: 'alfword'"),
+        (("alfword", "d"), "'alfword' cannot be prepared: choose from deepsearch, alfworld"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(words: tuple[str, ...], said: str) -> None:

@@ -191,6 +191,32 @@ def completed(
 
 
 @compiled
+def reached_beforehand(
+    documents: np.ndarray,
+    scores: np.ndarray,
+    starts: np.ndarray,
+    words: np.ndarray,
+    counts: np.ndarray,
+    top_k: int,
+) -> float:
+    """What a document must reach to be among the best: so many real ones of the last words' do."""
+    needed = 0.0
+    for i in range(max(0, len(words) - SEED_WORDS), len(words)):
+        needed = max(needed, seeded(documents, scores, starts, words, counts, i, top_k))
+    return needed
+
+
+@compiled
+def set_aside(most: np.ndarray, needed: float) -> tuple[int, float]:
+    """How many words, from the first on, cannot lift a document among the best; and the most that they add."""
+    aside, aside_most = 0, 0.0
+    while aside < len(most) and aside_most + most[aside] < needed:
+        aside_most += most[aside]
+        aside += 1
+    return aside, aside_most
+
+
+@compiled
 def search(
     documents: np.ndarray,
     scores: np.ndarray,
@@ -207,10 +233,7 @@ def search(
     order = np.argsort(largest(block_best, block_starts, words, counts))
     words, counts = words[order], counts[order]
     width = len(words)
-    needed = 0.0  # what a document must reach to be among the best: so many real ones do
-    for i in range(max(0, width - SEED_WORDS), width):
-        needed = max(needed, seeded(documents, scores, starts, words, counts, i, top_k))
-
+    needed = reached_beforehand(documents, scores, starts, words, counts, top_k)
     best, numbers, filled = np.zeros(top_k), np.zeros(top_k, np.int64), 0
     block = block_starts[words]  # each word's first block that may reach into the window
     low, high = starts[words], starts[words]  # where those of its postings lie that may do so
@@ -219,11 +242,7 @@ def search(
     for base in range(0, document_count, WINDOW):
         limit = min(base + WINDOW, document_count)
         enter(base, limit, starts, block_starts, block_last, block_best, words, counts, block, low, high, most)
-        aside = 0  # the first so many words cannot lift a document among the best
-        aside_most = 0.0
-        while aside < width and aside_most + most[aside] < needed:
-            aside_most += most[aside]
-            aside += 1
+        aside, aside_most = set_aside(most, needed)
         found = 0
         for i in range(aside, width):
             low[i], high[i] = add_up(base, limit, documents, scores, counts[i], low[i], high[i], sums)

@@ -75,13 +75,7 @@ def _visit(index: SearchIndex, body: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve an index until the process that started this one ends."""
-    module = "megatron_empg.environments.deep_search.search.retrieve_server"
-    serving.serve(
-        module,
-        "index",
-        "a folder that `empg index` wrote",
-        lambda path, token: application(SearchIndex.open(path), token),
-    )
+    serving.serve(lambda path, token: application(SearchIndex.open(path), token))
 
 
 if __name__ == "__main__":
