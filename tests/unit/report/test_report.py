@@ -6,7 +6,8 @@ import pytest
 from demo_run import write_demo
 
 from megatron_empg.common.jsonl import append_line
-from megatron_empg.report import figures, svg, write_learning_curve, write_report
+from megatron_empg.report import figures
+from megatron_empg.report.page import write_learning_curve, write_report
 from megatron_empg.report.data import RunData, part, read_run, smooth, thin
 from megatron_empg.report.episode import episode_html
 from megatron_empg.run.episode_log import write_episodes

@@ -9,7 +9,7 @@ from demo_run import write_demo
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
-from megatron_empg.report import write_report
+from megatron_empg.report.page import write_report
 from megatron_empg.report.data import NoTimelineError, read_run
 from megatron_empg.report.timeline import LABELS, RIGHT, WIDTH, timeline_figure
 from megatron_empg.run.folder import RunFolder
