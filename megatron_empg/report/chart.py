@@ -4,6 +4,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from io import StringIO
+from math import ceil
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -67,10 +68,9 @@ def finished(title: str, caption: str, figure: Figure, y_ends: tuple[float, ...]
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         width, height = figure.get_size_inches() * UNITS_PER_INCH
-        columns = max(1, int(width / (SWATCH + LETTER * max(map(len, labels)))))
-        rows = -(-len(labels) // columns)
+        rows = ceil((SWATCH * len(labels) + LETTER * len("".join(labels))) / width)
         figure.subplots_adjust(top=1 - (TOP + ROW * rows) / height)
-        figure.legend(handles, labels, loc="upper left", ncols=columns)
+        figure.legend(handles, labels, loc="upper left", ncols=ceil(len(labels) / rows))
     if axes.dataLim.y0 == axes.dataLim.y1 == 0:
         y_ends = (*y_ends, 1.0)
     axes.update_datalim([(axes.dataLim.x0, end) for end in y_ends])

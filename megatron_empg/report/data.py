@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
@@ -54,8 +55,11 @@ def part(run: RunData, name: str) -> dict[str, Any]:
     given = run.setting(f"algorithm.{name}")
     if isinstance(given, dict):
         return given
-    beside = run.setting(f"algorithm.{given}", {})
-    return {"name": given or "", **(beside if isinstance(beside, dict) else {})}
+    found = {"name": given or ""}
+    beside = run.setting(f"algorithm.{given}")
+    if isinstance(beside, dict):
+        found |= beside
+    return found
 
 
 class NoTimelineError(EmpgError, ValueError):
@@ -67,19 +71,28 @@ def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
     a step's timeline is asked for that was not recorded."""
     if not folder.root.is_dir():
         raise FileNotFoundError(f"no run folder at {folder.root}")
-    text = folder.recipe.read_text(encoding="utf-8", errors="replace") if folder.recipe.exists() else ""
+    text = ""
+    if folder.recipe.exists():
+        text = folder.recipe.read_text(encoding="utf-8", errors="replace")
+    steps = [line for line in read_lines(folder.steps) if line.get("step_entropies")]
     files = episode_files(folder)
+    first, last = files[:-1][:1], files[-1:]
     return RunData(
         name=folder.root.resolve().name,
         recipe=_mapping(text),
         recipe_text=text,
         starts=_starts(folder),
         metrics=_metrics(folder),
-        steps=[line for line in read_lines(folder.steps) if line.get("step_entropies")],
-        first_episodes=read_episodes(files[0]) if len(files) > 1 else [],
-        last_episodes=read_episodes(files[-1]) if files else [],
+        steps=steps,
+        first_episodes=_episodes(first),
+        last_episodes=_episodes(last),
         timeline=_timeline(folder, timeline_step),
     )
+
+
+def _episodes(files: list[Path]) -> list[dict[str, Any]]:
+    """Of one file, or of none."""
+    return [episode for file in files for episode in read_episodes(file)]
 
 
 def _metrics(folder: RunFolder) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """The look of the page and of its charts: colours in light and dark, and matplotlib's settings."""
 
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from matplotlib import cycler
+from matplotlib import rc_params_from_file
 
 
 class Colour(NamedTuple):
@@ -34,48 +35,8 @@ COLOURS = {
 """By name, which is also that of the CSS variable. Every light one is unlike the others: charts are drawn in
 the light colours, which are then known by them."""
 
-CARD, SOFT, MUTED, GRID = (COLOURS[name].light for name in ("card", "soft", "muted", "grid"))
+CARD, MUTED = COLOURS["card"].light, COLOURS["muted"].light
 BLUES = tuple(COLOURS[name].light for name in ("strong-blue", "middle-blue", "pale-blue"))
 """Shades in an order."""
-CYCLE = tuple(COLOURS[name].light for name in ("blue", "orange", "green", "violet", "yellow", "pink", "muted"))
-"""Matplotlib's ``C0`` to ``C6``."""
-
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's own font
-    "text.parse_math": False,  # names of tasks may hold dollars
-    "path.simplify": False,
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; it is wide, so that other fonts fit its places
-    "font.size": 10.5,
-    "text.color": SOFT,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.prop_cycle": cycler(color=CYCLE),
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": GRID,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.autolimit_mode": "round_numbers",
-    "axes.xmargin": 0,
-    "axes.ymargin": 0,
-    "grid.color": GRID,
-    "grid.linewidth": 1,
-    "xtick.color": MUTED,
-    "xtick.major.size": 0,
-    "xtick.major.pad": 6,
-    "ytick.color": MUTED,
-    "ytick.major.size": 0,
-    "lines.linewidth": 2,
-    "lines.solid_capstyle": "round",
-    "lines.markersize": 8,
-    "lines.markeredgecolor": CARD,
-    "lines.markeredgewidth": 1.5,
-    "legend.frameon": False,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
-    "legend.handlelength": 1.7,
-    "legend.columnspacing": 1.5,
-}
+STYLE = rc_params_from_file(Path(__file__).with_name("charts.mplstyle"), use_default_template=False)
+"""Matplotlib's settings while a chart is made and while it is written."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_empg.common.files import put_text
 from megatron_empg.report import figures, paper_figures, time_figures
@@ -14,29 +15,34 @@ from megatron_empg.report.tiles import lead, tiles
 from megatron_empg.report.timeline import timeline_chart
 from megatron_empg.run.folder import RunFolder
 
-LEARNING = (figures.evaluation, figures.training)
-WARM_UP = (figures.warm_up_loss, figures.sure_tokens)
-POLICY = (figures.kl_step, figures.kl_initial, figures.entropy, figures.entropy_change)
-ADVANTAGES = (
-    figures.advantage_entropy,
-    figures.advantage_advantage,
-    paper_figures.entropy_spread,
-    paper_figures.scale_spread,
-    paper_figures.bonus_share,
-    paper_figures.length_push,
-)
-PAPERS = (
-    paper_figures.entropy_change_by_bin,
-    paper_figures.gradient_by_bin,
-    paper_figures.relative_surprisal,
-    paper_figures.amplified_and_damped,
-)
-TIME = (
-    time_figures.time_per_phase,
-    time_figures.throughput,
-    time_figures.idle_shares,
-    time_figures.engine_speed,
-)
+ChartFunction = Callable[[RunData], Chart | None]
+
+SECTIONS: dict[str, Sequence[ChartFunction]] = {
+    "learning": (figures.evaluation, figures.training),
+    "warm_up": (figures.warm_up_loss, figures.sure_tokens),
+    "policy": (figures.kl_step, figures.kl_initial, figures.entropy, figures.entropy_change),
+    "advantages": (
+        figures.advantage_entropy,
+        figures.advantage_advantage,
+        paper_figures.entropy_spread,
+        paper_figures.scale_spread,
+        paper_figures.bonus_share,
+        paper_figures.length_push,
+    ),
+    "papers": (
+        paper_figures.entropy_change_by_bin,
+        paper_figures.gradient_by_bin,
+        paper_figures.relative_surprisal,
+        paper_figures.amplified_and_damped,
+    ),
+    "time": (
+        time_figures.time_per_phase,
+        time_figures.throughput,
+        time_figures.idle_shares,
+        time_figures.engine_speed,
+    ),
+}
+"""The charts of the page, in order, by the name of their section in the template."""
 
 
 def write_report(run_folder: Path | str, timeline_step: int | None = None) -> Path:
@@ -55,7 +61,7 @@ def write_learning_curve(run_folder: Path | str, path: Path) -> Path:
     README. Raises ValueError when the run has logged neither.
     """
     run = read_run(RunFolder(run_folder))
-    charts = drawn(LEARNING, run)
+    charts = drawn(SECTIONS["learning"], run)
     if not charts:
         raise ValueError(f"{run_folder} has logged no evaluation and no training success yet")
     put_text(path, render("image.svg.j2", chart=charts[0], name=run.name))
@@ -64,26 +70,23 @@ def write_learning_curve(run_folder: Path | str, path: Path) -> Path:
 
 def page(run: RunData) -> str:
     """The whole document."""
-    supervised = run.setting("sft") is not None
-    return render(
-        "page.html.j2",
-        run=run,
-        lead=lead(run),
-        tiles=tiles(run),
-        supervised=supervised,
-        learning=drawn(LEARNING + WARM_UP if supervised else LEARNING, run),
-        policy=drawn(POLICY, run),
-        advantages=drawn(ADVANTAGES, run),
-        modulation=part(run, "modulation"),
-        papers=drawn(PAPERS, run),
-        episodes=chosen(run.first_episodes, run.last_episodes),
-        time=drawn(TIME, run),
-        timeline=timeline_chart(run.timeline) if run.timeline else None,
-        health=health(run),
-    )
+    values: dict[str, Any] = {
+        "run": run,
+        "lead": lead(run),
+        "tiles": tiles(run),
+        "modulation": part(run, "modulation"),
+    }
+    values["episodes"] = chosen(run.first_episodes, run.last_episodes)
+    for name, chart_functions in SECTIONS.items():
+        values[name] = drawn(chart_functions, run)
+    values["health"] = health(run)
+    values["timeline"] = None
+    if run.timeline is not None:
+        values["timeline"] = timeline_chart(run.timeline)
+    return render("page.html.j2", **values)
 
 
-def drawn(figures: Sequence[Callable[[RunData], Chart | None]], run: RunData) -> list[Chart]:
+def drawn(chart_functions: Sequence[ChartFunction], run: RunData) -> list[Chart]:
     """The charts of which something was logged."""
-    charts = [figure(run) for figure in figures]
+    charts = [function(run) for function in chart_functions]
     return [chart for chart in charts if chart is not None]

@@ -7,14 +7,13 @@ from typing import NamedTuple
 from matplotlib import rc_context
 
 from megatron_empg.report.chart import Chart, Size, blank, finished
-from megatron_empg.report.look import CYCLE, MUTED, STYLE
+from megatron_empg.report.look import MUTED, STYLE
 from megatron_empg.run.timeline import Span, StepTimeline
 
 TITLE = "When the slowest episodes did what"
 WIDTH, ROW, BAR = 1120, 15, 10
 NAMES, MARGINS = 170, 61
 """Width of the episodes' names; height of legend and axis."""
-GENERATION, ENVIRONMENT = CYCLE[:2]
 LONGEST_NAME = 26
 NARROWEST = 0.0006
 """Of the whole time, so that what was short is still seen."""
@@ -39,7 +38,7 @@ def timeline_chart(timeline: StepTimeline) -> Chart:
     end = max([timeline.seconds, *(episode.whole.end for episode in episodes)]) or 1.0
     with rc_context(STYLE):
         figure, axes = blank(Size(WIDTH, MARGINS + ROW * len(episodes)), x_label="seconds", left=NAMES)
-        for (label, bars), colour in zip(kinds.items(), (GENERATION, ENVIRONMENT, MUTED), strict=True):
+        for (label, bars), colour in zip(kinds.items(), ("C0", "C1", MUTED), strict=True):
             across, down = segments(bars, NARROWEST * end)
             (drawn,) = axes.plot(across, down, color=colour, linewidth=BAR, solid_capstyle="butt", label=label)
             if label == "neither":  # it is behind the others
@@ -48,7 +47,7 @@ def timeline_chart(timeline: StepTimeline) -> Chart:
         axes.set_yticks(range(len(episodes)), [short(episode.task_id) for episode in episodes])
         for name, episode in zip(axes.get_yticklabels(), episodes, strict=True):
             if episode.outcome == "error":
-                name.set_color(ENVIRONMENT)
+                name.set_color("C1")
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         return finished(TITLE, _caption(timeline), figure)
@@ -66,9 +65,10 @@ def segments(bars: list[Bar], narrowest: float) -> tuple[list[float], list[float
 
 
 def short(name: str) -> str:
-    if len(name) <= LONGEST_NAME:
-        return name
-    return name[: LONGEST_NAME - 1] + "…"
+    """A name on one line; what cannot be printed is a question mark, as XML has no place for it."""
+    if len(name) > LONGEST_NAME:
+        name = name[: LONGEST_NAME - 1] + "…"
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _caption(timeline: StepTimeline) -> str:
