@@ -62,7 +62,7 @@ CEILINGS: dict[str, Density] = {
     "planner": Density(6, 18, 0.4, 0),
     "prepare": Density(5, 17, 0, 0),
     "recipe": Density(6, 18, 0.3, 0),
-    "report": Density(13, 23, 0.8, 0),
+    "report": Density(7, 18, 0.4, 0),
     "rollout": Density(7, 17, 0.2, 0),
     "run": Density(6, 19, 0.8, 0),  # tables of metrics
     "trainer": Density(6, 18, 0, 0),

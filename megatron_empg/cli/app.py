@@ -20,7 +20,7 @@ from megatron_empg.cli.train import train
 from megatron_empg.cli.watch import watch
 from megatron_empg.common.errors import told_plainly
 
-OF_AN_EXTRA = ("torch", "megatron", "vllm", "matplotlib")
+OF_AN_EXTRA = ("torch", "megatron", "vllm")
 """Modules that an installation without extras lacks."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 

@@ -13,7 +13,7 @@ def report(
     ] = None,
 ) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
-    from megatron_empg.report import write_report
+    from megatron_empg.report.page import write_report
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.folder_lock import RunFolderError
 

@@ -228,7 +228,7 @@ def _size(path: Path) -> int:
 
 
 def _report(folder: RunFolder) -> Path:
-    from megatron_empg.report import write_report
+    from megatron_empg.report.page import write_report
 
     path = write_report(folder.root)
     print(f"report: {path}")

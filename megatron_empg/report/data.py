@@ -3,15 +3,16 @@
 import json
 import math
 from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.report.points import Points
 from megatron_empg.run.episode_log import episode_files, read_episodes
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.timeline import StepTimeline, read_timelines
-
-Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class RunData:
 
     def series(self, name: str) -> Points:
         """(step, value) wherever a metric was measured and is a finite number."""
-        measured = [(line["step"], line.get(name)) for line in self.metrics]
-        numbers = [(step, float(value)) for step, value in measured if isinstance(value, int | float)]
-        return [(step, value) for step, value in numbers if math.isfinite(value)]
+        points = []
+        for line in self.metrics:
+            value = line.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                points.append((line["step"], float(value)))
+        return points
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """A key of the resolved recipe."""
@@ -51,8 +55,11 @@ def part(run: RunData, name: str) -> dict[str, Any]:
     given = run.setting(f"algorithm.{name}")
     if isinstance(given, dict):
         return given
-    beside = run.setting(f"algorithm.{given}", {})
-    return {"name": given or "", **(beside if isinstance(beside, dict) else {})}
+    found = {"name": given or ""}
+    beside = run.setting(f"algorithm.{given}")
+    if isinstance(beside, dict):
+        found |= beside
+    return found
 
 
 class NoTimelineError(EmpgError, ValueError):
@@ -64,22 +71,33 @@ def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
     a step's timeline is asked for that was not recorded."""
     if not folder.root.is_dir():
         raise FileNotFoundError(f"no run folder at {folder.root}")
-    text = folder.recipe.read_text(encoding="utf-8", errors="replace") if folder.recipe.exists() else ""
+    text = ""
+    if folder.recipe.exists():
+        text = folder.recipe.read_text(encoding="utf-8", errors="replace")
+    steps = [line for line in read_lines(folder.steps) if line.get("step_entropies")]
     files = episode_files(folder)
+    first, last = files[:-1][:1], files[-1:]
     return RunData(
         name=folder.root.resolve().name,
         recipe=_mapping(text),
         recipe_text=text,
         starts=_starts(folder),
-        metrics=sorted(
-            (m for m in read_lines(folder.metrics) if isinstance(m.get("step"), int)),
-            key=lambda line: line["step"],
-        ),
-        steps=[line for line in read_lines(folder.steps) if line.get("step_entropies")],
-        first_episodes=read_episodes(files[0]) if len(files) > 1 else [],
-        last_episodes=read_episodes(files[-1]) if files else [],
+        metrics=_metrics(folder),
+        steps=steps,
+        first_episodes=_episodes(first),
+        last_episodes=_episodes(last),
         timeline=_timeline(folder, timeline_step),
     )
+
+
+def _episodes(files: list[Path]) -> list[dict[str, Any]]:
+    """Of one file, or of none."""
+    return [episode for file in files for episode in read_episodes(file)]
+
+
+def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = [line for line in read_lines(folder.metrics) if isinstance(line.get("step"), int)]
+    return sorted(lines, key=itemgetter("step"))
 
 
 def _timeline(folder: RunFolder, step: int | None) -> StepTimeline | None:
@@ -90,45 +108,6 @@ def _timeline(folder: RunFolder, step: int | None) -> StepTimeline | None:
         steps = f"steps {min(recorded)} to {max(recorded)} have one" if recorded else "no step has one"
         raise NoTimelineError(f"step {step} of {folder.root} has no timeline in {folder.timeline.name}: {steps}")
     return recorded[step]
-
-
-def thin(points: Points, most: int = 300) -> Points:
-    """At most so many points: means of neighbours, so that a long run stays a small page."""
-    size = -(-len(points) // most)
-    if size <= 1:
-        return points
-    chunks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
-
-
-def smooth(points: Points, window: int) -> Points:
-    """Centred moving mean over ``window`` neighbours, fewer at the ends."""
-    half = window // 2
-    values = [y for _, y in points]
-    result = []
-    for index, (x, _) in enumerate(points):
-        reach = min(half, index, len(values) - 1 - index)
-        near = values[index - reach : index + reach + 1]
-        result.append((x, sum(near) / len(near)))
-    return result
-
-
-def ranges(low: Points, high: Points, most: int = 300) -> list[tuple[float, float, float]]:
-    """(step, low, high) where both series were measured, thinned as lines are."""
-    above = dict(high)
-    both = [step for step, _ in low if step in above]
-    below = dict(low)
-    lows = thin([(step, below[step]) for step in both], most)
-    highs = thin([(step, above[step]) for step in both], most)
-    return [(step, value, top) for (step, value), (_, top) in zip(lows, highs, strict=True)]
-
-
-def quantile(ordered: list[float], fraction: float) -> float:
-    """Linear interpolation between the order statistics of an ascending list that is not empty."""
-    place = fraction * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def _mapping(text: str) -> dict[str, Any]:

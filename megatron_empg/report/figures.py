@@ -1,54 +1,69 @@
-"""The report's figures: each from a run's data, with a title and a caption that says what is shown.
+"""What a run learned, as charts: success, the policy's change, and what an advantage is made of.
 
-A figure whose series was not logged is None and is left out.
+A chart whose series was not logged is None and is left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
 
 from megatron_empg.common.wilson import WIDE, wilson
-from megatron_empg.report import svg
-from megatron_empg.report.data import RunData, part, quantile, ranges, thin
-from megatron_empg.report.figure import Figure, figure, smoothed
+from megatron_empg.report.bins import Marks, change_chart
+from megatron_empg.report.chart import Chart, blank, finished
+from megatron_empg.report.data import RunData, part
+from megatron_empg.report.lines import Band, Line, line_chart, smoothed
+from megatron_empg.report.look import BLUES, MUTED, STYLE
+from megatron_empg.report.points import Points, Range, ranges, thin
 
-PHASES = ("rollout", "score", "update", "sync", "evaluate", "checkpoint", "other")
 SPLITS = (("test_id", "in distribution"), ("test_ood", "out of distribution"))
 DECILES = 10
 SCATTER_POINTS = 600
+ROUNDING = 1e-12
+"""A mean that is no larger is 0 but for rounding, and no curve."""
 
 
-def evaluation(run: RunData, name: str = "Success on held-out questions") -> Figure | None:
+class TurnCredit(NamedTuple):
+    """A turn's entropy, its final advantage and that of its trajectory."""
+
+    entropy: float
+    final: float
+    trajectory: float
+
+
+def evaluation(run: RunData) -> Chart | None:
     lines, bands = [], []
-    for colour, (split, label) in enumerate(SPLITS):
-        sampled, greedy = run.series(f"eval/{split}/sampled"), run.series(f"eval/{split}/greedy")
-        lines.append(svg.Line(f"{label}, sampled", sampled, colour, marks=True))
-        lines.append(svg.Line(f"{label}, greedy", greedy, colour, dash=True))
-        likely = _likely(run, split)
-        if len(likely) > 1:
-            bands.append(svg.Band("", likely, colour, 0.13))
-    shaded = " Shaded: 95% interval of sampled success over the questions asked." if bands else ""
-    caption = (
-        "Share of fixed questions answered exactly, with sampled or greedy decoding." + shaded + _how_sure(run)
-    )
-    return figure(name, caption, svg.line_chart(lines, bands, form=svg.percent, y_ends=(0.0,)))
+    for place, (split, label) in enumerate(SPLITS):
+        colour = f"C{place}"
+        lines.append(Line(f"{label}, sampled", run.series(f"eval/{split}/sampled"), colour, marks=True))
+        lines.append(Line(f"{label}, greedy", run.series(f"eval/{split}/greedy"), colour, dash=True))
+        bands.append(Band("", intervals(run, split), colour, 0.13))
+    caption = "Share of fixed questions answered exactly, with sampled or greedy decoding."
+    if any(len(band.ranges) > 1 for band in bands):
+        caption += " Shaded: 95% interval of sampled success over the questions asked."
+    return line_chart("Success on held-out questions", caption + _how_sure(run), lines, bands, unit="%")
 
 
-def _likely(run: RunData, split: str) -> list[tuple[float, float, float]]:
-    """(step, low, high): the 95% interval of sampled success at each evaluation that says how many were asked."""
+def intervals(run: RunData, split: str) -> list[Range]:
+    """The 95% interval of sampled success at each evaluation that says how many questions were asked."""
     asked = dict(run.series(f"eval/{split}/sampled_questions"))
     found = []
     for step, rate in run.series(f"eval/{split}/sampled"):
         count = int(asked.get(step, 0))
         if count:
             interval = wilson(round(rate * count), count)
-            found.append((step, interval.low, interval.high))
+            found.append(Range(step, interval.low, interval.high))
     return found
 
 
 def _how_sure(run: RunData) -> str:
     """What the fewest questions of a split can say of one share, where that is little; else nothing."""
-    asked = [int(count) for split, _ in SPLITS for _, count in run.series(f"eval/{split}/sampled_questions")]
-    fewest = min((count for count in asked if count), default=0)
+    asked: Points = []
+    for split, _ in SPLITS:
+        asked += run.series(f"eval/{split}/sampled_questions")
+    fewest = min((int(count) for _, count in asked if count), default=0)
     if not fewest:
         return ""
     half = wilson(fewest // 2, fewest).half_width
@@ -57,257 +72,148 @@ def _how_sure(run: RunData) -> str:
     return f" {fewest} questions tell a share of 50% to ± {100 * half:.0f} points (95% interval) each time."
 
 
-def training(run: RunData) -> Figure | None:
+def training(run: RunData) -> Chart | None:
     success, reward = run.series("train/success"), run.series("train/reward")
-    lines = smoothed("success", success, 0)
+    lines = smoothed("success", success)
     if reward != success:
-        lines += smoothed("reward", reward, 1)
+        lines += smoothed("reward", reward, "C1")
     caption = "Episodes of each training batch (all groups, before any filter). Bold: moving mean."
-    return figure("Success in training", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0,)))
+    return line_chart("Success in training", caption, lines, unit="%")
 
 
-def imitation(run: RunData) -> list[Figure | None]:
-    """The figures of a supervised warm-up: loss, and how much of the walkthroughs is certain."""
-    if run.setting("sft") is None:
-        return []
-    lines = smoothed("training", run.series("policy/loss"), 0)
-    lines.append(svg.Line("held out", run.series("validation/loss"), 1, marks=True))
-    surely = smoothed("tokens", run.series("policy/correct_surely"), 2)
-    return [
-        figure("Loss", "Mean cross-entropy of the walkthroughs' own tokens, in nats.", svg.line_chart(lines)),
-        figure(
-            "Sure tokens",
-            "Share of the walkthroughs' tokens that the policy gives a probability above 0.9.",
-            svg.line_chart(surely, form=svg.percent, y_ends=(0.0,)),
-        ),
-    ]
+def warm_up_loss(run: RunData) -> Chart | None:
+    lines = smoothed("training", run.series("policy/loss"))
+    lines.append(Line("held out", run.series("validation/loss"), "C1", marks=True))
+    caption = "Mean cross-entropy of the walkthroughs' own tokens, in nats."
+    return line_chart("Loss", caption, lines, y_ends=())
 
 
-def kl_step(run: RunData) -> Figure | None:
-    measured = run.series("policy/approx_kl")
+def sure_tokens(run: RunData) -> Chart | None:
+    lines = smoothed("tokens", run.series("policy/correct_surely"), "C2")
+    caption = "Share of the walkthroughs' tokens that the policy gives a probability above 0.9."
+    return line_chart("Sure tokens", caption, lines, unit="%")
+
+
+def kl_step(run: RunData) -> Chart | None:
     # The first update of a batch still has the policy that sampled it: there is only rounding, no curve.
-    points = [(step, value if abs(value) > 1e-12 else 0.0) for step, value in measured]
+    points = without_rounding(run.series("policy/approx_kl"))
     caption = "How far one step moves the policy: k3 estimate over the batch's tokens, in nats."
-    if points and not any(value for _, value in points):
+    if not any(value for _, value in points):
         caption += " With one update a batch it is taken where the policy has not moved yet, so it is 0."
-    chart = svg.line_chart(smoothed("KL old → new", points, 0), y_ends=(0.0,))
-    return figure("KL of old to new policy", caption, chart)
+    return line_chart("KL of old to new policy", caption, smoothed("KL old → new", points))
 
 
-def kl_initial(run: RunData) -> Figure | None:
-    line = svg.Line("KL to initial", thin(run.series("policy/kl_to_initial")), 3, marks=True)
-    coefficient = run.setting("algorithm.kl.coefficient") or run.setting("algorithm.kl_coefficient")
-    how = "The loss holds it back" if coefficient else "A measurement; not in the loss"
+def kl_initial(run: RunData) -> Chart | None:
+    line = Line("KL to initial", thin(run.series("policy/kl_to_initial")), "C3", marks=True)
+    how = "A measurement; not in the loss"
+    if run.setting("algorithm.kl.coefficient") or run.setting("algorithm.kl_coefficient"):
+        how = "The loss holds it back"
     caption = f"How far training has moved the policy in all, per token, in nats. {how}."
-    return figure("KL to the initial policy", caption, svg.line_chart([line], y_ends=(0.0,)))
+    return line_chart("KL to the initial policy", caption, [line])
 
 
-def entropy(run: RunData) -> Figure | None:
+def entropy(run: RunData) -> Chart | None:
     spread = ranges(run.series("policy/step_entropy_q05"), run.series("policy/step_entropy_q95"))
-    bands = [svg.Band("steps, 5% to 95%", spread, 0, 0.15)] if spread else []
     lines = [
-        svg.Line("steps, median", thin(run.series("policy/step_entropy_median")), 0),
-        svg.Line("tokens, mean", thin(run.series("policy/entropy")), 1),
+        Line("steps, median", thin(run.series("policy/step_entropy_median"))),
+        Line("tokens, mean", thin(run.series("policy/entropy")), "C1"),
     ]
     caption = (
         "Exact entropy of the policy over its whole vocabulary, in nats: of single tokens, and as mean over each "
         "step's own tokens (what EMPG reads)."
     )
-    return figure("Entropy", caption, svg.line_chart(lines, bands, y_ends=(0.0,)))
+    return line_chart("Entropy", caption, lines, [Band("steps, 5% to 95%", spread, "C0", 0.15)])
 
 
-def entropy_change(run: RunData) -> Figure | None:
+def entropy_change(run: RunData) -> Chart | None:
     """Deciles of step entropy in the first batches beside the same deciles in the last."""
     if len(run.steps) < 2:
         return None
     window = max(1, min(5, len(run.steps) // 4))
-    first, last = (_deciles(batches) for batches in (run.steps[:window], run.steps[-window:]))
-    names = ["surest", *(str(n) for n in range(2, DECILES)), "unsure"]
-    rows = list(zip(names, first, last, strict=True))
     batches = "batch" if window == 1 else f"{window} batches"
+    before = Marks(f"first {batches}", deciles(run.steps[:window]))
+    after = Marks(f"last {batches}", deciles(run.steps[-window:]))
     caption = (
         f"Steps of the first {batches}, sorted by entropy into ten equal bins, and the same for the last "
         f"{batches}; each mark is a bin's mean. It compares distributions: no single step is followed, and the "
         "agent visits other states as it learns."
     )
-    chart = svg.range_chart(
-        rows, before=f"first {batches}", after=f"last {batches}", x_label="decile of step entropy", y_label="nats"
-    )
-    return figure("Step entropy by bin, first and last", caption, chart)
+    labels = {"x_label": "decile of step entropy", "y_label": "nats"}
+    return change_chart("Step entropy by bin, first and last", caption, before, after, **labels)
 
 
-def _deciles(batches: Sequence[dict[str, list[float]]]) -> list[float]:
+def deciles(batches: Sequence[dict[str, list[float]]]) -> list[float]:
     """Means of the ten equal bins of the steps' entropies in ascending order."""
-    ordered = sorted(value for batch in batches for value in batch["step_entropies"] if value is not None)
+    ordered: list[float] = []
+    for batch in batches:
+        ordered += [value for value in batch["step_entropies"] if value is not None]
+    ordered.sort()
     means = []
     for place in range(DECILES):
         start, end = len(ordered) * place // DECILES, len(ordered) * (place + 1) // DECILES
-        inside = ordered[start:end] or [quantile(ordered, (place + 0.5) / DECILES)]
-        means.append(sum(inside) / len(inside))
+        inside = ordered[start:end] or [np.quantile(ordered, (place + 0.5) / DECILES)]
+        means.append(fmean(inside))
     return means
 
 
-def advantage_entropy(run: RunData) -> Figure | None:
-    points = _last_steps(run)
-    clouds = [
-        svg.Dots("trajectory advantage above 0", [(h, final) for h, final, whole in points if whole > 0], 0),
-        svg.Dots("below 0", [(h, final) for h, final, whole in points if whole < 0], 1),
-        svg.Dots("0", [(h, final) for h, final, whole in points if whole == 0], 4),
-    ]
+def advantage_entropy(run: RunData) -> Chart | None:
+    clouds: dict[str, Points] = {"trajectory advantage above 0": [], "below 0": [], "0": []}
+    for turn in newest_turns(run):
+        name = "0"
+        if turn.trajectory > 0:
+            name = "trajectory advantage above 0"
+        elif turn.trajectory < 0:
+            name = "below 0"
+        clouds[name].append((turn.entropy, turn.final))
     caption = "One dot a step of the last batches: the surer the step, the more of the outcome it is given."
     if part(run, "modulation")["name"] == "none":
         caption = "One dot a step of the last batches. Without modulation a step's entropy changes nothing."
-    chart = svg.scatter_chart(clouds, x_label="step entropy (nats)", y_label="final advantage")
-    return figure("Advantage against step entropy", caption, chart)
+    return scatter_chart(
+        "Advantage against step entropy", caption, clouds, ("C0", "C1", "C4"), x_label="step entropy (nats)"
+    )
 
 
-def advantage_advantage(run: RunData) -> Figure | None:
-    points = sorted(_last_steps(run))
-    thirds = [points[len(points) * n // 3 : len(points) * (n + 1) // 3] for n in range(3)]
-    names = ("surest third of steps", "middle third", "least sure third")
-    clouds = [
-        svg.Dots(name, [(whole, final) for _, final, whole in third], 10 + place)
-        for place, (name, third) in enumerate(zip(names, thirds, strict=True))
-    ]
+def advantage_advantage(run: RunData) -> Chart | None:
+    turns = sorted(newest_turns(run))
+    clouds: dict[str, Points] = {}
+    for place, name in enumerate(("surest third of steps", "middle third", "least sure third")):
+        third = turns[len(turns) * place // 3 : len(turns) * (place + 1) // 3]
+        clouds[name] = [(turn.trajectory, turn.final) for turn in third]
     caption = (
         "The same steps: what the trajectory earned and what the step was given. On the diagonal, nothing changed."
     )
-    chart = svg.scatter_chart(clouds, x_label="trajectory advantage", y_label="final advantage", diagonal=True)
-    return figure("Final against trajectory advantage", caption, chart)
+    title = "Final against trajectory advantage"
+    chart = scatter_chart(title, caption, clouds, BLUES, x_label="trajectory advantage")
+    if chart is not None:
+        chart.figure.axes[0].axline((0, 0), slope=1, color=MUTED, linestyle="--", linewidth=1)
+    return chart
 
 
-def _last_steps(run: RunData) -> list[tuple[float, float, float]]:
-    """(entropy, final advantage, trajectory advantage) of the newest steps, at most `SCATTER_POINTS`."""
-    points: list[tuple[float, float, float]] = []
+def scatter_chart(
+    title: str, caption: str, clouds: dict[str, Points], colours: Sequence[str], *, x_label: str
+) -> Chart | None:
+    """Clouds of points by name, final advantages upwards. None without any point."""
+    if not any(clouds.values()):
+        return None
+    with rc_context(STYLE):
+        figure, axes = blank(x_label=x_label, y_label="final advantage")
+        for (name, points), colour in zip(clouds.items(), colours, strict=True):
+            if points:
+                across, up = zip(*points, strict=True)
+                axes.plot(across, up, "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0, label=name)
+        return finished(title, caption, figure)
+
+
+def newest_turns(run: RunData) -> list[TurnCredit]:
+    """The turns of the last batches, at most `SCATTER_POINTS`."""
+    turns: list[TurnCredit] = []
     for batch in reversed(run.steps):
         columns = (batch["step_entropies"], batch["step_advantages"], batch["trajectory_advantages"])
-        points += [row for row in zip(*columns, strict=False) if None not in row]
-        if len(points) >= SCATTER_POINTS:
+        turns += [TurnCredit(*row) for row in zip(*columns, strict=False) if None not in row]
+        if len(turns) >= SCATTER_POINTS:
             break
-    return points[:SCATTER_POINTS]
+    return turns[:SCATTER_POINTS]
 
 
-def time_per_phase(run: RunData) -> Figure | None:
-    named = {phase: dict(run.series(f"time/{phase}")) for phase in PHASES}
-    used = [phase for phase in PHASES if any(named[phase].values())]
-    steps = sorted({step for phase in used for step in named[phase]})
-    columns = [thin([(step, named[phase].get(step, 0.0)) for step in steps], most=120) for phase in used]
-    rows = [(group[0][0], [value for _, value in group]) for group in zip(*columns, strict=True)]
-    return figure("Time of a step", "Seconds of wall-clock time by phase.", svg.stacked_chart(used, rows))
-
-
-def throughput(run: RunData) -> Figure | None:
-    lines = smoothed("tokens/s", run.series("tokens_per_second"), 2)
-    return figure("Tokens a second", "", svg.line_chart(lines, y_ends=(0.0,)))
-
-
-def idle_shares(run: RunData) -> Figure | None:
-    lines = smoothed("trainer", run.series("trainer/idle_share"), 0)
-    lines += smoothed("engines", run.series("engine/idle_share_mean"), 1)
-    lines += smoothed("the idlest engine", run.series("engine/idle_share_worst"), 2)
-    caption = (
-        "Of the trainer, the share of a step that it waited for the batch; of an engine, that in which it had no "
-        "request."
-    )
-    return figure("Who waits", caption, svg.line_chart(lines, form=svg.percent, y_ends=(0.0, 1.0)))
-
-
-def engine_speed(run: RunData) -> Figure | None:
-    lines = smoothed("mean of the engines", run.series("engine/tokens_per_second_mean"), 0)
-    lines += smoothed("the slowest engine", run.series("engine/tokens_per_second_worst"), 1)
-    caption = "Tokens that an engine sampled per second of the rollout, by its own count."
-    return figure("Speed of an engine", caption, svg.line_chart(lines, y_ends=(0.0,)))
-
-
-@dataclass(frozen=True)
-class Quiet:
-    """A small chart of what should stay quiet."""
-
-    title: str
-    lines: tuple[tuple[str, str], ...]
-    """Metrics with their labels."""
-    form: svg.Format = svg.number
-    caption: str = ""
-
-
-HEALTH = (
-    Quiet("Gradient norm", (("policy/grad_norm", "norm"),)),
-    Quiet(
-        "Clipped tokens",
-        (("policy/clip_fraction", "share"),),
-        svg.percent,
-        "Look for less than about 20%; the narrow clips of whole sequences (gspo, sampo) cut more.",
-    ),
-    Quiet(
-        "Ratio of new to old probability",
-        (("policy/ratio", "mean"),),
-        caption="Look for a mean near 1; far from it the update left its batch behind.",
-    ),
-    Quiet(
-        "Engine to actor log-prob gap",
-        (("policy/logprob_gap_mean", "mean"), ("policy/logprob_gap_max", "largest")),
-    ),
-    Quiet(
-        "Weight of the correction",
-        (("correction/mean_weight", "mean"),),
-        caption="Mean factor of a token's loss. Look for 1; below it the batch counts for less than it seems.",
-    ),
-    Quiet(
-        "What the correction changed",
-        (
-            ("correction/truncated_share", "tokens held at the cap"),
-            ("correction/rejected_tokens", "tokens rejected"),
-            ("correction/rejected_episodes", "episodes rejected"),
-        ),
-        svg.percent,
-        "Look for growth: it is drift between engines and actor.",
-    ),
-    Quiet(
-        "Turns outside EPO's band",
-        (("epo/outside_share", "before the update"), ("policy/epo_outside", "tokens, during it")),
-        svg.percent,
-        "Look for a fall to 0: there the smoothing works.",
-    ),
-    Quiet(
-        "Slowest episode by the median",
-        (("rollout/tail_ratio", "ratio"),),
-        caption="Look for a value near 1; the timeline shows what the slowest ones did.",
-    ),
-    Quiet("Requests that wait", (("engine/waiting_mean", "mean"), ("engine/waiting_worst", "most"))),
-    Quiet(
-        "Time to the first token",
-        (("engine/first_token_seconds_mean", "mean"), ("engine/first_token_seconds_q95", "95% are faster")),
-        svg.seconds,
-    ),
-    Quiet("Prefix-cache hits", (("engine/cache_hit_share_mean", "share"),), svg.percent),
-    Quiet("Learning rate", (("policy/lr", "lr"),)),
-    Quiet("Turns an episode", (("train/turns", "turns"),)),
-    Quiet("Tokens an episode", (("train/tokens_per_episode", "tokens"),)),
-    Quiet(
-        "Groups",
-        (
-            ("train/groups_kept", "kept"),
-            ("train/groups_dropped_equal", "equal rewards"),
-            ("train/groups_dropped_errors", "errors"),
-        ),
-    ),
-    Quiet(
-        "Episodes that went wrong", (("train/episodes_error", "error"), ("train/episodes_truncated", "truncated"))
-    ),
-    Quiet(
-        "Malformed actions, token drift",
-        (("train/malformed_actions", "malformed"), ("train/token_drift", "drift")),
-    ),
-)
-
-
-def health(run: RunData) -> list[Figure | None]:
-    """Small charts of what should stay quiet."""
-    shown = []
-    for quiet in HEALTH:
-        lines = [
-            svg.Line(label, thin(run.series(name)), colour) for colour, (name, label) in enumerate(quiet.lines)
-        ]
-        chart = svg.line_chart(lines, form=quiet.form, y_ends=(0.0,), size=svg.SMALL)
-        shown.append(figure(quiet.title, quiet.caption, chart))
-    return shown
+def without_rounding(points: Points) -> Points:
+    return [(step, value if abs(value) > ROUNDING else 0.0) for step, value in points]

@@ -159,3 +159,7 @@ def test_the_example_of_a_chart_is_drawn_where_it_was_logged() -> None:
     )
     assert drawn.title == "Longest turn"
     assert empty is None
+    page = (ROOT / "megatron_empg/report/page.py").read_text(encoding="utf-8")
+    removed, put = block("Add a chart", "figures.training", "diff").splitlines()
+    assert removed[1:] in page
+    assert put[1:] == removed[1:].replace("figures.training", "figures.training, figures.longest_turn")

@@ -185,7 +185,7 @@ for words in {commands}:
     else:
         print("ENDED", *words[1:3], 0)
 """
-ABSENT = {"torch", "vllm", "megatron", "triton", "matplotlib", "tensorboard", "faiss", "pynvml"}
+ABSENT = {"torch", "vllm", "megatron", "triton", "tensorboard", "faiss", "pynvml"}
 ABSENT |= {"wandb", "mlflow", "swanlab", "trackio"}
 
 

@@ -8,7 +8,7 @@ from typer.main import get_command
 
 from megatron_empg.cli import app
 
-HEAVY = {"torch", "vllm", "transformers", "megatron", "numba", "matplotlib", "jaxtyping", "triton"}
+HEAVY = {"torch", "vllm", "transformers", "megatron", "numba", "matplotlib", "jinja2", "jaxtyping", "triton"}
 PROGRAM = """
 import sys
 from megatron_empg.cli import main

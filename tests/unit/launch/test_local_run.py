@@ -448,7 +448,7 @@ def test_a_report_that_cannot_be_written_hides_no_error_of_the_run(tmp_path, mon
     def full_disk(folder: Path) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("megatron_empg.report.write_report", full_disk)
+    monkeypatch.setattr("megatron_empg.report.page.write_report", full_disk)
     launch._report_if_it_can_be_written(RunFolder(tmp_path))
     assert "no report was written" in capsys.readouterr().err
 

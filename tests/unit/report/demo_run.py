@@ -14,7 +14,7 @@ import torch
 
 from megatron_empg.algorithms.empg import modulation
 from megatron_empg.algorithms.grpo import group_advantages
-from megatron_empg.report import write_report
+from megatron_empg.report.page import write_report
 from megatron_empg.run.episode_log import write_episodes, write_steps
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.run.folder import RunFolder

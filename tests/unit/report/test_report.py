@@ -1,3 +1,6 @@
+import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -5,9 +8,15 @@ from xml.etree import ElementTree
 import pytest
 
 from megatron_empg.common.jsonl import append_line
-from megatron_empg.report import figures, svg, write_learning_curve, write_report
-from megatron_empg.report.data import RunData, part, read_run, smooth, thin
-from megatron_empg.report.episode import episode_html
+from megatron_empg.report import figures
+from megatron_empg.report.chart import svg
+from megatron_empg.report.data import RunData, part, read_run
+from megatron_empg.report.lines import Line, line_chart
+from megatron_empg.report.look import COLOURS
+from megatron_empg.report.page import write_learning_curve, write_report
+from megatron_empg.report.points import smooth, thin
+from megatron_empg.report.templates import render
+from megatron_empg.report.tiles import number
 from megatron_empg.run.episode_log import write_episodes
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
 from megatron_empg.run.folder import RunFolder
@@ -24,18 +33,31 @@ class Balanced(HTMLParser):
         self.open: list[str] = []
         self.counts: dict[str, int] = {}
         self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.labels: list[str | None] = []
         self.text = ""
         self.feed(page)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.counts[tag] = self.counts.get(tag, 0) + 1
-        self.loads += [f"{name}={value}" for name, value in attrs if name in ("src", "href", "srcset")]
+        self.note(tag, dict(attrs))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.note(tag, dict(attrs))
+
+    def note(self, tag: str, attributes: dict[str, str | None]) -> None:
+        for name in attributes.keys() & {"src", "href", "srcset"}:
+            value = str(attributes[name])
+            if not value.startswith("#"):
+                self.loads.append(f"{name}={value}")
+        if "id" in attributes:
+            self.ids.append(str(attributes["id"]))
+        if tag == "svg":
+            self.labels.append(attributes.get("aria-label"))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -78,6 +100,60 @@ def test_a_whole_run_has_every_figure_and_loads_nothing(tmp_path: Path) -> None:
     assert page.loads == []
     assert page.counts["svg"] >= 15
     assert "http" not in (tmp_path / "report.html").read_text()
+    assert "script" not in page.counts
+
+
+def test_charts_are_named_for_screen_readers_and_share_no_id(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path, steps=12)
+    page = report_of(folder)
+    assert len(page.labels) == page.counts["svg"] == len(set(page.labels))
+    assert all(label and label in page.text for label in page.labels)
+    assert len(page.ids) > 20
+    assert len(page.ids) == len(set(page.ids))
+    text = folder.report.read_text()
+    assert set(re.findall(r'(?:href="|url\()#(\w+)', text)) == set(page.ids)
+
+
+def test_the_same_run_has_the_same_page_to_the_byte(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path, steps=3)
+    first = write_report(folder.root).read_bytes()
+    assert write_report(folder.root).read_bytes() == first
+
+
+def test_colours_can_be_told_apart_in_the_light() -> None:
+    assert len({colour.light for colour in COLOURS.values()}) == len(COLOURS)
+
+
+def test_a_vertical_axis_holds_its_ends_and_zeros_are_not_below_it() -> None:
+    def axis(values: list[float], *ends: float) -> tuple[float, float]:
+        points = list(enumerate(values))
+        chart = line_chart("t", "", [Line("a", points)], y_ends=ends)
+        assert chart is not None
+        return chart.figure.axes[0].get_ylim()
+
+    assert axis([0.013, 0.297], 0.0) == pytest.approx((0.0, 0.3))
+    assert axis([0.2, 0.4], 0.0, 1.0) == (0.0, 1.0)
+    assert axis([0.0, 0.0], 0.0) == (0.0, 1.0)
+    low, high = axis([5.0, 6.0])
+    assert 4 < low < high < 7
+
+
+def test_names_with_letters_of_markup_and_of_other_fonts_are_text(recwarn: pytest.WarningsRecorder) -> None:
+    chart = line_chart("<&>", "", [Line("<script> $x$ 中", [(1, 1.0)]), Line("b", [(1, 2.0)])])
+    assert chart is not None
+    root = ElementTree.fromstring(svg(chart))
+    assert root.attrib["aria-label"] == "<&>"
+    assert "<script> $x$ 中" in list(root.itertext())
+    assert len(recwarn) == 0
+
+
+def test_what_does_not_draw_loads_no_library_that_does() -> None:
+    program = (
+        "import sys, megatron_empg.launch.local, megatron_empg.report.table.page\n"
+        "print([name for name in ('matplotlib', 'jinja2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
 
 
 def test_a_run_without_modulation_and_evaluation(tmp_path: Path) -> None:
@@ -119,7 +195,7 @@ def test_text_of_the_agent_is_escaped(tmp_path: Path) -> None:
     numbers = TurnNumbers(entropy=0.5, advantage=1.0, tokens=9)
     write_episodes(folder, 1, [EpisodeRecord(1, played, 1.0, 1.0, [numbers])])
     page = report_of(folder)
-    assert page.counts["script"] == 1
+    assert "script" not in page.counts
     assert text in page.text
 
 
@@ -133,25 +209,33 @@ def test_an_annotated_turn_shows_its_numbers() -> None:
         "advantage": -0.9,
         "tokens": 7,
     }
-    page = Balanced(episode_html({"question": "q", "advantage": -1.0, "turns": [turn]}))
-    for shown in ("0.413", "0.31", "1.12", "+0.081", "-0.900", "trajectory advantage -1.000"):
-        assert shown in page.text
-    assert "--h:0.557" in episode_html({"turns": [turn]})
+    shown = render("episode.html.j2", episode={"question": "q", "advantage": -1.0, "turns": [turn]})
+    for number_of_turn in ("0.413", "0.31", "1.12", "+0.081", "-0.900", "trajectory advantage -1.000"):
+        assert number_of_turn in Balanced(shown).text
+    assert "--h:0.557" in shown
+    assert "left:5.0%;width:45.0%" in shown, "the bar goes left from the middle, by nine tenths of the longest"
+
+
+def test_a_turn_without_numbers_has_neither_bar_nor_names_of_them() -> None:
+    shown = render("episode.html.j2", episode={"turns": [{"text": "t"}]})
+    assert "advantage" not in shown
+    assert "<dt>" not in shown
 
 
 def test_without_h_norm_the_tint_is_the_place_within_the_episode() -> None:
     turns = [{"text": "", "entropy": entropy} for entropy in (0.2, 0.6, 1.0)]
-    page = episode_html({"turns": turns})
+    page = render("episode.html.j2", episode={"turns": turns})
     assert [f"--h:{tint}" in page for tint in ("0.000", "0.707", "1.000")] == [True] * 3
 
 
 def test_deciles_compare_the_first_with_the_last_batches() -> None:
     first = [float(n) for n in range(100, 0, -1)]
     run = run_with(steps=[{"step_entropies": first}, {"step_entropies": [value / 2 for value in first]}])
-    figure = figures.entropy_change(run)
-    assert figure is not None
-    assert "surest: 5.5 → 2.75 (-2.750)" in figure.chart.content
-    assert "unsure: 95.5 → 47.8 (-47.750)" in figure.chart.content
+    chart = figures.entropy_change(run)
+    assert chart is not None
+    before, after = (list(line.get_ydata()) for line in chart.figure.axes[0].lines)
+    assert before == pytest.approx([5.5 + 10 * place for place in range(10)])
+    assert after == pytest.approx([2.75 + 5 * place for place in range(10)])
 
 
 def test_fewer_steps_than_bins() -> None:
@@ -165,7 +249,7 @@ def test_the_interval_of_sampled_success_by_hand() -> None:
     nothing = {"eval/test_id/sampled": 0.0, "eval/test_id/sampled_questions": 50}
     unknown = {"eval/test_id/sampled": 0.5}
     run = run_with([{"step": 1, **asked}, {"step": 2, **unknown}, {"step": 3, **nothing}])
-    first, last = figures._likely(run, "test_id")
+    first, last = figures.intervals(run, "test_id")
     assert first == (1, pytest.approx(0.3094, abs=2e-4), pytest.approx(0.4980, abs=2e-4))
     assert last[:2] == (3, 0.0)
 
@@ -186,15 +270,16 @@ def test_a_constant_series_can_be_drawn(value: float) -> None:
     run = run_with([{"step": step, "policy/approx_kl": value} for step in range(1, 4)])
     figure = figures.kl_step(run)
     assert figure is not None
-    assert "nan" not in figure.chart.content
-    ElementTree.fromstring(figure.chart.html())
+    drawing = svg(figure)
+    assert "nan" not in drawing
+    ElementTree.fromstring(drawing)
 
 
 def test_rounding_is_not_drawn_as_a_curve() -> None:
     figure = figures.kl_step(run_with([{"step": n, "policy/approx_kl": n * 1e-17} for n in range(3)]))
     assert figure is not None
     assert "has not moved yet" in figure.caption
-    assert "e-17" not in figure.chart.content
+    assert "17" not in svg(figure)
 
 
 def test_a_supervised_warm_up_shows_its_loss_and_no_episodes(tmp_path: Path) -> None:
@@ -206,17 +291,8 @@ def test_a_supervised_warm_up_shows_its_loss_and_no_episodes(tmp_path: Path) -> 
     assert "An episode, step by step" not in page.text
 
 
-def test_ticks_are_round_and_enclose_the_values() -> None:
-    scale = svg.scale([0.013, 0.297], 0, 100)
-    assert scale.ticks == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert scale(0.0) == 0
-    assert scale(0.3) == pytest.approx(100)
-    assert svg.scale([1, 40], 0, 100, whole=True).ticks == [10, 20, 30, 40]
-    assert svg.scale([7, 7], 0, 100, whole=True)(7) == 50
-
-
 def test_numbers_are_short() -> None:
-    assert [svg.number(v) for v in (0, 0.25, 1234.5, 3e-5, -1.5e-4)] == ["0", "0.25", "1,234", "3e-5", "-1.5e-4"]
+    assert [number(value) for value in (0, 0.25, 1234.5, 3e-5)] == ["0", "0.25", "1,234", "3e-05"]
 
 
 def test_thinning_keeps_the_mean_and_smoothing_the_length() -> None:

@@ -1,6 +1,6 @@
 """The timeline of a step in the report: every turn where it took place, of the step that is asked for."""
 
-import re
+from math import isnan
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,14 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
-from megatron_empg.report import write_report
+from megatron_empg.report.chart import Chart, svg
 from megatron_empg.report.data import NoTimelineError, read_run
-from megatron_empg.report.timeline import LABELS, RIGHT, WIDTH, timeline_figure
+from megatron_empg.report.page import write_report
+from megatron_empg.report.timeline import TITLE, timeline_chart
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.timeline import EpisodeTimes, Span, StepTimeline, TurnTimes, write_timeline
 from tests.unit.report.demo_run import write_demo
-
-TITLE = "When the slowest episodes did what"
 
 
 def episode(name: str, end: float, outcome: str = "success") -> EpisodeTimes:
@@ -28,47 +27,55 @@ def timeline(step: int = 7) -> StepTimeline:
     return StepTimeline(step, 16, 10.0, 5.0, slowest)
 
 
-def bars(content: str) -> list[tuple[float, float, str]]:
-    """(second it begins, seconds, what it says) of every bar, by the axis from 0 to 10 seconds."""
-    unit = (WIDTH - RIGHT - LABELS) / 10
-    root = ElementTree.fromstring(f"<svg>{content}</svg>")
-    found = []
-    for bar in root.iter("rect"):
-        begins, width = (float(bar.attrib[name]) for name in ("x", "width"))
-        found.append(((begins - LABELS) / unit, width / unit, "".join(bar.itertext())))
+def bars(chart: Chart) -> dict[str, list[tuple[float, float, float]]]:
+    """(row, second it begins, second it ends) of every bar, by what it is of."""
+    found = {}
+    for line in chart.figure.axes[0].lines:
+        across, down = (list(data) for data in line.get_data())
+        assert all(isnan(gap) for gap in across[2::3]), "a gap between bars"
+        found[line.get_label()] = list(zip(down[::3], across[::3], across[1::3], strict=True))
     return found
 
 
 def test_each_turn_is_drawn_where_it_took_place() -> None:
-    figure = timeline_figure(timeline())
-    drawn = bars(figure.chart.content)
-    assert len(drawn) == 2 * 5
-    wanted = [
-        (0.0, 10.0, "error after 10.00 s"),
-        (0.0, 0.5, "reset: 0.50 s"),
-        (1.0, 1.0, "turn 1: generated for 1.00 s"),
-        (2.0, 2.0, "turn 1: environment 2.00 s"),
-        (5.0, 5.0, "turn 2: generated for 5.00 s"),
-    ]
-    for (begins, seconds, says), (at, long, said) in zip(drawn[:5], wanted, strict=True):
-        assert (begins, seconds) == (pytest.approx(at, abs=0.01), pytest.approx(long, abs=0.01)), said
-        assert says == said
-    assert "The 2 slowest of 16 episodes of step 7" in figure.caption
-    assert "2.0 times the median of 5.0 s" in figure.caption
+    chart = timeline_chart(timeline())
+    drawn = bars(chart)
+    assert drawn["neither"] == [(0, 0.0, 10.0), (1, 0.0, 8.0)]
+    assert drawn["environment acts"] == [(0, 0.0, 0.5), (0, 2.0, 4.0), (1, 0.0, 0.5), (1, 2.0, 4.0)]
+    assert drawn["engine generates"] == [(0, 1.0, 2.0), (0, 5.0, 10.0), (1, 1.0, 2.0), (1, 5.0, 8.0)]
+    assert "The 2 slowest of 16 episodes of step 7" in chart.caption
+    assert "2.0 times the median of 5.0 s" in chart.caption
+
+
+def test_every_bar_reaches_the_page() -> None:
+    """With what is short as a line that can be seen."""
+    turns = [TurnTimes(Span(at, at + 1e-6), Span(at + 0.5, at + 0.6)) for at in range(1, 10)]
+    played = EpisodeTimes("q", "success", "", Span(0.0, 10.0), None, turns)
+    chart = timeline_chart(StepTimeline(1, 1, 10.0, 10.0, [played]))
+    begun, ended = bars(chart)["engine generates"][0][1:]
+    assert ended - begun == pytest.approx(0.006)
+    paths = [path.attrib["d"] for path in ElementTree.fromstring(svg(chart)).iter("path")]
+    assert sorted(path.count("M") for path in paths)[-2:] == [9, 9]
 
 
 def test_names_are_text_and_short() -> None:
-    content = timeline_figure(timeline()).chart.content
-    assert "q&lt;1&gt;" in content
-    assert "a name of a question that…" in content
-    assert "a name of a question that is long: success, 2 turns in 8.00 s on http://engine:1" in content
-    assert len(re.findall("fill:var\\(--bad\\)", content)) == 1, "the one that failed"
+    drawing = svg(timeline_chart(timeline()))
+    assert "q&lt;1&gt;" in drawing
+    assert "a name of a question that…" in drawing
+    named = [text.attrib["style"] for text in ElementTree.fromstring(drawing).iter("text") if "q<1>" in text.text]
+    assert "var(--orange)" in named[0], "the one that failed"
+
+
+def test_a_name_that_cannot_be_printed_is_no_fault() -> None:
+    strange = EpisodeTimes("a\x00b\nc\ud800$x$", "success", "", Span(0.0, 3.0), None, [])
+    drawing = svg(timeline_chart(StepTimeline(1, 1, 10.0, 0.0, [strange])))
+    assert "a?b?c?$x$" in list(ElementTree.fromstring(drawing).itertext())
 
 
 def test_an_episode_that_never_began_a_turn_is_a_bar() -> None:
     alone = EpisodeTimes("q", "error", "", Span(0.0, 3.0), None, [])
-    drawn = bars(timeline_figure(StepTimeline(1, 1, 10.0, 0.0, [alone])).chart.content)
-    assert [says for _, _, says in drawn] == ["error after 3.00 s"]
+    drawn = bars(timeline_chart(StepTimeline(1, 1, 10.0, 0.0, [alone])))
+    assert drawn == {"neither": [(0, 0.0, 3.0)], "engine generates": [], "environment acts": []}
 
 
 def recorded(root: Path) -> RunFolder:
