@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from megatron_empg.recipe import Recipe
     from megatron_empg.rollout.episode import Episode
     from megatron_empg.rollout.episodes import Group
-    from megatron_empg.rollout.service.driver import Driver
+    from megatron_empg.rollout.service.driver import RolloutService
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/quickstart.yaml"
@@ -153,7 +153,7 @@ class Served:
             max_num_seqs=concurrency,
         )
         self._stack = AsyncExitStack()
-        self._driver: Driver | None = None
+        self._driver: RolloutService | None = None
 
     async def begin(self) -> None:
         """Blocks until the engine generates."""

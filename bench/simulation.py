@@ -456,11 +456,11 @@ def predict(
 ) -> tuple[float, float]:
     """Seconds of rollout and of training at the share of a core that there was in a step."""
     from megatron_empg.planner.simulation.loop import simulate
-    from megatron_empg.planner.simulation.setting import Setting
+    from megatron_empg.planner.simulation.setting import SimulationSetting
     from megatron_empg.planner.simulation.workload import RecordedWorkload
 
     slower = 1 / step.rollout_share
-    setting = Setting(
+    setting = SimulationSetting(
         workload=RecordedWorkload(episodes, DELAYS if small.delayed else (0.0,)),
         rates=replace(
             rates,

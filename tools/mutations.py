@@ -276,7 +276,8 @@ PROGRAM = [
     Mutation(
         "a lasting fault restarted",
         "megatron_empg/launch/restart.py",
-        "    if end.cause is Cause.FAULT:\n        return Decision(Action.GIVE_UP, end.says, end.code)\n",
+        "    if end.cause is EndCause.FAULT:\n"
+        "        return RestartDecision(RestartAction.GIVE_UP, end.says, end.code)\n",
         "",
         "tests/unit/launch/test_restart.py::test_a_lasting_fault_ends_the_run_with_the_code_of_its_part",
         r"assert",

@@ -11,7 +11,7 @@ from megatron_empg.evaluate.record import Record
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group
-from megatron_empg.rollout.service.driver import EVALUATION_STEP, Driver
+from megatron_empg.rollout.service.driver import EVALUATION_STEP, RolloutService
 from megatron_empg.rollout.service.failures import shown, told_errors, too_many
 
 TOLD_SHARE = 0.1
@@ -21,7 +21,7 @@ FEW_EPISODES = 50
 
 
 async def play(
-    driver: Driver, asked: Pass, policy: str, record: Record, note: Callable[[str], None]
+    driver: RolloutService, asked: Pass, policy: str, record: Record, note: Callable[[str], None]
 ) -> list[Outcome]:
     """The outcomes of a pass, in the order asked; what the record lacks is played. Raises EvaluationError when
     more than `limits.max_error_share` of them are errors.

@@ -24,7 +24,7 @@ from megatron_empg.evaluate.record import Record
 from megatron_empg.evaluate.table import result_line
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_recipe
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from megatron_empg.run.folder import versions
 from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 
@@ -94,7 +94,7 @@ class EvaluationRun:
         check_recipe(recipe)
         return recipe
 
-    async def ask(self, driver: Driver, policy: Policy) -> None:
+    async def ask(self, driver: RolloutService, policy: Policy) -> None:
         """Play what is missing of a policy, pass by pass, and print how each came out."""
         self.record.note_start(versions())
         label = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_empg.launch import nodes
 from megatron_empg.launch.job_error import misconfigured
-from megatron_empg.launch.placement import Placement, Shares, place
+from megatron_empg.launch.placement import NodeShares, Placement, place
 from megatron_empg.launch.slurm import Slurm, ipv4_addresses
 
 
@@ -19,7 +19,7 @@ class JobNodes:
     interface: str = ""
     resolve: Callable[[str], Sequence[str]] = ipv4_addresses
 
-    def choose(self, shares: Shares, without: Collection[str] = ()) -> Placement | None:
+    def choose(self, shares: NodeShares, without: Collection[str] = ()) -> Placement | None:
         """In Slurm's order, of those that are up and not to be left out; None when they are too few."""
         left_out = self.slurm.down() | set(without)
         return place(shares, nodes.usable(self.slurm.node_names(), left_out))

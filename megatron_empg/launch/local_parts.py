@@ -10,7 +10,7 @@ from megatron_empg.common.visible_gpus import VARIABLE, visible_gpus
 from megatron_empg.launch import commands
 from megatron_empg.launch.environment_variables import trainer_environment
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.launch.ports import free_port
 from megatron_empg.launch.recipe_plan import engine_settings
 from megatron_empg.launch.run_plan import RunPlan
@@ -53,7 +53,7 @@ def first_engine_gpu(recipe: Recipe | SftRecipe, *, trains: bool = True) -> int 
     return actor if present else None
 
 
-def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
+def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[RunPart]:
     """The recipe's engines. If it `trains` too, their GPUs come after the trainer's."""
     engines, arguments = recipe.engines, engine_settings(recipe).arguments()
     first_gpu = first_engine_gpu(recipe, trains=trains)
@@ -65,7 +65,7 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
             environment[VARIABLE] = visible_gpus(mine, engines.tensor_parallel, os.environ)
         port = free_port(engines.host)
         parts.append(
-            Part(
+            RunPart(
                 f"engine_{index}",
                 commands.engine(sys.executable, arguments, engines.host, port),
                 ExitCode.ENGINES,
@@ -78,11 +78,11 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
     return parts
 
 
-def driver_part(plan: RunPlan, engines: Sequence[str]) -> Part:
+def driver_part(plan: RunPlan, engines: Sequence[str]) -> RunPart:
     """The rollout service; `engines` are their URLs."""
     port = free_port()
     command = commands.driver(sys.executable, plan, LOOPBACK, port, engines)
-    return Part(
+    return RunPart(
         "driver",
         command,
         ExitCode.DRIVER,
@@ -91,7 +91,7 @@ def driver_part(plan: RunPlan, engines: Sequence[str]) -> Part:
     )
 
 
-def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -> Part:
+def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -> RunPart:
     """torchrun with all ranks, on the first of the caller's GPUs where there are any."""
     import torch
 
@@ -99,7 +99,7 @@ def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -
     if torch.cuda.device_count():
         environment[VARIABLE] = visible_gpus(0, plan.trainer_ranks, os.environ)
     place = commands.TrainerPlace(plan.trainer_ranks, LOOPBACK, free_port())
-    return Part(
+    return RunPart(
         "trainer",
         commands.trainer(sys.executable, plan, place, driver, engines),
         ExitCode.TRAINER,

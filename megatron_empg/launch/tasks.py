@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from megatron_empg.common.errors import told_to_the_launcher
 from megatron_empg.common.options import finite
-from megatron_empg.launch.placement import PlacementError, Shape, share_out
+from megatron_empg.launch.placement import JobShape, PlacementError, share_out
 from megatron_empg.launch.play import play_one_question
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides, what_is_trained_on
 from megatron_empg.launch.recipe_plan import plan_of
@@ -62,7 +62,7 @@ def _warms_up(path: Path) -> bool:
     return isinstance(raw, dict) and "sft" in raw
 
 
-def fitted(recipe: Recipe | SftRecipe, shape: Shape) -> Recipe | SftRecipe:
+def fitted(recipe: Recipe | SftRecipe, shape: JobShape) -> Recipe | SftRecipe:
     """The recipe with as many engines as the nodes hold. Raises RecipeError where it does not fit them."""
     try:
         shares = share_out(plan_of(recipe), shape)
@@ -152,7 +152,7 @@ def prepare(recipe: Recipe | SftRecipe, trainer_address: str, services: Sequence
 
 def answer(given: argparse.Namespace) -> RunPlan:
     """Do what is asked; the plan of the run. Raises RecipeError."""
-    shape = Shape(
+    shape = JobShape(
         nodes=given.nodes,
         gpus_per_node=given.gpus_per_node,
         trainer_nodes=given.trainer_nodes,

@@ -13,7 +13,7 @@ from megatron_empg.planner.activations import (
     norm_bytes,
     sequence_share,
 )
-from megatron_empg.planner.shards import Parameters, stage_parameters
+from megatron_empg.planner.shards import ParameterCounts, stage_parameters
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import Recipe
 from megatron_empg.vocab_parallel.chunk import default_chunk
@@ -75,7 +75,7 @@ def rank_memory(
     )
 
 
-def optimizer_bytes(held: Parameters, actor: ActorConfig, dtype_bytes: int) -> float:
+def optimizer_bytes(held: ParameterCounts, actor: ActorConfig, dtype_bytes: int) -> float:
     """Shared out by the distributed optimizer among the ranks that hold the same parameters."""
     each = 2 * FLOAT32 + (FLOAT32 if dtype_bytes < FLOAT32 else 0)
     if not actor.distributed_optimizer:
@@ -164,7 +164,9 @@ def _logits(
     return float(chunk * columns * each + 2 * batch.tokens * config.hidden_size * dtype_bytes)
 
 
-def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, held: Parameters) -> float:
+def _buffers(
+    recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, held: ParameterCounts
+) -> float:
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     share = sequence_share(actor, batch.tokens) * config.hidden_size * size
     stages = 0.0

@@ -11,5 +11,5 @@ class BrokenManifest(PrepareError):
     """A prepared.json that cannot be read as one; a preparation writes it anew."""
 
 
-class NotThere(PrepareError):
+class SourceUnavailable(PrepareError):
     """A place that does not have the file, or does not answer: another place may."""

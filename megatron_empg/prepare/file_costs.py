@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.records import FileRecords
 from megatron_empg.prepare.sources import Alternative
 
 
-def bytes_left(root: Path, folder: str, places: Sequence[Alternative], records: Records) -> int:
+def bytes_left(root: Path, folder: str, places: Sequence[Alternative], records: FileRecords) -> int:
     """Of a file below `folder` by its first place; 0 where any place's is here."""
     for alternative in places:
         name = f"{folder}/{alternative.called()}"

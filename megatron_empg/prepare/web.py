@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from megatron_empg.common.http import bearer
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.places import is_url, shown
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ def refusal(status: int, url: str) -> PrepareError | None:
     """The error of a status that no further attempt mends; None for one that may pass, or is no fault."""
     where = shown(url)
     if status in _REFUSED:
-        return NotThere(
+        return SourceUnavailable(
             f"{where} answers {status}: it wants a token or a licence that is not accepted yet; accept it on the "
             f"repository's page and set {TOKEN_VARIABLE} in the environment"
         )
     if status in _GONE:
-        return NotThere(f"{where} answers {status}: there is no such file")
+        return SourceUnavailable(f"{where} answers {status}: there is no such file")
     if status in PASSING or status < 400 or status == 416:
         return None
     return PrepareError(f"{where} answers {status}")

@@ -42,7 +42,7 @@ from megatron_empg.trainer.turn_measurements import entropy_changes, turn_gradie
 Answer = TypeVar("Answer")
 
 
-class Driver(Protocol):
+class BatchSource(Protocol):
     """Where batches and evaluations come from; asked on rank 0 only."""
 
     def rollout(self, step: int) -> bytes | StaleEngines:
@@ -80,7 +80,7 @@ class Training:
         actor: Actor,
         folder: RunFolder,
         *,
-        driver: Driver | None,
+        driver: BatchSource | None,
         publisher: Publisher,
         heartbeat: Heartbeat | None = None,
     ) -> None:
@@ -246,7 +246,7 @@ class Training:
             return Batch.from_bytes(data)
         return Batch.from_bytes(broadcast_bytes(memoryview(b""), device()))
 
-    def _asked(self, question: Callable[[Driver], Answer | StaleEngines], phase: str) -> Answer | None:
+    def _asked(self, question: Callable[[BatchSource], Answer | StaleEngines], phase: str) -> Answer | None:
         """What the rollout service answers, on rank 0. Engines that it names instead get the policy's weights, and
         it is asked again; so all ranks enter."""
         while True:
@@ -323,5 +323,5 @@ class Training:
         return agreed(flag, device())
 
 
-def _evaluation(split: str, greedy: bool, driver: Driver) -> Evaluation | StaleEngines:
+def _evaluation(split: str, greedy: bool, driver: BatchSource) -> Evaluation | StaleEngines:
     return driver.evaluate(split, greedy)

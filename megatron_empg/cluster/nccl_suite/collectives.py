@@ -18,7 +18,7 @@ _all_gather, _reduce_scatter = single_tensor_collectives()
 
 
 @dataclass(frozen=True)
-class Members:
+class GroupMembers:
     """A process group as one of its ranks sees it. ``ranks`` are global."""
 
     kind: str
@@ -38,10 +38,10 @@ class Members:
 
 
 @dataclass(frozen=True)
-class Case:
+class CollectiveCase:
     """What to send: ``size`` in bytes as nccl-tests counts it, ``seed`` unlike every other case's."""
 
-    members: Members
+    members: GroupMembers
     dtype: torch.dtype
     size: int
     seed: int
@@ -73,7 +73,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReceivedPiece:
     """A received piece, the table it must repeat, and the member it came from (None: all, as in a sum)."""
 
     buffer: Tensor
@@ -83,12 +83,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CollectiveExchange:
     """A collective about to run. ``size`` is what it really moves, as nccl-tests counts it."""
 
     start: Callable[[], Iterable[Any]]
     sent: list[Tensor]
-    expected: list[Part]
+    expected: list[ReceivedPiece]
     size: int
 
     def run(self) -> None:
@@ -97,15 +97,15 @@ class Exchange:
             work.wait()
 
 
-def all_reduce(case: Case) -> Exchange:
+def all_reduce(case: CollectiveCase) -> CollectiveExchange:
     return _all_reduce(case, dist.ReduceOp.SUM, lambda tables: sum(tables[1:], tables[0]))
 
 
-def all_reduce_max(case: Case) -> Exchange:
+def all_reduce_max(case: CollectiveCase) -> CollectiveExchange:
     return _all_reduce(case, dist.ReduceOp.MAX, lambda tables: torch.stack(tables).amax(0))
 
 
-def all_reduce_average(case: Case) -> Exchange:
+def all_reduce_average(case: CollectiveCase) -> CollectiveExchange:
     """Exact where the number of members is a power of two; elsewhere 1/n rounds, and last bits may differ."""
     size = case.members.size
     exact = size & (size - 1) == 0
@@ -121,21 +121,21 @@ def all_reduce_average(case: Case) -> Exchange:
 
 
 def _all_reduce(
-    case: Case, operation: Any, combine: Callable[[list[Tensor]], Any], tolerance: float = 0
-) -> Exchange:
+    case: CollectiveCase, operation: Any, combine: Callable[[list[Tensor]], Any], tolerance: float = 0
+) -> CollectiveExchange:
     members = case.members
     tables = [case.addend(member) for member in range(members.size)]
     buffer = case.empty(case.whole())
     patterns.fill(buffer, tables[members.me])
-    return Exchange(
+    return CollectiveExchange(
         lambda: [dist.all_reduce(buffer, operation, group=members.group, async_op=True)],
         [buffer],
-        [Part(buffer, combine(tables), None, tolerance)],
+        [ReceivedPiece(buffer, combine(tables), None, tolerance)],
         buffer.nbytes,
     )
 
 
-def all_reduce_coalesced(case: Case) -> Exchange:
+def all_reduce_coalesced(case: CollectiveCase) -> CollectiveExchange:
     """Three tensors reduced as one, as Megatron's gradient buckets are."""
     members = case.members
     tables = [case.addend(member) for member in range(members.size)]
@@ -147,20 +147,20 @@ def all_reduce_coalesced(case: Case) -> Exchange:
     def start() -> list[Any]:
         return _coalesced(case, lambda b: dist.all_reduce(b, group=members.group), [(b,) for b in buffers])
 
-    parts = [Part(buffer, total, None) for buffer in buffers]
-    return Exchange(start, buffers, parts, sum(b.nbytes for b in buffers))
+    parts = [ReceivedPiece(buffer, total, None) for buffer in buffers]
+    return CollectiveExchange(start, buffers, parts, sum(b.nbytes for b in buffers))
 
 
-def reduce_scatter(case: Case) -> Exchange:
+def reduce_scatter(case: CollectiveCase) -> CollectiveExchange:
     """Member m's result is the sum of everybody's m-th share."""
     given, got, part = _reduce_scatter_buffers(case, case.share(), 0)
     group = case.members.group
-    return Exchange(
+    return CollectiveExchange(
         lambda: [_reduce_scatter(got, given, group=group, async_op=True)], [given], [part], given.nbytes
     )
 
 
-def reduce_scatter_coalesced(case: Case) -> Exchange:
+def reduce_scatter_coalesced(case: CollectiveCase) -> CollectiveExchange:
     buffers = [_reduce_scatter_buffers(case, max(1, case.share() // part), part) for part in (2, 3, 6)]
     group = case.members.group
 
@@ -169,10 +169,10 @@ def reduce_scatter_coalesced(case: Case) -> Exchange:
         return _coalesced(case, lambda got, given: _reduce_scatter(got, given, group=group), pairs)
 
     size = sum(given.nbytes for given, _, _ in buffers)
-    return Exchange(start, [given for given, _, _ in buffers], [part for _, _, part in buffers], size)
+    return CollectiveExchange(start, [given for given, _, _ in buffers], [part for _, _, part in buffers], size)
 
 
-def _reduce_scatter_buffers(case: Case, share: int, number: int) -> tuple[Tensor, Tensor, Part]:
+def _reduce_scatter_buffers(case: CollectiveCase, share: int, number: int) -> tuple[Tensor, Tensor, ReceivedPiece]:
     size, me = case.members.size, case.members.me
 
     def table(source: int, destination: int) -> Tensor:
@@ -184,26 +184,28 @@ def _reduce_scatter_buffers(case: Case, share: int, number: int) -> tuple[Tensor
     total = table(0, me)
     for source in range(1, size):
         total = total + table(source, me)
-    return given, got, Part(got, total, None)
+    return given, got, ReceivedPiece(got, total, None)
 
 
-def all_gather(case: Case) -> Exchange:
+def all_gather(case: CollectiveCase) -> CollectiveExchange:
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     group = case.members.group
-    return Exchange(lambda: [_all_gather(got, given, group=group, async_op=True)], [given], parts, got.nbytes)
+    return CollectiveExchange(
+        lambda: [_all_gather(got, given, group=group, async_op=True)], [given], parts, got.nbytes
+    )
 
 
-def all_gather_list(case: Case) -> Exchange:
+def all_gather_list(case: CollectiveCase) -> CollectiveExchange:
     """Into a list of tensors, as the weights of tensor-parallel ranks are put together."""
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     pieces = list(got.chunk(case.members.size))
     group = case.members.group
-    return Exchange(
+    return CollectiveExchange(
         lambda: [dist.all_gather(pieces, given, group=group, async_op=True)], [given], parts, got.nbytes
     )
 
 
-def all_gather_coalesced(case: Case) -> Exchange:
+def all_gather_coalesced(case: CollectiveCase) -> CollectiveExchange:
     buffers = [_all_gather_buffers(case, max(1, case.share() // part), part) for part in (2, 3, 6)]
     group = case.members.group
 
@@ -212,17 +214,21 @@ def all_gather_coalesced(case: Case) -> Exchange:
         return _coalesced(case, lambda got, given: _all_gather(got, given, group=group), pairs)
 
     parts = [part for _, _, parts in buffers for part in parts]
-    return Exchange(start, [given for given, _, _ in buffers], parts, sum(got.nbytes for _, got, _ in buffers))
+    return CollectiveExchange(
+        start, [given for given, _, _ in buffers], parts, sum(got.nbytes for _, got, _ in buffers)
+    )
 
 
-def _all_gather_buffers(case: Case, share: int, number: int) -> tuple[Tensor, Tensor, list[Part]]:
+def _all_gather_buffers(
+    case: CollectiveCase, share: int, number: int
+) -> tuple[Tensor, Tensor, list[ReceivedPiece]]:
     size, me = case.members.size, case.members.me
     got = case.empty(share * size)
-    parts = [Part(got[s * share :][:share], case.table(number, s), s) for s in range(size)]
+    parts = [ReceivedPiece(got[s * share :][:share], case.table(number, s), s) for s in range(size)]
     return case.data(share, number, me), got, parts
 
 
-def broadcast(case: Case) -> Exchange:
+def broadcast(case: CollectiveCase) -> CollectiveExchange:
     """From a member that changes from case to case."""
     members = case.members
     root = case.seed % members.size
@@ -230,27 +236,27 @@ def broadcast(case: Case) -> Exchange:
         buffer = case.data(case.whole(), root)
     else:
         buffer = case.empty(case.whole())
-    return Exchange(
+    return CollectiveExchange(
         lambda: [dist.broadcast(buffer, members.ranks[root], group=members.group, async_op=True)],
         [buffer] if members.me == root else [],
-        [Part(buffer, case.table(root), root)],
+        [ReceivedPiece(buffer, case.table(root), root)],
         buffer.nbytes,
     )
 
 
-def all_to_all(case: Case) -> Exchange:
+def all_to_all(case: CollectiveCase) -> CollectiveExchange:
     size, me, share = case.members.size, case.members.me, case.share()
     given, got = case.empty(share * size), case.empty(share * size)
     for destination in range(size):
         patterns.fill(given[destination * share :][:share], case.table(me, destination))
-    parts = [Part(got[s * share :][:share], case.table(s, me), s) for s in range(size)]
+    parts = [ReceivedPiece(got[s * share :][:share], case.table(s, me), s) for s in range(size)]
     group = case.members.group
-    return Exchange(
+    return CollectiveExchange(
         lambda: [dist.all_to_all_single(got, given, group=group, async_op=True)], [given], parts, given.nbytes
     )
 
 
-def send_recv(case: Case) -> Exchange:
+def send_recv(case: CollectiveCase) -> CollectiveExchange:
     """A ring of blocking send and recv: even members send first, so that it cannot lock up."""
     members = case.members
     given, got, before, after = _ring_buffers(case)
@@ -264,10 +270,10 @@ def send_recv(case: Case) -> Exchange:
             step()
         return []
 
-    return Exchange(start, [given], [Part(got, case.table(before), before)], given.nbytes)
+    return CollectiveExchange(start, [given], [ReceivedPiece(got, case.table(before), before)], given.nbytes)
 
 
-def batch_isend_irecv(case: Case) -> Exchange:
+def batch_isend_irecv(case: CollectiveCase) -> CollectiveExchange:
     """A ring both ways at once, as context-parallel attention and the pipeline use it."""
     members = case.members
     given, got, before, after = _ring_buffers(case)
@@ -284,20 +290,22 @@ def batch_isend_irecv(case: Case) -> Exchange:
             ]
         )
 
-    parts = [Part(got, case.table(before), before), Part(got_back, case.table(after, 1), after)]
-    return Exchange(start, [given, given_back], parts, given.nbytes)
+    parts = [ReceivedPiece(got, case.table(before), before), ReceivedPiece(got_back, case.table(after, 1), after)]
+    return CollectiveExchange(start, [given, given_back], parts, given.nbytes)
 
 
-def _ring_buffers(case: Case) -> tuple[Tensor, Tensor, int, int]:
+def _ring_buffers(case: CollectiveCase) -> tuple[Tensor, Tensor, int, int]:
     size, me = case.members.size, case.members.me
     return case.data(case.whole(), me), case.empty(case.whole()), (me - 1) % size, (me + 1) % size
 
 
-def _coalesced(case: Case, call: Callable[..., Any], arguments: Iterable[tuple[Tensor, ...]]) -> list[Any]:
+def _coalesced(
+    case: CollectiveCase, call: Callable[..., Any], arguments: Iterable[tuple[Tensor, ...]]
+) -> list[Any]:
     return coalesced(case.members.group, call, arguments)
 
 
-COLLECTIVES: dict[str, Callable[[Case], Exchange]] = {
+COLLECTIVES: dict[str, Callable[[CollectiveCase], CollectiveExchange]] = {
     function.__name__: function
     for function in (
         all_reduce,

@@ -7,7 +7,7 @@ from megatron_empg.common.gpus import Gpu
 from megatron_empg.planner.assumptions import PLANNED, Assumptions
 from megatron_empg.planner.engines import EngineMemory, engine_memory, longest_own_tokens, mean_sequences
 from megatron_empg.planner.simulation.engine import EngineRates
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import AssumedWorkload, PlannedTurn
 from megatron_empg.planner.timing import step_time
 from megatron_empg.recipe import Recipe
@@ -29,13 +29,15 @@ class Machine:
     gpu_memory: float
 
 
-def assumed_setting(recipe: Recipe, machine: Machine, assumed: Assumptions = PLANNED, **changes: Any) -> Setting:
+def assumed_setting(
+    recipe: Recipe, machine: Machine, assumed: Assumptions = PLANNED, **changes: Any
+) -> SimulationSetting:
     """The recipe as it stands but at lag 0, with `changes` to the setting."""
     memory = engine_memory(recipe, machine.config, machine.gpu_memory, assumed)
     time = step_time(recipe, machine.config, memory, machine.gpu, assumed)
     rollout, algorithm = recipe.rollout, recipe.algorithm
     tokens = mean_sequences(recipe, assumed) * rollout.max_episode_tokens * assumed.episode_share
-    setting = Setting(
+    setting = SimulationSetting(
         workload=assumed_workload(recipe, assumed),
         rates=assumed_rates(recipe, machine, memory, assumed),
         engines=recipe.engines.count,

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import RecordedWorkload
 from megatron_empg.recipe import Recipe, RecipeError
 from megatron_empg.run.episode_log import episode_files, read_episodes
@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRun:
     """What was read from a run folder."""
 
     episodes: tuple[tuple[tuple[int, int], ...], ...]
@@ -42,7 +42,7 @@ class Recorded:
     steps: int
     """Whose metrics were read."""
 
-    def applied(self, setting: Setting, otherwise: Sequence[float]) -> Setting:
+    def applied(self, setting: SimulationSetting, otherwise: Sequence[float]) -> SimulationSetting:
         """A setting with what was recorded in the place of what was assumed; `otherwise`: latencies for a run
         that kept none."""
         latencies = self.latencies or tuple(otherwise)
@@ -56,7 +56,7 @@ class Recorded:
         )
 
 
-def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = None) -> Recorded:
+def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = None) -> RecordedRun:
     """What a run recorded, of all steps or of those. Raises RecipeError where that is too little."""
     if recipe.most_sequences > 1:
         raise RecipeError(
@@ -79,7 +79,7 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
             "raise logging.episodes_per_step, or give a run of more steps"
         )
     token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)
-    return Recorded(
+    return RecordedRun(
         episodes=lengths(trained, _mean(metrics, "train/tokens_per_episode")),
         latencies=_latencies(paths, steps),
         train_token_seconds=token_seconds,

@@ -7,7 +7,7 @@ from megatron_empg.planner.simulation.workload import Workload
 
 
 @dataclass(frozen=True)
-class Setting:
+class SimulationSetting:
     """A run of training with rollouts. At lag 0 rounds of whole batches and then an update; above, a stream."""
 
     workload: Workload

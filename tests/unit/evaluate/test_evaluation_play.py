@@ -21,7 +21,7 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.config import EvaluationConfig
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from tests.limited import limited
 from tests.stub_engine import StubEngine
 from tests.tokenizers_for_tests import make_tokenizer
@@ -82,7 +82,7 @@ async def driver(chat: ChatTokens, url: str, source: Any) -> Any:
     config, waits, turns = limited(2, 50, 500, concurrency=4)
     rollout = Rollout(Fleet([url]), TOKEN, chat, source.make, config, waits, max_turns=turns, seed=used.run.seed)
     async with rollout as connected:
-        yield Driver(used.service_config(), source, connected)
+        yield RolloutService(used.service_config(), source, connected)
 
 
 def asked(decoding: Decoding = "sampled", samples: int = 2, kind: str = "seen") -> Pass:

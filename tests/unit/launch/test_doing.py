@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_empg.launch.doing import BEFORE_STEPS, IN_STEP, DoingShown, doing_of
+from megatron_empg.launch.doing import BEFORE_STEPS, IN_STEP, ActivityDisplay, doing_of
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.recipe import load_recipe
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat
@@ -18,7 +18,7 @@ from megatron_empg.run.progress import Progress
 from megatron_empg.trainer.phase_limits import phase_limits
 
 PASSES = ["test_id, sampled", "test_id, greedy"]
-PARTS = [Part(name, ("true",), ExitCode.ENGINES) for name in ("engine_0", "driver", "trainer")]
+PARTS = [RunPart(name, ("true",), ExitCode.ENGINES) for name in ("engine_0", "driver", "trainer")]
 
 
 def beat(phase: str, step: int = 0) -> Beat:
@@ -33,7 +33,7 @@ class Shown:
         self.folder.heartbeats.mkdir(parents=True)
         console = Console(file=self.stream, width=200, force_terminal=terminal, highlight=False, soft_wrap=True)
         self.progress = Progress(4, console=console)
-        self.shown = DoingShown(self.folder, self.progress, PASSES, clock=lambda: self.now)
+        self.shown = ActivityDisplay(self.folder, self.progress, PASSES, clock=lambda: self.now)
 
     def look(
         self,

@@ -15,9 +15,9 @@ from megatron_empg.prepare.manifest import (
     ALFWORLD,
     SCIENCEWORLD,
     WEBSHOP,
-    Prepared,
     PreparedCatalogue,
     PreparedFile,
+    PreparedFolder,
     PreparedGames,
     PreparedModel,
     write_prepared,
@@ -52,7 +52,7 @@ def folder_of(root: Path, environment: str, **parts: Any) -> Path:
     folder = root / "my data: #1 'x'"
     weights = noted(folder, f"model/{MODEL}/config.json")
     models = {MODEL: PreparedModel(path=f"model/{MODEL}", origin="hub:x/y", files=[weights])}
-    write_prepared(folder, Prepared(preparation=ENVIRONMENTS[environment], models=models, **parts))
+    write_prepared(folder, PreparedFolder(preparation=ENVIRONMENTS[environment], models=models, **parts))
     return folder
 
 

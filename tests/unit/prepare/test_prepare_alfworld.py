@@ -23,11 +23,11 @@ from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE
 from megatron_empg.prepare import alfworld_games
 from megatron_empg.prepare.alfworld import AlfWorldSources
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import ALFWORLD, Prepared, read_prepared
+from megatron_empg.prepare.manifest import ALFWORLD, PreparedFolder, read_prepared
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
-from megatron_empg.prepare.wishes import Wishes
+from megatron_empg.prepare.wishes import PreparationOptions
 
 ROOT = Path(__file__).parents[3]
 GAMES = 5
@@ -61,9 +61,9 @@ def sources_of(server: FileServer, folder: Path, **known: Any) -> Path:
     return path
 
 
-def prepared(server: FileServer, tmp_path: Path, *only: str, **wishes: Any) -> tuple[Prepared, str]:
+def prepared(server: FileServer, tmp_path: Path, *only: str, **wishes: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    wish = Wishes(tmp_path / "data", only=only, **wishes)
+    wish = PreparationOptions(tmp_path / "data", only=only, **wishes)
     found = run(preparation(ALFWORLD, sources_of(server, tmp_path)), wish, said.append)
     return found, "\n".join(said)
 
@@ -153,7 +153,7 @@ def test_games_of_other_archives_replace_those_that_are_there(server: FileServer
     text = path.read_text(encoding="utf-8").replace(GAMES_ZIP, "/new.zip").replace(FACTS_ZIP, "/new_facts.zip")
     path.write_text(text, encoding="utf-8")
     said: list[str] = []
-    run(preparation(ALFWORLD, path), Wishes(tmp_path / "data", only=("data", "games")), said.append)
+    run(preparation(ALFWORLD, path), PreparationOptions(tmp_path / "data", only=("data", "games")), said.append)
     assert "those of other archives" in "\n".join(said)
     assert_all_games(tmp_path / "data", 2)
 
@@ -198,7 +198,11 @@ def test_an_archive_of_another_size_or_content_is_refused(server: FileServer, tm
     for known, said in (({"bytes": 7}, "must have 7"), ({"sha256": "0" * 64}, "must be 0000")):
         sources = sources_of(server, tmp_path, **known)
         with pytest.raises(PrepareError, match=said):
-            run(preparation(ALFWORLD, sources), Wishes(tmp_path / "data", only=("data",)), lambda text: None)
+            run(
+                preparation(ALFWORLD, sources),
+                PreparationOptions(tmp_path / "data", only=("data",)),
+                lambda text: None,
+            )
     assert not list((tmp_path / "data").rglob("games.zip*"))
 
 

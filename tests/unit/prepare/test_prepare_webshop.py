@@ -14,12 +14,12 @@ from file_server import FileServer, file_server
 from megatron_empg.environments.scienceworld import installed
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, Prepared, read_prepared
+from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, PreparedFolder, read_prepared
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
 from megatron_empg.prepare.webshop import FilesPart, WebShopSources
-from megatron_empg.prepare.wishes import Wishes
+from megatron_empg.prepare.wishes import PreparationOptions
 
 PRODUCTS = b'[{"asin": "B000000001"}]' * 20
 ATTRIBUTES = b'{"B000000001": {"attributes": ["soft"]}}'
@@ -57,9 +57,9 @@ def sources_of(content: dict[str, Any], folder: Path) -> Path:
 
 def prepared(
     sources: Path | None, folder: Path, *only: str, of: str = WEBSHOP, **wishes: Any
-) -> tuple[Prepared, str]:
+) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    found = run(preparation(of, sources), Wishes(folder, only=only, **wishes), said.append)
+    found = run(preparation(of, sources), PreparationOptions(folder, only=only, **wishes), said.append)
     return found, "\n".join(said)
 
 

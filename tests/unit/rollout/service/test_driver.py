@@ -27,9 +27,9 @@ from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError
-from megatron_empg.rollout.service.driver import Driver, open_driver
+from megatron_empg.rollout.service.driver import RolloutService, open_driver
 from megatron_empg.rollout.service.failures import DriverError
-from megatron_empg.rollout.service.server import OneAtATime, Superseded, application
+from megatron_empg.rollout.service.server import OneAtATime, RequestSuperseded, application
 from megatron_empg.run.episode_log import read_episodes
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metric_names import by_clock
@@ -111,11 +111,11 @@ async def driver(chat: ChatTokens, url: str, source: Any, recipe: Recipe) -> Any
     config, _, turns = limited(2, 50, 500, concurrency=64)
     rollout = Rollout(Fleet([url]), TOKEN, chat, Oracle, config, recipe.waits, max_turns=turns, seed=7)
     async with rollout as connected:
-        yield Driver(recipe.service_config(), source, connected)
+        yield RolloutService(recipe.service_config(), source, connected)
 
 
 def with_driver(
-    chat: ChatTokens, url: str, source: Any, given: Recipe, work: Callable[[Driver], Awaitable[T]]
+    chat: ChatTokens, url: str, source: Any, given: Recipe, work: Callable[[RolloutService], Awaitable[T]]
 ) -> T:
     async def run() -> T:
         async with driver(chat, url, source, given) as opened:
@@ -169,7 +169,7 @@ def test_a_refill_asks_other_questions_while_there_are_any(chat: ChatTokens) -> 
         asked: list[str] = []
         source.sample = lambda split, count, seed: _noted(Questions.sample(source, split, count, seed), asked)  # type: ignore[method-assign]
 
-        async def work(opened: Driver) -> list[str]:
+        async def work(opened: RolloutService) -> list[str]:
             played: list[str] = []
             run = opened.rollout.run_group_batch
 
@@ -415,8 +415,8 @@ def test_a_third_request_waits_for_the_end_of_the_first() -> None:
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, second, third = asyncio.run(run())
-    assert isinstance(first, Superseded)
-    assert isinstance(second, Superseded)
+    assert isinstance(first, RequestSuperseded)
+    assert isinstance(second, RequestSuperseded)
     assert third == 3
     assert most == [1, 1]
 
