@@ -509,9 +509,9 @@ MODULATIONS = [
     in_modulation(
         "AEM amplifies the unsure",
         "aem.py",
-        "def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:\n"
+        "def _scale(h_norm: Tensor, strength: float, group: RankGroup | None) -> Tensor:\n"
         "    scale = torch.exp(-strength * h_norm)\n",
-        "def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:\n"
+        "def _scale(h_norm: Tensor, strength: float, group: RankGroup | None) -> Tensor:\n"
         "    scale = torch.exp(strength * h_norm)\n",
         "aem_batch",
     ),

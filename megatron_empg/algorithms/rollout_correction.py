@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from megatron_empg.algorithms.base import Weighted
+from megatron_empg.algorithms.base import TokenWeights
 from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT
 from megatron_empg.common.lazy_torch import torch, without_gradient
 
@@ -99,27 +99,27 @@ def require_interval(low: float, high: float) -> None:
         )
 
 
-def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.dtype) -> Weighted:
+def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.dtype) -> TokenWeights:
     """The weights and metrics of a correction that held them at a cap where they were ``beyond`` it."""
     if not len(weights):
-        return Weighted(weights.to(dtype))
+        return TokenWeights(weights.to(dtype))
     metrics = {
         "correction/mean_weight": float(weights.mean()),
         "correction/truncated_share": float(beyond.double().mean()),
     }
-    return Weighted(weights.to(dtype), metrics)
+    return TokenWeights(weights.to(dtype), metrics)
 
 
 def rejected(
     weights: Tensor, kept: Bool[Tensor, "own_tokens"], experience: Experience, dtype: torch.dtype
-) -> Weighted:
+) -> TokenWeights:
     """The weights and metrics of a correction that sets weights to 0 where they are not ``kept``.
 
     Rejected tokens still count in the loss's mean.
     """
     weights = torch.where(kept, weights, 0)
     if not len(weights):
-        return Weighted(weights.to(dtype))
+        return TokenWeights(weights.to(dtype))
     left = torch.zeros(len(experience.rewards), dtype=torch.long)
     left = left.index_add(0, experience.episode_of_token, kept.long())
     played = experience.episode_lengths > 0
@@ -128,7 +128,7 @@ def rejected(
         "correction/rejected_tokens": float((~kept).double().mean()),
         "correction/rejected_episodes": float((left[played] == 0).double().mean()),
     }
-    return Weighted(weights.to(dtype), metrics)
+    return TokenWeights(weights.to(dtype), metrics)
 
 
 class EpisodeGaps(NamedTuple):

@@ -10,7 +10,7 @@ from megatron_empg.launch.parts import RunPart
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beat
 from megatron_empg.run.playing import FIRST_QUESTIONS, Playing, read_playing
-from megatron_empg.run.progress import Progress, duration
+from megatron_empg.run.progress import StepProgress, duration
 
 SLOW_SECONDS = 30.0
 """What goes on for so long is named again, and then after twice as long each time."""
@@ -69,7 +69,7 @@ class ActivityDisplay:
     def __init__(
         self,
         folder: RunFolder,
-        progress: Progress,
+        progress: StepProgress,
         passes: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

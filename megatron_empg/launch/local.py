@@ -29,7 +29,7 @@ from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beat
 from megatron_empg.run.metrics import read_metrics
 from megatron_empg.run.playing import evaluation_pass
-from megatron_empg.run.progress import Progress
+from megatron_empg.run.progress import StepProgress
 
 POLL_SECONDS = 0.2
 
@@ -173,7 +173,7 @@ class StepsDisplay:
     def __init__(self, folder: RunFolder, total: int) -> None:
         self._folder, self._total, self._size = folder, total, 0
         self._shown = _last_step(read_metrics(folder))
-        self.progress = Progress(total, done=max(self._shown, 0))
+        self.progress = StepProgress(total, done=max(self._shown, 0))
         self.progress.note(f"run folder {folder.root}; logs in {folder.logs}")
         if self._shown > 0:
             self.progress.note(f"continuing a run that has logged {self._shown} steps")

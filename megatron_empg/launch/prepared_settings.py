@@ -18,7 +18,7 @@ from megatron_empg.prepare.manifest import (
 )
 
 if TYPE_CHECKING:
-    from megatron_empg.environments.alfworld.manifest import Manifest
+    from megatron_empg.environments.alfworld.manifest import GamesManifest
 
 Settings = Mapping[str, Any]
 _OF_PRODUCT_FILES = ("attributes", "instructions", "goals", "first_products")
@@ -281,7 +281,7 @@ def _alfworld_data(settings: Settings) -> tuple[Path | None, Path | None]:
     return (Path(said) if said else variable), variable
 
 
-def _alfworld_manifest(settings: Settings) -> Manifest | None:
+def _alfworld_manifest(settings: Settings) -> GamesManifest | None:
     from megatron_empg.environments.alfworld.manifest import manifest_if_readable
 
     folder, _ = _alfworld_data(settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
-from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest, verify_files
+from megatron_empg.environments.deep_search.search.manifest import MANIFEST, IndexManifest, verify_files
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.fetching import FolderFetcher
@@ -228,7 +228,7 @@ def _fault_of_index(index: PreparedIndex | None, place: Path, corpus: PreparedFi
 
 def index_bytes(folder: Path) -> int:
     """Of an index and its manifest; vectors that somebody added later are not counted. Raises IndexFolderError."""
-    names = (MANIFEST, *Manifest.read(folder).files)
+    names = (MANIFEST, *IndexManifest.read(folder).files)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise IndexFolderError(f"{folder} lacks {', '.join(missing)}: build the index again")

@@ -63,7 +63,7 @@ def _text(given: dict[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class TurnNumbers:
-    """What a turn was trained on; the last three with a modulation alone (see `Modulated`)."""
+    """What a turn was trained on; the last three with a modulation alone (see `ModulatedAdvantages`)."""
 
     entropy: float
     """Mean over the turn's own tokens, nats."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.held_version import NEVER_TOLD
-from megatron_empg.weights.sync.together import Alone, Ranks
+from megatron_empg.weights.sync.together import PublishingRanks, SingleProcess
 
 if TYPE_CHECKING:
     from megatron_empg.actor.weights import ActorWeights
@@ -78,7 +78,7 @@ class FleetPublisher:
     senses: EngineSenses
     patience: float
     limit: float
-    ranks: Ranks = field(default_factory=Alone)
+    ranks: PublishingRanks = field(default_factory=SingleProcess)
     _sender: Sender | None = None
     _joined: tuple[str, ...] = ()
     """The engines of the sender's group."""

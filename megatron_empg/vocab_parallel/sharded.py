@@ -12,7 +12,7 @@ from megatron_empg.vocab_parallel.debug import debug_enabled, require_same_on_al
 from megatron_empg.vocab_parallel.kernels import kernels_for
 from megatron_empg.vocab_parallel.shard import VocabShard, check_matrix, check_temperature, kept_targets
 from megatron_empg.vocab_parallel.statistics import (
-    Combined,
+    VocabularyStatistics,
     combine,
     gather_statistics,
     gradient_coefficients,
@@ -81,7 +81,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
             return (None,) * 6
         logits, local_targets, keep, entropy, maximum, log_sum = ctx.saved_tensors
         check_upstream(grad_log_prob, grad_entropy, ctx.shard)
-        combined = Combined(log_sum, entropy, maximum, log_sum)
+        combined = VocabularyStatistics(log_sum, entropy, maximum, log_sum)
         coefficients = gradient_coefficients(grad_log_prob, grad_entropy, combined, keep, ctx.temperature)
         # Through detach() the version counter still moves: a second backward, or another user of the
         # overwritten logits, gets autograd's error instead of wrong numbers.

@@ -4,11 +4,11 @@ import pytest
 from needed import needs
 
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
-from megatron_empg.environments.scienceworld.installed import Installed, installed
+from megatron_empg.environments.scienceworld.installed import JavaInstallation, installed
 
 
 @pytest.fixture(scope="session")
-def scienceworld() -> Installed:
+def scienceworld() -> JavaInstallation:
     """Java and ScienceWorld's engine, or why they are not here."""
     try:
         return installed()

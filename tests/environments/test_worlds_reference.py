@@ -20,7 +20,7 @@ from recorded_run import FOLDER, batch_file
 from step_by_hand import Adam, HandMade, float64_model, give, step_by_hand, weights_of
 
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.environments.scienceworld.installed import Installed
+from megatron_empg.environments.scienceworld.installed import JavaInstallation
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.checkpoint_folders import step_folder
@@ -93,7 +93,7 @@ def run(name: str, folder: Path, **others: object) -> Recorded:
 
 
 @pytest.fixture(scope="module")
-def scienceworld_run(scienceworld: Installed, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def scienceworld_run(scienceworld: JavaInstallation, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """GRPO with EMPG."""
     folder = tmp_path_factory.mktemp("scienceworld_reference")
     return run("scienceworld_miniature", folder, **{"algorithm.modulation": "empg"})

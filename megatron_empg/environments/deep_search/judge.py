@@ -22,7 +22,7 @@ from pydantic import Field
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
-from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, scored
+from megatron_empg.environments.deep_search.answers import AnswerMatch, AnswerVerdict, NormalForm, scored
 from megatron_empg.environments.deep_search.http_statuses import passes
 from megatron_empg.environments.settings import EnvironmentSettings, ServiceAddress
 
@@ -142,11 +142,11 @@ class Judge:
 
     async def verdict(
         self, question: str, answer: str, golds: Sequence[str], form: NormalForm = "project"
-    ) -> Verdict:
+    ) -> AnswerVerdict:
         """What an answer earns. An exact match is right without a request. Raises JudgeError."""
-        found: Score = await scored(answer, golds, form)
+        found: AnswerMatch = await scored(answer, golds, form)
         right = found.exact or await self.right(question, answer, golds)
-        return Verdict(float(right), right, found)
+        return AnswerVerdict(float(right), right, found)
 
     async def close(self) -> None:
         """End the connections; may be called twice."""

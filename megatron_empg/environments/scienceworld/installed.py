@@ -25,17 +25,17 @@ _HOW_PACKAGE = "install it with `pip install 'megatron_empg[scienceworld]'`"
 
 
 @dataclass(frozen=True)
-class Installed:
+class JavaInstallation:
     """The program `java`, and what it is to load."""
 
     java: str
     jar: Path
 
 
-def installed() -> Installed:
+def installed() -> JavaInstallation:
     """What is needed, found. Raises EngineUnavailable, which says what is missing and how to get it."""
     jar = engine_jar()
-    return Installed(usable_java(), jar)
+    return JavaInstallation(usable_java(), jar)
 
 
 def usable_java() -> str:

@@ -24,7 +24,7 @@ from megatron_empg.run.timeline import read_timelines
 
 FEWEST = 16
 """Recorded episodes that a distribution is made of."""
-Record = Mapping[str, Any]
+EpisodeRecordFields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
     )
 
 
-def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[Record]:
+def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[EpisodeRecordFields]:
     """Those that were written down of the wanted steps and trained on."""
-    trained: list[Record] = []
+    trained: list[EpisodeRecordFields] = []
     for path in episode_files(paths):
         for episode in read_episodes(path):
             if "advantage" in episode and _wanted(episode, steps):
@@ -113,7 +113,7 @@ def _latencies(paths: RunFolder, steps: Sequence[int] | None) -> tuple[float, ..
     return tuple(found)
 
 
-def _seconds_of_token(metrics: Sequence[Record], phase: str, folder: Path) -> float:
+def _seconds_of_token(metrics: Sequence[EpisodeRecordFields], phase: str, folder: Path) -> float:
     """Mean over the steps of the seconds that a token took in the phase."""
     seconds = []
     for line in metrics:
@@ -122,11 +122,13 @@ def _seconds_of_token(metrics: Sequence[Record], phase: str, folder: Path) -> fl
     return fmean(seconds)
 
 
-def _mean(metrics: Sequence[Record], name: str) -> float:
+def _mean(metrics: Sequence[EpisodeRecordFields], name: str) -> float:
     return fmean(line[name] for line in metrics)
 
 
-def lengths(episodes: Sequence[Record], mean_tokens: float) -> tuple[tuple[tuple[int, int], ...], ...]:
+def lengths(
+    episodes: Sequence[EpisodeRecordFields], mean_tokens: float
+) -> tuple[tuple[tuple[int, int], ...], ...]:
     """(read, own) tokens of the turns of annotated episodes, whose mean of both together is `mean_tokens`."""
     read = [_texts_read(episode) for episode in episodes]
     own = [_tokens_written(episode) for episode in episodes]
@@ -142,26 +144,26 @@ def lengths(episodes: Sequence[Record], mean_tokens: float) -> tuple[tuple[tuple
     return tuple(found)
 
 
-def _tokens_written(episode: Record) -> list[int]:
+def _tokens_written(episode: EpisodeRecordFields) -> list[int]:
     """The policy's own, of each turn."""
     return [int(turn["tokens"]) for turn in episode["turns"]]
 
 
-def _texts_read(episode: Record) -> list[int]:
+def _texts_read(episode: EpisodeRecordFields) -> list[int]:
     """Characters that each turn read anew: the prompt, then the observations."""
     turns = episode["turns"]
     opening = episode.get("prompt") or episode.get("question") or ""
     return [len(opening), *(len(turn.get("observation") or "") for turn in turns[:-1])]
 
 
-def _outside(line: Record) -> float:
+def _outside(line: EpisodeRecordFields) -> float:
     """Seconds of a step that its tokens do not explain: phases' other work, and what lies between them."""
     tokens = line["actor/score_tokens_per_second"] * line["time/score"]
     updated = tokens / line["actor/update_tokens_per_second"]
     return float(line["time/update"] - updated + line.get("time/other", 0.0))
 
 
-def _kept_share(metrics: Sequence[Record]) -> float:
+def _kept_share(metrics: Sequence[EpisodeRecordFields]) -> float:
     """Of all groups that were played; 1 where the run does not say."""
     kept = _total(metrics, "train/groups_kept") + _total(metrics, "train/groups_surplus")
     lost = _total(metrics, "train/groups_dropped_equal") + _total(metrics, "train/groups_dropped_errors")
@@ -170,17 +172,17 @@ def _kept_share(metrics: Sequence[Record]) -> float:
     return float(kept / (kept + lost))
 
 
-def _total(metrics: Sequence[Record], name: str) -> float:
+def _total(metrics: Sequence[EpisodeRecordFields], name: str) -> float:
     """Over all steps; 0 where none says it."""
     return sum(line.get(name, 0) for line in metrics)
 
 
-def _number(line: Record, name: str, folder: Path) -> float:
+def _number(line: EpisodeRecordFields, name: str, folder: Path) -> float:
     value = line.get(name)
     if not isinstance(value, int | float) or not value > 0:
         raise RecipeError(f"--from {folder}: step {line.get('step')} has no {name}; give a run of this release")
     return float(value)
 
 
-def _wanted(line: Record, steps: Sequence[int] | None) -> bool:
+def _wanted(line: EpisodeRecordFields, steps: Sequence[int] | None) -> bool:
     return steps is None or line.get("step") in steps

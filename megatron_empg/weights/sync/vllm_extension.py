@@ -25,16 +25,16 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from megatron_empg.upstream import vllm_reload
 from megatron_empg.weights.sync.checksums import Arrival
-from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
+from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, SenderAddresses
 
 
 @dataclass
-class TorchInitInfo(Meeting, WeightTransferInitInfo):
+class TorchInitInfo(SenderAddresses, WeightTransferInitInfo):
     """Where the trainer's senders wait, as vLLM wants to be told."""
 
 
 @dataclass
-class TorchUpdateInfo(Announced, WeightTransferUpdateInfo):
+class TorchUpdateInfo(AnnouncedTensors, WeightTransferUpdateInfo):
     """What they are about to broadcast, as vLLM wants to be told."""
 
 

@@ -14,8 +14,8 @@ import pytest
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.play import play
-from megatron_empg.evaluate.questions import Decoding, Outcome, Pass, passes
-from megatron_empg.evaluate.record import Record
+from megatron_empg.evaluate.questions import Decoding, EvaluationPass, SampleOutcome, passes
+from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.config import EvaluationConfig
@@ -85,14 +85,16 @@ async def driver(chat: ChatTokens, url: str, source: Any) -> Any:
         yield RolloutService(used.service_config(), source, connected)
 
 
-def asked(decoding: Decoding = "sampled", samples: int = 2, kind: str = "seen") -> Pass:
-    return Pass("test_id", decoding, Source(kind).fixed("test_id", 20), samples)
+def asked(decoding: Decoding = "sampled", samples: int = 2, kind: str = "seen") -> EvaluationPass:
+    return EvaluationPass("test_id", decoding, Source(kind).fixed("test_id", 20), samples)
 
 
-async def run(chat: ChatTokens, url: str, what: Pass, path: Path, stop_after: int | None = None) -> list[Outcome]:
+async def run(
+    chat: ChatTokens, url: str, what: EvaluationPass, path: Path, stop_after: int | None = None
+) -> list[SampleOutcome]:
     """Play a pass, or as far as until so many outcomes are on disk."""
     source = Source(what.tasks[0].kind)
-    with Record(path, {"seed": 7}) as record:
+    with OutcomeRecord(path, {"seed": 7}) as record:
         async with driver(chat, url, source) as opened:
             playing = asyncio.ensure_future(play(opened, what, "policy", record, lambda _: None))
             while stop_after is not None and len(record) < stop_after and not playing.done():
@@ -108,7 +110,7 @@ def test_an_interrupted_pass_goes_on_and_ends_like_one_that_was_not(chat: ChatTo
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(run(chat, engine.url, what, tmp_path / "cut.jsonl", stop_after=9))
         asked_before = len(engine.bodies)
-        with Record(tmp_path / "cut.jsonl", {"seed": 7}) as record:
+        with OutcomeRecord(tmp_path / "cut.jsonl", {"seed": 7}) as record:
             kept = len(record)
         continued = asyncio.run(run(chat, engine.url, what, tmp_path / "cut.jsonl"))
         asked_again = len(engine.bodies) - asked_before

@@ -14,7 +14,7 @@ from megatron_empg.recipe import load_recipe
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat
 from megatron_empg.run.playing import FIRST_QUESTIONS, Playing
-from megatron_empg.run.progress import Progress
+from megatron_empg.run.progress import StepProgress
 from megatron_empg.trainer.phase_limits import phase_limits
 
 PASSES = ["test_id, sampled", "test_id, greedy"]
@@ -32,7 +32,7 @@ class Shown:
         self.folder, self.now, self.stream = RunFolder(root), 0.0, io.StringIO()
         self.folder.heartbeats.mkdir(parents=True)
         console = Console(file=self.stream, width=200, force_terminal=terminal, highlight=False, soft_wrap=True)
-        self.progress = Progress(4, console=console)
+        self.progress = StepProgress(4, console=console)
         self.shown = ActivityDisplay(self.folder, self.progress, PASSES, clock=lambda: self.now)
 
     def look(

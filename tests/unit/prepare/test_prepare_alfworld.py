@@ -18,7 +18,7 @@ import yaml
 from alfworld_archives import FACTS, GAME, facts, games, places, zipped
 from file_server import FileServer, file_server
 
-from megatron_empg.environments.alfworld.manifest import Game, Manifest, read_manifest, write_manifest
+from megatron_empg.environments.alfworld.manifest import Game, GamesManifest, read_manifest, write_manifest
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE
 from megatron_empg.prepare import alfworld_games
 from megatron_empg.prepare.alfworld import AlfWorldSources
@@ -307,7 +307,7 @@ def _make_games(folder: Path, train: int, others: int) -> None:
             found.append(Game(f"{name}/kind-{number}/trial_generated", places(0)[0].split("/")[1].split("-")[0],
                               "put it", sha256, hashlib.sha256(b"turns").hexdigest()))  # fmt: skip
         made[split] = tuple(found)
-    write_manifest(folder, Manifest(True, made, 0))
+    write_manifest(folder, GamesManifest(True, made, 0))
 
 
 def test_generated_games_need_no_network_and_are_named_so(

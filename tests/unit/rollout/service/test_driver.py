@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 
 from megatron_empg.environments.base import Opening, StepResult, Task
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.actions import SearchToolCall, format_action
 from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
@@ -444,7 +444,7 @@ def test_look_ups_never_run_on_the_event_loop(tmp_path: Path, monkeypatch: pytes
     fact = {"type": "country", "facts": [["capital", "Lima", None]], "sentences": ["the capital is Lima ."]}
     pages = [{"title": name, "entity": name, **fact} for name in ("Peru", "Piru", "Perou")]
     corpus.write_text("".join(json.dumps(page) + "\n" for page in pages), encoding="utf-8")
-    calls = (Call("search", "capital Peru"), Call("answer", "Lima"))
+    calls = (SearchToolCall("search", "capital Peru"), SearchToolCall("answer", "Lima"))
     chat = ChatTokens.from_pretrained(recipe().model.path)
     said = [chat._tokenizer(format_action("so", call), add_special_tokens=False)["input_ids"] for call in calls]
     prompts: list[int] = []
