@@ -61,7 +61,7 @@ def _refuse(whose: str, values: Tensor, found: Bool[Tensor, "own_tokens"], exper
 def over_samples(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, measure: Literal["product", "geometric_mean"]
 ) -> Float[Tensor, "own_tokens"]:
-    """At each token the log of the product, or of the geometric mean, of its sample's ratios."""
+    """The log at each token of the product, or of the geometric mean, of its sample's ratios."""
     lengths = experience.sample_lengths
     sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
     totals = torch.zeros(len(lengths), dtype=log_ratio.dtype).index_add(0, sample_of_token, log_ratio)
@@ -73,7 +73,7 @@ def over_samples(
 def at_level(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, level: Level
 ) -> Float[Tensor, "own_tokens"]:
-    """At each token the log of the ratio that ``level`` means."""
+    """The log at each token of the ratio that ``level`` means."""
     if level == "token":
         return log_ratio
     return over_samples(log_ratio, experience, "product")

@@ -30,7 +30,7 @@ class EvaluatedPolicy:
     figures: list[PassFigures]
 
     def to_json(self) -> dict[str, Any]:
-        """As docs/evaluation.md describes a policy."""
+        """The policy as docs/evaluation.md describes it."""
         return {
             "label": self.policy.label,
             "folder": str(self.policy.given),
@@ -52,7 +52,7 @@ class EvaluationDocument:
     comparisons: list[Comparison]
 
     def to_json(self) -> dict[str, Any]:
-        """As docs/evaluation.md describes it. `commit` is that of the last start."""
+        """The document as docs/evaluation.md describes it. `commit` is that of the last start."""
         settings = self.recipe.evaluation
         commit = None
         if self.starts:

@@ -30,7 +30,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of some questions in one decoding, each asked `samples` times. An error counts as a failure.
+    """Results of some questions in one decoding, each asked `samples` times. An error counts as a failure.
 
     `mean` is mean@K, K being `samples`; `pass_at` has pass@k for k of 2, 4, 8 … and K. Turns and tokens are means
     over episodes that did not end in an error, None where all did.
@@ -75,7 +75,7 @@ def summarise(outcomes: Sequence[SampleOutcome], seed: int) -> list[PassFigures]
 
 
 def figures(outcomes: Sequence[SampleOutcome], seed: int) -> Figures:
-    """Of outcomes of one decoding. Raises ValueError without any, or for questions of unequal samples."""
+    """Figures of one decoding's outcomes. Raises ValueError without any, or for questions of unequal samples."""
     questions = samples_by_question(outcomes)
     samples = _samples_of_each(questions.values())
     wins = list(successes(questions).values())

@@ -49,7 +49,10 @@ class RunActivity:
 
 
 def doing_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> RunActivity:
-    """By the first rank's heartbeat, and by what the rollout service plays. `passes`: those of an evaluation."""
+    """What a run does, by the first rank's heartbeat and what the rollout service plays.
+
+    `passes` are those of an evaluation.
+    """
     texts = IN_STEP if beat.step else BEFORE_STEPS
     line = texts.get(beat.phase, beat.phase).format(step=beat.step)
     if playing is None:

@@ -81,7 +81,7 @@ class ScriptArguments:
 
 
 def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> ScriptArguments:
-    """Of a training job. A word that is neither option nor key is its recipe, where EMPG_RECIPE names none.
+    """Sort a training job's arguments. One that is neither option nor key is its recipe if EMPG_RECIPE is not set.
 
     Raises JobError for a word that has no place.
     """
@@ -159,7 +159,7 @@ def given_gpus(environment: Mapping[str, str], script: str, options: Sequence[st
 
 
 def script_option(script: str, options: Sequence[str], name: str, letter: str) -> str:
-    """Of sbatch's options as given, else of the script's #SBATCH lines; "" without either."""
+    """The value of an sbatch option as given, or else of the script's #SBATCH lines; "" without either."""
     text = Path(script).read_text(encoding="utf-8", errors="replace")
     words = [*slurm_words.script_options(text), *options]
     return slurm_words.option(words, name, letter) or ""

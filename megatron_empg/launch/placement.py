@@ -50,12 +50,12 @@ class NodeShares:
 
     @property
     def engines(self) -> int:
-        """Of all rollout nodes."""
+        """Number of engines on all rollout nodes."""
         return self.rollout_nodes * self.engines_per_node
 
     @property
     def first_engine_gpu(self) -> int:
-        """On a rollout node, after those of the trainer."""
+        """The first GPU for engines on a rollout node, after those of the trainer."""
         return self.ranks_per_node if self.shared else 0
 
 

@@ -122,7 +122,7 @@ def _nothing_prepared(data: PreparedData, folder: Path, recipe: Recipe) -> Recip
 
 
 def overrides_of_prepared(folder: Path, recipe: Recipe, *, wants_model: bool = True) -> list[str]:
-    """The recipe's keys for what lies in a prepared folder. Raises RecipeError with the command that mends it."""
+    """The recipe's keys for what lies in a prepared folder. Raises RecipeError with the command that fixes it."""
     data = PREPARATIONS[recipe.environment.name]
     try:
         prepared = read_prepared(folder, data.preparation)

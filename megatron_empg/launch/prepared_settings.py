@@ -26,7 +26,7 @@ _OF_PRODUCT_FILES = ("attributes", "instructions", "goals", "first_products")
 
 
 class PreparedData(Protocol):
-    """Of one environment. `preparation` is what slurm/prepare.sh calls it.
+    """The prepared data of one environment. `preparation` is what slurm/prepare.sh calls it.
 
     `needs`: its parts that a job cannot do without, beside the model. `own_data`: settings that name data; a job
     whose user gives one needs no preparation. `what`: what is fetched. `otherwise`: how a job does without it.

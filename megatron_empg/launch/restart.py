@@ -112,7 +112,7 @@ class RestartDecision:
 
 
 def most_restarts(environment: Mapping[str, str]) -> int:
-    """As EMPG_MAX_RESTARTS says. Raises RestartsError."""
+    """The limit of restarts that EMPG_MAX_RESTARTS sets. Raises RestartsError."""
     given = environment.get(MOST_RESTARTS_VARIABLE, "")
     if not given:
         return MOST_RESTARTS

@@ -20,7 +20,7 @@ SILENCE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """Of a program: its exit status, and what it wrote to stdout."""
+    """A program's exit status, and what it wrote to stdout."""
 
     status: int
     text: str
@@ -86,7 +86,7 @@ class Slurm:
         return slurm_words.lines(self._again("scontrol", "show", "hostnames", self.nodes).text)
 
     def down(self) -> set[str]:
-        """Of the job's nodes those that the controller has given up."""
+        """The job's nodes that the controller has given up."""
         answer = self._ask("sinfo", "--noheader", "--Node", f"--nodes={self.nodes}", "--format=%N %t")
         return slurm_words.down_nodes(answer.text)
 

@@ -54,7 +54,7 @@ class SlurmParts:
         return found
 
     def stages(self) -> list[list[RunPart]]:
-        """In order: conversion, preflight, services, and the run itself."""
+        """Stages of a start, in order: conversion, preflight, services, and the run itself."""
         found = []
         if self.training.megatron_checkpoint:
             found.append([self._conversion()])
@@ -203,7 +203,7 @@ def variables(parts: SlurmParts, token: str) -> dict[str, str]:
 
 
 def placement_variables(placement: Placement, addresses: Mapping[str, str]) -> dict[str, str]:
-    """By which a task knows its node's role and address."""
+    """Environment variables that tell a task its node's role and address."""
     return {
         "EMPG_TRAINER_NODE_NAMES": " ".join(placement.trainers),
         "EMPG_ROLLOUT_NODE_NAMES": " ".join(placement.rollouts),

@@ -62,7 +62,7 @@ class SlurmSite:
 
     @property
     def paths(self) -> RunPaths:
-        """Of the run folder."""
+        """Paths in the run folder."""
         return RunPaths(self.run_folder)
 
     @property

@@ -55,7 +55,7 @@ class Site(Protocol):
 
     @property
     def most_restarts(self) -> int:
-        """After which the run is given up."""
+        """Restarts after which the run is given up."""
 
     def stages(self, number: int) -> Sequence[Stage]:
         """What start `number` (1 is the first) runs, after all that must be done before. Raises StartRefused."""
@@ -96,7 +96,7 @@ class Supervisor:
     senses: Senses = field(default_factory=Senses)
 
     def run(self) -> RestartDecision:
-        """Until all is done, or until only others can help: DONE, REQUEUE or GIVE_UP with a code.
+        """Run until all is done, or until only others can help: DONE, REQUEUE or GIVE_UP with a code.
 
         No part runs when it returns or raises.
         """

@@ -54,7 +54,7 @@ class RankMemory:
 def rank_memory(
     recipe: Recipe, config: ModelConfig, stage: int, *, spec: Spec = "transformer_engine", device: str = "cuda"
 ) -> RankMemory:
-    """Of a rank of pipeline stage ``stage``, its microbatches as full as the recipe lets them be."""
+    """Memory of a rank of pipeline stage ``stage``, with microbatches as full as the recipe lets them be."""
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     held, batch = stage_parameters(config, actor, stage), full_microbatch(recipe)
     last = stage == actor.pipeline_parallel - 1
@@ -86,7 +86,7 @@ def optimizer_bytes(held: ParameterCounts, actor: ActorConfig, dtype_bytes: int)
 
 
 def full_microbatch(recipe: Recipe) -> MicrobatchShape:
-    """As many of the longest episodes as a microbatch holds, filled up by a shorter one."""
+    """A microbatch of as many of the longest episodes as it holds, filled up by a shorter one."""
     longest = recipe.rollout.max_episode_tokens
     whole, rest = divmod(recipe.actor.microbatch_tokens, longest)
     return MicrobatchShape((longest,) * whole + ((rest,) if rest else ()), recipe.actor.context_parallel)

@@ -57,7 +57,7 @@ def print_plan(
 
 
 def console_for_tables() -> "Console":
-    """As wide as the terminal, and wide enough for every table where there is none."""
+    """A console as wide as the terminal, or wide enough for every table where there is no terminal."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -170,7 +170,7 @@ def verdict(plan: LayoutPlan) -> str:
 
 
 def layout_name(actor: ActorConfig) -> str:
-    """As in TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
+    """The layout in the form TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
     chunks = experts = ""
     if actor.virtual_pipeline > 1:
         chunks = f"x{actor.virtual_pipeline}"

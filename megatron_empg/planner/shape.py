@@ -20,7 +20,7 @@ class ModelShape:
 
 
 def shape_of(folder: Path) -> ModelShape:
-    """Of the model in `folder`; where there is no such folder, of the published model of its name.
+    """The shape of the model in `folder`, or of the published model of that name where there is no such folder.
 
     Raises RecipeError for a folder whose config.json cannot be used, and for a model that is neither.
     """

@@ -30,7 +30,7 @@ class ParameterCounts:
 
 
 def stage_parameters(config: ModelConfig, actor: ActorConfig, stage: int) -> ParameterCounts:
-    """Of one rank of a pipeline stage. Tied embeddings stand a second time on a last stage of its own."""
+    """Parameters of one rank of a pipeline stage. A last stage of its own holds tied embeddings a second time."""
     stages = actor.pipeline_parallel
     layer, embedding, norm, head = _parts(config, actor.tensor_parallel, actor.expert_parallel)
     layers = config.num_layers // stages
@@ -48,7 +48,7 @@ def stage_parameters(config: ModelConfig, actor: ActorConfig, stage: int) -> Par
 
 @lru_cache
 def model_parameters(config: ModelConfig) -> int:
-    """Of the whole model, tied embeddings counted once, vocabulary not padded."""
+    """Parameters of the whole model, with tied embeddings counted once and the vocabulary not padded."""
     inner, outer = _sample(config)
     layer = sum(math.prod(parameter.full_shape) for parameter in inner)
     rest = sum(math.prod(parameter.full_shape) for parameter in outer)

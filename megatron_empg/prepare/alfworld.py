@@ -78,7 +78,7 @@ class AlfWorldPreparation(Preparation):
 
 @dataclass(frozen=True)
 class ArchivesPart:
-    """The archives, which stay: a game that is damaged later is mended from them."""
+    """The archives, which stay: a game that is damaged later is restored from them."""
 
     wanted: Mapping[str, list[Alternative]]
     name: ClassVar[str] = "data"

@@ -96,7 +96,7 @@ class GeneratedGames:
 
     @property
     def counts(self) -> dict[str, int]:
-        """By the generator's options."""
+        """Numbers of games, by the generator's options."""
         others = max(min(self.training, EVALUATED), self.training // 6)
         return {"--train": self.training, "--test-id": others, "--test-ood": others}
 

@@ -68,7 +68,7 @@ def prepare(sources: DeepSearchSources, wishes: PreparationOptions, say: Callabl
 def expected_costs(
     sources: DeepSearchSources, wishes: PreparationOptions, before: PreparedFolder, records: FileRecords
 ) -> list[Cost]:
-    """By part, what is not here yet; nothing is asked of any server."""
+    """The costs per part of what is not here yet; no server is asked."""
     return costs_of(
         wanted_parts(DeepSearchPreparation(sources), wishes), InitialFolder(wishes.folder, before, records)
     )
@@ -227,7 +227,7 @@ def _fault_of_index(index: PreparedIndex | None, place: Path, corpus: PreparedFi
 
 
 def index_bytes(folder: Path) -> int:
-    """Of an index and its manifest; vectors that somebody added later are not counted. Raises IndexFolderError."""
+    """Bytes of an index and its manifest, without vectors added later. Raises IndexFolderError."""
     names = (MANIFEST, *IndexManifest.read(folder).files)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

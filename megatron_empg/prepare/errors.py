@@ -4,7 +4,7 @@ from megatron_empg.common.errors import EmpgError
 
 
 class PrepareError(EmpgError, RuntimeError):
-    """A fault that the user can mend; the message says what, where and how."""
+    """A fault that the user can fix; the message says what, where and how."""
 
 
 class BrokenManifest(PrepareError):

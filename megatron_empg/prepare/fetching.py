@@ -36,7 +36,7 @@ class Origin:
 
 
 class FolderFetcher:
-    """Into one folder, with so many connections at once."""
+    """Fetches files into one folder, with so many connections at once."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from megatron_empg.prepare.sources import Alternative
 
 
 def bytes_left(root: Path, folder: str, places: Sequence[Alternative], records: FileRecords) -> int:
-    """Of a file below `folder` by its first place; 0 where any place's is here."""
+    """Bytes left to fetch of a file below `folder` from its first place; 0 if one from any place is here."""
     for alternative in places:
         name = f"{folder}/{alternative.called()}"
         if records.file(name) is not None and (root / name).exists():

@@ -33,7 +33,7 @@ class HubPlace:
 
     @property
     def key(self) -> str:
-        """By what a later run knows that it is the same place."""
+        """Identifies the place to a later run."""
         return str(self)
 
 
@@ -48,7 +48,7 @@ class UrlPlace:
 
     @property
     def key(self) -> str:
-        """By what a later run knows that it is the same place."""
+        """Identifies the place to a later run."""
         return url_key(self.url)
 
 

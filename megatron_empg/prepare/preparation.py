@@ -42,7 +42,7 @@ class MadePart(PreparationPart, Protocol):
 
 @dataclass(frozen=True)
 class PreparationParts:
-    """In the order of the work: `fetched` ones, the small before the large, then `made` ones."""
+    """All parts in the order of the work: `fetched` ones, small before large, then `made` ones."""
 
     fetched: tuple[FetchedPart, ...]
     made: tuple[MadePart, ...] = ()

@@ -30,7 +30,7 @@ class FileRecord:
 
 
 class FileRecords:
-    """Of one folder; many threads may use it."""
+    """The records of one folder; many threads may use them."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".fetched.json"

@@ -64,7 +64,7 @@ def wanted_parts(preparation: Preparation, wishes: PreparationOptions) -> Prepar
 
 
 def costs_of(parts: PreparationParts, before: InitialFolder) -> list[Cost]:
-    """By part, in the order of --only, what is not here yet; nothing is asked of any server."""
+    """The costs per part, in the order of --only, of what is not here yet; no server is asked."""
     order = PARTS[before.prepared.preparation]
     costs = []
     for part in sorted(parts.all(), key=lambda part: order.index(part.name)):
@@ -100,7 +100,7 @@ def _say_what_is_missing(parts: tuple[PreparationPart, ...], say: Say) -> None:
         try:
             part.require()
         except PrepareError as error:
-            say(f"to be mended first: {error}")
+            say(f"fix this first: {error}")
 
 
 def _before(preparation: str, folder: Path, say: Say) -> InitialFolder:

@@ -47,7 +47,7 @@ class Alternative(SourcesPart):
 
     @property
     def key(self) -> str:
-        """By what a later run knows that it is the same place."""
+        """Identifies the place to a later run."""
         where = self.where().key
         return f"{where}#{self.member}" if self.member else where
 

@@ -50,7 +50,7 @@ def hub_headers() -> Mapping[str, str]:
 
 
 def refusal(status: int, url: str) -> PrepareError | None:
-    """The error of a status that no further attempt mends; None for one that may pass, or is no fault."""
+    """The error of a status that another attempt cannot cure; None for one that may pass, or is no fault."""
     where = shown(url)
     if status in _REFUSED:
         return SourceUnavailable(

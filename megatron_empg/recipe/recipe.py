@@ -169,7 +169,7 @@ class SftRecipe(Section):
         return self.run.steps
 
     def task_source(self) -> TaskSource:
-        """As a `Recipe`'s, but without a limit of a step's time: nobody acts in it."""
+        """The task source, like a `Recipe`'s but without a limit of a step's time: nobody acts in it."""
         return task_source_of(self.environment)
 
 

@@ -218,7 +218,7 @@ class _Fitting:
 
 
 def check_seams(seams: Sequence[str], text: TextTokens) -> None:
-    """Between two messages there must be a control token, which no text can be. Raises ValueError."""
+    """Check that a control token, which no text can be, stands between any two messages. Raises ValueError."""
     for seam in seams:
         if not text.control_in(seam):
             raise ValueError(
@@ -228,7 +228,7 @@ def check_seams(seams: Sequence[str], text: TextTokens) -> None:
 
 
 def unfit_pieces() -> ValueError:
-    """For a tokenizer that cuts pieces otherwise than the whole."""
+    """The error for a tokenizer that splits pieces differently from the whole text."""
     return ValueError(
         "the tokenizer cuts the text between two special tokens differently where it stands alone, so "
         "that an episode cannot be built from pieces. Use a tokenizer whose special tokens are matched as "

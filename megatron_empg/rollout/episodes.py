@@ -48,7 +48,7 @@ class Changes:
         self._next = asyncio.Event()
 
     def wait(self) -> Awaitable[object]:
-        """Until it happens the next time after this call, also where the answer is awaited later than that."""
+        """Wait for the next time it happens after this call, also where the answer is awaited later than that."""
         return self._next.wait()
 
 
@@ -99,7 +99,7 @@ class Rollout:
         return self._clients
 
     def wait_for_change(self) -> Awaitable[object]:
-        """Until an engine's state changes the next time after this call."""
+        """Wait for the next change of any engine's state after this call."""
         return self._changes.wait()
 
     async def know(self, url: str) -> None:

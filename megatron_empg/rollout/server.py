@@ -92,7 +92,7 @@ def vllm_arguments(args: argparse.Namespace, extra: list[str], *, cuda: bool) ->
     if not cuda:
         # Blocks of 32 tokens (the CPU default is 128) let short prompts share their prefix.
         command += ["--enforce-eager", "--block-size", "32"]
-        # A prompt computed in parts draws a token that is thrown away, and vLLM then winds the request's random
+        # A prompt computed in parts draws a token that is discarded, and vLLM then winds the request's random
         # generator back: CPU generators cannot be, and the engine would die.
         budget = max(8192, args.max_model_len)
         command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]

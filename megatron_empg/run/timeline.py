@@ -151,7 +151,7 @@ def write_timeline(paths: RunPaths, timeline: StepTimeline) -> None:
 
 
 def read_timelines(paths: RunPaths) -> Sequence[StepTimeline]:
-    """Of all steps, in order; lines that are torn or of another form are left out."""
+    """Timelines of all steps, in order; lines that are torn or of another form are left out."""
     found: dict[int, StepTimeline] = {}
     for line in read_lines(paths.timeline):
         try:

@@ -27,7 +27,7 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
 
     With `rollout.max_lag` it holds to those limits the tokens alone that the actor's own version sampled, and
     ``policy/logprob_gap_checked`` says what share of all they are: 0 where there were too few of them to judge.
-    Each engine's older tokens are held to `OLDER_GAP`, so that none passes for ever because its tokens are old.
+    Each engine's older tokens are held to `OLDER_GAP`, so that none passes forever because its tokens are old.
     """
     max_lag = recipe.rollout.max_lag
     _check_versions(batch, step, max_lag)

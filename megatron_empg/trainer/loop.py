@@ -62,12 +62,14 @@ class Publisher(Protocol):
     """Brings weights to the engines; every rank has one and enters its methods with the others."""
 
     def publish(self, source: ActorWeights, version: int) -> object:
-        """To all engines that answer."""
+        """Publish to all engines that answer."""
         ...
 
     def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> object:
-        """To these alone, which came back without them; those that fail come back another time. What other ranks
-        than the first give as `engines` does not count."""
+        """Publish to these engines alone, which came back without weights; those that fail come back later.
+
+        `engines` of the first rank count, not those of the others.
+        """
         ...
 
 

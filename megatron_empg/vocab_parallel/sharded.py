@@ -96,7 +96,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
 
 
 def check_upstream(grad_log_prob: Tensor | None, grad_entropy: Tensor | None, shard: VocabShard) -> None:
-    """Under the debug switch, raise ValueError unless all ranks of the group have the same upstream gradients."""
+    """Raise ValueError, under the debug switch, unless all ranks of the group have the same upstream gradients."""
     if not debug_enabled():
         return
     for name, gradient in (("log-prob", grad_log_prob), ("entropy", grad_entropy)):

@@ -1,4 +1,4 @@
-"""Nobody waits for ever: every rank says in the store which step it enters, and a thread of each rank watches.
+"""Nobody waits forever: every rank says in the store which step it enters, and a thread of each rank watches.
 
 When a step takes too long the store tells who has not come to it, who is gone and who is merely stuck. The thread
 reports, and ends the process: a collective that waits for a missing rank cannot be interrupted otherwise.

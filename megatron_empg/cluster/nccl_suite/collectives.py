@@ -196,7 +196,7 @@ def all_gather(case: CollectiveCase) -> CollectiveExchange:
 
 
 def all_gather_list(case: CollectiveCase) -> CollectiveExchange:
-    """Into a list of tensors, as the weights of tensor-parallel ranks are put together."""
+    """All-gather into a list of tensors, as the weights of tensor-parallel ranks are put together."""
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     pieces = list(got.chunk(case.members.size))
     group = case.members.group
@@ -229,7 +229,7 @@ def _all_gather_buffers(
 
 
 def broadcast(case: CollectiveCase) -> CollectiveExchange:
-    """From a member that changes from case to case."""
+    """Broadcast from a member that changes from case to case."""
     members = case.members
     root = case.seed % members.size
     if members.me == root:

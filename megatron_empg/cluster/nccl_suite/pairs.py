@@ -235,7 +235,7 @@ def by_gpu(bandwidth: Matrix, world_size: int) -> list[dict[str, float | int]]:
 
 
 def by_nodes(bandwidth: Matrix, nodes: Sequence[tuple[str, int]]) -> list[dict[str, str | float]]:
-    """From node to node, the median over their GPUs; slowest first."""
+    """Bandwidth from node to node, the median over their GPUs; the slowest comes first."""
     links: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (a, b), value in bandwidth.items():
         if nodes[a][0] != nodes[b][0]:

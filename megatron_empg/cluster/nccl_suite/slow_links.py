@@ -19,7 +19,7 @@ class SlowMembers:
     rest: float
 
     def sentence(self, names: Sequence[str]) -> str:
-        """For people."""
+        """The fault as a sentence for the report."""
         share = f"{self.bandwidth:.3g} GB/s, the rest {self.rest:.3g}"
         if len(self.members) == 1:
             return f"{names[self.members[0]]}: {self.direction} on every link ({share})"

@@ -10,7 +10,7 @@ class Facts(BaseModel):
 
 
 class GpuFacts(Facts):
-    """As NVML tells it. Memory in bytes, power in watts."""
+    """One GPU as NVML describes it. Memory is in bytes, power in watts."""
 
     index: int
     name: str = "unknown"
@@ -79,7 +79,7 @@ class PortFacts(Facts):
 
 
 class DiskFacts(Facts):
-    """Of the run folder. ``error`` says why it could not be written."""
+    """The disk of the run folder. ``error`` says why it could not be written."""
 
     folder: str
     free: int | None = None

@@ -166,7 +166,7 @@ def read_xids() -> list[XidFacts]:
 
 
 def parse_xids(log: str, uptime: float) -> list[XidFacts]:
-    """From lines like ``[ 8.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=...``."""
+    """Read Xid errors from lines like ``[ 8.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=...``."""
     found = re.findall(r"^\[\s*([\d.]+)\].*NVRM: Xid \((?:PCI:)?([^)]+)\): (\d+)", log, re.MULTILINE)
     return [
         XidFacts(code=int(code), device=device, hours_ago=(uptime - float(at)) / 3600)

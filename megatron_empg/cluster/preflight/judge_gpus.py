@@ -29,7 +29,7 @@ _XID_HOURS = 24.0
 
 
 def presence(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
-    """As many GPUs of the same model everywhere, and each of them answers.
+    """Every node has as many GPUs of the same model, and each of them answers.
 
     A node that has fewer than another has lost some; the other has not.
     """

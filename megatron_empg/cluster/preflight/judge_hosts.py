@@ -27,7 +27,7 @@ from megatron_empg.cluster.preflight.judge import (
 
 
 def clock(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
-    """Against the median of all nodes."""
+    """Each node's clock is compared with the median of all nodes."""
     offsets = [node.clock.offset for node in nodes if node.clock]
 
     @by_node("clock", part="clock")
@@ -191,7 +191,7 @@ def _versions_of(node: NodeFacts, facts: VersionFacts) -> dict[str, str | None]:
 
 
 def packages(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
-    """As pinned, and equal everywhere. A local part of a version (+cpu, +cu130) is not compared with a pin."""
+    """Packages are as pinned, and equal on all nodes. A version's local part (+cpu) is not compared with a pin."""
     known = {node.name: node.versions.packages for node in nodes if node.versions}
     names = sorted({name for of in known.values() for name in of})
     odd: dict[str, list[str]] = {name: [] for name in known}

@@ -198,7 +198,7 @@ def _is_sound(folder: Path, place: Path, listed: Mapping[str, Game]) -> bool:
 def make_games(jobs: Sequence[GameJob], processes: int) -> Iterator[Path]:
     """The games' folders, in order, made by so many processes.
 
-    They are replaced all at once: Python 3.11's own `max_tasks_per_child` may replace none, and wait for ever
+    They are replaced all at once: Python 3.11's own `max_tasks_per_child` may replace none, and wait forever
     (python/cpython#115634).
     """
     at_once = processes * _GAMES_OF_A_PROCESS

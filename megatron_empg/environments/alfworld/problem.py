@@ -117,7 +117,7 @@ def game_files(asked: GameGoal, room: RoomContents) -> tuple[dict[str, Any], dic
 
 
 def spelled(text: str) -> str:
-    """In the letters that PDDL allows; ``#`` stands for its own minus sign."""
+    """The text in the letters that PDDL allows; ``#`` stands for its own minus sign."""
     for sign, word in _SPELLING:
         text = text.replace(sign, word)
     return text

@@ -56,7 +56,7 @@ class HouseholdScene:
     kinds: tuple[str, ...]
 
     def receptacle_kinds(self) -> list[str]:
-        """In a fixed order."""
+        """Kinds of receptacles, in a fixed order."""
         return sorted({receptacle.kind for receptacle in self.receptacles})
 
 

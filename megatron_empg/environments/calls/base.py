@@ -189,7 +189,7 @@ def either(names: Sequence[str]) -> str:
 
 
 def without_end(text: str, marks: Sequence[str]) -> str:
-    """Without the blanks and the texts of end tokens at its end, in any number."""
+    """The text without any blanks and texts of end tokens at its end."""
     end = len(text)
     while True:
         before = end

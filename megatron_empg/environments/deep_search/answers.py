@@ -89,7 +89,7 @@ def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> An
 
 
 async def scored(answer: str, golds: Sequence[str], form: NormalForm = "project") -> AnswerMatch:
-    """As `score`; what takes long is done in a thread, since the event loop is that of all episodes."""
+    """Like `score`; long work is done in a thread, since all episodes share the event loop."""
     if len(answer) + sum(map(len, golds)) <= _AT_ONCE:
         return score(answer, golds, form)
     return await in_thread(score, answer, golds, form)

@@ -52,7 +52,7 @@ class FactWorld:
         self._searcher = ScriptedSearcher(self.corpus, self.retriever, chances, max_turns)
 
     def tools(self, service: str | None, within: float | None) -> Tools:
-        """Over the corpus, or by the service at a URL, each look-up within so many seconds."""
+        """Tools over the corpus or the service at a URL; each look-up takes at most so many seconds."""
         if service is None:
             return ThreadedTools(self._local)
         return RemoteTools(service, within=within)

@@ -57,7 +57,7 @@ class JudgeError(EmpgError, RuntimeError):
 
 
 class JudgeSettings(EnvironmentSettings):
-    """Whom to ask and what it costs.
+    """Which model judges answers, and the limits and prices of asking it.
 
     `url` is what stands before "/chat/completions" ("https://host/v1"). `key_variable` names the variable of the
     process environment that holds the key, None for a server without one. A verdict takes at most `time_limit`
@@ -177,7 +177,7 @@ class Judge:
         self._verdicts[case] = right
 
     async def _ask(self, case: _Case) -> bool:
-        """Ask until there is a verdict. A fault that repeating cannot mend raises JudgeError at once."""
+        """Ask until there is a verdict. A fault that repeating cannot cure raises JudgeError at once."""
         failure = ""
         for pause in (0.0, *_PAUSES):
             await asyncio.sleep(pause * self._jitter.uniform(0.5, 1.0))

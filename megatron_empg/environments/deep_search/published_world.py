@@ -89,7 +89,7 @@ def _asked(question: PublishedQuestion) -> AskedQuestion:
 
 
 def search_tools(settings: DeepSearchSettings, within: float | None) -> Tools:
-    """By the service at a URL, else over an index of this machine. Raises ValueError or OSError."""
+    """Tools over the service at a URL, or else over a local index. Raises ValueError or OSError."""
     shown = ResultLimits(settings.results, settings.snippet_characters)
     if settings.search_url is not None:
         from megatron_empg.environments.deep_search.search.retrieve_client import RetrieveClient, RetrieveTools

@@ -19,7 +19,7 @@ class AnswerScore(Protocol):
 
 @dataclass(frozen=True)
 class GoldAnswerScore:
-    """Against gold answers: 1 for an exact match, or the F1."""
+    """Scores an answer against gold answers: 1 for an exact match, or the F1."""
 
     golds: tuple[str, ...]
     mode: Literal["exact", "f1"] = "exact"
@@ -31,7 +31,7 @@ class GoldAnswerScore:
 
 @dataclass(frozen=True)
 class JudgedAnswerScore:
-    """By a judge, where no gold answer matches exactly."""
+    """Scores an answer by a judge where no gold answer matches exactly."""
 
     judge: Judge
     question: str

@@ -40,8 +40,8 @@ def _encoder_of(given: Any) -> Any:
 
 
 class DeepSearchSettings(EnvironmentSettings):
-    """Either over a corpus of facts, from which the questions are made too, or over published `questions` and an
-    `index` of real documents."""
+    """Settings of Deep Search: a corpus of facts, from which the questions are made too, or published `questions`
+    and an `index` of real documents."""
 
     corpus: DataFile | None = None
     """Pages of facts, as docs/deep_search.md describes them; the miniature's unless `questions` are given."""

@@ -152,7 +152,7 @@ class DeepSearch(TaskSource):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """With the chances of erring of the searcher that is `given`. The rules of splits are those before they
+        """Defaults, with the error rates of the `given` searcher. The rules of splits are those before they
         are fitted to a corpus."""
         found = super().defaults(given)
         found["splits"] = asdict(SplitRules())

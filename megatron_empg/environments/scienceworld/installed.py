@@ -75,7 +75,7 @@ def java_version(program: str) -> str:
 
 
 def major_version(name: str) -> int:
-    """Of a version as Java names it: 8 for "1.8.0_402", 17 for "17.0.15"."""
+    """The major number of a version as Java names it: 8 for "1.8.0_402", 17 for "17.0.15"."""
     first, *others = re.findall(r"\d+", name) or ["0"]
     if first == "1" and others:
         return int(others[0])

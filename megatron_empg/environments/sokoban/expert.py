@@ -25,7 +25,7 @@ class Expert:
         self._rng = rng
 
     def turns(self, steps: int, moves_per_turn: int) -> list[ScriptedTurn]:
-        """Of an episode that has so many steps."""
+        """The expert's turns in an episode of at most so many steps."""
         taken = list(self._walk(steps))
         turns: list[ScriptedTurn] = []
         for first in range(0, len(taken), moves_per_turn):

@@ -34,7 +34,7 @@ class PlayRules:
         return steps
 
     def earned(self, room: SokobanRoom, before: RoomState, after: RoomState) -> float:
-        """By one step."""
+        """The reward of one step."""
         solved = room.solved(after)
         if self.reward == "success":
             if not solved:
@@ -52,7 +52,7 @@ class PlayRules:
 
     @property
     def earned_by_nothing(self) -> float:
-        """By a command that is unknown: what an idle step costs, and the penalty."""
+        """The reward of an unknown command: that of an idle step, less the penalty."""
         return (STEP_REWARD if self.reward == "gym" else 0.0) - self.unknown
 
 

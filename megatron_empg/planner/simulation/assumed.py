@@ -69,7 +69,7 @@ def assumed_workload(recipe: Recipe, assumed: Assumptions) -> AssumedWorkload:
 
 
 def assumed_rates(recipe: Recipe, machine: Machine, memory: EngineMemory, assumed: Assumptions) -> EngineRates:
-    """As the plan's rollout has them: memory or arithmetic, whichever is slower, and the ranks' all-reduces."""
+    """Rates as in the plan's rollout: memory or arithmetic, whichever is slower, and the ranks' all-reduces."""
     config, gpu, ranks = machine.config, machine.gpu, recipe.engines.tensor_parallel
     bandwidth = gpu.bandwidth * assumed.decode_bandwidth
     speed = gpu.tflops * 1e12 * assumed.prefill_mfu * ranks

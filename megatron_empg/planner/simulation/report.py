@@ -168,7 +168,7 @@ def outcome_table(outcomes: Sequence[SimulationResult]) -> "Table":
 
 
 def shares(histogram: dict[int, float]) -> str:
-    """As in ``0: 12% 1: 88%``."""
+    """The shares of a histogram in the form ``0: 12% 1: 88%``."""
     return " ".join(f"{versions}: {share:.0%}" for versions, share in histogram.items())
 
 

@@ -65,7 +65,7 @@ class SimulatedStep:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """Of the steps that count."""
+    """What a simulation found, over the steps that count."""
 
     setting: SimulationSetting
     steps: tuple[SimulatedStep, ...]
@@ -88,7 +88,7 @@ class SimulationResult:
         steps: tuple[SimulatedStep, ...],
         accounts: EpisodeAccounts,
     ) -> SimulationResult:
-        """From two readings, before and after the steps."""
+        """The result from two readings, before and after the steps."""
         total = last.now - first.now
         spent = {running: seconds - first.running.get(running, 0.0) for running, seconds in last.running.items()}
         most = max((running for running, seconds in spent.items() if seconds > 0), default=0)
@@ -150,7 +150,7 @@ class SimulationResult:
 
     @property
     def stale_share(self) -> float:
-        """Of all episodes that ended."""
+        """Share of stale episodes among all that ended."""
         return self.accounts.stale / self.accounts.ended
 
     @property

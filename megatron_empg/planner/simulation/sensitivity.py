@@ -32,7 +32,7 @@ class LagGain:
 
 
 def gains(recipe: Recipe, machine: Machine, lagged: SimulationSetting, steps: int = STEPS) -> Iterator[LagGain]:
-    """As assumed, then each assumption less and more by `VARIED_BY`. `lagged`: lag and concurrency."""
+    """The gain as assumed, then with each assumption varied by `VARIED_BY`. `lagged`: lag and concurrency."""
     yield _gain(recipe, machine, lagged, steps, "", 0.0, PLANNED)
     for field in fields(Assumptions):
         for factor in (1 - VARIED_BY, 1 + VARIED_BY):

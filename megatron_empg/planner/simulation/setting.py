@@ -34,7 +34,7 @@ class SimulationSetting:
     rounds: int = 1
     """Of questions at lag 0, at most. At a lag so many batches of dropped groups end the looking for a batch."""
     asked_by_wanted: float = 1.0
-    """Questions asked in a round by questions wanted, at lag 0; surplus groups are thrown away."""
+    """Questions asked in a round by questions wanted, at lag 0; surplus groups are discarded."""
     max_lag: int = 0
     """Versions that a group may be older than the weights that are trained on it (`rollout.max_lag`)."""
 

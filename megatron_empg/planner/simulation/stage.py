@@ -36,7 +36,7 @@ class SimulatedGroup:
 
 @dataclass
 class SequenceMeter:
-    """Over time: how many sequences run in all, and for how long."""
+    """Measures over time how many sequences run in all, and for how long."""
 
     clock: EventQueue
     running: int = 0
@@ -116,7 +116,7 @@ class RolloutStage:
             engine.pause()
 
     def resume(self) -> None:
-        """Under the next version of the weights."""
+        """Go on with the next version of the weights."""
         self.version += 1
         for engine in self.engines:
             engine.resume()
@@ -137,7 +137,7 @@ class SimulatedEpisode:
         self._request: TurnRequest | None = None
 
     def begin(self) -> None:
-        """On the engine with the fewest episodes."""
+        """Begin on the engine with the fewest episodes."""
         self.began = self.stage.clock.now
         self.engine = min(self.stage.engines, key=lambda engine: engine.load)
         self.engine.load += 1

@@ -49,7 +49,7 @@ def passes_of(group: RunGroup) -> list[Pass]:
 
 
 def cells_of(group: RunGroup, asked: Pass, published: PublishedPapers) -> dict[Column, TableCell]:
-    """By column: each kind of question, and all of them."""
+    """The cells by column: each kind of question, and all of them."""
     shares: dict[Column, list[Share]] = {}
     for result in _by_seed(group, asked).values():
         for kind, share in result.by_kind.items():
@@ -67,7 +67,7 @@ def cell_of(shares: Sequence[Share]) -> TableCell:
 
 
 def gains_of(group: RunGroup, plain: RunGroup) -> list[GainOverPlain]:
-    """In every pass that both lines were asked in, by the seeds that both have."""
+    """The gains in every pass that both lines were asked in, by the seeds that both have."""
     found = []
     for asked in passes_of(group):
         ours, theirs = _by_seed(group, asked), _by_seed(plain, asked)

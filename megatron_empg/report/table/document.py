@@ -77,7 +77,10 @@ class TableDocument:
 
 
 def make_document(paths: Sequence[Path], asked: PaperName | None) -> TableDocument:
-    """Of run folders and evaluations. Raises TableError where one of them is neither, or none can be shown."""
+    """Make a table of run folders and evaluations.
+
+    Raises TableError where one of them is neither, or none can be shown.
+    """
     results: list[Result] = []
     left_out: list[ExcludedRun] = []
     for path in unlike(paths):

@@ -66,7 +66,7 @@ def _text(sentence: str, markdown: bool) -> str:
 
 
 def json_of(document: TableDocument) -> dict[str, Any]:
-    """As docs/table.md describes it. Shares are from 0 to 1, what papers printed is in percent."""
+    """The table as docs/table.md describes it. Shares are from 0 to 1, what papers printed is in percent."""
     known = published()
     return {
         "format": FORMAT,

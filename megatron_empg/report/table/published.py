@@ -38,7 +38,7 @@ class PublishedRow(Section):
 
     @property
     def method(self) -> Method | None:
-        """As a recipe would name it; None where none could."""
+        """The method as a recipe would name it; None where none could."""
         if self.algorithm is None:
             return None
         return Method(self.algorithm, self.modulation, self.regularizer)

@@ -89,7 +89,7 @@ def is_run(path: Path) -> bool:
 
 
 def result_of_run(path: Path) -> Result | ExcludedRun:
-    """By the run's last evaluation. Raises TableError for a folder that is none of a run."""
+    """The result of the run's last evaluation. Raises TableError for a folder that holds no run."""
     if not is_run(path):
         raise TableError(
             f"{path} is no run folder: it has neither recipe.yaml nor metrics.jsonl. Give folders of "

@@ -106,7 +106,7 @@ class RunView:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the last steps, with their evaluations and checkpoints; None before the first one."""
+        """Seconds left, by the last steps with their evaluations and checkpoints; None before the first step."""
         timed = [record for record in self.records if number(record.get("time/step")) is not None][-RECENT:]
         if not timed or self.steps is None or self.done >= self.steps:
             return None

@@ -288,7 +288,7 @@ def shard_names(count: int) -> list[str]:
 
 
 def owned_copy(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous and sharing no memory, as safetensors wants it."""
+    """The tensor on the CPU, contiguous and sharing no memory, as safetensors needs it."""
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

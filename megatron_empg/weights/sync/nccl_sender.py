@@ -137,7 +137,7 @@ class NcclTransport:
         return CheckedStream(declared, source.own_part())
 
     def send(self, source: SenderParts, stream: CheckedStream, seconds: float) -> None:
-        """On rank 0 it returns when the engines hold every weight, checked; the others make tensors with it.
+        """Send from rank 0, which returns when engines hold every weight, checked; other ranks help make tensors.
 
         Raises WeightTransferError, and whatever the source raises.
         """

@@ -43,7 +43,7 @@ class AnnouncedTensors:
 
 
 class Receiver:
-    """Of one worker. Senders are received from side by side; their tensors are taken in the announced order."""
+    """One worker's receiving end. It receives from all senders at once and takes tensors as announced."""
 
     def __init__(self, worker: int, serves: torch.dtype) -> None:
         """`worker`: its rank in its engine; `serves`: the engine's dtype, which senders are told."""

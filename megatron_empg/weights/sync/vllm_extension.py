@@ -69,12 +69,12 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
 
     @property
     def worker_rank(self) -> int:
-        """Of this worker among those of its engine."""
+        """The rank of this worker among those of its engine."""
         parallel = self.parallel_config
         return int(parallel.data_parallel_index * parallel.world_size + parallel.rank)
 
     def arrival(self) -> Arrival:
-        """Of the transfer that begins."""
+        """A new `Arrival` for the transfer that begins."""
         return Arrival(f"worker {self.worker_rank}")
 
     def _untouched_layers(self) -> list[str]:
