@@ -1,4 +1,4 @@
-"""Tokens a second of episodes played by the rollout service, beside vLLM's own offline `generate`.
+"""Tokens per second of episodes played by the rollout service, beside vLLM's own offline `generate`.
 
     python bench/rollout.py
     python bench/rollout.py --concurrency 512 --episodes 2048
@@ -15,7 +15,7 @@ prefix caches. The medians over the rounds are told, each round's ratio, and the
 compare those where the machine has other work to do. A round ends with its longest episode, while fewer and fewer
 play; the more episodes for the same concurrency, the less this tail weighs.
 
-Targets: 0.95 of the offline arm's tokens a second at 64 episodes at once, 0.9 at 512.
+Targets: 0.95 of the offline arm's tokens per second at 64 episodes at once, 0.9 at 512.
 """
 
 from __future__ import annotations

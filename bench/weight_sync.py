@@ -13,7 +13,7 @@ of each the least over all turns is reported, with the median:
 - push: `WeightPublisher.publish` to engines, from pausing them to resuming them; beside the transfer, vLLM loads
   every tensor and packs it anew for its CPU kernels.
 
-Targets: 0.7 of the raw broadcast's bytes a second; two engines cost at most 1.3 times one.
+Targets: 0.7 of the raw broadcast's bytes per second; two engines cost at most 1.3 times one.
 """
 
 import argparse

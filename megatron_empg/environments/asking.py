@@ -78,7 +78,7 @@ async def guarded(doing: str, method: Callable[[], Awaitable[R]]) -> R:
     try:
         answer = method()
         if not inspect.isawaitable(answer):
-            raise TypeError(f"{doing} is no coroutine: write `async def {doing}`")
+            raise TypeError(f"{doing} is not a coroutine: write `async def {doing}`")
         return await answer
     except SystemExit as error:  # a task that ends with it ends the event loop
         raise misbehaviour(doing, error) from error

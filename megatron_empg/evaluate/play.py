@@ -90,7 +90,7 @@ def refuse_errors(outcomes: Sequence[SampleOutcome], most: float, name: str, exa
     first = failed[0]
     shown_one = example or f"  task {first.id}, sample {first.sample}, error: {first.error}"
     told = told_errors(errors, len(outcomes), most, name, shown_one)
-    raise EvaluationError(f"{told}\nThat is no measurement. With --json the same command plays them once more")
+    raise EvaluationError(f"{told}\nThat is not a measurement. With --json the same command plays them once more")
 
 
 class _Progress:

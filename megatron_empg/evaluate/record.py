@@ -150,7 +150,7 @@ class OutcomeRecord:
     def _check_first(self, line: Mapping[str, Any]) -> None:
         if line.get("format") != FORMAT or line.get("version") != VERSION:
             raise EvaluationError(
-                f"{self.path} is no file of outcomes of this release ({FORMAT!r}, version {VERSION}); give "
+                f"{self.path} is not a file of outcomes of this release ({FORMAT!r}, version {VERSION}); give "
                 "another --json"
             )
         faults = list(differences(line.get("identity"), self.identity))

@@ -16,10 +16,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Interrupts of a run. Before the first step, one ends the run: also while engines start, the first questions are played
-    and the first evaluation goes on, since nothing is lost by it. Once a step runs, the first one asks the run to
-    end after that step, with a checkpoint, and the next one ends it. While its processes are ended or started
-    again, the first one ends it as before.
+    """Interrupts of a run.
+
+    Before the first step, an interrupt ends the run: also while engines start, the first questions are played and
+    the first evaluation goes on, since nothing is lost by it. Once a step runs, the first one asks the run to end
+    after that step, with a checkpoint, and the next one ends it. While its processes are ended or started again,
+    the first one ends it as before.
 
     One that ends the run is raised as Interrupted, in the main thread, and none follows it.
     """

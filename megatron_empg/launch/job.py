@@ -101,7 +101,7 @@ def settings(
     training = read_training(environment, given, job)
     say(f"overrides: {' '.join(training.overrides) or 'none'}")
     if not job.job and not training.check_only:
-        raise misconfigured("this is no Slurm job: use sbatch, or --check")
+        raise misconfigured("this is not a Slurm job: use sbatch, or --check")
     return job, training
 
 

@@ -106,7 +106,7 @@ def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Script
                 f"argument '{word}': give recipe keys as key=value, or --check with sbatch options"
             )
     if options and not check_only:
-        raise misconfigured(f"'{options[0]}' stands behind the script; sbatch options go before it")
+        raise misconfigured(f"'{options[0]}' comes after the script; sbatch options go before it")
     if not recipe:
         raise misconfigured("no recipe is given: sbatch slurm/train.sh RECIPE [key=value …], or set EMPG_RECIPE")
     return ScriptArguments(recipe, tuple(overrides), tuple(options), check_only)

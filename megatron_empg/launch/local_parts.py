@@ -28,7 +28,7 @@ def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
             free_port(recipe.engines.host)
         except OSError as error:
             raise RecipeError(
-                f"engines.host is {recipe.engines.host!r}, which is no interface of this machine ({error}); "
+                f"engines.host is {recipe.engines.host!r}, which is not an interface of this machine ({error}); "
                 "127.0.0.1 is"
             ) from None
     first_engine_gpu(recipe, trains=trains)

@@ -130,7 +130,7 @@ def check_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> str:
             + f". `empg plan RECIPE --gpus {gpus}` names layouts that fit"
         )
     on_engine = engine.weights + engine.kv_cache + engine.workspace
-    return f"fits: {peak / GIB:.1f} GiB a trainer rank, {on_engine / GIB:.1f} GiB an engine GPU"
+    return f"fits: {peak / GIB:.1f} GiB per trainer rank, {on_engine / GIB:.1f} GiB per engine GPU"
 
 
 def prepare(recipe: Recipe | SftRecipe, trainer_address: str, services: Sequence[str]) -> None:

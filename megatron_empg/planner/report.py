@@ -118,7 +118,7 @@ def tables(plan: LayoutPlan) -> "list[RenderableType]":
     engines = plan.gpus - plan.trainer_gpus
     shown: list[Any] = [
         f"{plan.gpus} x {plan.gpu.name} of {plan.gpu_memory / GIB:g} GiB: {plan.trainer_gpus} for the trainer, "
-        f"{engines} for the engines. Memory in GiB a rank, at its fullest pipeline stage; times are estimates."
+        f"{engines} for the engines. Memory in GiB per rank, at its fullest pipeline stage; times are estimates."
     ]
     own = _layout_table("The recipe's own layout")
     _add(own, plan.own)
@@ -189,7 +189,7 @@ def _engine_line(plan: LayoutPlan) -> str:
         times = f" Rollout {time.rollout:.0f} s, weight sync {time.sync:.0f} s."
     return (
         f"Engine GPU: weights {engine.weights / GIB:.1f}, key-value cache {engine.kv_cache / GIB:.1f} "
-        f"({engine.episodes:.1f} longest episodes an engine), workspace {engine.workspace / GIB:.0f} of "
+        f"({engine.episodes:.1f} longest episodes per engine), workspace {engine.workspace / GIB:.0f} of "
         f"{engine.available / GIB:.1f} GiB.{times}"
     )
 

@@ -41,7 +41,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bash slurm/prepare.sh", epilog=EPILOG,
-        description="Fetch and check what the jobs of slurm/ want; run it on a login node.",
+        description="Fetch and check what the jobs of slurm/ need; run it on a login node.",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
@@ -114,7 +114,7 @@ def _model(text: str) -> str:
 
 
 def _count(text: str) -> int:
-    rule = f"{text!r} is no number of connections: give a whole number from 1 to 64"
+    rule = f"{text!r} is not a number of connections: give a whole number from 1 to 64"
     try:
         value = int(text)
     except ValueError:
@@ -125,7 +125,7 @@ def _count(text: str) -> int:
 
 
 def _many(text: str) -> int:
-    rule = f"{text!r} is no number to make: give a whole number from 1 to 1000000"
+    rule = f"{text!r} is not a number to make: give a whole number from 1 to 1000000"
     try:
         value = int(text)
     except ValueError:
@@ -136,7 +136,7 @@ def _many(text: str) -> int:
 
 
 def _megabytes(text: str) -> float:
-    rule = f"{text!r} is no bandwidth: give MB/s as a number above 0 and below 1000000"
+    rule = f"{text!r} is not a bandwidth: give MB/s as a number above 0 and below 1000000"
     try:
         value = float(text)
     except ValueError:

@@ -69,7 +69,7 @@ class PublishedGames:
         of = [archive.sha256 for archive in archives.values()]
         place, noted = work.folder / PUBLISHED_PLACE, _published(work.prepared)
         if noted is not None and noted.of != of:
-            work.say(f"unpacking the games anew: {place} has those of other archives")
+            work.say(f"unpacking the games again: {place} has those of other archives")
             shutil.rmtree(place, ignore_errors=True)
         written = 0
         for holds, archive in archives.items():

@@ -200,7 +200,7 @@ def _is_sound(place: Path, corpus: PreparedFile, work: PreparationRun) -> bool:
         work.say("the index is there")
         return True
     if index is not None:
-        work.say(f"building the index anew: {fault}")
+        work.say(f"building the index again: {fault}")
         shutil.rmtree(place)
     elif fault:
         raise PrepareError(fault)

@@ -75,7 +75,7 @@ class Hub:
             answer = self._ask(next_page)
             entries = answer.json()
             if not isinstance(entries, list):
-                raise PrepareError(f"{shown(next_page)} is no listing of files")
+                raise PrepareError(f"{shown(next_page)} is not a listing of files")
             yield from (entry for entry in entries if isinstance(entry, dict))
             next_page = answer.links.get("next", {}).get("url")
             if next_page and not next_page.startswith(f"{endpoint()}/"):

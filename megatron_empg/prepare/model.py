@@ -99,7 +99,7 @@ def _own_folder(folder: Path) -> ModelFolder:
     if not folder.is_dir():
         raise PrepareError(f"there is no model folder {folder}")
     if not (folder / "config.json").is_file():
-        raise PrepareError(f"{folder} is no model folder: it has no config.json")
+        raise PrepareError(f"{folder} is not a model folder: it has no config.json")
     return ModelFolder(folder.name, str(folder), "a folder of this machine")
 
 

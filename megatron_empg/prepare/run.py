@@ -117,8 +117,8 @@ def _earlier(preparation: str, folder: Path, say: Say) -> PreparedFolder:
         return read_prepared(folder, preparation) or PreparedFolder(preparation=preparation)
     except BrokenManifest:
         say(
-            f"{folder / NAME} is broken and is written anew, with the parts of this run; files that are there are "
-            "checked and kept. Name each further model by --model again"
+            f"{folder / NAME} is broken and is written again, with the parts of this run; files that are there "
+            "are checked and kept. Name each further model by --model again"
         )
         return PreparedFolder(preparation=preparation)
 

@@ -37,7 +37,9 @@ def endpoint() -> str:
     given = os.environ.get(ENDPOINT_VARIABLE, "").strip().rstrip("/")
     if given and not is_url(given):
         # What it holds is not shown: it may be a password.
-        raise PrepareError(f"{ENDPOINT_VARIABLE} is no address: it must be http(s)://HOST[:PORT][/PATH], or unset")
+        raise PrepareError(
+            f"{ENDPOINT_VARIABLE} is not an address: it must be http(s)://HOST[:PORT][/PATH], or unset"
+        )
     return given or DEFAULT_ENDPOINT
 
 
@@ -54,7 +56,7 @@ def refusal(status: int, url: str) -> PrepareError | None:
     where = shown(url)
     if status in _REFUSED:
         return SourceUnavailable(
-            f"{where} answers {status}: it wants a token or a licence that is not accepted yet; accept it on the "
+            f"{where} answers {status}: it needs a token or a licence that is not accepted yet; accept it on the "
             f"repository's page and set {TOKEN_VARIABLE} in the environment"
         )
     if status in _GONE:

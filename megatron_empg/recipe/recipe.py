@@ -98,7 +98,7 @@ class Recipe(Section):
 
     @property
     def min_groups(self) -> int:
-        """Groups a batch needs to be trained on: the recipe's number, or an eighth of a batch."""
+        """Groups that a batch needs to be trained on: the recipe's number, or an eighth of a batch."""
         return self.limits.fewest_groups(self.rollout.groups)
 
     @property

@@ -57,7 +57,7 @@ class ChatFit:
             return list(token_ids)
         kept = len(token_ids) - len(self.ahead)
         if tuple(token_ids[kept:]) != self.ahead:
-            raise ValueError("the chat template begins this turn otherwise than every other one")
+            raise ValueError("the chat template begins this turn differently from every other one")
         return [*token_ids[:kept], *self.behind]
 
 

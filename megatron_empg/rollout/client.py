@@ -206,7 +206,7 @@ def _read_generation(url: str, content: bytes) -> Generation:
         logprobs = [float(entry["logprob"]) for entry in entries]
         versions = [_span(span) for span in choice["weight_versions"] or ()]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise EngineError(f"{url} answered what is no generation ({error!r}): {_excerpt(content)}") from error
+        raise EngineError(f"{url} answered what is not a generation ({error!r}): {_excerpt(content)}") from error
     if finish_reason not in ("stop", "length"):
         raise EngineError(f"{url} ended a generation by {finish_reason!r}")
     if sampled != token_ids:

@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
 
     serve_args = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments(args, extra, cuda=cuda))
     validate_parsed_serve_args(serve_args)
-    # Statistics are for /metrics, which the rollout service reads once a step; the log says nothing of them.
+    # Statistics are for /metrics, which the rollout service reads once per step; the log says nothing of them.
     logging.getLogger("vllm.v1.metrics.loggers").setLevel(logging.WARNING)
     vllm_server.put_outermost(TokenMiddleware, token=token)
     if not cuda and args.threads == 1 and args.tensor_parallel == 1:

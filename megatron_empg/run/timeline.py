@@ -137,7 +137,7 @@ class StepTimeline:
                 [EpisodeTimes.from_json(episode) for episode in given["slowest"]],
             )
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"this is no timeline of a step: {type(error).__name__}: {error}") from error
+            raise ValueError(f"this is not a timeline of a step: {type(error).__name__}: {error}") from error
 
 
 def write_timeline(paths: RunPaths, timeline: StepTimeline) -> None:

@@ -36,7 +36,7 @@ def logprob_and_entropy(
     the unpadded size: columns beyond it are no part of the distribution. float64 in gives float64, everything
     else float32. At an ignored target both outputs and all gradients are exactly 0. A logit of -inf counts 0.
 
-    One collective in forward (16 bytes a token and rank), none in backward: that takes the upstream gradient to
+    One collective in forward (16 bytes per token and rank), none in backward: that takes the upstream gradient to
     be the same on all ranks, as it is when each computes the loss alike (checked under `debug_checks`).
     Nothing of vocabulary size is kept but `logits`; `overwrite_logits` lets their gradient take their memory in
     backward, for a caller that needs them no more.

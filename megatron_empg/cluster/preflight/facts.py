@@ -84,7 +84,7 @@ class DiskFacts(Facts):
     folder: str
     free: int | None = None
     write_speed: float | None = None
-    """Bytes a second, flushed to the disk."""
+    """Bytes per second, flushed to the disk."""
     error: str | None = None
 
 

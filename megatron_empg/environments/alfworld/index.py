@@ -88,9 +88,9 @@ def _json_of(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise GameNotListed(f"a {path.name} that is no JSON") from None
+        raise GameNotListed(f"a {path.name} that is not JSON") from None
     if not isinstance(found, dict):
-        raise GameNotListed(f"a {path.name} that is no JSON object")
+        raise GameNotListed(f"a {path.name} that is not a JSON object")
     return found
 
 

@@ -35,7 +35,7 @@ async def making_costs_nothing(subject: TestedEnvironment) -> None:
         raise RuleBroken("make gave the same episode twice")
     for name in ("reset", "step", "close"):
         if not inspect.iscoroutinefunction(getattr(one, name, None)):
-            raise RuleBroken(f"{name} of a {type(one).__name__} is no coroutine: write `async def {name}`")
+            raise RuleBroken(f"{name} of a {type(one).__name__} is not a coroutine: write `async def {name}`")
     if seconds > MOST_SECONDS_TO_MAKE:
         raise RuleDoubtful(f"make takes {1000 * seconds:.0f} ms; what takes time belongs into reset")
 
@@ -133,7 +133,7 @@ async def same_turns_same_answers(subject: TestedEnvironment) -> None:
     for task in subject.tasks():
         script = [JUNK, *subject.longest_script(task)]
         first, second = [await subject.played(task, script) for _ in range(2)]
-        _compare(task, first, second, "is answered otherwise when the same episode is played again")
+        _compare(task, first, second, "is answered differently when the same episode is played again")
 
 
 async def episodes_do_not_disturb_each_other(subject: TestedEnvironment) -> None:
@@ -151,7 +151,7 @@ async def episodes_do_not_disturb_each_other(subject: TestedEnvironment) -> None
     if not subject.source.deterministic:
         return
     for task, before, after in zip((one, other), alone, together, strict=True):
-        _compare(task, before, after, "is answered otherwise while another episode is played")
+        _compare(task, before, after, "is answered differently while another episode is played")
 
 
 async def a_cancelled_step_costs_its_episode_alone(subject: TestedEnvironment) -> None:

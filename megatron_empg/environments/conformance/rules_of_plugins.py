@@ -68,11 +68,13 @@ def _service_faults(service: SideService, settings: type[EnvironmentSettings]) -
     faults: list[str] = []
     if isinstance(service.arguments, str) or not all(map(_is_word, service.arguments)):
         faults.append(
-            f"service {service.name!r} has arguments that are no tuple of words: {service.arguments!r:.80}"
+            f"service {service.name!r} has arguments that are not a tuple of words: {service.arguments!r:.80}"
         )
     field = settings.model_fields.get(service.setting)
     if field is None or role_of(field) != "service":
-        faults.append(f"service {service.name!r} has the setting {service.setting!r}, which is no ServiceAddress")
+        faults.append(
+            f"service {service.name!r} has the setting {service.setting!r}, which is not a ServiceAddress"
+        )
     if not VARIABLE.fullmatch(service.token_variable):
         faults.append(f"the token of service {service.name!r} is to be in {service.token_variable!r}, no variable")
     return faults

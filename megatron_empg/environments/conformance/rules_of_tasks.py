@@ -161,7 +161,7 @@ def _again(subject: TestedEnvironment) -> Any:
 
 def _check_drawn(what: str, drawn: Any, count: int, tasks: Sequence[Task]) -> None:
     if not isinstance(drawn, list) or not all(isinstance(task, Task) for task in drawn):
-        raise RuleBroken(f"{what} is no list of tasks")
+        raise RuleBroken(f"{what} is not a list of tasks")
     if len(drawn) != count:
         raise RuleBroken(f"{what} gave {len(drawn)} tasks")
     if len(tasks) > MOST_TASKS:
@@ -169,7 +169,7 @@ def _check_drawn(what: str, drawn: Any, count: int, tasks: Sequence[Task]) -> No
     known = {task.id for task in tasks}
     strange = [task.id for task in drawn if task.id not in known]
     if strange:
-        raise RuleBroken(f"{what} gave {strange[0]!r}, which is no task of that split")
+        raise RuleBroken(f"{what} gave {strange[0]!r}, which is not a task of that split")
 
 
 def _refuses_too_many(subject: TestedEnvironment, split: Split, there: int) -> None:

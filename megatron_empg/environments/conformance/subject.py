@@ -91,7 +91,7 @@ class TestedEnvironment:
     async def call(self, what: str, answer: Awaitable[R]) -> R:
         """What a method answers, within its time. Raises RuleBroken."""
         if not inspect.isawaitable(answer):
-            raise RuleBroken(f"{what} is no coroutine: write `async def {what}`")
+            raise RuleBroken(f"{what} is not a coroutine: write `async def {what}`")
         if self.in_process:
             timed = answer
         else:

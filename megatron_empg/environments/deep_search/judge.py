@@ -194,7 +194,7 @@ class Judge:
                 if right is not None:
                     self.counts.verdicts += 1
                     return right
-                failure = f"it replied {reply[:80]!r}, which is no verdict"
+                failure = f"it replied {reply[:80]!r}, which is not a verdict"
         raise JudgeError(
             f"the judge at {self.settings.url} gave no verdict in {len(_PAUSES) + 1} tries: {failure}"
         )
@@ -217,7 +217,7 @@ class Judge:
                 status = response.status_code
                 received = await _limited(response)
         except httpx.InvalidURL as error:
-            raise JudgeError(f"the judge's url {address} is no address: {error}") from None
+            raise JudgeError(f"the judge's url {address} is not an address: {error}") from None
         except httpx.HTTPError as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
         if passes(status):
@@ -233,7 +233,7 @@ class Judge:
             self._count(completion.get("usage"))
             text = completion["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise _Again("its response is no chat completion") from None
+            raise _Again("its response is not a chat completion") from None
         if not isinstance(text, str):
             return ""
         return text

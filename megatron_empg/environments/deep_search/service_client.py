@@ -88,7 +88,7 @@ class ServiceClient:
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise self._failed(route, f"the answer is no JSON ({error}): {body[:100]!r}") from None
+            raise self._failed(route, f"the answer is not JSON ({error}): {body[:100]!r}") from None
         try:
             return read(answer)
         except (ValueError, LookupError, TypeError, OverflowError) as error:

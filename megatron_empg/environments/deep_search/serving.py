@@ -92,7 +92,7 @@ def _port(given: str) -> int:
     if given.isascii() and given.isdigit() and len(given) < 6:
         number = int(given)
     if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{given!r:.40} is no port; it is a whole number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{given!r:.40} is not a port; it is a whole number from 1 to 65535")
     return number
 
 
@@ -111,8 +111,8 @@ def _answered(answer: Answer, body: bytes) -> bytes:
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is no JSON: {error}") from None
+        raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(asked, dict):
-        raise BadRequest("the body is no JSON object")
+        raise BadRequest("the body is not a JSON object")
     # In ASCII: a page may hold what is no UTF-8, as half a surrogate pair.
     return json.dumps(answer(asked)).encode("ascii")

@@ -103,7 +103,7 @@ def engine_jar() -> Path:
         raise EngineUnavailable(f"the Python package scienceworld has no engine at {jar}: {_HOW_PACKAGE}")
     if not is_zipfile(jar):
         raise EngineUnavailable(
-            f"ScienceWorld's engine {jar} is damaged (its {jar.stat().st_size} bytes are no zip file): "
+            f"ScienceWorld's engine {jar} is damaged (its {jar.stat().st_size} bytes are not a zip file): "
             f"`pip install --force-reinstall scienceworld=={VERSION}`"
         )
     return jar

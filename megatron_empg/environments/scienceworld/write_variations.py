@@ -106,7 +106,7 @@ def _range(found: Sequence[int]) -> range:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the file of all tasks anew, from the installed engine.")
+    parser = argparse.ArgumentParser(description="Make the file of all tasks again, from the installed engine.")
     parser.add_argument("file", type=Path, help="what to write")
     path = parser.parse_args().file
     process = JavaProcess(installed(), TIMEOUT)

@@ -121,7 +121,7 @@ def read_room(text: str) -> SokobanRoom:
     cells = [cell for row in rows for cell in row]
     known = {WALL, FLOOR, TARGET, BOX, BOX_ON_TARGET, PLAYER, PLAYER_ON_TARGET}
     if any(len(row) != size for row in rows) or not set(cells) <= known:
-        raise ValueError(f"the text is no square room of the symbols {' '.join(sorted(known))}:\n{text}")
+        raise ValueError(f"the text is not a square room of the symbols {' '.join(sorted(known))}:\n{text}")
     floor, targets, boxes, players = (_cells(cells, symbols) for symbols in ("_OX√PS", "O√S", "X√", "PS"))
     if len(players) != 1 or len(boxes) != len(targets) or not boxes or _touches_the_edge(size, floor):
         raise ValueError(f"a room has one player, a target for each box, and walls all around:\n{text}")

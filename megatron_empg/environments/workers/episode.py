@@ -57,7 +57,7 @@ class WorkerEpisode:
         try:
             self._request = encode(ResetRequest(self._task))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"task {self._task.id!r} is no JSON, as a worker needs it: {error}") from error
+            raise ValueError(f"task {self._task.id!r} is not JSON, as a worker needs it: {error}") from error
         worker = await self._pool.acquire()
         if self._closed:
             self._pool.give_back(worker)

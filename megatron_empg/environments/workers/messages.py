@@ -117,7 +117,7 @@ def read_answer(body: bytes) -> Answer:
         return SteppedAnswer(_step_result(_fields(fields, "result")))
     if kind == "Raised":
         return RaisedAnswer(_one_of(fields, "error", str), _one_of(fields, "traceback", str))
-    raise ValueError("it is no answer")
+    raise ValueError("it is not an answer")
 
 
 def _opening(fields: dict[str, Any]) -> Opening:

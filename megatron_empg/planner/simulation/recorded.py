@@ -75,7 +75,7 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
     trained = _trained_episodes(paths, steps)
     if len(trained) < FEWEST:
         raise RecipeError(
-            f"--from {folder}: {len(trained)} trained episodes are recorded, and a distribution wants {FEWEST}; "
+            f"--from {folder}: {len(trained)} trained episodes are recorded, and a distribution needs {FEWEST}; "
             "raise logging.episodes_per_step, or give a run of more steps"
         )
     token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)

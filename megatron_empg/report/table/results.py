@@ -92,7 +92,7 @@ def result_of_run(path: Path) -> Result | ExcludedRun:
     """The result of the run's last evaluation. Raises TableError for a folder that holds no run."""
     if not is_run(path):
         raise TableError(
-            f"{path} is no run folder: it has neither recipe.yaml nor metrics.jsonl. Give folders of "
+            f"{path} is not a run folder: it has neither recipe.yaml nor metrics.jsonl. Give folders of "
             "`empg train`, or documents that `empg evaluate --json` wrote"
         )
     folder = RunFolder(path)

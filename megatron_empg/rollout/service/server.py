@@ -195,7 +195,7 @@ async def _json_of(request: Request) -> object:
     try:
         return await request.json()
     except ValueError as error:
-        raise UnusableRequest(f"the body is no JSON: {error}") from None
+        raise UnusableRequest(f"the body is not JSON: {error}") from None
 
 
 def _at_rest(served: ServedRollouts) -> bool:
@@ -237,7 +237,7 @@ async def _worked(
     """
     served: ServedRollouts = request.app.state.driver
     if not served.knows_weights:
-        told = "nobody has told yet which engines hold the policy's weights: this service was started again"
+        told = "it has not been told yet which engines hold the policy's weights: this service was started again"
         raise Untold(TrainerNews.ENGINES, told)
     await request.body()  # what comes after it is the client's end of the connection
     working = desk.begin(name, work)

@@ -127,9 +127,9 @@ class WatchedRun:
         self._metrics = GrowingLines(self.folder.metrics)
         signs = (self.folder.recipe, self.folder.metrics, self.folder.starts, self.folder.lock_file)
         if not any(path.exists() for path in signs):
-            what = "is no folder: a run has in it one of"
+            what = "is not a folder: a run has in it one of"
             if root.is_dir():
-                what = "is no run folder: it has none of"
+                what = "is not a run folder: it has none of"
             names = ", ".join(path.name for path in signs)
             raise NotARunError(f"{root} {what} {names}. Give the `run.folder` of a recipe")
 

@@ -145,7 +145,7 @@ def _hint(missing: list[str], surplus: list[str]) -> str:
     """What the difference looks like."""
     if fused := [name for name in surplus if _FUSED_EXPERTS.search(name)]:
         return (
-            f"; {fused[0]} holds a layer's experts in one tensor, which is not read: write the folder anew with "
+            f"; {fused[0]} holds a layer's experts in one tensor, which is not read: write the folder again with "
             "transformers' save_pretrained, which stores each expert's tensors"
         )
     if missing == [HEAD]:

@@ -15,7 +15,7 @@ def flops_by_part(config: ModelConfig, length: int, predicted: int | None = None
         mlp = hidden * (3 * config.experts.intermediate_size * config.experts.per_token + config.experts.number)
     return {
         "projections": 2.0 * length * layers * hidden * 2 * (heads + config.num_kv_heads * config.head_dim),
-        # Scores and weighted sums are 2·length·heads multiply-adds a token; causality halves them.
+        # Scores and weighted sums are 2·length·heads multiply-adds per token; causality halves them.
         "attention": 2.0 * length * layers * length * heads,
         "mlp": 2.0 * length * layers * mlp,
         "head": 2.0 * (length if predicted is None else predicted) * hidden * config.vocab_size,

@@ -11,7 +11,7 @@ from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.environments.workers import WorkerPool, errors
 
 WRONG = {
-    "bool reward": (StepResult("x", False, reward=True), "a reward of True, which is no finite number"),
+    "bool reward": (StepResult("x", False, reward=True), "a reward of True, which is not a finite number"),
     "text reward": (StepResult("x", False, reward="1"), "a reward of '1'"),
     "huge reward": (StepResult("x", False, reward=10**400), "a reward of 1000"),
     "nan reward": (StepResult("x", False, reward=np.float64("nan")), "a reward of nan"),
@@ -116,7 +116,7 @@ def test_values_of_numpy_count_as_what_they_stand_for():
     ("opening", "fault"),
     [
         ("hello", "a str, not an Opening"),
-        (Opening([{"role": "user"}]), "message 1 that is no {role, content}"),
+        (Opening([{"role": "user"}]), "message 1 that is not {role, content}"),
         (Opening([{"role": ["user"], "content": "x"}]), "message 1 of the role ['user']"),
         (Opening(anchor=5), "an anchor that is a int"),
     ],

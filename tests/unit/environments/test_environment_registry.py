@@ -47,10 +47,10 @@ def test_a_name_that_nobody_has_is_refused_with_those_that_are():
         ("conformance_cases:", "cannot be imported"),
         (":Sound", "cannot be imported"),
         ("..:Sound", "cannot be imported"),
-        ("conformance_cases:Corridor", r"is no subclass of megatron_empg\.environments\.TaskSource"),
-        ("conformance_cases:KINDS", "is no subclass"),
-        ("conformance_cases:NoSettings", "its Settings are no EnvironmentSettings"),
-        ("os:getcwd", "is no subclass"),
+        ("conformance_cases:Corridor", r"is not a subclass of megatron_empg\.environments\.TaskSource"),
+        ("conformance_cases:KINDS", "is not a subclass"),
+        ("conformance_cases:NoSettings", "its Settings do not derive from EnvironmentSettings"),
+        ("os:getcwd", "is not a subclass"),
     ],
 )
 def test_what_a_name_leads_to_must_be_a_task_source(name, message):
@@ -126,7 +126,7 @@ def test_built_in_environments_say_what_cannot_be_compared(tmp_path):
         "page of attributes",
     ]
     assert caveats("scienceworld", {"splits": "epo", "drawn": "variations"}) == []
-    assert names_of("scienceworld", {}) == ["other variations than EPO's", "drawn otherwise than by EPO"]
+    assert names_of("scienceworld", {}) == ["other variations than EPO's", "drawn differently from EPO"]
     changed = {
         "simplifications": "",
         "choices": "none",

@@ -516,7 +516,7 @@ def test_what_is_no_port_is_refused(folder, token, monkeypatch, capsys, port):
     with pytest.raises(SystemExit) as ended:
         retrieve_server.main()
     assert ended.value.code == 2
-    assert "is no port; it is a whole number from 1 to 65535" in capsys.readouterr().err
+    assert "is not a port; it is a whole number from 1 to 65535" in capsys.readouterr().err
 
 
 def test_a_client_that_leaves_amid_its_request_is_no_error(index):

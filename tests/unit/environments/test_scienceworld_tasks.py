@@ -106,7 +106,7 @@ def test_an_unknown_split_is_refused():
     [
         ({"simplifications": "easy,openDoors"}, "stands alone"),
         ({"simplifications": "openDoors, openContainers"}, "' openContainers' is unknown; allowed, separated"),
-        ({"tasks": ["cook"]}, "'cook' is no task; there are boil, "),
+        ({"tasks": ["cook"]}, "'cook' is not a task; there are boil, "),
         ({"tasks": []}, "must name a task"),
         ({"choices": "all"}, "choices 'all' is unknown; allowed: none, templates, valid"),
         ({"observation_characters": 3}, "observation_characters is 3"),

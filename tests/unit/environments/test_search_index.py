@@ -295,7 +295,7 @@ def test_an_index_that_is_there_stays_and_another_is_refused(tmp_path):
     with pytest.raises(IndexFolderError, match="an index of another file"):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "index")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(IndexFolderError, match="exists and is no index"):
+    with pytest.raises(IndexFolderError, match="exists and is not an index"):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "mine")
 
 

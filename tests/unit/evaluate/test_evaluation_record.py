@@ -168,8 +168,8 @@ def test_two_evaluations_do_not_write_one_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ('{"metrics": 1}', "is no file of outcomes"),
-        ('{"format": "megatron_empg outcomes", "version": 99}', "is no file of outcomes"),
+        ('{"metrics": 1}', "is not a file of outcomes"),
+        ('{"format": "megatron_empg outcomes", "version": 99}', "is not a file of outcomes"),
         ('{"format": "megatron_empg outcomes", "version": 1}', "cannot be read"),
         ('{"format": "megatron_empg outcomes", "version": 1, "identity": [1]}', "cannot be read"),
     ],
@@ -218,7 +218,7 @@ def test_too_many_errors_are_no_measurement() -> None:
         ([error(0)], "1 of 1 episodes ended in an error (1 EngineError)"),
         ([error(0), replace(error(1), error="RoundTimeout: late"), outcome(2)], "(1 EngineError, 1 RoundTimeout)"),
     ):
-        with pytest.raises(EvaluationError, match="That is no measurement") as refused:
+        with pytest.raises(EvaluationError, match="That is not a measurement") as refused:
             refuse_errors(broken, 0.5, "test_id sampled", "  task 0, sample 0, error")
         assert said in str(refused.value)
         assert "One of them:\n  task 0, sample 0, error\n" in str(refused.value)

@@ -292,7 +292,7 @@ def test_too_few_nodes_end_the_job(
             [RECIPE],
             "EMPG_CONTAINER is set, but srun has no --container-image",
         ),
-        ({"SLURM_JOB_ID": ""}, [RECIPE], "this is no Slurm job: use sbatch, or --check"),
+        ({"SLURM_JOB_ID": ""}, [RECIPE], "this is not a Slurm job: use sbatch, or --check"),
         ({}, [], "no recipe is given"),
     ],
 )

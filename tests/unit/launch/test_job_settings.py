@@ -43,7 +43,7 @@ def test_the_first_word_is_the_recipe_where_none_is_given() -> None:
     [
         (["other.yaml"], "r.yaml", "argument 'other.yaml': give recipe keys as key=value, or --check with sbatch"),
         (["r.yaml", "more"], "", "argument 'more': give recipe keys as key=value"),
-        (["--nodes=3"], "r.yaml", "'--nodes=3' stands behind the script; sbatch options go before it"),
+        (["--nodes=3"], "r.yaml", "'--nodes=3' comes after the script; sbatch options go before it"),
         (["--check", "--nodes", "4", "r.yaml"], "", "'--nodes' and '4' stand apart: write --nodes=4, or"),
         (["--check", "-N", "4"], "r.yaml", "'-N' and '4' stand apart: write -N4, or"),
         (["run.steps=3"], "", "no recipe is given: sbatch slurm/train.sh RECIPE"),

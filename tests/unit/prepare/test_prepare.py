@@ -169,7 +169,7 @@ def test_another_size_than_known_is_refused_before_it_is_fetched(server: FileSer
     ("status", "said"),
     [
         (404, "404: there is no such file"),
-        (403, "403: it wants a token.*HF_TOKEN"),
+        (403, "403: it needs a token.*HF_TOKEN"),
         (401, "HF_TOKEN"),
         (418, "418"),
     ],
@@ -257,7 +257,7 @@ def test_an_address_of_the_hub_that_is_none_is_refused_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", given)
-    with pytest.raises(PrepareError, match="HF_ENDPOINT is no address") as refused:
+    with pytest.raises(PrepareError, match="HF_ENDPOINT is not an address") as refused:
         endpoint()
     assert "pass" not in str(refused.value)
 
@@ -486,7 +486,7 @@ def test_an_index_that_was_damaged_on_disk_is_built_anew(
     first, _ = run(published, tmp_path, only=("corpus", "index"))
     harm(tmp_path / "data/index")
     second, said = run(published, tmp_path, only=("index",))
-    assert "building the index anew: " in said
+    assert "building the index again: " in said
     assert index_builder.read_text() == "xx"
     assert (tmp_path / "data/index/postings").read_bytes() == b"p" * 1000
     assert second.index == first.index

@@ -97,7 +97,7 @@ def test_a_broken_prepared_json_is_written_anew_by_the_command_that_its_error_na
     with pytest.raises(PrepareError, match=r"run slurm/prepare\.sh"):
         read_prepared(tmp_path / "data")
     prepared, said = run(sources)
-    assert "prepared.json is broken and is written anew" in said
+    assert "prepared.json is broken and is written again" in said
     assert read_prepared(tmp_path / "data") == prepared
     assert prepared.questions == before.questions
     assert server.requests == [], "what was fetched is kept"

@@ -385,7 +385,7 @@ def test_without_the_engine_games_cannot_be_made_and_nothing_is_fetched(
         prepared(server, tmp_path, generated=6, python=nowhere)
     assert server.requests == []
     _, said = prepared(server, tmp_path, generated=6, python=nowhere, dry_run=True)
-    assert "to be mended first: games are made by ALFWorld's engine" in said
+    assert "fix this first: games are made by ALFWorld's engine" in said
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_without_the_engine_games_cannot_be_made_and_nothing_is_fetched(
     [
         (("alfworld", "d", "--only", "index"), "invalid choice: 'index' (choose from model, data, games)"),
         (("deepsearch", "d", "--generated", "6"), "deepsearch has nothing that can be made here"),
-        (("alfworld", "d", "--generated", "0"), "'0' is no number to make"),
+        (("alfworld", "d", "--generated", "0"), "'0' is not a number to make"),
         (("webshop", "d", "--python", "p"), "it goes with `alfworld` and --generated alone"),
         (("alfword", "d"), "invalid choice: 'alfword'"),
     ],

@@ -195,7 +195,7 @@ def test_without_java_it_is_said_before_anything_is_fetched(
         prepared(sources, tmp_path / "data", of=SCIENCEWORLD)
     assert server.requests == []
     _, said = prepared(sources, tmp_path / "data", of=SCIENCEWORLD, dry_run=True)
-    assert "to be mended first: scienceworld needs Java" in said
+    assert "fix this first: scienceworld needs Java" in said
     assert prepared(sources, tmp_path / "data", "model", of=SCIENCEWORLD)[0].missing() == ["engine"]
 
 

@@ -346,13 +346,13 @@ def test_numbers_that_are_none_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="is no run folder"):
+    with pytest.raises(TableError, match="is not a run folder"):
         make_document([tmp_path], None)
     (tmp_path / "junk.json").write_text("{", encoding="utf-8")
     with pytest.raises(TableError, match="not JSON"):
         make_document([tmp_path / "junk.json"], None)
     (tmp_path / "other.json").write_text('{"format": "x"}', encoding="utf-8")
-    with pytest.raises(TableError, match="is no evaluation of this release"):
+    with pytest.raises(TableError, match="is not an evaluation of this release"):
         make_document([tmp_path / "other.json"], None)
 
 

@@ -219,12 +219,12 @@ def test_a_supervised_run_shows_its_losses(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NotARunError, match=r"is no run folder: it has none of recipe\.yaml, metrics\.jsonl"):
+    with pytest.raises(NotARunError, match=r"is not a run folder: it has none of recipe\.yaml, metrics\.jsonl"):
         WatchedRun(tmp_path)
-    with pytest.raises(NotARunError, match="is no folder"):
+    with pytest.raises(NotARunError, match="is not a folder"):
         WatchedRun(tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotARunError, match="is no folder"):
+    with pytest.raises(NotARunError, match="is not a folder"):
         WatchedRun(tmp_path / "file")
 
 
@@ -346,7 +346,7 @@ def test_letters_that_a_terminal_has_not_stop_nothing(tmp_path: Path) -> None:
 def test_the_command_says_what_is_no_run(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "is no run folder" in done.stderr
+    assert "is not a run folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -138,5 +138,5 @@ def _text(row: dict[str, Any], field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f'"{field}" holds half a surrogate pair, which is no text') from None
+        raise ValueError(f'"{field}" holds half a surrogate pair, which is not text') from None
     return value

@@ -128,7 +128,7 @@ def _present(source: CorpusFile, out: Path, bm25: Bm25, rules: WordRules, progre
     try:
         manifest = IndexManifest.read(out)
     except IndexFolderError:
-        raise IndexFolderError(f"{out} exists and is no index; remove it or name another folder") from None
+        raise IndexFolderError(f"{out} exists and is not an index; remove it or name another folder") from None
     wanted = {"k1": bm25.k1, "b": bm25.b, "stop_words": rules.stop_words}
     if manifest.settings() != wanted:
         raise IndexFolderError(

@@ -304,7 +304,7 @@ def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> N
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine, serving(chat, [engine.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
-        with pytest.raises(DriverClientError, match="answered 412: nobody has told"):
+        with pytest.raises(DriverClientError, match="answered 412: it has not been told"):
             client.rollout(5)
         assert engine.bodies == []
 
