@@ -364,7 +364,7 @@ def show_full(
     flops = flops_of(config, sequences, settings)
     whole = full_figures(turns, config, sequences, settings)
     mfu = whole.mfu()
-    print(f"full: {whole.tokens_per_second:.0f} tokens/s, {whole.tflops_per_rank:.3f} TFLOP/s a rank, MFU "
+    print(f"full: {whole.tokens_per_second:.0f} tokens/s, {whole.tflops_per_rank:.3f} TFLOP/s per rank, MFU "
           + (f"{mfu:.3f}" if mfu is not None else "unknown, as the device's peak is"))  # fmt: skip
     communication = table.pop(COMMUNICATION)
     total = sum(table.values())

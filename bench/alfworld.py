@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.environments.alfworld.engine import open_game
-from megatron_empg.environments.alfworld.generate import Job, entry_of, make_game
+from megatron_empg.environments.alfworld.generate import GameJob, entry_of, make_game
 from megatron_empg.environments.alfworld.manifest import GAME_FILE, KINDS, Game
 from megatron_empg.environments.alfworld.world import AlfWorldGame
 
@@ -114,7 +114,7 @@ def made(folder: Path) -> dict[str, tuple[Path, Game]]:
     """{name: folder and entry} of the named games."""
     found = {}
     for name, number in NAMED.items():
-        place = make_game(Job(folder, 0, "train", KINDS[number % len(KINDS)], number))
+        place = make_game(GameJob(folder, 0, "train", KINDS[number % len(KINDS)], number))
         found[name] = (place, entry_of(folder, place))
     return found
 

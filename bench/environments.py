@@ -5,7 +5,7 @@
 
 Plays 256 episodes through the rollout as the driver does, against an engine that answers with scripted turns (a
 search and a visit, `rounds` times, then the right answer) and answers none before all are under way. Each kind is
-played in a process of its own. Memory is the peak, looked at twice a second, of the proportional set sizes of
+played in a process of its own. Memory is the peak, looked at twice per second, of the proportional set sizes of
 that process and all below it: of services, of worker processes, of the tokenizer and the scripted engine as well.
 CPU time is theirs too, from the first episode's beginning to the last one's end. Status 1 where an episode ends in
 an error or without success, or memory passes the limit.

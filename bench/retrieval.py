@@ -46,7 +46,7 @@ class Zipf:
 
 
 def write_corpus(path: Path, documents: int, words: int, vocabulary: int, seed: int) -> None:
-    """One page of random words a line."""
+    """One page of random words per line."""
     zipf = Zipf(vocabulary, seed)
     spelled = np.array([f"w{i}" for i in range(vocabulary)])
     with path.open("w", encoding="utf-8") as file:

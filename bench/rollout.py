@@ -1,4 +1,4 @@
-"""Tokens a second of episodes played by the rollout service, beside vLLM's own offline `generate`.
+"""Tokens per second of episodes played by the rollout service, beside vLLM's own offline `generate`.
 
     python bench/rollout.py
     python bench/rollout.py --concurrency 512 --episodes 2048
@@ -15,7 +15,7 @@ prefix caches. The medians over the rounds are told, each round's ratio, and the
 compare those where the machine has other work to do. A round ends with its longest episode, while fewer and fewer
 play; the more episodes for the same concurrency, the less this tail weighs.
 
-Targets: 0.95 of the offline arm's tokens a second at 64 episodes at once, 0.9 at 512.
+Targets: 0.95 of the offline arm's tokens per second at 64 episodes at once, 0.9 at 512.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from megatron_empg.recipe import Recipe
     from megatron_empg.rollout.episode import Episode
     from megatron_empg.rollout.episodes import Group
-    from megatron_empg.rollout.service.driver import Driver
+    from megatron_empg.rollout.service.driver import RolloutService
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/quickstart.yaml"
@@ -153,7 +153,7 @@ class Served:
             max_num_seqs=concurrency,
         )
         self._stack = AsyncExitStack()
-        self._driver: Driver | None = None
+        self._driver: RolloutService | None = None
 
     async def begin(self) -> None:
         """Blocks until the engine generates."""

@@ -103,7 +103,7 @@ class LateDeepSearch(DeepSearch):
 
 
 def compute_all_the_time(path: Path, parent: int) -> None:
-    """Write (time, CPU seconds so far) ten times a second, until the parent is gone."""
+    """Write (time, CPU seconds so far) ten times per second, until the parent is gone."""
     with path.open("w", encoding="ascii") as written:
         noted = 0.0
         while os.getppid() == parent:
@@ -419,8 +419,8 @@ def compare(folder: Path) -> bool:
     lines = (
         f"engine, fitted to requests of known lengths, in seconds of a core: {rates}",
         f"errors of that fit: {'; '.join(errors)}",
-        f"of the setting first: {len(recorded.episodes)} episodes, service {service * 1e3:.2f} ms a turn, trainer "
-        f"{token_seconds * 1e3:.3f} ms a token",
+        f"of the setting first: {len(recorded.episodes)} episodes, service {service * 1e3:.2f} ms per turn, "
+        f"trainer {token_seconds * 1e3:.3f} ms per token",
     )
     for line in lines:
         console.print(line, highlight=False)
@@ -456,11 +456,11 @@ def predict(
 ) -> tuple[float, float]:
     """Seconds of rollout and of training at the share of a core that there was in a step."""
     from megatron_empg.planner.simulation.loop import simulate
-    from megatron_empg.planner.simulation.setting import Setting
+    from megatron_empg.planner.simulation.setting import SimulationSetting
     from megatron_empg.planner.simulation.workload import RecordedWorkload
 
     slower = 1 / step.rollout_share
-    setting = Setting(
+    setting = SimulationSetting(
         workload=RecordedWorkload(episodes, DELAYS if small.delayed else (0.0,)),
         rates=replace(
             rates,

@@ -13,7 +13,7 @@ of each the least over all turns is reported, with the median:
 - push: `WeightPublisher.publish` to engines, from pausing them to resuming them; beside the transfer, vLLM loads
   every tensor and packs it anew for its CPU kernels.
 
-Targets: 0.7 of the raw broadcast's bytes a second; two engines cost at most 1.3 times one.
+Targets: 0.7 of the raw broadcast's bytes per second; two engines cost at most 1.3 times one.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from megatron_empg.launch.engine_process import EngineProcess, start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
 from megatron_empg.weights.sync.gloo_sender import GlooSender, announced
-from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
-from megatron_empg.weights.sync.source import Stream
+from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, SenderAddresses
+from megatron_empg.weights.sync.source import CheckedStream
 from megatron_empg.weights.sync.together import TrainerRanks
 
 TOKENIZER = Path(__file__).parent.parent / "recipes" / "miniature" / "tokenizer"
@@ -88,7 +88,7 @@ class Raw:
         return time.perf_counter() - started
 
 
-def receive(worker: int, meeting: Meeting, update: Announced, turns: int) -> None:
+def receive(worker: int, meeting: SenderAddresses, update: AnnouncedTensors, turns: int) -> None:
     """A process that receives what an engine's worker does, checks it, and loads nothing."""
     torch.set_num_threads(1)
     receiver = Receiver(worker, torch.float32)
@@ -109,7 +109,13 @@ class Transfer:
         addresses: list[list[str | int]] = [[host, port] for _sender, (host, port) in sorted(listening)]
         if ranks.rank == 0:
             for worker in range(count):
-                start(receive, worker, Meeting(addresses, 1, count + 1, LIMIT), announced(weights.stages()), turns)
+                start(
+                    receive,
+                    worker,
+                    SenderAddresses(addresses, 1, count + 1, LIMIT),
+                    announced(weights.stages()),
+                    turns,
+                )
         if self.sender:
             self.sender.join()
 
@@ -119,7 +125,7 @@ class Transfer:
         for stage in self.weights.stages():
             own = [sent for sent in stage if sent.sender == self.weights.sender]
             declared += [(sent.name, sent.dtype, sent.shape) for sent in own]
-        stream = Stream(declared, self.weights.own_part(), device=CPU)
+        stream = CheckedStream(declared, self.weights.own_part(), device=CPU)
         dist.barrier()
         started = time.perf_counter()
         if self.sender:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from megatron_empg.cluster.nccl_suite.layout import LayoutError, parse_layout
-from megatron_empg.cluster.nccl_suite.session import Inject
+from megatron_empg.cluster.nccl_suite.session import PlantedFault
 from megatron_empg.cluster.nccl_suite.suite import SECTIONS, SuiteOptions, run_suite
 from megatron_empg.cluster.place import PlaceError
 from megatron_empg.recipe import RecipeError, load_recipe
@@ -63,7 +63,7 @@ def options(parser: argparse.ArgumentParser) -> SuiteOptions:
         kind, rank = given.inject
         if kind not in ("corrupt", "delay", "missing") or not rank.isdigit():
             parser.error(f"--inject {kind} {rank}: first corrupt, delay or missing, then a rank")
-        inject = Inject(kind, int(rank))
+        inject = PlantedFault(kind, int(rank))
         finds = {"corrupt": {"correctness", "transfer"}, "delay": {"late"}, "missing": set(SECTIONS)}[kind]
         if not finds & set(sections):
             parser.error(f"--inject {kind} is found by {' or '.join(sorted(finds))}, which --only leaves out")

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from megatron_empg.upstream.record import Upstream, records  # noqa: E402
+from megatron_empg.upstream.record import Departure, records  # noqa: E402
 
 PAGE = ROOT / "docs/upstream.md"
 HEAD = """# What is reached into
@@ -41,7 +41,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _table(module: str, entries: list[Upstream]) -> str:
+def _table(module: str, entries: list[Departure]) -> str:
     file = module.replace(".", "/") + ".py"
     about = (sys.modules[module].__doc__ or "").splitlines()[0]
     lines = [f"## `{file}`", "", about, ""]

@@ -31,7 +31,7 @@ from megatron_empg.actor.parallel import (
 from megatron_empg.actor.throughput import Throughput
 from megatron_empg.actor.weights import ActorWeights, initialise, load
 from megatron_empg.algorithms.base import LossFunction
-from megatron_empg.algorithms.sample import Sample, Score, TokenStreams
+from megatron_empg.algorithms.sample import Sample, SampleScore, TokenStreams
 from megatron_empg.common.dtypes import dtype_of
 from megatron_empg.upstream.megatron_optimizer import parts as optimizer_parts
 from megatron_empg.weights.mapping.flops import forward_flops
@@ -118,7 +118,7 @@ class Actor:
             # The gathering is ordered before this stream's next work only, and weights leave on other streams.
             torch.cuda.current_stream().synchronize()
 
-    def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[Score]:
+    def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[SampleScore]:
         """Log-prob and exact entropy at every own token, under the current weights, without gradient."""
         offsets = [0, *itertools.accumulate(s.num_own_tokens for s in samples)]
         results = torch.zeros(2, offsets[-1], device=layouts.platform.device())
@@ -131,7 +131,9 @@ class Actor:
             self._run(self._microbatches(self._packer(samples)), collect, temperature, forward_only=True)
             self._share_results(results)
         logprobs, entropies = results.cpu()
-        return [Score(logprobs[start:end], entropies[start:end]) for start, end in itertools.pairwise(offsets)]
+        return [
+            SampleScore(logprobs[start:end], entropies[start:end]) for start, end in itertools.pairwise(offsets)
+        ]
 
     def update(
         self, samples: Sequence[Sample], loss_function: LossFunction, *, temperature: float = 1.0

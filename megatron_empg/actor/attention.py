@@ -83,14 +83,14 @@ class PackedAttention(MegatronModule):
                 exchange = self._all_gather
             return exchange(query, key, value, packed_seq_params).flatten(1)
         lengths = getattr(packed_seq_params, "lengths", None)
-        whole = Spans(lengths, cumulative, longest)
+        whole = SequenceSpans(lengths, cumulative, longest)
         return causal_attention(query, key, value, whole, whole, self.scale).flatten(1)
 
     def _all_gather(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
         shard = _shard(packed)
         both = gather_tokens(torch.stack([key, value], dim=1), self.context_group)[shard.key_rows]
-        queries = Spans(shard.query_lengths, shard.cu_queries, max(shard.query_lengths))
-        keys = Spans(shard.key_lengths, shard.cu_keys, max(shard.key_lengths))
+        queries = SequenceSpans(shard.query_lengths, shard.cu_queries, max(shard.query_lengths))
+        keys = SequenceSpans(shard.key_lengths, shard.cu_keys, max(shard.key_lengths))
         return causal_attention(query, both[:, 0], both[:, 1], queries, keys, self.scale)
 
     def _all_to_all(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
@@ -98,7 +98,7 @@ class PackedAttention(MegatronModule):
         if not heads_divide(query.shape[1], key.shape[1], group.size()):
             raise ValueError(f"{SHORT_HEADS}: {query.shape[1]} heads, {key.shape[1]} groups, {group.size()} ranks")
         query, key, value = (tokens_to_heads(x, group)[shard.gathered] for x in (query, key, value))
-        whole = Spans(packed.lengths, packed.cu_seqlens_q, packed.max_seqlen_q)
+        whole = SequenceSpans(packed.lengths, packed.cu_seqlens_q, packed.max_seqlen_q)
         output = causal_attention(query, key, value, whole, whole, self.scale)
         return heads_to_tokens(output[shard.order], group)
 
@@ -109,7 +109,7 @@ def _shard(packed: PackedSequences) -> ContextShard:
 
 
 @dataclass
-class Spans:
+class SequenceSpans:
     """Sequences laid end to end; ``lengths`` are read from ``cumulative`` where they are wanted and not given."""
 
     lengths: list[int] | None
@@ -126,8 +126,8 @@ def causal_attention(
     query: Float[Tensor, "queries heads head_dim"],
     key: Float[Tensor, "keys kv_heads head_dim"],
     value: Float[Tensor, "keys kv_heads head_dim"],
-    queries: Spans,
-    keys: Spans,
+    queries: SequenceSpans,
+    keys: SequenceSpans,
     scale: float | None = None,
 ) -> Float[Tensor, "queries heads head_dim"]:
     """Each span of queries attends to the like-numbered span of keys, their last tokens aligned."""

@@ -36,7 +36,7 @@ class BackgroundWrite:
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until this rank's files are written, or writing has failed."""
+        """Wait until this rank's files are written, or writing has failed."""
         self._thread.join()
 
     def finalize(self) -> None:

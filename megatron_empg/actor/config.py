@@ -75,7 +75,7 @@ class ActorConfig(Section):
     recompute_layers: Count = 1
     """Layers of each model chunk that `recompute: block` recomputes."""
     max_tokens_per_microbatch: Count = 16384
-    """Tokens a rank holds at once. Sequences are packed up to this times `context_parallel`, none longer."""
+    """Tokens that a rank holds at once. Sequences are packed up to this times `context_parallel`, none longer."""
     optimizer: Annotated[OptimizerConfig, Mark.MAY_CHANGE] = OptimizerConfig()
     """A value that a continuation changes holds from its first step on."""
 

@@ -63,7 +63,7 @@ def batch_faults(actor: ActorConfig, episodes: int, because: str) -> list[str]:
         return []
     return [
         f"an optimizer step has {episodes} episodes ({because}), too few for the layout: actor.data_parallel "
-        f"{actor.data_parallel} x actor.pipeline_parallel {actor.pipeline_parallel} wants {wanted}, one for each "
+        f"{actor.data_parallel} x actor.pipeline_parallel {actor.pipeline_parallel} needs {wanted}, one for each "
         "stage of each pipeline"
     ]
 

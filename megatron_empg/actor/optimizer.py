@@ -61,7 +61,7 @@ def build_optimizer(model: list[Any], mcore: Any, actor: ActorConfig, *, total_s
 
 
 def keep_settings(optimizer: Any, state: dict[Any, Any]) -> None:
-    """Before loading `state`: let it say of Adam and the schedule's ends what this optimizer was built with.
+    """Write this optimizer's own Adam constants and schedule ends into `state` before it is loaded.
 
     Megatron prefers what was saved, whatever the run's settings are now. The learning rate and the weight decay of
     the next update follow from these and the schedule.

@@ -1,6 +1,6 @@
 """What differs between a GPU and a CPU: device, collective backend, and letting Megatron-core run without CUDA.
 
-`prepare()` must run before ``megatron.core`` is imported. Where CUDA exists it only mends Megatron's optimizers.
+`prepare()` must run before ``megatron.core`` is imported. Where CUDA exists it only repairs Megatron's optimizers.
 Elsewhere it also answers Megatron's calls of ``torch.cuda`` with their CPU counterparts, so that the unmodified
 library trains over gloo. What is replaced, and why, is said in `megatron_empg.upstream`.
 """

@@ -27,7 +27,7 @@ from megatron_empg.weights.mapping.initialise import random_tensors
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 from megatron_empg.weights.mapping.parameters import EMBEDDING, OUTPUT_LAYER, parameter_table
-from megatron_empg.weights.sync.source import Sent
+from megatron_empg.weights.sync.source import AssignedTensor
 
 _EXPERT = re.compile(
     r"mlp\.experts\.(local_experts\.(?P<module>\d+)\.)?(?P<linear>linear_fc[12])\.weight(?P<weight>\d*)$"
@@ -154,13 +154,13 @@ class ActorWeights:
             return None
         return stage * self.settings.expert_parallel + expert_group().rank()
 
-    def stages(self) -> list[list[Sent]]:
+    def stages(self) -> list[list[AssignedTensor]]:
         """Every tensor with its sender, by pipeline stage and in the order of `own_part`."""
-        found: list[list[Sent]] = [[] for _ in range(self.settings.pipeline_parallel)]
+        found: list[list[AssignedTensor]] = [[] for _ in range(self.settings.pipeline_parallel)]
         for parameter in self.table:
             sender = self._sender_of(parameter)
             for name, shape in zip(parameter.hf, parameter.shapes, strict=True):
-                found[self._stage_of(parameter)].append(Sent(sender, name, self.dtype, shape))
+                found[self._stage_of(parameter)].append(AssignedTensor(sender, name, self.dtype, shape))
         return found
 
     @torch.no_grad()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.base import Modulated, Stateless
+from megatron_empg.algorithms.base import ModulatedAdvantages, Stateless
 from megatron_empg.algorithms.normalization import by_extremes, by_extremes_of_sets, fault_in
 from megatron_empg.common.lazy_torch import torch, without_gradient
-from megatron_empg.common.ranks import Group, sum_over_ranks_
+from megatron_empg.common.ranks import RankGroup, sum_over_ranks_
 from megatron_empg.common.section import NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class AemModulation(Stateless):
     @without_gradient
     def modulate(
         self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
-    ) -> Modulated:
+    ) -> ModulatedAdvantages:
         """``A·alpha`` over the whole batch, which every rank holds. Raises ValueError for impossible values."""
         fault = _fault_in_turns(advantages, entropies, experience)
         if fault is not None:
@@ -54,7 +54,7 @@ class AemModulation(Stateless):
         scale = response_scale(entropies.double(), sets, strength=self.section.strength)
         modulated = advantages.double() * scale
         dtype = advantages.dtype
-        return Modulated(
+        return ModulatedAdvantages(
             modulated.to(dtype),
             h_norm=h_norm.to(dtype),
             scale=scale.to(dtype),
@@ -90,7 +90,7 @@ def response_scale(
     sets: Int[Tensor, "responses"] | None = None,
     *,
     strength: float = 1.0,
-    group: Group | None = None,
+    group: RankGroup | None = None,
 ) -> Float[Tensor, "responses"]:
     """``alpha = exp(-strength·H) / mean exp(-strength·H)``, to multiply any estimator's advantages with.
 
@@ -118,7 +118,7 @@ def response_scale(
     return scale.to(entropies.dtype)
 
 
-def _normalized(entropies: Tensor, sets: Tensor | None, group: Group | None = None) -> Tensor:
+def _normalized(entropies: Tensor, sets: Tensor | None, group: RankGroup | None = None) -> Tensor:
     """H over all turns of all ranks of ``group``, or over those of each set."""
     if sets is None:
         return by_extremes(entropies, group)
@@ -126,7 +126,7 @@ def _normalized(entropies: Tensor, sets: Tensor | None, group: Group | None = No
     return by_extremes_of_sets(entropies, index, len(names))
 
 
-def _scale(h_norm: Tensor, strength: float, group: Group | None) -> Tensor:
+def _scale(h_norm: Tensor, strength: float, group: RankGroup | None) -> Tensor:
     scale = torch.exp(-strength * h_norm)
     total, count = sum_over_ranks_(torch.stack([scale.sum(), scale.new_tensor(float(len(scale)))]), group)
     return scale / (total / count)

@@ -35,7 +35,7 @@ class RunningMean:
 
 
 @dataclass
-class Targets:
+class EmpgTargets:
     """What k and zeta should reach, and the running statistics that tell how. Without targets it does nothing."""
 
     scale_ratio: float | None = None

@@ -171,7 +171,7 @@ class Advantages:
 
 
 @dataclass(frozen=True)
-class Modulated:
+class ModulatedAdvantages:
     """The turns' advantages after a modulation, and their parts: ``advantages = A·scale + bonus - mean``."""
 
     advantages: Float[Tensor, "turns"]
@@ -185,7 +185,7 @@ class Modulated:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class TokenWeights:
     """The weights that a correction gives tokens for the gap between engine and actor."""
 
     weights: Float[Tensor, "own_tokens"]
@@ -202,7 +202,7 @@ class Credit:
     """The final advantage of each turn."""
     entropies: Float[Tensor, "turns"]
     """Mean entropy of each turn's own tokens in nats: H_t of the papers."""
-    modulated: Modulated | None
+    modulated: ModulatedAdvantages | None
     loss_weights: Float[Tensor, "own_tokens"]
     """The correction's factors."""
     kept: Bool[Tensor, "own_tokens"]
@@ -245,7 +245,7 @@ class Modulation(Protocol):
 
     def modulate(
         self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
-    ) -> Modulated: ...
+    ) -> ModulatedAdvantages: ...
 
     def state_dict(self) -> dict[str, Any]:
         """The running statistics, as JSON."""
@@ -283,7 +283,7 @@ class Regularizer(Protocol):
 class Correction(Protocol):
     """Weighs tokens by how far the engine's log-probs are from the actor's."""
 
-    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> TokenWeights:
         """The weights of the batch's own tokens. ``logprobs`` are the actor's, before the update."""
         ...
 

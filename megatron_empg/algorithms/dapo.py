@@ -70,7 +70,7 @@ class Dapo(AlgorithmSection):
     limit in the released launch files."""
     oversampling: Annotated[float, Field(ge=1, le=100)] = 1.0
     """Questions asked in a round by questions still wanted: above 1, fewer rounds are needed and surplus groups
-    are thrown away. 1.0 is chosen here; the released launch files ask for 3 times the batch."""
+    are discarded. 1.0 is chosen here; the released launch files ask for 3 times the batch."""
     overlong: OverlongSection = OverlongSection()
 
     @property

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from megatron_empg.algorithms.base import Credit, Experience, Modulated, Scores
+    from megatron_empg.algorithms.base import Credit, Experience, ModulatedAdvantages, Scores
 
 BINS = 10
 """Chosen here."""
 
 
 @dataclass(frozen=True)
-class Bin:
+class QuantileBin:
     """A row of a table: what lies between two quantiles of a number, and the mean of another number over it."""
 
     number: int
@@ -54,7 +54,7 @@ def batch_diagnostics(experience: Experience, scores: Scores, credit: Credit) ->
 
 def entropy_change(
     before: Float[Tensor, "turns"], after: Float[Tensor, "turns"], bins: int = BINS
-) -> tuple[list[Bin], dict[str, float]]:
+) -> tuple[list[QuantileBin], dict[str, float]]:
     """Mean ``after - before`` of the same turns' entropies in nats, in bins of equally many turns by ``before``.
 
     The metrics are ``diagnostics/entropy_change`` over all turns and ``…_bin_0`` and so on. Raises ValueError for
@@ -67,7 +67,7 @@ def entropy_change(
 
 def gradient_norms_by_entropy(
     norms: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], bins: int = BINS
-) -> tuple[list[Bin], dict[str, float]]:
+) -> tuple[list[QuantileBin], dict[str, float]]:
     """Mean norm of the gradient that each turn alone would give, in bins of equally many turns by entropy in nats.
 
     The metrics are ``diagnostics/gradient_norm`` over all turns and ``…_bin_0`` and so on. Raises ValueError for
@@ -101,7 +101,7 @@ def token_weighted_advantage(experience: Experience, credit: Credit) -> dict[str
     }
 
 
-def modulation_spread(modulated: Modulated) -> dict[str, float]:
+def modulation_spread(modulated: ModulatedAdvantages) -> dict[str, float]:
     """Standard deviation, 5% and 95% quantile over turns of H_norm and of the scale, as AEM's alpha."""
     if not len(modulated.scale):
         return {}
@@ -112,7 +112,7 @@ def modulation_spread(modulated: Modulated) -> dict[str, float]:
     return metrics
 
 
-def bonus_ratio(credit: Credit, modulated: Modulated) -> dict[str, float]:
+def bonus_ratio(credit: Credit, modulated: ModulatedAdvantages) -> dict[str, float]:
     """Mean |bonus| of a turn by its mean |advantage| before modulation; left out where all advantages are 0."""
     size = credit.advantages.turns.double().abs().sum()
     if size == 0:
@@ -121,7 +121,7 @@ def bonus_ratio(credit: Credit, modulated: Modulated) -> dict[str, float]:
 
 
 def amplified_and_damped(
-    experience: Experience, modulated: Modulated, right_above: float = 0.0
+    experience: Experience, modulated: ModulatedAdvantages, right_above: float = 0.0
 ) -> dict[str, float]:
     """Shares of turns with a scale above and below 1, among right episodes and among wrong ones.
 
@@ -140,7 +140,7 @@ def _shares(name: str, scale: Float[Tensor, "turns"]) -> dict[str, float]:
     }
 
 
-def _binned(name: str, key: Tensor, values: Tensor, bins: int) -> tuple[list[Bin], dict[str, float]]:
+def _binned(name: str, key: Tensor, values: Tensor, bins: int) -> tuple[list[QuantileBin], dict[str, float]]:
     """Means of ``values`` in bins by the quantiles of ``key``, and the same as metrics."""
     if bins < 1:
         raise ValueError(f"bins is {bins}; there must be 1 at least")
@@ -169,8 +169,8 @@ def quantile_bins(key: Float[Tensor, "turns"], bins: int) -> Int[Tensor, "turns"
     return torch.searchsorted(ordered[places], key, right=True)
 
 
-def _row(number: int, key: Tensor, values: Tensor) -> Bin:
-    return Bin(number, float(key.min()), float(key.max()), len(key), float(values.mean()))
+def _row(number: int, key: Tensor, values: Tensor) -> QuantileBin:
+    return QuantileBin(number, float(key.min()), float(key.max()), len(key), float(values.mean()))
 
 
 def _check(given: dict[str, Tensor]) -> None:

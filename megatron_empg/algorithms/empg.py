@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from megatron_empg.algorithms.automatic import Targets
-from megatron_empg.algorithms.base import Modulated
+from megatron_empg.algorithms.automatic import EmpgTargets
+from megatron_empg.algorithms.base import ModulatedAdvantages
 from megatron_empg.algorithms.normalization import (
     Normalization,
     Quantile,
@@ -23,7 +23,7 @@ from megatron_empg.algorithms.normalization import (
     quantiles,
 )
 from megatron_empg.common.lazy_torch import torch, without_gradient
-from megatron_empg.common.ranks import Group, raise_together, sum_over_ranks_
+from megatron_empg.common.ranks import RankGroup, raise_together, sum_over_ranks_
 from megatron_empg.common.section import Coefficient, NonNegativeCoefficient, Section
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def modulate_advantages(
     k_f: float = 1.0,
     zeta: float = 0.1,
     center: bool = True,
-    group: Group | None = None,
+    group: RankGroup | None = None,
 ) -> Float[Tensor, "turns"]:
     """The final turn advantages of `modulation`, whose arguments and errors these are."""
     return modulation(
@@ -104,7 +104,7 @@ def modulation(
     k_f: float = 1.0,
     zeta: float = 0.1,
     center: bool = True,
-    group: Group | None = None,
+    group: RankGroup | None = None,
 ) -> ModulationTerms:
     """Modulate trajectory advantages by turn entropies (the paper's equations 5 to 8).
 
@@ -134,7 +134,7 @@ def _combined(
     zeta: float,
     center: bool,
     weights: Tensor | None = None,
-    group: Group | None = None,
+    group: RankGroup | None = None,
 ) -> ModulationTerms:
     """The paper's equations after H_norm and f, in float64; ``weights`` are those of both means, None for equal.
 
@@ -151,7 +151,7 @@ def _combined(
     return ModulationTerms(h_norm, g, bonus, modulated)
 
 
-def _mean(values: Tensor, weights: Tensor | None, group: Group | None = None) -> Tensor:
+def _mean(values: Tensor, weights: Tensor | None, group: RankGroup | None = None) -> Tensor:
     """Mean over the turns of all ranks of ``group``."""
     if weights is None:
         sums = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
@@ -181,19 +181,19 @@ class EmpgModulation:
 
     def __init__(self, section: Empg) -> None:
         self.section = section
-        self.targets = Targets(section.target_scale_ratio, section.target_bonus_ratio)
+        self.targets = EmpgTargets(section.target_scale_ratio, section.target_bonus_ratio)
 
     @without_gradient
     def modulate(
         self, advantages: Float[Tensor, "turns"], entropies: Float[Tensor, "turns"], experience: Experience
-    ) -> Modulated:
+    ) -> ModulatedAdvantages:
         """Apply `modulation` to the whole batch, which every rank holds. Raises ValueError as it does."""
         section, trajectories, lengths = self.section, experience.episode_of_turn, experience.turn_lengths.double()
         fault = _fault(advantages, entropies, trajectories) or _fault_in_lengths(lengths, advantages)
         if fault is not None:
             raise ValueError(fault)
         if not len(advantages):
-            return Modulated(advantages, h_norm=advantages, scale=advantages, bonus=advantages)
+            return ModulatedAdvantages(advantages, h_norm=advantages, scale=advantages, bonus=advantages)
         k, zeta = self.targets.k(section.k), self.targets.zeta(section.zeta)
         weights = None
         if section.weights == "token":
@@ -211,7 +211,7 @@ class EmpgModulation:
         metrics = {"empg/k": k, "empg/zeta": zeta}
         metrics |= turn_metrics(parts, low, high, k) | token_metrics(parts, advantages, lengths, section)
         h_norm, g, bonus, final = (part.to(advantages.dtype) for part in parts)
-        return Modulated(final, h_norm=h_norm, scale=g, bonus=bonus, metrics=metrics)
+        return ModulatedAdvantages(final, h_norm=h_norm, scale=g, bonus=bonus, metrics=metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The running statistics of the targets, as JSON; nothing without targets."""

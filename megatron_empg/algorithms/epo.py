@@ -35,7 +35,7 @@ History = Literal["batch", "turn"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class EpoNumbers:
     """All of EPO's numbers; see `Epo` for what each says."""
 
     coefficient: float
@@ -49,17 +49,17 @@ class Settings:
 
 
 Preset = Literal["differentiable", "paper", "released", "released_sciworld", "released_alfworld"]
-PRESETS: dict[Preset, Settings] = {
+PRESETS: dict[Preset, EpoNumbers] = {
     # The paper's band with a penalty that has a gradient. Above the band the bonus itself pulls up by 1, so the
     # penalty pulls down only where alpha·beta > 1: alpha and no phase weights are chosen here.
-    "differentiable": Settings(0.001, 1.0, 2.0, 0.8, 1.2, "distance", "batch", phase_weights=False),
+    "differentiable": EpoNumbers(0.001, 1.0, 2.0, 0.8, 1.2, "distance", "batch", phase_weights=False),
     # The paper's equations, and the numbers of the released YAML.
-    "paper": Settings(0.001, 1.0, 0.1, 0.8, 1.2, "constant", "batch", phase_weights=True),
+    "paper": EpoNumbers(0.001, 1.0, 0.1, 0.8, 1.2, "constant", "batch", phase_weights=True),
     # The defaults of the released launch script.
-    "released": Settings(0.001, 1.0, 0.1, 0.5, 1.5, "constant", "turn", phase_weights=False),
+    "released": EpoNumbers(0.001, 1.0, 0.1, 0.5, 1.5, "constant", "turn", phase_weights=False),
     # The two launch lines of the authors' page.
-    "released_sciworld": Settings(0.001, 1.0, 0.05, 0.0, 2.0, "constant", "turn", phase_weights=True),
-    "released_alfworld": Settings(0.001, 1.0, 0.1, 0.0, 2.0, "constant", "turn", phase_weights=True),
+    "released_sciworld": EpoNumbers(0.001, 1.0, 0.05, 0.0, 2.0, "constant", "turn", phase_weights=True),
+    "released_alfworld": EpoNumbers(0.001, 1.0, 0.1, 0.0, 2.0, "constant", "turn", phase_weights=True),
 }
 
 
@@ -90,10 +90,10 @@ class Epo(Section):
     """Multiply the penalty by `phase_weight`, which falls as the run goes on."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> EpoNumbers:
         """The numbers that are used: the preset's, and those that a key overrides."""
         chosen = PRESETS[self.preset]
-        return Settings(
+        return EpoNumbers(
             coefficient=_given(self.coefficient, chosen.coefficient),
             beta=_given(self.beta, chosen.beta),
             alpha=_given(self.alpha, chosen.alpha),
@@ -127,7 +127,7 @@ def _given(value: Value | None, otherwise: Value) -> Value:
 class EpoRegularizer:
     """Keeps the entropy's history, and draws each batch's band from the batches before it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: EpoNumbers) -> None:
         self.settings = settings
         self.histories: list[EntropyHistory] = []
         """One of whole batches, or one for each place of a turn in its episode; empty before the first batch."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from megatron_empg.algorithms.base import Experience, Weighted
+    from megatron_empg.algorithms.base import Experience, TokenWeights
 
 
 class IcePop(Section):
@@ -40,7 +40,7 @@ class IcePop(Section):
         require_interval(self.low, self.high)
         return self
 
-    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> TokenWeights:
         """Raises ValueError where a log-prob is not finite."""
         log_ratio = log_ratios(logprobs, experience)
         kept = inside(log_ratio, self.low, self.high)

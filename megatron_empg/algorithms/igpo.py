@@ -83,7 +83,7 @@ class Igpo(AlgorithmSection):
 
 
 def gold_in_place_of_turns(experience: Experience) -> list[Sample]:
-    """For each turn what its sample holds before it, then the gold turn as the one turn.
+    """A sample per turn: what the turn's sample holds before it, then the gold turn as the only turn.
 
     One of them is longer than its sample where the gold turn is longer than the turn in whose place it stands: the
     longest sequence that the actor takes must have room for that.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from megatron_empg.algorithms.base import Stateless, Weighted
+from megatron_empg.algorithms.base import Stateless, TokenWeights
 from megatron_empg.algorithms.sample import TokenStreams
 from megatron_empg.common.lazy_torch import torch
 from megatron_empg.common.section import Section
@@ -30,11 +30,11 @@ class NoRegularizer(Section):
 
     name: Literal["none"] = "none"
 
-    def make(self) -> NothingAdded:
-        return NothingAdded()
+    def make(self) -> NoEntropyTerm:
+        return NoEntropyTerm()
 
 
-class NothingAdded(Stateless):
+class NoEntropyTerm(Stateless):
     def begin(self, experience: Experience, entropies: Float[Tensor, "turns"]) -> dict[str, float]:
         return {}
 
@@ -50,5 +50,5 @@ class NoCorrection(Section):
 
     name: Literal["none"] = "none"
 
-    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
-        return Weighted(torch.ones_like(logprobs))
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> TokenWeights:
+        return TokenWeights(torch.ones_like(logprobs))

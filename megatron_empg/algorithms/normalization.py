@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from megatron_empg.common.lazy_torch import torch
-from megatron_empg.common.ranks import Group, max_over_ranks_
+from megatron_empg.common.ranks import RankGroup, max_over_ranks_
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ Normalization = Literal["minmax", "quantile", "rank"]
 
 
 def normalized_entropy(
-    entropies: Float[Tensor, "turns"], how: Normalization = "minmax", group: Group | None = None
+    entropies: Float[Tensor, "turns"], how: Normalization = "minmax", group: RankGroup | None = None
 ) -> Float[Tensor, "turns"]:
     """H_norm in float64.
 
@@ -41,7 +41,7 @@ def normalized_entropy(
     return by_rank(entropies)
 
 
-def by_extremes(entropies: Float[Tensor, "turns"], group: Group | None = None) -> Float[Tensor, "turns"]:
+def by_extremes(entropies: Float[Tensor, "turns"], group: RankGroup | None = None) -> Float[Tensor, "turns"]:
     """``(H - min) / (max - min + 1e-8)`` in float64, over the turns of all ranks of ``group``."""
     values = entropies.double()
     # One collective for both: the minimum is the maximum of the negated. A rank without turns gives -inf.

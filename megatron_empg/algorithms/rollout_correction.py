@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from megatron_empg.algorithms.base import Weighted
+from megatron_empg.algorithms.base import TokenWeights
 from megatron_empg.algorithms.policy_loss import LOG_RATIO_LIMIT
 from megatron_empg.common.lazy_torch import torch, without_gradient
 
@@ -62,7 +62,7 @@ def _refuse(whose: str, values: Tensor, found: Bool[Tensor, "own_tokens"], exper
 def over_samples(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, measure: Literal["product", "geometric_mean"]
 ) -> Float[Tensor, "own_tokens"]:
-    """At each token the log of the product, or of the geometric mean, of its sample's ratios."""
+    """The log at each token of the product, or of the geometric mean, of its sample's ratios."""
     lengths = experience.sample_lengths
     sample_of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
     totals = torch.zeros(len(lengths), dtype=log_ratio.dtype).index_add(0, sample_of_token, log_ratio)
@@ -74,7 +74,7 @@ def over_samples(
 def at_level(
     log_ratio: Float[Tensor, "own_tokens"], experience: Experience, level: Level
 ) -> Float[Tensor, "own_tokens"]:
-    """At each token the log of the ratio that ``level`` means."""
+    """The log at each token of the ratio that ``level`` means."""
     if level == "token":
         return log_ratio
     return over_samples(log_ratio, experience, "product")
@@ -100,27 +100,27 @@ def require_interval(low: float, high: float) -> None:
         )
 
 
-def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.dtype) -> Weighted:
+def truncated(weights: Tensor, beyond: Bool[Tensor, "own_tokens"], dtype: torch.dtype) -> TokenWeights:
     """The weights and metrics of a correction that held them at a cap where they were ``beyond`` it."""
     if not len(weights):
-        return Weighted(weights.to(dtype))
+        return TokenWeights(weights.to(dtype))
     metrics = {
         "correction/mean_weight": float(weights.mean()),
         "correction/truncated_share": float(beyond.double().mean()),
     }
-    return Weighted(weights.to(dtype), metrics)
+    return TokenWeights(weights.to(dtype), metrics)
 
 
 def rejected(
     weights: Tensor, kept: Bool[Tensor, "own_tokens"], experience: Experience, dtype: torch.dtype
-) -> Weighted:
+) -> TokenWeights:
     """The weights and metrics of a correction that sets weights to 0 where they are not ``kept``.
 
     Rejected tokens still count in the loss's mean.
     """
     weights = torch.where(kept, weights, 0)
     if not len(weights):
-        return Weighted(weights.to(dtype))
+        return TokenWeights(weights.to(dtype))
     left = torch.zeros(len(experience.rewards), dtype=torch.long)
     left = left.index_add(0, experience.episode_of_token, kept.long())
     played = experience.episode_lengths > 0
@@ -129,7 +129,7 @@ def rejected(
         "correction/rejected_tokens": float((~kept).double().mean()),
         "correction/rejected_episodes": float((left[played] == 0).double().mean()),
     }
-    return Weighted(weights.to(dtype), metrics)
+    return TokenWeights(weights.to(dtype), metrics)
 
 
 class EpisodeGaps(NamedTuple):

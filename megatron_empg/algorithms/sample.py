@@ -118,7 +118,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Score:
+class SampleScore:
     """The actor's log-probs and exact entropies, in nats, of one sample's own tokens; on the CPU."""
 
     logprobs: Float[Tensor, "own_tokens"]

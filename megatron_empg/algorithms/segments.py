@@ -31,7 +31,7 @@ class Segments:
     def sample_means(
         self, values: Float[Tensor, "own_tokens"], counted: Bool[Tensor, "own_tokens"]
     ) -> Float[Tensor, "own_tokens"]:
-        """At each token the mean of ``values`` over its sample's ``counted`` own tokens; without gradient.
+        """The mean at each token of ``values`` over its sample's ``counted`` own tokens; without gradient.
 
         0 in a sample of which no token counts.
         """
@@ -41,7 +41,7 @@ class Segments:
     def turn_means(
         self, values: Float[Tensor, "own_tokens"], counted: Bool[Tensor, "own_tokens"]
     ) -> Float[Tensor, "own_tokens"]:
-        """At each token the mean of ``values`` over its turn's ``counted`` own tokens; without gradient."""
+        """The mean at each token of ``values`` over its turn's ``counted`` own tokens; without gradient."""
         return self._means(values, counted, self.turn_of_token, self.turns)
 
     def _means(self, values: Tensor, counted: Tensor, index: Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from megatron_empg.algorithms.base import Experience, Weighted
+    from megatron_empg.algorithms.base import Experience, TokenWeights
 
 Measure = Literal["product", "geometric_mean"]
 BOUNDS: dict[Measure, tuple[float, float]] = {"product": (0.5, 2.0), "geometric_mean": (0.99, 1.01)}
@@ -51,7 +51,7 @@ class SequenceRejection(Section):
         require_interval(*self.bounds)
         return self
 
-    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> TokenWeights:
         """Weigh every token of a sample by 1 or 0. Raises ValueError where a log-prob is not finite."""
         measured = over_samples(log_ratios(logprobs, experience), experience, self.measure)
         return rejected(torch.ones_like(measured), inside(measured, *self.bounds), experience, logprobs.dtype)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from megatron_empg.algorithms.base import Experience, Weighted
+    from megatron_empg.algorithms.base import Experience, TokenWeights
 
 Cap = Annotated[float, Field(ge=1, le=1e6)]
 
@@ -39,7 +39,7 @@ class Tis(Section):
     """token: each token has its own ratio; sequence: a sample's tokens all have the product of theirs, which is
     unbiased and varies more the longer the sample is. (Default: released code.)"""
 
-    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> TokenWeights:
         """Raises ValueError where a log-prob is not finite."""
         log_ratio = at_level(log_ratios(logprobs, experience), experience, self.level)
         beyond = log_ratio > math.log(self.cap)
@@ -65,7 +65,7 @@ class Mis(Section):
         require_interval(self.low, self.high)
         return self
 
-    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> Weighted:
+    def weigh(self, logprobs: Float[Tensor, "own_tokens"], experience: Experience) -> TokenWeights:
         """Raises ValueError where a log-prob is not finite."""
         log_ratio = at_level(log_ratios(logprobs, experience), experience, self.level)
         kept = inside(log_ratio, self.low, self.high)

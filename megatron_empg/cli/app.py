@@ -37,7 +37,7 @@ app.add_typer(convert.app, name="convert")
 
 
 def main(command: typer.Typer = app) -> None:
-    """Run the command; faults a user can mend are one message, without a traceback."""
+    """Run the command; faults that a user can fix are one message, without a traceback."""
     try:
         with told_plainly():
             command()

@@ -12,7 +12,7 @@ from megatron_empg.common.options import number
 
 if TYPE_CHECKING:
     from megatron_empg.environments.base import TaskSource
-    from megatron_empg.environments.conformance import Finding
+    from megatron_empg.environments.conformance import RuleFinding
     from megatron_empg.environments.settings_fields import SettingField
 
 WIDTH = 100
@@ -106,7 +106,7 @@ def _announce(sentence: str) -> None:
     typer.echo(f"{sentence}: ", nl=False)
 
 
-def _report(finding: Finding) -> None:
+def _report(finding: RuleFinding) -> None:
     detail = " ".join(finding.detail.split())
     said: str = "BROKEN" if finding.verdict == "broken" else finding.verdict
     if detail:

@@ -62,10 +62,10 @@ def plan(
 ) -> None:
     """Whether a recipe fits so many GPUs, in which layout it is fastest, and why others do not fit."""
     if simulate:
-        from megatron_empg.planner.simulation.report import Wanted, print_simulation
+        from megatron_empg.planner.simulation.report import SimulationOptions, print_simulation
 
         _refuse_gpus(gpus, trainer_gpus)
-        wanted = Wanted(max_lag, from_run, engine_rates, tool_latency, vary, choose)
+        wanted = SimulationOptions(max_lag, from_run, engine_rates, tool_latency, vary, choose)
         print_simulation(recipe, overrides or [], gpu_memory, gpu, wanted, as_json=json)
         return
     of_simulation = {

@@ -13,7 +13,7 @@ import typer
 from megatron_empg.common.options import number
 
 if TYPE_CHECKING:
-    from megatron_empg.cluster.preflight.collect import Questions
+    from megatron_empg.cluster.preflight.collect import PreflightOptions
     from megatron_empg.recipe import Recipe
 
 
@@ -114,12 +114,12 @@ class _Named:
 
 def _questions(
     named: _Named, manifest: Path | None, pins: Mapping[str, str], ports: str, use_gpus: bool | None
-) -> Questions:
+) -> PreflightOptions:
     """What every node looks at."""
-    from megatron_empg.cluster.preflight.collect import Questions
+    from megatron_empg.cluster.preflight.collect import PreflightOptions
     from megatron_empg.cluster.preflight.run import PACKAGES, parse_ports
 
-    return Questions(
+    return PreflightOptions(
         run_folder=named.run_folder,
         model=named.model,
         weights=named.weights,

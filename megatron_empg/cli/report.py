@@ -20,7 +20,7 @@ def report(
     folder = RunFolder(run)
     if not folder.recipe.exists() and not folder.metrics.exists():
         raise RunFolderError(
-            f"{run} is no run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
+            f"{run} is not a run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
         )
 
     typer.echo(write_report(run, step))

@@ -19,8 +19,8 @@ def watch(run: Run, once: Once = False, every: Every = 2.0) -> None:
     from rich.console import Console
 
     from megatron_empg.run.watch import screen
-    from megatron_empg.run.watch.view import Watched
+    from megatron_empg.run.watch.view import WatchedRun
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a log may have letters that the terminal has not
-    screen.watch(Watched(run), Console(highlight=False), every=every, once=once)
+    screen.watch(WatchedRun(run), Console(highlight=False), every=every, once=once)

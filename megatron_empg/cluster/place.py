@@ -22,7 +22,7 @@ class PlaceError(EmpgError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """One process: its rank among all, on its node, and the address of the store."""
 
     rank: int
@@ -37,7 +37,7 @@ class Place:
     """False where torchrun's agent holds the store already."""
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Place:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> RankPlace:
         """torchrun's variables, else srun's, else a world of one. Raises PlaceError naming what is missing."""
         env: Mapping[str, str] = os.environ
         if environment is not None:

@@ -72,7 +72,7 @@ class Watchdog:
 
 
 def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
-    """Until a GPU fails, or ranks hang and the others have written what they were at: says who, a line each."""
+    """Wait until a GPU fails, or ranks hang and the others have written what they did: a line for each culprit."""
     paths = RunPaths(folder)
     watchdog, events = Watchdog(silence=silence, stall=stall), EventLog(folder)
     while True:

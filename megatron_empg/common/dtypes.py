@@ -14,7 +14,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def dtype_of(name: str) -> torch.dtype:
     """torch's element type of that name. Raises ValueError for a name that `DTYPE_BYTES` has not."""
     if name not in DTYPE_BYTES:
-        raise ValueError(f"{name!r} is no element type of weights; there are {', '.join(DTYPE_BYTES)}")
+        raise ValueError(f"{name!r} is not an element type of weights; there are {', '.join(DTYPE_BYTES)}")
     import torch
 
     found: torch.dtype = getattr(torch, name)

@@ -1,4 +1,4 @@
-"""The base of the project's errors, which say what is wrong and how to mend it, and how a program ends by one."""
+"""The base of the project's errors, which say what is wrong and how to fix it, and how a program ends by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class EmpgError(Exception):
-    """Somebody can mend what it says: the message names the thing, its value, the rule and the fix.
+    """A fault that somebody can fix: the message names the thing, its value, the rule and the fix.
 
     Nobody needs to see where it arose, so a program ends with the message alone. A subclass also derives from
     RuntimeError or ValueError where callers that do not know the project expect one.
@@ -39,7 +39,8 @@ def told_plainly() -> Iterator[None]:
 
 @contextmanager
 def told_to_the_launcher() -> Iterator[None]:
-    """As `told_plainly`, for a process of a run: LASTING_FAULT, unless the error is an accident."""
+    """Like `told_plainly`, for a process of a run: it exits with LASTING_FAULT
+    unless the error is an accident."""
     try:
         yield
     except EmpgError as error:

@@ -23,13 +23,13 @@ def put_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def put_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """As `put_text`."""
+    """Write bytes the way `put_text` writes text."""
     with written_aside(path, durable=durable) as aside:
         aside.write_bytes(content)
 
 
 def put_json(path: Path, value: Any, *, indent: int | None = None, durable: bool = True) -> None:
-    """As `put_text`, with a newline at the end."""
+    """Write JSON the way `put_text` writes text, with a newline at the end."""
     put_text(path, json.dumps(value, indent=indent) + "\n", durable=durable)
 
 

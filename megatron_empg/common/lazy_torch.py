@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def without_gradient(function: Callable[P, R]) -> Callable[P, R]:
-    """As the decorator ``torch.no_grad()``, which would import torch where a function is defined."""
+    """A decorator like ``torch.no_grad()``, which would import torch where a function is defined."""
 
     @functools.wraps(function)
     def wrapped(*given: P.args, **named: P.kwargs) -> R:

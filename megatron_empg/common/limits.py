@@ -22,7 +22,7 @@ class LimitsConfig(Section):
     """The same for the single token with the largest gap: 0.1 in float32; 20 in bfloat16, where rounding alone may
     move an unlikely token by several nats (the loss takes no larger ratio either)."""
     min_groups: Positive | None = None
-    """Groups a batch needs to be trained on; an eighth of `rollout.groups` unless given. With fewer the step
+    """Groups that a batch needs to be trained on; an eighth of `rollout.groups` unless given. With fewer the step
     trains on nothing, which may happen `max_idle_steps` times."""
     max_error_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a batch's (or an evaluation's) episodes that may end in an error, which is never trained on."""

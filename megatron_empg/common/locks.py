@@ -18,7 +18,7 @@ def hold(file: IO[Any] | int, busy: Exception) -> None:
 
 
 def hold_where_possible(file: IO[Any] | int, busy: Exception) -> bool:
-    """As `hold`, but False where there can be no locks, as on some cluster file systems.
+    """Like `hold`, but returns False where there can be no locks, as on some cluster file systems.
 
     To keep the file to one process is then the user's.
     """

@@ -15,35 +15,35 @@ from megatron_empg.common.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Group = Any
+RankGroup = Any
 """A torch.distributed process group; None is this process alone."""
 Value = TypeVar("Value")
 CHUNK_BYTES = 64 << 20
 """Bytes on the device at once while `broadcast_bytes` sends."""
 
 
-def ranks_of(group: Group | None) -> int:
+def ranks_of(group: RankGroup | None) -> int:
     """Size of the group; None is a group of one."""
     if group is None:
         return 1
     return int(group.size())
 
 
-def sum_over_ranks_(values: Tensor, group: Group | None) -> Tensor:
+def sum_over_ranks_(values: Tensor, group: RankGroup | None) -> Tensor:
     """The elementwise sum over the ranks of ``group``, in place."""
     if ranks_of(group) > 1 and values.numel() > 0:
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.SUM, group=group)
     return values
 
 
-def max_over_ranks_(values: Tensor, group: Group | None) -> Tensor:
+def max_over_ranks_(values: Tensor, group: RankGroup | None) -> Tensor:
     """The elementwise maximum over the ranks of ``group``, in place."""
     if ranks_of(group) > 1 and values.numel() > 0:
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
     return values
 
 
-def raise_together(fault: str | None, group: Group | None, device: torch.device) -> None:
+def raise_together(fault: str | None, group: RankGroup | None, device: torch.device) -> None:
     """Raise ValueError on every rank of ``group`` when any rank found a fault.
 
     Raised on one rank only, the others would wait in the next collective until it times out.

@@ -60,7 +60,7 @@ def marked_keys(kind: type[Section], mark: Mark, above: str = "") -> set[str]:
 
 
 def named(default: str) -> BeforeValidator:
-    """For a key that holds one of several sections, told apart by their `name`.
+    """A validator of a key that holds one of several sections, told apart by their `name`.
 
     A bare name is that section with its defaults; keys without a name are those of the section ``default``.
     """

@@ -39,7 +39,7 @@ def plain_settings(settings: dict[str, Any], key: str = "environment.settings") 
 def _plain(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         if odd := [name for name in value if not isinstance(name, str)]:
-            raise ValueError(f"{key}: the key {odd[0]!r} is no text; quote it")
+            raise ValueError(f"{key}: the key {odd[0]!r} is not text; quote it")
         return plain_settings(value, key)
     if value is not None and not isinstance(value, str | bool | int | float | list):
         # It would be another value once the recipe is written down and read again.

@@ -8,7 +8,7 @@ Where episodes play on while new weights come, a request lasts through a synchro
 
     synchronisation < request
 
-Were two of them equal, the outer one would end what the inner one could have mended: a frozen engine would cost
+Were two of them equal, the outer one would end what the inner one could have handled: a frozen engine would cost
 the batch instead of an episode that starts over on another engine.
 """
 

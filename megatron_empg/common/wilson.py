@@ -18,7 +18,7 @@ WIDE = 0.05
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, both included."""
+    """An interval from `low` to `high`, both included."""
 
     low: float
     high: float
@@ -29,7 +29,7 @@ class Interval:
 
 
 def wilson(successes: int, count: int) -> Interval:
-    """Of a share of `count` independent questions (Wilson 1927). Everything is possible when `count` is 0.
+    """Wilson's interval of a share of `count` independent questions. Everything is possible if `count` is 0.
 
     Raises ValueError unless 0 <= successes <= count.
     """

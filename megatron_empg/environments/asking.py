@@ -60,9 +60,9 @@ def misbehaviour(doing: str, error: BaseException) -> EnvironmentMisbehaved:
 
 
 async def abandon_what_was_left_behind(seconds: float) -> None:
-    """Before an event loop ends: what still goes on may end within so many seconds; then nobody waits for it.
+    """Give calls that still run so many seconds to end before their event loop ends, then stop waiting for them.
 
-    Without this the end of `asyncio.run` waits for ever for a task that catches its cancellation.
+    Without this the end of `asyncio.run` waits forever for a task that catches its cancellation.
     """
     loop = asyncio.get_running_loop()
     left = [task for task in _left_behind if not task.done() and task.get_loop() is loop]
@@ -78,7 +78,7 @@ async def guarded(doing: str, method: Callable[[], Awaitable[R]]) -> R:
     try:
         answer = method()
         if not inspect.isawaitable(answer):
-            raise TypeError(f"{doing} is no coroutine: write `async def {doing}`")
+            raise TypeError(f"{doing} is not a coroutine: write `async def {doing}`")
         return await answer
     except SystemExit as error:  # a task that ends with it ends the event loop
         raise misbehaviour(doing, error) from error

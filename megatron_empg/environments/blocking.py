@@ -65,7 +65,7 @@ class PatientThreads(Executor):
                 raise RuntimeError(
                     f"{self._most} calls that block are under way already, of which {self._left_behind} go on "
                     "though nobody waits for them, and no more are begun. Have fewer episodes at once "
-                    "(rollout.concurrency), or mend what does not answer"
+                    "(rollout.concurrency), or fix what does not answer"
                 )
         self._calls.put(lambda: _run(future, lambda: fn(*args, **kwargs)))
         return future

@@ -76,9 +76,11 @@ def plugin(name: str) -> type[TaskSource]:
             said += "; install its package, or name the folder it lies in: PYTHONPATH=FOLDER"
         raise ValueError(f"environment {name!r} ({where}) cannot be imported: {said}") from error
     if not isinstance(found, type) or not issubclass(found, TaskSource):
-        raise ValueError(f"environment {name!r} ({where}) is no subclass of megatron_empg.environments.TaskSource")
+        raise ValueError(
+            f"environment {name!r} ({where}) is not a subclass of megatron_empg.environments.TaskSource"
+        )
     if not isinstance(found.Settings, type) or not issubclass(found.Settings, EnvironmentSettings):
-        raise ValueError(f"environment {name!r} ({where}): its Settings are no EnvironmentSettings")
+        raise ValueError(f"environment {name!r} ({where}): its Settings do not derive from EnvironmentSettings")
     return found
 
 

@@ -29,11 +29,11 @@ def message_faults(messages: Any) -> list[str]:
     faults: list[str] = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            faults.append(f"message {number} that is no {{role, content}}")
+            faults.append(f"message {number} that is not {{role, content}}")
         elif not isinstance(message["role"], str) or message["role"] not in ROLES:
             faults.append(f"message {number} of the role {_shown(message['role'])}; allowed: {', '.join(ROLES)}")
         elif not isinstance(message["content"], str):
-            faults.append(f"message {number} whose content is no text")
+            faults.append(f"message {number} whose content is not text")
     return faults
 
 
@@ -94,7 +94,7 @@ def result_faults(result: Any) -> list[str]:
     if result.observation is not None and not isinstance(result.observation, str):
         faults.append(f"an observation that is a {type(result.observation).__name__}, not a text")
     if not _is_finite_number(result.reward):
-        faults.append(f"a reward of {_shown(result.reward)}, which is no finite number")
+        faults.append(f"a reward of {_shown(result.reward)}, which is not a finite number")
     for name in ("success", "malformed"):
         value = getattr(result, name)
         if not isinstance(value, bool | None):
@@ -110,17 +110,17 @@ def task_faults(task: Any) -> list[str]:
     if not isinstance(task.id, str) or not task.id:
         faults.append(f"the id {_shown(task.id)}; it must be a text")
     if json_fault := _json_fault(task.payload):
-        faults.append(f"a payload that is no JSON: {json_fault}")
+        faults.append(f"a payload that is not JSON: {json_fault}")
     if not isinstance(task.kind, str) or not task.kind:
         faults.append(f"the kind {_shown(task.kind)}; it must be a text")
     if not isinstance(task.gold, str | None):
-        faults.append(f"the gold {_shown(task.gold)}, a gold that is no text")
+        faults.append(f"the gold {_shown(task.gold)}, a gold that is not text")
     if task.hops is not None and type(task.hops) is not int:  # True is an int too
         faults.append(f"the hops {_shown(task.hops)}; they must be a whole number or None")
     if task.observation_role not in ("user", "tool"):
         faults.append(f'the observation_role {_shown(task.observation_role)}; allowed: "user", "tool"')
     if not isinstance(task.tools, tuple) or not all(map(_is_tool, task.tools)):
-        faults.append('tools that are no tuple of {"type": "function", "function": {"name": ...}}')
+        faults.append('tools that are not a tuple of {"type": "function", "function": {"name": ...}}')
     return faults
 
 
@@ -215,5 +215,5 @@ def _info_faults(info: Any) -> list[str]:
     faults: list[str] = []
     for key, value in info.items():
         if not isinstance(key, str) or not isinstance(value, bool | int | float | str):
-            faults.append(f"info[{_shown(key)}] of {_shown(value)}, which is no text, number, True or False")
+            faults.append(f"info[{_shown(key)}] of {_shown(value)}, which is not text, number, True or False")
     return faults

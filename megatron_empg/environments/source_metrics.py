@@ -19,8 +19,8 @@ def metric_faults(counted: Mapping[str, Any]) -> list[str]:
         if not isinstance(name, str) or not (_OWN.fullmatch(name) or _JUDGE.fullmatch(name)):
             fix = f"environment/{name}"
             faults.append(
-                f"the metric {name!r:.80}, which is no name of an environment's: begin with environment/ and go "
-                f"on with letters, digits, _ . and -, as in {fix!r:.80}"
+                f"the metric {name!r:.80}, which is not an environment's name: begin with environment/ and go on "
+                f"with letters, digits, _ . and -, as in {fix!r:.80}"
             )
         elif not isinstance(value, int | float) or not math.isfinite(value):
             faults.append(f"the metric {name!r} of the value {value!r:.40}; it must be a finite number")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from megatron_empg.common.wilson import Interval, wilson
 from megatron_empg.evaluate.figures import ALL_SPLITS, grouped, samples_by_question, successes
 from megatron_empg.evaluate.intervals import difference_interval, mcnemar, resolvable, resolvable_at, unseen
-from megatron_empg.evaluate.questions import Decoding, Outcome
+from megatron_empg.evaluate.questions import Decoding, SampleOutcome
 
 ASSUMED_DISCORDANT = 0.3
 """Share of questions on which two policies are taken to differ before anything is known of a second one."""
@@ -36,7 +36,7 @@ class Comparison:
     resolvable: float | None
 
 
-def compare(first: str, second: str, outcomes: dict[str, Sequence[Outcome]], seed: int) -> list[Comparison]:
+def compare(first: str, second: str, outcomes: dict[str, Sequence[SampleOutcome]], seed: int) -> list[Comparison]:
     """The two in every split and decoding, and over all splits. `outcomes`: by policy.
 
     Raises ValueError unless both were asked the same questions equally often.
@@ -55,7 +55,11 @@ def compare(first: str, second: str, outcomes: dict[str, Sequence[Outcome]], see
 
 
 def _paired(
-    names: tuple[str, str], what: tuple[str, Decoding], ours: list[Outcome], theirs: list[Outcome], seed: int
+    names: tuple[str, str],
+    what: tuple[str, Decoding],
+    ours: list[SampleOutcome],
+    theirs: list[SampleOutcome],
+    seed: int,
 ) -> Comparison:
     before, after = successes(samples_by_question(ours)), successes(samples_by_question(theirs))
     if before.keys() != after.keys() or len(ours) != len(theirs):

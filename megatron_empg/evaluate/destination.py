@@ -17,7 +17,7 @@ def require_destination(path: Path) -> None:
         raise EvaluationError(f"--json {path} is a folder: name a file in it, as in {path / 'evaluation.json'}")
     folder = _nearest(path.parent)
     if not folder.is_dir():
-        raise EvaluationError(f"--json {path}: {folder} is no folder; name a file in a folder")
+        raise EvaluationError(f"--json {path}: {folder} is not a folder; name a file in a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EvaluationError(f"--json {path}: nothing can be written in {folder}; name a file elsewhere")
 

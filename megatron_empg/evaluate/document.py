@@ -14,7 +14,7 @@ from megatron_empg.evaluate.comparison import (
 )
 from megatron_empg.evaluate.figures import ALL_SPLITS, PassFigures, summarise
 from megatron_empg.evaluate.policies import Policy
-from megatron_empg.evaluate.questions import Outcome
+from megatron_empg.evaluate.questions import SampleOutcome
 from megatron_empg.evaluate.table import compared_line, tables
 from megatron_empg.recipe import Recipe
 
@@ -22,15 +22,15 @@ FORMAT, VERSION = "megatron_empg evaluation", 1
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluatedPolicy:
     """A policy, all its outcomes, and what they amount to."""
 
     policy: Policy
-    outcomes: list[Outcome]
+    outcomes: list[SampleOutcome]
     figures: list[PassFigures]
 
     def to_json(self) -> dict[str, Any]:
-        """As docs/evaluation.md describes a policy."""
+        """The policy as docs/evaluation.md describes it."""
         return {
             "label": self.policy.label,
             "folder": str(self.policy.given),
@@ -42,17 +42,17 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Document:
+class EvaluationDocument:
     """One evaluation. The first policy is the one that the others are compared with."""
 
     recipe: Recipe
     samples: int
     starts: list[dict[str, Any]]
-    policies: list[Evaluated]
+    policies: list[EvaluatedPolicy]
     comparisons: list[Comparison]
 
     def to_json(self) -> dict[str, Any]:
-        """As docs/evaluation.md describes it. `commit` is that of the last start."""
+        """The document as docs/evaluation.md describes it. `commit` is that of the last start."""
         settings = self.recipe.evaluation
         commit = None
         if self.starts:
@@ -102,17 +102,20 @@ class Document:
 
 
 def document(
-    recipe: Recipe, samples: int, starts: list[dict[str, Any]], answered: Sequence[tuple[Policy, list[Outcome]]]
-) -> Document:
+    recipe: Recipe,
+    samples: int,
+    starts: list[dict[str, Any]],
+    answered: Sequence[tuple[Policy, list[SampleOutcome]]],
+) -> EvaluationDocument:
     """Everything that follows from the outcomes; the recipe's seed is the bootstraps' too."""
     seed = recipe.run.seed
-    policies: list[Evaluated] = []
-    outcomes_of: dict[str, Sequence[Outcome]] = {}
+    policies: list[EvaluatedPolicy] = []
+    outcomes_of: dict[str, Sequence[SampleOutcome]] = {}
     for policy, outcomes in answered:
-        policies.append(Evaluated(policy, outcomes, summarise(outcomes, seed)))
+        policies.append(EvaluatedPolicy(policy, outcomes, summarise(outcomes, seed)))
         outcomes_of[policy.label] = outcomes
     first, *others = outcomes_of
     comparisons: list[Comparison] = []
     for other in others:
         comparisons += compare(first, other, outcomes_of, seed)
-    return Document(recipe, samples, starts, policies, comparisons)
+    return EvaluationDocument(recipe, samples, starts, policies, comparisons)

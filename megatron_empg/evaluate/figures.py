@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from megatron_empg.common.wilson import Interval
 from megatron_empg.evaluate.intervals import pass_at, share_interval
-from megatron_empg.evaluate.questions import Decoding, Outcome
+from megatron_empg.evaluate.questions import Decoding, SampleOutcome
 from megatron_empg.rollout.service.failures import kinds_of_errors
 
 ALL_SPLITS = "all"
@@ -30,7 +30,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of some questions in one decoding, each asked `samples` times. An error counts as a failure.
+    """Results of some questions in one decoding, each asked `samples` times. An error counts as a failure.
 
     `mean` is mean@K, K being `samples`; `pass_at` has pass@k for k of 2, 4, 8 … and K. Turns and tokens are means
     over episodes that did not end in an error, None where all did.
@@ -59,7 +59,7 @@ class PassFigures:
     by_hops: dict[int, Figures] = field(default_factory=dict)
 
 
-def summarise(outcomes: Sequence[Outcome], seed: int) -> list[PassFigures]:
+def summarise(outcomes: Sequence[SampleOutcome], seed: int) -> list[PassFigures]:
     """Figures of every split and decoding there is, and of all splits together where there are several.
 
     `seed` is the bootstraps'. Raises ValueError where questions of a pass have different numbers of samples.
@@ -74,8 +74,8 @@ def summarise(outcomes: Sequence[Outcome], seed: int) -> list[PassFigures]:
     return found
 
 
-def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
-    """Of outcomes of one decoding. Raises ValueError without any, or for questions of unequal samples."""
+def figures(outcomes: Sequence[SampleOutcome], seed: int) -> Figures:
+    """Figures of one decoding's outcomes. Raises ValueError without any, or for questions of unequal samples."""
     questions = samples_by_question(outcomes)
     samples = _samples_of_each(questions.values())
     wins = list(successes(questions).values())
@@ -101,17 +101,17 @@ def figures(outcomes: Sequence[Outcome], seed: int) -> Figures:
     )
 
 
-def grouped(outcomes: Iterable[Outcome], by: Field) -> dict[Any, list[Outcome]]:
+def grouped(outcomes: Iterable[SampleOutcome], by: Field) -> dict[Any, list[SampleOutcome]]:
     """{value of the field: the outcomes that have it}, in the order in which the values come."""
-    found: dict[Any, list[Outcome]] = {}
+    found: dict[Any, list[SampleOutcome]] = {}
     for outcome in outcomes:
         found.setdefault(getattr(outcome, by), []).append(outcome)
     return found
 
 
-def samples_by_question(outcomes: Iterable[Outcome]) -> dict[Question, list[Outcome]]:
+def samples_by_question(outcomes: Iterable[SampleOutcome]) -> dict[Question, list[SampleOutcome]]:
     """The outcomes of each question's samples. Raises ValueError without any."""
-    found: dict[Question, list[Outcome]] = {}
+    found: dict[Question, list[SampleOutcome]] = {}
     for outcome in outcomes:
         found.setdefault((outcome.split, outcome.id), []).append(outcome)
     if not found:
@@ -119,7 +119,7 @@ def samples_by_question(outcomes: Iterable[Outcome]) -> dict[Question, list[Outc
     return found
 
 
-def successes(questions: Mapping[Question, Sequence[Outcome]]) -> dict[Question, int]:
+def successes(questions: Mapping[Question, Sequence[SampleOutcome]]) -> dict[Question, int]:
     """How many samples of each question succeeded."""
     found: dict[Question, int] = {}
     for question, answers in questions.items():
@@ -127,7 +127,7 @@ def successes(questions: Mapping[Question, Sequence[Outcome]]) -> dict[Question,
     return found
 
 
-def _samples_of_each(questions: Iterable[Sequence[Outcome]]) -> int:
+def _samples_of_each(questions: Iterable[Sequence[SampleOutcome]]) -> int:
     numbers = {len(answers) for answers in questions}
     if len(numbers) > 1:
         raise ValueError("some questions have more samples than others: the evaluation has not come to its end")
@@ -145,14 +145,14 @@ def ks(samples: int) -> list[int]:
     return [*found, samples]
 
 
-def _pass(split: str, decoding: Decoding, outcomes: list[Outcome], seed: int) -> PassFigures:
+def _pass(split: str, decoding: Decoding, outcomes: list[SampleOutcome], seed: int) -> PassFigures:
     chained = [outcome for outcome in outcomes if outcome.hops is not None]
     by_kind = _figures_by("kind", outcomes, seed)
     by_hops = _figures_by("hops", chained, seed)
     return PassFigures(split, decoding, figures(outcomes, seed), by_kind, by_hops)
 
 
-def _figures_by(field: Field, outcomes: list[Outcome], seed: int) -> dict[Any, Figures]:
+def _figures_by(field: Field, outcomes: list[SampleOutcome], seed: int) -> dict[Any, Figures]:
     found: dict[Any, Figures] = {}
     for value, inside in sorted(grouped(outcomes, field).items()):
         found[value] = figures(inside, seed)
@@ -167,7 +167,7 @@ def _estimate(shares: Sequence[float], seed: int) -> Estimate:
     return Estimate(sum(shares) / len(shares), share_interval(shares, seed))
 
 
-def _mean(outcomes: Sequence[Outcome], field: Field) -> float | None:
+def _mean(outcomes: Sequence[SampleOutcome], field: Field) -> float | None:
     if not outcomes:
         return None
     total: float = sum(getattr(outcome, field) for outcome in outcomes)

@@ -46,7 +46,7 @@ def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> In
 
 
 def share_interval(shares: Sequence[float], seed: int) -> Interval:
-    """Of the mean of questions' shares of success, or of their pass@k.
+    """Interval of the mean of questions' shares of success, or of their pass@k.
 
     Wilson's where every question is all or nothing, as with one sample each; else a bootstrap over questions.
     """
@@ -59,7 +59,7 @@ def share_interval(shares: Sequence[float], seed: int) -> Interval:
 
 
 def difference_interval(differences: Sequence[float], seed: int) -> Interval:
-    """Of the mean of questions' differences between two policies: a bootstrap over the questions, so paired.
+    """Interval of the mean of questions' differences between two policies, by a paired bootstrap over questions.
 
     Where all differences are equal a bootstrap sees no spread. The share of questions that are otherwise is then
     at most `unseen`, and each of these differs by anything from -1 to 1.

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from megatron_empg.common.http import wait_until_healthy
-from megatron_empg.evaluate.document import Document
+from megatron_empg.evaluate.document import EvaluationDocument
 from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.evaluate.policies import Policy
 from megatron_empg.evaluate.run import EvaluationRun
@@ -17,7 +17,9 @@ from megatron_empg.rollout.service.driver import open_driver
 from megatron_empg.run.folder import RunFolder
 
 
-def launch_evaluation(path: Path, overrides: list[str], options: EvaluationOptions | None = None) -> Document:
+def launch_evaluation(
+    path: Path, overrides: list[str], options: EvaluationOptions | None = None
+) -> EvaluationDocument:
     """Policies on the recipe's fixed questions, every split, sampled and greedy; prints as it goes.
 
     Raises RecipeError and EvaluationError before anything starts, LaunchError when a process fails.

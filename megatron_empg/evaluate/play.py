@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from megatron_empg.evaluate.errors import EvaluationError
-from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task
-from megatron_empg.evaluate.record import Record
+from megatron_empg.evaluate.questions import EvaluationPass, SampleOutcome, fingerprint_task
+from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group
-from megatron_empg.rollout.service.driver import EVALUATION_STEP, Driver
+from megatron_empg.rollout.service.driver import EVALUATION_STEP, RolloutService
 from megatron_empg.rollout.service.failures import shown, told_errors, too_many
 
 TOLD_SHARE = 0.1
@@ -21,8 +21,8 @@ FEW_EPISODES = 50
 
 
 async def play(
-    driver: Driver, asked: Pass, policy: str, record: Record, note: Callable[[str], None]
-) -> list[Outcome]:
+    driver: RolloutService, asked: EvaluationPass, policy: str, record: OutcomeRecord, note: Callable[[str], None]
+) -> list[SampleOutcome]:
     """The outcomes of a pass, in the order asked; what the record lacks is played. Raises EvaluationError when
     more than `limits.max_error_share` of them are errors.
 
@@ -58,10 +58,10 @@ async def play(
     return found
 
 
-def outcome_of(episode: Episode, asked: Pass) -> Outcome:
+def outcome_of(episode: Episode, asked: EvaluationPass) -> SampleOutcome:
     """What an evaluation keeps of an episode; `group` is the task's place in the pass."""
     task = asked.tasks[episode.group]
-    return Outcome(
+    return SampleOutcome(
         id=task.id,
         split=asked.split,
         decoding=asked.decoding,
@@ -78,7 +78,7 @@ def outcome_of(episode: Episode, asked: Pass) -> Outcome:
     )
 
 
-def refuse_errors(outcomes: Sequence[Outcome], most: float, name: str, example: str) -> None:
+def refuse_errors(outcomes: Sequence[SampleOutcome], most: float, name: str, example: str) -> None:
     """Raises EvaluationError if more than the share `most` ended in an error, or all did.
 
     `example` shows one of them, if it was played just now.
@@ -90,13 +90,13 @@ def refuse_errors(outcomes: Sequence[Outcome], most: float, name: str, example: 
     first = failed[0]
     shown_one = example or f"  task {first.id}, sample {first.sample}, error: {first.error}"
     told = told_errors(errors, len(outcomes), most, name, shown_one)
-    raise EvaluationError(f"{told}\nThat is no measurement. With --json the same command plays them once more")
+    raise EvaluationError(f"{told}\nThat is not a measurement. With --json the same command plays them once more")
 
 
 class _Progress:
     """A line after every tenth of a pass."""
 
-    def __init__(self, asked: Pass, episodes: int, note: Callable[[str], None]) -> None:
+    def __init__(self, asked: EvaluationPass, episodes: int, note: Callable[[str], None]) -> None:
         self._asked, self._episodes, self._note = asked, episodes, note
         self._played = 0
         self._told = 0

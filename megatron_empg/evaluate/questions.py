@@ -17,7 +17,7 @@ End = Literal["success", "failure", "truncated", "error"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SampleOutcome:
     """How one sample of one question ended. An error is no success, whatever it came from.
 
     `turns` and `tokens` are the policy's own. `hops` is None where the task does not say. `question` is the
@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Pass:
+class EvaluationPass:
     """One split in one decoding: the tasks, each in `samples` samples."""
 
     split: Split
@@ -57,7 +57,7 @@ class Pass:
         return len(self.tasks) * self.samples
 
 
-def passes(source: TaskSource, asked: EvaluationConfig, samples: int) -> list[Pass]:
+def passes(source: TaskSource, asked: EvaluationConfig, samples: int) -> list[EvaluationPass]:
     """Every pass of an evaluation. Greedy decoding gives the same answer each time, so it is asked for once.
 
     Raises EvaluationError where two questions of a split have one name, or one has hops that are no number.
@@ -66,12 +66,12 @@ def passes(source: TaskSource, asked: EvaluationConfig, samples: int) -> list[Pa
     for split in asked.splits:
         tasks[split] = source.fixed(split, asked.questions)
         _check(split, tasks[split])
-    found: list[Pass] = []
+    found: list[EvaluationPass] = []
     for split, greedy in asked.grid():
         if greedy:
-            found.append(Pass(split, "greedy", tasks[split], 1))
+            found.append(EvaluationPass(split, "greedy", tasks[split], 1))
         else:
-            found.append(Pass(split, "sampled", tasks[split], samples))
+            found.append(EvaluationPass(split, "sampled", tasks[split], samples))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Self, get_args
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.common.locks import hold_where_possible
 from megatron_empg.evaluate.errors import EvaluationError
-from megatron_empg.evaluate.questions import Decoding, End, Outcome, Pass, fingerprint_task
+from megatron_empg.evaluate.questions import Decoding, End, EvaluationPass, SampleOutcome, fingerprint_task
 
 FORMAT, VERSION = "megatron_empg outcomes", 1
 TRIES = 2
@@ -43,7 +43,7 @@ Key = tuple[str, str, Decoding, str, int]
 """Policy, split, decoding, question, sample."""
 
 
-class Record:
+class OutcomeRecord:
     """The outcomes of an evaluation in a file. Use as a context manager; the file is locked meanwhile."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Record:
         self.starts: list[dict[str, Any]] = []
         """Versions and time of each start."""
         self._policies: dict[str, str] = {}
-        self._outcomes: dict[Key, Outcome] = {}
+        self._outcomes: dict[Key, SampleOutcome] = {}
         self._tries: dict[Key, int] = {}
         self._file: IO[bytes] | None = None
 
@@ -92,12 +92,12 @@ class Record:
             self._policies[folder] = key
             self._append({"policy": key, "folder": folder})
 
-    def add(self, policy: str, outcome: Outcome) -> None:
+    def add(self, policy: str, outcome: SampleOutcome) -> None:
         """Keep an outcome; the operating system has it, whatever becomes of this process."""
         self._keep(policy, outcome)
         self._append({"policy": policy, **asdict(outcome)})
 
-    def missing(self, policy: str, asked: Pass) -> list[list[int]]:
+    def missing(self, policy: str, asked: EvaluationPass) -> list[list[int]]:
         """The samples of each task that have no outcome yet, or an error that is to be tried again."""
         found = []
         for task in asked.tasks:
@@ -105,7 +105,7 @@ class Record:
             found.append([key[-1] for key in keys if self._unanswered(key)])
         return found
 
-    def outcomes(self, policy: str, asked: Pass) -> list[Outcome]:
+    def outcomes(self, policy: str, asked: EvaluationPass) -> list[SampleOutcome]:
         """Those of a pass as far as they are there, in the order asked.
 
         Raises EvaluationError when a question said something else at the time.
@@ -150,7 +150,7 @@ class Record:
     def _check_first(self, line: Mapping[str, Any]) -> None:
         if line.get("format") != FORMAT or line.get("version") != VERSION:
             raise EvaluationError(
-                f"{self.path} is no file of outcomes of this release ({FORMAT!r}, version {VERSION}); give "
+                f"{self.path} is not a file of outcomes of this release ({FORMAT!r}, version {VERSION}); give "
                 "another --json"
             )
         faults = list(differences(line.get("identity"), self.identity))
@@ -176,9 +176,9 @@ class Record:
                 raise EvaluationError(
                     f"{self.path}: an outcome has {name} {value!r}, which cannot be; remove the line"
                 )
-        self._keep(policy, Outcome(**{name: line[name] for name in _ALLOWED}))
+        self._keep(policy, SampleOutcome(**{name: line[name] for name in _ALLOWED}))
 
-    def _keep(self, policy: str, outcome: Outcome) -> None:
+    def _keep(self, policy: str, outcome: SampleOutcome) -> None:
         if not math.isfinite(outcome.reward):
             raise EvaluationError(
                 f"{self.path}: the reward of question {outcome.id!r} is {outcome.reward}, no number"

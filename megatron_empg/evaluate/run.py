@@ -13,18 +13,18 @@ from typing import Self
 
 from megatron_empg.common.files import put_text
 from megatron_empg.evaluate.destination import make_folder, require_destination
-from megatron_empg.evaluate.document import Document, document
+from megatron_empg.evaluate.document import EvaluationDocument, document
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.figures import summarise
 from megatron_empg.evaluate.options import EvaluationOptions, model_override
 from megatron_empg.evaluate.play import play
 from megatron_empg.evaluate.policies import Policy, converted, identity_of, policies_of, source_of
-from megatron_empg.evaluate.questions import Outcome, Pass, passes
-from megatron_empg.evaluate.record import Record
+from megatron_empg.evaluate.questions import EvaluationPass, SampleOutcome, passes
+from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.evaluate.table import result_line
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_recipe
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from megatron_empg.run.folder import versions
 from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 
@@ -58,7 +58,7 @@ class EvaluationRun:
             if self._options.json_path is not None:
                 make_folder(self._options.json_path, _say)
             outcomes = self._options.outcomes_path or self.scratch / "outcomes.jsonl"
-            self.record = opened.enter_context(Record(outcomes, identity_of(self.recipe)))
+            self.record = opened.enter_context(OutcomeRecord(outcomes, identity_of(self.recipe)))
             for policy in self.policies:
                 self.record.note_policy(str(policy.given), policy.key)
             self._open = opened.pop_all()
@@ -94,7 +94,7 @@ class EvaluationRun:
         check_recipe(recipe)
         return recipe
 
-    async def ask(self, driver: Driver, policy: Policy) -> None:
+    async def ask(self, driver: RolloutService, policy: Policy) -> None:
         """Play what is missing of a policy, pass by pass, and print how each came out."""
         self.record.note_start(versions())
         label = ""
@@ -106,7 +106,7 @@ class EvaluationRun:
             (figures,) = summarise(outcomes, self.recipe.run.seed)
             _say(result_line(label, figures, time.monotonic() - started))
 
-    def finish(self) -> Document:
+    def finish(self) -> EvaluationDocument:
         """The document of all outcomes: written, its tables printed."""
         answered = [(policy, self._outcomes(policy)) for policy in self.policies]
         made = document(self.recipe, self._options.samples, self.record.starts, answered)
@@ -124,11 +124,11 @@ class EvaluationRun:
     def _lacks(self, policy: Policy) -> bool:
         return any(samples for asked in self.passes for samples in self.record.missing(policy.key, asked))
 
-    def _outcomes(self, policy: Policy) -> list[Outcome]:
+    def _outcomes(self, policy: Policy) -> list[SampleOutcome]:
         return [outcome for asked in self.passes for outcome in self.record.outcomes(policy.key, asked)]
 
 
-def _passes(recipe: Recipe, samples: int) -> list[Pass]:
+def _passes(recipe: Recipe, samples: int) -> list[EvaluationPass]:
     """Raises RecipeError for an environment that cannot be, or questions that it does not have."""
     asked = recipe.evaluation
     with _faults_of("environment.settings"):

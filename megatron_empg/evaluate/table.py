@@ -16,7 +16,7 @@ Found = Mapping[str, Sequence[PassFigures]]
 
 
 def tables(found: Found, temperature: float) -> list[Sheet]:
-    """For each decoding: mean@K by kind, pass@K where there are several samples, and by hops where tasks say."""
+    """Sheets per decoding: mean@K by kind, pass@K with several samples, and by hops where tasks have them."""
     made: list[Sheet] = []
     first = next(iter(found.values()), [])
     for decoding in dict.fromkeys(figures.decoding for figures in first):

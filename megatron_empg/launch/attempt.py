@@ -58,14 +58,14 @@ class Silence:
 
 
 @dataclass
-class Attempt:
+class RunAttempt:
     """What is known of the parts that were started. `token` is the run's; `watchdog_verdict` as a Site has it."""
 
     runner: Runner
     token: str
     watchdog_verdict: Callable[[], AttemptEnd | None]
     senses: Senses
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, RunPart] = field(default_factory=dict)
     """Those that were started, by name."""
     healthy: set[str] = field(default_factory=set)
     """Names of those that have answered; one without an address counts at once."""
@@ -80,14 +80,14 @@ class Attempt:
     _started: dict[str, float] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
     """When parts that wait for it are started again."""
-    _undecided: list[Ended] = field(default_factory=list)
+    _undecided: list[EndedPart] = field(default_factory=list)
     """Parts that have ended beside one that was told before them."""
     _silences: dict[str, dict[LivenessProbe, Silence]] = field(default_factory=dict)
     """By the part's name, of those of its probes that were not answered the last time."""
     _asked_again: float = -1.0
     _nodes_asked: float = -1.0
 
-    def start(self, part: Part) -> None:
+    def start(self, part: RunPart) -> None:
         """Start a part. What an earlier attempt's ranks said of themselves is taken away, as they may have been
         killed."""
         if part.heartbeat:
@@ -115,14 +115,14 @@ class Attempt:
             del self._due[name]
             self.start(self.parts[name])
 
-    def is_over(self, stage: Sequence[Part]) -> bool:
+    def is_over(self, stage: Sequence[RunPart]) -> bool:
         """Whether those of the stage that end have ended well, or, where none ends, all are healthy."""
         ending = [part for part in stage if part.ends]
         if ending:
             return all(part.name in self.done for part in ending)
         return all(part.name in self.healthy for part in stage)
 
-    def has_ended_well(self, stage: Sequence[Part]) -> bool:
+    def has_ended_well(self, stage: Sequence[RunPart]) -> bool:
         """Whether those of the stage that end, of which there are some, have ended with status 0."""
         ending = [part for part in stage if part.ends]
         return bool(ending) and all(part.name in self.done for part in ending)
@@ -154,7 +154,7 @@ class Attempt:
 
     # --- what has ended, and why -------------------------------------------------------------------------------
 
-    def _new_ends(self) -> list[Ended]:
+    def _new_ends(self) -> list[EndedPart]:
         """Those that have ended since the last look, but for those that were to end and did so well."""
         found = []
         ended = self.runner.ended()
@@ -166,7 +166,7 @@ class Attempt:
             ended = self.runner.ended()
         return found
 
-    def _explain(self, ended: list[Ended]) -> AttemptEnd:
+    def _explain(self, ended: list[EndedPart]) -> AttemptEnd:
         """Why the attempt ends: a lost node before anything else, the watchdog's word before the first death."""
         lost = self.runner.lost_nodes(ask_each=True)
         if lost:
@@ -181,27 +181,27 @@ class Attempt:
         first = min(others or ended, key=_likelihood)
         if others and all(self._may_come_back(one) for one in ended):
             self._undecided = [one for one in ended if one is not first]
-            return self._end(Cause.DIED, first.part, str(first), alone=True)
-        cause = Cause.FAULT if self._would_come_again(first) else Cause.DIED
+            return self._end(EndCause.DIED, first.part, str(first), alone=True)
+        cause = EndCause.FAULT if self._would_come_again(first) else EndCause.DIED
         return self._end(cause, first.part, str(first))
 
-    def _may_come_back(self, ended: Ended) -> bool:
+    def _may_come_back(self, ended: EndedPart) -> bool:
         """Whether that part alone could be started again, as it served before; so could a killed watchdog."""
         if ended.part.code is ExitCode.WATCHDOG:
             return ended.by_signal
         serves = ended.part.code in ALONE and not ended.part.ends
         return serves and ended.part.name in self.worked and not self._would_come_again(ended)
 
-    def _late(self, part: Part) -> AttemptEnd:
+    def _late(self, part: RunPart) -> AttemptEnd:
         """It was not healthy in time: a fault, but for one that was healthy before it was started again."""
         says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
         if part.name in self.worked and part.code in ALONE:
-            return self._end(Cause.DIED, part, says, alone=True)
-        return self._end(Cause.FAULT, part, says)
+            return self._end(EndCause.DIED, part, says, alone=True)
+        return self._end(EndCause.FAULT, part, says)
 
-    def _causes_behind(self, ended: list[Ended]) -> list[Ended]:
+    def _causes_behind(self, ended: list[EndedPart]) -> list[EndedPart]:
         """Parts whose death may be why these have ended, and is seen only now."""
-        found: list[Ended] = []
+        found: list[EndedPart] = []
         until = self.senses.clock() + LOOK_FOR_CAUSE_SECONDS
         while all(one.part.code in FOLLOW_OTHERS for one in [*ended, *found]):
             if self.senses.clock() >= until:
@@ -211,17 +211,17 @@ class Attempt:
             found += self._new_ends()
         return found
 
-    def _silent(self) -> list[Ended]:
+    def _silent(self) -> list[EndedPart]:
         """Engines and services that were healthy and do not answer now: their processes live as if killed, or they
         are being started again."""
         found = []
         for part in self.parts.values():
             serves = part.code in (ExitCode.ENGINES, ExitCode.SERVICE) and part.name in self.worked
             if serves and not all(self.senses.is_healthy(url, self.token) for url in part.addresses):
-                found.append(Ended(part, 0, silent=True))
+                found.append(EndedPart(part, 0, silent=True))
         return found
 
-    def _would_come_again(self, ended: Ended) -> bool:
+    def _would_come_again(self, ended: EndedPart) -> bool:
         """Whether the same would happen after a restart."""
         if ended.part.code in NEVER_AGAIN or ended.status == LASTING_FAULT:
             return True
@@ -229,12 +229,12 @@ class Attempt:
             return False
         return ended.part.code is ExitCode.WATCHDOG or not self._has_worked(ended.part)
 
-    def _has_worked(self, part: Part) -> bool:
+    def _has_worked(self, part: RunPart) -> bool:
         if part.heartbeat:
             return part.name in self.begun or self.senses.has_begun(part.heartbeat)
         return part.name in self.worked
 
-    def _end(self, cause: Cause, part: Part, says: str, *, alone: bool = False) -> AttemptEnd:
+    def _end(self, cause: EndCause, part: RunPart, says: str, *, alone: bool = False) -> AttemptEnd:
         restarts = len(self.restarts_of(part.name))
         return AttemptEnd(cause, part.name, part.code, says=says, part_restarts=restarts, alone=alone)
 
@@ -249,7 +249,7 @@ class Attempt:
                 self.healthy.add(part.name)
                 self.worked.add(part.name)
 
-    def _frozen(self) -> list[Ended]:
+    def _frozen(self) -> list[EndedPart]:
         """Those that were healthy and have not answered for longer than they may, though their processes live.
 
         Time counts from the first question that stayed without an answer, so that a supervisor which was held up
@@ -290,10 +290,10 @@ class Attempt:
             if part.heartbeat and part.name not in self.begun and self.senses.has_begun(part.heartbeat):
                 self.begun.add(part.name)
 
-    def _answers(self, part: Part) -> bool:
+    def _answers(self, part: RunPart) -> bool:
         return all(self.senses.is_healthy(url, self.token) for url in part.addresses)
 
-    def _seconds(self, part: Part) -> float:
+    def _seconds(self, part: RunPart) -> float:
         """Since it was started."""
         return self.senses.clock() - self._started[part.name]
 
@@ -307,10 +307,10 @@ class Attempt:
 
 
 def _lost(nodes: Sequence[str]) -> AttemptEnd:
-    return AttemptEnd(Cause.LOST_NODE, code=ExitCode.NODE, says=f"lost {' '.join(nodes)}")
+    return AttemptEnd(EndCause.LOST_NODE, code=ExitCode.NODE, says=f"lost {' '.join(nodes)}")
 
 
-def _likelihood(ended: Ended) -> tuple[int, int]:
+def _likelihood(ended: EndedPart) -> tuple[int, int]:
     """Sorts the likeliest cause first."""
     code = ended.part.code
     if code is ExitCode.TRAINER and ended.status == LASTING_FAULT:

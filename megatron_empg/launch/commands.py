@@ -130,7 +130,7 @@ def heartbeat_of(plan: RunPlan) -> str:
 
 
 def engine_words(urls: Sequence[str]) -> list[str]:
-    """As driver and trainer are told of the engines."""
+    """The options by which driver and trainer learn of the engines."""
     words = []
     for url in urls:
         words += ["--engine", url]

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beat
 from megatron_empg.run.playing import FIRST_QUESTIONS, Playing, read_playing
-from megatron_empg.run.progress import Progress, duration
+from megatron_empg.run.progress import StepProgress, duration
 
 SLOW_SECONDS = 30.0
 """What goes on for so long is named again, and then after twice as long each time."""
@@ -32,7 +32,7 @@ BEFORE_STEPS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Doing:
+class RunActivity:
     """One thing that the run does. `counted`: the episodes it plays, where they are known."""
 
     line: str
@@ -48,44 +48,47 @@ class Doing:
         return f"still {self.line}{counted} after {duration(seconds)}"
 
 
-def doing_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> Doing:
-    """By the first rank's heartbeat, and by what the rollout service plays. `passes`: those of an evaluation."""
+def doing_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> RunActivity:
+    """What a run does, by the first rank's heartbeat and what the rollout service plays.
+
+    `passes` are those of an evaluation.
+    """
     texts = IN_STEP if beat.step else BEFORE_STEPS
     line = texts.get(beat.phase, beat.phase).format(step=beat.step)
     if playing is None:
-        return Doing(line, beat.phase)
+        return RunActivity(line, beat.phase)
     if beat.phase == "rollout" and playing.what == FIRST_QUESTIONS:
-        return Doing(f"playing {playing.total} first questions", beat.phase, playing)
+        return RunActivity(f"playing {playing.total} first questions", beat.phase, playing)
     if beat.phase == "evaluate" and playing.what in passes:
         number = passes.index(playing.what) + 1
         named = f"evaluating: {playing.what}, {playing.total} questions ({number} of {len(passes)})"
-        return Doing(named, beat.phase, playing)
-    return Doing(line, beat.phase)
+        return RunActivity(named, beat.phase, playing)
+    return RunActivity(line, beat.phase)
 
 
-class DoingShown:
+class ActivityDisplay:
     """Says by `progress` what a run does; `look` is called again and again. `clock`: seconds, of any beginning."""
 
     def __init__(
         self,
         folder: RunFolder,
-        progress: Progress,
+        progress: StepProgress,
         passes: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._progress, self._passes, self._clock = folder, progress, passes, clock
         self._serving = False
-        self._starting = Doing("starting", "start")
-        self._now: Doing | None = None
+        self._starting = RunActivity("starting", "start")
+        self._now: RunActivity | None = None
         self._since = 0.0
         self._named_again_after = SLOW_SECONDS
         self._longest: dict[str, float] = {}
         """Seconds by phase, since a step was logged."""
 
-    def start(self, parts: Sequence[Part]) -> None:
+    def start(self, parts: Sequence[RunPart]) -> None:
         """These parts start now, for the first time or again."""
         self._serving = False
-        self._starting = Doing(f"starting {', '.join(part.name for part in parts)}", "start")
+        self._starting = RunActivity(f"starting {', '.join(part.name for part in parts)}", "start")
         self._now = None
         self._longest.clear()
 
@@ -103,7 +106,7 @@ class DoingShown:
             self._show(doing_of(beat, read_playing(self._folder.root), self._passes), logged=logged)
         return beat
 
-    def _show(self, doing: Doing, *, logged: bool) -> None:
+    def _show(self, doing: RunActivity, *, logged: bool) -> None:
         if self._now is None or doing.line != self._now.line:
             self._change(doing, logged=logged)
         else:
@@ -115,7 +118,7 @@ class DoingShown:
             self._named_again_after = 2 * seconds
             self._progress.note_without_terminal(doing.so_far(seconds))
 
-    def _change(self, doing: Doing, *, logged: bool) -> None:
+    def _change(self, doing: RunActivity, *, logged: bool) -> None:
         now = self._clock()
         if self._now is not None and logged:
             longest = self._longest.get(self._now.phase, 0.0)

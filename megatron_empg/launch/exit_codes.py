@@ -8,7 +8,7 @@ from megatron_empg.common.errors import HUNG
 
 
 class ExitCode(IntEnum):
-    """Of a Slurm job. `empg train` ends with 1 in their place, and says which process failed."""
+    """Exit codes of a Slurm job. `empg train` exits with 1 instead, and says which process failed."""
 
     CONFIGURATION = 10
     PREFLIGHT = 11

@@ -16,10 +16,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Before the first step, an interrupt ends the run: also while engines start, the first questions are played
-    and the first evaluation goes on, since nothing is lost by it. Once a step runs, the first one asks the run to
-    end after that step, with a checkpoint, and the next one ends it. While its processes are ended or started
-    again, the first one ends it as before.
+    """Interrupts of a run.
+
+    Before the first step, an interrupt ends the run: also while engines start, the first questions are played and
+    the first evaluation goes on, since nothing is lost by it. Once a step runs, the first one asks the run to end
+    after that step, with a checkpoint, and the next one ends it. While its processes are ended or started again,
+    the first one ends it as before.
 
     One that ends the run is raised as Interrupted, in the main thread, and none follows it.
     """
@@ -35,7 +37,7 @@ class Interrupts:
         self._over = False
 
     def start(self, stop: Path, note: Callable[[str], None], trains: Callable[[], bool]) -> None:
-        """From now on an interrupt ends the run where `trains` says that it does not train yet, or not yet again.
+        """Handle interrupts: one ends the run where `trains` says that it does not train yet, or not yet again.
         Else the first one makes the file `stop`, which training looks for after each step, and says so by `note`.
 
         `trains` is asked when an interrupt comes, so it may neither print nor wait.
@@ -43,12 +45,12 @@ class Interrupts:
         self._stop, self._note, self._trains = stop, note, trains
 
     def ignore(self) -> None:
-        """From now on nothing is interrupted: the run is ending already."""
+        """Ignore interrupts from now on: the run is ending already."""
         self._over = True
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """In here both signals are handled, also where a shell started this process with SIGINT ignored."""
+        """A context in which both signals are handled, even if a shell started the process with SIGINT ignored."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

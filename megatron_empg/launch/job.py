@@ -38,7 +38,7 @@ from megatron_empg.launch.job_settings import (
 from megatron_empg.launch.job_signals import JobSignals
 from megatron_empg.launch.placement import share_out
 from megatron_empg.launch.recipe_questions import RecipeQuestions
-from megatron_empg.launch.restart import Action, Decision
+from megatron_empg.launch.restart import RestartAction, RestartDecision
 from megatron_empg.launch.run_plan import RunPlan
 from megatron_empg.launch.slurm import Slurm
 from megatron_empg.launch.slurm_site import SlurmSite
@@ -101,7 +101,7 @@ def settings(
     training = read_training(environment, given, job)
     say(f"overrides: {' '.join(training.overrides) or 'none'}")
     if not job.job and not training.check_only:
-        raise misconfigured("this is no Slurm job: use sbatch, or --check")
+        raise misconfigured("this is not a Slurm job: use sbatch, or --check")
     return job, training
 
 
@@ -153,7 +153,7 @@ def make_run_folder(plan: RunPlan) -> None:
         raise misconfigured(f"cannot write {plan.run_folder}: {error.strerror}") from None
 
 
-def attempts(site: SlurmSite) -> Decision:
+def attempts(site: SlurmSite) -> RestartDecision:
     """Start after start in this job, until all is done or only others can help. Raises JobError."""
     try:
         if not site.choose_nodes():
@@ -171,11 +171,11 @@ def attempts(site: SlurmSite) -> Decision:
         site.runner.stop()
 
 
-def end(decision: Decision, site: SlurmSite) -> int:
+def end(decision: RestartDecision, site: SlurmSite) -> int:
     """A new start of the job, or the report of a run that is over. Returns the exit code; raises JobError."""
-    if decision.action is Action.REQUEUE:
+    if decision.action is RestartAction.REQUEUE:
         requeue(site, decision.why)
-    if decision.action is Action.GIVE_UP:
+    if decision.action is RestartAction.GIVE_UP:
         if decision.logs:
             say(f"the logs are in {site.runner.logs}:")
             print(decision.logs, flush=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_empg.launch import nodes
 from megatron_empg.launch.job_error import misconfigured
-from megatron_empg.launch.placement import Placement, Shares, place
+from megatron_empg.launch.placement import NodeShares, Placement, place
 from megatron_empg.launch.slurm import Slurm, ipv4_addresses
 
 
@@ -19,13 +19,13 @@ class JobNodes:
     interface: str = ""
     resolve: Callable[[str], Sequence[str]] = ipv4_addresses
 
-    def choose(self, shares: Shares, without: Collection[str] = ()) -> Placement | None:
-        """In Slurm's order, of those that are up and not to be left out; None when they are too few."""
+    def choose(self, shares: NodeShares, without: Collection[str] = ()) -> Placement | None:
+        """Choose nodes in Slurm's order from those that are up and not excluded; None when they are too few."""
         left_out = self.slurm.down() | set(without)
         return place(shares, nodes.usable(self.slurm.node_names(), left_out))
 
     def addresses(self, placement: Placement) -> dict[str, str]:
-        """By node, one that the others reach. Raises JobError with node and fix."""
+        """An address of each node that the others can reach. Raises JobError with node and fix."""
         known = [self.slurm.known(name) for name in placement.nodes]
         found = {}
         for node in known:

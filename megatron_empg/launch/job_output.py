@@ -10,7 +10,7 @@ from megatron_empg.launch.job_error import JobError
 
 
 def say(line: str, where: TextIO | None = None) -> None:
-    """With the time, to stdout or elsewhere."""
+    """Print a line with the time, to stdout or to `where`."""
     print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=where or sys.stdout, flush=True)
 
 

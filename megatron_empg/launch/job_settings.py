@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_empg.launch import slurm_words
 from megatron_empg.launch.job_error import misconfigured
-from megatron_empg.launch.placement import Shape
+from megatron_empg.launch.placement import JobShape
 from megatron_empg.launch.restart import MOST_RESTARTS, RestartsError, most_restarts
 
 PORTS_OF_JOB = 128
@@ -55,7 +55,7 @@ class TrainSettings:
 
     recipe: str
     overrides: tuple[str, ...]
-    shape: Shape
+    shape: JobShape
     gpu_memory: str
     check_only: bool = False
     most_restarts: int = MOST_RESTARTS
@@ -71,7 +71,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Words:
+class ScriptArguments:
     """The words behind a script, by kind."""
 
     recipe: str = ""
@@ -80,8 +80,8 @@ class Words:
     check_only: bool = False
 
 
-def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Words:
-    """Of a training job. A word that is neither option nor key is its recipe, where EMPG_RECIPE names none.
+def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> ScriptArguments:
+    """Sort a training job's arguments. One that is neither option nor key is its recipe if EMPG_RECIPE is not set.
 
     Raises JobError for a word that has no place.
     """
@@ -106,10 +106,10 @@ def sorted_words(words: Sequence[str], environment: Mapping[str, str]) -> Words:
                 f"argument '{word}': give recipe keys as key=value, or --check with sbatch options"
             )
     if options and not check_only:
-        raise misconfigured(f"'{options[0]}' stands behind the script; sbatch options go before it")
+        raise misconfigured(f"'{options[0]}' comes after the script; sbatch options go before it")
     if not recipe:
         raise misconfigured("no recipe is given: sbatch slurm/train.sh RECIPE [key=value …], or set EMPG_RECIPE")
-    return Words(recipe, tuple(overrides), tuple(options), check_only)
+    return ScriptArguments(recipe, tuple(overrides), tuple(options), check_only)
 
 
 def _lacks_value(word: str) -> bool:
@@ -161,13 +161,13 @@ def given_gpus(environment: Mapping[str, str], script: str, options: Sequence[st
 
 
 def script_option(script: str, options: Sequence[str], name: str, letter: str) -> str:
-    """Of sbatch's options as given, else of the script's #SBATCH lines; "" without either."""
+    """The value of an sbatch option as given, or else of the script's #SBATCH lines; "" without either."""
     text = Path(script).read_text(encoding="utf-8", errors="replace")
     words = [*slurm_words.script_options(text), *options]
     return slurm_words.option(words, name, letter) or ""
 
 
-def read_training(environment: Mapping[str, str], words: Words, job: JobSettings) -> TrainSettings:
+def read_training(environment: Mapping[str, str], words: ScriptArguments, job: JobSettings) -> TrainSettings:
     """Raises JobError with the variable, its value and what it may be."""
 
     def given(name: str, default: str = "") -> str:
@@ -204,7 +204,7 @@ def read_training(environment: Mapping[str, str], words: Words, job: JobSettings
     )
 
 
-def read_shape(environment: Mapping[str, str], job: JobSettings) -> Shape:
+def read_shape(environment: Mapping[str, str], job: JobSettings) -> JobShape:
     """The nodes that the job has or asks for, and what is said of their roles. Raises JobError."""
     numbers = {}
     for name in ("EMPG_TRAINER_NODES", "EMPG_ROLLOUT_NODES", "EMPG_ENGINES_PER_NODE"):
@@ -216,7 +216,7 @@ def read_shape(environment: Mapping[str, str], job: JobSettings) -> Shape:
     nodes = slurm_words.most_nodes(word)
     if nodes is None:
         raise misconfigured(f"--nodes is '{word}'; give the job a number of nodes: sbatch --nodes=N")
-    return Shape(
+    return JobShape(
         nodes=nodes,
         gpus_per_node=gpus,
         trainer_nodes=numbers["EMPG_TRAINER_NODES"],

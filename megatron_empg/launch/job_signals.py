@@ -18,7 +18,7 @@ class JobSignals:
         """The file that training looks for after each step, once the run folder is there."""
 
     def install(self) -> None:
-        """From now on; in the main thread."""
+        """Handle the job's signals from now on; call it in the main thread."""
         signal.signal(signal.SIGUSR1, self._on_request)
         signal.signal(signal.SIGTERM, _on_end)
 
@@ -27,7 +27,7 @@ class JobSignals:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def is_requeued(self) -> None:
-        """From now on TERM ends the job again."""
+        """Let TERM end the job again."""
         signal.signal(signal.SIGTERM, _on_end)
 
     def _on_request(self, *_: object) -> None:

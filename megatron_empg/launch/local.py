@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.launch.attempt import Senses
-from megatron_empg.launch.doing import DoingShown
+from megatron_empg.launch.doing import ActivityDisplay
 from megatron_empg.launch.local_parts import check_machine, driver_part, engine_parts, trainer_part
 from megatron_empg.launch.local_runner import LaunchError, LocalRunner, processes_of
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.launch.recipe_plan import plan_of
-from megatron_empg.launch.restart import Action, AttemptEnd, Means, most_restarts
+from megatron_empg.launch.restart import AttemptEnd, RestartAction, RestartOptions, most_restarts
 from megatron_empg.launch.supervisor import Stage, Supervisor
 from megatron_empg.recipe import Recipe, SftRecipe, load_recipe
 from megatron_empg.recipe.check import check_recipe
@@ -29,7 +29,7 @@ from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beat
 from megatron_empg.run.metrics import read_metrics
 from megatron_empg.run.playing import evaluation_pass
-from megatron_empg.run.progress import Progress
+from megatron_empg.run.progress import StepProgress
 
 POLL_SECONDS = 0.2
 
@@ -80,13 +80,13 @@ def _told_finished(folder: RunFolder, steps: int) -> bool:
 
 
 def _supervise(recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunner) -> None:
-    steps = StepsShown(folder, recipe.run.steps)
+    steps = StepsDisplay(folder, recipe.run.steps)
     with steps.progress:
         site = LocalSite(recipe, folder, runner, steps)
         decision = Supervisor(site, runner, runner.token, POLL_SECONDS, Senses()).run()
         steps.show()
         lost = not decision.in_order and steps.last > folder.last_checkpoint()
-        if decision.action is Action.GIVE_UP or lost:
+        if decision.action is RestartAction.GIVE_UP or lost:
             raise LaunchError(f"{decision.why}; {decision.logs}" if decision.logs else decision.why)
         if not decision.in_order:
             steps.progress.note(f"{decision.why}; logs in {folder.logs}")
@@ -97,13 +97,13 @@ class LocalSite:
     """A run on this machine, as the supervisor sees it."""
 
     def __init__(
-        self, recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunner, steps: StepsShown
+        self, recipe: Recipe | SftRecipe, folder: RunFolder, runner: LocalRunner, steps: StepsDisplay
     ) -> None:
         self.job = f"local-{os.getpid()}-{int(time.time())}"
         self.run_folder = folder.root
         self.most_restarts = most_restarts(os.environ)
         self._recipe, self._folder, self._runner, self._steps = recipe, folder, runner, steps
-        self._doing = DoingShown(folder, steps.progress, _passes(recipe))
+        self._doing = ActivityDisplay(folder, steps.progress, _passes(recipe))
         self._steps_before = steps.last
 
     def stages(self, number: int) -> Sequence[Stage]:
@@ -116,7 +116,7 @@ class LocalSite:
         self._doing.start(parts)
         return [parts]
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[RunPart]:
         plan = plan_of(self._recipe, starts_services=False)
         if not isinstance(self._recipe, Recipe):
             return [trainer_part(plan)]
@@ -139,8 +139,8 @@ class LocalSite:
         """One machine has no watchdog."""
         return None
 
-    def means(self, end: AttemptEnd) -> Means:
-        return Means(most_restarts=self.most_restarts)
+    def means(self, end: AttemptEnd) -> RestartOptions:
+        return RestartOptions(most_restarts=self.most_restarts)
 
     def serving(self) -> None:
         self._doing.serve()
@@ -167,13 +167,13 @@ class LocalSite:
         self._steps.progress.note(line)
 
 
-class StepsShown:
+class StepsDisplay:
     """Shows steps as they are logged."""
 
     def __init__(self, folder: RunFolder, total: int) -> None:
         self._folder, self._total, self._size = folder, total, 0
         self._shown = _last_step(read_metrics(folder))
-        self.progress = Progress(total, done=max(self._shown, 0))
+        self.progress = StepProgress(total, done=max(self._shown, 0))
         self.progress.note(f"run folder {folder.root}; logs in {folder.logs}")
         if self._shown > 0:
             self.progress.note(f"continuing a run that has logged {self._shown} steps")

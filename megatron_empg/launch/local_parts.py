@@ -29,7 +29,7 @@ def check_machine(recipe: Recipe | SftRecipe, *, trains: bool = True) -> None:
             free_port(recipe.engines.host)
         except OSError as error:
             raise RecipeError(
-                f"engines.host is {recipe.engines.host!r}, which is no interface of this machine ({error}); "
+                f"engines.host is {recipe.engines.host!r}, which is not an interface of this machine ({error}); "
                 "127.0.0.1 is"
             ) from None
     first_engine_gpu(recipe, trains=trains)
@@ -54,7 +54,7 @@ def first_engine_gpu(recipe: Recipe | SftRecipe, *, trains: bool = True) -> int 
     return actor if present else None
 
 
-def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
+def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[RunPart]:
     """The recipe's engines. If it `trains` too, their GPUs come after the trainer's."""
     engines, arguments = recipe.engines, engine_settings(recipe).arguments()
     first_gpu = first_engine_gpu(recipe, trains=trains)
@@ -67,7 +67,7 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
             environment[VARIABLE] = visible_gpus(mine, engines.tensor_parallel, os.environ)
         port = free_port(engines.host)
         parts.append(
-            Part(
+            RunPart(
                 f"engine_{index}",
                 commands.engine(sys.executable, arguments, engines.host, port),
                 ExitCode.ENGINES,
@@ -80,11 +80,11 @@ def engine_parts(recipe: Recipe, *, trains: bool = True) -> list[Part]:
     return parts
 
 
-def driver_part(plan: RunPlan, engines: Sequence[str]) -> Part:
+def driver_part(plan: RunPlan, engines: Sequence[str]) -> RunPart:
     """The rollout service; `engines` are their URLs."""
     port = free_port()
     command = commands.driver(sys.executable, plan, LOOPBACK, port, engines)
-    return Part(
+    return RunPart(
         "driver",
         command,
         ExitCode.DRIVER,
@@ -93,7 +93,7 @@ def driver_part(plan: RunPlan, engines: Sequence[str]) -> Part:
     )
 
 
-def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -> Part:
+def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -> RunPart:
     """torchrun with all ranks, on the first of the caller's GPUs where there are any."""
     import torch
 
@@ -101,7 +101,7 @@ def trainer_part(plan: RunPlan, driver: str = "", engines: Sequence[str] = ()) -
     if torch.cuda.device_count():
         environment[VARIABLE] = visible_gpus(0, plan.trainer_ranks, os.environ)
     place = commands.TrainerPlace(plan.trainer_ranks, LOOPBACK, free_port())
-    return Part(
+    return RunPart(
         "trainer",
         commands.trainer(sys.executable, plan, place, driver, engines),
         ExitCode.TRAINER,

@@ -17,7 +17,7 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.log_ends import why
 from megatron_empg.common.processes import PARENT_VARIABLE
 from megatron_empg.launch.interrupts import Interrupted, Interrupts
-from megatron_empg.launch.parts import Ended, Part, status_of
+from megatron_empg.launch.parts import EndedPart, RunPart, status_of
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.run.folder import RunFolder
 
@@ -32,10 +32,10 @@ class LaunchError(EmpgError, RuntimeError):
 
 
 @dataclass
-class Child:
+class ChildProcess:
     """One started process and where it writes."""
 
-    part: Part
+    part: RunPart
     process: subprocess.Popen[bytes]
     log: Path
     told: bool = False
@@ -51,9 +51,9 @@ class LocalRunner:
         self._logs = logs
         self.left_behind: list[str] = []
         """Names of processes that were killed and did not end."""
-        self._children: list[Child] = []
+        self._children: list[ChildProcess] = []
 
-    def start(self, part: Part) -> None:
+    def start(self, part: RunPart) -> None:
         """Start it, in a session of its own."""
         log = self._new_log(part.name)
         # An interrupt in between would leave a process that nobody ends.
@@ -67,9 +67,9 @@ class LocalRunner:
                 env={**os.environ, **self._variables(), **part.environment},
                 start_new_session=True,
             )
-            self._children.append(Child(part, process, log))
+            self._children.append(ChildProcess(part, process, log))
 
-    def ended(self) -> Ended | None:
+    def ended(self) -> EndedPart | None:
         """One that has ended and was not told yet."""
         for child in self._children:
             status = child.process.poll()
@@ -77,18 +77,18 @@ class LocalRunner:
                 child.told = True
                 # Those that a killed torchrun started would train on beside their successors.
                 _signal_group(child.process, signal.SIGKILL)
-                return Ended(child.part, status_of(status))
+                return EndedPart(child.part, status_of(status))
         return None
 
     def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
         """There are none to lose."""
         return ()
 
-    def end_of_logs(self, part: Part) -> str:
+    def end_of_logs(self, part: RunPart) -> str:
         """The first error in its log, and the log's end."""
         return why(self._logs / f"{part.name}.log")
 
-    def logs_kept_of(self, part: Part) -> str:
+    def logs_kept_of(self, part: RunPart) -> str:
         """Where `_new_log` puts its log at the next start."""
         return str(self._logs / f"{part.name}.1.log")
 
@@ -98,7 +98,7 @@ class LocalRunner:
         if ended:
             raise LaunchError(f"{ended}; {self.end_of_logs(ended.part)}")
 
-    def stop_part(self, part: Part) -> None:
+    def stop_part(self, part: RunPart) -> None:
         """End that part's process and its own children, which a frozen one would not do by itself."""
         with self.interrupts.held_back():
             alive = [child for child in self._children if child.part.name == part.name and not child.told]
@@ -118,7 +118,7 @@ class LocalRunner:
             self._kill(alive)  # those that ended in order too: they may have left a child
             self._children = []
 
-    def _kill(self, children: Sequence[Child]) -> None:
+    def _kill(self, children: Sequence[ChildProcess]) -> None:
         """Kill processes with their own children. One that does not end even so, since it waits in the kernel, is
         told and left behind: none of its program goes on, and a wait would hold up the run and any interrupt."""
         for child in children:
@@ -153,7 +153,7 @@ class LocalRunner:
         return logs[0]
 
 
-def _wait(children: Sequence[Child]) -> None:
+def _wait(children: Sequence[ChildProcess]) -> None:
     """For their ends, GRACE_SECONDS at most for all together."""
     deadline = time.monotonic() + GRACE_SECONDS
     for child in children:

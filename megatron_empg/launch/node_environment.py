@@ -16,10 +16,10 @@ INFINIBAND = Path("/sys/class/infiniband")
 
 
 @dataclass(frozen=True)
-class NodeFacts:
+class NodeReport:
     """What a node says of itself; empty where it does not say.
 
-    Example: NodeFacts(interface="ib0", hcas=("mlx5_0:1",), caches="/tmp/empg_caches_1000")
+    Example: NodeReport(interface="ib0", hcas=("mlx5_0:1",), caches="/tmp/empg_caches_1000")
     """
 
     interface: str = ""
@@ -30,7 +30,7 @@ class NodeFacts:
     """A folder of this node for what is compiled."""
 
 
-def task_variables(node: NodeFacts, run_folder: str) -> dict[str, str]:
+def task_variables(node: NodeReport, run_folder: str) -> dict[str, str]:
     """Name and value of every variable that a task of a job is to have; "" leaves the choice to the library.
 
     Trainer ranks get more, by `environment_variables.trainer_environment`.
@@ -79,11 +79,11 @@ def described(wanted: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
     return found
 
 
-def read_node(environment: Mapping[str, str]) -> NodeFacts:
+def read_node(environment: Mapping[str, str]) -> NodeReport:
     """Ask this node. `environment`: a task's, with EMPG_ADDRESSES "node=address …" and SLURMD_NODENAME."""
     addresses = pairs(environment.get("EMPG_ADDRESSES", ""))
     address = addresses.get(environment.get("SLURMD_NODENAME", ""), "")
-    return NodeFacts(
+    return NodeReport(
         interface=_interface_of(address) if address else "",
         hcas=tuple(active_ports(INFINIBAND)),
         caches=caches_folder(environment.get("TMPDIR") or "/tmp"),

@@ -14,14 +14,14 @@ from megatron_empg.launch.liveness import LivenessProbe
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """One kind of process of a run.
 
     `nodes` are names of Slurm's, none on one machine. Every task has the same command and environment; what
     differs between the tasks of a part follows from the node and the number of the task there (SLURMD_NODENAME,
     SLURM_LOCALID). Secrets are in `environment` alone.
 
-    Example: Part("driver", ("python", "-m", "…driver", "…"), ExitCode.DRIVER, addresses=("http://10.0.0.5:10001",))
+    Example: RunPart("driver", ("python", "-m", "…driver", "…"), ExitCode.DRIVER, addresses=("http://10.0.0.5:10001",))
     """
 
     name: str
@@ -44,13 +44,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedPart:
     """A part that has ended. `status` is its exit status, negative for a signal's number as subprocess has it.
 
     Of several tasks: LASTING_FAULT if any ended so, else the first that is not 0.
     """
 
-    part: Part
+    part: RunPart
     status: int
     silent: bool = False
     """It has not ended but answers no more: it is frozen, or an engine's core is."""
@@ -86,10 +86,10 @@ def signal_name(number: int) -> str:
 class Runner(Protocol):
     """Starts parts and ends them: processes of this machine, or steps of a Slurm job."""
 
-    def start(self, part: Part) -> None:
+    def start(self, part: RunPart) -> None:
         """Start the part's tasks and return at once; their output goes to the run's logs."""
 
-    def ended(self) -> Ended | None:
+    def ended(self) -> EndedPart | None:
         """One that has ended and was not told yet, in any order; None while all others run."""
 
     def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
@@ -99,13 +99,13 @@ class Runner(Protocol):
         asked, which may take half a minute.
         """
 
-    def end_of_logs(self, part: Part) -> str:
+    def end_of_logs(self, part: RunPart) -> str:
         """The first error in the part's logs and their ends, to be shown."""
 
-    def logs_kept_of(self, part: Part) -> str:
+    def logs_kept_of(self, part: RunPart) -> str:
         """Where the part's logs are once the run was started again, for people."""
 
-    def stop_part(self, part: Part) -> None:
+    def stop_part(self, part: RunPart) -> None:
         """End that part alone with all its children, at once: it may be frozen. Nothing for one that is over."""
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ class PlacementError(EmpgError, ValueError):
 
 
 @dataclass(frozen=True)
-class Shape:
+class JobShape:
     """The nodes of a job, spares among them, and what its user says of their roles (EMPG_TRAINER_NODES …).
 
     Where `cpu` is set there is no GPU: `gpus_per_node` counts trainer ranks, and engines are not bounded by it
@@ -30,10 +30,10 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Shares:
+class NodeShares:
     """How the nodes are shared out. `shared`: engines run beside trainer ranks, on the GPUs after theirs.
 
-    Example: Shares(trainer_nodes=1, ranks_per_node=4, rollout_nodes=1, engines_per_node=2, shared=True) is one
+    Example: NodeShares(trainer_nodes=1, ranks_per_node=4, rollout_nodes=1, engines_per_node=2, shared=True) is one
     node whose first four GPUs train.
     """
 
@@ -50,12 +50,12 @@ class Shares:
 
     @property
     def engines(self) -> int:
-        """Of all rollout nodes."""
+        """Number of engines on all rollout nodes."""
         return self.rollout_nodes * self.engines_per_node
 
     @property
     def first_engine_gpu(self) -> int:
-        """On a rollout node, after those of the trainer."""
+        """The first GPU for engines on a rollout node, after those of the trainer."""
         return self.ranks_per_node if self.shared else 0
 
 
@@ -65,7 +65,7 @@ class Placement:
 
     trainers: tuple[str, ...]
     rollouts: tuple[str, ...]
-    shares: Shares
+    shares: NodeShares
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class Placement:
         return words
 
 
-def place(shares: Shares, nodes: Sequence[str]) -> Placement | None:
+def place(shares: NodeShares, nodes: Sequence[str]) -> Placement | None:
     """The first of the usable `nodes` train, the next roll out; None where they are too few."""
     if len(nodes) < shares.nodes:
         return None
@@ -91,7 +91,7 @@ def place(shares: Shares, nodes: Sequence[str]) -> Placement | None:
     return Placement(trainers, tuple(nodes[shares.trainer_nodes : shares.nodes]), shares)
 
 
-def share_out(plan: RunPlan, shape: Shape) -> Shares:
+def share_out(plan: RunPlan, shape: JobShape) -> NodeShares:
     """Trainer nodes and rollout nodes as given, else by the recipe. Raises PlacementError.
 
     Trainer nodes are those that the actor's layout fills. Of the others as many roll out as the recipe's engines
@@ -105,7 +105,7 @@ def share_out(plan: RunPlan, shape: Shape) -> Shares:
     if shape.trainer_nodes is not None and (not shared or plan.trainer_ranks % trainer_nodes):
         faults += _wrong_trainer_nodes(plan, shape, trainer_nodes)
     if plan.engines == 0:
-        shares = Shares(trainer_nodes, plan.trainer_ranks // trainer_nodes, 0, 0)
+        shares = NodeShares(trainer_nodes, plan.trainer_ranks // trainer_nodes, 0, 0)
     elif shared:
         shares = _beside_the_trainer(plan, shape, trainer_nodes)
         faults += _no_room_beside(plan, shape, shares)
@@ -127,21 +127,21 @@ def _filled_nodes(ranks: int, gpus_per_node: int) -> int:
     return nodes
 
 
-def _beside_the_trainer(plan: RunPlan, shape: Shape, nodes: int) -> Shares:
+def _beside_the_trainer(plan: RunPlan, shape: JobShape, nodes: int) -> NodeShares:
     ranks = plan.trainer_ranks // nodes
     holds = (shape.gpus_per_node - ranks) // plan.engine_size
     asked = max(1, plan.engines // nodes)
-    return Shares(nodes, ranks, nodes, shape.engines_per_node or min(asked, holds), shared=True)
+    return NodeShares(nodes, ranks, nodes, shape.engines_per_node or min(asked, holds), shared=True)
 
 
-def _on_nodes_of_their_own(plan: RunPlan, shape: Shape, trainer_nodes: int, others: int) -> Shares:
+def _on_nodes_of_their_own(plan: RunPlan, shape: JobShape, trainer_nodes: int, others: int) -> NodeShares:
     on_each = shape.engines_per_node or shape.gpus_per_node // plan.engine_size
     wanted = -(-plan.engines // max(1, on_each))
     rollout_nodes = shape.rollout_nodes or max(1, min(others, wanted))
-    return Shares(trainer_nodes, plan.trainer_ranks // trainer_nodes, rollout_nodes, on_each)
+    return NodeShares(trainer_nodes, plan.trainer_ranks // trainer_nodes, rollout_nodes, on_each)
 
 
-def _wrong_trainer_nodes(plan: RunPlan, shape: Shape, nodes: int) -> list[str]:
+def _wrong_trainer_nodes(plan: RunPlan, shape: JobShape, nodes: int) -> list[str]:
     """The ranks must fill the nodes that the user gives them."""
     given = nodes * shape.gpus_per_node
     if plan.trainer_ranks == given:
@@ -155,7 +155,7 @@ def _wrong_trainer_nodes(plan: RunPlan, shape: Shape, nodes: int) -> list[str]:
     ]
 
 
-def _no_room(plan: RunPlan, shape: Shape, shares: Shares) -> list[str]:
+def _no_room(plan: RunPlan, shape: JobShape, shares: NodeShares) -> list[str]:
     on_node, size = shares.engines_per_node, plan.engine_size
     if on_node >= 1 and (shape.cpu or on_node * size <= shape.gpus_per_node):
         return []
@@ -165,7 +165,7 @@ def _no_room(plan: RunPlan, shape: Shape, shares: Shares) -> list[str]:
     ]
 
 
-def _no_room_beside(plan: RunPlan, shape: Shape, shares: Shares) -> list[str]:
+def _no_room_beside(plan: RunPlan, shape: JobShape, shares: NodeShares) -> list[str]:
     on_node, size = shares.engines_per_node, plan.engine_size
     left = shape.gpus_per_node - shares.ranks_per_node
     if on_node >= 1 and (shape.cpu or on_node * size <= left):
@@ -180,7 +180,7 @@ def _no_room_beside(plan: RunPlan, shape: Shape, shares: Shares) -> list[str]:
     ]
 
 
-def _or_lower(plan: RunPlan, shape: Shape) -> str:
+def _or_lower(plan: RunPlan, shape: JobShape) -> str:
     """What else makes room: of the sizes those that can be lowered. "" where all are 1."""
     names = list(plan.sizes_above_one)
     if plan.engine_size > 1:
@@ -190,7 +190,7 @@ def _or_lower(plan: RunPlan, shape: Shape) -> str:
     return f", or lower {' or '.join(names)}" if names else ""
 
 
-def _too_few_nodes(plan: RunPlan, shape: Shape, shares: Shares) -> str:
+def _too_few_nodes(plan: RunPlan, shape: JobShape, shares: NodeShares) -> str:
     if shape.trainer_nodes is not None and shape.rollout_nodes is not None:
         return f"--nodes is {shape.nodes}; EMPG_TRAINER_NODES + EMPG_ROLLOUT_NODES are {shares.nodes}"
     return (

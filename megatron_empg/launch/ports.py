@@ -45,13 +45,13 @@ class Ports:
         return self.base + 4
 
     def service(self, index: int) -> int:
-        """Of the environment's service number `index`. Raises ValueError when there are more than have ports."""
+        """The port of the environment's service number `index`. Raises ValueError when no port is left for it."""
         if index >= len(SERVICES):
             raise ValueError(f"the environment asks for service number {index + 1}; a job starts {len(SERVICES)}")
         return self.base + SERVICES[index]
 
     def engine(self, index: int) -> int:
-        """Of engine number `index` over all nodes."""
+        """The port of engine number `index` over all nodes."""
         return self.base + FIRST_ENGINE + index
 
     def beside_preflight(self, engines: int) -> str:

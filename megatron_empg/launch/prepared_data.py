@@ -17,7 +17,7 @@ from megatron_empg.launch.prepared_settings import (
     WebShopData,
 )
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import ALFWORLD, NAME, Prepared, PreparedModel, read_prepared
+from megatron_empg.prepare.manifest import ALFWORLD, NAME, PreparedFolder, PreparedModel, read_prepared
 from megatron_empg.recipe import Recipe, RecipeError
 from megatron_empg.recipe.preparation import DEFAULT_FOLDER, prepare_command
 
@@ -122,7 +122,7 @@ def _nothing_prepared(data: PreparedData, folder: Path, recipe: Recipe) -> Recip
 
 
 def overrides_of_prepared(folder: Path, recipe: Recipe, *, wants_model: bool = True) -> list[str]:
-    """The recipe's keys for what lies in a prepared folder. Raises RecipeError with the command that mends it."""
+    """The recipe's keys for what lies in a prepared folder. Raises RecipeError with the command that fixes it."""
     data = PREPARATIONS[recipe.environment.name]
     try:
         prepared = read_prepared(folder, data.preparation)
@@ -165,7 +165,7 @@ def command(folder: Path, recipe: Recipe) -> str:
     return prepare
 
 
-def _model(prepared: Prepared, recipe: Recipe, folder: Path) -> PreparedModel | None:
+def _model(prepared: PreparedFolder, recipe: Recipe, folder: Path) -> PreparedModel | None:
     """The prepared model of the recipe; None where the recipe's own folder is there. Raises RecipeError."""
     name = recipe.model.path.name
     if name in prepared.models:
@@ -181,7 +181,7 @@ def _model(prepared: Prepared, recipe: Recipe, folder: Path) -> PreparedModel | 
 
 
 def _require_whole(
-    data: PreparedData, prepared: Prepared, model: PreparedModel | None, root: Path, fix: str
+    data: PreparedData, prepared: PreparedFolder, model: PreparedModel | None, root: Path, fix: str
 ) -> None:
     """Every file is where it was put, as large as it was; contents are checked by slurm/prepare.sh."""
     files = [*data.files(prepared), *(model.files if model is not None else ())]

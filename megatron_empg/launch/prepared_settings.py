@@ -12,13 +12,13 @@ from megatron_empg.prepare.manifest import (
     DEEPSEARCH,
     SCIENCEWORLD,
     WEBSHOP,
-    Prepared,
     PreparedFile,
+    PreparedFolder,
     PreparedQuestions,
 )
 
 if TYPE_CHECKING:
-    from megatron_empg.environments.alfworld.manifest import Manifest
+    from megatron_empg.environments.alfworld.manifest import GamesManifest
 
 Settings = Mapping[str, Any]
 _OF_PRODUCT_FILES = ("attributes", "instructions", "goals", "first_products")
@@ -26,7 +26,7 @@ _OF_PRODUCT_FILES = ("attributes", "instructions", "goals", "first_products")
 
 
 class PreparedData(Protocol):
-    """Of one environment. `preparation` is what slurm/prepare.sh calls it.
+    """The prepared data of one environment. `preparation` is what slurm/prepare.sh calls it.
 
     `needs`: its parts that a job cannot do without, beside the model. `own_data`: settings that name data; a job
     whose user gives one needs no preparation. `what`: what is fetched. `otherwise`: how a job does without it.
@@ -48,15 +48,15 @@ class PreparedData(Protocol):
         """Whether a variable names data, as the environment understands it."""
         ...
 
-    def settings(self, prepared: Prepared, root: Path, settings: Settings) -> dict[str, Any]:
+    def settings(self, prepared: PreparedFolder, root: Path, settings: Settings) -> dict[str, Any]:
         """What the prepared folder at `root` is to the environment; null takes a setting of the recipe away."""
         ...
 
-    def files(self, prepared: Prepared) -> Iterator[PreparedFile]:
+    def files(self, prepared: PreparedFolder) -> Iterator[PreparedFile]:
         """Those that must be as they were prepared."""
         ...
 
-    def gone(self, prepared: Prepared, root: Path) -> str:
+    def gone(self, prepared: PreparedFolder, root: Path) -> str:
         """What was made there and is gone; empty where nothing is."""
         ...
 
@@ -91,7 +91,7 @@ class DeepSearchData:
     def on_this_machine(self) -> bool:
         return False
 
-    def settings(self, prepared: Prepared, root: Path, settings: Settings) -> dict[str, Any]:
+    def settings(self, prepared: PreparedFolder, root: Path, settings: Settings) -> dict[str, Any]:
         assert prepared.index is not None, "a job needs it"
         found: dict[str, Any] = {
             "questions": {
@@ -104,14 +104,14 @@ class DeepSearchData:
             found["corpus"] = None  # the miniature's: another one was not replaced
         return found
 
-    def files(self, prepared: Prepared) -> Iterator[PreparedFile]:
+    def files(self, prepared: PreparedFolder) -> Iterator[PreparedFile]:
         for entries in prepared.questions.values():
             for entry in entries:
                 yield entry.file
                 if entry.aliases is not None:
                     yield entry.aliases
 
-    def gone(self, prepared: Prepared, root: Path) -> str:
+    def gone(self, prepared: PreparedFolder, root: Path) -> str:
         assert prepared.index is not None, "a job needs it"
         index = root / prepared.index.path
         return "" if index.is_dir() else f"the index {index}"
@@ -157,15 +157,15 @@ class AlfWorldData:
 
         return bool(os.environ.get(DATA_VARIABLE, "").strip())
 
-    def settings(self, prepared: Prepared, root: Path, settings: Settings) -> dict[str, Any]:
+    def settings(self, prepared: PreparedFolder, root: Path, settings: Settings) -> dict[str, Any]:
         assert prepared.games is not None, "a job needs them"
         return {"data": str(root / prepared.games.path)}
 
-    def files(self, prepared: Prepared) -> Iterator[PreparedFile]:
+    def files(self, prepared: PreparedFolder) -> Iterator[PreparedFile]:
         """None: archives may be removed once they are unpacked."""
         yield from ()
 
-    def gone(self, prepared: Prepared, root: Path) -> str:
+    def gone(self, prepared: PreparedFolder, root: Path) -> str:
         from megatron_empg.environments.settings import MANIFEST
 
         assert prepared.games is not None, "a job needs them"
@@ -209,7 +209,7 @@ class WebShopData:
     def on_this_machine(self) -> bool:
         return False
 
-    def settings(self, prepared: Prepared, root: Path, settings: Settings) -> dict[str, Any]:
+    def settings(self, prepared: PreparedFolder, root: Path, settings: Settings) -> dict[str, Any]:
         catalogue = prepared.catalogue
         if catalogue is None:
             return {name: str(root / file.path) for name, file in prepared.files.items()}
@@ -219,10 +219,10 @@ class WebShopData:
                 found[name] = None  # said of files, which are not there
         return found
 
-    def files(self, prepared: Prepared) -> Iterator[PreparedFile]:
+    def files(self, prepared: PreparedFolder) -> Iterator[PreparedFile]:
         yield from prepared.files.values()
 
-    def gone(self, prepared: Prepared, root: Path) -> str:
+    def gone(self, prepared: PreparedFolder, root: Path) -> str:
         return ""
 
     def told(self, settings: Settings) -> list[str]:
@@ -256,13 +256,13 @@ class ScienceWorldData:
     def on_this_machine(self) -> bool:
         return False
 
-    def settings(self, prepared: Prepared, root: Path, settings: Settings) -> dict[str, Any]:
+    def settings(self, prepared: PreparedFolder, root: Path, settings: Settings) -> dict[str, Any]:
         return {}
 
-    def files(self, prepared: Prepared) -> Iterator[PreparedFile]:
+    def files(self, prepared: PreparedFolder) -> Iterator[PreparedFile]:
         yield from ()
 
-    def gone(self, prepared: Prepared, root: Path) -> str:
+    def gone(self, prepared: PreparedFolder, root: Path) -> str:
         return ""
 
     def told(self, settings: Settings) -> list[str]:
@@ -281,7 +281,7 @@ def _alfworld_data(settings: Settings) -> tuple[Path | None, Path | None]:
     return (Path(said) if said else variable), variable
 
 
-def _alfworld_manifest(settings: Settings) -> Manifest | None:
+def _alfworld_manifest(settings: Settings) -> GamesManifest | None:
     from megatron_empg.environments.alfworld.manifest import manifest_if_readable
 
     folder, _ = _alfworld_data(settings)

@@ -28,7 +28,7 @@ class RestartsError(EmpgError, ValueError):
     exit_code = 2
 
 
-class Cause(Enum):
+class EndCause(Enum):
     """Why an attempt ended."""
 
     FINISHED = "finished"  # all steps are done
@@ -40,7 +40,7 @@ class Cause(Enum):
     LOST_NODE = "lost node"
 
 
-class Action(Enum):
+class RestartAction(Enum):
     """What to do then."""
 
     DONE = "done"
@@ -51,7 +51,7 @@ class Action(Enum):
 
 
 @dataclass(frozen=True)
-class Start:
+class RecordedStart:
     """A line of RUN/starts: which job (or process) began from which checkpoint."""
 
     job: str
@@ -69,7 +69,7 @@ class AttemptEnd:
     and the part has worked in this attempt, so that it may be started again beside them.
     """
 
-    cause: Cause
+    cause: EndCause
     part: str = ""
     code: ExitCode = ExitCode.TRAINER
     requested: bool = False
@@ -81,11 +81,11 @@ class AttemptEnd:
     @property
     def of_watchdog_alone(self) -> bool:
         """The watchdog was killed; nothing else waits for it."""
-        return self.cause is Cause.DIED and self.code is ExitCode.WATCHDOG
+        return self.cause is EndCause.DIED and self.code is ExitCode.WATCHDOG
 
 
 @dataclass(frozen=True)
-class Means:
+class RestartOptions:
     """What could be done. `nodes`: whether enough are left, up and fit; `requeue`: whether there is a queue."""
 
     nodes: bool = True
@@ -94,7 +94,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Decision:
+class RestartDecision:
     """What is done, in words for the log too. Of a run that is given up: `code`, and the end of the logs of the
     part at fault.
 
@@ -103,7 +103,7 @@ class Decision:
     `wait`: seconds before a part is started again.
     """
 
-    action: Action
+    action: RestartAction
     why: str
     code: ExitCode | None = None
     logs: str = ""
@@ -112,7 +112,7 @@ class Decision:
 
 
 def most_restarts(environment: Mapping[str, str]) -> int:
-    """As EMPG_MAX_RESTARTS says. Raises RestartsError."""
+    """The limit of restarts that EMPG_MAX_RESTARTS sets. Raises RestartsError."""
     given = environment.get(MOST_RESTARTS_VARIABLE, "")
     if not given:
         return MOST_RESTARTS
@@ -121,47 +121,57 @@ def most_restarts(environment: Mapping[str, str]) -> int:
     return int(given)
 
 
-def decide(end: AttemptEnd, history: Sequence[Start], checkpoint: int, means: Means) -> Decision:
+def decide(
+    end: AttemptEnd, history: Sequence[RecordedStart], checkpoint: int, means: RestartOptions
+) -> RestartDecision:
     """`history`: the starts of this job so far, the last one that which ended. `checkpoint`: the newest now."""
-    if end.cause is Cause.FINISHED:
-        return Decision(Action.DONE, "all steps are done")
-    if end.cause is Cause.FAULT:
-        return Decision(Action.GIVE_UP, end.says, end.code)
+    if end.cause is EndCause.FINISHED:
+        return RestartDecision(RestartAction.DONE, "all steps are done")
+    if end.cause is EndCause.FAULT:
+        return RestartDecision(RestartAction.GIVE_UP, end.says, end.code)
     if end.of_watchdog_alone:
         return _watchdog_again(end, means)
-    if end.cause is Cause.STOPPED and not end.requested:
-        return Decision(Action.DONE, f"stopped after step {checkpoint}")
+    if end.cause is EndCause.STOPPED and not end.requested:
+        return RestartDecision(RestartAction.DONE, f"stopped after step {checkpoint}")
     if (end.requested and not means.requeue) or (end.stop_file and not end.requested):
         why = f"{end.says}; not started again, as its end was asked for; newest checkpoint: step {checkpoint}"
-        return Decision(Action.DONE, why, in_order=end.cause is Cause.STOPPED)
+        return RestartDecision(RestartAction.DONE, why, in_order=end.cause is EndCause.STOPPED)
 
     spent = used_up(history, checkpoint, means.most_restarts)
     if spent:
-        return Decision(Action.GIVE_UP, f"{end.says}; {spent}", ExitCode.RESTARTS)
+        return RestartDecision(RestartAction.GIVE_UP, f"{end.says}; {spent}", ExitCode.RESTARTS)
     # A hanging rank may hold its GPU or its node; a new start of the job has both anew.
-    if means.requeue and (end.requested or end.cause is Cause.HUNG):
-        return Decision(Action.REQUEUE, f"{end.says}; newest checkpoint: step {checkpoint}")
+    if means.requeue and (end.requested or end.cause is EndCause.HUNG):
+        return RestartDecision(RestartAction.REQUEUE, f"{end.says}; newest checkpoint: step {checkpoint}")
     if means.nodes:
         number = f"restart {len(history)} of at most {means.most_restarts}"
-        return Decision(Action.RESTART_ALL, f"{end.says}; going on from step {checkpoint} ({number})")
+        return RestartDecision(
+            RestartAction.RESTART_ALL, f"{end.says}; going on from step {checkpoint} ({number})"
+        )
     if means.requeue:
-        return Decision(Action.REQUEUE, f"{end.says}; too few nodes are left; newest checkpoint: {checkpoint}")
-    return Decision(Action.GIVE_UP, f"{end.says}; too few nodes are left, and there is no queue", ExitCode.NODE)
+        return RestartDecision(
+            RestartAction.REQUEUE, f"{end.says}; too few nodes are left; newest checkpoint: {checkpoint}"
+        )
+    return RestartDecision(
+        RestartAction.GIVE_UP, f"{end.says}; too few nodes are left, and there is no queue", ExitCode.NODE
+    )
 
 
-def _watchdog_again(end: AttemptEnd, means: Means) -> Decision:
+def _watchdog_again(end: AttemptEnd, means: RestartOptions) -> RestartDecision:
     if end.part_restarts < means.most_restarts:
-        return Decision(Action.RESTART_PART, f"{end.says}; it is started again, the run goes on")
-    return Decision(Action.GIVE_UP, f"{end.says}, after {end.part_restarts} restarts of it", ExitCode.WATCHDOG)
+        return RestartDecision(RestartAction.RESTART_PART, f"{end.says}; it is started again, the run goes on")
+    return RestartDecision(
+        RestartAction.GIVE_UP, f"{end.says}, after {end.part_restarts} restarts of it", ExitCode.WATCHDOG
+    )
 
 
-def decide_part(end: AttemptEnd, restarts: Sequence[int], checkpoint: int, most: int) -> Decision | None:
+def decide_part(end: AttemptEnd, restarts: Sequence[int], checkpoint: int, most: int) -> RestartDecision | None:
     """Whether the part that ended is started again alone; None where the whole run's end is to be decided.
 
     `restarts`: the newest checkpoint at each earlier restart of that part in this attempt; `most` of them there
     may be in all, and `MOST_PART_RESTARTS` without a new checkpoint.
     """
-    if not end.alone or end.cause is not Cause.DIED or end.code not in ALONE:
+    if not end.alone or end.cause is not EndCause.DIED or end.code not in ALONE:
         return None
     in_vain = sum(at == checkpoint for at in restarts)
     if in_vain >= MOST_PART_RESTARTS or len(restarts) >= most:
@@ -169,7 +179,7 @@ def decide_part(end: AttemptEnd, restarts: Sequence[int], checkpoint: int, most:
     wait = wait_before(in_vain)
     number = f"restart {len(restarts) + 1} of it"
     why = f"{end.says}; it alone is started again in {wait:.0f} s ({number}), the run goes on"
-    return Decision(Action.RESTART_PART, why, wait=wait)
+    return RestartDecision(RestartAction.RESTART_PART, why, wait=wait)
 
 
 def wait_before(in_vain: int) -> float:
@@ -177,7 +187,7 @@ def wait_before(in_vain: int) -> float:
     return min(LONGEST_WAIT, 2.0 ** min(in_vain, 10))
 
 
-def used_up(history: Sequence[Start], checkpoint: int, most_restarts: int) -> str:
+def used_up(history: Sequence[RecordedStart], checkpoint: int, most_restarts: int) -> str:
     """Why a job with these starts may not start again from this checkpoint; "" when it may."""
     if len(history) > most_restarts:
         return f"restarted {most_restarts} times (EMPG_MAX_RESTARTS): giving up"

@@ -69,4 +69,4 @@ class RunPlan:
             read = {"services": tuple(services), "engine_arguments": arguments, "sizes_above_one": sizes}
             return cls(**{**values, **read})
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"this is no plan of a run: {error}") from None
+            raise ValueError(f"this is not a plan of a run: {error}") from None

@@ -38,5 +38,5 @@ def _connect(name: str, address: str) -> None:
         socket.create_connection((place.hostname or "", port), SECONDS).close()
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
-            f"{name} is {address}, where nobody answers ({error}): start that server first, or mend the address"
+            f"{name} is {address}, where nobody answers ({error}): start that server first, or correct the address"
         ) from None

@@ -19,14 +19,14 @@ SILENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Of a program: its exit status, and what it wrote to stdout."""
+class ProgramOutput:
+    """A program's exit status, and what it wrote to stdout."""
 
     status: int
     text: str
 
 
-def call(command: Sequence[str], seconds: float) -> Answer:
+def call(command: Sequence[str], seconds: float) -> ProgramOutput:
     """Run a program to its end; a status of 124 where it takes longer, of 127 where there is none of that name."""
     try:
         process = subprocess.Popen(
@@ -38,13 +38,13 @@ def call(command: Sequence[str], seconds: float) -> Answer:
             errors="replace",
         )
     except OSError:
-        return Answer(127, "")
+        return ProgramOutput(127, "")
     try:
         text, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         _end(process)
-        return Answer(124, "")
-    return Answer(process.returncode, text)
+        return ProgramOutput(124, "")
+    return ProgramOutput(process.returncode, text)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -63,13 +63,13 @@ class Slurm:
 
     job: str = ""
     nodes: str = ""
-    run: Callable[[Sequence[str], float], Answer] = call
+    run: Callable[[Sequence[str], float], ProgramOutput] = call
     sleep: Callable[[float], None] = field(default=time.sleep)
 
-    def _ask(self, *command: str, seconds: float = 60.0) -> Answer:
+    def _ask(self, *command: str, seconds: float = 60.0) -> ProgramOutput:
         return self.run(command, seconds)
 
-    def _again(self, *command: str) -> Answer:
+    def _again(self, *command: str) -> ProgramOutput:
         """Until it succeeds, three times at most."""
         answer = self._ask(*command)
         for seconds in RETRIES:
@@ -86,7 +86,7 @@ class Slurm:
         return slurm_words.lines(self._again("scontrol", "show", "hostnames", self.nodes).text)
 
     def down(self) -> set[str]:
-        """Of the job's nodes those that the controller has given up."""
+        """The job's nodes that the controller has given up."""
         answer = self._ask("sinfo", "--noheader", "--Node", f"--nodes={self.nodes}", "--format=%N %t")
         return slurm_words.down_nodes(answer.text)
 
@@ -103,7 +103,7 @@ class Slurm:
             answers = list(pool.map(lambda node: self.output_on(node, "true", seconds=SILENCE_SECONDS), nodes))
         return [node for node, answer in zip(nodes, answers) if answer.status != 0]  # noqa: B905 (Python 3.9)
 
-    def output_on(self, node: str, *command: str, seconds: float = 120.0) -> Answer:
+    def output_on(self, node: str, *command: str, seconds: float = 120.0) -> ProgramOutput:
         """What a command prints that runs there as a step of its own."""
         where = ("--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
         return self._ask("srun", *where, *command, seconds=seconds)

@@ -54,8 +54,8 @@ class SlurmParts:
                 found.append(commands.url_of(self.addresses[node], self.ports.engine(len(found))))
         return found
 
-    def stages(self) -> list[list[Part]]:
-        """In order: conversion, preflight, services, and the run itself."""
+    def stages(self) -> list[list[RunPart]]:
+        """Stages of a start, in order: conversion, preflight, services, and the run itself."""
         found = []
         if self.training.megatron_checkpoint:
             found.append([self._conversion()])
@@ -69,14 +69,14 @@ class SlurmParts:
             found.append([self._trainer(), self._watchdog()])
         return found
 
-    def _conversion(self) -> Part:
+    def _conversion(self) -> RunPart:
         """A Megatron checkpoint becomes the run's model, once."""
         target = str(RunPaths(self.plan.run_folder).converted_model)
         source, like = self.training.megatron_checkpoint, self.training.model
         command = self._run(commands.conversion(self.job.python, source, target, like))
-        return Part("conversion", command, ExitCode.CONVERSION, self.placement.trainers[:1], ends=True)
+        return RunPart("conversion", command, ExitCode.CONVERSION, self.placement.trainers[:1], ends=True)
 
-    def _preflight(self) -> Part:
+    def _preflight(self) -> RunPart:
         """Is every node fit for the run?"""
         ports = self.ports
         command = commands.preflight(
@@ -92,16 +92,16 @@ class SlurmParts:
             "MASTER_PORT": str(ports.preflight),
         }
         nodes = self.placement.nodes
-        return Part("preflight", self._run(command), ExitCode.PREFLIGHT, nodes, environment=meeting, ends=True)
+        return RunPart("preflight", self._run(command), ExitCode.PREFLIGHT, nodes, environment=meeting, ends=True)
 
-    def _services(self) -> list[Part]:
+    def _services(self) -> list[RunPart]:
         node = self.placement.rollouts[0]
         urls = self.services
         found = []
         for index, service in enumerate(self.plan.services):
             command = commands.service(self.job.python, service, self.addresses[node], self.ports.service(index))
             found.append(
-                Part(
+                RunPart(
                     service.name,
                     self._run(command, "--no-gpu"),
                     ExitCode.SERVICE,
@@ -113,7 +113,7 @@ class SlurmParts:
             )
         return found
 
-    def _engines(self) -> list[Part]:
+    def _engines(self) -> list[RunPart]:
         """A step for each, so that one which dies ends no other and is started again alone."""
         shares = self.placement.shares
         words = ["--per-node", str(shares.engines_per_node), *self._gpus()]
@@ -124,7 +124,7 @@ class SlurmParts:
         for index, url in enumerate(self.engines):
             node, number = divmod(index, shares.engines_per_node)
             found.append(
-                Part(
+                RunPart(
                     f"engine_{index}",
                     self._task("engine", self._plan_file, "--number", str(number), *words),
                     ExitCode.ENGINES,
@@ -136,11 +136,11 @@ class SlurmParts:
             )
         return found
 
-    def _driver(self) -> Part:
+    def _driver(self) -> RunPart:
         node = self.placement.rollouts[0]
         host, port = self.addresses[node], self.ports.driver
         command = commands.driver(self.job.python, self.plan, host, port, self.engines)
-        return Part(
+        return RunPart(
             "driver",
             self._run(command, "--no-gpu"),
             ExitCode.DRIVER,
@@ -149,12 +149,12 @@ class SlurmParts:
             probes=server_probes(self.plan.silence_seconds),
         )
 
-    def _trainer(self) -> Part:
+    def _trainer(self) -> RunPart:
         words = [self._plan_file, *self._gpus()]
         if self.plan.engines:
             driver = commands.url_of(self.addresses[self.placement.rollouts[0]], self.ports.driver)
             words += ["--driver", driver, *commands.engine_words(self.engines)]
-        return Part(
+        return RunPart(
             "trainer",
             self._task("trainer", *words),
             ExitCode.TRAINER,
@@ -163,10 +163,10 @@ class SlurmParts:
             heartbeat=commands.heartbeat_of(self.plan),
         )
 
-    def _watchdog(self) -> Part:
+    def _watchdog(self) -> RunPart:
         stall, silence = self.training.stall_seconds, self.training.silence_seconds
         command = commands.watchdog(self.job.python, self.plan, stall, silence)
-        return Part("watchdog", self._run(command, "--no-gpu"), ExitCode.WATCHDOG, self.placement.nodes)
+        return RunPart("watchdog", self._run(command, "--no-gpu"), ExitCode.WATCHDOG, self.placement.nodes)
 
     @property
     def _plan_file(self) -> str:
@@ -205,7 +205,7 @@ def variables(parts: SlurmParts, token: str) -> dict[str, str]:
 
 
 def placement_variables(placement: Placement, addresses: Mapping[str, str]) -> dict[str, str]:
-    """By which a task knows its node's role and address."""
+    """Environment variables that tell a task its node's role and address."""
     return {
         "EMPG_TRAINER_NODE_NAMES": " ".join(placement.trainers),
         "EMPG_ROLLOUT_NODE_NAMES": " ".join(placement.rollouts),

@@ -15,10 +15,10 @@ from megatron_empg.launch.job_nodes import JobNodes
 from megatron_empg.launch.job_settings import JobSettings, TrainSettings
 from megatron_empg.launch.job_signals import JobSignals
 from megatron_empg.launch.nodes import unfit_nodes
-from megatron_empg.launch.parts import Part
-from megatron_empg.launch.placement import Placement, Shares
+from megatron_empg.launch.parts import RunPart
+from megatron_empg.launch.placement import NodeShares, Placement
 from megatron_empg.launch.recipe_questions import RecipeQuestions
-from megatron_empg.launch.restart import AttemptEnd, Cause, Means
+from megatron_empg.launch.restart import AttemptEnd, EndCause, RestartOptions
 from megatron_empg.launch.run_plan import RunPlan
 from megatron_empg.launch.slurm_parts import SlurmParts, variables
 from megatron_empg.launch.srun_runner import SrunRunner
@@ -28,7 +28,7 @@ from megatron_empg.run.folder_lock import FolderLock, RunFolderError
 from megatron_empg.run.names import RunPaths
 
 LOOK_AGAIN_SECONDS = 2.0
-GOES_ON = (Cause.DIED, Cause.LOST_NODE, Cause.UNFIT_NODE)
+GOES_ON = (EndCause.DIED, EndCause.LOST_NODE, EndCause.UNFIT_NODE)
 """After these a run may go on in the same job, with the nodes that are left."""
 
 
@@ -39,7 +39,7 @@ class SlurmSite:
     settings: JobSettings
     training: TrainSettings
     plan: RunPlan
-    shares: Shares
+    shares: NodeShares
     nodes: JobNodes
     runner: SrunRunner
     questions: RecipeQuestions
@@ -62,7 +62,7 @@ class SlurmSite:
 
     @property
     def paths(self) -> RunPaths:
-        """Of the run folder."""
+        """Paths in the run folder."""
         return RunPaths(self.run_folder)
 
     @property
@@ -95,7 +95,7 @@ class SlurmSite:
 
     # --- a start -----------------------------------------------------------------------------------------------
 
-    def stages(self, number: int) -> Sequence[Sequence[Part]]:
+    def stages(self, number: int) -> Sequence[Sequence[RunPart]]:
         """Take the run folder, then name what is to run. Raises StartRefused."""
         try:
             self._parts = self._prepare(number)
@@ -183,16 +183,16 @@ class SlurmSite:
         if not lines:
             return None
         unfit = any(line.startswith("watchdog: unfit") for line in lines)
-        cause = Cause.UNFIT_NODE if unfit else Cause.HUNG
+        cause = EndCause.UNFIT_NODE if unfit else EndCause.HUNG
         return AttemptEnd(cause, "", ExitCode.WATCHDOG, self.signals.asked, "\n".join(lines))
 
-    def means(self, end: AttemptEnd) -> Means:
+    def means(self, end: AttemptEnd) -> RestartOptions:
         """Whether enough nodes are left, which then are the ones to go on with."""
         enough = True
         if end.cause in GOES_ON and not end.requested:
-            lost = list(self.runner.lost) if end.cause is Cause.LOST_NODE else []
+            lost = list(self.runner.lost) if end.cause is EndCause.LOST_NODE else []
             enough = self._choose_without(lost)
-        return Means(nodes=enough, requeue=True, most_restarts=self.most_restarts)
+        return RestartOptions(nodes=enough, requeue=True, most_restarts=self.most_restarts)
 
     def _choose_without(self, lost: Sequence[str]) -> bool:
         """Other nodes in the place of those that are lost or unfit. Raises JobError."""

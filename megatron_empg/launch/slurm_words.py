@@ -55,7 +55,7 @@ def has_container_options(srun_help: str) -> bool:
 
 
 def step_ids(squeue: str) -> list[str]:
-    """Of `squeue --steps --format=%i` those that were started by srun, not the batch script and the like.
+    """Steps in the output of `squeue --steps --format=%i` that srun started, without the batch script.
 
     Example: "7.0\\n7.12\\n7.batch\\n7.extern" gives ["7.0", "7.12"].
     """
@@ -63,7 +63,7 @@ def step_ids(squeue: str) -> list[str]:
 
 
 def steps_named(squeue: str, name: str) -> list[str]:
-    """Of `squeue --steps --format="%i %j"` the numbers of the steps with that name.
+    """Numbers of the steps with that name in the output of `squeue --steps --format="%i %j"`.
 
     Example: "7.0 search\\n7.3 engine_0\\n7.batch batch" gives ["7.3"] for "engine_0".
     """

@@ -11,8 +11,8 @@ from megatron_empg.launch.job_error import JobError, misconfigured
 from megatron_empg.launch.job_nodes import JobNodes
 from megatron_empg.launch.job_output import say
 from megatron_empg.launch.job_settings import JobSettings
-from megatron_empg.launch.parts import Part
-from megatron_empg.launch.placement import Shares
+from megatron_empg.launch.parts import RunPart
+from megatron_empg.launch.placement import NodeShares
 from megatron_empg.launch.slurm_parts import placement_variables, task_command
 from megatron_empg.launch.srun_runner import SrunRunner
 
@@ -26,12 +26,12 @@ def suite(words: Sequence[str], environment: Mapping[str, str], job: JobSettings
     logs.mkdir(parents=True, exist_ok=True)
     nodes = JobNodes(runner.slurm, job.interface)
     count = int(environment.get("SLURM_JOB_NUM_NODES") or "1")
-    placement = nodes.choose(Shares(count, 1, 0, 0))
+    placement = nodes.choose(NodeShares(count, 1, 0, 0))
     if placement is None:
         raise JobError(ExitCode.NODE, f"too few of {job.node_list} are up")
     addresses = nodes.addresses(placement)
     results = ("--json", f"{logs}/nccl_suite.json", "--heat-map", f"{logs}/nccl_suite.png")
-    part = Part(
+    part = RunPart(
         "suite",
         task_command(job.python, "run", "--", job.python, "tools/nccl_suite.py", *results, *words),
         ExitCode.PREFLIGHT,

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.common.log_ends import first_error
 from megatron_empg.launch.containers import Container
-from megatron_empg.launch.parts import Ended, Part, status_of
+from megatron_empg.launch.parts import EndedPart, RunPart, status_of
 from megatron_empg.launch.slurm import Slurm
 from megatron_empg.launch.slurm_words import task_statuses
 
@@ -28,13 +28,13 @@ LONGEST = 1000
 
 @dataclass
 class _Step:
-    part: Part
+    part: RunPart
     process: subprocess.Popen[bytes]
     log: Path
     """What srun itself says."""
 
 
-def srun_command(part: Part, container: Container, *, binds_processors: bool = False) -> list[str]:
+def srun_command(part: RunPart, container: Container, *, binds_processors: bool = False) -> list[str]:
     """The step of a part: an equal number of tasks on each of its nodes, beside the other steps.
 
     One task that fails ends the others.
@@ -89,7 +89,7 @@ class SrunRunner:
         self._may_run = False
         """Whether anything was started since all were stopped."""
 
-    def start(self, part: Part) -> None:
+    def start(self, part: RunPart) -> None:
         """Start the part's step and return at once."""
         command = srun_command(part, self._container, binds_processors=self._binds)
         environment = {**self.environment, **part.environment, "EMPG_LOG": str(self.logs / part.name)}
@@ -128,7 +128,7 @@ class SrunRunner:
                 found.append(name)
         return found
 
-    def run(self, part: Part) -> int:
+    def run(self, part: RunPart) -> int:
         """Start the part and wait for its end; its status, negative for a signal."""
         self.start(part)
         self._steps[part.name].process.wait()
@@ -136,11 +136,11 @@ class SrunRunner:
         assert ended is not None
         return ended.status
 
-    def log_of(self, part: Part, node: str) -> str:
+    def log_of(self, part: RunPart, node: str) -> str:
         """What the part's first task on that node wrote."""
         return _text(self.logs / f"{part.name}.{node}.0.log")
 
-    def ended(self) -> Ended | None:
+    def ended(self) -> EndedPart | None:
         """One whose step is over, and was not told yet."""
         for name, step in self._steps.items():
             code = step.process.poll()
@@ -148,7 +148,7 @@ class SrunRunner:
                 del self._steps[name]
                 self.over.add(name)
                 said = _text(step.log)
-                return Ended(step.part, status_of_step(code, said))
+                return EndedPart(step.part, status_of_step(code, said))
         return None
 
     def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
@@ -161,7 +161,7 @@ class SrunRunner:
         self.lost = tuple(lost)
         return self.lost
 
-    def end_of_logs(self, part: Part) -> str:
+    def end_of_logs(self, part: RunPart) -> str:
         """The first error of each of its logs as it stands there, then their ends."""
         paths = sorted(self.logs.glob(f"{part.name}.*.log"))
         paths += [path for path in self._srun_logs(part) if _text(path)]
@@ -174,11 +174,11 @@ class SrunRunner:
             ends += [f"==> {path} <==", *text.splitlines()[-SHOWN_LINES:]]
         return "\n".join([*errors, *ends])
 
-    def logs_kept_of(self, part: Part) -> str:
+    def logs_kept_of(self, part: RunPart) -> str:
         """Each start has a folder of its own, where they stay."""
         return str(self.logs / f"{part.name}.*.log")
 
-    def stop_part(self, part: Part) -> None:
+    def stop_part(self, part: RunPart) -> None:
         """Cancel the part's step; Slurm kills tasks that do not obey, as frozen ones."""
         step = self._steps.get(part.name)
         if step is None:
@@ -209,11 +209,11 @@ class SrunRunner:
         for step in self.slurm.steps():
             self.slurm.cancel(step)
 
-    def _cancel_steps_of(self, part: Part) -> None:
+    def _cancel_steps_of(self, part: RunPart) -> None:
         for step in self.slurm.steps_of(part.name):
             self.slurm.cancel(step)
 
-    def _end_what_its_srun_left(self, part: Part) -> None:
+    def _end_what_its_srun_left(self, part: RunPart) -> None:
         """Tasks live on whose srun was killed, and hold ports and GPUs of their successors until they end."""
         for _ in range(int(STOP_SECONDS / LOOK_AGAIN_SECONDS)):
             left = self.slurm.steps_of(part.name)
@@ -223,14 +223,14 @@ class SrunRunner:
                 self.slurm.cancel(step)
             self.slurm.sleep(LOOK_AGAIN_SECONDS)
 
-    def _srun_logs(self, part: Part) -> Sequence[Path]:
+    def _srun_logs(self, part: RunPart) -> Sequence[Path]:
         """One for each time that the part was started, oldest first."""
         found = [self.logs / f"{part.name}.srun"]
         while found[-1].exists():
             found.append(self.logs / f"{part.name}.{len(found) + 1}.srun")
         return found[:-1]
 
-    def _new_srun_log(self, part: Part) -> Path:
+    def _new_srun_log(self, part: RunPart) -> Path:
         number = len(self._srun_logs(part)) + 1
         return self.logs / (f"{part.name}.srun" if number == 1 else f"{part.name}.{number}.srun")
 

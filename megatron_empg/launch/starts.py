@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_empg.launch.restart import Start
+from megatron_empg.launch.restart import RecordedStart
 from megatron_empg.run.names import RunPaths
 
 
-def read_starts(run_folder: Path, job: str) -> Sequence[Start]:
+def read_starts(run_folder: Path, job: str) -> Sequence[RecordedStart]:
     """The starts of this job, oldest first; none without the file."""
     try:
         text = RunPaths(run_folder).starts.read_text(encoding="utf-8")
@@ -24,11 +24,11 @@ def read_starts(run_folder: Path, job: str) -> Sequence[Start]:
     for line in text.splitlines():
         words = line.split()
         if len(words) == 2 and words[0] == job and words[1].isdecimal():
-            found.append(Start(words[0], int(words[1])))
+            found.append(RecordedStart(words[0], int(words[1])))
     return found
 
 
-def note_start(run_folder: Path, start: Start) -> None:
+def note_start(run_folder: Path, start: RecordedStart) -> None:
     """Add a line, and bring it to disk before anything starts. Raises OSError."""
     with RunPaths(run_folder).starts.open("a", encoding="utf-8") as file:
         file.write(f"{start.job} {start.checkpoint}\n")

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.launch.attempt import Attempt, Senses
+from megatron_empg.launch.attempt import RunAttempt, Senses
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.parts import Part, Runner
+from megatron_empg.launch.parts import Runner, RunPart
 from megatron_empg.launch.restart import (
-    Action,
     AttemptEnd,
-    Cause,
-    Decision,
-    Means,
-    Start,
+    EndCause,
+    RecordedStart,
+    RestartAction,
+    RestartDecision,
+    RestartOptions,
     decide,
     decide_part,
     used_up,
@@ -29,7 +29,7 @@ from megatron_empg.launch.restart import (
 from megatron_empg.launch.starts import note_start, read_starts
 from megatron_empg.run.names import RunPaths
 
-Stage = Sequence[Part]
+Stage = Sequence[RunPart]
 """Parts that start together. A stage is over when those of it that end have ended with status 0, or, where none of
 them ends, when all are healthy; then the next one starts. After the last one the run is over."""
 
@@ -55,7 +55,7 @@ class Site(Protocol):
 
     @property
     def most_restarts(self) -> int:
-        """After which the run is given up."""
+        """Restarts after which the run is given up."""
 
     def stages(self, number: int) -> Sequence[Stage]:
         """What start `number` (1 is the first) runs, after all that must be done before. Raises StartRefused."""
@@ -72,7 +72,7 @@ class Site(Protocol):
     def watchdog_verdict(self) -> AttemptEnd | None:
         """HUNG or UNFIT_NODE, if that is what the watchdog ended with."""
 
-    def means(self, end: AttemptEnd) -> Means:
+    def means(self, end: AttemptEnd) -> RestartOptions:
         """What could be done after this end; all parts have been stopped."""
 
     def serving(self) -> None:
@@ -95,41 +95,41 @@ class Supervisor:
     poll_seconds: float = 1.0
     senses: Senses = field(default_factory=Senses)
 
-    def run(self) -> Decision:
-        """Until all is done, or until only others can help: DONE, REQUEUE or GIVE_UP with a code.
+    def run(self) -> RestartDecision:
+        """Run until all is done, or until only others can help: DONE, REQUEUE or GIVE_UP with a code.
 
         No part runs when it returns or raises.
         """
         if self._history():  # a requeued job's
             spent = used_up(self._history(), self.site.checkpoint(), self.site.most_restarts)
             if spent:
-                return Decision(Action.GIVE_UP, spent, ExitCode.RESTARTS)
+                return RestartDecision(RestartAction.GIVE_UP, spent, ExitCode.RESTARTS)
         while True:
-            note_start(self.site.run_folder, Start(self.site.job, self.site.checkpoint()))
+            note_start(self.site.run_folder, RecordedStart(self.site.job, self.site.checkpoint()))
             try:
                 decision = self._make_attempt()
             except StartRefused as refused:
-                return Decision(Action.GIVE_UP, str(refused), refused.code)
+                return RestartDecision(RestartAction.GIVE_UP, str(refused), refused.code)
             finally:
                 self.runner.stop()
-            if decision.action is not Action.RESTART_ALL:
+            if decision.action is not RestartAction.RESTART_ALL:
                 return decision
             self.site.say(decision.why)
 
-    def _make_attempt(self) -> Decision:
+    def _make_attempt(self) -> RestartDecision:
         """One stage after the other, until something ends that must not, or all is over."""
         stages = self.site.stages(len(self._history()))
-        attempt = Attempt(self.runner, self.token, self.site.watchdog_verdict, self.senses)
+        attempt = RunAttempt(self.runner, self.token, self.site.watchdog_verdict, self.senses)
         for stage in stages:
             for part in stage:
                 attempt.start(part)
             decision = self._wait_for(attempt, stage, last=stage is stages[-1])
             if decision:
                 return decision
-        cause = Cause.FINISHED if self.site.finished() else Cause.STOPPED
+        cause = EndCause.FINISHED if self.site.finished() else EndCause.STOPPED
         return self._decide(attempt, AttemptEnd(cause, says="a signal came"))
 
-    def _wait_for(self, attempt: Attempt, stage: Stage, *, last: bool) -> Decision | None:
+    def _wait_for(self, attempt: RunAttempt, stage: Stage, *, last: bool) -> RestartDecision | None:
         """Until the stage is over (None), or what is to be done because something has ended."""
         serving = False
         while True:
@@ -138,7 +138,7 @@ class Supervisor:
                 return None  # the run was over when the other part ended
             if end:
                 decision = self._decide(attempt, end)
-                if decision.action is not Action.RESTART_PART:
+                if decision.action is not RestartAction.RESTART_PART:
                     return decision
                 self.site.say(decision.why)
                 attempt.restart(end.part, self.site.checkpoint(), decision.wait)
@@ -150,7 +150,7 @@ class Supervisor:
             self.site.look()
             self.senses.sleep(self.poll_seconds)
 
-    def _decide(self, attempt: Attempt, end: AttemptEnd) -> Decision:
+    def _decide(self, attempt: RunAttempt, end: AttemptEnd) -> RestartDecision:
         """What is to be done; all parts have been stopped, unless the run goes on beside it."""
         again = decide_part(end, attempt.restarts_of(end.part), self.site.checkpoint(), self.site.most_restarts)
         if again:
@@ -162,10 +162,10 @@ class Supervisor:
         means = self.site.means(end)
         end = self._with_wishes(end)  # looking for nodes takes minutes
         decision = decide(end, self._history(), self.site.checkpoint(), means)
-        if end.part and decision.action is Action.RESTART_ALL:
+        if end.part and decision.action is RestartAction.RESTART_ALL:
             kept = self.runner.logs_kept_of(attempt.parts[end.part])
             return replace(decision, why=f"{decision.why}; logs in {kept}")
-        if end.part and (decision.action is Action.GIVE_UP or not decision.in_order):
+        if end.part and (decision.action is RestartAction.GIVE_UP or not decision.in_order):
             logs = self.runner.end_of_logs(attempt.parts[end.part])
             return replace(decision, logs=logs)
         return decision
@@ -176,5 +176,5 @@ class Supervisor:
         stop_file = RunPaths(self.site.run_folder).stop.exists()
         return replace(end, stop_file=stop_file, requested=self.site.asked_to_end())
 
-    def _history(self) -> Sequence[Start]:
+    def _history(self) -> Sequence[RecordedStart]:
         return read_starts(self.site.run_folder, self.site.job)

@@ -64,7 +64,7 @@ def _warms_up(path: Path) -> bool:
     return isinstance(raw, dict) and "sft" in raw
 
 
-def fitted(recipe: Recipe | SftRecipe, shape: Shape) -> Recipe | SftRecipe:
+def fitted(recipe: Recipe | SftRecipe, shape: JobShape) -> Recipe | SftRecipe:
     """The recipe with as many engines as the nodes hold. Raises RecipeError where it does not fit them."""
     try:
         shares = share_out(plan_of(recipe), shape)
@@ -132,7 +132,7 @@ def check_memory(recipe: Recipe, config: ModelConfig, gpu_memory: float) -> str:
             + f". `empg plan RECIPE --gpus {gpus}` names layouts that fit"
         )
     on_engine = engine.weights + engine.kv_cache + engine.workspace
-    return f"fits: {peak / GIB:.1f} GiB a trainer rank, {on_engine / GIB:.1f} GiB an engine GPU"
+    return f"fits: {peak / GIB:.1f} GiB per trainer rank, {on_engine / GIB:.1f} GiB per engine GPU"
 
 
 def prepare(recipe: Recipe | SftRecipe, trainer_address: str, services: Sequence[str]) -> None:
@@ -184,7 +184,7 @@ class Arguments:
 
 def answer(given: Arguments) -> RunPlan:
     """Do what is asked; the plan of the run. Raises RecipeError."""
-    shape = Shape(
+    shape = JobShape(
         nodes=given.nodes,
         gpus_per_node=given.gpus_per_node,
         trainer_nodes=given.trainer_nodes,

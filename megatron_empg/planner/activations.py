@@ -32,7 +32,7 @@ class MicrobatchShape:
 
 @dataclass(frozen=True)
 class LayerWidths:
-    """A layer's widths on one tensor-parallel rank, in elements a token."""
+    """A layer's widths on one tensor-parallel rank, in elements per token."""
 
     query: int
     key: int

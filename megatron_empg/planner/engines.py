@@ -69,7 +69,7 @@ def longest_own_tokens(recipe: Recipe) -> int:
 def rollout_seconds(
     recipe: Recipe, config: ModelConfig, memory: EngineMemory, gpu: Gpu, assumed: Assumptions = PLANNED
 ) -> float:
-    """Of one batch: decoding, bound by memory or arithmetic, and reading prompts and observations once each.
+    """Seconds per batch: decoding, bound by memory or arithmetic, and reading prompts and observations once each.
 
     No shorter than its longest episode; dynamic sampling's further rounds are not counted.
     """

@@ -13,7 +13,7 @@ from megatron_empg.planner.activations import (
     norm_bytes,
     sequence_share,
 )
-from megatron_empg.planner.shards import Parameters, stage_parameters
+from megatron_empg.planner.shards import ParameterCounts, stage_parameters
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import Recipe
 from megatron_empg.vocab_parallel.chunk import default_chunk
@@ -54,7 +54,7 @@ class RankMemory:
 def rank_memory(
     recipe: Recipe, config: ModelConfig, stage: int, *, spec: Spec = "transformer_engine", device: str = "cuda"
 ) -> RankMemory:
-    """Of a rank of pipeline stage ``stage``, its microbatches as full as the recipe lets them be."""
+    """Memory of a rank of pipeline stage ``stage``, with microbatches as full as the recipe lets them be."""
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     held, batch = stage_parameters(config, actor, stage), full_microbatch(recipe)
     last = stage == actor.pipeline_parallel - 1
@@ -79,7 +79,7 @@ def rank_memory(
     )
 
 
-def optimizer_bytes(held: Parameters, actor: ActorConfig, dtype_bytes: int) -> float:
+def optimizer_bytes(held: ParameterCounts, actor: ActorConfig, dtype_bytes: int) -> float:
     """Shared out by the distributed optimizer among the ranks that hold the same parameters."""
     each = 2 * FLOAT32
     if dtype_bytes < FLOAT32:
@@ -92,7 +92,7 @@ def optimizer_bytes(held: Parameters, actor: ActorConfig, dtype_bytes: int) -> f
 
 
 def full_microbatch(recipe: Recipe) -> MicrobatchShape:
-    """As many of the longest episodes as a microbatch holds, filled up by a shorter one."""
+    """A microbatch of as many of the longest episodes as it holds, filled up by a shorter one."""
     longest = recipe.rollout.max_episode_tokens
     whole, rest = divmod(recipe.actor.microbatch_tokens, longest)
     lengths = (longest,) * whole
@@ -173,7 +173,9 @@ def _logits(
     return float(chunk * columns * each + 2 * batch.tokens * config.hidden_size * dtype_bytes)
 
 
-def _buffers(recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, held: Parameters) -> float:
+def _buffers(
+    recipe: Recipe, config: ModelConfig, stage: int, batch: MicrobatchShape, held: ParameterCounts
+) -> float:
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     share = sequence_share(actor, batch.tokens) * config.hidden_size * size
     stages = 0.0

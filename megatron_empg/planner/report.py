@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.gpus import GPUS
-from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, plan
-from megatron_empg.planner.shape import Shape, shape_of
+from megatron_empg.planner.search import GIB, KEYS, LayoutCandidate, LayoutPlan, plan
+from megatron_empg.planner.shape import ModelShape, shape_of
 from megatron_empg.recipe import RecipeError, load_recipe
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def print_plan(
 
 
 def console_for_tables() -> "Console":
-    """As wide as the terminal, and wide enough for every table where there is none."""
+    """A console as wide as the terminal, or wide enough for every table where there is no terminal."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -65,7 +65,7 @@ def console_for_tables() -> "Console":
     return Console(width=WIDTH, soft_wrap=False)
 
 
-def to_json(plan: Plan, shape: Shape) -> str:
+def to_json(plan: LayoutPlan, shape: ModelShape) -> str:
     """Memory in GiB, time in seconds."""
     engine: dict[str, float] = {}
     for name in ("weights", "kv_cache", "workspace", "available"):
@@ -95,7 +95,7 @@ def to_json(plan: Plan, shape: Shape) -> str:
     return json.dumps(found, indent=2)
 
 
-def _candidate(candidate: Candidate) -> dict[str, Any]:
+def _candidate(candidate: LayoutCandidate) -> dict[str, Any]:
     stages = []
     for stage in candidate.stages:
         stages.append({kind: _gib(size) for kind, size in asdict(stage).items()})
@@ -113,14 +113,14 @@ def _gib(value: float) -> float:
     return round(value / GIB, 3)
 
 
-def tables(plan: Plan) -> "list[RenderableType]":
+def tables(plan: LayoutPlan) -> "list[RenderableType]":
     """What a terminal shows."""
     from rich.table import Table
 
     engines = plan.gpus - plan.trainer_gpus
     shown: list[Any] = [
         f"{plan.gpus} x {plan.gpu.name} of {plan.gpu_memory / GIB:g} GiB: {plan.trainer_gpus} for the trainer, "
-        f"{engines} for the engines. Memory in GiB a rank, at its fullest pipeline stage; times are estimates."
+        f"{engines} for the engines. Memory in GiB per rank, at its fullest pipeline stage; times are estimates."
     ]
     own = _layout_table("The recipe's own layout")
     _add(own, plan.own)
@@ -158,7 +158,7 @@ def overlap_notes(max_lag: int) -> list[str]:
     ]
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: LayoutPlan) -> str:
     """Whether the recipe fits as it stands, and the nearest fix if not."""
     if not plan.own_faults:
         return "The recipe fits."
@@ -172,7 +172,7 @@ def verdict(plan: Plan) -> str:
 
 
 def layout_name(actor: ActorConfig) -> str:
-    """As in TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
+    """The layout in the form TP8 PP2x2 CP2 DP1: sizes, with the chunks of a pipeline stage after its size."""
     chunks = experts = ""
     if actor.virtual_pipeline > 1:
         chunks = f"x{actor.virtual_pipeline}"
@@ -184,7 +184,7 @@ def layout_name(actor: ActorConfig) -> str:
     )
 
 
-def _engine_line(plan: Plan) -> str:
+def _engine_line(plan: LayoutPlan) -> str:
     engine, time = plan.engine, plan.own.time
     times = ""
     if time:
@@ -194,7 +194,7 @@ def _engine_line(plan: Plan) -> str:
     return f"Engine GPU: weights {engine.weights / GIB:.1f}, {cache}, {workspace}.{times}"
 
 
-def _host_line(plan: Plan) -> str:
+def _host_line(plan: LayoutPlan) -> str:
     return f"Main memory of a trainer node while a checkpoint is saved: {plan.host_memory / GIB:.0f} GiB."
 
 
@@ -209,7 +209,7 @@ def _layout_table(title: str) -> "Table":
     return table
 
 
-def _add(table: "Table", candidate: Candidate) -> None:
+def _add(table: "Table", candidate: LayoutCandidate) -> None:
     actor = candidate.actor
     row = [layout_name(actor), actor.recomputation]
     if candidate.stages and candidate.time:

@@ -23,7 +23,7 @@ KEYS = marked(ActorConfig, Mark.PLANNED)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LayoutCandidate:
     """One layout of the trainer's GPUs."""
 
     actor: ActorConfig
@@ -55,11 +55,11 @@ class Candidate:
         return self.stages[self.fullest].total
 
 
-Judge = Callable[[Recipe], Candidate]
+Judge = Callable[[Recipe], LayoutCandidate]
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """What `plan` found. ``fitting`` is best first, ``others`` nearest first."""
 
     gpu: Gpu
@@ -67,14 +67,14 @@ class Plan:
     gpus: int
     trainer_gpus: int
     engine: EngineMemory
-    own: Candidate
+    own: LayoutCandidate
     """The recipe's own layout."""
     host_memory: float
     """Bytes of main memory that saving a checkpoint takes on a trainer node, in that layout."""
     own_faults: tuple[str, ...]
     """Why the recipe as it stands does not fit; empty when it does."""
-    fitting: tuple[Candidate, ...]
-    others: tuple[Candidate, ...]
+    fitting: tuple[LayoutCandidate, ...]
+    others: tuple[LayoutCandidate, ...]
 
     @property
     def nearest(self) -> dict[str, object]:
@@ -91,7 +91,7 @@ def plan(
     gpu_memory: float,
     gpu: Gpu,
     trainer_gpus: int | None = None,
-) -> Plan:
+) -> LayoutPlan:
     """Lay the model out on ``gpus`` GPUs of ``gpu_memory`` bytes each.
 
     The engines take what the recipe says and the trainer the rest; with ``trainer_gpus`` the engines are as many
@@ -110,7 +110,7 @@ def plan(
             f"the recipe's actor takes {recipe.actor.world_size} GPUs (tensor x pipeline x context x data); "
             f"{trainer_gpus} of {gpus} are the trainer's",
         )
-    return Plan(
+    return LayoutPlan(
         gpu=gpu,
         gpu_memory=gpu_memory,
         gpus=gpus,
@@ -125,11 +125,11 @@ def plan(
 
 
 def _sorted_out(
-    layouts: Iterator[Recipe | Candidate], judge: Judge, num_layers: int
-) -> tuple[list[Candidate], list[Candidate]]:
+    layouts: Iterator[Recipe | LayoutCandidate], judge: Judge, num_layers: int
+) -> tuple[list[LayoutCandidate], list[LayoutCandidate]]:
     """Those that fit, fastest first, and the others, those that miss by least first."""
-    fitting: list[Candidate] = []
-    others: list[Candidate] = []
+    fitting: list[LayoutCandidate] = []
+    others: list[LayoutCandidate] = []
     for layout in layouts:
         candidate = layout
         if isinstance(candidate, Recipe):
@@ -143,7 +143,7 @@ def _sorted_out(
     return fitting, others
 
 
-def _peak_if_it_can_be(candidate: Candidate) -> float:
+def _peak_if_it_can_be(candidate: LayoutCandidate) -> float:
     """Bytes; no number of them is enough for a layout that cannot be."""
     if not candidate.stages:
         return float("inf")
@@ -181,7 +181,7 @@ def _split(recipe: Recipe, gpus: int, trainer_gpus: int | None) -> tuple[Recipe,
     return recipe.model_copy(update={"engines": engines}), trainer_gpus
 
 
-def _layouts(recipe: Recipe, config: ModelConfig, ranks: int) -> Iterator[Recipe | Candidate]:
+def _layouts(recipe: Recipe, config: ModelConfig, ranks: int) -> Iterator[Recipe | LayoutCandidate]:
     """Every layout of so many ranks: the recipe in it, or why it cannot be.
 
     A microbatch's tokens over all context-parallel ranks stay the recipe's. Sequence parallelism and the
@@ -232,24 +232,24 @@ def _divisors(number: int, most: int) -> list[int]:
     return [n for n in range(1, min(number, most) + 1) if number % n == 0]
 
 
-def _legal(recipe: Recipe, config: ModelConfig, keys: dict[str, object]) -> Recipe | Candidate:
+def _legal(recipe: Recipe, config: ModelConfig, keys: dict[str, object]) -> Recipe | LayoutCandidate:
     actor = recipe.actor.model_copy(update=keys)
     try:
         made = parse_recipe({**recipe.model_dump(), "actor": {**recipe.actor.model_dump(), **keys}})
     except RecipeError as error:
         lines = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
-        return Candidate(actor, tuple(lines))
+        return LayoutCandidate(actor, tuple(lines))
     faults = layout_faults(made, config)
     if faults:
-        return Candidate(actor, tuple(faults))
+        return LayoutCandidate(actor, tuple(faults))
     return made
 
 
-def _with_least_recomputation(recipe: Recipe, judge: Judge, num_layers: int) -> Candidate:
+def _with_least_recomputation(recipe: Recipe, judge: Judge, num_layers: int) -> LayoutCandidate:
     """The fastest kind of recomputation that fits; where none does, all of it is shown."""
     layers = num_layers // recipe.actor.chunks
 
-    def judged(kind: str, count: int = 1) -> Candidate:
+    def judged(kind: str, count: int = 1) -> LayoutCandidate:
         update = {"recompute": kind, "recompute_layers": count}
         actor = recipe.actor.model_copy(update=update)
         return judge(recipe.model_copy(update={"actor": actor}))
@@ -276,12 +276,14 @@ def _with_least_recomputation(recipe: Recipe, judge: Judge, num_layers: int) -> 
     return least
 
 
-def _judge(recipe: Recipe, *, config: ModelConfig, engine: EngineMemory, gpu_memory: float, gpu: Gpu) -> Candidate:
+def _judge(
+    recipe: Recipe, *, config: ModelConfig, engine: EngineMemory, gpu_memory: float, gpu: Gpu
+) -> LayoutCandidate:
     faults = layout_faults(recipe, config)
     if faults:
-        return Candidate(recipe.actor, tuple(faults))
+        return LayoutCandidate(recipe.actor, tuple(faults))
     stages = tuple(rank_memory(recipe, config, stage) for stage in range(recipe.actor.pipeline_parallel))
-    candidate = Candidate(recipe.actor, (), stages, step_time(recipe, config, engine, gpu))
+    candidate = LayoutCandidate(recipe.actor, (), stages, step_time(recipe, config, engine, gpu))
     over = candidate.peak - gpu_memory
     if over <= 0:
         return candidate
@@ -292,4 +294,4 @@ def _judge(recipe: Recipe, *, config: ModelConfig, engine: EngineMemory, gpu_mem
     if len(stages) > 1:
         where = f"stage {stage} of {len(stages)}"
     fault = f"{over / GIB:.1f} GiB over on {where}, most of it {largest} ({parts[largest] / GIB:.1f} GiB)"
-    return Candidate(recipe.actor, (fault,), stages, candidate.time)
+    return LayoutCandidate(recipe.actor, (fault,), stages, candidate.time)

@@ -11,7 +11,7 @@ from megatron_empg.weights.mapping.model_config import ModelConfig, ModelConfigE
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model's configuration and where it is from. `note`: what a reader must know of that; empty for a file."""
 
     config: ModelConfig
@@ -19,8 +19,8 @@ class Shape:
     note: str = ""
 
 
-def shape_of(folder: Path) -> Shape:
-    """Of the model in `folder`; where there is no such folder, of the published model of its name.
+def shape_of(folder: Path) -> ModelShape:
+    """The shape of the model in `folder`, or of the published model of that name where there is no such folder.
 
     Raises RecipeError for a folder whose config.json cannot be used, and for a model that is neither.
     """
@@ -30,9 +30,9 @@ def shape_of(folder: Path) -> Shape:
             f"{folder} is not there: this plan is by the published shape of {known.hub_id}, which megatron_empg "
             f"carries ({known.weight_bytes / 1e9:.0f} GB of weights to fetch before a run)."
         )
-        return Shape(ModelConfig.from_dict(dict(known.shape)), known.hub_id, note)
+        return ModelShape(ModelConfig.from_dict(dict(known.shape)), known.hub_id, note)
     try:
         config = ModelConfig.from_folder(folder)
     except ModelConfigError as error:
         raise RecipeError(f"model.path: {error}") from None
-    return Shape(config, str(folder / "config.json"))
+    return ModelShape(config, str(folder / "config.json"))

@@ -11,7 +11,7 @@ from megatron_empg.weights.mapping.parameters import EMBEDDING, FINAL_NORM, OUTP
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
     """Numbers of elements; every tensor-parallel rank of a pipeline stage holds as many."""
 
     dense: int = 0
@@ -20,21 +20,21 @@ class Parameters:
     largest: int = 0
     """Of the largest single parameter."""
 
-    def __add__(self, other: "Parameters") -> "Parameters":
+    def __add__(self, other: "ParameterCounts") -> "ParameterCounts":
         largest = max(self.largest, other.largest)
-        return Parameters(self.dense + other.dense, self.experts + other.experts, largest)
+        return ParameterCounts(self.dense + other.dense, self.experts + other.experts, largest)
 
     @property
     def total(self) -> int:
         return self.dense + self.experts
 
 
-def stage_parameters(config: ModelConfig, actor: ActorConfig, stage: int) -> Parameters:
-    """Of one rank of a pipeline stage. Tied embeddings stand a second time on a last stage of its own."""
+def stage_parameters(config: ModelConfig, actor: ActorConfig, stage: int) -> ParameterCounts:
+    """Parameters of one rank of a pipeline stage. A last stage of its own holds tied embeddings a second time."""
     stages = actor.pipeline_parallel
     layer, embedding, norm, head = _parts(config, actor.tensor_parallel, actor.expert_parallel)
     layers = config.num_layers // stages
-    held = Parameters(layers * layer.dense, layers * layer.experts, layer.largest)
+    held = ParameterCounts(layers * layer.dense, layers * layer.experts, layer.largest)
     if stage == 0:
         held += embedding
     if stage == stages - 1:
@@ -48,7 +48,7 @@ def stage_parameters(config: ModelConfig, actor: ActorConfig, stage: int) -> Par
 
 @lru_cache
 def model_parameters(config: ModelConfig) -> int:
-    """Of the whole model, tied embeddings counted once, vocabulary not padded."""
+    """Parameters of the whole model, with tied embeddings counted once and the vocabulary not padded."""
     inner, outer = _sample(config)
     layer = sum(math.prod(parameter.full_shape) for parameter in inner)
     rest = sum(math.prod(parameter.full_shape) for parameter in outer)
@@ -66,18 +66,18 @@ def _sample(config: ModelConfig) -> tuple[list[ParameterMapping], list[Parameter
 @lru_cache
 def _parts(
     config: ModelConfig, tensor_parallel: int, expert_parallel: int
-) -> tuple[Parameters, Parameters, Parameters, Parameters | None]:
+) -> tuple[ParameterCounts, ParameterCounts, ParameterCounts, ParameterCounts | None]:
     """A rank's part of (a layer, the embedding, the final norm, the head unless it is tied)."""
     inner, outer = _sample(config)
-    layer = Parameters()
+    layer = ParameterCounts()
     for parameter in inner:
         size = parameter.shard_numel(tensor_parallel)
         if parameter.expert is None:
-            layer += Parameters(dense=size, largest=size)
+            layer += ParameterCounts(dense=size, largest=size)
         elif parameter.expert < _experts_of_a_rank(config, expert_parallel):
-            layer += Parameters(experts=size, largest=size)
+            layer += ParameterCounts(experts=size, largest=size)
     sizes = {parameter.megatron: parameter.shard_numel(tensor_parallel) for parameter in outer}
-    parts = {name: Parameters(dense=size, largest=size) for name, size in sizes.items()}
+    parts = {name: ParameterCounts(dense=size, largest=size) for name, size in sizes.items()}
     return (
         layer,
         parts[EMBEDDING],

@@ -100,7 +100,7 @@ def _speed(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> float:
 
 
 def _forward_communication(recipe: Recipe, config: ModelConfig, gpu: Gpu, assumed: Assumptions) -> float:
-    """Tensor parallelism's two gathers and two scatters a layer, the ring of keys and values as far as attention
+    """Tensor parallelism's two gathers and two scatters per layer, the ring of keys and values as far as attention
     does not hide it, and the stages' activations; of a batch, on one rank."""
     actor, size = recipe.actor, DTYPE_BYTES[recipe.model.dtype]
     layers = config.num_layers / actor.pipeline_parallel

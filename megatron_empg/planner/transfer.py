@@ -14,7 +14,7 @@ from megatron_empg.weights.mapping.parameters import parameter_table
 
 @lru_cache
 def transfer_bytes(config: ModelConfig, dtype_bytes: int, tensor_parallel: int) -> int:
-    """On rank 0's GPU: for each of vLLM's buffers the fullest moment of packing a chunk.
+    """Bytes on rank 0's GPU: for each of vLLM's buffers, the most that packing a chunk takes.
 
     Either a chunk's tensors and their packed copy, or the tensors so far and a Megatron parameter in two copies:
     its tensor-parallel pieces and the whole, or the whole and what it is split into.

@@ -155,10 +155,10 @@ def main() -> None:
 def _prepare(given: Arguments) -> None:
     from megatron_empg.prepare.preparations import preparation
     from megatron_empg.prepare.run import run
-    from megatron_empg.prepare.wishes import Wishes
+    from megatron_empg.prepare.wishes import PreparationOptions
 
     name, folder = given.preparation, given.folder.expanduser().absolute()
-    wishes = Wishes(
+    wishes = PreparationOptions(
         folder, given.model, tuple(given.only or ()), given.connections, given.bandwidth, given.dry_run,
         given.quick, given.generated, given.python,
     )  # fmt: skip

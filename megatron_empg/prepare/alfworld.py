@@ -12,13 +12,13 @@ from pydantic import Field
 from megatron_empg.prepare.alfworld_games import FACTS, GAME, GeneratedGames, PublishedGames
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.fetching import Fetching
+from megatron_empg.prepare.fetching import FolderFetcher
 from megatron_empg.prepare.file_set import bytes_left_of_all, fetched
 from megatron_empg.prepare.manifest import ALFWORLD
-from megatron_empg.prepare.preparation import Parts, Preparation
+from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.sources import Alternative, AnySources, Places, SourcesPart
-from megatron_empg.prepare.wishes import Wishes
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 FOLDER = "archives"
 
@@ -53,7 +53,7 @@ class AlfWorldSources(AnySources):
             )
 
 
-class AlfWorld(Preparation):
+class AlfWorldPreparation(Preparation):
     """What agents that keep house are trained on."""
 
     name: ClassVar[str] = ALFWORLD
@@ -66,19 +66,19 @@ class AlfWorld(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: Wishes) -> Parts:
+    def parts(self, wishes: PreparationOptions) -> PreparationParts:
         if wishes.generated is not None:
-            return Parts((), (GeneratedGames(wishes.generated, wishes.python),))
+            return PreparationParts((), (GeneratedGames(wishes.generated, wishes.python),))
         places: dict[str, list[Alternative]] = {}
         for archive in self._sources.archives:
             places[archive.holds] = archive.places
         about = self._sources.games
-        return Parts((ArchivesPart(places),), (PublishedGames(about.about_bytes, about.hours),))
+        return PreparationParts((ArchivesPart(places),), (PublishedGames(about.about_bytes, about.hours),))
 
 
 @dataclass(frozen=True)
 class ArchivesPart:
-    """The archives, which stay: a game that is damaged later is mended from them."""
+    """The archives, which stay: a game that is damaged later is restored from them."""
 
     wanted: Mapping[str, list[Alternative]]
     name: ClassVar[str] = "data"
@@ -86,9 +86,9 @@ class ArchivesPart:
     def require(self) -> None:
         """Nothing."""
 
-    def cost(self, before: Before) -> Cost:
+    def cost(self, before: InitialFolder) -> Cost:
         left = bytes_left_of_all(self.wanted, FOLDER, before)
         return Cost(self.name, left, left)
 
-    def fetch(self, work: Work, fetching: Fetching) -> None:
+    def fetch(self, work: PreparationRun, fetching: FolderFetcher) -> None:
         work.keep(files=fetched(self.wanted, FOLDER, work, fetching))

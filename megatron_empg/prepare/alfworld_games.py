@@ -32,10 +32,10 @@ from megatron_empg.environments.settings import MANIFEST
 from megatron_empg.prepare.checksums import digest_of
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import Prepared, PreparedFile, PreparedGames
+from megatron_empg.prepare.manifest import PreparedFile, PreparedFolder, PreparedGames
 from megatron_empg.prepare.programs import run_program
 from megatron_empg.prepare.unpack import unpack
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 PUBLISHED_PLACE, GENERATED_PLACE = "games", "generated_games"
 FACTS, GAME = FACTS_FILE, GAME_FILE
@@ -58,18 +58,18 @@ class PublishedGames:
     def require(self) -> None:
         """Nothing: any Python can index them."""
 
-    def cost(self, before: Before) -> Cost | None:
+    def cost(self, before: InitialFolder) -> Cost | None:
         if _published(before.prepared) is not None:
             return None
         return Cost(self.name, 0, self.about_bytes, self.hours)
 
-    def make(self, work: Work) -> None:
+    def make(self, work: PreparationRun) -> None:
         """Unpack what is not there or damaged, and index the games where something changed."""
         archives = _archives(work)
         of = [archive.sha256 for archive in archives.values()]
         place, noted = work.folder / PUBLISHED_PLACE, _published(work.prepared)
         if noted is not None and noted.of != of:
-            work.say(f"unpacking the games anew: {place} has those of other archives")
+            work.say(f"unpacking the games again: {place} has those of other archives")
             shutil.rmtree(place, ignore_errors=True)
         written = 0
         for holds, archive in archives.items():
@@ -96,14 +96,14 @@ class GeneratedGames:
 
     @property
     def counts(self) -> dict[str, int]:
-        """By the generator's options."""
+        """Numbers of games, by the generator's options."""
         others = max(min(self.training, EVALUATED), self.training // 6)
         return {"--train": self.training, "--test-id": others, "--test-ood": others}
 
     def require(self) -> None:
         _engine_python(self.python)
 
-    def cost(self, before: Before) -> Cost | None:
+    def cost(self, before: InitialFolder) -> Cost | None:
         noted = _generated(before.prepared)
         if noted is not None and noted.generated == self.training:
             return None
@@ -111,7 +111,7 @@ class GeneratedGames:
         hours = games * _CORE_SECONDS_OF_A_GAME / _cores() / 3600
         return Cost(self.name, 0, games * _BYTES_OF_A_GAME, hours)
 
-    def make(self, work: Work) -> None:
+    def make(self, work: PreparationRun) -> None:
         """Make what is not there or damaged."""
         place, noted = work.folder / GENERATED_PLACE, _generated(work.prepared)
         damaged = _take_away_damaged(place, noted, work)
@@ -124,7 +124,7 @@ class GeneratedGames:
         _say_counts(work)
 
 
-def _archives(work: Work) -> dict[str, PreparedFile]:
+def _archives(work: PreparationRun) -> dict[str, PreparedFile]:
     """By what they hold. Raises PrepareError where they were not fetched."""
     files = work.prepared.files
     if FACTS not in files or GAME not in files:
@@ -138,7 +138,7 @@ def _is_of_a_game(name: str, holds: str) -> bool:
     return len(parts) > 2 and parts[0] == GAMES and parts[1] in FOLDERS.values() and parts[-1] == holds
 
 
-def _published(prepared: Prepared) -> PreparedGames | None:
+def _published(prepared: PreparedFolder) -> PreparedGames | None:
     """What is noted of published games; None where generated ones are noted."""
     games = prepared.games
     if games is None or games.generated is not None:
@@ -146,7 +146,7 @@ def _published(prepared: Prepared) -> PreparedGames | None:
     return games
 
 
-def _generated(prepared: Prepared) -> PreparedGames | None:
+def _generated(prepared: PreparedFolder) -> PreparedGames | None:
     games = prepared.games
     if games is None or games.generated is None:
         return None
@@ -169,7 +169,7 @@ def _noted(place: Path, generated: int | None, of: list[str]) -> PreparedGames:
     return PreparedGames(path=place.name, manifest=sha256, counts=counts, generated=generated, of=of)
 
 
-def _say_counts(work: Work) -> None:
+def _say_counts(work: PreparationRun) -> None:
     games = work.prepared.games
     assert games is not None, "they were noted"
     if games.generated is None:
@@ -180,7 +180,7 @@ def _say_counts(work: Work) -> None:
     work.say(f"{called}: {counts}")
 
 
-def _take_away_damaged(place: Path, noted: PreparedGames | None, work: Work) -> int:
+def _take_away_damaged(place: Path, noted: PreparedGames | None, work: PreparationRun) -> int:
     """Remove generated games that are not what the manifest says, so that they are made again; how many."""
     if noted is None or not _is_as_noted(noted, place):
         return 0
@@ -219,7 +219,7 @@ def _engine_python(named: Path | None) -> str:
     return str(found)
 
 
-def _index(place: Path, work: Work) -> None:
+def _index(place: Path, work: PreparationRun) -> None:
     """Raises PrepareError where there is no game to train on."""
     try:
         _, left_out = index(place)

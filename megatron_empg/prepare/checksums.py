@@ -45,7 +45,7 @@ class Digest:
 
 
 def digest_of(path: Path, git_size: int | None = None) -> Digest:
-    """Of what there is on disk; `git_size` as above."""
+    """The digest of a file on disk; `git_size` is as in `Digest`."""
     digest = Digest(git_size)
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -17,7 +17,7 @@ SPARE_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one part: bytes to fetch, bytes that will lie on the disk and do not yet, hours besides fetching.
+    """Cost of one part: bytes to fetch, bytes still to be written to the disk, and hours besides fetching.
 
     `peak`: bytes on the disk `meanwhile`, where these are more. `unknown`: whether more may come that nobody has
     told the size of.

@@ -11,76 +11,86 @@ from pathlib import Path
 from typing import ClassVar
 
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
-from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest, verify_files
+from megatron_empg.environments.deep_search.search.manifest import MANIFEST, IndexManifest, verify_files
 from megatron_empg.prepare.costs import Cost
-from megatron_empg.prepare.errors import NotThere, PrepareError
-from megatron_empg.prepare.fetching import Fetching
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
+from megatron_empg.prepare.fetching import FolderFetcher
 from megatron_empg.prepare.file_costs import bytes_left
 from megatron_empg.prepare.manifest import (
     DEEPSEARCH,
-    Prepared,
     PreparedFile,
+    PreparedFolder,
     PreparedIndex,
     PreparedQuestions,
 )
-from megatron_empg.prepare.preparation import Parts, Preparation
+from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.programs import run_program
-from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.records import FileRecords
 from megatron_empg.prepare.run import costs_of, run, wanted_parts
-from megatron_empg.prepare.sources import Alternative, Corpus, IndexCost, Questions, Sources
-from megatron_empg.prepare.wishes import Wishes
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.sources import (
+    Alternative,
+    CorpusToFetch,
+    DeepSearchSources,
+    IndexCost,
+    QuestionsToFetch,
+)
+from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
-__all__ = ["DeepSearch", "Wishes", "expected_costs", "prepare"]
+__all__ = ["DeepSearchPreparation", "PreparationOptions", "expected_costs", "prepare"]
 
 INDEX = "index"
 
 
-class DeepSearch(Preparation):
+class DeepSearchPreparation(Preparation):
     """What agents that search are trained on."""
 
     name: ClassVar[str] = DEEPSEARCH
     estimate: ClassVar[str] = "what the index takes is an estimate"
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: DeepSearchSources) -> None:
         self._sources = sources
 
     @property
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: Wishes) -> Parts:
+    def parts(self, wishes: PreparationOptions) -> PreparationParts:
         fetched = (QuestionsPart(self._sources.questions), CorpusPart(self._sources.corpus))
-        return Parts(fetched, (IndexPart(self._sources.index),))
+        return PreparationParts(fetched, (IndexPart(self._sources.index),))
 
 
-def prepare(sources: Sources, wishes: Wishes, say: Callable[[str], None]) -> Prepared:
+def prepare(sources: DeepSearchSources, wishes: PreparationOptions, say: Callable[[str], None]) -> PreparedFolder:
     """Fetch what is wanted and not here yet, build the index, and write prepared.json. Raises PrepareError."""
-    return run(DeepSearch(sources), wishes, say)
+    return run(DeepSearchPreparation(sources), wishes, say)
 
 
-def expected_costs(sources: Sources, wishes: Wishes, before: Prepared, records: Records) -> list[Cost]:
-    """By part, what is not here yet; nothing is asked of any server."""
-    return costs_of(wanted_parts(DeepSearch(sources), wishes), Before(wishes.folder, before, records))
+def expected_costs(
+    sources: DeepSearchSources, wishes: PreparationOptions, before: PreparedFolder, records: FileRecords
+) -> list[Cost]:
+    """The costs per part of what is not here yet; no server is asked."""
+    return costs_of(
+        wanted_parts(DeepSearchPreparation(sources), wishes), InitialFolder(wishes.folder, before, records)
+    )
 
 
 @dataclass(frozen=True)
 class QuestionsPart:
     """Files of questions, and of other names of their answers."""
 
-    wanted: list[Questions]
+    wanted: list[QuestionsToFetch]
     name: ClassVar[str] = "data"
 
     def require(self) -> None:
         """Nothing."""
 
-    def cost(self, before: Before) -> Cost:
+    def cost(self, before: InitialFolder) -> Cost:
         left = 0
         for folder, places in _question_places(self.wanted):
             left += bytes_left(before.folder, folder, places, before.records)
         return Cost(self.name, left, left)
 
-    def fetch(self, work: Work, fetching: Fetching) -> None:
+    def fetch(self, work: PreparationRun, fetching: FolderFetcher) -> None:
         files = fetching.each([partial(_question_file, questions, work, fetching) for questions in self.wanted])
         aliases = fetching.each([partial(_aliases, questions, work, fetching) for questions in self.wanted])
         found: dict[str, list[PreparedQuestions]] = {}
@@ -97,17 +107,17 @@ class QuestionsPart:
 class CorpusPart:
     """The documents that are searched."""
 
-    wanted: Corpus
+    wanted: CorpusToFetch
     name: ClassVar[str] = "corpus"
 
     def require(self) -> None:
         """Nothing."""
 
-    def cost(self, before: Before) -> Cost:
+    def cost(self, before: InitialFolder) -> Cost:
         left = bytes_left(before.folder, "corpus", self.wanted.places, before.records)
         return Cost(self.name, left, left)
 
-    def fetch(self, work: Work, fetching: Fetching) -> None:
+    def fetch(self, work: PreparationRun, fetching: FolderFetcher) -> None:
         name = fetching.any_of("corpus", self.wanted.places)
         work.keep(corpus=work.file(name))
 
@@ -122,7 +132,7 @@ class IndexPart:
     def require(self) -> None:
         """Nothing: slurm/prepare.sh looks for the packages."""
 
-    def cost(self, before: Before) -> Cost | None:
+    def cost(self, before: InitialFolder) -> Cost | None:
         if before.prepared.index is not None:
             return None
         about = self.about
@@ -131,7 +141,7 @@ class IndexPart:
             meanwhile="the index is built",
         )  # fmt: skip
 
-    def make(self, work: Work) -> None:
+    def make(self, work: PreparationRun) -> None:
         """Build the index of the corpus, unless there is one of this very corpus."""
         corpus = work.prepared.corpus
         if corpus is None:
@@ -150,25 +160,25 @@ class IndexPart:
         work.keep(index=PreparedIndex(path=INDEX, size=index_bytes(place), of_sha256=corpus.sha256))
 
 
-def _question_file(questions: Questions, work: Work, fetching: Fetching) -> PreparedFile:
+def _question_file(questions: QuestionsToFetch, work: PreparationRun, fetching: FolderFetcher) -> PreparedFile:
     return work.file(fetching.any_of(_folder(questions), questions.places))
 
 
-def _aliases(questions: Questions, work: Work, fetching: Fetching) -> PreparedFile | None:
+def _aliases(questions: QuestionsToFetch, work: PreparationRun, fetching: FolderFetcher) -> PreparedFile | None:
     if not questions.aliases:
         return None
     try:
         return work.file(fetching.any_of(_folder(questions), questions.aliases))
-    except NotThere as error:
+    except SourceUnavailable as error:
         work.say(f"going on without other names of {questions.dataset}'s answers: {error}")
         return None
 
 
-def _folder(questions: Questions) -> str:
+def _folder(questions: QuestionsToFetch) -> str:
     return f"questions/{questions.dataset}"
 
 
-def _question_places(wanted: list[Questions]) -> Iterator[tuple[str, list[Alternative]]]:
+def _question_places(wanted: list[QuestionsToFetch]) -> Iterator[tuple[str, list[Alternative]]]:
     """(folder, places) of every file of questions and of other names, each once."""
     seen = set()
     for questions in wanted:
@@ -179,7 +189,7 @@ def _question_places(wanted: list[Questions]) -> Iterator[tuple[str, list[Altern
                 yield _folder(questions), places
 
 
-def _is_sound(place: Path, corpus: PreparedFile, work: Work) -> bool:
+def _is_sound(place: Path, corpus: PreparedFile, work: PreparationRun) -> bool:
     """Whether the index that is there is the corpus's. One that was noted and is not is removed.
 
     Raises PrepareError for one of which nothing is noted, and which is not the corpus's.
@@ -190,14 +200,14 @@ def _is_sound(place: Path, corpus: PreparedFile, work: Work) -> bool:
         work.say("the index is there")
         return True
     if index is not None:
-        work.say(f"building the index anew: {fault}")
+        work.say(f"building the index again: {fault}")
         shutil.rmtree(place)
     elif fault:
         raise PrepareError(fault)
     return False
 
 
-def _fault_of_index(index: PreparedIndex | None, place: Path, corpus: PreparedFile, work: Work) -> str:
+def _fault_of_index(index: PreparedIndex | None, place: Path, corpus: PreparedFile, work: PreparationRun) -> str:
     """Why the index that is there is not the corpus's; empty where it is. `index`: what was noted of it.
 
     It is read whole, unless the user is in a hurry and there is a note of its size.
@@ -217,8 +227,8 @@ def _fault_of_index(index: PreparedIndex | None, place: Path, corpus: PreparedFi
 
 
 def index_bytes(folder: Path) -> int:
-    """Of an index and its manifest; vectors that somebody added later are not counted. Raises IndexFolderError."""
-    names = (MANIFEST, *Manifest.read(folder).files)
+    """Bytes of an index and its manifest, without vectors added later. Raises IndexFolderError."""
+    names = (MANIFEST, *IndexManifest.read(folder).files)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise IndexFolderError(f"{folder} lacks {', '.join(missing)}: build the index again")

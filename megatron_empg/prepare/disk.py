@@ -19,7 +19,7 @@ _FULL = {
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the file system that `folder` is, or will be, on."""
+    """Free bytes of the file system that `folder` is, or will be, on."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent

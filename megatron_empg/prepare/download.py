@@ -16,7 +16,7 @@ from megatron_empg.common.files import put_in_place, put_json
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.prepare.checksums import Checksum, Digest, digest_of
 from megatron_empg.prepare.disk import named_disk_faults
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.places import shown, url_key
 from megatron_empg.prepare.web import refusal
 
@@ -30,7 +30,7 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FileToFetch:
     """A file to fetch. `size` and `checksum` are what it must have, where that is known before.
 
     `if_changed`: what an error says of a wrong checksum besides.
@@ -76,7 +76,7 @@ class _Part:
         return self.have == self.total
 
 
-class Stopped(Exception):
+class DownloadStopped(Exception):
     """Another file failed, or the user interrupted: this one stays a part."""
 
 
@@ -97,8 +97,8 @@ class Download:
         self.stop = threading.Event()
         self.pause = pause or self.stop.wait
 
-    def fetch(self, wanted: Wanted) -> str:
-        """Fetch the file whole and return its sha256. Raises PrepareError, Stopped."""
+    def fetch(self, wanted: FileToFetch) -> str:
+        """Fetch the file whole and return its sha256. Raises PrepareError, DownloadStopped."""
         with named_disk_faults(wanted.path):
             wanted.path.parent.mkdir(parents=True, exist_ok=True)
             for fresh in (False, True):
@@ -115,7 +115,7 @@ class Download:
             wanted.note.unlink(missing_ok=True)
         return digest.sha256
 
-    def _received_whole(self, wanted: Wanted) -> Digest:
+    def _received_whole(self, wanted: FileToFetch) -> Digest:
         """The same as `_fetch_part`; where nothing came, nothing is left."""
         try:
             return self._fetch_part(wanted)
@@ -124,7 +124,7 @@ class Download:
                 _discard(wanted)
             raise
 
-    def _fetch_part(self, wanted: Wanted) -> Digest:
+    def _fetch_part(self, wanted: FileToFetch) -> Digest:
         """Bring the part to its full size."""
         import httpx
 
@@ -143,7 +143,7 @@ class Download:
                 failures, wait = 0, 1.0
             failures += 1
             if failures >= ATTEMPTS:
-                raise NotThere(
+                raise SourceUnavailable(
                     f"{shown(wanted.url)} did not answer in {ATTEMPTS} attempts ({fault}); is the network up, or "
                     "a proxy to be named (HTTPS_PROXY)? The same command goes on where this one ended"
                 )
@@ -152,7 +152,7 @@ class Download:
             wait = min(2 * wait, LONGEST_WAIT)
         return part.digest
 
-    def _receive(self, wanted: Wanted, part: _Part) -> bool:
+    def _receive(self, wanted: FileToFetch, part: _Part) -> bool:
         """One request; whether the part is whole after it."""
         with self._client.stream("GET", wanted.url, headers=_headers(wanted, part)) as answer:
             _refuse(answer, wanted)
@@ -176,7 +176,7 @@ class Download:
 
     def _go_on(self) -> None:
         if self.stop.is_set():
-            raise Stopped
+            raise DownloadStopped
 
     def _keep(self, block: bytes, file: BinaryIO, part: _Part) -> None:
         self._go_on()
@@ -191,7 +191,7 @@ class _Again(Exception):
     """This attempt brought nothing that can be used; the next one may."""
 
 
-def _opened(wanted: Wanted) -> _Part:
+def _opened(wanted: FileToFetch) -> _Part:
     """What an earlier fetch left, if it is of this file and can be gone on with."""
     note = _read_note(wanted)
     sound = note.get("url") == url_key(wanted.url)
@@ -212,7 +212,7 @@ def _opened(wanted: Wanted) -> _Part:
     return part
 
 
-def _headers(wanted: Wanted, part: _Part) -> dict[str, str]:
+def _headers(wanted: FileToFetch, part: _Part) -> dict[str, str]:
     headers = dict(wanted.headers)
     if part.have:
         headers["Range"] = f"bytes={part.have}-"
@@ -221,7 +221,7 @@ def _headers(wanted: Wanted, part: _Part) -> dict[str, str]:
     return headers
 
 
-def _refuse(answer: httpx.Response, wanted: Wanted) -> None:
+def _refuse(answer: httpx.Response, wanted: FileToFetch) -> None:
     refused = refusal(answer.status_code, wanted.url)
     if refused is not None:
         raise refused
@@ -231,10 +231,12 @@ def _refuse(answer: httpx.Response, wanted: Wanted) -> None:
         raise PrepareError(f"{shown(wanted.url)} sends the file compressed, though it was asked not to")
     is_page = answer.headers.get("content-type", "").startswith("text/html")
     if is_page and wanted.checksum is None and not wanted.path.name.endswith((".html", ".htm")):
-        raise NotThere(f"{shown(wanted.url)} answers with a web page instead of the file: look at it in a browser")
+        raise SourceUnavailable(
+            f"{shown(wanted.url)} answers with a web page instead of the file: look at it in a browser"
+        )
 
 
-def _total(answer: httpx.Response, wanted: Wanted, have: int) -> int | None:
+def _total(answer: httpx.Response, wanted: FileToFetch, have: int) -> int | None:
     """Bytes of the whole file, by the server. Raises PrepareError where they are not those it must have."""
     total: int | None = None
     if answer.status_code == 206:
@@ -261,7 +263,7 @@ def _version(answer: httpx.Response) -> str:
     return str(answer.headers.get("last-modified", ""))
 
 
-def _fault(wanted: Wanted, digest: Digest) -> str:
+def _fault(wanted: FileToFetch, digest: Digest) -> str:
     """Why what came is not the file; empty when it is."""
     have = wanted.part.stat().st_size
     if wanted.size is not None and have != wanted.size:
@@ -274,20 +276,20 @@ def _fault(wanted: Wanted, digest: Digest) -> str:
     return ""
 
 
-def _restart(wanted: Wanted, part: _Part) -> None:
+def _restart(wanted: FileToFetch, part: _Part) -> None:
     wanted.part.write_bytes(b"")
     part.have, part.digest, part.total, part.version = 0, Digest(wanted.git_size), wanted.size, ""
 
 
-def _discard(wanted: Wanted) -> None:
+def _discard(wanted: FileToFetch) -> None:
     wanted.part.unlink(missing_ok=True)
     wanted.note.unlink(missing_ok=True)
 
 
-def _write_note(wanted: Wanted, part: _Part) -> None:
+def _write_note(wanted: FileToFetch, part: _Part) -> None:
     note = {"url": url_key(wanted.url), "version": part.version, "total": part.total}
     put_json(wanted.note, note, durable=False)
 
 
-def _read_note(wanted: Wanted) -> dict[str, Any]:
+def _read_note(wanted: FileToFetch) -> dict[str, Any]:
     return object_or_nothing(wanted.note)

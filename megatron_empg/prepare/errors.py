@@ -4,12 +4,12 @@ from megatron_empg.common.errors import EmpgError
 
 
 class PrepareError(EmpgError, RuntimeError):
-    """A fault that the user can mend; the message says what, where and how."""
+    """A fault that the user can fix; the message says what, where and how."""
 
 
 class BrokenManifest(PrepareError):
     """A prepared.json that cannot be read as one; a preparation writes it anew."""
 
 
-class NotThere(PrepareError):
+class SourceUnavailable(PrepareError):
     """A place that does not have the file, or does not answer: another place may."""

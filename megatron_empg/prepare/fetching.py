@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from megatron_empg.prepare.archives import take_out
 from megatron_empg.prepare.checksums import Checksum, digest_of
-from megatron_empg.prepare.download import Download, Wanted
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.download import Download, FileToFetch
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.hub import Hub, HubFile
 from megatron_empg.prepare.places import HubPlace, Kind, UrlPlace
-from megatron_empg.prepare.records import Checked, Record, Records
+from megatron_empg.prepare.records import Checked, FileRecord, FileRecords
 from megatron_empg.prepare.sources import Alternative
 from megatron_empg.prepare.web import hub_headers
 
@@ -29,21 +29,21 @@ Result = TypeVar("Result")
 class Origin:
     """What to fetch, `place` as the sources have it, and what a record says of where it came from."""
 
-    wanted: Wanted
+    wanted: FileToFetch
     place: str
     origin: str
     checked: Checked
 
 
-class Fetching:
-    """Into one folder, with so many connections at once."""
+class FolderFetcher:
+    """Fetches files into one folder, with so many connections at once."""
 
     def __init__(
         self,
         root: Path,
         download: Download,
         hub: Hub,
-        records: Records,
+        records: FileRecords,
         say: Callable[[str], None],
         connections: int,
     ) -> None:
@@ -85,12 +85,12 @@ class Fetching:
             name = f"{folder}/{alternative.called()}"
             try:
                 self._bring(name, alternative)
-            except NotThere as error:
+            except SourceUnavailable as error:
                 self.say(f"not to be had: {error}")
                 faults.append(str(error))
             else:
                 return name
-        raise NotThere(f"no place has {folder}/{places[0].called()}: " + "; ".join(faults))
+        raise SourceUnavailable(f"no place has {folder}/{places[0].called()}: " + "; ".join(faults))
 
     def is_sound(self, name: str, place: str) -> bool:
         """Whether the file is here, from this place, and still what it was when it was fetched."""
@@ -138,7 +138,7 @@ class Fetching:
     def _fetch(self, name: str, origin: Origin) -> None:
         sha256 = self._left_by_a_kill(origin.wanted) or self._download.fetch(origin.wanted)
         size = origin.wanted.path.stat().st_size
-        self.records.put(name, Record(origin.place, origin.origin, size, sha256, origin.checked))
+        self.records.put(name, FileRecord(origin.place, origin.origin, size, sha256, origin.checked))
         self.say(f"fetched {name}, {size / 1e9:.3f} GB, sha256 {sha256[:12]}… ({_by_what(origin.checked)})")
 
     def listing(self, place: HubPlace, kind: Kind) -> tuple[str, list[HubFile]]:
@@ -166,10 +166,10 @@ class Fetching:
             path = self.root / name
             take_out(self.root / inside, alternative.member, path)
         size, sha256 = path.stat().st_size, digest_of(path).sha256
-        record = Record(alternative.key, origin.origin, size, sha256, origin.checked, archive.sha256)
+        record = FileRecord(alternative.key, origin.origin, size, sha256, origin.checked, archive.sha256)
         self.records.put(name, record)
 
-    def _require_published(self, name: str, alternative: Alternative) -> Record:
+    def _require_published(self, name: str, alternative: Alternative) -> FileRecord:
         """What came is what the sources tell, by whatever else it was checked. Raises PrepareError."""
         record = self.records.file(name)
         assert record is not None, f"{name} was fetched without a record"
@@ -194,14 +194,14 @@ class Fetching:
         if_changed = ""
         if checksum is None:
             checksum, if_changed = self.first_fetched(name, place.key)
-        wanted = Wanted(place.url, path, alternative.bytes, checksum, if_changed=if_changed)
+        wanted = FileToFetch(place.url, path, alternative.bytes, checksum, if_changed=if_changed)
         return Origin(wanted, place.key, str(place), checked)
 
     def _ask_hub(self, place: HubPlace, path: Path, alternative: Alternative) -> Origin:
         commit, files = self.listing(place, "dataset")
         found = [file for file in files if file.name == place.file]
         if not found:
-            raise NotThere(f"{place.repository} has no file {place.file} at commit {commit}")
+            raise SourceUnavailable(f"{place.repository} has no file {place.file} at commit {commit}")
         file = found[0]
         if (
             alternative.checksum is not None
@@ -218,7 +218,7 @@ class Fetching:
             )
         return Origin(of_hub(file, path), place.key, str(at), "hub")
 
-    def _left_by_a_kill(self, wanted: Wanted) -> str | None:
+    def _left_by_a_kill(self, wanted: FileToFetch) -> str | None:
         """The sha256 of a file that is whole, but was not noted any more; None where there is none."""
         if wanted.checksum is None or not wanted.path.is_file():
             return None
@@ -228,9 +228,9 @@ class Fetching:
         return digest.sha256
 
 
-def of_hub(file: HubFile, path: Path) -> Wanted:
+def of_hub(file: HubFile, path: Path) -> FileToFetch:
     """How a file of the hub is fetched."""
-    return Wanted(file.url, path, file.size, file.checksum, hub_headers())
+    return FileToFetch(file.url, path, file.size, file.checksum, hub_headers())
 
 
 def _published(alternative: Alternative) -> Checked:

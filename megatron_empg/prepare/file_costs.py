@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.records import FileRecords
 from megatron_empg.prepare.sources import Alternative
 
 
-def bytes_left(root: Path, folder: str, places: Sequence[Alternative], records: Records) -> int:
-    """Of a file below `folder` by its first place; 0 where any place's is here."""
+def bytes_left(root: Path, folder: str, places: Sequence[Alternative], records: FileRecords) -> int:
+    """Bytes left to fetch of a file below `folder` from its first place; 0 if one from any place is here."""
     for alternative in places:
         name = f"{folder}/{alternative.called()}"
         if records.file(name) is not None and (root / name).exists():

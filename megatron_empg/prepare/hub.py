@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from megatron_empg.prepare.checksums import Checksum
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.places import HubPlace, Kind, safe_name, shown
 from megatron_empg.prepare.web import endpoint, hub_headers, refusal
 
@@ -75,7 +75,7 @@ class Hub:
             answer = self._ask(next_page)
             entries = answer.json()
             if not isinstance(entries, list):
-                raise PrepareError(f"{shown(next_page)} is no listing of files")
+                raise PrepareError(f"{shown(next_page)} is not a listing of files")
             yield from (entry for entry in entries if isinstance(entry, dict))
             next_page = answer.links.get("next", {}).get("url")
             if next_page and not next_page.startswith(f"{endpoint()}/"):
@@ -100,4 +100,4 @@ class Hub:
             if answer.is_success:
                 return answer
             fault = f"it answers {answer.status_code}"
-        raise NotThere(f"{shown(url)} did not answer in {ATTEMPTS} attempts: {fault}")
+        raise SourceUnavailable(f"{shown(url)} did not answer in {ATTEMPTS} attempts: {fault}")

@@ -94,7 +94,7 @@ class PreparedEngine(_Part):
     java: str
 
 
-class Prepared(_Part):
+class PreparedFolder(_Part):
     """The whole of it; a part that is missing was not prepared yet.
 
     `files` are named after the settings that read them (WebShop), or after what they hold (ALFWorld's archives).
@@ -127,14 +127,14 @@ class Prepared(_Part):
         return [name for name in PARTS[self.preparation] if not parts[name]]
 
 
-def read_prepared(folder: Path, preparation: str = DEEPSEARCH) -> Prepared | None:
+def read_prepared(folder: Path, preparation: str = DEEPSEARCH) -> PreparedFolder | None:
     """What was prepared in a folder; None where nothing was.
 
     Raises PrepareError for a file that is broken (BrokenManifest), of another format, or of another preparation.
     """
     path = folder / NAME
     try:
-        found = Prepared.model_validate_json(path.read_bytes())
+        found = PreparedFolder.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -156,6 +156,6 @@ def read_prepared(folder: Path, preparation: str = DEEPSEARCH) -> Prepared | Non
     return found
 
 
-def write_prepared(folder: Path, prepared: Prepared) -> None:
+def write_prepared(folder: Path, prepared: PreparedFolder) -> None:
     """Replace DIR/prepared.json as a whole."""
     write_aside(folder / NAME, prepared.model_dump_json(indent=2) + "\n")

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from megatron_empg.prepare.download import Wanted
-from megatron_empg.prepare.errors import NotThere, PrepareError
-from megatron_empg.prepare.fetching import Fetching, Origin, of_hub
+from megatron_empg.prepare.download import FileToFetch
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
+from megatron_empg.prepare.fetching import FolderFetcher, Origin, of_hub
 from megatron_empg.prepare.places import HubPlace, UrlPlace, read_place, safe_name
 from megatron_empg.weights.mapping.known_models import known_by_id
 
@@ -79,7 +79,7 @@ def expected_bytes(text: str) -> int:
     return known.weight_bytes
 
 
-def fetch_model(text: str, fetching: Fetching, before: ModelFolder | None) -> ModelFolder:
+def fetch_model(text: str, fetching: FolderFetcher, before: ModelFolder | None) -> ModelFolder:
     """Fetch the model, or check the one that is here. `before`: of an earlier run. Raises PrepareError."""
     if is_folder(text):
         return _own_folder(Path(text).expanduser().resolve())
@@ -99,16 +99,16 @@ def _own_folder(folder: Path) -> ModelFolder:
     if not folder.is_dir():
         raise PrepareError(f"there is no model folder {folder}")
     if not (folder / "config.json").is_file():
-        raise PrepareError(f"{folder} is no model folder: it has no config.json")
+        raise PrepareError(f"{folder} is not a model folder: it has no config.json")
     return ModelFolder(folder.name, str(folder), "a folder of this machine")
 
 
-def _is_whole(before: ModelFolder, place: str, fetching: Fetching) -> bool:
+def _is_whole(before: ModelFolder, place: str, fetching: FolderFetcher) -> bool:
     checks = [partial(fetching.is_sound, name, place) for name in before.files]
     return all(fetching.each(checks))
 
 
-def _of_hub(place: HubPlace, folder: str, fetching: Fetching) -> tuple[dict[str, Origin], str]:
+def _of_hub(place: HubPlace, folder: str, fetching: FolderFetcher) -> tuple[dict[str, Origin], str]:
     """What to fetch of a repository, by name: weights in safetensors, configuration, tokenizer, licence."""
     commit, files = fetching.listing(place, "model")
     used = [file for file in files if _USED.fullmatch(file.name) and not _NOT_USED.fullmatch(file.name)]
@@ -123,7 +123,7 @@ def _of_hub(place: HubPlace, folder: str, fetching: Fetching) -> tuple[dict[str,
 
 
 def _of_url(
-    place: UrlPlace, folder: str, fetching: Fetching, before: ModelFolder | None
+    place: UrlPlace, folder: str, fetching: FolderFetcher, before: ModelFolder | None
 ) -> tuple[dict[str, Origin], str]:
     """The same of a folder that a server offers. What its index names are its weights.
 
@@ -134,7 +134,7 @@ def _of_url(
     def origin_of(file: str) -> tuple[str, Origin]:
         name = f"{folder}/{safe_name(file)}"
         checksum, if_changed = fetching.first_fetched(name, place.key)
-        wanted = Wanted(f"{base}/{file}", fetching.root / name, checksum=checksum, if_changed=if_changed)
+        wanted = FileToFetch(f"{base}/{file}", fetching.root / name, checksum=checksum, if_changed=if_changed)
         return name, Origin(wanted, place.key, str(place), "first fetch")
 
     if before is not None and before.files and before.origin == str(place):
@@ -145,7 +145,7 @@ def _of_url(
         name, origin = origin_of(file)
         try:
             fetching.bring(name, origin)
-        except NotThere:
+        except SourceUnavailable:
             continue
         found[name] = origin
     index = fetching.root / folder / INDEX

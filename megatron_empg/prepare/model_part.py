@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from megatron_empg.prepare.costs import Cost
-from megatron_empg.prepare.fetching import Fetching
-from megatron_empg.prepare.manifest import Prepared, PreparedModel
+from megatron_empg.prepare.fetching import FolderFetcher
+from megatron_empg.prepare.manifest import PreparedFolder, PreparedModel
 from megatron_empg.prepare.model import ModelFolder, expected_bytes, fetch_model, name_of
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class ModelPart:
     def require(self) -> None:
         """Nothing: what can be told of a model is told whichever parts are wanted."""
 
-    def cost(self, before: Before) -> Cost:
+    def cost(self, before: InitialFolder) -> Cost:
         whole = expected_bytes(self.wanted)
         there = _bytes_below(before.folder / "model" / name_of(self.wanted))
         left = max(0, whole - there)
         return Cost(self.name, left, left, unknown=not whole and not there)
 
-    def fetch(self, work: Work, fetching: Fetching) -> None:
+    def fetch(self, work: PreparationRun, fetching: FolderFetcher) -> None:
         name = name_of(self.wanted)
         found = fetch_model(self.wanted, fetching, _earlier(work.prepared, name))
         files = [work.file(file) for file in found.files]
@@ -37,7 +37,7 @@ class ModelPart:
         work.keep(models={**work.prepared.models, name: model})
 
 
-def _earlier(prepared: Prepared, name: str) -> ModelFolder | None:
+def _earlier(prepared: PreparedFolder, name: str) -> ModelFolder | None:
     earlier = prepared.models.get(name)
     if earlier is None:
         return None

@@ -33,7 +33,7 @@ class HubPlace:
 
     @property
     def key(self) -> str:
-        """By what a later run knows that it is the same place."""
+        """Identifies the place to a later run."""
         return str(self)
 
 
@@ -48,7 +48,7 @@ class UrlPlace:
 
     @property
     def key(self) -> str:
-        """By what a later run knows that it is the same place."""
+        """Identifies the place to a later run."""
         return url_key(self.url)
 
 
@@ -65,13 +65,13 @@ def read_place(text: str) -> Place:
         if not is_url(text):
             without_password = re.sub("//[^/]*@", "//", text)
             raise PrepareError(
-                f"{without_password!r} is no place to fetch from: it names no host, or a port that is no number; "
-                "give http(s)://HOST/PATH"
+                f"{without_password!r} is not a place to fetch from: it names no host, or a port that is not a "
+                "number; give http(s)://HOST/PATH"
             )
         return UrlPlace(text)
     if _SHORT.fullmatch(text):
         return HubPlace(text)
-    raise PrepareError(f"{text!r} is no place to fetch from; give a URL, or hub:OWNER/NAME[@REVISION][:FILE]")
+    raise PrepareError(f"{text!r} is not a place to fetch from; give a URL, or hub:OWNER/NAME[@REVISION][:FILE]")
 
 
 def safe_name(name: str) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from megatron_empg.prepare.costs import Cost
-from megatron_empg.prepare.fetching import Fetching
-from megatron_empg.prepare.wishes import Wishes
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.fetching import FolderFetcher
+from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 
-class Part(Protocol):
+class PreparationPart(Protocol):
     """What --only calls `name`."""
 
     @property
@@ -21,33 +21,33 @@ class Part(Protocol):
     def require(self) -> None:
         """What this machine must have for it, looked at before anything is fetched. Raises PrepareError."""
 
-    def cost(self, before: Before) -> Cost | None:
+    def cost(self, before: InitialFolder) -> Cost | None:
         """What is not here yet, told without asking a server; None where there is nothing to say."""
         ...
 
 
-class FetchedPart(Part, Protocol):
+class FetchedPart(PreparationPart, Protocol):
     """Comes over the network, and takes up where an earlier run ended."""
 
-    def fetch(self, work: Work, fetching: Fetching) -> None:
+    def fetch(self, work: PreparationRun, fetching: FolderFetcher) -> None:
         """Fetch it, or check what is here, and note it. Raises PrepareError."""
 
 
-class MadePart(Part, Protocol):
+class MadePart(PreparationPart, Protocol):
     """Made on this machine of what was fetched, or of nothing."""
 
-    def make(self, work: Work) -> None:
+    def make(self, work: PreparationRun) -> None:
         """Make it, or check what is here, and note it. Raises PrepareError."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """In the order of the work: `fetched` ones, the small before the large, then `made` ones."""
+class PreparationParts:
+    """All parts in the order of the work: `fetched` ones, small before large, then `made` ones."""
 
     fetched: tuple[FetchedPart, ...]
     made: tuple[MadePart, ...] = ()
 
-    def all(self) -> tuple[Part, ...]:
+    def all(self) -> tuple[PreparationPart, ...]:
         return (*self.fetched, *self.made)
 
 
@@ -64,10 +64,10 @@ class Preparation(ABC):
         """The model of the sources."""
 
     @abstractmethod
-    def parts(self, wishes: Wishes) -> Parts:
+    def parts(self, wishes: PreparationOptions) -> PreparationParts:
         """All parts but the model, which every preparation has. Raises PrepareError for wishes that cannot be."""
 
-    def model_of(self, wishes: Wishes) -> str:
+    def model_of(self, wishes: PreparationOptions) -> str:
         """The model that is wanted."""
         if wishes.model is None:
             return self.default_model

@@ -16,27 +16,27 @@ def preparation(name: str, sources: Path | None) -> Preparation:
 
 
 def _deepsearch(sources: Path) -> Preparation:
-    from megatron_empg.prepare.deepsearch import DeepSearch
+    from megatron_empg.prepare.deepsearch import DeepSearchPreparation
 
-    return DeepSearch(read_sources(sources))
+    return DeepSearchPreparation(read_sources(sources))
 
 
 def _alfworld(sources: Path) -> Preparation:
-    from megatron_empg.prepare.alfworld import AlfWorld, AlfWorldSources
+    from megatron_empg.prepare.alfworld import AlfWorldPreparation, AlfWorldSources
 
-    return AlfWorld(read_sources(sources, AlfWorldSources))
+    return AlfWorldPreparation(read_sources(sources, AlfWorldSources))
 
 
 def _webshop(sources: Path) -> Preparation:
-    from megatron_empg.prepare.webshop import WebShop, WebShopSources
+    from megatron_empg.prepare.webshop import WebShopPreparation, WebShopSources
 
-    return WebShop(read_sources(sources, WebShopSources))
+    return WebShopPreparation(read_sources(sources, WebShopSources))
 
 
 def _scienceworld(sources: Path) -> Preparation:
-    from megatron_empg.prepare.scienceworld import ScienceWorld
+    from megatron_empg.prepare.scienceworld import ScienceWorldPreparation
 
-    return ScienceWorld(read_sources(sources, AnySources))
+    return ScienceWorldPreparation(read_sources(sources, AnySources))
 
 
 _MAKERS: Mapping[str, Callable[[Path], Preparation]] = {

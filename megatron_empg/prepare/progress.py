@@ -11,7 +11,7 @@ EVERY = 15.0
 """Seconds between two lines."""
 
 
-class Progress:
+class FetchProgress:
     """Counts what comes in, from many threads, and says so while it is entered. `expected`: bytes in all."""
 
     def __init__(self, expected: int, say: Callable[[str], None], every: float = EVERY) -> None:
@@ -37,7 +37,7 @@ class Progress:
             return 0.0
         return self._received / seconds
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> FetchProgress:
         self._started = time.monotonic()
         self._teller.start()
         return self

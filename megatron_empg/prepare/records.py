@@ -15,7 +15,7 @@ Checked = Literal["hub", "published", "first fetch"]
 
 
 @dataclass(frozen=True)
-class Record:
+class FileRecord:
     """A file that is whole. `place` is what the sources say, `origin` where it came from in truth.
 
     `archive`: the sha256 of what it was taken out of; empty for a file that was fetched by itself.
@@ -29,22 +29,22 @@ class Record:
     archive: str = ""
 
 
-class Records:
-    """Of one folder; many threads may use it."""
+class FileRecords:
+    """The records of one folder; many threads may use them."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".fetched.json"
         self._lock = threading.Lock()
-        self._files: dict[str, Record] = {}
+        self._files: dict[str, FileRecord] = {}
         self._commits: dict[str, str] = {}
         self.bytes_per_second = 0.0
         self._read()
 
-    def file(self, name: str) -> Record | None:
+    def file(self, name: str) -> FileRecord | None:
         with self._lock:
             return self._files.get(name)
 
-    def put(self, name: str, record: Record) -> None:
+    def put(self, name: str, record: FileRecord) -> None:
         with self._lock:
             self._files[name] = record
             self._write()
@@ -67,7 +67,7 @@ class Records:
     def _read(self) -> None:
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
-            self._files = {name: Record(**record) for name, record in raw["files"].items()}
+            self._files = {name: FileRecord(**record) for name, record in raw["files"].items()}
             self._commits = dict(raw["commits"])
             self.bytes_per_second = float(raw["bytes_per_second"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -12,22 +12,22 @@ from megatron_empg.prepare.costs import Bandwidth, Cost, require_room, table
 from megatron_empg.prepare.disk import named_disk_faults
 from megatron_empg.prepare.download import Download
 from megatron_empg.prepare.errors import BrokenManifest, PrepareError
-from megatron_empg.prepare.fetching import DOWNLOADS, Fetching
+from megatron_empg.prepare.fetching import DOWNLOADS, FolderFetcher
 from megatron_empg.prepare.hub import Hub
-from megatron_empg.prepare.manifest import NAME, PARTS, Prepared, read_prepared
+from megatron_empg.prepare.manifest import NAME, PARTS, PreparedFolder, read_prepared
 from megatron_empg.prepare.model import require_model
 from megatron_empg.prepare.model_part import ModelPart
-from megatron_empg.prepare.preparation import FetchedPart, Part, Parts, Preparation
-from megatron_empg.prepare.progress import Progress
-from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.preparation import FetchedPart, Preparation, PreparationPart, PreparationParts
+from megatron_empg.prepare.progress import FetchProgress
+from megatron_empg.prepare.records import FileRecords
 from megatron_empg.prepare.web import new_client
-from megatron_empg.prepare.wishes import Wishes
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 Say = Callable[[str], None]
 
 
-def run(preparation: Preparation, wishes: Wishes, say: Say) -> Prepared:
+def run(preparation: Preparation, wishes: PreparationOptions, say: Say) -> PreparedFolder:
     """Fetch and make what is wanted and not here yet, and write prepared.json. Raises PrepareError."""
     require_model(preparation.model_of(wishes))
     parts = wanted_parts(preparation, wishes)
@@ -45,7 +45,7 @@ def run(preparation: Preparation, wishes: Wishes, say: Say) -> Prepared:
     with alone(wishes.folder):
         # Read again: another preparation may have ended since.
         before = _before(preparation.name, wishes.folder, _say_nothing)
-        work = Work(before, say, wishes.quick)
+        work = PreparationRun(before, say, wishes.quick)
         _fetch(parts.fetched, work, before.records, wishes, sum(cost.fetch for cost in costs))
         for made in parts.made:
             made.make(work)
@@ -53,18 +53,18 @@ def run(preparation: Preparation, wishes: Wishes, say: Say) -> Prepared:
     return work.prepared
 
 
-def wanted_parts(preparation: Preparation, wishes: Wishes) -> Parts:
+def wanted_parts(preparation: Preparation, wishes: PreparationOptions) -> PreparationParts:
     """Those of the preparation that are wanted; the model is fetched after what is small."""
     known = preparation.parts(wishes)
     fetched = (*known.fetched, ModelPart(preparation.model_of(wishes)))
-    return Parts(
+    return PreparationParts(
         tuple(part for part in fetched if wishes.wants(part.name)),
         tuple(part for part in known.made if wishes.wants(part.name)),
     )
 
 
-def costs_of(parts: Parts, before: Before) -> list[Cost]:
-    """By part, in the order of --only, what is not here yet; nothing is asked of any server."""
+def costs_of(parts: PreparationParts, before: InitialFolder) -> list[Cost]:
+    """The costs per part, in the order of --only, of what is not here yet; no server is asked."""
     order = PARTS[before.prepared.preparation]
     costs = []
     for part in sorted(parts.all(), key=lambda part: order.index(part.name)):
@@ -74,47 +74,53 @@ def costs_of(parts: Parts, before: Before) -> list[Cost]:
     return costs
 
 
-def _fetch(parts: tuple[FetchedPart, ...], work: Work, records: Records, wishes: Wishes, expected: int) -> None:
+def _fetch(
+    parts: tuple[FetchedPart, ...],
+    work: PreparationRun,
+    records: FileRecords,
+    wishes: PreparationOptions,
+    expected: int,
+) -> None:
     """In order: what is wrong with a place of small things shows before the hours that a model takes."""
     if not parts:
         return
-    progress = Progress(expected, work.say)
+    progress = FetchProgress(expected, work.say)
     with new_client(wishes.connections) as client, progress:
         download = Download(client, received=progress.add, say=work.say)
         hub = Hub(client, download.stop.wait)
-        fetching = Fetching(wishes.folder, download, hub, records, work.say, wishes.connections)
+        fetching = FolderFetcher(wishes.folder, download, hub, records, work.say, wishes.connections)
         for part in parts:
             part.fetch(work, fetching)
     if progress.bytes_per_second:
         records.put_speed(progress.bytes_per_second)
 
 
-def _say_what_is_missing(parts: tuple[Part, ...], say: Say) -> None:
+def _say_what_is_missing(parts: tuple[PreparationPart, ...], say: Say) -> None:
     for part in parts:
         try:
             part.require()
         except PrepareError as error:
-            say(f"to be mended first: {error}")
+            say(f"fix this first: {error}")
 
 
-def _before(preparation: str, folder: Path, say: Say) -> Before:
-    return Before(folder, _earlier(preparation, folder, say), Records(folder))
+def _before(preparation: str, folder: Path, say: Say) -> InitialFolder:
+    return InitialFolder(folder, _earlier(preparation, folder, say), FileRecords(folder))
 
 
 def _say_nothing(_: str) -> None:
     """What is broken was told when it was read first."""
 
 
-def _earlier(preparation: str, folder: Path, say: Say) -> Prepared:
+def _earlier(preparation: str, folder: Path, say: Say) -> PreparedFolder:
     """What earlier runs wrote down. A broken note of them is written anew: what was fetched is noted elsewhere."""
     try:
-        return read_prepared(folder, preparation) or Prepared(preparation=preparation)
+        return read_prepared(folder, preparation) or PreparedFolder(preparation=preparation)
     except BrokenManifest:
         say(
-            f"{folder / NAME} is broken and is written anew, with the parts of this run; files that are there are "
-            "checked and kept. Name each further model by --model again"
+            f"{folder / NAME} is broken and is written again, with the parts of this run; files that are there "
+            "are checked and kept. Name each further model by --model again"
         )
-        return Prepared(preparation=preparation)
+        return PreparedFolder(preparation=preparation)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from megatron_empg.environments.scienceworld.errors import EngineUnavailable
 from megatron_empg.environments.scienceworld.installed import VERSION, installed, java_version
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import SCIENCEWORLD, PreparedEngine
-from megatron_empg.prepare.preparation import Parts, Preparation
+from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.sources import AnySources
-from megatron_empg.prepare.wishes import Wishes
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 
-class ScienceWorld(Preparation):
+class ScienceWorldPreparation(Preparation):
     """What agents that experiment are trained on."""
 
     name: ClassVar[str] = SCIENCEWORLD
@@ -27,8 +27,8 @@ class ScienceWorld(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: Wishes) -> Parts:
-        return Parts((), (EnginePart(),))
+    def parts(self, wishes: PreparationOptions) -> PreparationParts:
+        return PreparationParts((), (EnginePart(),))
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class EnginePart:
     def require(self) -> None:
         _engine()
 
-    def cost(self, before: Before) -> None:
+    def cost(self, before: InitialFolder) -> None:
         """Nothing: it is only looked for."""
 
-    def make(self, work: Work) -> None:
+    def make(self, work: PreparationRun) -> None:
         engine = _engine()
         work.keep(engine=engine)
         work.say(f"{engine.package} with Java {engine.java}; the nodes that roll out need both too")

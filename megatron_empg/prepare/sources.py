@@ -47,7 +47,7 @@ class Alternative(SourcesPart):
 
     @property
     def key(self) -> str:
-        """By what a later run knows that it is the same place."""
+        """Identifies the place to a later run."""
         where = self.where().key
         return f"{where}#{self.member}" if self.member else where
 
@@ -67,7 +67,7 @@ Places = Annotated[list[Alternative], Field(min_length=1)]
 """Places of the same file, tried in this order."""
 
 
-class Questions(SourcesPart):
+class QuestionsToFetch(SourcesPart):
     """A file of questions, and where in a mixture it stands."""
 
     dataset: Dataset
@@ -78,7 +78,7 @@ class Questions(SourcesPart):
     aliases: list[Alternative] = Field(default_factory=list)
 
 
-class Corpus(SourcesPart):
+class CorpusToFetch(SourcesPart):
     """The documents that are searched."""
 
     places: list[Alternative] = Field(alias="from", min_length=1)
@@ -101,11 +101,11 @@ class AnySources(SourcesPart):
         """What no single key shows. `path`: the file. Raises PrepareError."""
 
 
-class Sources(AnySources):
+class DeepSearchSources(AnySources):
     """Deep Search's."""
 
-    questions: list[Questions]
-    corpus: Corpus
+    questions: list[QuestionsToFetch]
+    corpus: CorpusToFetch
     index: IndexCost = IndexCost()
 
     def require_sound(self, path: Path) -> None:
@@ -134,10 +134,10 @@ Kind = TypeVar("Kind", bound=AnySources)
 
 
 @overload
-def read_sources(path: Path) -> Sources: ...
+def read_sources(path: Path) -> DeepSearchSources: ...
 @overload
 def read_sources(path: Path, kind: type[Kind]) -> Kind: ...
-def read_sources(path: Path, kind: type[AnySources] = Sources) -> AnySources:
+def read_sources(path: Path, kind: type[AnySources] = DeepSearchSources) -> AnySources:
     """The sources file at `path`, of a kind. Raises PrepareError naming what is wrong in it."""
     try:
         raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from megatron_empg.common.http import bearer
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.places import is_url, shown
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def endpoint() -> str:
     given = os.environ.get(ENDPOINT_VARIABLE, "").strip().rstrip("/")
     if given and not is_url(given):
         # What it holds is not shown: it may be a password.
-        raise PrepareError(f"{ENDPOINT_VARIABLE} is no address: it must be http(s)://HOST[:PORT][/PATH], or unset")
+        raise PrepareError(
+            f"{ENDPOINT_VARIABLE} is not an address: it must be http(s)://HOST[:PORT][/PATH], or unset"
+        )
     return given or DEFAULT_ENDPOINT
 
 
@@ -50,15 +52,15 @@ def hub_headers() -> Mapping[str, str]:
 
 
 def refusal(status: int, url: str) -> PrepareError | None:
-    """The error of a status that no further attempt mends; None for one that may pass, or is no fault."""
+    """The error of a status that another attempt cannot cure; None for one that may pass, or is no fault."""
     where = shown(url)
     if status in _REFUSED:
-        return NotThere(
-            f"{where} answers {status}: it wants a token or a licence that is not accepted yet; accept it on the "
+        return SourceUnavailable(
+            f"{where} answers {status}: it needs a token or a licence that is not accepted yet; accept it on the "
             f"repository's page and set {TOKEN_VARIABLE} in the environment"
         )
     if status in _GONE:
-        return NotThere(f"{where} answers {status}: there is no such file")
+        return SourceUnavailable(f"{where} answers {status}: there is no such file")
     if status in PASSING or status < 400 or status == 416:
         return None
     return PrepareError(f"{where} answers {status}")

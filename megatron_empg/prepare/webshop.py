@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.fetching import Fetching
+from megatron_empg.prepare.fetching import FolderFetcher
 from megatron_empg.prepare.file_set import bytes_left_of_all, fetched
 from megatron_empg.prepare.manifest import WEBSHOP, PreparedCatalogue
-from megatron_empg.prepare.preparation import Parts, Preparation
+from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.sources import Alternative, AnySources, Places
-from megatron_empg.prepare.wishes import Wishes
-from megatron_empg.prepare.work import Before, Work
+from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 Setting = Literal["products", "attributes", "instructions"]
 FOLDER = "products"
@@ -43,7 +43,7 @@ class WebShopSources(AnySources):
                     )
 
 
-class WebShop(Preparation):
+class WebShopPreparation(Preparation):
     """What agents that shop are trained on."""
 
     name: ClassVar[str] = WEBSHOP
@@ -55,10 +55,10 @@ class WebShop(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: Wishes) -> Parts:
+    def parts(self, wishes: PreparationOptions) -> PreparationParts:
         if wishes.generated is not None:
-            return Parts((), (CataloguePart(wishes.generated),))
-        return Parts((FilesPart(self._sources.files),))
+            return PreparationParts((), (CataloguePart(wishes.generated),))
+        return PreparationParts((FilesPart(self._sources.files),))
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class FilesPart:
     def require(self) -> None:
         """Nothing."""
 
-    def cost(self, before: Before) -> Cost:
+    def cost(self, before: InitialFolder) -> Cost:
         left = bytes_left_of_all(self.wanted, FOLDER, before)
         return Cost(self.name, left, left)
 
-    def fetch(self, work: Work, fetching: Fetching) -> None:
+    def fetch(self, work: PreparationRun, fetching: FolderFetcher) -> None:
         work.keep(files=fetched(self.wanted, FOLDER, work, fetching), catalogue=None)
 
 
@@ -92,10 +92,10 @@ class CataloguePart:
         except ValidationError as error:
             raise PrepareError(f"--generated {self.products}: {error.errors()[0]['msg']}") from None
 
-    def cost(self, before: Before) -> None:
+    def cost(self, before: InitialFolder) -> None:
         """Nothing: it takes no room on the disk."""
 
-    def make(self, work: Work) -> None:
+    def make(self, work: PreparationRun) -> None:
         catalogue = PreparedCatalogue(products=self.products, seed=WebShopSettings().generated_seed)
         work.keep(catalogue=catalogue, files={})
         work.say(f"{GENERATED}: {catalogue.products} products of seed {catalogue.seed}; no score of WebShop's")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PreparationOptions:
     """`only`: the parts to prepare, all of them unless given.
 
     `quick`: an index or games that are there are compared by sizes alone. `generated`: so many games or products

@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megatron_empg import __version__
-from megatron_empg.prepare.manifest import Prepared, PreparedFile, write_prepared
-from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.manifest import PreparedFile, PreparedFolder, write_prepared
+from megatron_empg.prepare.records import FileRecords
 
 
 @dataclass(frozen=True)
-class Before:
+class InitialFolder:
     """What is in the folder before anything is fetched."""
 
     folder: Path
-    prepared: Prepared
-    records: Records
+    prepared: PreparedFolder
+    records: FileRecords
 
 
-class Work:
+class PreparationRun:
     """One run: what is prepared so far is written after every part."""
 
-    def __init__(self, before: Before, say: Callable[[str], None], quick: bool) -> None:
+    def __init__(self, before: InitialFolder, say: Callable[[str], None], quick: bool) -> None:
         self.folder = before.folder
         self.prepared = before.prepared
         self.say = say

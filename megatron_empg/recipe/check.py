@@ -163,7 +163,7 @@ def _fixed(recipe: Recipe, source: TaskSource, split: Split) -> list[Task]:
 
 
 def _check_form(split: Split, tasks: list[Task]) -> None:
-    """Tasks must be what the seam says. What an opening may still mend is warned of."""
+    """Tasks must be what the seam says. What an opening may still make up for is a warning."""
     from megatron_empg.environments.shapes import conversation_faults
 
     unfinished: dict[str, str] = {}

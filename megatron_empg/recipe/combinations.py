@@ -102,7 +102,7 @@ def _control(recipe: Recipe) -> Iterator[str]:
     if algorithm.needs_gold:
         yield (
             f"algorithm.shuffle_rewards is true with algorithm.name {algorithm.name}, which learns from gold "
-            "answers beside rewards: that is no control experiment; choose another algorithm"
+            "answers beside rewards: that is not a control experiment; choose another algorithm"
         )
     if isinstance(algorithm, Dapo) and algorithm.overlong.buffer:
         yield (

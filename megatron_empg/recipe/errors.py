@@ -193,9 +193,11 @@ def _no_keys(place: KeyPlace, given: Any, kind: type[Section]) -> str:
     if field is not None:
         section = section_of(field.annotation, given)
     if section is None:
-        return f"{place.key or 'recipe'}: {shown(given)} is no group of keys"
+        return f"{place.key or 'recipe'}: {shown(given)} is not a group of keys"
     keys = list(section.model_fields)
-    return f"{place.key}: {shown(given)} is no group of keys; give {place.key}.{keys[0]}; keys: {', '.join(keys)}"
+    return (
+        f"{place.key}: {shown(given)} is not a group of keys; give {place.key}.{keys[0]}; keys: {', '.join(keys)}"
+    )
 
 
 def shown(given: Any) -> str:

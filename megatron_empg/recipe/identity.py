@@ -72,7 +72,7 @@ def require_same_run(recipe: Recipe | SftRecipe, *, model: bool = True) -> None:
     if recipe.model.path.resolve() == folder.policy.resolve():
         raise RecipeError(
             f"model.path is {recipe.model.path}, where this run (run.folder {recipe.run.folder}) writes its own "
-            "policy: it could not go on from its beginning once that is written anew; give another run.folder"
+            "policy: it could not start again from its beginning once that is overwritten; give another run.folder"
         )
     if not folder.begun():
         return
@@ -301,7 +301,7 @@ def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> 
 def _too_few_steps(folder: RunFolder, recipe: Recipe | SftRecipe) -> Iterator[str]:
     done = folder.last_checkpoint()
     if done > recipe.run.steps:
-        yield f"run.steps is {recipe.run.steps}; the run in {folder.root} has {done} steps behind it: raise it"
+        yield f"run.steps is {recipe.run.steps}; the run in {folder.root} has done {done} steps: raise it"
 
 
 def describe(recipe: Recipe | SftRecipe) -> dict[str, Any]:

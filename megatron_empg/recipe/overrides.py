@@ -27,7 +27,7 @@ class Override:
 
     @property
     def order(self) -> tuple[int, bool]:
-        """By which they are sorted: sections before their keys, a name before what it decides on."""
+        """The sort key of overrides: sections before their keys, a name before what it decides on."""
         return len(self.path), self.path[-1] != "name"
 
 

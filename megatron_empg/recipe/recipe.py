@@ -98,7 +98,7 @@ class Recipe(Section):
 
     @property
     def min_groups(self) -> int:
-        """Groups a batch needs to be trained on: the recipe's number, or an eighth of a batch."""
+        """Groups that a batch needs to be trained on: the recipe's number, or an eighth of a batch."""
         return self.limits.fewest_groups(self.rollout.groups)
 
     @property
@@ -169,7 +169,7 @@ class SftRecipe(Section):
         return self.run.steps
 
     def task_source(self) -> TaskSource:
-        """As a `Recipe`'s, but without a limit of a step's time: nobody acts in it."""
+        """The task source, like a `Recipe`'s but without a limit of a step's time: nobody acts in it."""
         return task_source_of(self.environment)
 
 

@@ -46,7 +46,7 @@ class BusyClock:
 
     @property
     def seconds(self) -> float:
-        """Until now."""
+        """Seconds counted until now."""
         self.note()
         return self._seconds
 

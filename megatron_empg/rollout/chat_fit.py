@@ -57,7 +57,7 @@ class ChatFit:
             return list(token_ids)
         kept = len(token_ids) - len(self.ahead)
         if tuple(token_ids[kept:]) != self.ahead:
-            raise ValueError("the chat template begins this turn otherwise than every other one")
+            raise ValueError("the chat template begins this turn differently from every other one")
         return [*token_ids[:kept], *self.behind]
 
 
@@ -218,7 +218,7 @@ class _Fitting:
 
 
 def check_seams(seams: Sequence[str], text: TextTokens) -> None:
-    """Between two messages there must be a control token, which no text can be. Raises ValueError."""
+    """Check that a control token, which no text can be, stands between any two messages. Raises ValueError."""
     for seam in seams:
         if not text.control_in(seam):
             raise ValueError(
@@ -228,7 +228,7 @@ def check_seams(seams: Sequence[str], text: TextTokens) -> None:
 
 
 def unfit_pieces() -> ValueError:
-    """For a tokenizer that cuts pieces otherwise than the whole."""
+    """The error for a tokenizer that splits pieces differently from the whole text."""
     return ValueError(
         "the tokenizer cuts the text between two special tokens differently where it stands alone, so "
         "that an episode cannot be built from pieces. Use a tokenizer whose special tokens are matched as "

@@ -92,7 +92,7 @@ class ChatTemplate:
         return [piece for piece in pieces if piece.text]
 
     def after_turn(self, observation: str, use: ChatUse = PLAIN) -> list[Piece]:
-        """From the end of an assistant turn, through an observation, to where the next turn begins."""
+        """The pieces from the end of an assistant turn, through an observation, to the start of the next turn."""
         conversation: list[Message] = [
             QUESTION,
             {"role": "assistant", "content": "turn"},

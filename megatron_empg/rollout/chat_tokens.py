@@ -57,7 +57,7 @@ class ChatTokens:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, history: HistoryKind = "keep") -> ChatTokens:
-        """From a folder with tokenizer.json and a chat template."""
+        """Load them from a folder with tokenizer.json and a chat template."""
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), history=history)

@@ -18,7 +18,7 @@ class RolloutConfig(Section):
     """How the episodes of a batch are sampled, and how many."""
 
     groups: Positive
-    """Questions a batch; each is answered `group_size` times."""
+    """Questions per batch; each is answered `group_size` times."""
     group_size: Positive
     """Episodes of one question, whose rewards are compared with each other; at least 2."""
     temperature: Temperature = 1.0

@@ -19,7 +19,7 @@ class EngineConfig(Section):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """The interface the servers listen on. Every route asks for the run's token."""
     start_timeout: Positive = 600
-    """Seconds a server may take from its start to its first healthy answer."""
+    """Seconds that a server may take from its start to its first healthy answer."""
     silence_timeout: Positive = 60
     """Seconds in which a server that was healthy may answer no question of health. It then counts as frozen and is
     started again, as is the rollout service. An engine whose server answers while its core does not has a minute

@@ -85,7 +85,7 @@ class EngineCounters:
 
     @classmethod
     def read(cls, page: str) -> Self:
-        """From the text that /metrics answers. Values that differ in labels alone are added: they are of the
+        """Read the text of /metrics. Values that differ in labels alone are added: they are of the
         data-parallel parts of one engine."""
         numbers = _numbers(page)
         read: dict[str, Any] = {field: numbers.get(name) for field, name in COUNTERS.items()}

@@ -34,7 +34,7 @@ R = TypeVar("R")
 Outcome = Literal["success", "failure", "truncated", "error"]
 
 
-class Lost(Enum):
+class LostPart(Enum):
     """What went away under an episode that ended in an error: played another time it may go well."""
 
     WORKER = "worker"
@@ -110,7 +110,7 @@ class Episode:
     gold: list[int] = field(default_factory=list)
     earlier: list[list[int]] = field(default_factory=list)
     question: str = ""
-    lost: Lost | None = None
+    lost: LostPart | None = None
     whole: Span | None = field(default=None, compare=False)
     opening: Span | None = field(default=None, compare=False)
 
@@ -493,6 +493,6 @@ def _fail(episode: Episode, error: Exception) -> None:
     episode.reward = 0.0
     episode.error = f"{type(error).__name__}: {error}"
     if isinstance(error, WorkerDied):
-        episode.lost = Lost.WORKER
+        episode.lost = LostPart.WORKER
     elif isinstance(error, NoHealthyEngine):
-        episode.lost = Lost.ENGINE
+        episode.lost = LostPart.ENGINE

@@ -15,7 +15,7 @@ from megatron_empg.environments.base import Environment, Task
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.client import EngineClient, Sampling
 from megatron_empg.rollout.config import RolloutConfig
-from megatron_empg.rollout.episode import EngineFailed, Episode, Lost, run_episode
+from megatron_empg.rollout.episode import EngineFailed, Episode, LostPart, run_episode
 from megatron_empg.rollout.fleet import Fleet, NoHealthyEngine
 from megatron_empg.rollout.seat import Seat
 from megatron_empg.rollout.seeds import derive_seed
@@ -48,7 +48,7 @@ class Changes:
         self._next = asyncio.Event()
 
     def wait(self) -> Awaitable[object]:
-        """Until it happens the next time after this call, also where the answer is awaited later than that."""
+        """Wait for the next time it happens after this call, also where the answer is awaited later than that."""
         return self._next.wait()
 
 
@@ -99,7 +99,7 @@ class Rollout:
         return self._clients
 
     def wait_for_change(self) -> Awaitable[object]:
-        """Until an engine's state changes the next time after this call."""
+        """Wait for the next change of any engine's state after this call."""
         return self._changes.wait()
 
     async def know(self, url: str) -> None:
@@ -158,7 +158,7 @@ class Rollout:
         except TimeoutError:  # what is missing says so itself
             if not self.fleet.healthy():
                 for place in unplayed:
-                    episodes[place].lost = Lost.ENGINE
+                    episodes[place].lost = LostPart.ENGINE
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return episodes
@@ -179,7 +179,7 @@ class Rollout:
     async def _play(self, group: Group, sample: int, step: int, sampling: Sampling) -> Episode:
         """One episode; once more from its beginning, with the same seeds, where its worker process died."""
         episode = await self._play_once(group, sample, step, sampling)
-        if episode.lost is Lost.WORKER:
+        if episode.lost is LostPart.WORKER:
             return await self._play_once(group, sample, step, sampling)
         return episode
 
@@ -192,7 +192,7 @@ class Rollout:
                 return await self._play_on(seat, group, sample, step, sampling)
         except NoHealthyEngine as error:
             what = f"{type(error).__name__}: {error}"
-            return Episode(group.task.id, group.index, sample, error=what, lost=Lost.ENGINE)
+            return Episode(group.task.id, group.index, sample, error=what, lost=LostPart.ENGINE)
         except TimeoutError:
             seconds = f"{self._waits.episode:g} s"
             what = f"EpisodeTimeout: not over after {seconds} (limits.episode_timeout) on {seat.url}"

@@ -112,7 +112,7 @@ def vllm_arguments(args: ServerOptions, extra: list[str], *, cuda: bool) -> list
     if not cuda:
         # Blocks of 32 tokens (the CPU default is 128) let short prompts share their prefix.
         command += ["--enforce-eager", "--block-size", "32"]
-        # A prompt computed in parts draws a token that is thrown away, and vLLM then winds the request's random
+        # A prompt computed in parts draws a token that is discarded, and vLLM then winds the request's random
         # generator back: CPU generators cannot be, and the engine would die.
         budget = max(8192, args.max_model_len)
         command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
 
     serve_args = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments(args, extra, cuda=cuda))
     validate_parsed_serve_args(serve_args)
-    # Statistics are for /metrics, which the rollout service reads once a step; the log says nothing of them.
+    # Statistics are for /metrics, which the rollout service reads once per step; the log says nothing of them.
     logging.getLogger("vllm.v1.metrics.loggers").setLevel(logging.WARNING)
     vllm_server.put_outermost(TokenMiddleware, token=token)
     if not cuda and args.threads == 1 and args.tensor_parallel == 1:

@@ -42,7 +42,7 @@ class EpisodeText:
         turns = [TurnText(_text(turn, "text"), turn["observation"]) for turn in given["turns"]]
         prompt, error = given.get("prompt", ""), given.get("error")
         if not isinstance(prompt, str) or not isinstance(error, str | None):
-            raise TypeError("prompt or error is no text")
+            raise TypeError("prompt or error is not text")
         return cls(
             _text(given, "task_id"),
             _text(given, "question"),
@@ -63,7 +63,7 @@ def _text(given: dict[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class TurnNumbers:
-    """What a turn was trained on; the last three with a modulation alone (see `Modulated`)."""
+    """What a turn was trained on; the last three with a modulation alone (see `ModulatedAdvantages`)."""
 
     entropy: float
     """Mean over the turn's own tokens, nats."""

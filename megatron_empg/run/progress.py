@@ -27,7 +27,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class Progress:
+class StepProgress:
     """Prints finished steps; on a terminal also a bar with the running phase. Use as a context manager."""
 
     def __init__(self, total_steps: int, *, done: int = 0, console: Console | None = None) -> None:

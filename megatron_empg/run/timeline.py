@@ -137,7 +137,7 @@ class StepTimeline:
                 [EpisodeTimes.from_json(episode) for episode in given["slowest"]],
             )
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"this is no timeline of a step: {type(error).__name__}: {error}") from error
+            raise ValueError(f"this is not a timeline of a step: {type(error).__name__}: {error}") from error
 
 
 def write_timeline(paths: RunPaths, timeline: StepTimeline) -> None:
@@ -151,7 +151,7 @@ def write_timeline(paths: RunPaths, timeline: StepTimeline) -> None:
 
 
 def read_timelines(paths: RunPaths) -> Sequence[StepTimeline]:
-    """Of all steps, in order; lines that are torn or of another form are left out."""
+    """Timelines of all steps, in order; lines that are torn or of another form are left out."""
     found: dict[int, StepTimeline] = {}
     for line in read_lines(paths.timeline):
         try:

@@ -27,7 +27,7 @@ def check_agreement(batch: Batch, scores: Scores, step: int, recipe: Recipe) -> 
 
     With `rollout.max_lag` it holds to those limits the tokens alone that the actor's own version sampled, and
     ``policy/logprob_gap_checked`` says what share of all they are: 0 where there were too few of them to judge.
-    Each engine's older tokens are held to `OLDER_GAP`, so that none passes for ever because its tokens are old.
+    Each engine's older tokens are held to `OLDER_GAP`, so that none passes forever because its tokens are old.
     """
     max_lag = recipe.rollout.max_lag
     _check_versions(batch, step, max_lag)
@@ -74,7 +74,7 @@ def _check_older(batch: Batch, gaps: EpisodeGaps, step: int, limit: float) -> No
                 f"step {step}: the log-probs of {_engine(batch, gap.engine)} differ from the actor's by "
                 f"{gap.mean:.2e} on average over {gap.tokens} tokens of older versions, above the limit of "
                 f"{limit:g}: no update within rollout.max_lag explains so much, so this engine does not hold the "
-                "weights whose version it says, or is broken; leave its machine out, or start it anew"
+                "weights whose version it says, or is broken; leave its machine out, or restart it"
             )
 
 
@@ -106,7 +106,7 @@ def _check_finite(batch: Batch, gaps: EpisodeGaps, step: int) -> None:
         raise TrainingError(
             f"step {step}: {int(gaps.not_finite.sum())} of the engines' log-probs are not finite (vLLM says -9999 "
             f"for them), in {len(wrong)} episodes of {_named(batch, wrong)}: it computes NaN or infinity, for "
-            "its memory or its weights are broken; leave its machine out, or start it anew"
+            "its memory or its weights are broken; leave its machine out, or restart it"
         )
 
 
@@ -129,7 +129,7 @@ def _check_means(
         raise TrainingError(
             f"step {step}: the engines' log-probs differ from the actor's by {mean:.2e} on average "
             f"(largest {largest:.2e}{name}), above the limit of {limit:g} (limits.logprob_gap): the engines do "
-            "not hold the actor's weights, or sample otherwise than the recipe says"
+            "not hold the actor's weights, or sample differently from the recipe"
         )
     for gap in judged:
         if not gap.mean <= limit:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.held_version import NEVER_TOLD
-from megatron_empg.weights.sync.together import Alone, Ranks
+from megatron_empg.weights.sync.together import PublishingRanks, SingleProcess
 
 if TYPE_CHECKING:
     from megatron_empg.actor.weights import ActorWeights
@@ -55,7 +55,7 @@ class EngineSenses:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenEngines:
     """The engines that are sent to, none where none answers. `joined`: the group there is, is theirs."""
 
     urls: tuple[str, ...]
@@ -78,7 +78,7 @@ class FleetPublisher:
     senses: EngineSenses
     patience: float
     limit: float
-    ranks: Ranks = field(default_factory=Alone)
+    ranks: PublishingRanks = field(default_factory=SingleProcess)
     _sender: Sender | None = None
     _joined: tuple[str, ...] = ()
     """The engines of the sender's group."""
@@ -195,14 +195,14 @@ class FleetPublisher:
                 return chosen.urls
             again = True
 
-    def _chosen(self, urls: Sequence[str], until: float, *, again: bool) -> Chosen:
+    def _chosen(self, urls: Sequence[str], until: float, *, again: bool) -> ChosenEngines:
         """Rank 0's, on every rank. `again`: it was tried before, so that time may be over though some answer."""
-        own = Chosen(())
+        own = ChosenEngines(())
         if self.ranks.rank == 0:
             own = self._look(urls, until, again=again)
         return self.ranks.gathered(own)[0]
 
-    def _look(self, urls: Sequence[str], until: float, *, again: bool) -> Chosen:
+    def _look(self, urls: Sequence[str], until: float, *, again: bool) -> ChosenEngines:
         """Those that answer; where none does, it waits for one."""
         while self._left() > 0.0:
             late = self.senses.clock() >= until
@@ -212,12 +212,12 @@ class FleetPublisher:
                 self.senses.sleep(LOOK_AGAIN_SECONDS)  # what refused at once, as a busy port does, may pass
             answering = self._answering(urls)
             if answering:
-                return Chosen(tuple(answering), self._is_whole(answering))
+                return ChosenEngines(tuple(answering), self._is_whole(answering))
             self._paused = None  # nobody is there to be
             if late:
                 break
             again = True
-        return Chosen(())
+        return ChosenEngines(())
 
     def _answering(self, urls: Sequence[str]) -> dict[str, str]:
         """What those that answer say of their weights. Those that have failed this version often are asked only

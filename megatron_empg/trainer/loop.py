@@ -42,7 +42,7 @@ from megatron_empg.trainer.turn_measurements import entropy_changes, turn_gradie
 Answer = TypeVar("Answer")
 
 
-class Driver(Protocol):
+class BatchSource(Protocol):
     """Where batches and evaluations come from; asked on rank 0 only."""
 
     def rollout(self, step: int) -> bytes | StaleEngines:
@@ -62,12 +62,14 @@ class Publisher(Protocol):
     """Brings weights to the engines; every rank has one and enters its methods with the others."""
 
     def publish(self, source: ActorWeights, version: int) -> object:
-        """To all engines that answer."""
+        """Publish to all engines that answer."""
         ...
 
     def refit(self, source: ActorWeights, version: int, engines: Sequence[str]) -> object:
-        """To these alone, which came back without them; those that fail come back another time. What other ranks
-        than the first give as `engines` does not count."""
+        """Publish to these engines alone, which came back without weights; those that fail come back later.
+
+        `engines` of the first rank count, not those of the others.
+        """
         ...
 
 
@@ -80,7 +82,7 @@ class Training:
         actor: Actor,
         folder: RunFolder,
         *,
-        driver: Driver | None,
+        driver: BatchSource | None,
         publisher: Publisher,
         heartbeat: Heartbeat | None = None,
     ) -> None:
@@ -246,7 +248,7 @@ class Training:
             return Batch.from_bytes(data)
         return Batch.from_bytes(broadcast_bytes(memoryview(b""), device()))
 
-    def _asked(self, question: Callable[[Driver], Answer | StaleEngines], phase: str) -> Answer | None:
+    def _asked(self, question: Callable[[BatchSource], Answer | StaleEngines], phase: str) -> Answer | None:
         """What the rollout service answers, on rank 0. Engines that it names instead get the policy's weights, and
         it is asked again; so all ranks enter."""
         while True:
@@ -323,5 +325,5 @@ class Training:
         return agreed(flag, device())
 
 
-def _evaluation(split: str, greedy: bool, driver: Driver) -> Evaluation | StaleEngines:
+def _evaluation(split: str, greedy: bool, driver: BatchSource) -> Evaluation | StaleEngines:
     return driver.evaluate(split, greedy)

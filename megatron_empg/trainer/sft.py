@@ -107,7 +107,7 @@ def _held_out(recipe: SftRecipe, source: TaskSource, walkthroughs: "WalkthroughT
         return []
     if not len(source.tasks("test_id")):
         raise RecipeError(
-            "sft.validate_every wants held-out questions, but the split test_id has none: set it to 0"
+            "sft.validate_every needs held-out questions, but the split test_id has none: set it to 0"
         )
     tasks = source.sample("test_id", VALIDATION_BATCHES * recipe.sft.batch_size, seed=0)
     return walkthroughs.samples(source, tasks, seed=0)

@@ -67,7 +67,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
     from megatron_empg.trainer.initial_actor import initial_actor
-    from megatron_empg.trainer.loop import Driver, Publisher, Training
+    from megatron_empg.trainer.loop import BatchSource, Publisher, Training
     from megatron_empg.trainer.phase_limits import driver_timeout, phase_limits
     from megatron_empg.trainer.recorded_batches import ToldPublisher, batches_of
     from megatron_empg.weights.sync.held_version import held_version
@@ -94,7 +94,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
         sender = FleetPublisher(
             engine_urls, make, service.hold, senses, patience=waits.batch, limit=waits.sync, ranks=ranks
         )
-        driver: Driver | None = None
+        driver: BatchSource | None = None
         publisher: Publisher = sender
         if rank == 0:  # nothing in here may wait for another rank
             wait_until_healthy([driver_url, *engine_urls], token, timeout=recipe.engines.start_timeout)

@@ -88,7 +88,7 @@ def write_bucket(request: Any, bucket: Any) -> Any:
 
 @private_api(
     "megatron-core",
-    symptom="the last collective of a save waits for ever for this rank's results",
+    symptom="the last collective of a save waits forever for this rank's results",
     trigger="every save",
     why="the finalizing functions look for what was written in the queue that the request holds by place",
     versions=_TESTED,

@@ -28,7 +28,7 @@ _patched: set[str] = set()
     can_go_when="sharded_state_dict makes the state it wants, with the step",
 )
 def complete_state(optimizer: Any) -> None:
-    """Before saving: give each parameter the state that Adam would make in its first step."""
+    """Give each parameter, before saving, the state that Adam would make in its first step."""
     for each in parts(optimizer):
         each.init_state_fn(each.optimizer, each.config)
         if _is_torch_adam(each.optimizer):
@@ -45,7 +45,7 @@ def complete_state(optimizer: Any) -> None:
     can_go_when="a step of 0 is saved like any other",
 )
 def complete_step(optimizer: Any, state: dict[Any, Any]) -> None:
-    """Before loading `state`: the step of 0 that Megatron leaves out."""
+    """Add, before `state` is loaded, the step of 0 that Megatron leaves out."""
     for part, of_torch in parts_of_state(optimizer, state):
         if _is_torch_adam(part.optimizer) and "state" in of_torch:
             of_torch["state"].setdefault("common_step", torch.tensor(0.0))

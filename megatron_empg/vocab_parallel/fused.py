@@ -23,8 +23,8 @@ from megatron_empg.vocab_parallel.shard import VocabShard, check_matrix, check_t
 from megatron_empg.vocab_parallel.sharded import check_upstream
 from megatron_empg.vocab_parallel.statistics import (
     STATISTICS,
-    Combined,
     GradientCoefficients,
+    VocabularyStatistics,
     combine,
     gather_statistics,
     gradient_coefficients,
@@ -160,7 +160,7 @@ class _LinearLogProbAndEntropy(torch.autograd.Function):
         coefficients = gradient_coefficients(
             grad_log_prob,
             grad_entropy,
-            Combined(log_sum, entropy, maximum, log_sum),
+            VocabularyStatistics(log_sum, entropy, maximum, log_sum),
             keep.new_ones(len(log_sum)),
             settings.temperature,
         )

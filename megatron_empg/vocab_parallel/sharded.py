@@ -12,7 +12,7 @@ from megatron_empg.vocab_parallel.debug import debug_enabled, require_same_on_al
 from megatron_empg.vocab_parallel.kernels import kernels_for
 from megatron_empg.vocab_parallel.shard import VocabShard, check_matrix, check_temperature, kept_targets
 from megatron_empg.vocab_parallel.statistics import (
-    Combined,
+    VocabularyStatistics,
     combine,
     gather_statistics,
     gradient_coefficients,
@@ -36,7 +36,7 @@ def logprob_and_entropy(
     the unpadded size: columns beyond it are no part of the distribution. float64 in gives float64, everything
     else float32. At an ignored target both outputs and all gradients are exactly 0. A logit of -inf counts 0.
 
-    One collective in forward (16 bytes a token and rank), none in backward: that takes the upstream gradient to
+    One collective in forward (16 bytes per token and rank), none in backward: that takes the upstream gradient to
     be the same on all ranks, as it is when each computes the loss alike (checked under `debug_checks`).
     Nothing of vocabulary size is kept but `logits`; `overwrite_logits` lets their gradient take their memory in
     backward, for a caller that needs them no more.
@@ -81,7 +81,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
             return (None,) * 6
         logits, local_targets, keep, entropy, maximum, log_sum = ctx.saved_tensors
         check_upstream(grad_log_prob, grad_entropy, ctx.shard)
-        combined = Combined(log_sum, entropy, maximum, log_sum)
+        combined = VocabularyStatistics(log_sum, entropy, maximum, log_sum)
         coefficients = gradient_coefficients(grad_log_prob, grad_entropy, combined, keep, ctx.temperature)
         # Through detach() the version counter still moves: a second backward, or another user of the
         # overwritten logits, gets autograd's error instead of wrong numbers.
@@ -96,7 +96,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
 
 
 def check_upstream(grad_log_prob: Tensor | None, grad_entropy: Tensor | None, shard: VocabShard) -> None:
-    """Under the debug switch, raise ValueError unless all ranks of the group have the same upstream gradients."""
+    """Raise ValueError, under the debug switch, unless all ranks of the group have the same upstream gradients."""
     if not debug_enabled():
         return
     for name, gradient in (("log-prob", grad_log_prob), ("entropy", grad_entropy)):

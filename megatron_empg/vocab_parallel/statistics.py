@@ -21,7 +21,7 @@ from megatron_empg.vocab_parallel.collectives import gather_rows
 STATISTICS = 4
 
 
-class Combined(NamedTuple):
+class VocabularyStatistics(NamedTuple):
     """Statistics of the whole vocabulary per token, the same on all ranks of the group."""
 
     log_prob: Float[Tensor, " tokens"]
@@ -55,7 +55,7 @@ def gather_statistics(
     return mine.unsqueeze(0)
 
 
-def combine(gathered: Float[Tensor, "ranks 4 tokens"], temperature: float) -> Combined:
+def combine(gathered: Float[Tensor, "ranks 4 tokens"], temperature: float) -> VocabularyStatistics:
     """Log-prob and entropy of the whole vocabulary (formula above); NaN where every logit is -inf."""
     m, s, c, target = gathered.unbind(1)
     maximum = m.amax(0)
@@ -67,13 +67,13 @@ def combine(gathered: Float[Tensor, "ranks 4 tokens"], temperature: float) -> Co
     centred = (weight * (c + delta * s)).sum(0)
     log_sum = total.log()
     log_prob = (target.sum(0) - maximum) / temperature - log_sum
-    return Combined(log_prob, log_sum - centred / total, maximum, log_sum)
+    return VocabularyStatistics(log_prob, log_sum - centred / total, maximum, log_sum)
 
 
 def gradient_coefficients(
     grad_log_prob: Tensor | None,
     grad_entropy: Tensor | None,
-    combined: Combined,
+    combined: VocabularyStatistics,
     keep: Bool[Tensor, " tokens"],
     temperature: float,
 ) -> GradientCoefficients:

@@ -20,7 +20,7 @@ CHUNK_ELEMENTS_OFF_CPU = 1 << 26
 SMALLEST_EXPONENT = -800.0
 
 
-class Chunk(NamedTuple):
+class LogitsChunk(NamedTuple):
     """Rows of the logits, and two buffers of [rows, width] for d = (x − m)/τ and e^d."""
 
     rows: slice
@@ -97,7 +97,7 @@ def logits_gradient(
 
 
 def _centred_sums(
-    x: Tensor, m: Tensor, s: Tensor, c: Tensor, chunk: Chunk, temperature: float, masked: bool
+    x: Tensor, m: Tensor, s: Tensor, c: Tensor, chunk: LogitsChunk, temperature: float, masked: bool
 ) -> None:
     """s = Σ e^d and c = Σ d·e^d; `masked` takes a -inf for the 0 it stands for, at one more pass."""
     if masked:
@@ -123,7 +123,7 @@ def _centre(x: Tensor, centre: Tensor, temperature: float, out: Tensor) -> None:
         out.div_(temperature)
 
 
-def _chunks(logits: Tensor, keep: Tensor, width: int, dtype: torch.dtype) -> Iterator[Chunk]:
+def _chunks(logits: Tensor, keep: Tensor, width: int, dtype: torch.dtype) -> Iterator[LogitsChunk]:
     tokens = logits.shape[0]
     on_cpu = logits.device.type == "cpu"
     if on_cpu:
@@ -137,4 +137,4 @@ def _chunks(logits: Tensor, keep: Tensor, width: int, dtype: torch.dtype) -> Ite
         rows = slice(start, min(start + size, tokens))
         n = rows.stop - rows.start
         none = on_cpu and not every and not bool(keep[rows].any())
-        yield Chunk(rows, d[:n], e[:n], every, none)
+        yield LogitsChunk(rows, d[:n], e[:n], every, none)

@@ -8,7 +8,7 @@ from tests.environments.needed import needs
 
 
 @pytest.fixture(scope="session")
-def scienceworld() -> Installed:
+def scienceworld() -> JavaInstallation:
     """Java and ScienceWorld's engine, or why they are not here."""
     try:
         return installed()

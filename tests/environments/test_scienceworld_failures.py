@@ -12,7 +12,7 @@ import pytest
 from megatron_empg.environments.scienceworld import installed as installed_module
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import Installed, installed, major_version
+from megatron_empg.environments.scienceworld.installed import JavaInstallation, installed, major_version
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation
 from megatron_empg.environments.scienceworld.world import ScienceWorldWorld
@@ -125,7 +125,7 @@ def test_a_damaged_engine_is_named_before_an_episode_begins(scienceworld, tmp_pa
     jar = tmp_path / "scienceworld.jar"
     whole = scienceworld.jar.read_bytes()
     jar.write_bytes(whole[: int(len(whole) * kept)])
-    engine = Engine(Installed(scienceworld.java, jar), PATIENCE)
+    engine = Engine(JavaInstallation(scienceworld.java, jar), PATIENCE)
     with pytest.raises(
         ScienceWorldFailed, match=r"cannot be loaded from .* may be damaged: `pip install --force-reinstall"
     ):

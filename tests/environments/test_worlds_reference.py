@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.environments.scienceworld.installed import Installed
+from megatron_empg.environments.scienceworld.installed import JavaInstallation
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.checkpoint_folders import step_folder
@@ -93,7 +93,7 @@ def run(name: str, folder: Path, **others: object) -> Recorded:
 
 
 @pytest.fixture(scope="module")
-def scienceworld_run(scienceworld: Installed, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def scienceworld_run(scienceworld: JavaInstallation, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """GRPO with EMPG."""
     folder = tmp_path_factory.mktemp("scienceworld_reference")
     return run("scienceworld_miniature", folder, **{"algorithm.modulation": "empg"})

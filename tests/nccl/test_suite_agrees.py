@@ -21,10 +21,10 @@ def _seconds() -> dict[str, tuple[float, float]]:
     from megatron_empg.actor.config import ActorConfig
     from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES
     from megatron_empg.cluster.nccl_suite.performance import time_exchange
-    from megatron_empg.cluster.nccl_suite.session import Session
-    from megatron_empg.cluster.place import Place
+    from megatron_empg.cluster.nccl_suite.session import SuiteSession
+    from megatron_empg.cluster.place import RankPlace
 
-    session = Session(Place.from_environment(), "gloo", layout=ActorConfig())
+    session = SuiteSession(RankPlace.from_environment(), "gloo", layout=ActorConfig())
     case = session.case(session.groups["world"], torch.float32, SIZE)
     whole, half = torch.zeros(SIZE // 4), torch.zeros(SIZE // 8)
     loops = {

@@ -17,7 +17,13 @@ from megatron_empg.environments.deep_search.data.published_formats import Datase
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides
-from megatron_empg.prepare.manifest import Prepared, PreparedFile, PreparedIndex, PreparedQuestions, write_prepared
+from megatron_empg.prepare.manifest import (
+    PreparedFile,
+    PreparedFolder,
+    PreparedIndex,
+    PreparedQuestions,
+    write_prepared,
+)
 from megatron_empg.recipe import Recipe
 from tests.recipes.recipe_files import ROOT
 
@@ -34,7 +40,7 @@ def prepare_miniature(folder: Path) -> Path:
     pages = _write(folder, "corpus/pages.jsonl", _lines(_pages(corpus)))
     build_index(folder / pages.path, folder / "index", progress=lambda text: None)
     size = sum(path.stat().st_size for path in (folder / "index").rglob("*") if path.is_file())
-    prepared = Prepared(
+    prepared = PreparedFolder(
         questions=_questions(folder, corpus),
         corpus=pages,
         index=PreparedIndex(path="index", size=size, of_sha256=pages.sha256),

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from megatron_empg.cluster.watchdog import Watchdog
 from megatron_empg.common.gpus import GPUS
 from megatron_empg.environments.base import SPLITS
-from megatron_empg.environments.deep_search.actions import Call, Tool
+from megatron_empg.environments.deep_search.actions import SearchToolCall, Tool
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.deep_search.source import DeepSearch
 from megatron_empg.environments.registry import make_task_source
@@ -144,7 +144,7 @@ def test_what_a_recipe_with_tools_asks_and_searches_is_what_was_prepared(prepare
     (task,) = source.sample("train", 1, seed=0)
     assert task.observation_role == "tool"
     title = load_corpus(CORPUS).documents[0].title
-    look = source.make(task).syntax.write("look", Call("visit", title).general)
+    look = source.make(task).syntax.write("look", SearchToolCall("visit", title).general)
     seen = asyncio.run(source.make(task).step(look)).observation
     assert seen == f"page {title} : {load_corpus(CORPUS).documents[0].text}"
 
@@ -169,7 +169,7 @@ def test_no_observation_carries_an_episode_past_its_limit(path: Path, prepared: 
     source, chat = tasks_of(path, prepared), ChatTokens(tokenizer)
     (task,) = source.sample("train", 1, seed=0)
     longest = max(load_corpus(CORPUS).documents, key=lambda page: len(page.text)).title
-    text = source.make(task).syntax.write("look", Call("visit", longest).general)
+    text = source.make(task).syntax.write("look", SearchToolCall("visit", longest).general)
     own = tokenizer(text, add_special_tokens=False)["input_ids"]
     visitor = Visitor([*own, chat.end_of_turn])
     prompt, sampling = len(chat.prompt(task.prompt, ChatUse.of(task))), Sampling(temperature=1.0)

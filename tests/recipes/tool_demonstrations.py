@@ -10,16 +10,16 @@ The folder of questions and index is that of `prepared_miniature`, whose facts t
 from pathlib import Path
 
 from megatron_empg.environments.base import Demonstrations, EpisodeLimits, Task, Walkthrough
-from megatron_empg.environments.calls.base import Call
+from megatron_empg.environments.calls.base import ToolCall
 from megatron_empg.environments.calls.template_calls import TemplateCalls
 from megatron_empg.environments.deep_search.corpus import Corpus, Document, load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.published_world import PUBLISHED_EXAMPLE, PUBLISHED_TOOLS
 from megatron_empg.environments.deep_search.questions import enumerate_questions
-from megatron_empg.environments.deep_search.scoring import Compared
+from megatron_empg.environments.deep_search.scoring import GoldAnswerScore
 from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.bm25_index import SearchIndex
-from megatron_empg.environments.deep_search.search.observations import Shown
+from megatron_empg.environments.deep_search.search.observations import ResultLimits
 from megatron_empg.environments.deep_search.searcher import ScriptedSearcher, SearcherSettings
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.source import DeepSearch
@@ -35,9 +35,9 @@ class SpacedCalls(TemplateCalls):
     """Writes a blank before every argument: a byte-level tokenizer then spells a name the same wherever it is
     copied to. Those who read calls strip it."""
 
-    def write(self, thought: str, call: Call) -> str:
+    def write(self, thought: str, call: ToolCall) -> str:
         spaced = {name: f" {value}" for name, value in call.arguments.items()}
-        return super().write(thought, Call(call.tool, spaced))
+        return super().write(thought, ToolCall(call.tool, spaced))
 
 
 class ImmediateIndex:
@@ -45,7 +45,7 @@ class ImmediateIndex:
 
     def __init__(self, folder: Path) -> None:
         self.index = SearchIndex.open(folder)
-        self._shown = Shown()
+        self._shown = ResultLimits()
 
     def search(self, query: str) -> str:
         return observations.results(self.index.search(query, self._shown.top_k), query, self._shown)
@@ -62,7 +62,7 @@ class IndexedCorpus:
         self._pages = {page.title: page for page in corpus.documents}
 
     def search(self, query: str) -> tuple[Document, ...]:
-        return tuple(self._pages[hit.title] for hit in self._index.search(query, Shown().top_k))
+        return tuple(self._pages[hit.title] for hit in self._index.search(query, ResultLimits().top_k))
 
 
 class DemonstratedSearch(DeepSearch):
@@ -83,6 +83,6 @@ class DemonstratedSearch(DeepSearch):
 
     def walkthrough(self, task: Task, seed: int) -> Walkthrough:
         """The searcher's turns, through a real episode on the index."""
-        score = Compared(tuple(task.payload["answers"]))
-        environment = DeepSearchEnvironment(AtOnce(self._immediate), score, self._writing)
+        score = GoldAnswerScore(tuple(task.payload["answers"]))
+        environment = DeepSearchEnvironment(ImmediateTools(self._immediate), score, self._writing)
         return Walkthrough(self._searcher.walk(self._known[question_id(task.id)], environment, seed))

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer, models
 
-from megatron_empg.environments.deep_search.actions import Call
+from megatron_empg.environments.deep_search.actions import SearchToolCall
 from megatron_empg.environments.deep_search.agent_tools import ARGUMENT
 from megatron_empg.environments.deep_search.prompt import syntax_for
 from megatron_empg.environments.deep_search.published_world import PUBLISHED_EXAMPLE, PUBLISHED_TOOLS
@@ -69,7 +69,11 @@ def words_of_tools(template: str) -> list[str]:
     """Texts that hold the words with which tools are told of, called and answered."""
     syntax = syntax_for("tools", tools=PUBLISHED_TOOLS, example=PUBLISHED_EXAMPLE)
     name = "Tuvalu"
-    called = [syntax.write(thought, Call(tool, f" {name}").general) for tool in ARGUMENT for thought in _THOUGHTS]
+    called = [
+        syntax.write(thought, SearchToolCall(tool, f" {name}").general)
+        for tool in ARGUMENT
+        for thought in _THOUGHTS
+    ]
     told = syntax.messages(name, 24)
     seen = [f"found\n1 {name}", "no results", f"page {name} : {name}", "no page"]
     for call, observation in zip(called, itertools.cycle(seen), strict=False):

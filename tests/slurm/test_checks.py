@@ -85,7 +85,7 @@ def test_check_of_the_32b_layout_on_80_gib(realistic, tmp_path):
     variables = {"EMPG_HOME": str(ROOT), "EMPG_MODEL": str(model), "EMPG_RUN_FOLDER": str(tmp_path / "run")}
     variables["EMPG_MINIATURE"] = "1"
     said = realistic.run("bash", str(ROOT / SCRIPT), "--check", timeout=120, **variables)
-    assert "GiB a trainer rank" in said
+    assert "GiB per trainer rank" in said
     with pytest.raises(AssertionError, match=r"GPUs of 20 GiB \(EMPG_GPU_MEMORY\) are too small"):
         realistic.run("bash", str(ROOT / SCRIPT), "--check", timeout=120, **variables, EMPG_GPU_MEMORY="20")
 

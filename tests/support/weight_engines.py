@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_empg.weights.sync.broadcast import WINDOW_BYTES, BroadcastGroup
-from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
+from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, SenderAddresses
 
 
 class Engine:
@@ -86,7 +86,7 @@ class ReceivingEngine(Engine):
             self.paused = route == "pause"
         with self._busy:
             if route == "init_weight_transfer_engine":
-                self._receiver.join(Meeting(**asked["init_info"]))
+                self._receiver.join(SenderAddresses(**asked["init_info"]))
                 self._receiver._groups = [Tapped(group, self) for group in self._receiver._groups]
             elif route == "start_weight_update":
                 assert not self._active, "start_weight_update called while a weight update is already active"
@@ -104,7 +104,7 @@ class ReceivingEngine(Engine):
         try:
             assert info, "the trainer abandoned this weight update"
             self.arrived = []
-            for name, tensor in self._receiver.weights(Announced(**info), torch.device("cpu")):
+            for name, tensor in self._receiver.weights(AnnouncedTensors(**info), torch.device("cpu")):
                 self.arrived.append(name)
                 self.weights[name] = tensor.clone()
         except BaseException:

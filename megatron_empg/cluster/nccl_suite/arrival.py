@@ -1,4 +1,4 @@
-"""Nobody waits for ever: every rank says in the store which step it enters, and a thread of each rank watches.
+"""Nobody waits forever: every rank says in the store which step it enters, and a thread of each rank watches.
 
 When a step takes too long the store tells who has not come to it, who is gone and who is merely stuck. The thread
 reports, and ends the process: a collective that waits for a missing rank cannot be interrupted otherwise.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from megatron_empg.cluster.nccl_suite.faults import Fault
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -39,7 +39,7 @@ class ArrivalWatch(threading.Thread):
         *,
         step_limit: float,
         time_limit: float,
-        report: Callable[[Fault], None],
+        report: Callable[[SuiteFault], None],
     ) -> None:
         super().__init__(name="arrival watch", daemon=True)
         self._store, self._rank, self._names = store, rank, names
@@ -94,30 +94,30 @@ class ArrivalWatch(threading.Thread):
                     fault = self._look()
             except Exception as error:  # the store's errors differ between versions of torch
                 lost = f"rank {self._rank} lost the store ({str(error).splitlines()[0]})"
-                self._end(Fault("error", (0,), f"{lost}: rank 0, which holds it, or its node is gone"))
+                self._end(SuiteFault("error", (0,), f"{lost}: rank 0, which holds it, or its node is gone"))
                 return
             if fault:
                 self._abort(fault)
 
-    def _look(self) -> Fault | None:
+    def _look(self) -> SuiteFault | None:
         self._store.add(f"beat/{self._rank}", 1)
         if self._store.check(["abort"]):
-            return Fault.from_json(json.loads(self._store.get("abort")))
+            return SuiteFault.from_json(json.loads(self._store.get("abort")))
         now = time.monotonic()
         if self._since is not None and now - self._since > self._limit:
             return self._diagnose(f"was not over after {self._limit:.0f} s")
         if now > self._deadline:
             what = f"out of time: {self._label} was under way when the {self._time_limit:.0f} s given were over"
-            return Fault("error", (), f"{what}; raise --time-limit, or lower --max-bytes")
+            return SuiteFault("error", (), f"{what}; raise --time-limit, or lower --max-bytes")
         return None
 
-    def _diagnose(self, happened: str) -> Fault:
+    def _diagnose(self, happened: str) -> SuiteFault:
         """Who is behind this rank's step, and whose process does not beat any more."""
         before = {member: self._beats(member) for member in self._members}
         until = time.monotonic() + _BEAT_PATIENCE
         while time.monotonic() < until:
             if self._store.check(["abort"]):
-                return Fault.from_json(json.loads(self._store.get("abort")))
+                return SuiteFault.from_json(json.loads(self._store.get("abort")))
             self._store.add(f"beat/{self._rank}", 1)
             time.sleep(_PAUSE)
         others = [member for member in self._members if member != self._rank]
@@ -135,7 +135,9 @@ class ArrivalWatch(threading.Thread):
         else:
             why = "all its ranks came to it, so the transport between them hangs"
         details = {"step": self._label, "number": self._number, "seen_by": self._rank}
-        return Fault("missing" if culprits else "error", culprits, f"{self._label} {happened}: {why}", details)
+        return SuiteFault(
+            "missing" if culprits else "error", culprits, f"{self._label} {happened}: {why}", details
+        )
 
     def _beats(self, rank: int) -> int:
         return int(self._store.add(f"beat/{rank}", 0))
@@ -149,11 +151,11 @@ class ArrivalWatch(threading.Thread):
     def _who(self, ranks: list[int]) -> str:
         return ", ".join(f"rank {rank} ({self._names[rank]})" for rank in ranks)
 
-    def _abort(self, fault: Fault) -> None:
+    def _abort(self, fault: SuiteFault) -> None:
         """The first fault is the one reported by all."""
         try:
             won = self._store.compare_set("abort", "", json.dumps(fault.as_json()))
-            fault = Fault.from_json(json.loads(won))
+            fault = SuiteFault.from_json(json.loads(won))
         except Exception as error:  # rank 0 has gone meanwhile: say what this rank knows
             print(f"the fault could not be passed on ({error})", file=sys.stderr)
         self._end(fault)
@@ -168,7 +170,7 @@ class ArrivalWatch(threading.Thread):
         while time.monotonic() < until and not self._store.check(["reported"]):
             time.sleep(0.1)
 
-    def _end(self, fault: Fault) -> None:
+    def _end(self, fault: SuiteFault) -> None:
         if not self._ending.acquire(blocking=False):
             time.sleep(60)  # the other thread is ending the process already
         try:

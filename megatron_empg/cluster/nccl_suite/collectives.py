@@ -21,7 +21,7 @@ _DIVISORS = (2, 3, 6)
 
 
 @dataclass(frozen=True)
-class Members:
+class GroupMembers:
     """A process group as one of its ranks sees it. ``ranks`` are global."""
 
     kind: str
@@ -41,10 +41,10 @@ class Members:
 
 
 @dataclass(frozen=True)
-class Case:
+class CollectiveCase:
     """What to send: ``size`` in bytes as nccl-tests counts it, ``seed`` unlike every other case's."""
 
-    members: Members
+    members: GroupMembers
     dtype: torch.dtype
     size: int
     seed: int
@@ -76,7 +76,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReceivedPiece:
     """A received piece, the table it must repeat, and the member it came from (None: all, as in a sum)."""
 
     buffer: Tensor
@@ -86,12 +86,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CollectiveExchange:
     """A collective about to run. ``size`` is what it really moves, as nccl-tests counts it."""
 
     start: Callable[[], Iterable[Any]]
     sent: list[Tensor]
-    expected: list[Part]
+    expected: list[ReceivedPiece]
     size: int
 
     def run(self) -> None:
@@ -129,7 +129,7 @@ def all_reduce_max(case: Case) -> Exchange:
     return _all_reduce(case, dist.ReduceOp.MAX, _largest_of)
 
 
-def all_reduce_average(case: Case) -> Exchange:
+def all_reduce_average(case: CollectiveCase) -> CollectiveExchange:
     """Exact where the number of members is a power of two; elsewhere 1/n rounds, and last bits may differ."""
     size = case.members.size
     exact = size & (size - 1) == 0
@@ -154,7 +154,7 @@ def _all_reduce(
     return Exchange(start, [buffer], [Part(buffer, combine(tables), None, tolerance)], buffer.nbytes)
 
 
-def all_reduce_coalesced(case: Case) -> Exchange:
+def all_reduce_coalesced(case: CollectiveCase) -> CollectiveExchange:
     """Three tensors reduced as one, as Megatron's gradient buckets are."""
     members = case.members
     tables = [case.addend(member) for member in range(members.size)]
@@ -172,7 +172,7 @@ def all_reduce_coalesced(case: Case) -> Exchange:
     return Exchange(start, buffers, parts, _bytes_of(buffers))
 
 
-def reduce_scatter(case: Case) -> Exchange:
+def reduce_scatter(case: CollectiveCase) -> CollectiveExchange:
     """Member m's result is the sum of everybody's m-th share."""
     given, got, part = _reduce_scatter_buffers(case, case.share(), 0)
     start = _starter(case.members.group, _reduce_scatter, got, given)
@@ -194,7 +194,7 @@ def reduce_scatter_coalesced(case: Case) -> Exchange:
     return Exchange(start, sent, parts, _bytes_of(sent))
 
 
-def _reduce_scatter_buffers(case: Case, share: int, number: int) -> tuple[Tensor, Tensor, Part]:
+def _reduce_scatter_buffers(case: CollectiveCase, share: int, number: int) -> tuple[Tensor, Tensor, ReceivedPiece]:
     size, me = case.members.size, case.members.me
 
     def table(source: int, destination: int) -> Tensor:
@@ -206,17 +206,17 @@ def _reduce_scatter_buffers(case: Case, share: int, number: int) -> tuple[Tensor
     total = table(0, me)
     for source in range(1, size):
         total = total + table(source, me)
-    return given, got, Part(got, total, None)
+    return given, got, ReceivedPiece(got, total, None)
 
 
-def all_gather(case: Case) -> Exchange:
+def all_gather(case: CollectiveCase) -> CollectiveExchange:
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     start = _starter(case.members.group, _all_gather, got, given)
     return Exchange(start, [given], parts, got.nbytes)
 
 
-def all_gather_list(case: Case) -> Exchange:
-    """Into a list of tensors, as the weights of tensor-parallel ranks are put together."""
+def all_gather_list(case: CollectiveCase) -> CollectiveExchange:
+    """All-gather into a list of tensors, as the weights of tensor-parallel ranks are put together."""
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     pieces = list(got.chunk(case.members.size))
     start = _starter(case.members.group, dist.all_gather, pieces, given)
@@ -240,15 +240,17 @@ def all_gather_coalesced(case: Case) -> Exchange:
     return Exchange(start, sent, parts, _bytes_of(received))
 
 
-def _all_gather_buffers(case: Case, share: int, number: int) -> tuple[Tensor, Tensor, list[Part]]:
+def _all_gather_buffers(
+    case: CollectiveCase, share: int, number: int
+) -> tuple[Tensor, Tensor, list[ReceivedPiece]]:
     size, me = case.members.size, case.members.me
     got = case.empty(share * size)
-    parts = [Part(got[s * share :][:share], case.table(number, s), s) for s in range(size)]
+    parts = [ReceivedPiece(got[s * share :][:share], case.table(number, s), s) for s in range(size)]
     return case.data(share, number, me), got, parts
 
 
-def broadcast(case: Case) -> Exchange:
-    """From a member that changes from case to case."""
+def broadcast(case: CollectiveCase) -> CollectiveExchange:
+    """Broadcast from a member that changes from case to case."""
     members = case.members
     root = case.seed % members.size
     sent = []
@@ -261,7 +263,7 @@ def broadcast(case: Case) -> Exchange:
     return Exchange(start, sent, [Part(buffer, case.table(root), root)], buffer.nbytes)
 
 
-def all_to_all(case: Case) -> Exchange:
+def all_to_all(case: CollectiveCase) -> CollectiveExchange:
     size, me, share = case.members.size, case.members.me, case.share()
     given, got = case.empty(share * size), case.empty(share * size)
     for destination in range(size):
@@ -271,7 +273,7 @@ def all_to_all(case: Case) -> Exchange:
     return Exchange(start, [given], parts, given.nbytes)
 
 
-def send_recv(case: Case) -> Exchange:
+def send_recv(case: CollectiveCase) -> CollectiveExchange:
     """A ring of blocking send and recv: even members send first, so that it cannot lock up."""
     members = case.members
     given, got, before, after = _ring_buffers(case)
@@ -287,10 +289,10 @@ def send_recv(case: Case) -> Exchange:
             send()
         return []
 
-    return Exchange(start, [given], [Part(got, case.table(before), before)], given.nbytes)
+    return CollectiveExchange(start, [given], [ReceivedPiece(got, case.table(before), before)], given.nbytes)
 
 
-def batch_isend_irecv(case: Case) -> Exchange:
+def batch_isend_irecv(case: CollectiveCase) -> CollectiveExchange:
     """A ring both ways at once, as context-parallel attention and the pipeline use it."""
     members = case.members
     given, got, before, after = _ring_buffers(case)
@@ -304,20 +306,22 @@ def batch_isend_irecv(case: Case) -> Exchange:
         from_after = dist.P2POp(dist.irecv, got_back, following, group, tag=2)
         return dist.batch_isend_irecv([onward, from_before, back, from_after])
 
-    parts = [Part(got, case.table(before), before), Part(got_back, case.table(after, 1), after)]
-    return Exchange(start, [given, given_back], parts, given.nbytes)
+    parts = [ReceivedPiece(got, case.table(before), before), ReceivedPiece(got_back, case.table(after, 1), after)]
+    return CollectiveExchange(start, [given, given_back], parts, given.nbytes)
 
 
-def _ring_buffers(case: Case) -> tuple[Tensor, Tensor, int, int]:
+def _ring_buffers(case: CollectiveCase) -> tuple[Tensor, Tensor, int, int]:
     size, me = case.members.size, case.members.me
     return case.data(case.whole(), me), case.empty(case.whole()), (me - 1) % size, (me + 1) % size
 
 
-def _coalesced(case: Case, call: Callable[..., Any], arguments: Iterable[tuple[Tensor, ...]]) -> list[Any]:
+def _coalesced(
+    case: CollectiveCase, call: Callable[..., Any], arguments: Iterable[tuple[Tensor, ...]]
+) -> list[Any]:
     return coalesced(case.members.group, call, arguments)
 
 
-COLLECTIVES: dict[str, Callable[[Case], Exchange]] = {
+COLLECTIVES: dict[str, Callable[[CollectiveCase], CollectiveExchange]] = {
     function.__name__: function
     for function in (
         all_reduce,

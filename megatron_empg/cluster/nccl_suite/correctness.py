@@ -10,9 +10,9 @@ from megatron_empg.cluster.nccl_suite import patterns
 from megatron_empg.cluster.nccl_suite.collectives import (
     COLLECTIVES,
     POINT_TO_POINT,
-    Case,
-    Exchange,
-    Members,
+    CollectiveCase,
+    CollectiveExchange,
+    GroupMembers,
     supported,
 )
 from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
@@ -29,7 +29,7 @@ def sizes_to(largest: int) -> list[int]:
     return [size for size in _SIZES if size < largest] + [largest]
 
 
-def check_all(session: Session, largest: int) -> tuple[dict[str, Any], list[Fault]]:
+def check_all(session: SuiteSession, largest: int) -> tuple[dict[str, Any], list[SuiteFault]]:
     """(what was checked, faults); both complete on rank 0 only."""
     wrong: list[WrongBytes] = []
     checked: dict[str, int] = {}
@@ -60,7 +60,7 @@ def check_all(session: Session, largest: int) -> tuple[dict[str, Any], list[Faul
     return summary, blame(gathered)
 
 
-def check(session: Session, name: str, case: Case) -> list[WrongBytes]:
+def check(session: SuiteSession, name: str, case: CollectiveCase) -> list[WrongBytes]:
     """Run one collective in this rank's group and compare every byte."""
     exchange = COLLECTIVES[name](case)
     label = f"{name} of {exchange.size} bytes of {_name(case.dtype)} in group {case.members}"
@@ -69,7 +69,7 @@ def check(session: Session, name: str, case: Case) -> list[WrongBytes]:
     return compare(name, case, exchange)
 
 
-def compare(name: str, case: Case, exchange: Exchange) -> list[WrongBytes]:
+def compare(name: str, case: CollectiveCase, exchange: CollectiveExchange) -> list[WrongBytes]:
     """The first wrong element of each part received."""
     found = []
     for part in exchange.expected:
@@ -92,7 +92,7 @@ def compare(name: str, case: Case, exchange: Exchange) -> list[WrongBytes]:
     return found
 
 
-def check_concurrent(session: Session, size: int) -> list[WrongBytes]:
+def check_concurrent(session: SuiteSession, size: int) -> list[WrongBytes]:
     """All of a rank's groups at once: every collective is started in each group before one is waited for."""
     groups = [members for kind, members in session.groups.items() if kind != "world"]
     found = []
@@ -114,7 +114,7 @@ def check_concurrent(session: Session, size: int) -> list[WrongBytes]:
     return found
 
 
-def _check_barrier(session: Session, members: Members) -> list[WrongBytes]:
+def _check_barrier(session: SuiteSession, members: GroupMembers) -> list[WrongBytes]:
     """Nobody leaves a barrier before all have come: a counter in the store tells."""
     import torch.distributed as dist
 

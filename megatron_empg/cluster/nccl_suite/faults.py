@@ -9,7 +9,7 @@ Kind = Literal["corrupt", "missing", "late", "slow", "error"]
 
 
 @dataclass(frozen=True)
-class Fault:
+class SuiteFault:
     """One finding. ``ranks`` are the culprits as far as known."""
 
     kind: Kind
@@ -21,7 +21,7 @@ class Fault:
         return {**asdict(self), "ranks": list(self.ranks)}
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> "Fault":
+    def from_json(cls, given: dict[str, Any]) -> "SuiteFault":
         return cls(given["kind"], tuple(given["ranks"]), given["what"], given["details"])
 
 
@@ -40,7 +40,7 @@ class WrongBytes:
     expected: str
 
 
-def blame(wrong: Iterable[WrongBytes]) -> list[Fault]:
+def blame(wrong: Iterable[WrongBytes]) -> list[SuiteFault]:
     """Who corrupts: a rank all of whose wrong data others saw, one that alone saw wrong data, else each finding.
 
     Only data that arrive as they were sent name their source; sums confirm.

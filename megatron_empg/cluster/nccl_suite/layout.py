@@ -58,7 +58,7 @@ def rank_groups(actor: ActorConfig, world_size: int) -> dict[str, list[list[int]
     model = tensor * context * pipeline
     if world_size % model:
         raise LayoutError(
-            f"the layout (tensor {tensor} x context {context} x pipeline {pipeline}) wants a multiple of {model} "
+            f"the layout (tensor {tensor} x context {context} x pipeline {pipeline}) needs a multiple of {model} "
             f"ranks; there are {world_size}"
         )
     data = world_size // model

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_empg.cluster.nccl_suite.bandwidth import algorithm_bandwidth
-from megatron_empg.cluster.nccl_suite.faults import Fault
-from megatron_empg.cluster.nccl_suite.session import Session
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault
+from megatron_empg.cluster.nccl_suite.session import SuiteSession
 from megatron_empg.cluster.nccl_suite.slow_links import Matrix, find_slow
 
 Pair = tuple[int, int]
@@ -59,7 +59,9 @@ def schedule(nodes: Sequence[tuple[str, int]], at_once: bool) -> list[list[Pair]
     return [[pair] for pair in itertools.chain.from_iterable(rounds)]
 
 
-def find_slow_pairs(session: Session, size: int, below: float, least: float | None) -> tuple[Matrix, list[Fault]]:
+def find_slow_pairs(
+    session: SuiteSession, size: int, below: float, least: float | None
+) -> tuple[Matrix, list[SuiteFault]]:
     """(GB/s from rank to rank, slow nodes and links), complete on rank 0 only.
 
     Pairs that look slow are measured twice more and keep their best: a busy moment is not a bad cable.
@@ -85,7 +87,7 @@ def _rounds_with(suspects: set[int], rounds: Sequence[Sequence[Pair]]) -> list[l
     return found
 
 
-def measure_pairs(session: Session, rounds: Sequence[Sequence[Sequence[int]]], size: int) -> Matrix:
+def measure_pairs(session: SuiteSession, rounds: Sequence[Sequence[Sequence[int]]], size: int) -> Matrix:
     """GB/s from rank to rank, the best of a few turns; complete on rank 0 only."""
     me = session.place.rank
     mine: list[tuple[int, int, float]] = []
@@ -121,7 +123,7 @@ def _pair_of(rank: int, pairs: Sequence[Sequence[int]]) -> Sequence[int]:
     return (-1, -1)
 
 
-def _one_way(session: Session, given: Any, acknowledge: Any, sender: int, receiver: int) -> float:
+def _one_way(session: SuiteSession, given: Any, acknowledge: Any, sender: int, receiver: int) -> float:
     """Seconds from sending to the receiver's word that all is there."""
     if session.place.rank == sender:
         peer, steps = receiver, [(dist.isend, given), (dist.irecv, acknowledge)]
@@ -137,16 +139,16 @@ def _one_way(session: Session, given: Any, acknowledge: Any, sender: int, receiv
 
 def judge_pairs(
     bandwidth: Matrix, nodes: Sequence[tuple[str, int]], below: float, least: float | None = None
-) -> list[Fault]:
+) -> list[SuiteFault]:
     """Slow nodes, GPUs and links of a rank-to-rank matrix; ``least`` is a floor in GB/s for every pair."""
     names = [f"rank {rank} ({node}, GPU {local})" for rank, (node, local) in enumerate(nodes)]
     faults = []
     for found in _slow_between_nodes(bandwidth, nodes, below) + _slow_inside(bandwidth, nodes, names, below):
-        faults.append(Fault("slow", found[0], found[1]))
+        faults.append(SuiteFault("slow", found[0], found[1]))
     for (a, b), value in bandwidth.items():
         if least is not None and value < least:
             what = f"link {names[a]} -> {names[b]}: {value:.3g} GB/s, below the {least:g} asked for"
-            faults.append(Fault("slow", (a, b), what))
+            faults.append(SuiteFault("slow", (a, b), what))
     return faults
 
 
@@ -233,7 +235,7 @@ def by_gpu(bandwidth: Matrix, world_size: int) -> list[dict[str, float | int]]:
 
 
 def by_nodes(bandwidth: Matrix, nodes: Sequence[tuple[str, int]]) -> list[dict[str, str | float]]:
-    """From node to node, the median over their GPUs; slowest first."""
+    """Bandwidth from node to node, the median over their GPUs; the slowest comes first."""
     links: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (a, b), value in bandwidth.items():
         if nodes[a][0] != nodes[b][0]:

@@ -8,9 +8,15 @@ import torch
 import torch.distributed as dist
 
 from megatron_empg.cluster.nccl_suite.bandwidth import algorithm_bandwidth, bus_bandwidth
-from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, Case, Exchange, Members, all_reduce
-from megatron_empg.cluster.nccl_suite.faults import Fault
-from megatron_empg.cluster.nccl_suite.session import DELAY, Session
+from megatron_empg.cluster.nccl_suite.collectives import (
+    COLLECTIVES,
+    CollectiveCase,
+    CollectiveExchange,
+    GroupMembers,
+    all_reduce,
+)
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault
+from megatron_empg.cluster.nccl_suite.session import DELAY, SuiteSession
 from megatron_empg.cluster.nccl_suite.slow_links import find_late
 
 TIMED = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send_recv")
@@ -29,7 +35,7 @@ def sizes_between(smallest: int, largest: int) -> list[int]:
     return [*sizes, largest]
 
 
-def measure_groups(session: Session, largest: int) -> list[dict[str, Any]]:
+def measure_groups(session: SuiteSession, largest: int) -> list[dict[str, Any]]:
     """Rows of bandwidth: all sizes over the world, the largest in every other kind of group (all its groups at
     once, as in training). Complete on rank 0 only."""
     rows = []
@@ -57,7 +63,7 @@ def measure_groups(session: Session, largest: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(session: Session, name: str, case: Case) -> dict[str, Any]:
+def _row(session: SuiteSession, name: str, case: CollectiveCase) -> dict[str, Any]:
     turns = 5
     if case.size <= 2**20:
         turns = 20
@@ -74,7 +80,12 @@ def _row(session: Session, name: str, case: Case) -> dict[str, Any]:
 
 
 def time_exchange(
-    session: Session, name: str, case: Case, exchange: Exchange, turns: int, warm_up: int = 1
+    session: SuiteSession,
+    name: str,
+    case: CollectiveCase,
+    exchange: CollectiveExchange,
+    turns: int,
+    warm_up: int = 1,
 ) -> list[float]:
     """Seconds of each turn on this rank, after ``warm_up`` untimed ones."""
     seconds = []
@@ -88,7 +99,7 @@ def time_exchange(
     return seconds
 
 
-def measure_latency(session: Session, members: Members) -> dict[str, float]:
+def measure_latency(session: SuiteSession, members: GroupMembers) -> dict[str, float]:
     """Microseconds of an 8-byte all_reduce on this rank."""
     case = session.case(members, torch.float32, 8)
     seconds = time_exchange(session, "all_reduce", case, all_reduce(case), _LATENCY_TURNS, warm_up=20)
@@ -96,7 +107,7 @@ def measure_latency(session: Session, members: Members) -> dict[str, float]:
     return {"median_us": median(ordered) * 1e6, "p99_us": ordered[int(len(ordered) * 0.99)] * 1e6}
 
 
-def measure_lateness(session: Session) -> list[list[float]]:
+def measure_lateness(session: SuiteSession) -> list[list[float]]:
     """Seconds by which each rank comes after the first one to a collective, by rank and round; rank 0 only.
 
     All start together, do the same piece of work, and meet in a small all_reduce. No two clocks are compared: who
@@ -128,7 +139,7 @@ def measure_lateness(session: Session) -> list[list[float]]:
     return late
 
 
-def judge_lateness(late: list[list[float]], names: list[str], floor: float) -> list[Fault]:
+def judge_lateness(late: list[list[float]], names: list[str], floor: float) -> list[SuiteFault]:
     """Name the late ranks."""
     faults = []
     for rank in find_late(late, floor):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from megatron_empg.common.files import put_json, written_aside
 
 if TYPE_CHECKING:
-    from megatron_empg.cluster.nccl_suite.suite import Findings
+    from megatron_empg.cluster.nccl_suite.suite import SuiteFindings
 
 _SLOWEST = 12
 
 
-def publish(findings: Findings, json_path: Path | None, heat_map: Path | None) -> None:
+def publish(findings: SuiteFindings, json_path: Path | None, heat_map: Path | None) -> None:
     """Print the tables; write the files asked for."""
     show(findings)
     if json_path:
@@ -27,7 +27,7 @@ def publish(findings: Findings, json_path: Path | None, heat_map: Path | None) -
         print(f"written: {heat_map}")
 
 
-def show(findings: Findings) -> None:
+def show(findings: SuiteFindings) -> None:
     """Print to the terminal."""
     from rich.console import Console
 
@@ -43,7 +43,7 @@ def show(findings: Findings) -> None:
     console.print(verdict, markup=False, highlight=False)
 
 
-def _tables(findings: Findings) -> Iterator[Any]:
+def _tables(findings: SuiteFindings) -> Iterator[Any]:
     if findings.correctness:
         cases = findings.correctness["cases"].items()
         rows = [[kind, findings.groups[kind], count] for kind, count in cases]
@@ -98,7 +98,7 @@ def _table(title: str, head: list[str], rows: list[list[Any]]) -> Any:
     return table
 
 
-def draw_pairs(findings: Findings, path: Path) -> None:
+def draw_pairs(findings: SuiteFindings, path: Path) -> None:
     """Sender by row, receiver by column; grey was not measured. PNG or SVG by the file's name."""
     import numpy as np
     from matplotlib.figure import Figure

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.cluster.nccl_suite.arrival import ArrivalWatch
-from megatron_empg.cluster.nccl_suite.collectives import Case, Exchange, Members
-from megatron_empg.cluster.nccl_suite.faults import Fault
+from megatron_empg.cluster.nccl_suite.collectives import CollectiveCase, CollectiveExchange, GroupMembers
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault
 from megatron_empg.cluster.nccl_suite.layout import rank_groups
-from megatron_empg.cluster.place import Place, PlaceError
+from megatron_empg.cluster.place import PlaceError, RankPlace
 
 Backend = Literal["nccl", "gloo"]
 Injection = Literal["corrupt", "delay", "missing"]
@@ -28,14 +28,14 @@ _MISSING_AFTER = 8  # steps: some are seen to work first
 
 
 @dataclass(frozen=True)
-class Inject:
+class PlantedFault:
     """A fault planted on one rank, to see that it is found."""
 
     kind: Injection
     rank: int
 
 
-class Session:
+class SuiteSession:
     """Joins the ranks. Raises PlaceError naming those that do not come in time, LayoutError for groups that
     cannot be.
 
@@ -45,15 +45,15 @@ class Session:
 
     def __init__(
         self,
-        place: Place,
+        place: RankPlace,
         backend: Backend,
         *,
         layout: ActorConfig,
         step_limit: float = 60.0,
         start_limit: float = 600.0,
         time_limit: float = 1800.0,
-        inject: Inject | None = None,
-        report: Callable[[Fault], None] = lambda fault: None,
+        inject: PlantedFault | None = None,
+        report: Callable[[SuiteFault], None] = lambda fault: None,
     ) -> None:
         self.place, self.backend = place, backend
         self.inject = inject if inject and inject.rank == place.rank else None
@@ -89,7 +89,7 @@ class Session:
 
     def _join(
         self, lists: dict[str, list[list[int]]], start_limit: float, step_limit: float
-    ) -> dict[str, Members]:
+    ) -> dict[str, GroupMembers]:
         """This rank's group of every kind."""
         everyone = range(self.place.world_size)
         with self.step("start of the process groups", everyone, start_limit):
@@ -102,7 +102,7 @@ class Session:
             )
             # NCCL connects a group in its first operation, which all its ranks must be in; the world comes first.
             dist.all_reduce(torch.zeros(1, device=self.device))
-            mine: dict[str, Members] = {}
+            mine: dict[str, GroupMembers] = {}
             for kind, groups in lists.items():
                 for ranks in groups:
                     if kind == "world":
@@ -111,7 +111,7 @@ class Session:
                         group = dist.new_group(ranks)
                     if self.place.rank in ranks:
                         dist.all_reduce(torch.zeros(1, device=self.device), group=group)
-                        mine[kind] = Members(kind, tuple(ranks), group, ranks.index(self.place.rank))
+                        mine[kind] = GroupMembers(kind, tuple(ranks), group, ranks.index(self.place.rank))
             self.synchronize()
         return mine
 
@@ -172,12 +172,12 @@ class Session:
             while True:  # the watch ends the process
                 time.sleep(60)
 
-    def case(self, members: Members, dtype: torch.dtype, size: int) -> Case:
+    def case(self, members: GroupMembers, dtype: torch.dtype, size: int) -> CollectiveCase:
         """A case with a seed of its own, the same on all ranks."""
         self._seed += 1
-        return Case(members, dtype, size, self._seed, self.device)
+        return CollectiveCase(members, dtype, size, self._seed, self.device)
 
-    def run(self, exchange: Exchange) -> None:
+    def run(self, exchange: CollectiveExchange) -> None:
         """Run to the end, also on the device."""
         if self.inject and self.inject.kind == "corrupt":
             for buffer in exchange.sent:

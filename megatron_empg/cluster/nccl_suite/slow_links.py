@@ -10,7 +10,7 @@ Matrix = dict[tuple[int, int], float]
 
 
 @dataclass(frozen=True)
-class Slow:
+class SlowMembers:
     """``members`` is one (all its pairs are slow) or two (only the link from the first to the second is)."""
 
     members: tuple[int, ...]
@@ -19,7 +19,7 @@ class Slow:
     rest: float
 
     def sentence(self, names: Sequence[str]) -> str:
-        """For people."""
+        """The fault as a sentence for the report."""
         share = f"{self.bandwidth:.3g} GB/s, the rest {self.rest:.3g}"
         if len(self.members) == 1:
             return f"{names[self.members[0]]}: {self.direction} on every link ({share})"
@@ -27,14 +27,14 @@ class Slow:
         return f"link {first} -> {second}: slow ({share})"
 
 
-def find_slow(bandwidth: Matrix, below: float) -> list[Slow]:
+def find_slow(bandwidth: Matrix, below: float) -> list[SlowMembers]:
     """Members and links slower than ``below`` times the median of the rest.
 
     A member is slow when even the best of its links, in one direction or both, is; the rest are the links
     without it. Needs three members: of two nobody can say which is the slow one.
     """
     left = sorted({member for pair in bandwidth for member in pair})
-    found: list[Slow] = []
+    found: list[SlowMembers] = []
     while len(left) > 2:
         judged = [_slow_member(bandwidth, left, member, below) for member in left]
         slow = [member for member in judged if member is not None]
@@ -47,15 +47,15 @@ def find_slow(bandwidth: Matrix, below: float) -> list[Slow]:
     for pair, value in links.items():
         others = [other for at, other in links.items() if at != pair]
         if others and value < below * median(others):
-            found.append(Slow(pair, "slow", value, median(others)))
+            found.append(SlowMembers(pair, "slow", value, median(others)))
     return found
 
 
-def _share(slow: Slow) -> float:
+def _share(slow: SlowMembers) -> float:
     return slow.bandwidth / slow.rest
 
 
-def _slow_member(bandwidth: Matrix, members: Sequence[int], member: int, below: float) -> Slow | None:
+def _slow_member(bandwidth: Matrix, members: Sequence[int], member: int, below: float) -> SlowMembers | None:
     rest = [value for (a, b), value in bandwidth.items() if {a, b} <= set(members) - {member}]
     sends = [value for (a, b), value in bandwidth.items() if a == member and b in members]
     receives = [value for (a, b), value in bandwidth.items() if b == member and a in members]
@@ -68,7 +68,7 @@ def _slow_member(bandwidth: Matrix, members: Sequence[int], member: int, below: 
             slow[word] = max(values)
     if not slow:
         return None
-    return Slow((member,), " and ".join(slow), min(slow.values()), median(rest))
+    return SlowMembers((member,), " and ".join(slow), min(slow.values()), median(rest))
 
 
 def find_late(seconds_late: Sequence[Sequence[float]], floor: float) -> list[int]:

@@ -9,10 +9,10 @@ from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, all_reduce
 from megatron_empg.cluster.nccl_suite.correctness import DTYPES, check
 from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
 from megatron_empg.cluster.nccl_suite.performance import time_exchange
-from megatron_empg.cluster.nccl_suite.session import Session
+from megatron_empg.cluster.nccl_suite.session import SuiteSession
 
 
-def stress(session: Session, minutes: float, size: int) -> tuple[dict[str, Any], list[Fault]]:
+def stress(session: SuiteSession, minutes: float, size: int) -> tuple[dict[str, Any], list[SuiteFault]]:
     """(rounds and their bandwidth, faults), complete on rank 0. Ends after the first round with wrong bytes."""
     until = time.monotonic() + minutes * 60
     wrong: list[WrongBytes] = []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.actor.config import ActorConfig
-from megatron_empg.cluster.nccl_suite.faults import Fault
-from megatron_empg.cluster.nccl_suite.session import Backend, Inject, Session
-from megatron_empg.cluster.place import Place
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault
+from megatron_empg.cluster.nccl_suite.session import Backend, PlantedFault, SuiteSession
+from megatron_empg.cluster.place import RankPlace
 
 SECTIONS = ("correctness", "late", "bandwidth", "pairs", "transfer")
 MAX_BYTES = {"nccl": 2**30, "gloo": 64 * 2**20}
@@ -38,13 +38,13 @@ class SuiteOptions:
     step_limit: float = 60.0
     start_limit: float = 600.0
     time_limit: float = 1800.0
-    inject: Inject | None = None
+    inject: PlantedFault | None = None
     json: Path | None = None
     heat_map: Path | None = None
 
 
 @dataclass
-class Findings:
+class SuiteFindings:
     """What rank 0 knows so far; what is not measured is None."""
 
     world_size: int
@@ -52,7 +52,7 @@ class Findings:
     nodes: list[str] = field(default_factory=list)
     verdict: str = ""
     note: str = ""
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[SuiteFault] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     correctness: dict[str, Any] | None = None
@@ -85,17 +85,17 @@ def run_suite(options: SuiteOptions) -> int:
     """
     from megatron_empg.cluster.nccl_suite.report import publish
 
-    place = Place.from_environment()
-    findings = Findings(place.world_size, options.backend)
+    place = RankPlace.from_environment()
+    findings = SuiteFindings(place.world_size, options.backend)
 
-    def cut_off(fault: Fault) -> None:
+    def cut_off(fault: SuiteFault) -> None:
         """From the watch's thread: report what there is with the fault that ended it."""
         if place.rank == 0:
             findings.faults.insert(0, fault)
             findings.conclude()
             publish(findings, options.json, options.heat_map)
 
-    session = Session(
+    session = SuiteSession(
         place,
         options.backend,
         layout=options.layout,
@@ -121,7 +121,9 @@ def run_suite(options: SuiteOptions) -> int:
     return 1
 
 
-def _sections(session: Session, findings: Findings, options: SuiteOptions) -> list[tuple[str, Callable[[], None]]]:
+def _sections(
+    session: SuiteSession, findings: SuiteFindings, options: SuiteOptions
+) -> list[tuple[str, Callable[[], None]]]:
     from megatron_empg.cluster.nccl_suite import correctness, pairs, performance, transfer
     from megatron_empg.cluster.nccl_suite.stress import stress
 

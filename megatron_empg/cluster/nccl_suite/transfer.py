@@ -10,7 +10,13 @@ import torch.distributed as dist
 
 from megatron_empg.cluster.nccl_suite import patterns
 from megatron_empg.cluster.nccl_suite.bandwidth import algorithm_bandwidth
-from megatron_empg.cluster.nccl_suite.collectives import Case, Exchange, Members, Part, broadcast
+from megatron_empg.cluster.nccl_suite.collectives import (
+    CollectiveCase,
+    CollectiveExchange,
+    GroupMembers,
+    ReceivedPiece,
+    broadcast,
+)
 from megatron_empg.cluster.nccl_suite.correctness import compare
 from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
 from megatron_empg.cluster.nccl_suite.session import Session
@@ -30,7 +36,9 @@ def overlaps(total: int, trainers: int, engines: int) -> list[tuple[int, int, in
     return pieces
 
 
-def check_transfer(session: Session, size: int, trainers: int) -> tuple[list[dict[str, Any]], list[Fault]]:
+def check_transfer(
+    session: SuiteSession, size: int, trainers: int
+) -> tuple[list[dict[str, Any]], list[SuiteFault]]:
     """(times, faults), complete on rank 0. The first ``trainers`` ranks hold what the others get."""
     world = session.place.world_size
     first_and_engines = (0, *range(trainers, world))
@@ -62,20 +70,22 @@ def check_transfer(session: Session, size: int, trainers: int) -> tuple[list[dic
 
 
 def _broadcast(
-    session: Session, group: Any, ranks: tuple[int, ...], size: int, seconds: list[float]
+    session: SuiteSession, group: Any, ranks: tuple[int, ...], size: int, seconds: list[float]
 ) -> list[WrongBytes]:
     me = 0
     if session.place.rank in ranks:
         me = ranks.index(session.place.rank)
-    case = session.case(Members("trainer 0 and engines", ranks, group, me), torch.bfloat16, size)
+    case = session.case(GroupMembers("trainer 0 and engines", ranks, group, me), torch.bfloat16, size)
     if session.place.rank not in ranks:
         with session.step("the weight transfer without this rank", ()):
             return []
-    case = Case(case.members, case.dtype, case.size, case.seed // len(ranks) * len(ranks), case.device)  # root 0
+    case = CollectiveCase(
+        case.members, case.dtype, case.size, case.seed // len(ranks) * len(ranks), case.device
+    )  # root 0
     return _run(session, "weight broadcast", case, broadcast(case), seconds)
 
 
-def _shards(session: Session, trainers: int, size: int, seconds: list[float]) -> list[WrongBytes]:
+def _shards(session: SuiteSession, trainers: int, size: int, seconds: list[float]) -> list[WrongBytes]:
     """Point to point, each piece straight from the trainer that has it to the engine that wants it."""
     world = session.groups["world"]
     case = session.case(world, torch.bfloat16, size)
@@ -88,7 +98,7 @@ def _shards(session: Session, trainers: int, size: int, seconds: list[float]) ->
             patterns.fill(sent[-1], table)
             operations.append(dist.P2POp(dist.isend, sent[-1], receiver))
         elif world.me == receiver:
-            parts.append(Part(case.empty(stop - start), table, trainer))
+            parts.append(ReceivedPiece(case.empty(stop - start), table, trainer))
             operations.append(dist.P2POp(dist.irecv, parts[-1].buffer, trainer))
 
     def exchange_pieces() -> list[Any]:
@@ -100,7 +110,9 @@ def _shards(session: Session, trainers: int, size: int, seconds: list[float]) ->
     return _run(session, "weight shards", case, exchange, seconds)
 
 
-def _run(session: Session, name: str, case: Case, exchange: Exchange, seconds: list[float]) -> list[WrongBytes]:
+def _run(
+    session: SuiteSession, name: str, case: CollectiveCase, exchange: CollectiveExchange, seconds: list[float]
+) -> list[WrongBytes]:
     with session.step(f"{name} of {exchange.size} bytes", case.members.ranks):
         start = time.perf_counter()
         session.run(exchange)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.cluster.preflight import arithmetic, gpu, host
-from megatron_empg.cluster.preflight.facts import Folder, Gpus, Node
+from megatron_empg.cluster.preflight.facts import FolderFacts, GpuList, NodeFacts
 
 NO_GPU = "not checked: --no-gpu was given"
 _TORCH_LIMIT = 90.0  # importing torch from a shared file system, on all nodes at once
@@ -18,7 +18,7 @@ _PRODUCT_LIMIT = 40.0  # of that, for GPUs to start and multiply
 
 
 @dataclass(frozen=True)
-class Questions:
+class PreflightOptions:
     """What to look at. ``limit``: seconds for each part; checksums of a whole model have their own."""
 
     run_folder: Path | None = None
@@ -34,7 +34,7 @@ class Questions:
     checksum_limit: float = 600.0
 
 
-def collect_node(name: str, asked: Questions) -> Node:
+def collect_node(name: str, asked: PreflightOptions) -> NodeFacts:
     """Read everything at once; what has not answered in time stands in ``unanswered``."""
     parts: dict[str, Callable[[], Any]] = {
         "gpus": gpu.read_gpus,
@@ -62,7 +62,7 @@ def collect_node(name: str, asked: Questions) -> Node:
         limits[part] = max(asked.limit, _TORCH_LIMIT)
     if asked.manifest:
         limits["model"] = asked.checksum_limit
-    node = Node(name=name)
+    node = NodeFacts(name=name)
     for part, answer in ask_all(parts, limits).items():
         if isinstance(answer, str):
             node.unanswered[part] = answer
@@ -71,7 +71,7 @@ def collect_node(name: str, asked: Questions) -> Node:
     return node
 
 
-def _model(folder: Path, asked: Questions) -> Folder:
+def _model(folder: Path, asked: PreflightOptions) -> FolderFacts:
     facts = host.read_model(folder, weights=asked.weights)
     if asked.manifest and folder.exists():
         facts.faults += host.checksum_faults(asked.manifest, folder)

@@ -10,7 +10,7 @@ class Facts(BaseModel):
 
 
 class GpuFacts(Facts):
-    """As NVML tells it. Memory in bytes, power in watts."""
+    """One GPU as NVML describes it. Memory is in bytes, power in watts."""
 
     index: int
     name: str = "unknown"
@@ -32,7 +32,7 @@ class GpuFacts(Facts):
     nvlinks_down: list[int] | None = None
 
 
-class Gpus(Facts):
+class GpuList(Facts):
     driver: str | None = None
     cuda_driver: str | None = None
     gpus: list[GpuFacts] = []
@@ -52,7 +52,7 @@ class ProductFacts(Facts):
     faults: list[str] = []
 
 
-class Xid(Facts):
+class XidFacts(Facts):
     """A driver error in the kernel's log."""
 
     code: int
@@ -60,7 +60,7 @@ class Xid(Facts):
     hours_ago: float
 
 
-class Versions(Facts):
+class VersionFacts(Facts):
     torch: str | None
     cuda: str | None
     nccl: str | None
@@ -69,7 +69,7 @@ class Versions(Facts):
     """Installed version by name; None is not installed."""
 
 
-class Port(Facts):
+class PortFacts(Facts):
     """An InfiniBand (or RoCE) port of /sys/class/infiniband."""
 
     name: str
@@ -78,17 +78,17 @@ class Port(Facts):
     """Gb/s."""
 
 
-class Disk(Facts):
-    """Of the run folder. ``error`` says why it could not be written."""
+class DiskFacts(Facts):
+    """The disk of the run folder. ``error`` says why it could not be written."""
 
     folder: str
     free: int | None = None
     write_speed: float | None = None
-    """Bytes a second, flushed to the disk."""
+    """Bytes per second, flushed to the disk."""
     error: str | None = None
 
 
-class Limits(Facts):
+class LimitFacts(Facts):
     """ulimits; -1 is unlimited."""
 
     nofile: int
@@ -96,7 +96,7 @@ class Limits(Facts):
     nproc: int
 
 
-class Folder(Facts):
+class FolderFacts(Facts):
     """A model's or data's files as this node sees them."""
 
     path: str
@@ -106,35 +106,35 @@ class Folder(Facts):
     """Over the names, sizes and first and last bytes of all files: equal on nodes that see the same."""
 
 
-class Clock(Facts):
+class ClockFacts(Facts):
     """This node's clock minus rank 0's, in seconds, known to within ``uncertain``."""
 
     offset: float
     uncertain: float
 
 
-class Node(Facts):
+class NodeFacts(Facts):
     """Everything of one node. A part is None when it was not looked at or did not answer (see ``unanswered``)."""
 
     name: str
-    gpus: Gpus | None = None
+    gpus: GpuList | None = None
     products: list[ProductFacts] | None = None
     """Of the GPUs that torch sees."""
-    xids: list[Xid] | None = None
-    versions: Versions | None = None
-    infiniband: list[Port] | None = None
-    disk: Disk | None = None
+    xids: list[XidFacts] | None = None
+    versions: VersionFacts | None = None
+    infiniband: list[PortFacts] | None = None
+    disk: DiskFacts | None = None
     shared_memory: int | None = None
     """Free bytes of /dev/shm."""
     host_memory: int | None = None
     """Bytes of main memory that processes of this job can still take."""
-    limits: Limits | None = None
+    limits: LimitFacts | None = None
     busy_ports: list[int] | None = None
-    model: Folder | None = None
-    data: list[Folder] | None = None
-    clock: Clock | None = None
+    model: FolderFacts | None = None
+    data: list[FolderFacts] | None = None
+    clock: ClockFacts | None = None
     unanswered: dict[str, str] = {}
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Node:
+    def from_json(cls, text: str | bytes) -> NodeFacts:
         return cls.model_validate_json(text)

@@ -9,8 +9,8 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from megatron_empg.cluster.preflight.facts import Clock, Node
-from megatron_empg.cluster.preflight.judge import Finding
+from megatron_empg.cluster.preflight.facts import ClockFacts, NodeFacts
+from megatron_empg.cluster.preflight.judge import CheckFinding
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -34,11 +34,11 @@ def answer_clock(store: dist.Store, node: int) -> None:
             store.set(f"clock/{node}/{turn}/answer", repr(now()))
 
 
-def ask_clock(store: dist.Store, node: int, wait: float) -> Clock | None:
+def ask_clock(store: dist.Store, node: int, wait: float) -> ClockFacts | None:
     """This clock against rank 0's by the quickest of a few turns (Cristian 1989), once rank 0 is ready."""
     import torch.distributed as dist
 
-    best: Clock | None = None
+    best: ClockFacts | None = None
     with contextlib.suppress(dist.DistError, RuntimeError):
         store.wait([f"clock/{node}/go"], timedelta(seconds=wait))
         for turn in range(_TURNS):
@@ -47,27 +47,29 @@ def ask_clock(store: dist.Store, node: int, wait: float) -> Clock | None:
             store.wait([f"clock/{node}/{turn}/answer"], timedelta(seconds=_TURN_LIMIT))
             there = float(store.get(f"clock/{node}/{turn}/answer"))
             after = now()
-            measured = Clock(offset=(before + after) / 2 - there, uncertain=(after - before) / 2)
+            measured = ClockFacts(offset=(before + after) / 2 - there, uncertain=(after - before) / 2)
             if best is None or measured.uncertain < best.uncertain:
                 best = measured
     return best
 
 
-def gather(store: dist.Store, own: Node, nodes: int, limit: float) -> tuple[list[Node], list[Finding]]:
+def gather(
+    store: dist.Store, own: NodeFacts, nodes: int, limit: float
+) -> tuple[list[NodeFacts], list[CheckFinding]]:
     """Rank 0: all nodes' facts; findings name the nodes that did not come within ``limit`` seconds."""
-    own.clock = Clock(offset=0.0, uncertain=0.0)
+    own.clock = ClockFacts(offset=0.0, uncertain=0.0)
     come = [own]
     awaited = set(range(1, nodes))
     deadline = time.monotonic() + limit
     while awaited and time.monotonic() < deadline:
         for node in sorted(awaited):
             if store.check([f"facts/{node}"]):
-                facts = Node.from_json(store.get(f"facts/{node}"))
+                facts = NodeFacts.from_json(store.get(f"facts/{node}"))
                 store.set(f"clock/{node}/go", "")
                 answer_clock(store, node)
                 with contextlib.suppress(RuntimeError):
                     store.wait([f"clock/{node}/done"], timedelta(seconds=_TURN_LIMIT))
-                    facts.clock = Clock.model_validate_json(store.get(f"clock/{node}/done"))
+                    facts.clock = ClockFacts.model_validate_json(store.get(f"clock/{node}/done"))
                 if facts.clock is None:
                     facts.unanswered["clock"] = "the clock could not be compared"
                 come.append(facts)
@@ -75,11 +77,13 @@ def gather(store: dist.Store, own: Node, nodes: int, limit: float) -> tuple[list
         time.sleep(0.05)
     names = _names(nodes)
     fix = "see whether the node is up and reaches rank 0's address; exclude it (sbatch --exclude) until then"
-    lost = [Finding(names[i], "answer", "FAIL", f"no facts within {limit:.0f} s", fix) for i in sorted(awaited)]
+    lost = [
+        CheckFinding(names[i], "answer", "FAIL", f"no facts within {limit:.0f} s", fix) for i in sorted(awaited)
+    ]
     return come, lost
 
 
-def send(store: dist.Store, own: Node, node: int, limit: float) -> int | None:
+def send(store: dist.Store, own: NodeFacts, node: int, limit: float) -> int | None:
     """Other nodes: hand over the facts, compare the clocks, wait for the exit code (None: rank 0 has gone)."""
     import torch.distributed as dist
 

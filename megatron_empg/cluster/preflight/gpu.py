@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.cluster.preflight.facts import GpuFacts, Gpus
+from megatron_empg.cluster.preflight.facts import GpuFacts, GpuList
 from megatron_empg.common.errors import EmpgError
 
 _THROTTLE = {
@@ -20,13 +20,13 @@ _THROTTLE = {
 """Reasons for low clocks that are faults; idle and the power cap of a busy GPU are not."""
 
 
-def read_gpus() -> Gpus:
+def read_gpus() -> GpuList:
     """All GPUs of this machine; ``absent`` says why there are none."""
     try:
         with _nvml() as nvml:
             return collect(nvml)
     except NoNvml as error:
-        return Gpus(absent=str(error), device_files=Path("/dev/nvidiactl").exists())
+        return GpuList(absent=str(error), device_files=Path("/dev/nvidiactl").exists())
 
 
 class NoNvml(EmpgError):
@@ -49,13 +49,13 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def collect(nvml: Any) -> Gpus:
+def collect(nvml: Any) -> GpuList:
     """Ask everything of an initialised pynvml. What a GPU does not support stays None."""
     cuda = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
     cuda_driver = None
     if cuda is not None:
         cuda_driver = f"{cuda // 1000}.{cuda % 1000 // 10}"
-    return Gpus(
+    return GpuList(
         driver=_ask(nvml, nvml.nvmlSystemGetDriverVersion),
         cuda_driver=cuda_driver,
         gpus=[_collect_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())],

@@ -18,7 +18,14 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from megatron_empg.cluster.preflight.facts import Disk, Folder, Limits, Port, Versions, Xid
+from megatron_empg.cluster.preflight.facts import (
+    DiskFacts,
+    FolderFacts,
+    LimitFacts,
+    PortFacts,
+    VersionFacts,
+    XidFacts,
+)
 
 INDEX = "model.safetensors.index.json"
 _WRITTEN = 64 * 2**20
@@ -26,7 +33,7 @@ _WRITE_SECONDS = 5.0
 _ENDS = 2**16
 
 
-def read_disk(folder: Path) -> Disk:
+def read_disk(folder: Path) -> DiskFacts:
     """Make the folder, write 64 MiB (or for 5 s) to it, flushed, and take them away again."""
     file = folder / f".preflight-{uuid.uuid4().hex}"
     block = os.urandom(2**20) * 4
@@ -39,9 +46,9 @@ def read_disk(folder: Path) -> Disk:
                 written += handle.write(block)
                 os.fsync(handle.fileno())
         speed = written / (time.perf_counter() - start)
-        return Disk(folder=str(folder), free=free, write_speed=speed)
+        return DiskFacts(folder=str(folder), free=free, write_speed=speed)
     except OSError as error:
-        return Disk(folder=str(folder), error=f"{error.strerror}: {error.filename or folder}")
+        return DiskFacts(folder=str(folder), error=f"{error.strerror}: {error.filename or folder}")
     finally:
         with contextlib.suppress(OSError):
             file.unlink()
@@ -88,10 +95,10 @@ def _left_in_group(folder: Path) -> list[int]:
         return []
 
 
-def read_limits() -> Limits:
+def read_limits() -> LimitFacts:
     """The soft limits in force."""
     kinds = {"nofile": resource.RLIMIT_NOFILE, "memlock": resource.RLIMIT_MEMLOCK, "nproc": resource.RLIMIT_NPROC}
-    return Limits(**{name: resource.getrlimit(kind)[0] for name, kind in kinds.items()})
+    return LimitFacts(**{name: resource.getrlimit(kind)[0] for name, kind in kinds.items()})
 
 
 def read_busy_ports(ports: Iterable[int]) -> list[int]:
@@ -107,7 +114,7 @@ def read_busy_ports(ports: Iterable[int]) -> list[int]:
     return busy
 
 
-def read_infiniband(root: Path = Path("/sys/class/infiniband")) -> list[Port]:
+def read_infiniband(root: Path = Path("/sys/class/infiniband")) -> list[PortFacts]:
     """Every port of every device, by name."""
     ports = []
     for folder in sorted(root.glob("*/ports/*")):
@@ -120,7 +127,7 @@ def read_infiniband(root: Path = Path("/sys/class/infiniband")) -> list[Port]:
     return ports
 
 
-def read_versions(packages: Iterable[str]) -> Versions:
+def read_versions(packages: Iterable[str]) -> VersionFacts:
     """Python, torch, its CUDA and NCCL, and the named packages."""
     import torch
 
@@ -145,7 +152,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def read_xids() -> list[Xid]:
+def read_xids() -> list[XidFacts]:
     """NVIDIA driver errors since boot. Raises OSError where the kernel's log is closed to this user."""
     try:
         answer = subprocess.run(
@@ -158,15 +165,16 @@ def read_xids() -> list[Xid]:
     return parse_xids(answer.stdout, time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
-def parse_xids(log: str, uptime: float) -> list[Xid]:
-    """From lines like ``[ 8.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=...``."""
+def parse_xids(log: str, uptime: float) -> list[XidFacts]:
+    """Read Xid errors from lines like ``[ 8.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=...``."""
     found = re.findall(r"^\[\s*([\d.]+)\].*NVRM: Xid \((?:PCI:)?([^)]+)\): (\d+)", log, re.MULTILINE)
     return [
-        Xid(code=int(code), device=device, hours_ago=(uptime - float(at)) / 3600) for at, device, code in found
+        XidFacts(code=int(code), device=device, hours_ago=(uptime - float(at)) / 3600)
+        for at, device, code in found
     ]
 
 
-def read_model(folder: Path, *, weights: bool = True) -> Folder:
+def read_model(folder: Path, *, weights: bool = True) -> FolderFacts:
     """A Hugging Face folder: configuration, tokenizer, and every safetensors file of the index, whole."""
     facts = _read_folder(folder)
     if not facts.faults:
@@ -211,7 +219,7 @@ def _safetensors_size(file: Path) -> int | None:
     return 8 + length + max(ends, default=0)
 
 
-def read_data(path: Path) -> Folder:
+def read_data(path: Path) -> FolderFacts:
     """A file or folder of data: there, and not empty."""
     facts = _read_folder(path)
     if not facts.faults and not facts.size:
@@ -219,9 +227,9 @@ def read_data(path: Path) -> Folder:
     return facts
 
 
-def _read_folder(path: Path) -> Folder:
+def _read_folder(path: Path) -> FolderFacts:
     if not path.exists():
-        return Folder(path=str(path), faults=["it does not exist"])
+        return FolderFacts(path=str(path), faults=["it does not exist"])
     if path.is_file():
         files = [path]
     else:
@@ -235,7 +243,7 @@ def _read_folder(path: Path) -> Folder:
             digest.update(handle.read(_ENDS))
             handle.seek(max(0, length - _ENDS))
             digest.update(handle.read(_ENDS))
-    return Folder(path=str(path), size=size, digest=digest.hexdigest())
+    return FolderFacts(path=str(path), size=size, digest=digest.hexdigest())
 
 
 def checksum_faults(manifest: Path, folder: Path) -> list[str]:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_empg.cluster.preflight.facts import Node
+from megatron_empg.cluster.preflight.facts import NodeFacts
 
 Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """One check on one node; ``fix`` where there is something to do."""
 
     node: str
@@ -28,7 +28,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckVerdict:
     """What a check finds, without the name of the node or GPU."""
 
     status: Status
@@ -58,8 +58,8 @@ class Requirements:
     """Wanted version by package."""
 
 
-Check = Callable[[Sequence[Node], Requirements], Iterator[Finding]]
-Look = Callable[[Node, Any, Requirements], Verdict]
+Check = Callable[[Sequence[NodeFacts], Requirements], Iterator[CheckFinding]]
+Look = Callable[[NodeFacts, Any, Requirements], CheckVerdict]
 """What to say of a node, by a part of its facts."""
 
 NOT_GIVEN = {
@@ -71,9 +71,9 @@ NOT_GIVEN = {
 """Why a part was not looked at, by the part."""
 
 
-def judge(nodes: Sequence[Node], wanted: Requirements, checks: Sequence[Check]) -> list[Finding]:
+def judge(nodes: Sequence[NodeFacts], wanted: Requirements, checks: Sequence[Check]) -> list[CheckFinding]:
     """All checks on all nodes."""
-    findings: list[Finding] = []
+    findings: list[CheckFinding] = []
     for check in checks:
         findings += check(nodes, wanted)
     return findings
@@ -86,23 +86,23 @@ def by_node(check: str, *, part: str) -> Callable[[Look], Check]:
     """
 
     def decorated(look: Look) -> Check:
-        def run(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+        def run(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
             for node in nodes:
                 found = without(node, part) or look(node, getattr(node, part), wanted)
-                yield Finding(node.name, check, found.status, found.detail, found.fix)
+                yield CheckFinding(node.name, check, found.status, found.detail, found.fix)
 
         return run
 
     return decorated
 
 
-def without(node: Node, part: str) -> Verdict | None:
+def without(node: NodeFacts, part: str) -> CheckVerdict | None:
     """What is said of a node whose part is not there; None where it is."""
     if part in node.unanswered:
         fix = "see whether the file system or driver behind it hangs on that node"
-        return Verdict("FAIL", node.unanswered[part], fix)
+        return CheckVerdict("FAIL", node.unanswered[part], fix)
     if getattr(node, part) is None:
-        return Verdict("SKIP", NOT_GIVEN.get(part, "not looked at"))
+        return CheckVerdict("SKIP", NOT_GIVEN.get(part, "not looked at"))
     return None
 
 

@@ -6,66 +6,82 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from megatron_empg.cluster.preflight.facts import Clock, Disk, Folder, Limits, Node, Port, Versions
-from megatron_empg.cluster.preflight.judge import GIB, Check, Finding, Requirements, Verdict, by_node, unlike
+from megatron_empg.cluster.preflight.facts import (
+    ClockFacts,
+    DiskFacts,
+    FolderFacts,
+    LimitFacts,
+    NodeFacts,
+    PortFacts,
+    VersionFacts,
+)
+from megatron_empg.cluster.preflight.judge import (
+    GIB,
+    Check,
+    CheckFinding,
+    CheckVerdict,
+    Requirements,
+    by_node,
+    unlike,
+)
 
 
-def clock(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
-    """Against the median of all nodes."""
+def clock(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
+    """Each node's clock is compared with the median of all nodes."""
     offsets = [node.clock.offset for node in nodes if node.clock]
 
     @by_node("clock", part="clock")
-    def of_node(node: Node, facts: Clock, wanted: Requirements) -> Verdict:
+    def of_node(node: NodeFacts, facts: ClockFacts, wanted: Requirements) -> CheckVerdict:
         skew = facts.offset - median(offsets)
         text = f"{skew:+.3f} s from the nodes' median (known to {facts.uncertain:.3f} s)"
         if abs(skew) > wanted.clock_skew + facts.uncertain:
-            return Verdict("FAIL", text, "synchronise it: chronyc makestep, or systemctl restart chronyd")
+            return CheckVerdict("FAIL", text, "synchronise it: chronyc makestep, or systemctl restart chronyd")
         if len(offsets) == 1:
-            return Verdict("SKIP", "one node, nothing to compare with")
-        return Verdict("PASS", text)
+            return CheckVerdict("SKIP", "one node, nothing to compare with")
+        return CheckVerdict("PASS", text)
 
     return of_node(nodes, wanted)
 
 
 @by_node("disk", part="disk")
-def disk(node: Node, facts: Disk, wanted: Requirements) -> Verdict:
+def disk(node: NodeFacts, facts: DiskFacts, wanted: Requirements) -> CheckVerdict:
     """The run folder: writable, room, speed."""
     if facts.error:
         fix = "choose another run.folder, or make it writable for this user on that node"
-        return Verdict("FAIL", facts.error, fix)
+        return CheckVerdict("FAIL", facts.error, fix)
     free, speed = facts.free or 0, facts.write_speed or 0.0
     if free < wanted.disk * GIB:
         text = f"{facts.folder}: {free / GIB:.2f} GiB free, {wanted.disk:g} wanted"
-        return Verdict("FAIL", text, "free space, or choose another run.folder")
+        return CheckVerdict("FAIL", text, "free space, or choose another run.folder")
     if speed < wanted.write_speed * 1e6:
         text = f"{facts.folder}: writes {speed / 1e6:.0f} MB/s, {wanted.write_speed:g} wanted"
-        return Verdict("WARN", text, "checkpoints will be slow; use a faster file system")
-    return Verdict("PASS", f"{free / GIB:.0f} GiB free, writes {speed / 1e6:.0f} MB/s")
+        return CheckVerdict("WARN", text, "checkpoints will be slow; use a faster file system")
+    return CheckVerdict("PASS", f"{free / GIB:.0f} GiB free, writes {speed / 1e6:.0f} MB/s")
 
 
 @by_node("shared memory", part="shared_memory")
-def shared_memory(node: Node, free: int, wanted: Requirements) -> Verdict:
+def shared_memory(node: NodeFacts, free: int, wanted: Requirements) -> CheckVerdict:
     """NCCL, data loaders and vLLM's processes share memory through /dev/shm."""
     if free < wanted.shared_memory * GIB:
         text = f"/dev/shm has {free / GIB:.2f} GiB free, {wanted.shared_memory:g} wanted"
         fix = "remove left-overs from /dev/shm, or give the container a larger one (--shm-size, --ipc=host)"
-        return Verdict("FAIL", text, fix)
-    return Verdict("PASS", f"{free / GIB:.1f} GiB free")
+        return CheckVerdict("FAIL", text, fix)
+    return CheckVerdict("PASS", f"{free / GIB:.1f} GiB free")
 
 
 @by_node("host memory", part="host_memory")
-def host_memory(node: Node, free: int, wanted: Requirements) -> Verdict:
+def host_memory(node: NodeFacts, free: int, wanted: Requirements) -> CheckVerdict:
     """Optimizer states pass through it when a checkpoint is saved; too little, and the kernel kills a rank."""
     trains = wanted.trainer_nodes is None or node.name in wanted.trainer_nodes
     text = f"{free / GIB:.0f} GiB available"
     if trains and free < wanted.host_memory * GIB:
         fix = "ask Slurm for all of it (--mem=0), end what else runs there, or spread the actor over more nodes"
-        return Verdict("FAIL", f"{text}, saving a checkpoint takes {wanted.host_memory:.0f}", fix)
-    return Verdict("PASS", text)
+        return CheckVerdict("FAIL", f"{text}, saving a checkpoint takes {wanted.host_memory:.0f}", fix)
+    return CheckVerdict("PASS", text)
 
 
 @by_node("ulimits", part="limits")
-def limits(node: Node, facts: Limits, wanted: Requirements) -> Verdict:
+def limits(node: NodeFacts, facts: LimitFacts, wanted: Requirements) -> CheckVerdict:
     """ulimits; locked memory matters where InfiniBand is."""
     least = {"nofile": 16384, "nproc": 4096}
     if node.infiniband:
@@ -76,38 +92,38 @@ def limits(node: Node, facts: Limits, wanted: Requirements) -> Verdict:
         if 0 <= have < value:
             low[name] = have
     if not low:
-        return Verdict("PASS", f"nofile {facts.nofile}, memlock {facts.memlock}")
+        return CheckVerdict("PASS", f"nofile {facts.nofile}, memlock {facts.memlock}")
     text = ", ".join(f"{name} {value}, {least[name]} wanted" for name, value in low.items())
     fatal = low.get("nofile", 4096) < 4096 or "memlock" in low
     fix = "raise them in /etc/security/limits.d, and Slurm's with PropagateResourceLimits"
-    return Verdict("FAIL" if fatal else "WARN", text, fix)
+    return CheckVerdict("FAIL" if fatal else "WARN", text, fix)
 
 
 @by_node("ports", part="busy_ports")
-def ports(node: Node, busy: list[int], wanted: Requirements) -> Verdict:
+def ports(node: NodeFacts, busy: list[int], wanted: Requirements) -> CheckVerdict:
     """Nothing may listen where the run will."""
     if busy:
         fix = "find who listens (ss -ltnp), left-overs of a run most likely; or choose other ports"
-        return Verdict("FAIL", f"in use: {', '.join(map(str, busy))}", fix)
-    return Verdict("PASS", "free")
+        return CheckVerdict("FAIL", f"in use: {', '.join(map(str, busy))}", fix)
+    return CheckVerdict("PASS", "free")
 
 
-def infiniband(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+def infiniband(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
     """Ports up where the other nodes' are, and as fast."""
     known = [_by_name(node.infiniband or []) for node in nodes]
     usual = _usual_rates(known)
 
     @by_node("InfiniBand", part="infiniband")
-    def of_node(node: Node, own_ports: list[Port], wanted: Requirements) -> Verdict:
+    def of_node(node: NodeFacts, own_ports: list[PortFacts], wanted: Requirements) -> CheckVerdict:
         if not any(known):
-            return Verdict("SKIP", "no devices on any node")
+            return CheckVerdict("SKIP", "no devices on any node")
         if not usual:
             return Verdict("WARN", "no port is active on any node", "check ibstat")
         faults = _port_faults(_by_name(own_ports), usual)
         if faults:
             fix = "check cable and switch port (ibstat, ibdiagnet), and drain the node until then"
-            return Verdict("FAIL", "; ".join(faults), fix)
-        return Verdict("PASS", f"{len(usual)} ports at {max(usual.values()):g} Gb/s")
+            return CheckVerdict("FAIL", "; ".join(faults), fix)
+        return CheckVerdict("PASS", f"{len(usual)} ports at {max(usual.values()):g} Gb/s")
 
     return of_node(nodes, wanted)
 
@@ -126,7 +142,7 @@ def _usual_rates(known: Sequence[Mapping[str, Port]]) -> dict[str, float]:
     return {name: median(rates[name]) for name in sorted(rates)}
 
 
-def _port_faults(own: Mapping[str, Port], usual: Mapping[str, float]) -> list[str]:
+def _port_faults(own: Mapping[str, PortFacts], usual: Mapping[str, float]) -> list[str]:
     """A node's ports that are down, then those that are slower than usual."""
     down, slow = [], []
     for name, usual_rate in usual.items():
@@ -140,7 +156,7 @@ def _port_faults(own: Mapping[str, Port], usual: Mapping[str, float]) -> list[st
     return down + slow
 
 
-def versions(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+def versions(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
     """Driver, CUDA, NCCL, torch and Python equal everywhere; the driver new enough for torch's CUDA.
 
     What a node could not tell is compared with nothing: the check that it belongs to says so, of that node alone.
@@ -153,7 +169,7 @@ def versions(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
             odd[name].append(f"{what} {text}")
 
     @by_node("versions", part="versions")
-    def of_node(node: Node, facts: Versions, wanted: Requirements) -> Verdict:
+    def of_node(node: NodeFacts, facts: VersionFacts, wanted: Requirements) -> CheckVerdict:
         own = seen[node.name]
         faults = list(odd[node.name])
         driver, cuda = own["CUDA of the driver"], own["CUDA"]
@@ -161,8 +177,8 @@ def versions(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
             faults.append(f"torch is built for CUDA {cuda}, the driver knows {driver}")
         if faults:
             fix = "run the same image and environment everywhere; bring that node's driver to the others' version"
-            return Verdict("FAIL", "; ".join(faults), fix)
-        return Verdict("PASS", ", ".join(f"{what} {value}" for what, value in own.items() if value))
+            return CheckVerdict("FAIL", "; ".join(faults), fix)
+        return CheckVerdict("PASS", ", ".join(f"{what} {value}" for what, value in own.items() if value))
 
     return of_node(nodes, wanted)
 
@@ -181,8 +197,8 @@ def _versions_of(node: Node, facts: Versions) -> dict[str, str | None]:
     }
 
 
-def packages(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
-    """As pinned, and equal everywhere. A local part of a version (+cpu, +cu130) is not compared with a pin."""
+def packages(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
+    """Packages are as pinned, and equal on all nodes. A version's local part (+cpu) is not compared with a pin."""
     known = {node.name: node.versions.packages for node in nodes if node.versions}
     names = sorted({name for of in known.values() for name in of})
     odd: dict[str, list[str]] = {name: [] for name in known}
@@ -192,7 +208,7 @@ def packages(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
             odd[name].append(f"{package} {fault}")
 
     @by_node("packages", part="versions")
-    def of_node(node: Node, facts: Versions, wanted: Requirements) -> Verdict:
+    def of_node(node: NodeFacts, facts: VersionFacts, wanted: Requirements) -> CheckVerdict:
         if odd[node.name]:
             fix = "pip install -r the requirements file on that node, or use the same image everywhere"
             return Verdict("FAIL", "; ".join(odd[node.name]), fix)
@@ -213,7 +229,7 @@ def _package_faults(have: Mapping[str, str | None], pin: str | None) -> dict[str
     return faults
 
 
-def model(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+def model(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
     """Whole, and the same on all nodes."""
     return _folders("model", _model_folder)(nodes, wanted)
 
@@ -224,15 +240,15 @@ def _model_folder(node: Node) -> list[Folder]:
     return [node.model]
 
 
-def data(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+def data(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
     """There, and the same on all nodes."""
     return _folders("data", lambda node: node.data or [])(nodes, wanted)
 
 
-def _folders(check: str, folders_of: Callable[[Node], list[Folder]]) -> Check:
+def _folders(check: str, folders_of: Callable[[NodeFacts], list[FolderFacts]]) -> Check:
     """A check of folders that every node must see alike; it has the name of their part."""
 
-    def run(nodes: Sequence[Node], wanted: Requirements) -> Iterator[Finding]:
+    def run(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFinding]:
         digests = {}
         for node in nodes:
             folders = folders_of(node)
@@ -241,12 +257,12 @@ def _folders(check: str, folders_of: Callable[[Node], list[Folder]]) -> Check:
         odd = unlike(digests)
 
         @by_node(check, part=check)
-        def of_node(node: Node, facts: Any, wanted: Requirements) -> Verdict:
+        def of_node(node: NodeFacts, facts: Any, wanted: Requirements) -> CheckVerdict:
             folders = folders_of(node)
             faults = [f"{folder.path}: {'; '.join(folder.faults)}" for folder in folders if folder.faults]
             if faults:
                 fix = "copy or download it again there; a shared path must be mounted on every node"
-                return Verdict("FAIL", "; ".join(faults), fix)
+                return CheckVerdict("FAIL", "; ".join(faults), fix)
             if node.name in odd:
                 text = f"not the same files as on other nodes (digest {odd[node.name]})"
                 return Verdict("FAIL", text, "copy it again, or put it on a shared path")

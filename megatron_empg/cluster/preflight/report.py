@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_empg.cluster.preflight.facts import Node
-from megatron_empg.cluster.preflight.judge import Finding
+from megatron_empg.cluster.preflight.facts import NodeFacts
+from megatron_empg.cluster.preflight.judge import CheckFinding
 from megatron_empg.common.files import put_json
 
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
 
-def show(findings: Sequence[Finding]) -> None:
+def show(findings: Sequence[CheckFinding]) -> None:
     """A row for everything that is not PASS, and one row a node for what passed."""
     from rich.console import Console
     from rich.table import Table
@@ -41,7 +41,7 @@ def show(findings: Sequence[Finding]) -> None:
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
-def verdict(findings: Sequence[Finding]) -> str:
+def verdict(findings: Sequence[CheckFinding]) -> str:
     """FAIL, WARN or PASS over everything."""
     statuses = {finding.status for finding in findings}
     for status in ("FAIL", "WARN"):
@@ -50,7 +50,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     return "PASS"
 
 
-def write_json(path: Path, nodes: Sequence[Node], findings: Sequence[Finding]) -> None:
+def write_json(path: Path, nodes: Sequence[NodeFacts], findings: Sequence[CheckFinding]) -> None:
     """Verdict, findings and the facts behind them."""
     content = {
         "verdict": verdict(findings),

@@ -10,11 +10,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from megatron_empg.cluster.place import Place, PlaceError
-from megatron_empg.cluster.preflight.collect import Questions, collect_node
-from megatron_empg.cluster.preflight.facts import Clock, Node
+from megatron_empg.cluster.place import PlaceError, RankPlace
+from megatron_empg.cluster.preflight.collect import PreflightOptions, collect_node
+from megatron_empg.cluster.preflight.facts import ClockFacts, NodeFacts
 from megatron_empg.cluster.preflight.gather import gather, send
-from megatron_empg.cluster.preflight.judge import Finding, Requirements, judge
+from megatron_empg.cluster.preflight.judge import CheckFinding, Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
 from megatron_empg.cluster.preflight.judge_hosts import HOST_CHECKS
 from megatron_empg.cluster.preflight.report import show, verdict, write_json
@@ -25,22 +25,24 @@ PACKAGES = ("megatron_empg", "torch", "vllm", "megatron-core", "transformer-engi
 
 
 class PreflightError(EmpgError, RuntimeError):
-    """Questions that cannot be asked."""
+    """An option of preflight that cannot be read."""
 
 
-def run_preflight(asked: Questions, wanted: Requirements, *, limit: float, json_path: Path | None = None) -> int:
+def run_preflight(
+    asked: PreflightOptions, wanted: Requirements, *, limit: float, json_path: Path | None = None
+) -> int:
     """Exit code 1 on FAIL, else 0. Node 0 prints and writes; every node returns the same.
 
     ``limit``: seconds that node 0 waits for the others. Raises PlaceError when node 0 is out of reach.
     """
-    place = Place.from_environment()
+    place = RankPlace.from_environment()
     if place.local_rank:
         return 0  # one task a node is enough
     if not place.hosts_store:  # torchrun's store listens on its port already
         asked = replace(asked, ports=tuple(port for port in asked.ports if port != place.port))
     own = collect_node(place.node, asked)
     if place.nodes == 1:
-        own.clock = Clock(offset=0.0, uncertain=0.0)
+        own.clock = ClockFacts(offset=0.0, uncertain=0.0)
         return _conclude([own], judge([own], wanted, GPU_CHECKS + HOST_CHECKS), json_path)
     import torch.distributed as dist
 
@@ -63,7 +65,7 @@ def run_preflight(asked: Questions, wanted: Requirements, *, limit: float, json_
     return code
 
 
-def _conclude(nodes: Sequence[Node], findings: Sequence[Finding], json_path: Path | None) -> int:
+def _conclude(nodes: Sequence[NodeFacts], findings: Sequence[CheckFinding], json_path: Path | None) -> int:
     show(findings)
     if json_path:
         write_json(json_path, nodes, findings)

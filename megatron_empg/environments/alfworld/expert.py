@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_empg.environments.alfworld.engine import open_game
 from megatron_empg.environments.alfworld.text import choices_of, clean_observation
-from megatron_empg.environments.alfworld.transcript import Played, Shown, Transcript
+from megatron_empg.environments.alfworld.transcript import PlayedCommand, RecordedScene, Transcript
 
 _OF_A_CIRCLE = 3
 """An expert that has done the same so often, and seen the same, goes round in a circle."""
@@ -35,12 +35,12 @@ def expert_transcript(path: Path, most_turns: int) -> Transcript | None:
 def _play(game: Any, most_turns: int) -> Transcript | None:
     state = game.reset()
     opening = _shown(state)
-    turns: list[Played] = []
-    met: Counter[Played] = Counter()
+    turns: list[PlayedCommand] = []
+    met: Counter[PlayedCommand] = Counter()
     for _ in range(most_turns):
         command = state["extra.expert_plan"][0]
         state, _, done = game.step(command)
-        turns.append(Played(command, _shown(state)))
+        turns.append(PlayedCommand(command, _shown(state)))
         if done:
             if not state.won:
                 return None
@@ -58,5 +58,5 @@ def _gave_up(error: Exception) -> bool:
     return "HandCoded" in type(error).__name__ or str(error) == "Timeout"
 
 
-def _shown(state: Any) -> Shown:
-    return Shown(clean_observation(state.feedback), choices_of(state.admissible_commands))
+def _shown(state: Any) -> RecordedScene:
+    return RecordedScene(clean_observation(state.feedback), choices_of(state.admissible_commands))

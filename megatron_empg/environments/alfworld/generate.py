@@ -36,13 +36,13 @@ from megatron_empg.environments.alfworld.manifest import (
     KINDS,
     TRIAL_OF_GENERATED,
     Game,
-    Manifest,
+    GamesManifest,
     digest_of,
     has_other_games,
     manifest_if_readable,
     write_manifest,
 )
-from megatron_empg.environments.alfworld.problem import Asked, furnish, game_files, invent
+from megatron_empg.environments.alfworld.problem import GameGoal, furnish, game_files, invent
 from megatron_empg.environments.alfworld.python import NEEDED
 from megatron_empg.environments.alfworld.scenes import ROOMS, read_scene, scenes_of
 from megatron_empg.environments.alfworld.text import goal_of_grammar
@@ -66,7 +66,7 @@ _GAMES_OF_A_PROCESS = 25
 
 
 @dataclass(frozen=True)
-class Job:
+class GameJob:
     """One game to be made. All of it follows from these."""
 
     folder: Path
@@ -92,7 +92,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Order:
+class GameOrder:
     """What is to be made: how many games of each split, as many of each kind, and in which rooms."""
 
     folder: Path
@@ -101,16 +101,16 @@ class Order:
     kinds: tuple[str, ...] = KINDS
     rooms: tuple[str, ...] = tuple(ROOMS)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[GameJob]:
         """Split by split."""
         return [
-            Job(self.folder, self.seed, split, self.kinds[index % len(self.kinds)], index, self.rooms)
+            GameJob(self.folder, self.seed, split, self.kinds[index % len(self.kinds)], index, self.rooms)
             for split, count in self.counts.items()
             for index in range(count)
         ]
 
 
-def make_game(job: Job) -> Path:
+def make_game(job: GameJob) -> Path:
     """The game's folder. Raises RuntimeError where the expert solves none that can be invented."""
     there = job.made()
     if there is not None:
@@ -130,7 +130,7 @@ def make_game(job: Job) -> Path:
     )
 
 
-def _attempt(job: Job, rng: random.Random, aside: Path) -> str | None:
+def _attempt(job: GameJob, rng: random.Random, aside: Path) -> str | None:
     """Write a game aside. Its name; None where there is none or the expert does not solve it."""
     scene = read_scene(rng.choice(scenes_of(job.split, job.rooms)))
     asked = invent(job.kind, scene, rng)
@@ -157,7 +157,7 @@ def _finish(aside: Path, game: dict[str, object], transcript: Transcript) -> Non
     (aside / TRANSCRIPT_FILE).write_bytes(transcript_bytes(transcript))
 
 
-def _name(asked: Asked, scene: int) -> str:
+def _name(asked: GameGoal, scene: int) -> str:
     """As ALFRED names its tasks."""
     return f"{asked.kind}-{asked.thing}-None-{asked.place or asked.lamp}-{scene}"
 
@@ -174,7 +174,7 @@ def entry_of(folder: Path, place: Path) -> Game:
     return Game(name, facts["task_type"], goal, digest_of(content), transcript)
 
 
-def drop_damaged(folder: Path, jobs: Sequence[Job], before: Manifest | None) -> None:
+def drop_damaged(folder: Path, jobs: Sequence[GameJob], before: GamesManifest | None) -> None:
     """Take away what was made and is not as the manifest has it, or cannot be read, so that it is made again."""
     listed: dict[str, Game] = {}
     for games in before.games.values() if before is not None else ():
@@ -195,10 +195,10 @@ def _is_sound(folder: Path, place: Path, listed: Mapping[str, Game]) -> bool:
     return found == listed.get(found.id, found)
 
 
-def make_games(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
+def make_games(jobs: Sequence[GameJob], processes: int) -> Iterator[Path]:
     """The games' folders, in order, made by so many processes.
 
-    They are replaced all at once: Python 3.11's own `max_tasks_per_child` may replace none, and wait for ever
+    They are replaced all at once: Python 3.11's own `max_tasks_per_child` may replace none, and wait forever
     (python/cpython#115634).
     """
     at_once = processes * _GAMES_OF_A_PROCESS
@@ -206,7 +206,7 @@ def make_games(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
         yield from _made_together(jobs[first : first + at_once], processes)
 
 
-def _made_together(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
+def _made_together(jobs: Sequence[GameJob], processes: int) -> Iterator[Path]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         processes,
@@ -220,7 +220,7 @@ def _made_together(jobs: Sequence[Job], processes: int) -> Iterator[Path]:
         pool.shutdown(cancel_futures=True)
 
 
-def generate(order: Order, processes: int) -> Manifest:
+def generate(order: GameOrder, processes: int) -> GamesManifest:
     """Make the games and the manifest, which lists these alone. Raises ValueError for a folder of other games, or
     where another process makes games in it."""
     with _alone(order.folder):
@@ -235,7 +235,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _generate(order: Order, processes: int) -> Manifest:
+def _generate(order: GameOrder, processes: int) -> GamesManifest:
     folder, jobs = order.folder, order.jobs()
     before = manifest_if_readable(folder)
     if has_other_games(folder) if before is None else not before.generated:
@@ -247,7 +247,7 @@ def _generate(order: Order, processes: int) -> Manifest:
         print(f"[{number}/{len(jobs)}] {job.split}: {place.parent.name}", flush=True)
     shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
     of_splits = {split: tuple(found) for split, found in games.items()}
-    manifest = Manifest(True, of_splits, order.seed, engine_versions())
+    manifest = GamesManifest(True, of_splits, order.seed, engine_versions())
     write_manifest(folder, manifest)
     return manifest
 
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: dict[Split, int] = {"train": given.train, "test_id": given.test_id, "test_ood": given.test_ood}
     given.folder.mkdir(parents=True, exist_ok=True)
     try:
-        order = Order(given.folder, given.seed, counts, tuple(given.kinds), tuple(given.rooms))
+        order = GameOrder(given.folder, given.seed, counts, tuple(given.kinds), tuple(given.rooms))
         manifest = generate(order, max(1, given.processes))
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)

@@ -20,7 +20,7 @@ from megatron_empg.environments.alfworld.manifest import (
     GAMES,
     KINDS,
     Game,
-    Manifest,
+    GamesManifest,
     digest_of,
     has_generated_games,
     manifest_if_readable,
@@ -34,11 +34,11 @@ _NOT_SUPPORTED = ("movable", "Sliced")
 """Words in a game's path by which ALFWorld itself leaves it out."""
 
 
-class LeftOut(Exception):
+class GameNotListed(Exception):
     """Why a game is not listed."""
 
 
-def index(folder: Path) -> tuple[Manifest, Counter[str]]:
+def index(folder: Path) -> tuple[GamesManifest, Counter[str]]:
     """The manifest, and how many games were left out for what reason. Raises ValueError or OSError."""
     before = manifest_if_readable(folder)
     if has_generated_games(folder) or (before is not None and before.generated):
@@ -51,7 +51,7 @@ def index(folder: Path) -> tuple[Manifest, Counter[str]]:
         games[split] = tuple(_games_of(folder / GAMES, name, left_out))
     if not games["train"]:
         raise ValueError(f"{str(folder)!r} has no game for training; left out: {dict(left_out)}")
-    manifest = Manifest(False, games)
+    manifest = GamesManifest(False, games)
     write_manifest(folder, manifest)
     return manifest, left_out
 
@@ -61,7 +61,7 @@ def _games_of(games: Path, split: str, left_out: Counter[str]) -> list[Game]:
     for facts in sorted((games / split).glob(f"*/*/{FACTS_FILE}")):
         try:
             found.append(_game(games, facts.parent))
-        except LeftOut as reason:
+        except GameNotListed as reason:
             left_out[str(reason)] += 1
     return found
 
@@ -69,18 +69,18 @@ def _games_of(games: Path, split: str, left_out: Counter[str]) -> list[Game]:
 def _game(games: Path, place: Path) -> Game:
     name = place.relative_to(games).as_posix()
     if any(word in name for word in _NOT_SUPPORTED):
-        raise LeftOut("a task with sliced things or in things that move")
+        raise GameNotListed("a task with sliced things or in things that move")
     kind = _json_of(place / FACTS_FILE).get("task_type")
     if kind not in KINDS:
-        raise LeftOut(f"the task type {kind}")
+        raise GameNotListed(f"the task type {kind}")
     if not (place / GAME_FILE).is_file():
-        raise LeftOut(f"no {GAME_FILE}")
+        raise GameNotListed(f"no {GAME_FILE}")
     game = _json_of(place / GAME_FILE)
     if not game.get("solvable"):
-        raise LeftOut("not known to be solvable")
+        raise GameNotListed("not known to be solvable")
     goal = goal_of_grammar(str(game.get("grammar", "")))
     if goal is None:
-        raise LeftOut("no goal in its grammar")
+        raise GameNotListed("no goal in its grammar")
     return Game(name, str(kind), goal, digest_of((place / GAME_FILE).read_bytes()))
 
 
@@ -88,9 +88,9 @@ def _json_of(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise LeftOut(f"a {path.name} that is no JSON") from None
+        raise GameNotListed(f"a {path.name} that is not JSON") from None
     if not isinstance(found, dict):
-        raise LeftOut(f"a {path.name} that is no JSON object")
+        raise GameNotListed(f"a {path.name} that is not a JSON object")
     return found
 
 

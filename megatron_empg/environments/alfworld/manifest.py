@@ -54,7 +54,7 @@ class Game:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class GamesManifest:
     """The games of each split, and where they come from."""
 
     generated: bool
@@ -96,7 +96,7 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: GamesManifest) -> None:
     """Write it aside, then under its name."""
     games_of_splits = {}
     for split, games in manifest.games.items():
@@ -116,7 +116,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     aside.replace(folder / MANIFEST)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> GamesManifest:
     """What `write_manifest` wrote. Raises OSError or ValueError, saying what to do."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -134,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"alfworld data: {str(path)!r} does not hold: {said}. {HOW_TO_INDEX}") from None
 
 
-def manifest_if_readable(folder: Path) -> Manifest | None:
+def manifest_if_readable(folder: Path) -> GamesManifest | None:
     """None where there is none that can be read: cut, changed, or of another format. It is then written anew."""
     try:
         return read_manifest(folder)
@@ -153,7 +153,7 @@ def has_other_games(folder: Path) -> bool:
     return any(place.is_dir() and not place.name.startswith(TRIAL_OF_GENERATED) for place in places)
 
 
-def _manifest(body: dict[str, Any], digest: str) -> Manifest:
+def _manifest(body: dict[str, Any], digest: str) -> GamesManifest:
     if body["format"] != FORMAT:
         raise ValueError(f"its format is {body['format']}; this version reads {FORMAT}")
     if _digest(body) != digest:
@@ -161,7 +161,7 @@ def _manifest(body: dict[str, Any], digest: str) -> Manifest:
     games: dict[Split, tuple[Game, ...]] = {}
     for split in SPLITS:
         games[split] = tuple(_game(entry) for entry in body["games"][split])
-    return Manifest(body["generated"], games, body["seed"], body["versions"])
+    return GamesManifest(body["generated"], games, body["seed"], body["versions"])
 
 
 def _game(entry: dict[str, Any]) -> Game:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_empg.environments.alfworld.scenes import Receptacle, Scene
+from megatron_empg.environments.alfworld.scenes import HouseholdScene, Receptacle
 
 PROPERTY_OF_KIND = {
     "pick_clean_then_place_in_recep": "Cleanable",
@@ -26,7 +26,7 @@ _SPELLING = (("|", "_bar_"), ("+", "_plus_"), ("-", "_minus_"), ("#", "-"), ("."
 
 
 @dataclass(frozen=True)
-class Asked:
+class GameGoal:
     """What is to be done: with things of the kind `thing`, at a place or a lamp of the kind `place`."""
 
     kind: str
@@ -43,10 +43,10 @@ class Asked:
 
 
 @dataclass
-class Room:
+class RoomContents:
     """{thing: its kind} and {thing: the receptacle it lies in}."""
 
-    scene: Scene
+    scene: HouseholdScene
     rng: random.Random
     kinds: dict[str, str] = field(default_factory=dict)
     lies_in: dict[str, Receptacle] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Room:
         self.lies_in[thing] = self.rng.choice(places)
 
 
-def invent(kind: str, scene: Scene, rng: random.Random) -> Asked | None:
+def invent(kind: str, scene: HouseholdScene, rng: random.Random) -> GameGoal | None:
     """A task of this kind for the scene; None where it allows none."""
     possible = _possible(kind, scene)
     if not possible:
@@ -67,9 +67,9 @@ def invent(kind: str, scene: Scene, rng: random.Random) -> Asked | None:
     return rng.choice(possible)
 
 
-def furnish(asked: Asked, scene: Scene, rng: random.Random) -> Room | None:
+def furnish(asked: GameGoal, scene: HouseholdScene, rng: random.Random) -> RoomContents | None:
     """The scene with its things, none of those asked for where they belong; None where they fit nowhere else."""
-    room = Room(scene, rng)
+    room = RoomContents(scene, rng)
     elsewhere = [place for place in _places_for(asked.thing, scene) if place.kind != asked.place]
     if not elsewhere:
         return None
@@ -84,7 +84,7 @@ def furnish(asked: Asked, scene: Scene, rng: random.Random) -> Room | None:
     return room
 
 
-def game_files(asked: Asked, room: Room) -> tuple[dict[str, Any], dict[str, Any]]:
+def game_files(asked: GameGoal, room: RoomContents) -> tuple[dict[str, Any], dict[str, Any]]:
     """What game.tw-pddl and traj_data.json hold."""
     from alfworld.gen import goal_library
     from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
@@ -117,34 +117,34 @@ def game_files(asked: Asked, room: Room) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def spelled(text: str) -> str:
-    """In the letters that PDDL allows; ``#`` stands for its own minus sign."""
+    """The text in the letters that PDDL allows; ``#`` stands for its own minus sign."""
     for sign, word in _SPELLING:
         text = text.replace(sign, word)
     return text
 
 
-def _possible(kind: str, scene: Scene) -> list[Asked]:
+def _possible(kind: str, scene: HouseholdScene) -> list[GameGoal]:
     from alfworld.gen import constants
 
     things = _things(scene)
     if kind == "look_at_obj_in_light":
         lamps = [lamp for lamp in _LAMPS if lamp in scene.kinds and _lamp_stands(scene)]
-        return [Asked(kind, thing, lamp=lamp) for thing in things for lamp in lamps]
+        return [GameGoal(kind, thing, lamp=lamp) for thing in things for lamp in lamps]
     needed = PROPERTY_OF_KIND.get(kind)
     treated_in = _PLACE_OF_KIND.get(kind)
     there = scene.receptacle_kinds()
     if treated_in is not None and treated_in not in there:
         return []
-    found: list[Asked] = []
+    found: list[GameGoal] = []
     for thing in things:
         if needed is not None and thing not in constants.VAL_ACTION_OBJECTS[needed]:
             continue
         holding = [place for place in there if thing in constants.VAL_RECEPTACLE_OBJECTS.get(place, ())]
-        found += [Asked(kind, thing, place) for place in holding if place != treated_in]
+        found += [GameGoal(kind, thing, place) for place in holding if place != treated_in]
     return found
 
 
-def _things(scene: Scene) -> list[str]:
+def _things(scene: HouseholdScene) -> list[str]:
     """The kinds of things that can be carried and have a place in the scene."""
     from alfworld.gen import constants
 
@@ -153,22 +153,22 @@ def _things(scene: Scene) -> list[str]:
     return [kind for kind in known if kind not in ("DeskLamp", "FloorLamp") and _places_for(kind, scene)]
 
 
-def _places_for(kind: str, scene: Scene) -> list[Receptacle]:
+def _places_for(kind: str, scene: HouseholdScene) -> list[Receptacle]:
     from alfworld.gen import constants
 
     allowed = constants.VAL_RECEPTACLE_OBJECTS
     return [place for place in scene.receptacles if kind in allowed.get(place.kind, ())]
 
 
-def _lamp_stands(scene: Scene) -> list[Receptacle]:
+def _lamp_stands(scene: HouseholdScene) -> list[Receptacle]:
     return [place for place in scene.receptacles if place.kind in _LAMP_STANDS_ON]
 
 
-def _problem(room: Room) -> list[str]:
+def _problem(room: RoomContents) -> list[str]:
     return ["(define (problem generated)", "(:domain alfred)", *_objects(room), *_facts(room)]
 
 
-def _objects(room: Room) -> list[str]:
+def _objects(room: RoomContents) -> list[str]:
     from alfworld.gen import constants
 
     fixed = set(constants.RECEPTACLES) - constants.MOVABLE_RECEPTACLES_SET
@@ -183,7 +183,7 @@ def _objects(room: Room) -> list[str]:
     return [*lines, ")"]
 
 
-def _facts(room: Room) -> list[str]:
+def _facts(room: RoomContents) -> list[str]:
     lines = ["(:init"]
     for place in room.scene.receptacles:
         lines += _facts_of_place(place)

@@ -48,7 +48,7 @@ class Receptacle:
 
 
 @dataclass(frozen=True)
-class Scene:
+class HouseholdScene:
     """A room: what things lie in or on, and the kinds of all that is there."""
 
     number: int
@@ -56,7 +56,7 @@ class Scene:
     kinds: tuple[str, ...]
 
     def receptacle_kinds(self) -> list[str]:
-        """In a fixed order."""
+        """Kinds of receptacles, in a fixed order."""
         return sorted({receptacle.kind for receptacle in self.receptacles})
 
 
@@ -69,7 +69,7 @@ def scenes_of(split: Split, rooms: Collection[str] = tuple(ROOMS)) -> tuple[int,
 
 
 @lru_cache(maxsize=128)
-def read_scene(number: int) -> Scene:
+def read_scene(number: int) -> HouseholdScene:
     """A scene of the installed package."""
     import alfworld
     from alfworld.gen import constants
@@ -84,7 +84,7 @@ def read_scene(number: int) -> Scene:
     for kind, count in _FIXTURES.items():
         if kind in kinds and kind not in have:
             found += _fixtures(number, kind, count)
-    return Scene(number, tuple(found), tuple(kinds))
+    return HouseholdScene(number, tuple(found), tuple(kinds))
 
 
 def _receptacle(name: str, point: list[float]) -> Receptacle:

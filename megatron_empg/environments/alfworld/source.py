@@ -13,7 +13,7 @@ from megatron_empg.environments.alfworld.manifest import (
     HOW_TO_INDEX,
     KINDS,
     Game,
-    Manifest,
+    GamesManifest,
     read_manifest,
     scene_of,
 )
@@ -140,7 +140,7 @@ class AlfWorld(TextWorldSource):
         return self._folder / GAMES / game.id
 
 
-def _caveats_of_games(manifest: Manifest) -> Iterator[str]:
+def _caveats_of_games(manifest: GamesManifest) -> Iterator[str]:
     games = [game for of_split in manifest.games.values() for game in of_split]
     if manifest.generated:
         yield "locally generated games: none of the published games is played"

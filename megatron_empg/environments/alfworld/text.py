@@ -16,7 +16,7 @@ _NO_GOAL = "UNKNOWN GOAL"
 
 
 def clean_observation(feedback: str) -> str:
-    """Without the banner and the task, which a prompt has at a place of its own."""
+    """The observation without the banner and the task, which have their own place in the prompt."""
     lines = [line.strip() for line in feedback.splitlines()]
     kept = [line for line in lines if line and line != BANNER and not line.startswith(GOAL)]
     return "\n".join(kept)

@@ -16,7 +16,7 @@ TRANSCRIPT_FILE = "transcript.json.gz"
 
 
 @dataclass(frozen=True)
-class Shown:
+class RecordedScene:
     """What was seen, and what could be done."""
 
     observation: str
@@ -24,19 +24,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedCommand:
     """A command, and what came of it."""
 
     command: str
-    shown: Shown
+    shown: RecordedScene
 
 
 @dataclass(frozen=True)
 class Transcript:
     """A game that was solved by its last command."""
 
-    opening: Shown
-    turns: tuple[Played, ...]
+    opening: RecordedScene
+    turns: tuple[PlayedCommand, ...]
 
 
 def transcript_bytes(transcript: Transcript) -> bytes:
@@ -61,7 +61,7 @@ def read_transcript(folder: Path, game: Game) -> Transcript:
         body = json.loads(gzip.decompress(content))
     except RecursionError:
         raise ValueError(f"alfworld game {game.id!r}: {str(path)!r} is nested too deeply") from None
-    turns = tuple(Played(turn["command"], _read(turn)) for turn in body["turns"])
+    turns = tuple(PlayedCommand(turn["command"], _read(turn)) for turn in body["turns"])
     return Transcript(_read(body["opening"]), turns)
 
 
@@ -92,14 +92,14 @@ class TranscriptWorld:
         """There is nothing to let go of."""
 
 
-def _scene(shown: Shown, info: dict[str, float | str | bool]) -> Scene:
+def _scene(shown: RecordedScene, info: dict[str, float | str | bool]) -> Scene:
     anchor = anchor_of(shown.observation, shown.choices)
     return Scene(shown.observation, shown.choices, anchor=anchor, info=info)
 
 
-def _written(shown: Shown) -> dict[str, Any]:
+def _written(shown: RecordedScene) -> dict[str, Any]:
     return {"observation": shown.observation, "choices": list(shown.choices)}
 
 
-def _read(body: dict[str, Any]) -> Shown:
-    return Shown(body["observation"], tuple(body["choices"]))
+def _read(body: dict[str, Any]) -> RecordedScene:
+    return RecordedScene(body["observation"], tuple(body["choices"]))

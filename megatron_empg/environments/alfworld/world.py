@@ -66,5 +66,5 @@ def _check(path: Path, game: Game) -> None:
     if digest_of(content) != game.sha256:
         raise ValueError(
             f"alfworld game {game.id!r}: {str(path)!r} ({len(content)} bytes) is not the file that the manifest "
-            "lists; get it anew, or index the folder again"
+            "lists; get it again, or index the folder again"
         )

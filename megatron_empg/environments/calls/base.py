@@ -94,7 +94,7 @@ def text_tool(
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """One call of a tool."""
 
     tool: str
@@ -106,7 +106,7 @@ class ExampleTurn:
     """What was thought and called, and what came of it; None where the task ended."""
 
     thought: str
-    call: Call
+    call: ToolCall
     observation: str | None
 
 
@@ -117,7 +117,7 @@ class Example:
     question: str
     turns: tuple[ExampleTurn, ...]
 
-    def written(self, write: Callable[[str, Call], str]) -> str:
+    def written(self, write: Callable[[str, ToolCall], str]) -> str:
         """The question, and a turn or its result a line; `write` makes the text of a turn."""
         lines = [f"Question: {self.question}"]
         for turn in self.turns:
@@ -147,11 +147,11 @@ class CallSyntax(Protocol):
         """What stands before the first turn: the rules, where they are told, and the question."""
         ...
 
-    def write(self, thought: str, call: Call) -> str:
+    def write(self, thought: str, call: ToolCall) -> str:
         """A turn as the policy writes it."""
         ...
 
-    def parse(self, text: str) -> Call:
+    def parse(self, text: str) -> ToolCall:
         """Read a turn, in time proportional to its length. Raises MalformedCall and nothing else."""
         ...
 
@@ -189,7 +189,7 @@ def either(names: Sequence[str]) -> str:
 
 
 def without_end(text: str, marks: Sequence[str]) -> str:
-    """Without the blanks and the texts of end tokens at its end, in any number."""
+    """The text without any blanks and texts of end tokens at its end."""
     end = len(text)
     while True:
         before = end

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from megatron_empg.environments.calls.base import TYPES, Call, MalformedCall, Tool, either, whole_text
+from megatron_empg.environments.calls.base import TYPES, MalformedCall, Tool, ToolCall, either, whole_text
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
 ARGUMENTS_KEYS = ("arguments", "parameters")
@@ -36,7 +36,7 @@ def read_object(text: str, begin: int) -> tuple[dict[str, Any], int]:
     return found, end
 
 
-def read_call(fields: Mapping[str, Any], tools: Mapping[str, Tool]) -> Call:
+def read_call(fields: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolCall:
     """The call that an object says, of one of `tools`. Raises MalformedCall."""
     name = fields.get("name")
     if not isinstance(name, str):
@@ -55,10 +55,10 @@ def read_call(fields: Mapping[str, Any], tools: Mapping[str, Tool]) -> Call:
     arguments = fields[given[0]]
     if not isinstance(arguments, dict):
         raise MalformedCall(f'malformed call : "{given[0]}" is {_kind(arguments)} , not an object')
-    return Call(name, _checked(tools[name], arguments))
+    return ToolCall(name, _checked(tools[name], arguments))
 
 
-def write_call(call: Call, arguments_key: str) -> str:
+def write_call(call: ToolCall, arguments_key: str) -> str:
     """The call as one line of JSON."""
     return json.dumps({"name": call.tool, arguments_key: call.arguments}, ensure_ascii=False)
 

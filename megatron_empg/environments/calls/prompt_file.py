@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_empg.environments.base import Message
-from megatron_empg.environments.calls.base import Call, CallSyntax, Tool, question_alone
+from megatron_empg.environments.calls.base import CallSyntax, Tool, ToolCall, question_alone
 
 LARGEST = 2**20
 """Bytes of a prompt file."""
@@ -76,10 +76,10 @@ class PromptFile:
             return [question_alone(text)]
         return [Message(role="system", content=text), question_alone(question)]
 
-    def write(self, thought: str, call: Call) -> str:
+    def write(self, thought: str, call: ToolCall) -> str:
         return self._syntax.write(thought, call)
 
-    def parse(self, text: str) -> Call:
+    def parse(self, text: str) -> ToolCall:
         return self._syntax.parse(text)
 
     def tool_lines(self) -> str:
@@ -109,7 +109,7 @@ class PromptFile:
 
     def _shown(self, name: str) -> str:
         tool = next(tool for tool in self.tools if tool.name == name)
-        return repr(self.write(tool.thought, Call(name, dict(tool.example))))
+        return repr(self.write(tool.thought, ToolCall(name, dict(tool.example))))
 
 
 def _parts(path: Path) -> tuple[str, str]:

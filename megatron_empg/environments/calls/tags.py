@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.calls.base import (
-    Call,
     Example,
     MalformedCall,
     Tool,
+    ToolCall,
     either,
     question_alone,
     turn_count,
@@ -63,12 +63,12 @@ class Tags:
         """What the policy is told before the question, when it has `max_turns` turns for it."""
         return _RULES.format(tools=self.tool_lines(), turns=turn_count(max_turns), example=self.example_lines())
 
-    def write(self, thought: str, call: Call) -> str:
+    def write(self, thought: str, call: ToolCall) -> str:
         """A turn. Blanks stand before words and never before a tag: a byte-level tokenizer then spells a name the
         same wherever it is copied to."""
         return f"<think> {thought}</think>{_call(call.tool, call.arguments[self._argument[call.tool]])}"
 
-    def parse(self, text: str) -> Call:
+    def parse(self, text: str) -> ToolCall:
         """Read a turn: a thought in its tags, then exactly one call. An argument holds no < or >, and its blanks
         and line breaks count as one blank. Raises MalformedCall."""
         begins, _, rest = without_end(text, _ENDS_OF_TURN).lstrip().partition("<think>")
@@ -79,11 +79,11 @@ class Tags:
         if match is None:
             raise MalformedCall(f"malformed call : think , then one {either(list(self._argument))}")
         argument = whole_text(match[1], " ".join(match[2].split()))
-        return Call(match[1], {self._argument[match[1]]: argument})
+        return ToolCall(match[1], {self._argument[match[1]]: argument})
 
     def tool_lines(self) -> str:
         """A turn of each tool, in words, and then what they do."""
-        turns = [self.write(tool.thought, Call(tool.name, dict(tool.example))) for tool in self.tools]
+        turns = [self.write(tool.thought, ToolCall(tool.name, dict(tool.example))) for tool in self.tools]
         done = " ".join(f"{tool.name} {tool.description}" for tool in self.tools)
         return "\n".join([*turns, done])
 

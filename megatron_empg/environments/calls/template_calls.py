@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.calls.base import (
-    Call,
     Example,
     MalformedCall,
     Tool,
+    ToolCall,
     question_alone,
     turn_count,
     without_end,
@@ -50,7 +50,7 @@ class TemplateCalls:
         self._form = form
         self._by_name = {tool.name: tool for tool in self.tools}
         first = self.tools[0]
-        shown = self._written(Call(first.name, dict(first.short)))
+        shown = self._written(ToolCall(first.name, dict(first.short)))
         self.reminder = f" ; write a thought and then one call such as {shown} and nothing after it"
 
     def messages(self, question: str, max_turns: int) -> list[Message]:
@@ -65,14 +65,14 @@ class TemplateCalls:
             ending = f"Only a call of {' or '.join(endings)} ends the task. "
         return _RULES.format(ending=ending, turns=turn_count(max_turns))
 
-    def write(self, thought: str, call: Call) -> str:
+    def write(self, thought: str, call: ToolCall) -> str:
         """A turn: the thought as plain text, then the call. Raises ValueError for a thought that holds what begins
         a call."""
         if any(mark in thought for mark in ("{", _OPEN, "<think>", "</think>")):
             raise ValueError(f"the thought {thought!r:.60} holds {{ or a tag, which would be read as a call")
         return f"{thought}\n{self._written(call)}"
 
-    def parse(self, text: str) -> Call:
+    def parse(self, text: str) -> ToolCall:
         """Read a turn. Raises MalformedCall."""
         body = _after_thought(without_end(text, _ENDS_OF_TURN).lstrip())
         fields, rest = _only_object(body)
@@ -99,7 +99,7 @@ class TemplateCalls:
         """None: the template shows them all."""
         return ()
 
-    def _written(self, call: Call) -> str:
+    def _written(self, call: ToolCall) -> str:
         if self._form == "llama3":
             return write_call(call, "parameters")
         return f"{_OPEN}\n{write_call(call, 'arguments')}\n{_CLOSE}"

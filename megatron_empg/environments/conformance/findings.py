@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from megatron_empg.environments.conformance.subject import Subject
+    from megatron_empg.environments.conformance.subject import TestedEnvironment
 
 Verdict = Literal["kept", "doubtful", "broken", "not tried"]
 
@@ -25,7 +25,7 @@ class RuleNotTried(Exception):
 
 
 @dataclass(frozen=True)
-class Finding:
+class RuleFinding:
     """`rule` is a whole sentence that holds where the verdict is "kept"; `detail` says what was met otherwise."""
 
     rule: str
@@ -38,7 +38,7 @@ class Rule:
     """`check` raises one of the exceptions above; any other is the environment's own, which breaks it too."""
 
     sentence: str
-    check: Callable[[Subject], Awaitable[None] | None]
+    check: Callable[[TestedEnvironment], Awaitable[None] | None]
 
 
 def refuse(faults: list[str], most: int = 3) -> None:

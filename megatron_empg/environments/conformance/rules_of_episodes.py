@@ -13,7 +13,7 @@ from megatron_empg.environments.asking import guarded, leave_behind
 from megatron_empg.environments.base import DemonstratedTurn, Environment, StepResult, Task
 from megatron_empg.environments.conformance.findings import Rule, RuleBroken, RuleDoubtful, RuleNotTried, refuse
 from megatron_empg.environments.conformance.hostile_texts import HOSTILE_TEXTS
-from megatron_empg.environments.conformance.subject import Subject
+from megatron_empg.environments.conformance.subject import TestedEnvironment
 from megatron_empg.environments.shapes import conversation_faults
 
 MOST_SECONDS_TO_MAKE = 0.05
@@ -23,7 +23,7 @@ MOST_SECONDS_ASLEEP = 0.5
 JUNK = "a turn that means nothing"
 
 
-async def making_costs_nothing(subject: Subject) -> None:
+async def making_costs_nothing(subject: TestedEnvironment) -> None:
     if subject.in_process:
         raise RuleNotTried("episodes run in worker processes")
     task = subject.tasks()[0]
@@ -35,12 +35,12 @@ async def making_costs_nothing(subject: Subject) -> None:
         raise RuleBroken("make gave the same episode twice")
     for name in ("reset", "step", "close"):
         if not inspect.iscoroutinefunction(getattr(one, name, None)):
-            raise RuleBroken(f"{name} of a {type(one).__name__} is no coroutine: write `async def {name}`")
+            raise RuleBroken(f"{name} of a {type(one).__name__} is not a coroutine: write `async def {name}`")
     if seconds > MOST_SECONDS_TO_MAKE:
         raise RuleDoubtful(f"make takes {1000 * seconds:.0f} ms; what takes time belongs into reset")
 
 
-async def a_reset_opens_the_episode(subject: Subject) -> None:
+async def a_reset_opens_the_episode(subject: TestedEnvironment) -> None:
     for task in subject.tasks():
         environment = subject.make(task)
         try:
@@ -57,13 +57,13 @@ async def a_reset_opens_the_episode(subject: Subject) -> None:
                 )
 
 
-async def steps_give_results(subject: Subject) -> None:
+async def steps_give_results(subject: TestedEnvironment) -> None:
     for task in subject.tasks():
         for script in [*subject.scripts(task), [JUNK, "", JUNK]]:
             await subject.played(task, script)
 
 
-async def nothing_follows_the_end(subject: Subject) -> None:
+async def nothing_follows_the_end(subject: TestedEnvironment) -> None:
     for task in subject.tasks():
         for script in subject.scripts(task):
             async with subject.episode(task) as environment:
@@ -74,7 +74,7 @@ async def nothing_follows_the_end(subject: Subject) -> None:
     raise RuleNotTried("no turn is known that ends an episode: give tasks a gold, or rehearse an end")
 
 
-async def _refuses_to_go_on(subject: Subject, environment: Environment) -> None:
+async def _refuses_to_go_on(subject: TestedEnvironment, environment: Environment) -> None:
     try:
         await subject.call("step", environment.step(JUNK))
     except RuntimeError as error:
@@ -85,7 +85,7 @@ async def _refuses_to_go_on(subject: Subject, environment: Environment) -> None:
     raise RuleBroken("a step of an episode that is done raises no RuntimeError")
 
 
-async def junk_is_answered_and_never_rewarded(subject: Subject) -> None:
+async def junk_is_answered_and_never_rewarded(subject: TestedEnvironment) -> None:
     task = subject.tasks()[0]
     faults: list[str] = []
     left = list(HOSTILE_TEXTS)
@@ -102,7 +102,7 @@ async def junk_is_answered_and_never_rewarded(subject: Subject) -> None:
 
 
 async def _answer_to(
-    what: str, subject: Subject, environment: Environment, faults: list[str]
+    what: str, subject: TestedEnvironment, environment: Environment, faults: list[str]
 ) -> StepResult | None:
     """None where it failed, which is noted."""
     try:
@@ -114,7 +114,7 @@ async def _answer_to(
     return None
 
 
-async def closing_twice_is_fine(subject: Subject) -> None:
+async def closing_twice_is_fine(subject: TestedEnvironment) -> None:
     task = subject.tasks()[0]
     unbegun = subject.make(task)
     begun = subject.make(task)
@@ -127,16 +127,16 @@ async def closing_twice_is_fine(subject: Subject) -> None:
         await subject.call("close", environment.close())
 
 
-async def same_turns_same_answers(subject: Subject) -> None:
+async def same_turns_same_answers(subject: TestedEnvironment) -> None:
     if not subject.source.deterministic:
         raise RuleNotTried("it says that it is not deterministic")
     for task in subject.tasks():
         script = [JUNK, *subject.longest_script(task)]
         first, second = [await subject.played(task, script) for _ in range(2)]
-        _compare(task, first, second, "is answered otherwise when the same episode is played again")
+        _compare(task, first, second, "is answered differently when the same episode is played again")
 
 
-async def episodes_do_not_disturb_each_other(subject: Subject) -> None:
+async def episodes_do_not_disturb_each_other(subject: TestedEnvironment) -> None:
     tasks = subject.tasks()
     one, other = tasks[0], tasks[-1]
     scripts = subject.longest_script(one), [JUNK, *subject.longest_script(other)]
@@ -151,10 +151,10 @@ async def episodes_do_not_disturb_each_other(subject: Subject) -> None:
     if not subject.source.deterministic:
         return
     for task, before, after in zip((one, other), alone, together, strict=True):
-        _compare(task, before, after, "is answered otherwise while another episode is played")
+        _compare(task, before, after, "is answered differently while another episode is played")
 
 
-async def a_cancelled_step_costs_its_episode_alone(subject: Subject) -> None:
+async def a_cancelled_step_costs_its_episode_alone(subject: TestedEnvironment) -> None:
     task = subject.tasks()[0]
     action = subject.longest_script(task)[0]
     async with subject.episode(task) as sound, subject.episode(task) as cancelled:
@@ -171,7 +171,7 @@ async def a_cancelled_step_costs_its_episode_alone(subject: Subject) -> None:
     await subject.played(task, [action])
 
 
-async def the_gold_turn_answers_right(subject: Subject) -> None:
+async def the_gold_turn_answers_right(subject: TestedEnvironment) -> None:
     told = [task for task in subject.tasks() if task.gold is not None]
     if not told:
         raise RuleNotTried("tasks have no gold")
@@ -183,7 +183,7 @@ async def the_gold_turn_answers_right(subject: Subject) -> None:
             raise RuleDoubtful(f"the gold turn of task {task.id!r} earns {result.reward:g}: {task.gold!r:.80}")
 
 
-async def demonstrations_can_be_played(subject: Subject) -> None:
+async def demonstrations_can_be_played(subject: TestedEnvironment) -> None:
     source = subject.source
     demonstrations = source.demonstrations()
     if demonstrations is None:
@@ -218,7 +218,7 @@ def _compare_demonstration(task: Task, turns: Sequence[DemonstratedTurn], result
         raise RuleBroken(f"turn {unread[0]} of the walkthrough of task {task.id!r} cannot be read")
 
 
-async def rehearsals_can_be_read(subject: Subject) -> None:
+async def rehearsals_can_be_read(subject: TestedEnvironment) -> None:
     tried = 0
     for task in subject.tasks():
         texts = subject.source.rehearse(task)
@@ -233,7 +233,7 @@ async def rehearsals_can_be_read(subject: Subject) -> None:
         raise RuleNotTried("it rehearses nothing")
 
 
-async def the_event_loop_stays_free(subject: Subject) -> None:
+async def the_event_loop_stays_free(subject: TestedEnvironment) -> None:
     """Comes last: it looks back on all that was played."""
     if subject.in_process:
         raise RuleNotTried("episodes run in worker processes")

@@ -9,7 +9,7 @@ import psutil
 
 from megatron_empg.environments.base import SideService
 from megatron_empg.environments.conformance.findings import Rule, RuleDoubtful, RuleNotTried, refuse
-from megatron_empg.environments.conformance.subject import Subject
+from megatron_empg.environments.conformance.subject import TestedEnvironment
 from megatron_empg.environments.settings import EnvironmentSettings, role_of
 from megatron_empg.environments.settings_fields import fields_of
 from megatron_empg.environments.source_metrics import metric_faults
@@ -17,13 +17,13 @@ from megatron_empg.environments.source_metrics import metric_faults
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-def settings_are_documented(subject: Subject) -> None:
+def settings_are_documented(subject: TestedEnvironment) -> None:
     fields = fields_of(subject.source.Settings)
     bare = [field.key for field in fields if not field.description and not field.group]
     refuse([f"setting {key} has no text below it that says what it means" for key in bare])
 
 
-def isolation_is_known(subject: Subject) -> None:
+def isolation_is_known(subject: TestedEnvironment) -> None:
     source = subject.source
     faults: list[str] = []
     if source.isolation not in ("coroutine", "process"):
@@ -40,7 +40,7 @@ def isolation_is_known(subject: Subject) -> None:
         )
 
 
-def services_can_be_started(subject: Subject) -> None:
+def services_can_be_started(subject: TestedEnvironment) -> None:
     source = subject.source
     services = type(source).services(source.settings)
     if not services:
@@ -54,11 +54,11 @@ def services_can_be_started(subject: Subject) -> None:
     refuse(faults)
 
 
-def metrics_have_names_of_their_own(subject: Subject) -> None:
+def metrics_have_names_of_their_own(subject: TestedEnvironment) -> None:
     refuse([f"metrics gave {fault}" for fault in metric_faults(subject.source.metrics())])
 
 
-async def the_source_can_be_closed(subject: Subject) -> None:
+async def the_source_can_be_closed(subject: TestedEnvironment) -> None:
     source = subject.source
     another = type(source)(source.settings, source.limits)
     await subject.call("close", another.close())
@@ -68,11 +68,13 @@ def _service_faults(service: SideService, settings: type[EnvironmentSettings]) -
     faults: list[str] = []
     if isinstance(service.arguments, str) or not all(map(_is_word, service.arguments)):
         faults.append(
-            f"service {service.name!r} has arguments that are no tuple of words: {service.arguments!r:.80}"
+            f"service {service.name!r} has arguments that are not a tuple of words: {service.arguments!r:.80}"
         )
     field = settings.model_fields.get(service.setting)
     if field is None or role_of(field) != "service":
-        faults.append(f"service {service.name!r} has the setting {service.setting!r}, which is no ServiceAddress")
+        faults.append(
+            f"service {service.name!r} has the setting {service.setting!r}, which is not a ServiceAddress"
+        )
     if not VARIABLE.fullmatch(service.token_variable):
         faults.append(f"the token of service {service.name!r} is to be in {service.token_variable!r}, no variable")
     return faults

@@ -15,14 +15,14 @@ from megatron_empg.environments.asking import abandon_what_was_left_behind, answ
 from megatron_empg.environments.base import STEP_SHARE, Environment, Task, TaskSource
 from megatron_empg.environments.conformance import rules_of_episodes, rules_of_plugins, rules_of_tasks
 from megatron_empg.environments.conformance.findings import (
-    Finding,
     Rule,
     RuleBroken,
     RuleDoubtful,
+    RuleFinding,
     RuleNotTried,
 )
 from megatron_empg.environments.conformance.rules_of_tasks import splits_exist
-from megatron_empg.environments.conformance.subject import Subject
+from megatron_empg.environments.conformance.subject import TestedEnvironment
 from megatron_empg.environments.registry import make_task_source
 
 RULES: tuple[Rule, ...] = (*rules_of_plugins.RULES, *rules_of_tasks.RULES, *rules_of_episodes.RULES)
@@ -40,8 +40,8 @@ def check_environment(
     call_timeout: float = CALL_TIMEOUT,
     rules: Sequence[Rule] = RULES,
     begun: Callable[[str], None] = lambda sentence: None,
-    found: Callable[[Finding], None] = lambda finding: None,
-) -> list[Finding]:
+    found: Callable[[RuleFinding], None] = lambda finding: None,
+) -> list[RuleFinding]:
     """What each of the rules says of the environment `name` with these settings, in order.
 
     `call_timeout`: seconds of one reset, step or close. `begun` is told the rule that comes next, `found` what it
@@ -50,11 +50,11 @@ def check_environment(
     given = dict(settings)
     source = _made(name, STEP_SHARE * call_timeout, given)
 
-    async def all_of_them() -> list[Finding]:
-        findings: list[Finding] = []
+    async def all_of_them() -> list[RuleFinding]:
+        findings: list[RuleFinding] = []
         try:
             async with _where_a_run_plays(name, source) as make:
-                subject = Subject(name, given, source, make, call_timeout)
+                subject = TestedEnvironment(name, given, source, make, call_timeout)
                 listed = True
                 for rule in rules:
                     begun(rule.sentence)
@@ -112,30 +112,30 @@ def _unmade(reason: str, task: Task) -> Environment:
     raise RuleNotTried(f"there are no worker processes for episodes: {reason}")
 
 
-def _without_tasks(rule: Rule) -> Finding:
+def _without_tasks(rule: Rule) -> RuleFinding:
     """A fault of the data is told once, and not by each rule that would read them again."""
-    return Finding(rule.sentence, "not tried", "tasks cannot be listed, as said above")
+    return RuleFinding(rule.sentence, "not tried", "tasks cannot be listed, as said above")
 
 
-async def _finding(rule: Rule, subject: Subject) -> Finding:
+async def _finding(rule: Rule, subject: TestedEnvironment) -> RuleFinding:
     try:
         checked = rule.check(subject)
         if inspect.isawaitable(checked):
             await checked
     except RuleNotTried as reason:
-        return Finding(rule.sentence, "not tried", str(reason))
+        return RuleFinding(rule.sentence, "not tried", str(reason))
     except RuleDoubtful as doubt:
-        return Finding(rule.sentence, "doubtful", str(doubt))
+        return RuleFinding(rule.sentence, "doubtful", str(doubt))
     except RuleBroken as fault:
-        return Finding(rule.sentence, "broken", str(fault))
+        return RuleFinding(rule.sentence, "broken", str(fault))
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        return Finding(rule.sentence, "broken", _explained(error))
-    return Finding(rule.sentence, "kept")
+        return RuleFinding(rule.sentence, "broken", _explained(error))
+    return RuleFinding(rule.sentence, "kept")
 
 
 def _explained(error: BaseException) -> str:

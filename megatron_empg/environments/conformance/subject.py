@@ -19,7 +19,7 @@ TRAINING_TASKS = 2
 
 
 @dataclass
-class Subject:
+class TestedEnvironment:
     """`settings`: what is given for it. `make`: an episode where a run would play it, in a worker process perhaps.
 
     `call_timeout`: seconds that one call may take. `hold` is fed by every call of a coroutine environment.
@@ -91,7 +91,7 @@ class Subject:
     async def call(self, what: str, answer: Awaitable[R]) -> R:
         """What a method answers, within its time. Raises RuleBroken."""
         if not inspect.isawaitable(answer):
-            raise RuleBroken(f"{what} is no coroutine: write `async def {what}`")
+            raise RuleBroken(f"{what} is not a coroutine: write `async def {what}`")
         if self.in_process:
             timed = answer
         else:

@@ -12,8 +12,10 @@ R = TypeVar("R")
 
 @dataclass
 class LongestHold:
-    """Between two moments at which the loop may do something else: the most seconds of CPU time, which do not
-    depend on what else the machine does, and the most that passed while the thread slept."""
+    """The longest hold of the event loop between two moments at which it may do something else.
+
+    It has the most seconds of CPU time, which do not depend on what else the machine does, and the most that
+    passed while the thread slept."""
 
     cpu: float = 0.0
     asleep: float = 0.0

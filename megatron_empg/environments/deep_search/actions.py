@@ -9,40 +9,40 @@ from megatron_empg.environments.calls.base import CallSyntax, MalformedCall
 from megatron_empg.environments.calls.tags import Tags
 from megatron_empg.environments.deep_search.agent_tools import ARGUMENT, TOOLS, ToolName
 
-__all__ = ["TAGS", "Call", "MalformedCall", "Tool", "format_action", "gold_action", "parse_action"]
+__all__ = ["TAGS", "MalformedCall", "SearchToolCall", "Tool", "format_action", "gold_action", "parse_action"]
 
 Tool = ToolName
 TAGS = tuple(f"<{slash}{name}>" for name in ("think", "search", "visit", "answer") for slash in ("", "/"))
 _UNTOLD = Tags(TOOLS, base.Example("", ()), told=False)
 
 
-class Call(NamedTuple):
+class SearchToolCall(NamedTuple):
     """One tool call. Each tool takes one text."""
 
     tool: Tool
     argument: str
 
     @property
-    def general(self) -> base.Call:
+    def general(self) -> base.ToolCall:
         """The same with its argument's name."""
-        return base.Call(self.tool, {ARGUMENT[self.tool]: self.argument})
+        return base.ToolCall(self.tool, {ARGUMENT[self.tool]: self.argument})
 
 
-def format_action(thought: str, call: Call, syntax: CallSyntax = _UNTOLD) -> str:
+def format_action(thought: str, call: SearchToolCall, syntax: CallSyntax = _UNTOLD) -> str:
     """A turn as the policy writes it."""
     return syntax.write(thought, call.general)
 
 
-def parse_action(action: str, syntax: CallSyntax = _UNTOLD) -> Call:
+def parse_action(action: str, syntax: CallSyntax = _UNTOLD) -> SearchToolCall:
     """Read a turn. Raises MalformedCall."""
     call = syntax.parse(action)
     name = cast(ToolName, call.tool)
-    return Call(name, call.arguments[ARGUMENT[name]])
+    return SearchToolCall(name, call.arguments[ARGUMENT[name]])
 
 
 def gold_action(thought: str, answer: str, syntax: CallSyntax = _UNTOLD) -> str | None:
     """The turn that gives `answer`; None where the syntax cannot say it, as tags cannot hold < or >."""
-    call = Call("answer", answer)
+    call = SearchToolCall("answer", answer)
     action = format_action(thought, call, syntax)
     try:
         read = parse_action(action, syntax)

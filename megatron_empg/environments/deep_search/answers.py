@@ -30,7 +30,7 @@ _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 @dataclass(frozen=True)
-class Score:
+class AnswerMatch:
     """How an answer compares with the gold answers: the best of them counts."""
 
     exact: bool
@@ -38,7 +38,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AnswerVerdict:
     """What an answer earns, and whether the episode succeeded.
 
     Under `f1` an answer may earn something and be wrong: only an exact match succeeds.
@@ -46,7 +46,7 @@ class Verdict:
 
     reward: float
     success: bool
-    score: Score
+    score: AnswerMatch
 
 
 def published_form(text: str) -> str:
@@ -72,7 +72,7 @@ def f1(answer: str, golds: Sequence[str], form: NormalForm = "project") -> float
     return score(answer, golds, form).f1
 
 
-def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Score:
+def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> AnswerMatch:
     """Exact match and F1. Raises ValueError without gold answers."""
     if not golds:
         raise ValueError("an answer is compared with at least one gold answer; there is none")
@@ -85,23 +85,23 @@ def score(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Sc
         matches = matches or (given == wanted and given != "")
         if given == wanted or _DECISIVE.isdisjoint({given, wanted}):
             best = max(best, _overlap(tokens, size, Counter(_tokens(wanted, form))))
-    return Score(matches, best)
+    return AnswerMatch(matches, best)
 
 
-async def scored(answer: str, golds: Sequence[str], form: NormalForm = "project") -> Score:
-    """As `score`; what takes long is done in a thread, since the event loop is that of all episodes."""
+async def scored(answer: str, golds: Sequence[str], form: NormalForm = "project") -> AnswerMatch:
+    """Like `score`; long work is done in a thread, since all episodes share the event loop."""
     if len(answer) + sum(map(len, golds)) <= _AT_ONCE:
         return score(answer, golds, form)
     return await in_thread(score, answer, golds, form)
 
 
-def verdict(found: Score, mode: Literal["exact", "f1"]) -> Verdict:
+def verdict(found: AnswerMatch, mode: Literal["exact", "f1"]) -> AnswerVerdict:
     """What an answer of this score earns without a judge."""
     if mode == "f1":
         reward = found.f1
     else:
         reward = float(found.exact)
-    return Verdict(reward, found.exact, found)
+    return AnswerVerdict(reward, found.exact, found)
 
 
 def _normal(text: str, form: NormalForm) -> str:

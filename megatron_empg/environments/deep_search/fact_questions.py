@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from megatron_empg.environments.base import SPLITS, Split
-from megatron_empg.environments.deep_search.asked import Asked
+from megatron_empg.environments.deep_search.asked import AskedQuestion
 from megatron_empg.environments.deep_search.corpus import Corpus
 from megatron_empg.environments.deep_search.questions import Question, SplitRules, split_questions
 from megatron_empg.environments.mapped import Mapped
@@ -24,17 +24,17 @@ class FactQuestions:
         self._questions = split_questions(corpus, rules)
         self._balanced: dict[Split, _Balanced] = {}
 
-    def all(self, split: Split) -> Sequence[Asked]:
+    def all(self, split: Split) -> Sequence[AskedQuestion]:
         """All questions of a split, in a fixed order. Raises ValueError for an unknown split."""
         kinds = self._split(split)
         questions = list(chain.from_iterable([(kind, q) for q in found] for kind, found in kinds.items()))
         return Mapped(questions, lambda one: _asked(*one))
 
-    def sample(self, split: Split, count: int, seed: int) -> list[Asked]:
+    def sample(self, split: Split, count: int, seed: int) -> list[AskedQuestion]:
         """Questions in balance over kinds, hops and paths, all different unless paths run out of questions."""
         return self._draw(split, count, random.Random(f"{split} {seed}"))
 
-    def fixed(self, split: Split, count: int) -> list[Asked]:
+    def fixed(self, split: Split, count: int) -> list[AskedQuestion]:
         """The split's fixed evaluation set. Raises ValueError if the split has too few questions."""
         total = sum(map(len, self._split(split).values()))
         if count > total:
@@ -49,12 +49,12 @@ class FactQuestions:
             raise ValueError(f"split {split!r} is unknown; allowed: {', '.join(SPLITS)}")
         return self._questions[split]
 
-    def _draw(self, split: Split, count: int, rng: random.Random) -> list[Asked]:
+    def _draw(self, split: Split, count: int, rng: random.Random) -> list[AskedQuestion]:
         if count and not any(self._split(split).values()):
             raise ValueError(f"{count} {split} tasks were asked for; the corpus has none")
         if split not in self._balanced:
             self._balanced[split] = _Balanced(self._split(split))
-        drawn: list[Asked] = []
+        drawn: list[AskedQuestion] = []
         seen: set[str] = set()
         for _ in range(count):
             for _ in range(_REPEAT_DRAWS):
@@ -66,7 +66,7 @@ class FactQuestions:
         return drawn
 
 
-def _asked(kind: str, question: Question) -> Asked:
+def _asked(kind: str, question: Question) -> AskedQuestion:
     facts = {
         "entity": question.entity,
         "entity_type": question.entity_type,
@@ -74,7 +74,7 @@ def _asked(kind: str, question: Question) -> Asked:
         "hops": len(question.relations),
         "answer": question.answer,
     }
-    return Asked(question.id, question.text, (question.answer,), kind, facts)
+    return AskedQuestion(question.id, question.text, (question.answer,), kind, facts)
 
 
 def question_of(facts: Mapping[str, Any]) -> Question:

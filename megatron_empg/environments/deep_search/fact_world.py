@@ -7,18 +7,18 @@ from pathlib import Path
 
 from megatron_empg.environments.base import DemonstratedTurn
 from megatron_empg.environments.calls.base import CallSyntax
-from megatron_empg.environments.deep_search.actions import Call
-from megatron_empg.environments.deep_search.asked import Asked
+from megatron_empg.environments.deep_search.actions import SearchToolCall
+from megatron_empg.environments.deep_search.asked import AskedQuestion
 from megatron_empg.environments.deep_search.corpus import Corpus, load_corpus
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.fact_questions import FactQuestions, question_of
 from megatron_empg.environments.deep_search.questions import SplitRules
 from megatron_empg.environments.deep_search.retrieval import Retriever
-from megatron_empg.environments.deep_search.scoring import Compared
+from megatron_empg.environments.deep_search.scoring import GoldAnswerScore
 from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools
 from megatron_empg.environments.deep_search.searcher import ScriptedSearcher, searcher_chances
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
-from megatron_empg.environments.deep_search.tools import AtOnce, InThreads, Tools
+from megatron_empg.environments.deep_search.tools import ImmediateTools, ThreadedTools, Tools
 
 
 def _read(path: Path) -> tuple[Corpus, Retriever]:
@@ -52,19 +52,19 @@ class FactWorld:
         self._searcher = ScriptedSearcher(self.corpus, self.retriever, chances, max_turns)
 
     def tools(self, service: str | None, within: float | None) -> Tools:
-        """Over the corpus, or by the service at a URL, each look-up within so many seconds."""
+        """Tools over the corpus or the service at a URL; each look-up takes at most so many seconds."""
         if service is None:
-            return InThreads(self._local)
+            return ThreadedTools(self._local)
         return RemoteTools(service, within=within)
 
-    def first_look(self, question: Asked) -> tuple[Call, ...]:
+    def first_look(self, question: AskedQuestion) -> tuple[SearchToolCall, ...]:
         """A search for the first fact of a question, and a visit to the page that tells it."""
         asked = question_of(question.facts)
         relation = asked.relations[0]
         page = self.corpus.located[asked.entity, relation]
-        return Call("search", f"{asked.entity} {relation}"), Call("visit", page.title)
+        return SearchToolCall("search", f"{asked.entity} {relation}"), SearchToolCall("visit", page.title)
 
-    def walkthrough(self, question: Asked, seed: int, syntax: CallSyntax) -> list[DemonstratedTurn]:
+    def walkthrough(self, question: AskedQuestion, seed: int, syntax: CallSyntax) -> list[DemonstratedTurn]:
         """The scripted searcher's turns on a question, through a real episode on the corpus at hand."""
-        environment = DeepSearchEnvironment(AtOnce(self._local), Compared(question.answers), syntax)
+        environment = DeepSearchEnvironment(ImmediateTools(self._local), GoldAnswerScore(question.answers), syntax)
         return self._searcher.walk(question_of(question.facts), environment, seed)

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
-from megatron_empg.environments.deep_search.answers import NormalForm, Score, Verdict, scored
+from megatron_empg.environments.deep_search.answers import AnswerMatch, AnswerVerdict, NormalForm, scored
 from megatron_empg.environments.deep_search.http_statuses import passes
 from megatron_empg.environments.settings import EnvironmentSettings, ServiceAddress
 
@@ -57,7 +57,7 @@ class JudgeError(EmpgError, RuntimeError):
 
 
 class JudgeSettings(EnvironmentSettings):
-    """Whom to ask and what it costs.
+    """Which model judges answers, and the limits and prices of asking it.
 
     `url` is what stands before "/chat/completions" ("https://host/v1"). `key_variable` names the variable of the
     process environment that holds the key, None for a server without one. A verdict takes at most `time_limit`
@@ -142,11 +142,11 @@ class Judge:
 
     async def verdict(
         self, question: str, answer: str, golds: Sequence[str], form: NormalForm = "project"
-    ) -> Verdict:
+    ) -> AnswerVerdict:
         """What an answer earns. An exact match is right without a request. Raises JudgeError."""
-        found: Score = await scored(answer, golds, form)
+        found: AnswerMatch = await scored(answer, golds, form)
         right = found.exact or await self.right(question, answer, golds)
-        return Verdict(float(right), right, found)
+        return AnswerVerdict(float(right), right, found)
 
     async def close(self) -> None:
         """End the connections; may be called twice."""
@@ -177,7 +177,7 @@ class Judge:
         self._verdicts[case] = right
 
     async def _ask(self, case: _Case) -> bool:
-        """Ask until there is a verdict. A fault that repeating cannot mend raises JudgeError at once."""
+        """Ask until there is a verdict. A fault that repeating cannot cure raises JudgeError at once."""
         failure = ""
         for pause in (0.0, *_PAUSES):
             await asyncio.sleep(pause * self._jitter.uniform(0.5, 1.0))
@@ -194,7 +194,7 @@ class Judge:
                 if right is not None:
                     self.counts.verdicts += 1
                     return right
-                failure = f"it replied {reply[:80]!r}, which is no verdict"
+                failure = f"it replied {reply[:80]!r}, which is not a verdict"
         raise JudgeError(
             f"the judge at {self.settings.url} gave no verdict in {len(_PAUSES) + 1} tries: {failure}"
         )
@@ -217,7 +217,7 @@ class Judge:
                 status = response.status_code
                 received = await _limited(response)
         except httpx.InvalidURL as error:
-            raise JudgeError(f"the judge's url {address} is no address: {error}") from None
+            raise JudgeError(f"the judge's url {address} is not an address: {error}") from None
         except httpx.HTTPError as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
         if passes(status):
@@ -233,7 +233,7 @@ class Judge:
             self._count(completion.get("usage"))
             text = completion["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise _Again("its response is no chat completion") from None
+            raise _Again("its response is not a chat completion") from None
         if not isinstance(text, str):
             return ""
         return text

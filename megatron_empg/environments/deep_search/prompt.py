@@ -14,7 +14,7 @@ from megatron_empg.environments.calls.base import CallSyntax, Example, ExampleTu
 from megatron_empg.environments.calls.prompt_file import PromptFile
 from megatron_empg.environments.calls.tags import Tags
 from megatron_empg.environments.calls.template_calls import TemplateCalls
-from megatron_empg.environments.deep_search.actions import Call
+from megatron_empg.environments.deep_search.actions import SearchToolCall
 from megatron_empg.environments.deep_search.agent_tools import TOOLS
 
 PromptStyle = Literal["tags", "none", "tools", "tools_llama3"]
@@ -26,20 +26,20 @@ EXAMPLE = Example(
     (
         ExampleTurn(
             "need the author",
-            Call("search", "author the hobbit").general,
+            SearchToolCall("search", "author the hobbit").general,
             "found the hobbit : a novel of 1937 . also bilbo baggins",
         ),
         ExampleTurn(
             "the page should name the author",
-            Call("visit", "the hobbit").general,
+            SearchToolCall("visit", "the hobbit").general,
             "page : the author of the hobbit is j. r. r. tolkien .",
         ),
         ExampleTurn(
             "now the birthplace",
-            Call("search", "birthplace j. r. r. tolkien").general,
+            SearchToolCall("search", "birthplace j. r. r. tolkien").general,
             "found j. r. r. tolkien : he was born in bloemfontein .",
         ),
-        ExampleTurn("answer found", Call("answer", "bloemfontein").general, None),
+        ExampleTurn("answer found", SearchToolCall("answer", "bloemfontein").general, None),
     ),
 )
 """The last turn answers. Where there is no visit, the search itself shows what the page says."""

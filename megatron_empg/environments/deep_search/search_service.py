@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class LocalTools:
-    """Over a corpus of this process: the best page's first sentence and the second page's title; a whole page."""
+    """Tools over a corpus of this process. A search shows the best page's first sentence and the second page's
+    title, a visit the whole page.
+    """
 
     def __init__(self, corpus: Corpus, retriever: Retriever) -> None:
         self._corpus = corpus

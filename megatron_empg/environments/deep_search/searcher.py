@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_empg.environments.base import DemonstratedTurn, StepResult
 from megatron_empg.environments.blocking import run_at_once
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.actions import SearchToolCall, format_action
 from megatron_empg.environments.deep_search.changed import changed
 from megatron_empg.environments.deep_search.corpus import Corpus, Document
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
@@ -64,7 +64,7 @@ class ScriptedSearcher:
         rng = random.Random(f"{seed} {question.id}")
         turns: list[DemonstratedTurn] = []
 
-        def act(thought: str, call: Call) -> StepResult:
+        def act(thought: str, call: SearchToolCall) -> StepResult:
             action = format_action(thought, call, environment.syntax)
             result = run_at_once(environment.step(action))
             turns.append(DemonstratedTurn(action, result.observation))
@@ -80,18 +80,18 @@ class ScriptedSearcher:
                 query = entity
             else:
                 query = f"{relation} {entity}"
-            act(rng.choice(THOUGHTS).format(relation=relation), Call("search", query))
+            act(rng.choice(THOUGHTS).format(relation=relation), SearchToolCall("search", query))
             found = self._retriever.search(query)
             taken = self._from_snippet(entity, relation, found, rng)
             page = self._corpus.located.get((entity, relation))
             if taken is None and page in found and len(turns) < self._max_turns - 1:
-                act(rng.choice(THOUGHTS).format(relation=relation), Call("visit", page.title))
+                act(rng.choice(THOUGHTS).format(relation=relation), SearchToolCall("visit", page.title))
                 taken = self._corpus.facts[entity][relation].object
             elif taken is None and rng.random() >= _PATIENCE and found and found[0].entity == entity:
                 taken = found[0].facts[0].object
             if taken is not None:
                 entity, hop = taken, hop + 1
-        act(rng.choice(LAST_THOUGHTS), Call("answer", entity))
+        act(rng.choice(LAST_THOUGHTS), SearchToolCall("answer", entity))
         return turns
 
     def _planned_hops(self, question: Question, rng: random.Random) -> int:

@@ -40,7 +40,7 @@ class ClientLimits:
 
     @classmethod
     def of(cls, within: float | None) -> ClientLimits:
-        """With another time for all attempts, where one is given."""
+        """The limits, with another time for all attempts where one is given."""
         if within is None:
             return cls()
         return cls(within=within)
@@ -51,7 +51,7 @@ class NoSuchRoute(SearchServiceError):
 
 
 class _Passing(Exception):
-    """A failure that another attempt may mend."""
+    """A failure that another attempt may cure."""
 
 
 class ServiceClient:
@@ -88,7 +88,7 @@ class ServiceClient:
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise self._failed(route, f"the answer is no JSON ({error}): {body[:100]!r}") from None
+            raise self._failed(route, f"the answer is not JSON ({error}): {body[:100]!r}") from None
         try:
             return read(answer)
         except (ValueError, LookupError, TypeError, OverflowError) as error:

@@ -121,8 +121,8 @@ def _answered(answer: Answer, body: bytes) -> bytes:
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is no JSON: {error}") from None
+        raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(asked, dict):
-        raise BadRequest("the body is no JSON object")
+        raise BadRequest("the body is not a JSON object")
     # In ASCII: a page may hold what is no UTF-8, as half a surrogate pair.
     return json.dumps(answer(asked)).encode("ascii")

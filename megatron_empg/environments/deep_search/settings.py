@@ -16,7 +16,7 @@ from megatron_empg.environments.deep_search.search.shown import (
     LEAST_CHARACTERS,
     MOST_RESULTS,
     PAGE_CHARACTERS,
-    Shown,
+    ResultLimits,
 )
 from megatron_empg.environments.settings import (
     DataFile,
@@ -40,8 +40,8 @@ def _encoder_of(given: Any) -> Any:
 
 
 class DeepSearchSettings(EnvironmentSettings):
-    """Either over a corpus of facts, from which the questions are made too, or over published `questions` and an
-    `index` of real documents."""
+    """Settings of Deep Search: a corpus of facts, from which the questions are made too, or published `questions`
+    and an `index` of real documents."""
 
     corpus: DataFile | None = None
     """Pages of facts, as docs/deep_search.md describes them; the miniature's unless `questions` are given."""
@@ -55,9 +55,9 @@ class DeepSearchSettings(EnvironmentSettings):
     search_url: ServiceAddress | None = None
     """Where episodes look things up instead of in this process: with a corpus of facts a service of
     `search_service`, with published questions any server of the /retrieve protocol."""
-    results: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = Shown.top_k
+    results: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = ResultLimits.top_k
     """Documents that a search shows, of real ones."""
-    snippet_characters: Annotated[int, Field(ge=LEAST_CHARACTERS)] = Shown.snippet_characters
+    snippet_characters: Annotated[int, Field(ge=LEAST_CHARACTERS)] = ResultLimits.snippet_characters
     """Characters of each of them."""
     page_characters: Annotated[int, Field(ge=LEAST_CHARACTERS)] = PAGE_CHARACTERS
     """Characters of a whole observation."""

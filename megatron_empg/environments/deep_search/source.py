@@ -17,8 +17,8 @@ from megatron_empg.environments.base import (
     Walkthrough,
 )
 from megatron_empg.environments.deep_search import search_service
-from megatron_empg.environments.deep_search.actions import Call, format_action, gold_action
-from megatron_empg.environments.deep_search.asked import Asked, QuestionSet
+from megatron_empg.environments.deep_search.actions import SearchToolCall, format_action, gold_action
+from megatron_empg.environments.deep_search.asked import AskedQuestion, QuestionSet
 from megatron_empg.environments.deep_search.corpus import Corpus
 from megatron_empg.environments.deep_search.environment import LONGEST_OBSERVATION, DeepSearchEnvironment
 from megatron_empg.environments.deep_search.fact_world import FactWorld
@@ -32,7 +32,7 @@ from megatron_empg.environments.deep_search.published_world import (
 )
 from megatron_empg.environments.deep_search.questions import SplitRules
 from megatron_empg.environments.deep_search.retrieval import Retriever
-from megatron_empg.environments.deep_search.scoring import AnswerScore, Compared, Judged
+from megatron_empg.environments.deep_search.scoring import AnswerScore, GoldAnswerScore, JudgedAnswerScore
 from megatron_empg.environments.deep_search.searcher import LAST_THOUGHTS, SEARCHERS
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
@@ -122,8 +122,8 @@ class DeepSearch(TaskSource):
         if self._facts is not None:
             tried = self._facts.first_look(asked)
         else:
-            tried = (Call("search", asked.answers[0]),)
-        calls = (*tried, Call("answer", asked.answers[0]))
+            tried = (SearchToolCall("search", asked.answers[0]),)
+        calls = (*tried, SearchToolCall("answer", asked.answers[0]))
         return [format_action("a rehearsal", call, self._syntax) for call in calls]
 
     def metrics(self) -> dict[str, float]:
@@ -152,7 +152,7 @@ class DeepSearch(TaskSource):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """With the chances of erring of the searcher that is `given`. The rules of splits are those before they
+        """Defaults, with the error rates of the `given` searcher. The rules of splits are those before they
         are fitted to a corpus."""
         found = super().defaults(given)
         found["splits"] = asdict(SplitRules())
@@ -169,14 +169,14 @@ class DeepSearch(TaskSource):
             )
         return self._facts
 
-    def _score(self, asked: Asked) -> AnswerScore:
+    def _score(self, asked: AskedQuestion) -> AnswerScore:
         settings = self._settings
         if self._judge is not None:
-            return Judged(self._judge, asked.text, asked.answers, settings.normal_form)
+            return JudgedAnswerScore(self._judge, asked.text, asked.answers, settings.normal_form)
         assert settings.reward != "judge", "the settings have seen to it"
-        return Compared(asked.answers, settings.reward, settings.normal_form)
+        return GoldAnswerScore(asked.answers, settings.reward, settings.normal_form)
 
-    def _task(self, asked: Asked) -> Task:
+    def _task(self, asked: AskedQuestion) -> Task:
         payload = {
             "question": asked.text,
             "answers": list(asked.answers),
@@ -189,8 +189,8 @@ class DeepSearch(TaskSource):
         return Task(asked.id, prompt, payload, gold, asked.kind, tools, role, asked.facts.get("hops"))
 
 
-def _asked_of(task: Task) -> Asked:
+def _asked_of(task: Task) -> AskedQuestion:
     """The question that a task was made of."""
     known = ("question", "answers", "kind")
     facts = {key: value for key, value in task.payload.items() if key not in known}
-    return Asked(task.id, task.payload["question"], tuple(task.payload["answers"]), task.kind, facts)
+    return AskedQuestion(task.id, task.payload["question"], tuple(task.payload["answers"]), task.kind, facts)

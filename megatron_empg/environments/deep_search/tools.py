@@ -44,7 +44,7 @@ class Tools(Protocol):
         ...
 
 
-class InThreads:
+class ThreadedTools:
     """Blocking tools, each look-up in a thread."""
 
     def __init__(self, tools: BlockingTools) -> None:
@@ -60,7 +60,7 @@ class InThreads:
         """They hold no connections."""
 
 
-class AtOnce:
+class ImmediateTools:
     """Blocking tools for an episode that has the process to itself."""
 
     def __init__(self, tools: BlockingTools) -> None:

@@ -16,7 +16,7 @@ def caveats_of(settings: ScienceWorldSettings) -> Iterator[str]:
     if settings.tasks is not None:
         yield f"fewer tasks than EPO's: {', '.join(settings.tasks)}"
     if settings.drawn != _EPO.drawn:
-        yield f"drawn otherwise than by EPO: all {settings.drawn} have the same chance"
+        yield f"drawn differently from EPO: all {settings.drawn} have the same chance"
     if settings.simplifications != _EPO.simplifications:
         yield f"other simplifications than EPO's: {settings.simplifications or 'none'}"
     if settings.choices != _EPO.choices:

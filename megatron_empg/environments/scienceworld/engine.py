@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_empg.environments.scienceworld.errors import EngineRaised, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import VERSION, Installed
+from megatron_empg.environments.scienceworld.installed import VERSION, JavaInstallation
 from megatron_empg.environments.scienceworld.java_process import HEAP_MIB, JavaProcess
 from megatron_empg.environments.scienceworld.variations import Variation
 
@@ -15,7 +15,7 @@ PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandOutcome:
     """What a command brought about. `score` is in points: 0 to 100, or -100 once the task has failed."""
 
     observation: str
@@ -27,7 +27,7 @@ class Engine:
     """Starts its process when it is first needed, and another after it has ended. It simulates one variation, the
     one that was loaded last. Any method raises ScienceWorldFailed."""
 
-    def __init__(self, needed: Installed, timeout: float | None, heap_mib: int = HEAP_MIB) -> None:
+    def __init__(self, needed: JavaInstallation, timeout: float | None, heap_mib: int = HEAP_MIB) -> None:
         """`timeout`: seconds that one call may take."""
         self._needed = needed
         self._heap_mib = heap_mib
@@ -59,13 +59,13 @@ class Engine:
         self._loaded += 1
         return self._loaded
 
-    def step(self, simulation: int, command: str) -> Outcome:
+    def step(self, simulation: int, command: str) -> CommandOutcome:
         """Carry out a command."""
         process = self._of(simulation)
         observation = process.call(self._simulator.step, command)
         score = process.call(self._simulator.getScore)
         completed = process.call(self._simulator.getCompleted)
-        return Outcome(str(observation), round(100 * score), bool(completed))
+        return CommandOutcome(str(observation), round(100 * score), bool(completed))
 
     def surroundings(self, simulation: int) -> str:
         """The room and what the agent carries. It takes no time in the simulation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.errors import ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import Installed
+from megatron_empg.environments.scienceworld.installed import JavaInstallation
 from megatron_empg.environments.scienceworld.variations import Variation
 
 PATIENCE = 1200.0
@@ -17,7 +17,7 @@ MOST_KEPT = 4_000
 class GoldPaths:
     """Each is found once, in a process of their own, which has more memory than an episode needs."""
 
-    def __init__(self, needed: Installed, simplifications: str) -> None:
+    def __init__(self, needed: JavaInstallation, simplifications: str) -> None:
         self.engine = Engine(needed, PATIENCE, HEAP_MIB)
         self._simplifications = simplifications
         self._known: dict[Variation, tuple[str, ...]] = {}

@@ -25,17 +25,17 @@ _HOW_PACKAGE = "install it with `pip install 'megatron_empg[scienceworld]'`"
 
 
 @dataclass(frozen=True)
-class Installed:
+class JavaInstallation:
     """The program `java`, and what it is to load."""
 
     java: str
     jar: Path
 
 
-def installed() -> Installed:
+def installed() -> JavaInstallation:
     """What is needed, found. Raises EngineUnavailable, which says what is missing and how to get it."""
     jar = engine_jar()
-    return Installed(usable_java(), jar)
+    return JavaInstallation(usable_java(), jar)
 
 
 def usable_java() -> str:
@@ -75,7 +75,7 @@ def java_version(program: str) -> str:
 
 
 def major_version(name: str) -> int:
-    """Of a version as Java names it: 8 for "1.8.0_402", 17 for "17.0.15"."""
+    """The major number of a version as Java names it: 8 for "1.8.0_402", 17 for "17.0.15"."""
     first, *others = re.findall(r"\d+", name) or ["0"]
     if first == "1" and others:
         return int(others[0])
@@ -103,7 +103,7 @@ def engine_jar() -> Path:
         raise EngineUnavailable(f"the Python package scienceworld has no engine at {jar}: {_HOW_PACKAGE}")
     if not is_zipfile(jar):
         raise EngineUnavailable(
-            f"ScienceWorld's engine {jar} is damaged (its {jar.stat().st_size} bytes are no zip file): "
+            f"ScienceWorld's engine {jar} is damaged (its {jar.stat().st_size} bytes are not a zip file): "
             f"`pip install --force-reinstall scienceworld=={VERSION}`"
         )
     return jar

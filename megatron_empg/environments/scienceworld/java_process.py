@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from megatron_empg.environments.scienceworld.errors import EngineRaised, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import Installed
+from megatron_empg.environments.scienceworld.installed import JavaInstallation
 
 R = TypeVar("R")
 
@@ -44,7 +44,7 @@ class JavaProcess:
     for a token. It ends when its standard input does, and so with this process, even a killed one.
     """
 
-    def __init__(self, needed: Installed, timeout: float, heap_mib: int = HEAP_MIB) -> None:
+    def __init__(self, needed: JavaInstallation, timeout: float, heap_mib: int = HEAP_MIB) -> None:
         self._timeout = timeout
         self._heap_mib = heap_mib
         # Not pipes: nobody would read them. What the engine itself prints goes nowhere.
@@ -169,7 +169,7 @@ class JavaProcess:
         return message
 
 
-def _spawn(needed: Installed, heap_mib: int, out: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(needed: JavaInstallation, heap_mib: int, out: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
     from py4j.java_gateway import find_jar_path
 
     # The engine's jar has an older gateway in it too, so the installed one's comes first.

@@ -66,5 +66,5 @@ class ScienceWorldSettings(TextWorldSettings):
             raise ValueError("must name a task, or be left out")
         for name in given:
             if name not in all_tasks():
-                raise ValueError(f"{name!r} is no task; there are {', '.join(all_tasks())}")
+                raise ValueError(f"{name!r} is not a task; there are {', '.join(all_tasks())}")
         return given

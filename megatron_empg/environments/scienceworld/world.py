@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_empg.environments.deep_search.text import cut
-from megatron_empg.environments.scienceworld.engine import Engine, Outcome
+from megatron_empg.environments.scienceworld.engine import CommandOutcome, Engine
 from megatron_empg.environments.scienceworld.errors import EngineRaised
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation
@@ -42,16 +42,16 @@ class ScienceWorldWorld:
         # Half a surrogate pair is no text for the engine.
         command = command.encode("utf-8", "replace").decode("utf-8")
         if len(command) > LONGEST_COMMAND:
-            return self._scene(Outcome(NO_COMMAND, self._score, completed=False))
+            return self._scene(CommandOutcome(NO_COMMAND, self._score, completed=False))
         try:
             return self._scene(self._engine.step(self._simulation, command))
         except EngineRaised:
-            return self._scene(Outcome(NO_COMMAND, self._score, completed=False), broken=True)
+            return self._scene(CommandOutcome(NO_COMMAND, self._score, completed=False), broken=True)
 
     def close(self) -> None:
         """The process stays for the next episode."""
 
-    def _scene(self, outcome: Outcome, *, broken: bool = False, paid: bool = True) -> Scene:
+    def _scene(self, outcome: CommandOutcome, *, broken: bool = False, paid: bool = True) -> Scene:
         """`broken`: whether it was an exception of the engine's own."""
         failed = outcome.score < 0
         self._score = outcome.score
@@ -66,7 +66,7 @@ class ScienceWorldWorld:
             return Scene(observation, (), True, reward, outcome.completed and not failed, info=info)
         return Scene(observation, self._choices(), reward=reward, anchor=self._state(outcome), info=info)
 
-    def _reward(self, outcome: Outcome) -> float:
+    def _reward(self, outcome: CommandOutcome) -> float:
         """What this step earned. Scores below 0 count as 0, so that an episode's sum is its score's share."""
         if self._settings.reward == "score":
             counts = max(outcome.score, 0)
@@ -84,7 +84,7 @@ class ScienceWorldWorld:
             return tuple(self._engine.commands(self._simulation))
         return ()
 
-    def _state(self, outcome: Outcome) -> str:
+    def _state(self, outcome: CommandOutcome) -> str:
         """The room and what is carried; and the question, where the engine has asked which thing is meant."""
         surroundings = self._engine.surroundings(self._simulation)
         asked = outcome.observation.startswith(_WHICH)

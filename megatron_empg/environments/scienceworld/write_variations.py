@@ -23,7 +23,7 @@ from megatron_empg.environments.scienceworld.variations import PARTS, Part
 TIMEOUT = 600.0
 
 
-class Record:
+class EngineTaskReader:
     """What the engine says of its tasks. No world is built for it, which would take hours."""
 
     def __init__(self, process: JavaProcess) -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     path = parse_command_line(Arguments).file
     process = JavaProcess(installed(), TIMEOUT)
     try:
-        tasks = Record(process).tasks()
+        tasks = EngineTaskReader(process).tasks()
     finally:
         process.kill()
     text = json.dumps({"version": VERSION, "tasks": tasks}, ensure_ascii=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from megatron_empg.environments.sokoban.prompt import SEPARATOR
 from megatron_empg.environments.sokoban.reverse_play import Solutions
-from megatron_empg.environments.sokoban.room import DIRECTIONS, Direction, State
+from megatron_empg.environments.sokoban.room import DIRECTIONS, Direction, RoomState
 from megatron_empg.environments.text_worlds.source import ScriptedTurn
 
 
@@ -25,7 +25,7 @@ class Expert:
         self._rng = rng
 
     def turns(self, steps: int, moves_per_turn: int) -> list[ScriptedTurn]:
-        """Of an episode that has so many steps."""
+        """The expert's turns in an episode of at most so many steps."""
         taken = list(self._walk(steps))
         turns: list[ScriptedTurn] = []
         for first in range(0, len(taken), moves_per_turn):
@@ -42,7 +42,7 @@ class Expert:
             yield f"push {self._next_push(state)}", direction
             state, left = room.step(state, direction), left - 1
 
-    def _next(self, state: State, left: int) -> Direction:
+    def _next(self, state: RoomState, left: int) -> Direction:
         best = self._known.next_step(state)
         if self._rng.random() >= self._mistakes:
             return best
@@ -51,12 +51,12 @@ class Expert:
             return self._rng.choice(others)
         return best
 
-    def _is_mistake(self, state: State, direction: Direction, best: Direction, left: int) -> bool:
+    def _is_mistake(self, state: RoomState, direction: Direction, best: Direction, left: int) -> bool:
         after = self._known.room.step(state, direction)
         steps = self._known.steps(after)
         return direction != best and after != state and steps is not None and steps < left
 
-    def _next_push(self, state: State) -> Direction:
+    def _next_push(self, state: RoomState) -> Direction:
         room = self._known.room
         while True:
             direction = self._known.next_step(state)

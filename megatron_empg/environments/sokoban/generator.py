@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.environments.sokoban.reverse_play import Solutions, Way, solutions
-from megatron_empg.environments.sokoban.room import Room, State
+from megatron_empg.environments.sokoban.reverse_play import SolutionLength, Solutions, solutions
+from megatron_empg.environments.sokoban.room import RoomState, SokobanRoom
 from megatron_empg.environments.sokoban.topology import dug_floor
 
 MOST_TRIES = 2000
@@ -52,7 +52,7 @@ class NoSuchRoom(EmpgError, ValueError):
     """The generator has found no room of a kind; the text says what to change."""
 
 
-def generate(kind: RoomKind, name: str, *, for_tests: bool | None = None, tries: int = MOST_TRIES) -> Room:
+def generate(kind: RoomKind, name: str, *, for_tests: bool | None = None, tries: int = MOST_TRIES) -> SokobanRoom:
     """The room that is called `name`, the same one whenever it is made.
 
     `for_tests` says whether its walls and targets are of the class that tests have alone, or of the others, among
@@ -77,17 +77,17 @@ def generate(kind: RoomKind, name: str, *, for_tests: bool | None = None, tries:
     )
 
 
-def _solved_room(kind: RoomKind, rng: random.Random) -> Room | None:
+def _solved_room(kind: RoomKind, rng: random.Random) -> SokobanRoom | None:
     """A room with its boxes on the targets; None where the walk dug too little."""
     floor = dug_floor(kind.size, rng)
     if len(floor) <= kind.boxes + 1:
         return None
     *targets, player = rng.sample(sorted(floor), kind.boxes + 1)
     boxes = frozenset(targets)
-    return Room(kind.size, floor, boxes, State(boxes, player))
+    return SokobanRoom(kind.size, floor, boxes, RoomState(boxes, player))
 
 
-def _start(kind: RoomKind, found: Solutions, rng: random.Random) -> State | None:
+def _start(kind: RoomKind, found: Solutions, rng: random.Random) -> RoomState | None:
     """Of the states within bounds that have no box on a target, one of those that take most pushes."""
     wanted = [state for state, way in found.ways.items() if _within(kind, way) and not found.room.on_target(state)]
     if not wanted:
@@ -96,11 +96,11 @@ def _start(kind: RoomKind, found: Solutions, rng: random.Random) -> State | None
     return rng.choice([state for state in wanted if found.ways[state].pushes == most])
 
 
-def _within(kind: RoomKind, way: Way) -> bool:
+def _within(kind: RoomKind, way: SolutionLength) -> bool:
     return kind.least_steps <= way.steps <= kind.most_steps and way.pushes >= kind.least_pushes
 
 
-def is_for_tests(room: Room) -> bool:
+def is_for_tests(room: SokobanRoom) -> bool:
     """Whether a room's walls and targets are of the class that is kept for tests."""
     least = min(_turned_and_mirrored(_plan(room)))
     return hashlib.sha256(least.encode("ascii")).digest()[0] % TEST_CLASSES == 0
@@ -109,7 +109,7 @@ def is_for_tests(room: Room) -> bool:
 Plan = tuple[str, ...]
 
 
-def _plan(room: Room) -> Plan:
+def _plan(room: SokobanRoom) -> Plan:
     """A room's rows without what moves in it."""
     symbols = ["o" if n in room.targets else "." if n in room.floor else "#" for n in range(room.size * room.size)]
     return tuple("".join(symbols[row : row + room.size]) for row in range(0, len(symbols), room.size))

@@ -14,23 +14,23 @@ WALL, FLOOR, TARGET, BOX, BOX_ON_TARGET, PLAYER, PLAYER_ON_TARGET = "#_OX√PS"
 """The symbols of the field's text rooms (RAGEN, verl-agent)."""
 
 
-class State(NamedTuple):
+class RoomState(NamedTuple):
     """What changes in a room. Cells are numbered row by row."""
 
     boxes: frozenset[int]
     player: int
 
 
-class Before(NamedTuple):
+class PrecedingState(NamedTuple):
     """A state from which a step in `direction` leads to a given one; `pushed` says whether it moved a box."""
 
-    state: State
+    state: RoomState
     direction: Direction
     pushed: bool
 
 
 @dataclass(frozen=True)
-class Room:
+class SokobanRoom:
     """What stays as it is: `size` rows and columns with walls all around, and the cells that are `floor`, with the
     `targets` among them. `start` is the state that an episode begins in.
 
@@ -46,53 +46,55 @@ class Room:
     size: int
     floor: frozenset[int]
     targets: frozenset[int]
-    start: State
+    start: RoomState
 
     @cached_property
     def strides(self) -> dict[Direction, int]:
         """How far a step goes in the numbers of cells. Walls all around see to it that none leaves the room."""
         return {"up": -self.size, "down": self.size, "left": -1, "right": 1}
 
-    def step(self, state: State, direction: Direction) -> State:
+    def step(self, state: RoomState, direction: Direction) -> RoomState:
         """The state after a step, which pushes a box that is in the way; the same one where it cannot be made."""
         stride = self.strides[direction]
         ahead = state.player + stride
         if ahead not in self.floor:
             return state
         if ahead not in state.boxes:
-            return State(state.boxes, ahead)
+            return RoomState(state.boxes, ahead)
         beyond = ahead + stride
         if beyond not in self.floor or beyond in state.boxes:
             return state
-        return State(state.boxes - {ahead} | {beyond}, ahead)
+        return RoomState(state.boxes - {ahead} | {beyond}, ahead)
 
-    def before(self, state: State) -> Iterator[Before]:
+    def before(self, state: RoomState) -> Iterator[PrecedingState]:
         """All states from which one step leads here: the player walks backwards, and may pull a box along."""
         for direction, stride in self.strides.items():
             player = state.player - stride
             if player not in self.floor or player in state.boxes:
                 continue
-            yield Before(State(state.boxes, player), direction, pushed=False)
+            yield PrecedingState(RoomState(state.boxes, player), direction, pushed=False)
             ahead = state.player + stride
             if ahead in state.boxes:
-                yield Before(State(state.boxes - {ahead} | {state.player}, player), direction, pushed=True)
+                yield PrecedingState(
+                    RoomState(state.boxes - {ahead} | {state.player}, player), direction, pushed=True
+                )
 
-    def solved(self, state: State) -> bool:
+    def solved(self, state: RoomState) -> bool:
         """Whether every target has its box."""
         return state.boxes == self.targets
 
-    def on_target(self, state: State) -> int:
+    def on_target(self, state: RoomState) -> int:
         """How many boxes stand on targets."""
         return len(state.boxes & self.targets)
 
-    def text(self, state: State) -> str:
+    def text(self, state: RoomState) -> str:
         """The room as a policy reads it. A blank between cells makes each of them a token of its own."""
         rows = range(0, self.size * self.size, self.size)
         return "\n".join(
             " ".join(self._symbol(state, row + column) for column in range(self.size)) for row in rows
         )
 
-    def _symbol(self, state: State, cell: int) -> str:
+    def _symbol(self, state: RoomState, cell: int) -> str:
         if cell not in self.floor:
             return WALL
         target = cell in self.targets
@@ -109,8 +111,8 @@ class Room:
         return FLOOR
 
 
-def read_room(text: str) -> Room:
-    """The room of a text, as `Room.text` writes one; its start is what the text shows.
+def read_room(text: str) -> SokobanRoom:
+    """The room of a text, as `SokobanRoom.text` writes one; its start is what the text shows.
 
     Raises ValueError for what is no square room with one player, walls all around and a target for each box.
     """
@@ -119,11 +121,11 @@ def read_room(text: str) -> Room:
     cells = [cell for row in rows for cell in row]
     known = {WALL, FLOOR, TARGET, BOX, BOX_ON_TARGET, PLAYER, PLAYER_ON_TARGET}
     if any(len(row) != size for row in rows) or not set(cells) <= known:
-        raise ValueError(f"the text is no square room of the symbols {' '.join(sorted(known))}:\n{text}")
+        raise ValueError(f"the text is not a square room of the symbols {' '.join(sorted(known))}:\n{text}")
     floor, targets, boxes, players = (_cells(cells, symbols) for symbols in ("_OX√PS", "O√S", "X√", "PS"))
     if len(players) != 1 or len(boxes) != len(targets) or not boxes or _touches_the_edge(size, floor):
         raise ValueError(f"a room has one player, a target for each box, and walls all around:\n{text}")
-    return Room(size, floor, targets, State(boxes, next(iter(players))))
+    return SokobanRoom(size, floor, targets, RoomState(boxes, next(iter(players))))
 
 
 def _cells(cells: list[str], symbols: str) -> frozenset[int]:

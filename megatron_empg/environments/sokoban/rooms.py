@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from megatron_empg.environments.base import SPLITS, Split
 from megatron_empg.environments.sokoban.generator import NoSuchRoom, RoomKind, generate
-from megatron_empg.environments.sokoban.room import Room
+from megatron_empg.environments.sokoban.room import SokobanRoom
 from megatron_empg.environments.sokoban.settings import SokobanSettings
 
 KEPT = 1024
@@ -16,7 +16,7 @@ TRIES_AT_THE_START = 200
 """Fewer than a room is given later, so that settings which a run would fail of now and then are refused."""
 
 
-class Rooms:
+class SokobanRooms:
     """Rooms of training and of test_id are of the wanted kind, and have no walls and targets in common. Those of
     test_ood are by turns one row and column larger, and of one more box, where there are such.
     """
@@ -47,11 +47,11 @@ class Rooms:
             return self._others[number % len(self._others)]
         return self._kind
 
-    def room(self, split: Split, number: int) -> Room:
+    def room(self, split: Split, number: int) -> SokobanRoom:
         """The room, made unless it is still there."""
         return self._made(split, number)
 
-    def _make(self, split: Split, number: int) -> Room:
+    def _make(self, split: Split, number: int) -> SokobanRoom:
         for_tests = None
         if split != "test_ood":
             for_tests = split == "test_id"

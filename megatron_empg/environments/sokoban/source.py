@@ -12,9 +12,9 @@ from megatron_empg.environments.settings import EnvironmentSettings
 from megatron_empg.environments.sokoban.expert import Expert
 from megatron_empg.environments.sokoban.prompt import goal_of, prompt_of
 from megatron_empg.environments.sokoban.reverse_play import solutions
-from megatron_empg.environments.sokoban.rooms import Rooms
+from megatron_empg.environments.sokoban.rooms import SokobanRooms
 from megatron_empg.environments.sokoban.settings import SokobanSettings
-from megatron_empg.environments.sokoban.world import Play, SokobanWorld
+from megatron_empg.environments.sokoban.world import PlayRules, SokobanWorld
 from megatron_empg.environments.text_worlds.prompt import TextWorldPrompt
 from megatron_empg.environments.text_worlds.settings import NO_RULES
 from megatron_empg.environments.text_worlds.source import Script, TextWorldSource
@@ -29,8 +29,8 @@ class Sokoban(TextWorldSource):
         super().__init__(settings, limits)
         self._settings = settings
         self._steps = limits.max_turns * settings.moves_per_turn
-        self._rooms = Rooms(settings, self._steps)
-        self._play = Play(
+        self._rooms = SokobanRooms(settings, self._steps)
+        self._play = PlayRules(
             settings.moves_per_turn, settings.reward, settings.success_reward, settings.invalid_action_penalty
         )
 

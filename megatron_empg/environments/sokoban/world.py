@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_empg.environments.sokoban.prompt import SEPARATOR, commands_told
-from megatron_empg.environments.sokoban.room import DIRECTIONS, Direction, Room, State
+from megatron_empg.environments.sokoban.room import DIRECTIONS, Direction, RoomState, SokobanRoom
 from megatron_empg.environments.sokoban.settings import RewardMode
 from megatron_empg.environments.text_worlds.world import Scene
 
@@ -15,7 +15,7 @@ STEP_REWARD, ON_TARGET_REWARD, OFF_TARGET_REWARD, SOLVED_REWARD = -0.1, 1.0, -1.
 
 
 @dataclass(frozen=True)
-class Play:
+class PlayRules:
     """How a room is played: steps of a command at most, and what is earned. An unknown command costs `unknown`."""
 
     moves_per_turn: int = 1
@@ -33,8 +33,8 @@ class Play:
             return None
         return steps
 
-    def earned(self, room: Room, before: State, after: State) -> float:
-        """By one step."""
+    def earned(self, room: SokobanRoom, before: RoomState, after: RoomState) -> float:
+        """The reward of one step."""
         solved = room.solved(after)
         if self.reward == "success":
             if not solved:
@@ -52,18 +52,18 @@ class Play:
 
     @property
     def earned_by_nothing(self) -> float:
-        """By a command that is unknown: what an idle step costs, and the penalty."""
+        """The reward of an unknown command: that of an idle step, less the penalty."""
         return (STEP_REWARD if self.reward == "gym" else 0.0) - self.unknown
 
 
 class SokobanWorld:
     """An episode. One that can no longer be solved goes on, as in gym-sokoban: it is for the player to see."""
 
-    def __init__(self, make_room: Callable[[], Room], play: Play) -> None:
+    def __init__(self, make_room: Callable[[], SokobanRoom], play: PlayRules) -> None:
         self._make_room = make_room
         self._play = play
-        self._room: Room
-        self._state: State
+        self._room: SokobanRoom
+        self._state: RoomState
 
     def begin(self) -> Scene:
         """Make the room, and show it."""

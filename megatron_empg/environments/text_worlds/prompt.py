@@ -36,7 +36,7 @@ class TextWorldPrompt:
 
     @classmethod
     def without_rules(cls, show: Callable[[Scene], str] = show_with_choices) -> Self:
-        """Of the task and the scene alone, for a policy that was warmed up so."""
+        """A prompt of the task and the scene alone, for a policy that was warmed up that way."""
         return cls("", show, how_to_write="")
 
     def first(self, goal: str, scene: Scene) -> list[Message]:

@@ -13,7 +13,9 @@ class ShopCommand(NamedTuple):
 
 
 def read_command(text: str) -> ShopCommand:
-    """As WebShop reads it: from the last bracket that opens before the last one that closes. Case does not matter.
+    """Read a command as WebShop does: from the last bracket that opens before the last one that closes.
+
+    Case does not matter.
 
     >>> read_command("click[Buy Now]")
     ShopCommand(name='click', argument='buy now')

@@ -24,7 +24,7 @@ _MOST_ASKED = 3
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProductKind:
     """A kind of thing, as generated_words.yaml describes it."""
 
     department: str
@@ -41,10 +41,10 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ProductVocabulary:
     """All that products are made of."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ProductKind, ...]
     brand_starts: tuple[str, ...]
     brand_ends: tuple[str, ...]
     asking: tuple[str, ...]
@@ -65,7 +65,7 @@ def generated_listings(count: int, seed: int) -> Iterator[Listing]:
 
 
 @cache
-def vocabulary() -> Vocabulary:
+def vocabulary() -> ProductVocabulary:
     """What generated_words.yaml says."""
     import yaml
 
@@ -76,7 +76,7 @@ def vocabulary() -> Vocabulary:
         for fields in department["types"]
     ]
     brands = read["brands"]
-    return Vocabulary(
+    return ProductVocabulary(
         tuple(kinds),
         tuple(brands["starts"]),
         tuple(brands["ends"]),
@@ -85,9 +85,9 @@ def vocabulary() -> Vocabulary:
     )
 
 
-def _kind(department: str, path: str, fields: dict[str, Any]) -> Kind:
+def _kind(department: str, path: str, fields: dict[str, Any]) -> ProductKind:
     least, most = fields["prices"]
-    return Kind(
+    return ProductKind(
         department=department,
         noun=fields["noun"],
         thing=fields["thing"],
@@ -102,7 +102,7 @@ def _kind(department: str, path: str, fields: dict[str, Any]) -> Kind:
     )
 
 
-def _listing(number: int, kind: Kind, words: Vocabulary, rng: random.Random) -> Listing:
+def _listing(number: int, kind: ProductKind, words: ProductVocabulary, rng: random.Random) -> Listing:
     attributes = tuple(rng.sample(kind.attributes, rng.randint(3, 5)))
     feature, use, style = rng.choice(kind.features), rng.choice(kind.uses), rng.choice(kind.styles)
     brand = rng.choice(words.brand_starts) + rng.choice(words.brand_ends)
@@ -141,14 +141,16 @@ def asin_of(number: int) -> str:
     return f"B0{digits}"
 
 
-def _description(brand: str, kind: Kind, style: str, use: str, attributes: tuple[str, ...]) -> str:
+def _description(brand: str, kind: ProductKind, style: str, use: str, attributes: tuple[str, ...]) -> str:
     return (
         f"The {brand} {style.lower()} {kind.thing} {use.lower()} is {attributes[-1]}. It comes in a sturdy box, "
         "with a note on care, and can be sent back within thirty days."
     )
 
 
-def _bullets(words: Vocabulary, attributes: tuple[str, ...], feature: str, rng: random.Random) -> tuple[str, ...]:
+def _bullets(
+    words: ProductVocabulary, attributes: tuple[str, ...], feature: str, rng: random.Random
+) -> tuple[str, ...]:
     """A sentence for each attribute but the first, which the title names."""
     written = []
     for attribute in attributes[1:]:
@@ -157,7 +159,7 @@ def _bullets(words: Vocabulary, attributes: tuple[str, ...], feature: str, rng: 
     return tuple(written)
 
 
-def _prices(kind: Kind, rng: random.Random) -> tuple[float, ...]:
+def _prices(kind: ProductKind, rng: random.Random) -> tuple[float, ...]:
     least, most = kind.prices
     drawn = rng.random()
     if drawn < _NO_PRICE_SHARE:
@@ -168,7 +170,7 @@ def _prices(kind: Kind, rng: random.Random) -> tuple[float, ...]:
     return (price,)
 
 
-def _options(kind: Kind, rng: random.Random) -> dict[str, tuple[str, ...]]:
+def _options(kind: ProductKind, rng: random.Random) -> dict[str, tuple[str, ...]]:
     """Some of the values of each option, in the kind's order; some products have none."""
     if rng.random() < _PLAIN_SHARE:
         return {}
@@ -179,7 +181,9 @@ def _options(kind: Kind, rng: random.Random) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _asked(kind: Kind, attributes: tuple[str, ...], words: Vocabulary, rng: random.Random) -> Instruction:
+def _asked(
+    kind: ProductKind, attributes: tuple[str, ...], words: ProductVocabulary, rng: random.Random
+) -> Instruction:
     asked = tuple(rng.sample(attributes, rng.randint(1, _MOST_ASKED)))
     text = rng.choice(words.asking).format(attributes=", ".join(asked), thing=kind.thing)
     return Instruction(text, asked)

@@ -23,7 +23,7 @@ _INSTRUCTION = "Instruction:"
 
 
 @dataclass(frozen=True)
-class Page:
+class ShopPage:
     """`texts` are those behind the instruction; `clickables` are in lower case, as they are clicked."""
 
     texts: tuple[str, ...]
@@ -51,12 +51,12 @@ class Page:
         return clicks
 
 
-def search_page() -> Page:
+def search_page() -> ShopPage:
     """Where an episode begins."""
-    return Page((SEARCH,), (SEARCH.lower(),), search_bar=True)
+    return ShopPage((SEARCH,), (SEARCH.lower(),), search_bar=True)
 
 
-def results_page(found: Sequence[Product], number: int, total: int) -> Page:
+def results_page(found: Sequence[Product], number: int, total: int) -> ShopPage:
     """One page of results: the products that stand on it, and how many there are on all pages."""
     if number > 1:
         buttons = [BACK_TO_SEARCH, PREVIOUS, NEXT]
@@ -65,10 +65,10 @@ def results_page(found: Sequence[Product], number: int, total: int) -> Page:
     texts = [BACK_TO_SEARCH, f"Page {number} (Total results: {total})", *buttons[1:]]
     for product in found:
         texts += [product.asin, product.title.strip(), product.price_tag]
-    return Page(tuple(texts), _clickables(*buttons, *(product.asin for product in found)))
+    return ShopPage(tuple(texts), _clickables(*buttons, *(product.asin for product in found)))
 
 
-def item_page(product: Product, *, attributes: bool, chosen: Sequence[str] = ()) -> Page:
+def item_page(product: Product, *, attributes: bool, chosen: Sequence[str] = ()) -> ShopPage:
     """A product with its options. `attributes`: whether there is a page of them, too; `chosen`: values of which it
     says that they were chosen."""
     sub_pages: Sequence[str] = SUB_PAGES
@@ -80,10 +80,10 @@ def item_page(product: Product, *, attributes: bool, chosen: Sequence[str] = ())
         texts += [name, *values]
     texts += [product.title.strip(), f"Price: {product.price_tag}", "Rating: N.A.", *sub_pages, BUY]
     options = [value for values in product.options.values() for value in values]
-    return Page(tuple(texts), _clickables(BACK_TO_SEARCH, PREVIOUS, *sub_pages, BUY, *options))
+    return ShopPage(tuple(texts), _clickables(BACK_TO_SEARCH, PREVIOUS, *sub_pages, BUY, *options))
 
 
-def sub_page(product: Product, name: str) -> Page:
+def sub_page(product: Product, name: str) -> ShopPage:
     """What is told of a product on a page of its own."""
     told: dict[str, Sequence[str]] = {
         DESCRIPTION: (product.description,),
@@ -92,12 +92,12 @@ def sub_page(product: Product, name: str) -> Page:
         ATTRIBUTES: (*product.attributes, product.category, product.query, product.product_category),
     }
     texts = [text.strip() for text in told[name] if text]
-    return Page((BACK_TO_SEARCH, PREVIOUS, *texts), _clickables(BACK_TO_SEARCH, PREVIOUS))
+    return ShopPage((BACK_TO_SEARCH, PREVIOUS, *texts), _clickables(BACK_TO_SEARCH, PREVIOUS))
 
 
-def done_page(score: float) -> Page:
+def done_page(score: float) -> ShopPage:
     """What is there once something was bought."""
-    return Page(("Thank you for shopping with us!", "Your score (min 0.0, max 1.0)", str(score)), ())
+    return ShopPage(("Thank you for shopping with us!", "Your score (min 0.0, max 1.0)", str(score)), ())
 
 
 def _clickables(*names: str) -> tuple[str, ...]:

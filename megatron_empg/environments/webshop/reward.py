@@ -32,7 +32,7 @@ class TypeMatch:
 
 
 @dataclass(frozen=True)
-class Score:
+class PurchaseScore:
     """`value`, from 0 to 1, and what it is made of: how many attributes and options match, of how many."""
 
     value: float
@@ -58,7 +58,9 @@ class Score:
         return found
 
 
-def score_of(product: Product, goal: Goal, price: float, chosen: Mapping[str, str], titles: Titles) -> Score:
+def score_of(
+    product: Product, goal: Goal, price: float, chosen: Mapping[str, str], titles: Titles
+) -> PurchaseScore:
     """What it is worth to have bought `product` for `price`, with the options that were `chosen`."""
     kind = type_match(product, goal, titles)
     attributes = matched_attributes(product, goal.attributes)
@@ -66,7 +68,7 @@ def score_of(product: Product, goal: Goal, price: float, chosen: Mapping[str, st
     cheap = price <= goal.price_limit
     asked = len(goal.attributes) + len(goal.options) + 1
     value = (attributes + options + cheap) / asked * kind.factor
-    return Score(value, kind, attributes, len(goal.attributes), options, len(goal.options), cheap)
+    return PurchaseScore(value, kind, attributes, len(goal.attributes), options, len(goal.options), cheap)
 
 
 def type_match(product: Product, goal: Goal, titles: Titles) -> TypeMatch:

@@ -133,4 +133,4 @@ def _certificates() -> ssl.SSLContext:
 
 
 class _Passing(Exception):
-    """A failure that another attempt may mend."""
+    """A failure that another attempt may cure."""

@@ -12,16 +12,16 @@ from megatron_empg.environments.webshop import pages
 from megatron_empg.environments.webshop.catalogue import Catalogue
 from megatron_empg.environments.webshop.commands import read_command
 from megatron_empg.environments.webshop.goals import price_of
-from megatron_empg.environments.webshop.pages import Page
+from megatron_empg.environments.webshop.pages import ShopPage
 from megatron_empg.environments.webshop.product import Goal, Product
-from megatron_empg.environments.webshop.reward import Score, score_of
+from megatron_empg.environments.webshop.reward import PurchaseScore, score_of
 from megatron_empg.environments.webshop.titles import Titles
 
 PageName = Literal["search", "results", "item", "sub page", "done"]
 
 
 @dataclass(frozen=True)
-class Place:
+class ShopPlace:
     """Where a visitor stands. `found` are the numbers of all results, `chosen` the options by name."""
 
     name: PageName = "search"
@@ -60,9 +60,9 @@ class Visit:
         self._goal = goal
         self._titles = titles
         self._shown = PageOptions() if shown is None else shown
-        self.place = Place()
-        self.page: Page = pages.search_page()
-        self.score: Score | None = None
+        self.place = ShopPlace()
+        self.page: ShopPage = pages.search_page()
+        self.score: PurchaseScore | None = None
 
     def act(self, command: str) -> None:
         """Carry out a command. A search is possible from any page, as in WebShop."""
@@ -76,7 +76,7 @@ class Visit:
 
     def _search(self, keywords: str) -> None:
         found = tuple(self._catalogue.search.best(keywords))
-        self._go(Place("results", keywords=keywords, found=found))
+        self._go(ShopPlace("results", keywords=keywords, found=found))
 
     def _click(self, wanted: str) -> None:
         """Of names that differ in blanks alone, as a policy may write them, the first is meant."""
@@ -112,7 +112,7 @@ class Visit:
             self._go(replace(place, name="item", sub_page=""))
 
     def _to_search(self) -> None:
-        self._go(Place())
+        self._go(ShopPlace())
 
     def _open(self, sub_page: str) -> None:
         self._go(replace(self.place, name="sub page", sub_page=sub_page))
@@ -128,17 +128,17 @@ class Visit:
         assert number is not None, "only what was found can be opened"
         return self._catalogue.store.product(number)
 
-    def _results(self, place: Place) -> list[Product]:
+    def _results(self, place: ShopPlace) -> list[Product]:
         """The products on a page of results."""
         start = (place.page - 1) * self._shown.results
         numbers = place.found[start : start + self._shown.results]
         return [self._catalogue.store.product(number) for number in numbers]
 
-    def _go(self, place: Place) -> None:
+    def _go(self, place: ShopPlace) -> None:
         self.place = place
         self.page = self._page_of(place)
 
-    def _page_of(self, place: Place) -> Page:
+    def _page_of(self, place: ShopPlace) -> ShopPage:
         if place.name == "results":
             return pages.results_page(self._results(place), place.page, len(place.found))
         if place.name == "item":

@@ -208,7 +208,7 @@ def _caveats_of_products(settings: WebShopSettings) -> Iterator[str]:
     if settings.products is None:
         yield "generated catalogue: none of WebShop's products is sold"
         return
-    yield "search by bm25s: results are ranked a little otherwise than by WebShop's Lucene"
+    yield "search by bm25s: results are ranked a little differently from WebShop's Lucene"
     if settings.first_products is not None:
         yield f"first products alone: {settings.first_products} of the file's are sold"
     if settings.goals == "synthetic" or settings.instructions is None:

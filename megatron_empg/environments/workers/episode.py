@@ -7,7 +7,15 @@ from typing import Protocol
 
 from megatron_empg.environments.base import EpisodeLimits, Opening, StepResult, Task
 from megatron_empg.environments.workers.errors import EnvironmentWorkerError, PoolClosed
-from megatron_empg.environments.workers.messages import Close, Done, Opened, Reset, Step, Stepped, encode
+from megatron_empg.environments.workers.messages import (
+    CloseRequest,
+    DoneAnswer,
+    OpenedAnswer,
+    ResetRequest,
+    SteppedAnswer,
+    StepRequest,
+    encode,
+)
 from megatron_empg.environments.workers.options import WorkerOptions
 from megatron_empg.environments.workers.process import A, WorkerProcess
 
@@ -47,9 +55,9 @@ class WorkerEpisode:
         if self._request or self._begun or self._closed:
             raise self._too_late("admitted")
         try:
-            self._request = encode(Reset(self._task))
+            self._request = encode(ResetRequest(self._task))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"task {self._task.id!r} is no JSON, as a worker needs it: {error}") from error
+            raise ValueError(f"task {self._task.id!r} is not JSON, as a worker needs it: {error}") from error
         worker = await self._pool.acquire()
         if self._closed:
             self._pool.give_back(worker)
@@ -64,13 +72,13 @@ class WorkerEpisode:
         if not self._request:
             await self.admitted()
         self._begun = True
-        answer = await self._ask(self._request, self._pool.limits.step_timeout, "reset", Opened)
+        answer = await self._ask(self._request, self._pool.limits.step_timeout, "reset", OpenedAnswer)
         return answer.opening
 
     async def step(self, action: str) -> StepResult:
         """Carry out a turn. Raises EnvironmentWorkerError, and RuntimeError before `reset` and after an error."""
-        request = encode(Step(action))
-        answer = await self._ask(request, self._pool.limits.step_timeout, "step", Stepped)
+        request = encode(StepRequest(action))
+        answer = await self._ask(request, self._pool.limits.step_timeout, "step", SteppedAnswer)
         return answer.result
 
     async def close(self) -> None:
@@ -81,7 +89,7 @@ class WorkerEpisode:
         if self._worker is None:
             return
         try:
-            await self._ask(encode(Close()), self._pool.options.close_timeout, "close", Done)
+            await self._ask(encode(CloseRequest()), self._pool.options.close_timeout, "close", DoneAnswer)
         except EnvironmentWorkerError as error:
             logger.warning("task %r: %s", self._task.id, error)
             return

@@ -63,7 +63,7 @@ def interpreter_of(environment: str, python: Path | None) -> Interpreter:
         return Interpreter((sys.executable,), _IMPORT_AS_THE_PARENT, json.dumps(sys.path), environment)
     if not os.access(python, os.X_OK) or python.is_dir():
         raise ValueError(
-            f"environment {environment!r}: its Python {str(python)!r} is no program that can be run; name the "
+            f"environment {environment!r}: its Python {str(python)!r} is not a program that can be run; name the "
             "interpreter itself, such as .../bin/python"
         )
     kind = plugin(environment)

@@ -13,7 +13,7 @@ from megatron_empg.environments.workers import wire
 
 
 @dataclass(frozen=True)
-class Begin:
+class BeginRequest:
     """Build the task source and warm it up. `settings` are JSON; `limits` those of its episodes."""
 
     environment: str
@@ -22,58 +22,70 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Reset:
+class ResetRequest:
     """Make an environment and reset it."""
 
     task: Task
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRequest:
     """Step the environment."""
 
     action: str
 
 
 @dataclass(frozen=True)
-class Close:
+class CloseRequest:
     """Close the environment."""
 
 
 @dataclass(frozen=True)
-class Done:
+class DoneAnswer:
     """Carried out; there is nothing to tell."""
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedAnswer:
     """What a reset gave."""
 
     opening: Opening
 
 
 @dataclass(frozen=True)
-class Stepped:
+class SteppedAnswer:
     """What a step gave."""
 
     result: StepResult
 
 
 @dataclass(frozen=True)
-class Raised:
+class RaisedAnswer:
     """The environment raised: the exception in one line, and the end of its traceback."""
 
     error: str
     traceback: str
 
 
-Request = Begin | Reset | Step | Close
-Answer = Done | Opened | Stepped | Raised
+Request = BeginRequest | ResetRequest | StepRequest | CloseRequest
+Answer = DoneAnswer | OpenedAnswer | SteppedAnswer | RaisedAnswer
+
+_KINDS: dict[type[Request | Answer], str] = {
+    BeginRequest: "Begin",
+    ResetRequest: "Reset",
+    StepRequest: "Step",
+    CloseRequest: "Close",
+    DoneAnswer: "Done",
+    OpenedAnswer: "Opened",
+    SteppedAnswer: "Stepped",
+    RaisedAnswer: "Raised",
+}
+"""What each message is called on the wire."""
 
 
 def encode(message: Request | Answer) -> bytes:
     """The message as it goes over the wire. Raises TypeError or ValueError when a part is no JSON."""
-    return wire.to_bytes({"kind": type(message).__name__, **asdict(message)})
+    return wire.to_bytes({"kind": _KINDS[type(message)], **asdict(message)})
 
 
 def read_request(body: bytes) -> Request:
@@ -81,14 +93,14 @@ def read_request(body: bytes) -> Request:
     fields = wire.from_bytes(body)
     kind = fields.pop("kind")
     if kind == "Begin":
-        return Begin(fields["environment"], fields["settings"], EpisodeLimits(**fields["limits"]))
+        return BeginRequest(fields["environment"], fields["settings"], EpisodeLimits(**fields["limits"]))
     if kind == "Reset":
         task = fields["task"]
         task["tools"] = tuple(task["tools"])
-        return Reset(Task(**task))
+        return ResetRequest(Task(**task))
     if kind == "Step":
-        return Step(fields["action"])
-    return Close()
+        return StepRequest(fields["action"])
+    return CloseRequest()
 
 
 def read_answer(body: bytes) -> Answer:
@@ -98,14 +110,14 @@ def read_answer(body: bytes) -> Answer:
     if isinstance(fields, dict):
         kind = fields.pop("kind", None)
     if kind == "Done":
-        return Done()
+        return DoneAnswer()
     if kind == "Opened":
-        return Opened(_opening(_fields(fields, "opening")))
+        return OpenedAnswer(_opening(_fields(fields, "opening")))
     if kind == "Stepped":
-        return Stepped(_step_result(_fields(fields, "result")))
+        return SteppedAnswer(_step_result(_fields(fields, "result")))
     if kind == "Raised":
-        return Raised(_one_of(fields, "error", str), _one_of(fields, "traceback", str))
-    raise ValueError("it is no answer")
+        return RaisedAnswer(_one_of(fields, "error", str), _one_of(fields, "traceback", str))
+    raise ValueError("it is not an answer")
 
 
 def _opening(fields: dict[str, Any]) -> Opening:

@@ -25,7 +25,14 @@ from megatron_empg.environments.workers.errors import (
 from megatron_empg.environments.workers.interpreter import Interpreter, interpreter_of
 from megatron_empg.environments.workers.log_tail import LogTail
 from megatron_empg.environments.workers.memory import descendants
-from megatron_empg.environments.workers.messages import Answer, Begin, Done, Raised, encode, read_answer
+from megatron_empg.environments.workers.messages import (
+    Answer,
+    BeginRequest,
+    DoneAnswer,
+    RaisedAnswer,
+    encode,
+    read_answer,
+)
 from megatron_empg.environments.workers.options import WorkerOptions
 
 logger = logging.getLogger(__name__)
@@ -84,8 +91,8 @@ class WorkerProcess:
 
     async def begin(self, settings: str, limits: EpisodeLimits) -> None:
         """Have it build its task source and warm it up. Raises EnvironmentWorkerError."""
-        request = Begin(self._known_as, settings, limits)
-        await self.call(encode(request), self._options.start_timeout, "start", Done)
+        request = BeginRequest(self._known_as, settings, limits)
+        await self.call(encode(request), self._options.start_timeout, "start", DoneAnswer)
 
     async def call(self, request: bytes, seconds: float | None, doing: str, kind: type[A]) -> A:
         """The answer to a request, of the kind it must have. `doing` names the request in errors.
@@ -168,13 +175,13 @@ class WorkerProcess:
     def _read(self, body: bytes, doing: str, kind: type[A]) -> A:
         try:
             answer = read_answer(body)
-            if not isinstance(answer, kind | Raised):
+            if not isinstance(answer, kind | RaisedAnswer):
                 raise ValueError(f"it is one of another kind, {type(answer).__name__}")
         except ValueError as error:
             self.kill()
             what = f"was killed: its answer to {doing} cannot be read: {error}"
             raise WorkerAnswerMalformed(self.explained(what)) from None
-        if isinstance(answer, Raised):
+        if isinstance(answer, RaisedAnswer):
             raise EnvironmentRaised(self.explained(f"raised in {doing}: {answer.error}\n{answer.traceback}"))
         return answer
 

@@ -68,5 +68,5 @@ def _plain(value: Any) -> Any:
     """A number of numpy's as one of Python's."""
     item = getattr(value, "item", None)
     if not callable(item) or getattr(value, "ndim", None) != 0:
-        raise TypeError(f"a {type(value).__name__} is no JSON")
+        raise TypeError(f"a {type(value).__name__} is not JSON")
     return item()

@@ -19,14 +19,14 @@ from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.environments.workers import wire
 from megatron_empg.environments.workers.messages import (
     Answer,
-    Begin,
-    Done,
-    Opened,
-    Raised,
+    BeginRequest,
+    DoneAnswer,
+    OpenedAnswer,
+    RaisedAnswer,
     Request,
-    Reset,
-    Step,
-    Stepped,
+    ResetRequest,
+    SteppedAnswer,
+    StepRequest,
     encode,
     read_request,
 )
@@ -86,29 +86,29 @@ class _Episodes:
             await environment.close()
 
     async def _answer(self, request: Request) -> Answer:
-        if isinstance(request, Begin):
+        if isinstance(request, BeginRequest):
             self._source = _build(request)
             self._source.warm_up()
-            return Done()
-        if isinstance(request, Reset):
+            return DoneAnswer()
+        if isinstance(request, ResetRequest):
             assert self._source is not None
             self._environment = self._source.make(request.task)
             await admission(self._environment)
-            return Opened(checked_opening(await self._environment.reset()))
-        if isinstance(request, Step):
+            return OpenedAnswer(checked_opening(await self._environment.reset()))
+        if isinstance(request, StepRequest):
             assert self._environment is not None
-            return Stepped(checked_result(await self._environment.step(request.action)))
+            return SteppedAnswer(checked_result(await self._environment.step(request.action)))
         await self.close()
-        return Done()
+        return DoneAnswer()
 
 
-def _build(request: Begin) -> TaskSource:
+def _build(request: BeginRequest) -> TaskSource:
     kind = plugin(request.environment)
     settings = kind.Settings.model_validate_json(request.settings)
     return kind(settings, request.limits)
 
 
-def _raised(error: Exception) -> Raised:
+def _raised(error: Exception) -> RaisedAnswer:
     line = "".join(traceback.format_exception_only(error)).strip()
     whole = "".join(traceback.format_exception(error))
-    return Raised(line[:_ERROR_CHARACTERS], whole[-_TRACEBACK_CHARACTERS:])
+    return RaisedAnswer(line[:_ERROR_CHARACTERS], whole[-_TRACEBACK_CHARACTERS:])

@@ -7,7 +7,7 @@ from megatron_empg.common.gpus import Gpu
 from megatron_empg.planner.assumptions import PLANNED, Assumptions
 from megatron_empg.planner.engines import EngineMemory, engine_memory, longest_own_tokens, mean_sequences
 from megatron_empg.planner.simulation.engine import EngineRates
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import AssumedWorkload, PlannedTurn
 from megatron_empg.planner.timing import step_time
 from megatron_empg.recipe import Recipe
@@ -29,7 +29,9 @@ class Machine:
     gpu_memory: float
 
 
-def assumed_setting(recipe: Recipe, machine: Machine, assumed: Assumptions = PLANNED, **changes: Any) -> Setting:
+def assumed_setting(
+    recipe: Recipe, machine: Machine, assumed: Assumptions = PLANNED, **changes: Any
+) -> SimulationSetting:
     """The recipe as it stands but at lag 0, with `changes` to the setting."""
     memory = engine_memory(recipe, machine.config, machine.gpu_memory, assumed)
     time = step_time(recipe, machine.config, memory, machine.gpu, assumed)
@@ -69,7 +71,7 @@ def assumed_workload(recipe: Recipe, assumed: Assumptions) -> AssumedWorkload:
 
 
 def assumed_rates(recipe: Recipe, machine: Machine, memory: EngineMemory, assumed: Assumptions) -> EngineRates:
-    """As the plan's rollout has them: memory or arithmetic, whichever is slower, and the ranks' all-reduces."""
+    """Rates as in the plan's rollout: memory or arithmetic, whichever is slower, and the ranks' all-reduces."""
     config, gpu, ranks = machine.config, machine.gpu, recipe.engines.tensor_parallel
     bandwidth = gpu.bandwidth * assumed.decode_bandwidth
     speed = gpu.tflops * 1e12 * assumed.prefill_mfu * ranks

@@ -8,7 +8,7 @@ from megatron_empg.common.gpus import GPUS_PER_NODE
 from megatron_empg.planner.search import GIB, plan
 from megatron_empg.planner.simulation.assumed import MOST_SLOTS, Machine, assumed_setting
 from megatron_empg.planner.simulation.loop import simulate, steps_to_count
-from megatron_empg.planner.simulation.result import Outcome
+from megatron_empg.planner.simulation.result import SimulationResult
 from megatron_empg.recipe import Recipe
 
 HEADROOM = 5 * GIB
@@ -20,7 +20,7 @@ EPISODES = 3000
 
 
 @dataclass(frozen=True)
-class Split:
+class NodeSplit:
     """Nodes shared out, with the fastest layout of the trainer's that leaves `HEADROOM`."""
 
     trainer_nodes: int
@@ -31,14 +31,14 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SimulatedChoice:
     """One split with a batch and a lag, and what the simulation says of it."""
 
-    split: Split
-    outcome: Outcome
+    split: NodeSplit
+    outcome: SimulationResult
 
 
-def splits(recipe: Recipe, machine: Machine, gpus: int) -> Iterator[Split]:
+def splits(recipe: Recipe, machine: Machine, gpus: int) -> Iterator[NodeSplit]:
     """Every number of trainer nodes that the model fits and that leaves room for an engine."""
     for nodes in range(1, gpus // GPUS_PER_NODE):
         trainer_gpus = nodes * GPUS_PER_NODE
@@ -55,10 +55,10 @@ def splits(recipe: Recipe, machine: Machine, gpus: int) -> Iterator[Split]:
         actor = found.fitting[0].actor
         count = (gpus - trainer_gpus) // recipe.engines.tensor_parallel
         engines = recipe.engines.model_copy(update={"count": count})
-        yield Split(nodes, count, actor, recipe.model_copy(update={"engines": engines, "actor": actor}))
+        yield NodeSplit(nodes, count, actor, recipe.model_copy(update={"engines": engines, "actor": actor}))
 
 
-def choices(recipe: Recipe, machine: Machine, gpus: int, lags: Sequence[int]) -> Iterator[Choice]:
+def choices(recipe: Recipe, machine: Machine, gpus: int, lags: Sequence[int]) -> Iterator[SimulatedChoice]:
     """All splits, batches and lags, each with as many episodes under way as its slots of groups hold."""
     for split in splits(recipe, machine, gpus):
         for times in TIMES_GROUPS:
@@ -70,4 +70,4 @@ def choices(recipe: Recipe, machine: Machine, gpus: int, lags: Sequence[int]) ->
                 setting = replace(setting, concurrency=episodes, slots=min(MOST_SLOTS, episodes))
                 of_batch = setting.groups * setting.group_size
                 counted = max(4, EPISODES // of_batch)
-                yield Choice(split, simulate(setting, steps=steps_to_count(counted, setting)))
+                yield SimulatedChoice(split, simulate(setting, steps=steps_to_count(counted, setting)))

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_empg.planner.simulation.events import Clock
+from megatron_empg.planner.simulation.events import EventQueue
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class EngineRates:
 
 
 @dataclass(eq=False)
-class Request:
+class TurnRequest:
     """One turn of an episode. `context`: tokens before it, of which the engine must read `read` anew."""
 
     context: int
@@ -96,7 +96,7 @@ class SimulatedEngine:
     """
 
     def __init__(
-        self, clock: Clock, rates: EngineRates, slots: int, cache_tokens: float, watch: Callable[[int], None]
+        self, clock: EventQueue, rates: EngineRates, slots: int, cache_tokens: float, watch: Callable[[int], None]
     ) -> None:
         self.clock, self.rates, self.slots, self.cache_tokens = clock, rates, slots, cache_tokens
         self.watch = watch
@@ -110,15 +110,15 @@ class SimulatedEngine:
         self._context = 0.0
         self._reserved = 0.0
         self._passes = 0.0
-        self._decoding: list[tuple[float, int, Request]] = []
-        self._reading: deque[tuple[float, Request | None]] = deque()
-        self._waiting: deque[Request] = deque()
+        self._decoding: list[tuple[float, int, TurnRequest]] = []
+        self._reading: deque[tuple[float, TurnRequest | None]] = deque()
+        self._waiting: deque[TurnRequest] = deque()
         self._paused = False
         self._since = 0.0
         self._number = 0
         self._plans = 0
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: TurnRequest) -> None:
         """Take a request, now or as soon as there is room."""
         self._advance()
         self._waiting.append(request)
@@ -148,7 +148,7 @@ class SimulatedEngine:
         self._admit()
         self._plan()
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: TurnRequest) -> None:
         """Give up a request that is not done, wherever it is."""
         self._advance()
         if request in self._waiting:
@@ -167,10 +167,10 @@ class SimulatedEngine:
         self._admit()
         self._plan()
 
-    def _end_of(self, request: Request) -> float:
+    def _end_of(self, request: TurnRequest) -> float:
         return next(end for end, _, each in self._decoding if each is request)
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: TurnRequest) -> None:
         """Its slot and its room are free."""
         self.running -= 1
         self.watch(-1)
@@ -189,7 +189,7 @@ class SimulatedEngine:
             self._reserved += wanted
             self._reading.append((self._reading_seconds(request, request.read), request))
 
-    def _reading_seconds(self, request: Request, tokens: int) -> float:
+    def _reading_seconds(self, request: TurnRequest, tokens: int) -> float:
         return tokens * self.rates.read_seconds + self.rates.request_seconds
 
     def _advance(self) -> None:
@@ -235,7 +235,7 @@ class SimulatedEngine:
         self._admit()
         self._plan()
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: TurnRequest) -> None:
         """Its prompt is read: it decodes from now on."""
         self._number += 1
         self._context += request.context

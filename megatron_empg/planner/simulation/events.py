@@ -4,12 +4,12 @@ import heapq
 from collections.abc import Callable
 
 
-class Clock:
+class EventQueue:
     """Calls what was asked for, in the order of time; what falls on one time, in the order in which it was asked.
 
     Example::
 
-        clock = Clock()
+        clock = EventQueue()
         clock.after(2.0, lambda: print(clock.now))  # seconds
         clock.run(until=lambda: False)  # prints 2.0, and returns since nothing is left
     """

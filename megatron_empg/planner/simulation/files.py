@@ -18,7 +18,7 @@ def read_rates(path: Path) -> EngineRates:
         raise RecipeError(f"--engine-rates {path}: it must hold an object of {', '.join(NAMES)}")
     for name, value in found.items():
         if name not in NAMES:
-            raise RecipeError(f"--engine-rates {path}: {name} is no rate; allowed: {', '.join(NAMES)}")
+            raise RecipeError(f"--engine-rates {path}: {name} is not a rate; allowed: {', '.join(NAMES)}")
         _not_negative(value, f"--engine-rates {path}: {name}")
     rates = EngineRates(**found)
     if rates.pass_seconds(1, 1.0) <= 0:
@@ -49,7 +49,7 @@ def _json(path: Path, flag: str) -> Any:
     except OSError as error:
         raise RecipeError(f"{flag} {path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise RecipeError(f"{flag} {path}: it is no JSON: {error}") from None
+        raise RecipeError(f"{flag} {path}: it is not JSON: {error}") from None
 
 
 def _not_negative(value: object, what: str) -> None:

@@ -9,14 +9,16 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from megatron_empg.planner.simulation.events import Clock
-from megatron_empg.planner.simulation.result import Accounts, Outcome, Reading, Step
-from megatron_empg.planner.simulation.setting import Setting
-from megatron_empg.planner.simulation.stage import SimulatedGroup, Stage
+from megatron_empg.planner.simulation.events import EventQueue
+from megatron_empg.planner.simulation.result import EpisodeAccounts, MeterReading, SimulatedStep, SimulationResult
+from megatron_empg.planner.simulation.setting import SimulationSetting
+from megatron_empg.planner.simulation.stage import RolloutStage, SimulatedGroup
 from megatron_empg.rollout.service.slots import Slots
 
 
-def simulate(setting: Setting, *, steps: int, seed: int = 0, warm_up: int | None = None) -> Outcome:
+def simulate(
+    setting: SimulationSetting, *, steps: int, seed: int = 0, warm_up: int | None = None
+) -> SimulationResult:
     """A run of so many steps, of which the first `warm_up` are not counted (twice the lag and one unless given).
 
     The last ones, as many as the lag, are not counted either: no group enters any more that they have no use for.
@@ -34,32 +36,32 @@ def simulate(setting: Setting, *, steps: int, seed: int = 0, warm_up: int | None
         )
     rng = random.Random(seed)
     if setting.max_lag:
-        return Stream(setting, rng, steps).run(skipped, counted)
-    return Rounds(setting, rng, steps).run(skipped, counted)
+        return SimulatedStream(setting, rng, steps).run(skipped, counted)
+    return SimulatedRounds(setting, rng, steps).run(skipped, counted)
 
 
-def steps_to_count(counted: int, setting: Setting) -> int:
+def steps_to_count(counted: int, setting: SimulationSetting) -> int:
     """Steps of a run of which `simulate` counts so many."""
     return _warm_up(setting) + counted + setting.max_lag
 
 
-def _warm_up(setting: Setting) -> int:
+def _warm_up(setting: SimulationSetting) -> int:
     return 2 * setting.max_lag + 1
 
 
-class Loop(ABC):
+class SimulatedLoop(ABC):
     """What both kinds share: groups are made, batches trained on, weights published."""
 
-    def __init__(self, setting: Setting, numbers: random.Random, steps: int) -> None:
+    def __init__(self, setting: SimulationSetting, numbers: random.Random, steps: int) -> None:
         self.setting, self.numbers = setting, numbers
-        self.clock = Clock()
-        self.stage = Stage(self.clock, setting)
-        self.accounts = Accounts()
+        self.clock = EventQueue()
+        self.stage = RolloutStage(self.clock, setting)
+        self.accounts = EpisodeAccounts()
         self.run_steps = steps
-        self.steps: list[Step] = []
+        self.steps: list[SimulatedStep] = []
         self._step_began = 0.0
 
-    def run(self, skipped: int, counted: int) -> Outcome:
+    def run(self, skipped: int, counted: int) -> SimulationResult:
         """The whole run; its outcome is that of the steps that count."""
         self.begin()
         first = self._read_after(skipped)
@@ -67,7 +69,7 @@ class Loop(ABC):
         self._read_after(self.run_steps)
         self.accounts.started, self.accounts.left = self.stage.started, self.left()
         steps = tuple(self.steps[skipped : skipped + counted])
-        return Outcome.between(first, last, self.setting, steps, self.accounts)
+        return SimulationResult.between(first, last, self.setting, steps, self.accounts)
 
     @abstractmethod
     def begin(self) -> None:
@@ -89,12 +91,12 @@ class Loop(ABC):
     def over(self, group: SimulatedGroup) -> None:
         """All episodes of a group are over."""
 
-    def _read_after(self, steps: int) -> Reading:
+    def _read_after(self, steps: int) -> MeterReading:
         """Go on until so many steps are done."""
         self.clock.run(until=lambda: len(self.steps) >= steps)
         self.stage.meter.settle()
         busy = sum(engine.busy_seconds for engine in self.stage.engines)
-        return Reading(self.clock.now, busy, dict(self.stage.meter.seconds))
+        return MeterReading(self.clock.now, busy, dict(self.stage.meter.seconds))
 
     def new_group(self, number: int) -> SimulatedGroup:
         """Drawn from the workload."""
@@ -137,11 +139,11 @@ class Loop(ABC):
                 seconds.append(episode.ended - episode.began)
         self.accounts.trained += len(seconds)
         self.accounts.trained_tokens += sum(group.tokens for group in batch)
-        self.steps.append(Step(began - self._step_began, now - began, by_episode, by_token, seconds))
+        self.steps.append(SimulatedStep(began - self._step_began, now - began, by_episode, by_token, seconds))
         self._step_began = now
 
 
-class Rounds(Loop):
+class SimulatedRounds(SimulatedLoop):
     """Lag 0: rounds of questions, each played to its last episode, then the update."""
 
     def begin(self) -> None:
@@ -183,7 +185,7 @@ class Rounds(Loop):
             self.stage.play(group)
 
 
-class Stream(Loop):
+class SimulatedStream(SimulatedLoop):
     """Lag N of at least 1: groups are played beside the trainer, as `rollout.service.stream` lets them.
 
     A batch is the first groups that were done, in the order in which they were. A group ages from the beginning of

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import RecordedWorkload
 from megatron_empg.recipe import Recipe, RecipeError
 from megatron_empg.run.episode_log import episode_files, read_episodes
@@ -24,11 +24,11 @@ from megatron_empg.run.timeline import read_timelines
 
 FEWEST = 16
 """Recorded episodes that a distribution is made of."""
-Record = Mapping[str, Any]
+EpisodeRecordFields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRun:
     """What was read from a run folder."""
 
     episodes: tuple[tuple[tuple[int, int], ...], ...]
@@ -42,7 +42,7 @@ class Recorded:
     steps: int
     """Whose metrics were read."""
 
-    def applied(self, setting: Setting, otherwise: Sequence[float]) -> Setting:
+    def applied(self, setting: SimulationSetting, otherwise: Sequence[float]) -> SimulationSetting:
         """A setting with what was recorded in the place of what was assumed; `otherwise`: latencies for a run
         that kept none."""
         latencies = self.latencies or tuple(otherwise)
@@ -56,7 +56,7 @@ class Recorded:
         )
 
 
-def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = None) -> Recorded:
+def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = None) -> RecordedRun:
     """What a run recorded, of all steps or of those. Raises RecipeError where that is too little."""
     if recipe.most_sequences > 1:
         raise RecipeError(
@@ -75,7 +75,7 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
     trained = _trained_episodes(paths, steps)
     if len(trained) < FEWEST:
         raise RecipeError(
-            f"--from {folder}: {len(trained)} trained episodes are recorded, and a distribution wants {FEWEST}; "
+            f"--from {folder}: {len(trained)} trained episodes are recorded, and a distribution needs {FEWEST}; "
             "raise logging.episodes_per_step, or give a run of more steps"
         )
     token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)
@@ -91,9 +91,9 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
     )
 
 
-def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[Record]:
+def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[EpisodeRecordFields]:
     """Those that were written down of the wanted steps and trained on."""
-    trained: list[Record] = []
+    trained: list[EpisodeRecordFields] = []
     for path in episode_files(paths):
         for episode in read_episodes(path):
             if "advantage" in episode and _wanted(episode, steps):
@@ -114,7 +114,7 @@ def _latencies(paths: RunFolder, steps: Sequence[int] | None) -> tuple[float, ..
     return tuple(found)
 
 
-def _seconds_of_token(metrics: Sequence[Record], phase: str, folder: Path) -> float:
+def _seconds_of_token(metrics: Sequence[EpisodeRecordFields], phase: str, folder: Path) -> float:
     """Mean over the steps of the seconds that a token took in the phase."""
     seconds = []
     for line in metrics:
@@ -123,11 +123,13 @@ def _seconds_of_token(metrics: Sequence[Record], phase: str, folder: Path) -> fl
     return fmean(seconds)
 
 
-def _mean(metrics: Sequence[Record], name: str) -> float:
+def _mean(metrics: Sequence[EpisodeRecordFields], name: str) -> float:
     return fmean(line[name] for line in metrics)
 
 
-def lengths(episodes: Sequence[Record], mean_tokens: float) -> tuple[tuple[tuple[int, int], ...], ...]:
+def lengths(
+    episodes: Sequence[EpisodeRecordFields], mean_tokens: float
+) -> tuple[tuple[tuple[int, int], ...], ...]:
     """(read, own) tokens of the turns of annotated episodes, whose mean of both together is `mean_tokens`."""
     read = [_texts_read(episode) for episode in episodes]
     own = [_tokens_written(episode) for episode in episodes]
@@ -143,26 +145,26 @@ def lengths(episodes: Sequence[Record], mean_tokens: float) -> tuple[tuple[tuple
     return tuple(found)
 
 
-def _tokens_written(episode: Record) -> list[int]:
+def _tokens_written(episode: EpisodeRecordFields) -> list[int]:
     """The policy's own, of each turn."""
     return [int(turn["tokens"]) for turn in episode["turns"]]
 
 
-def _texts_read(episode: Record) -> list[int]:
+def _texts_read(episode: EpisodeRecordFields) -> list[int]:
     """Characters that each turn read anew: the prompt, then the observations."""
     turns = episode["turns"]
     opening = episode.get("prompt") or episode.get("question") or ""
     return [len(opening), *(len(turn.get("observation") or "") for turn in turns[:-1])]
 
 
-def _outside(line: Record) -> float:
+def _outside(line: EpisodeRecordFields) -> float:
     """Seconds of a step that its tokens do not explain: phases' other work, and what lies between them."""
     tokens = line["actor/score_tokens_per_second"] * line["time/score"]
     updated = tokens / line["actor/update_tokens_per_second"]
     return float(line["time/update"] - updated + line.get("time/other", 0.0))
 
 
-def _kept_share(metrics: Sequence[Record]) -> float:
+def _kept_share(metrics: Sequence[EpisodeRecordFields]) -> float:
     """Of all groups that were played; 1 where the run does not say."""
     kept = _total(metrics, "train/groups_kept") + _total(metrics, "train/groups_surplus")
     lost = _total(metrics, "train/groups_dropped_equal") + _total(metrics, "train/groups_dropped_errors")
@@ -171,17 +173,17 @@ def _kept_share(metrics: Sequence[Record]) -> float:
     return float(kept / (kept + lost))
 
 
-def _total(metrics: Sequence[Record], name: str) -> float:
+def _total(metrics: Sequence[EpisodeRecordFields], name: str) -> float:
     """Over all steps; 0 where none says it."""
     return sum(line.get(name, 0) for line in metrics)
 
 
-def _number(line: Record, name: str, folder: Path) -> float:
+def _number(line: EpisodeRecordFields, name: str, folder: Path) -> float:
     value = line.get(name)
     if not isinstance(value, int | float) or not value > 0:
         raise RecipeError(f"--from {folder}: step {line.get('step')} has no {name}; give a run of this release")
     return float(value)
 
 
-def _wanted(line: Record, steps: Sequence[int] | None) -> bool:
+def _wanted(line: EpisodeRecordFields, steps: Sequence[int] | None) -> bool:
     return steps is None or line.get("step") in steps

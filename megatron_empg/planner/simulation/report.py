@@ -13,13 +13,13 @@ from megatron_empg.planner.report import console_for_tables, layout_name
 from megatron_empg.planner.search import GIB
 from megatron_empg.planner.shape import shape_of
 from megatron_empg.planner.simulation.assumed import Machine, assumed_setting
-from megatron_empg.planner.simulation.choice import HEADROOM, Choice, choices
+from megatron_empg.planner.simulation.choice import HEADROOM, SimulatedChoice, choices
 from megatron_empg.planner.simulation.files import read_latencies, read_rates
 from megatron_empg.planner.simulation.loop import simulate, steps_to_count
 from megatron_empg.planner.simulation.recorded import read_recorded
-from megatron_empg.planner.simulation.result import Outcome
-from megatron_empg.planner.simulation.sensitivity import VARIED_BY, Gain, gains
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.result import SimulationResult
+from megatron_empg.planner.simulation.sensitivity import VARIED_BY, LagGain, gains
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ STEPS = 48
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SimulationOptions:
     """What the command line asks of a simulation."""
 
     max_lag: int | None = None
@@ -44,7 +44,13 @@ class Wanted:
 
 
 def print_simulation(
-    path: Path, overrides: list[str], gpu_memory_gib: float | None, gpu_name: str, wanted: Wanted, *, as_json: bool
+    path: Path,
+    overrides: list[str],
+    gpu_memory_gib: float | None,
+    gpu_name: str,
+    wanted: SimulationOptions,
+    *,
+    as_json: bool,
 ) -> None:
     """Simulate the recipe at ``path`` and print what came of it. Raises RecipeError."""
     gpu = GPUS.get(gpu_name.upper())
@@ -89,7 +95,7 @@ def print_simulation(
         )
 
 
-def setting_of(recipe: Recipe, machine: Machine, wanted: Wanted) -> tuple[Setting, str]:
+def setting_of(recipe: Recipe, machine: Machine, wanted: SimulationOptions) -> tuple[SimulationSetting, str]:
     """The recipe at lag 0, and what it rests on, in words. Raises RecipeError."""
     setting = assumed_setting(recipe, machine)
     basis = ["lengths, latencies and the trainer's speed by the planner's assumptions"]
@@ -130,7 +136,7 @@ def lags_up_to(most: int) -> list[int]:
     return lags
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> "Table":
+def outcome_table(outcomes: Sequence[SimulationResult]) -> "Table":
     """A row for each lag."""
     from rich.table import Table
 
@@ -162,11 +168,11 @@ def outcome_table(outcomes: Sequence[Outcome]) -> "Table":
 
 
 def shares(histogram: dict[int, float]) -> str:
-    """As in ``0: 12% 1: 88%``."""
+    """The shares of a histogram in the form ``0: 12% 1: 88%``."""
     return " ".join(f"{versions}: {share:.0%}" for versions, share in histogram.items())
 
 
-def gain_table(varied: Iterable[Gain], lag: int) -> "Table":
+def gain_table(varied: Iterable[LagGain], lag: int) -> "Table":
     """A row for each assumption changed."""
     from rich.table import Table
 
@@ -182,7 +188,7 @@ def gain_table(varied: Iterable[Gain], lag: int) -> "Table":
     return table
 
 
-def choice_table(chosen: Iterable[Choice]) -> "Table":
+def choice_table(chosen: Iterable[SimulatedChoice]) -> "Table":
     """A row for each split, batch and lag, least seconds of a trained episode first."""
     from rich.table import Table
 
@@ -211,9 +217,9 @@ def choice_table(chosen: Iterable[Choice]) -> "Table":
 def to_json(
     recipe: Recipe,
     basis: str,
-    outcomes: Sequence[Outcome],
-    varied: Sequence[Gain] | None,
-    chosen: Sequence[Choice] | None,
+    outcomes: Sequence[SimulationResult],
+    varied: Sequence[LagGain] | None,
+    chosen: Sequence[SimulatedChoice] | None,
 ) -> str:
     """Everything, in seconds and shares; null for what was not asked for."""
     found: dict[str, Any] = {
@@ -230,7 +236,7 @@ def to_json(
     return json.dumps(found, indent=2)
 
 
-def of_gain(gain: Gain) -> dict[str, Any]:
+def of_gain(gain: LagGain) -> dict[str, Any]:
     """A lag by lag 0, under one assumption."""
     return {
         "assumption": gain.assumption,
@@ -241,7 +247,7 @@ def of_gain(gain: Gain) -> dict[str, Any]:
     }
 
 
-def of_choice(choice: Choice) -> dict[str, Any]:
+def of_choice(choice: SimulatedChoice) -> dict[str, Any]:
     """A split with a batch and a lag."""
     return {
         "trainer_nodes": choice.split.trainer_nodes,
@@ -252,7 +258,7 @@ def of_choice(choice: Choice) -> dict[str, Any]:
     }
 
 
-def of_outcome(outcome: Outcome) -> dict[str, Any]:
+def of_outcome(outcome: SimulationResult) -> dict[str, Any]:
     """One simulated setting."""
     setting = outcome.setting
     return {

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import percentile
 
 
-class Reading(NamedTuple):
+class MeterReading(NamedTuple):
     """What clock and meters said at a moment, in seconds since the beginning."""
 
     now: float
@@ -23,7 +23,7 @@ class Reading(NamedTuple):
 
 
 @dataclass
-class Accounts:
+class EpisodeAccounts:
     """Episodes by what became of them, from the first step on. They balance: started is the sum of all others."""
 
     started: int = 0
@@ -45,7 +45,7 @@ class Accounts:
 
 
 @dataclass(frozen=True)
-class Step:
+class SimulatedStep:
     """One step of the trainer."""
 
     waited: float
@@ -64,12 +64,12 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of the steps that count."""
+class SimulationResult:
+    """What a simulation found, over the steps that count."""
 
-    setting: Setting
-    steps: tuple[Step, ...]
-    accounts: Accounts
+    setting: SimulationSetting
+    steps: tuple[SimulatedStep, ...]
+    accounts: EpisodeAccounts
     trainer_idle: float
     """Share of the time in which the trainer has no batch."""
     engines_idle: float
@@ -81,9 +81,14 @@ class Outcome:
 
     @classmethod
     def between(
-        cls, first: Reading, last: Reading, setting: Setting, steps: tuple[Step, ...], accounts: Accounts
-    ) -> Outcome:
-        """From two readings, before and after the steps."""
+        cls,
+        first: MeterReading,
+        last: MeterReading,
+        setting: SimulationSetting,
+        steps: tuple[SimulatedStep, ...],
+        accounts: EpisodeAccounts,
+    ) -> SimulationResult:
+        """The result from two readings, before and after the steps."""
         total = last.now - first.now
         spent = {running: seconds - first.running.get(running, 0.0) for running, seconds in last.running.items()}
         most = max((running for running, seconds in spent.items() if seconds > 0), default=0)
@@ -145,7 +150,7 @@ class Outcome:
 
     @property
     def stale_share(self) -> float:
-        """Of all episodes that ended."""
+        """Share of stale episodes among all that ended."""
         return self.accounts.stale / self.accounts.ended
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from megatron_empg.planner.assumptions import PLANNED, Assumptions
 from megatron_empg.planner.simulation.assumed import Machine, assumed_setting
 from megatron_empg.planner.simulation.loop import simulate, steps_to_count
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.recipe import Recipe
 
 VARIED_BY = 0.3
@@ -17,7 +17,7 @@ STEPS = 16
 
 
 @dataclass(frozen=True)
-class Gain:
+class LagGain:
     """Seconds of a trained episode at lag 0 and with a lag, under one assumption changed."""
 
     assumption: str
@@ -31,8 +31,8 @@ class Gain:
         return self.without / self.with_lag
 
 
-def gains(recipe: Recipe, machine: Machine, lagged: Setting, steps: int = STEPS) -> Iterator[Gain]:
-    """As assumed, then each assumption less and more by `VARIED_BY`. `lagged`: lag and concurrency."""
+def gains(recipe: Recipe, machine: Machine, lagged: SimulationSetting, steps: int = STEPS) -> Iterator[LagGain]:
+    """The gain as assumed, then with each assumption varied by `VARIED_BY`. `lagged`: lag and concurrency."""
     yield _gain(recipe, machine, lagged, steps, "", 0.0, PLANNED)
     for field in fields(Assumptions):
         for factor in (1 - VARIED_BY, 1 + VARIED_BY):
@@ -46,14 +46,14 @@ def gains(recipe: Recipe, machine: Machine, lagged: Setting, steps: int = STEPS)
 def _gain(
     recipe: Recipe,
     machine: Machine,
-    lagged: Setting,
+    lagged: SimulationSetting,
     steps: int,
     name: str,
     value: float,
     assumed: Assumptions,
-) -> Gain:
+) -> LagGain:
     plain = assumed_setting(recipe, machine, assumed)
     changed = replace(plain, max_lag=lagged.max_lag, concurrency=lagged.concurrency, slots=lagged.slots)
     without = simulate(plain, steps=steps_to_count(steps, plain))
     with_lag = simulate(changed, steps=steps_to_count(steps, changed))
-    return Gain(name, value, without.episode_seconds, with_lag.episode_seconds)
+    return LagGain(name, value, without.episode_seconds, with_lag.episode_seconds)

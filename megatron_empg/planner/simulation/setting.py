@@ -7,7 +7,7 @@ from megatron_empg.planner.simulation.workload import Workload
 
 
 @dataclass(frozen=True)
-class Setting:
+class SimulationSetting:
     """A run of training with rollouts. At lag 0 rounds of whole batches and then an update; above, a stream."""
 
     workload: Workload
@@ -34,7 +34,7 @@ class Setting:
     rounds: int = 1
     """Of questions at lag 0, at most. At a lag so many batches of dropped groups end the looking for a batch."""
     asked_by_wanted: float = 1.0
-    """Questions asked in a round by questions wanted, at lag 0; surplus groups are thrown away."""
+    """Questions asked in a round by questions wanted, at lag 0; surplus groups are discarded."""
     max_lag: int = 0
     """Versions that a group may be older than the weights that are trained on it (`rollout.max_lag`)."""
 

@@ -4,9 +4,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from megatron_empg.planner.simulation.engine import Request, SimulatedEngine
-from megatron_empg.planner.simulation.events import Clock
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.engine import SimulatedEngine, TurnRequest
+from megatron_empg.planner.simulation.events import EventQueue
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import EpisodePlan
 
 
@@ -35,10 +35,10 @@ class SimulatedGroup:
 
 
 @dataclass
-class Meter:
-    """Over time: how many sequences run in all, and for how long."""
+class SequenceMeter:
+    """Measures over time how many sequences run in all, and for how long."""
 
-    clock: Clock
+    clock: EventQueue
     running: int = 0
     seconds: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     """By the number of running sequences."""
@@ -55,12 +55,12 @@ class Meter:
         self.since = now
 
 
-class Stage:
+class RolloutStage:
     """Engines, the service between them and the environments, and the episodes that wait to begin."""
 
-    def __init__(self, clock: Clock, setting: Setting) -> None:
+    def __init__(self, clock: EventQueue, setting: SimulationSetting) -> None:
         self.clock, self.setting = clock, setting
-        self.meter = Meter(clock)
+        self.meter = SequenceMeter(clock)
         self.engines = [
             SimulatedEngine(clock, setting.rates, setting.slots, setting.cache_tokens, self.meter.change)
             for _ in range(setting.engines)
@@ -116,7 +116,7 @@ class Stage:
             engine.pause()
 
     def resume(self) -> None:
-        """Under the next version of the weights."""
+        """Go on with the next version of the weights."""
         self.version += 1
         for engine in self.engines:
             engine.resume()
@@ -125,7 +125,7 @@ class Stage:
 class SimulatedEpisode:
     """One under way: service, engine, environment, turn after turn."""
 
-    def __init__(self, stage: Stage, group: SimulatedGroup, plan: EpisodePlan) -> None:
+    def __init__(self, stage: RolloutStage, group: SimulatedGroup, plan: EpisodePlan) -> None:
         self.stage, self.group, self.plan = stage, group, plan
         self.versions: list[int] = []
         """Of the weights in force as each turn ended."""
@@ -134,10 +134,10 @@ class SimulatedEpisode:
         self.engine: SimulatedEngine | None = None
         self._context = 0
         self._weights = 0
-        self._request: Request | None = None
+        self._request: TurnRequest | None = None
 
     def begin(self) -> None:
-        """On the engine with the fewest episodes."""
+        """Begin on the engine with the fewest episodes."""
         self.began = self.stage.clock.now
         self.engine = min(self.stage.engines, key=lambda engine: engine.load)
         self.engine.load += 1
@@ -169,7 +169,7 @@ class SimulatedEpisode:
             cached = kept - kept % self.engine.rates.block_tokens
         self._weights = self.engine.weights
         self._context = context + turn.own
-        self._request = Request(context, context - cached, turn.own, self._sampled)
+        self._request = TurnRequest(context, context - cached, turn.own, self._sampled)
         self.engine.submit(self._request)
 
     def _sampled(self) -> None:

@@ -10,14 +10,14 @@ from megatron_empg.common.wilson import Interval
 from megatron_empg.report.table.groups import RunGroup
 from megatron_empg.report.table.measured import Pass, PassResult, Share, with_all_splits
 from megatron_empg.report.table.names import ALL, Column
-from megatron_empg.report.table.published import Published
+from megatron_empg.report.table.published import PublishedPapers
 from megatron_empg.report.table.seeds import newcombe, student_interval, within
 
 OVER_SEEDS, OVER_QUESTIONS = "seeds", "questions"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A mean of some seeds, its interval where there is one, and what that is over."""
 
     value: float
@@ -27,7 +27,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Gain:
+class GainOverPlain:
     """What a line gains over the plain algorithm in a pass, as a share of success, by the seeds of both."""
 
     line: int
@@ -48,8 +48,8 @@ def passes_of(group: RunGroup) -> list[Pass]:
     return list(found)
 
 
-def cells_of(group: RunGroup, asked: Pass, published: Published) -> dict[Column, Cell]:
-    """By column: each kind of question, and all of them."""
+def cells_of(group: RunGroup, asked: Pass, published: PublishedPapers) -> dict[Column, TableCell]:
+    """The cells by column: each kind of question, and all of them."""
     shares: dict[Column, list[Share]] = {}
     for result in _by_seed(group, asked).values():
         for kind, share in result.by_kind.items():
@@ -58,16 +58,16 @@ def cells_of(group: RunGroup, asked: Pass, published: Published) -> dict[Column,
     return {column: cell_of(found) for column, found in shares.items()}
 
 
-def cell_of(shares: Sequence[Share]) -> Cell:
+def cell_of(shares: Sequence[Share]) -> TableCell:
     """The mean of one share for each seed; for a single one the interval over its questions."""
     values = [share.value for share in shares]
     if len(values) == 1:
-        return Cell(values[0], 1, shares[0].interval, OVER_QUESTIONS)
-    return Cell(mean(values), len(values), within(student_interval(values), 0.0, 1.0), OVER_SEEDS)
+        return TableCell(values[0], 1, shares[0].interval, OVER_QUESTIONS)
+    return TableCell(mean(values), len(values), within(student_interval(values), 0.0, 1.0), OVER_SEEDS)
 
 
-def gains_of(group: RunGroup, plain: RunGroup) -> list[Gain]:
-    """In every pass that both lines were asked in, by the seeds that both have."""
+def gains_of(group: RunGroup, plain: RunGroup) -> list[GainOverPlain]:
+    """The gains in every pass that both lines were asked in, by the seeds that both have."""
     found = []
     for asked in passes_of(group):
         ours, theirs = _by_seed(group, asked), _by_seed(plain, asked)
@@ -80,14 +80,14 @@ def gains_of(group: RunGroup, plain: RunGroup) -> list[Gain]:
 
 def _gain(
     group: RunGroup, plain: RunGroup, asked: Pass, seeds: list[int], pairs: list[tuple[Share, Share]]
-) -> Gain:
+) -> GainOverPlain:
     differences = [after.value - before.value for before, after in pairs]
     over = OVER_QUESTIONS
     interval = _over_questions(*pairs[0])
     if len(pairs) > 1:
         over = OVER_SEEDS
         interval = within(student_interval(differences), -1.0, 1.0)
-    return Gain(group.number, plain.number, *asked, seeds, mean(differences), interval, over)
+    return GainOverPlain(group.number, plain.number, *asked, seeds, mean(differences), interval, over)
 
 
 def _over_questions(before: Share, after: Share) -> Interval | None:

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_empg.recipe import Recipe
 from megatron_empg.report.table.groups import RunGroup
 from megatron_empg.report.table.names import ALL_SPLITS
-from megatron_empg.report.table.published import Paper, Setup
+from megatron_empg.report.table.published import Paper, PaperSetup
 from megatron_empg.report.table.results import Result, default_settings_of
 
 HISTORY = "history_length"
@@ -27,7 +27,7 @@ def model_of(recipe: Recipe, known: list[str]) -> str:
     return str(path)
 
 
-def reasons(group: RunGroup, paper: Paper, setup: Setup) -> Iterator[str]:
+def reasons(group: RunGroup, paper: Paper, setup: PaperSetup) -> Iterator[str]:
     """What is not comparable between a line and a paper's set-up, a sentence each."""
     for result in group.results:
         yield from result.caveats()
@@ -38,13 +38,13 @@ def reasons(group: RunGroup, paper: Paper, setup: Setup) -> Iterator[str]:
     yield from _unfinished(group)
 
 
-def _another_model(result: Result, paper: Paper, setup: Setup) -> Iterator[str]:
+def _another_model(result: Result, paper: Paper, setup: PaperSetup) -> Iterator[str]:
     model = model_of(result.recipe, setup.models)
     if model not in setup.models:
         yield f"another model: {model}; {paper.title} has {', '.join(setup.models)}"
 
 
-def _another_training(group: RunGroup, paper: Paper, setup: Setup) -> Iterator[str]:
+def _another_training(group: RunGroup, paper: Paper, setup: PaperSetup) -> Iterator[str]:
     if group.first.trained and setup.steps is not None and group.first.step < setup.steps:
         yield f"fewer steps: {group.first.step}; {paper.title} trains {setup.steps}"
     seeds = len(group.seeds)
@@ -52,7 +52,7 @@ def _another_training(group: RunGroup, paper: Paper, setup: Setup) -> Iterator[s
         yield f"fewer seeds: {seeds}; {paper.title} has {setup.seeds}"
 
 
-def _another_evaluation(result: Result, paper: Paper, setup: Setup) -> Iterator[str]:
+def _another_evaluation(result: Result, paper: Paper, setup: PaperSetup) -> Iterator[str]:
     temperature = result.recipe.evaluation.temperature
     if setup.temperature is not None and temperature != setup.temperature:
         yield f"another temperature: {temperature:g}; {paper.title} evaluates at {setup.temperature:g}"
@@ -62,7 +62,7 @@ def _another_evaluation(result: Result, paper: Paper, setup: Setup) -> Iterator[
         yield f"another number of evaluation questions: {ours}; {paper.title} asks {setup.questions}"
 
 
-def _another_episode(result: Result, paper: Paper, setup: Setup) -> Iterator[str]:
+def _another_episode(result: Result, paper: Paper, setup: PaperSetup) -> Iterator[str]:
     turns = result.environment.max_turns
     if setup.turns is not None and turns != setup.turns:
         yield f"another limit of turns: {turns}; {paper.title} has {setup.turns}"

@@ -6,34 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_empg.report.table.cells import Cell, Gain, cells_of, gains_of, passes_of
+from megatron_empg.report.table.cells import GainOverPlain, TableCell, cells_of, gains_of, passes_of
 from megatron_empg.report.table.comparable import model_of, reasons
 from megatron_empg.report.table.documents import results_of_document
 from megatron_empg.report.table.errors import TableError
 from megatron_empg.report.table.groups import Difference, RunGroup, grouped, plain_for
 from megatron_empg.report.table.measured import Pass
 from megatron_empg.report.table.names import Column
-from megatron_empg.report.table.published import Paper, PaperName, Published, PublishedRow, Setup, published
-from megatron_empg.report.table.results import LeftOut, Result, result_of_run
+from megatron_empg.report.table.published import (
+    Paper,
+    PaperName,
+    PaperSetup,
+    PublishedPapers,
+    PublishedRow,
+    published,
+)
+from megatron_empg.report.table.results import ExcludedRun, Result, result_of_run
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """Runs of ours: what they are, and what they found."""
 
     group: RunGroup
     model: str
-    cells: dict[Pass, dict[Column, Cell]]
+    cells: dict[Pass, dict[Column, TableCell]]
     notes: list[str]
     differs: tuple[int, list[Difference]] | None
 
 
 @dataclass(frozen=True)
-class Beside:
+class PaperComparison:
     """A paper's set-up, why which of our lines are not comparable with it, and what of it is not known."""
 
     paper: Paper
-    setup: Setup
+    setup: PaperSetup
     reasons: list[tuple[str, list[int]]]
     """A sentence, and the numbers of the lines that it is true of."""
 
@@ -47,9 +54,9 @@ class EnvironmentTable:
     """All of one environment."""
 
     environment: str
-    lines: list[Line]
-    beside: list[Beside]
-    gains: list[Gain]
+    lines: list[TableLine]
+    beside: list[PaperComparison]
+    gains: list[GainOverPlain]
     without_plain: list[int]
     """Lines that no line of the plain algorithm is there to compare with."""
 
@@ -62,20 +69,23 @@ class EnvironmentTable:
 
 
 @dataclass(frozen=True)
-class Document:
+class TableDocument:
     """A table for each environment, and what could not be shown."""
 
     tables: list[EnvironmentTable]
-    left_out: list[LeftOut]
+    left_out: list[ExcludedRun]
 
 
-def make_document(paths: Sequence[Path], asked: PaperName | None) -> Document:
-    """Of run folders and evaluations. Raises TableError where one of them is neither, or none can be shown."""
+def make_document(paths: Sequence[Path], asked: PaperName | None) -> TableDocument:
+    """Make a table of run folders and evaluations.
+
+    Raises TableError where one of them is neither, or none can be shown.
+    """
     results: list[Result] = []
-    left_out: list[LeftOut] = []
+    left_out: list[ExcludedRun] = []
     for path in unlike(paths):
         for found in _results(path):
-            if isinstance(found, LeftOut):
+            if isinstance(found, ExcludedRun):
                 left_out.append(found)
             else:
                 results.append(found)
@@ -90,7 +100,7 @@ def make_document(paths: Sequence[Path], asked: PaperName | None) -> Document:
     tables = []
     for environment, ours in by_environment.items():
         tables.append(_table(environment, ours, known, asked))
-    return Document(tables, left_out)
+    return TableDocument(tables, left_out)
 
 
 def unlike(paths: Sequence[Path]) -> list[Path]:
@@ -101,21 +111,21 @@ def unlike(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _results(path: Path) -> Sequence[Result | LeftOut]:
+def _results(path: Path) -> Sequence[Result | ExcludedRun]:
     if path.is_file():
         return results_of_document(path)
     return [result_of_run(path)]
 
 
 def _table(
-    environment: str, groups: Sequence[RunGroup], known: Published, asked: PaperName | None
+    environment: str, groups: Sequence[RunGroup], known: PublishedPapers, asked: PaperName | None
 ) -> EnvironmentTable:
     setups = known.of(environment, asked)
     models: list[str] = []
     for _, setup in setups:
         models += setup.models
     lines = [_line(group, models, known) for group in groups]
-    gains: list[Gain] = []
+    gains: list[GainOverPlain] = []
     without: list[int] = []
     for group in groups:
         if group.method.is_plain:
@@ -129,15 +139,15 @@ def _table(
     return EnvironmentTable(environment, lines, beside, gains, without)
 
 
-def _line(group: RunGroup, models: list[str], known: Published) -> Line:
+def _line(group: RunGroup, models: list[str], known: PublishedPapers) -> TableLine:
     cells = {asked: cells_of(group, asked, known) for asked in passes_of(group)}
-    return Line(group, model_of(group.first.recipe, models), cells, group.notes(), group.differs)
+    return TableLine(group, model_of(group.first.recipe, models), cells, group.notes(), group.differs)
 
 
-def _beside(paper: Paper, setup: Setup, groups: Sequence[RunGroup]) -> Beside:
+def _beside(paper: Paper, setup: PaperSetup, groups: Sequence[RunGroup]) -> PaperComparison:
     """Reasons that several lines share are told once."""
     found: dict[str, list[int]] = {}
     for group in groups:
         for reason in dict.fromkeys(reasons(group, paper, setup)):
             found.setdefault(reason, []).append(group.number)
-    return Beside(paper, setup, list(found.items()))
+    return PaperComparison(paper, setup, list(found.items()))

@@ -92,7 +92,7 @@ def _read(path: Path) -> _Document:
         ) from None
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise TableError(
-            f"{path} is no evaluation of this release: its format is {content.get('format')!r}, version "
+            f"{path} is not an evaluation of this release: its format is {content.get('format')!r}, version "
             f"{content.get('version')!r}, not {FORMAT!r}, {VERSION}. Give what `empg evaluate --json` wrote"
         )
     try:
@@ -100,7 +100,7 @@ def _read(path: Path) -> _Document:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise TableError(f"{path}: {where}: {first['msg']}; make the evaluation anew") from None
+        raise TableError(f"{path}: {where}: {first['msg']}; make the evaluation again") from None
 
 
 def _result(path: Path, document: _Document, policy: _Policy, asked: Recipe) -> Result:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from megatron_empg.report.table.cells import OVER_QUESTIONS, Cell
-from megatron_empg.report.table.document import EnvironmentTable, Line
+from megatron_empg.report.table.cells import OVER_QUESTIONS, TableCell
+from megatron_empg.report.table.document import EnvironmentTable, TableLine
 from megatron_empg.report.table.measured import Pass
 from megatron_empg.report.table.names import ALL, ALL_SPLITS, Column
-from megatron_empg.report.table.published import Paper, Published, PublishedRow, Setup
+from megatron_empg.report.table.published import Paper, PaperSetup, PublishedPapers, PublishedRow
 from megatron_empg.report.table.sheet import Sheet
 
 OURS = "this project"
@@ -37,7 +37,7 @@ class _Row:
         return [self.figures.get(column, NOT_READ) for column in columns]
 
 
-def sheets(table: EnvironmentTable, known: Published) -> Iterator[Sheet]:
+def sheets(table: EnvironmentTable, known: PublishedPapers) -> Iterator[Sheet]:
     """All splits together only where a paper tells of them; very many kinds in a sheet of their own."""
     for asked in table.passes():
         papers = list(_papers(table, asked))
@@ -90,7 +90,7 @@ def _ours(table: EnvironmentTable, asked: Pass) -> Iterator[_Row]:
             yield _our_row(line, asked)
 
 
-def _our_row(line: Line, asked: Pass) -> _Row:
+def _our_row(line: TableLine, asked: Pass) -> _Row:
     group = line.group
     seeds = f"{len(group.seeds)} ({', '.join(map(str, group.seeds))})"
     words = [str(group.number), OURS, line.model, group.method.label, seeds, str(group.first.step)]
@@ -121,7 +121,7 @@ def _rank(row: PublishedRow, place: int) -> tuple[Any, ...]:
     return (0, method.rank, 1, place)
 
 
-def _words(paper: Paper, setup: Setup, row: PublishedRow) -> list[str]:
+def _words(paper: Paper, setup: PaperSetup, row: PublishedRow) -> list[str]:
     return ["", paper.title, row.model, row.label, str(setup.seeds or NOT_READ), str(setup.steps or NOT_READ)]
 
 
@@ -150,7 +150,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def interval_of(cell: Cell) -> str:
+def interval_of(cell: TableCell) -> str:
     """`` [68.0, 80.2]``, with a ``q`` where it is that of one seed's questions; empty where there is none."""
     if cell.interval is None:
         return ""

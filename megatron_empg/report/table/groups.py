@@ -95,7 +95,7 @@ def _put(groups: list[list[Result]], result: Result) -> None:
 
 
 def differences_of(first: Result, second: Result) -> list[Difference]:
-    """In what two results differ beside the seed, as far as it can make another result."""
+    """Keys besides the seed in which two results differ and that can change a result."""
     found = []
     for key, old, new in _told(first, second):
         if key == SEED or _changes_nothing(key) or _same_content(key, first, second):

@@ -67,7 +67,7 @@ def _pass(values: Mapping[str, float]) -> PassResult:
 
 
 def share_of(value: float, questions: int | None) -> Share:
-    """With Wilson's interval over single samples of so many questions, where their number is known."""
+    """A share with Wilson's interval over single samples of so many questions, where their number is known."""
     if questions is None or not 0 <= value <= 1:
         return Share(value, questions)
     return Share(value, questions, wilson(round(value * questions), questions))

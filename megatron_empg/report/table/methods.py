@@ -19,7 +19,7 @@ ORDER = ("grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gigpo", "sampo", "igpo
 
 @dataclass(frozen=True)
 class Method:
-    """By the names of a recipe. `algorithm` is None of a policy that no run of ours is known to have trained."""
+    """A method by the names of a recipe. `algorithm` is None if no known run of ours trained the policy."""
 
     algorithm: str | None
     modulation: str = NOTHING

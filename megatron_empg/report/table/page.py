@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_empg.report.table import told
-from megatron_empg.report.table.document import Beside, Document, EnvironmentTable, Line
+from megatron_empg.report.table.document import EnvironmentTable, PaperComparison, TableDocument, TableLine
 from megatron_empg.report.table.drawn import sheets
-from megatron_empg.report.table.published import Published, published
+from megatron_empg.report.table.published import PublishedPapers, published
 from megatron_empg.report.table.sheet import escaped, printable
 
 FORMAT, VERSION = "megatron_empg table", 1
 
 
-def text_of(document: Document, *, markdown: bool = False) -> str:
+def text_of(document: TableDocument, *, markdown: bool = False) -> str:
     """The tables with what must be said of them."""
     known = published()
     parts: list[str] = []
@@ -25,7 +25,7 @@ def text_of(document: Document, *, markdown: bool = False) -> str:
     return "\n\n".join(parts)
 
 
-def _parts(table: EnvironmentTable, known: Published, markdown: bool) -> list[str]:
+def _parts(table: EnvironmentTable, known: PublishedPapers, markdown: bool) -> list[str]:
     drawn = sheets(table, known)
     if markdown:
         parts = [sheet.markdown() for sheet in drawn]
@@ -65,8 +65,8 @@ def _text(sentence: str, markdown: bool) -> str:
     return printable(sentence)
 
 
-def json_of(document: Document) -> dict[str, Any]:
-    """As docs/table.md describes it. Shares are from 0 to 1, what papers printed is in percent."""
+def json_of(document: TableDocument) -> dict[str, Any]:
+    """The table as docs/table.md describes it. Shares are from 0 to 1, what papers printed is in percent."""
     known = published()
     return {
         "format": FORMAT,
@@ -76,7 +76,7 @@ def json_of(document: Document) -> dict[str, Any]:
     }
 
 
-def _environment(table: EnvironmentTable, known: Published) -> dict[str, Any]:
+def _environment(table: EnvironmentTable, known: PublishedPapers) -> dict[str, Any]:
     return {
         "environment": table.environment,
         "lines": [_line(line) for line in table.lines],
@@ -86,7 +86,7 @@ def _environment(table: EnvironmentTable, known: Published) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: TableLine) -> dict[str, Any]:
     cells = []
     for (split, decoding), columns in line.cells.items():
         found = {column: asdict(cell) for column, cell in columns.items()}
@@ -110,7 +110,7 @@ def _line(line: Line) -> dict[str, Any]:
     }
 
 
-def _paper(beside: Beside, known: Published) -> dict[str, Any]:
+def _paper(beside: PaperComparison, known: PublishedPapers) -> dict[str, Any]:
     reasons = [{"reason": reason, "lines": lines} for reason, lines in beside.reasons]
     return {
         "title": beside.paper.title,

@@ -38,7 +38,7 @@ class PublishedRow(Section):
 
     @property
     def method(self) -> Method | None:
-        """As a recipe would name it; None where none could."""
+        """The method as a recipe would name it; None where none could."""
         if self.algorithm is None:
             return None
         return Method(self.algorithm, self.modulation, self.regularizer)
@@ -48,7 +48,7 @@ class PublishedRow(Section):
         return self.called or Method(self.algorithm, self.modulation, self.regularizer).label
 
 
-class Setup(Section):
+class PaperSetup(Section):
     """One environment of a paper: how it was trained and asked, as far as that was read, and its lines."""
 
     environment: str
@@ -92,7 +92,7 @@ class Paper(Section):
     arxiv: str
     version: str | None = None
     dated: str | None = None
-    setups: list[Setup]
+    setups: list[PaperSetup]
 
     @property
     def reference(self) -> str:
@@ -100,7 +100,7 @@ class Paper(Section):
         return f"arXiv {self.arxiv}{self.version or ''}"
 
 
-class Published(Section):
+class PublishedPapers(Section):
     """All papers, and how the kinds of our evaluations are called in them."""
 
     read_on: str
@@ -118,14 +118,14 @@ class Published(Section):
         """The papers' order of the environment's kinds."""
         return list(self.kinds.get(environment, {}))
 
-    def of(self, environment: str, asked: PaperName | None) -> list[tuple[Paper, Setup]]:
+    def of(self, environment: str, asked: PaperName | None) -> list[tuple[Paper, PaperSetup]]:
         """The set-ups to show beside an environment's runs: the asked paper's, else EMPG's, else all there are."""
         found = self._setups(environment, [asked or FIRST_CHOICE])
         if not found and asked is None:
             return self._setups(environment, self.papers)
         return found
 
-    def _setups(self, environment: str, names: Iterable[PaperName]) -> list[tuple[Paper, Setup]]:
+    def _setups(self, environment: str, names: Iterable[PaperName]) -> list[tuple[Paper, PaperSetup]]:
         found = []
         for name in names:
             paper = self.papers[name]
@@ -136,14 +136,14 @@ class Published(Section):
 
 
 @cache
-def published() -> Published:
+def published() -> PublishedPapers:
     """The file, checked."""
     return read_published(FILE)
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path) -> PublishedPapers:
     """A file of published numbers. Raises ValueError that names the file for one that is none."""
     try:
-        return Published.model_validate(read_yaml(path.read_text(encoding="utf-8")))
+        return PublishedPapers.model_validate(read_yaml(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -66,7 +66,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedRun:
     """A run that is not in the table."""
 
     name: str
@@ -88,27 +88,29 @@ def is_run(path: Path) -> bool:
     return folder.recipe.is_file() or folder.metrics.is_file()
 
 
-def result_of_run(path: Path) -> Result | LeftOut:
-    """By the run's last evaluation. Raises TableError for a folder that is none of a run."""
+def result_of_run(path: Path) -> Result | ExcludedRun:
+    """The result of the run's last evaluation. Raises TableError for a folder that holds no run."""
     if not is_run(path):
         raise TableError(
-            f"{path} is no run folder: it has neither recipe.yaml nor metrics.jsonl. Give folders of "
+            f"{path} is not a run folder: it has neither recipe.yaml nor metrics.jsonl. Give folders of "
             "`empg train`, or documents that `empg evaluate --json` wrote"
         )
     folder = RunFolder(path)
     recipe = recipe_of_run(folder)
     if isinstance(recipe, str):
-        return LeftOut(str(path), recipe)
+        return ExcludedRun(str(path), recipe)
     records = [record for record in read_metrics(folder) if type(record.get("step")) is int]
     last = None
     for record in sorted(records, key=lambda record: int(record["step"])):
         if passes_of_metrics(record):
             last = record
     if last is None:
-        return LeftOut(str(path), "it has logged no evaluation (evaluation.questions of its recipe says how many)")
+        return ExcludedRun(
+            str(path), "it has logged no evaluation (evaluation.questions of its recipe says how many)"
+        )
     if last["step"] == 0:
         done = max(int(record["step"]) for record in records)
-        return LeftOut(
+        return ExcludedRun(
             str(path), f"it was evaluated before training alone; {done} of {recipe.run.steps} steps are done"
         )
     return Result(

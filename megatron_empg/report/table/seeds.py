@@ -14,7 +14,7 @@ from megatron_empg.common.wilson import TAIL, Interval
 
 
 def student_interval(values: Sequence[float]) -> Interval:
-    """Of the mean of at least two values, by Student's t. Raises ValueError for fewer.
+    """Interval of the mean of at least two values, by Student's t. Raises ValueError for fewer.
 
     Equal values make an interval without width: so few seeds may well agree.
     """
@@ -59,7 +59,7 @@ def student_below(value: float, freedom: int) -> float:
 
 
 def newcombe(first: float, first_interval: Interval, second: float, second_interval: Interval) -> Interval:
-    """Of `second - first`, two shares of different questions, from their Wilson intervals (Newcombe 1998).
+    """Interval of `second - first`, shares of different questions, from their Wilson intervals (Newcombe 1998).
 
     On the same questions it is rather too wide, since one that is hard for the first is hard for the second too.
     """

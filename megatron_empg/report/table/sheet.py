@@ -23,7 +23,7 @@ class Sheet:
     texts: frozenset[int] = frozenset({0})
 
     def plain(self) -> str:
-        """For a terminal."""
+        """The sheet as text for a terminal."""
         lines = [[printable(cell) for cell in row] for row in (self.headings, *self.rows)]
         widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
         headings, *rows = [self._aligned(line, widths) for line in lines]
@@ -31,7 +31,7 @@ class Sheet:
         return "\n".join([printable(self.title), headings, "-" * longest, *rows])
 
     def markdown(self) -> str:
-        """As GitHub reads it."""
+        """The sheet as GitHub's Markdown."""
         rule = []
         for column in range(len(self.headings)):
             rule.append(":---" if column in self.texts else "---:")
@@ -47,12 +47,12 @@ class Sheet:
 
 
 def printable(text: str) -> str:
-    """Without what would move a cursor or break a line: names of kinds and paths come from outside."""
+    """The text without control characters: names of kinds and paths come from outside."""
     return "".join(mark if mark.isprintable() else "?" for mark in text)
 
 
 def escaped(text: str) -> str:
-    """As Markdown that is read as this text."""
+    """The text escaped for Markdown."""
     found = printable(text)
     for mark in ESCAPED:  # the backslash first, which the others are given
         found = found.replace(mark, f"\\{mark}")

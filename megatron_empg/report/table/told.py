@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_empg.report.table.cells import OVER_QUESTIONS, Gain
-from megatron_empg.report.table.document import Beside, Document, EnvironmentTable, Line
+from megatron_empg.report.table.cells import OVER_QUESTIONS, GainOverPlain
+from megatron_empg.report.table.document import EnvironmentTable, PaperComparison, TableDocument, TableLine
 from megatron_empg.report.table.groups import Difference
 from megatron_empg.report.table.names import ALL_SPLITS
-from megatron_empg.report.table.published import Published
-from megatron_empg.report.table.results import LeftOut
+from megatron_empg.report.table.published import PublishedPapers
+from megatron_empg.report.table.results import ExcludedRun
 
 MOST_KEYS = 6
 """Of two lines' differences, so many are told by name."""
@@ -51,7 +51,7 @@ def oddities(table: EnvironmentTable) -> Iterator[str]:
             yield f"{number} and {line.differs[0]} differ in {_keys(line.differs[1])}"
 
 
-def not_comparable(beside: Beside) -> Iterator[str]:
+def not_comparable(beside: PaperComparison) -> Iterator[str]:
     """Why which lines may not be held against the paper's."""
     for reason, numbers in beside.reasons:
         yield f"{', '.join(map(str, numbers))}: {reason}"
@@ -60,23 +60,23 @@ def not_comparable(beside: Beside) -> Iterator[str]:
         yield f"all: not read of {beside.paper.title}, so perhaps another: {', '.join(unknown)}"
 
 
-def source(beside: Beside, known: Published) -> str:
+def source(beside: PaperComparison, known: PublishedPapers) -> str:
     """Where a paper's numbers are from."""
     setup = beside.setup
     told = f"{beside.paper.title}: {beside.paper.reference}, {setup.table}; read {known.read_on}, {setup.read}"
     return f"{told} ({setup.source}). {' '.join(_sentence(remark) for remark in setup.remarks)}".rstrip()
 
 
-def left_out(document: Document) -> Iterator[str]:
+def left_out(document: TableDocument) -> Iterator[str]:
     for one in document.left_out:
         yield _left_out(one)
 
 
-def _left_out(one: LeftOut) -> str:
+def _left_out(one: ExcludedRun) -> str:
     return f"{one.name}: {one.why}"
 
 
-def _gain(gain: Gain, lines: list[Line]) -> str:
+def _gain(gain: GainOverPlain, lines: list[TableLine]) -> str:
     what = f"{_name(gain.line, lines)} over {_name(gain.plain, lines)}, {gain.split} {gain.decoding}"
     told = f"{what}: {_points(gain.difference)} points"
     if gain.interval is not None:
@@ -86,7 +86,7 @@ def _gain(gain: Gain, lines: list[Line]) -> str:
     return f"{told} over seeds {', '.join(map(str, gain.seeds))}, paired"
 
 
-def _name(number: int, lines: list[Line]) -> str:
+def _name(number: int, lines: list[TableLine]) -> str:
     """``2 (DAPO + EMPG)``."""
     line = next(line for line in lines if line.group.number == number)
     return f"{number} ({line.group.method.label})"

@@ -27,7 +27,7 @@ def added_engines(asked: object) -> list[str]:
 def _address(url: object) -> str:
     if not isinstance(url, str) or not _is_server(url):
         raise UnusableRequest(
-            f"engine {_short(url)} is no address of a server: give it as http://HOST:PORT, with nothing behind it"
+            f"engine {_short(url)} is not the address of a server: give http://HOST:PORT, with nothing after it"
         )
     return url.rstrip("/")
 

@@ -15,7 +15,7 @@ from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, News, StaleEngines
+from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, StaleEngines, TrainerNews
 
 _log = logging.getLogger(__name__)
 ASK_AGAIN_SECONDS = 0.5
@@ -44,7 +44,7 @@ class DriverAccident(DriverClientError):
 
 
 @dataclass(frozen=True)
-class Told:
+class TrainerPost:
     """What was posted to a path; `engines`: those it names."""
 
     path: str
@@ -61,7 +61,7 @@ class DriverClient:
     def __init__(self, url: str, token: str, *, timeout: float, patience: float = 0.0) -> None:
         self.url, self._patience = url, patience
         self._client = httpx.Client(base_url=url, headers=bearer(token), timeout=timeout, trust_env=False)
-        self._told: dict[News, Told] = {}
+        self._told: dict[TrainerNews, TrainerPost] = {}
         """What a driver that was started again must be told."""
 
     def rollout(self, step: int) -> bytes | StaleEngines:
@@ -73,17 +73,17 @@ class DriverClient:
         """Tell that these engines hold these weights; nothing is said of others that were told to hold them."""
         told = _held(version, urls)
         self._tell(told)
-        before = self._told.get(News.ENGINES)
+        before = self._told.get(TrainerNews.ENGINES)
         if before is not None and before.path == told.path:
             told = _held(version, [*before.engines, *urls])
-        self._told[News.ENGINES] = told
+        self._told[TrainerNews.ENGINES] = told
 
     def published(self, version: int, account: StreamAccount | None) -> None:
         """Tell that the engines hold these weights, and, for a stream that has yet to begin, where."""
         body = {"account": None if account is None else account.to_json()}
-        told = Told(f"/published/{version}", body)
+        told = TrainerPost(f"/published/{version}", body)
         self._tell(told)
-        self._told[News.STREAM] = told
+        self._told[TrainerNews.STREAM] = told
 
     def evaluate(self, split: str, greedy: bool) -> Evaluation | StaleEngines:
         """Success on a split's fixed questions."""
@@ -112,7 +112,7 @@ class DriverClient:
         _check(answer, self.url + path)
         return StaleEngines.from_json(answer.json()) if answer.status_code == WANTS_WEIGHTS else answer
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: TrainerPost) -> None:
         """Of one that was started again where the first one is gone."""
         try:
             answer = self._post(told.path, told.body)
@@ -122,7 +122,7 @@ class DriverClient:
         _check(answer, self.url + told.path)
 
     def _tell_again(self) -> None:
-        for news in News:
+        for news in TrainerNews:
             if news in self._told:
                 self._tell(self._told[news])
 
@@ -147,16 +147,16 @@ class DriverClient:
             raise DriverGoneError(_failed(self.url + path, error)) from error
 
 
-def _held(version: int, urls: Sequence[str]) -> Told:
+def _held(version: int, urls: Sequence[str]) -> TrainerPost:
     """That engines hold the weights of a version."""
     engines = sorted(set(urls))
-    return Told(f"/engines/{version}", {"engines": engines}, tuple(engines))
+    return TrainerPost(f"/engines/{version}", {"engines": engines}, tuple(engines))
 
 
-def _missing(answer: httpx.Response) -> News | None:
+def _missing(answer: httpx.Response) -> TrainerNews | None:
     """What a driver that was started again must be told; None where it does not say."""
     try:
-        return News(answer.json()["missing"])
+        return TrainerNews(answer.json()["missing"])
     except (ValueError, KeyError, TypeError):
         return None
 

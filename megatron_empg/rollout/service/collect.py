@@ -29,7 +29,7 @@ Keeps = Callable[[Float[Tensor, "group_size"]], bool]
 
 
 @dataclass(frozen=True)
-class Rewarded:
+class RewardedEpisode:
     """An episode, and the reward that each of its turns is trained on."""
 
     episode: Episode
@@ -42,11 +42,11 @@ class Rewarded:
 
 
 @dataclass
-class Group:
+class CollectedGroup:
     """The usable episodes of one question."""
 
     task: Task
-    played: list[Rewarded] = field(default_factory=list)
+    played: list[RewardedEpisode] = field(default_factory=list)
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Collection:
     shown: int = 0
     """So many episodes, each of another question, will be read by people."""
     prompt_of: PromptOf = no_prompt
-    groups: list[Group] = field(default_factory=list)
+    groups: list[CollectedGroup] = field(default_factory=list)
     played: list[Episode] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     hanging: int | None = None
@@ -91,10 +91,10 @@ class Collection:
         rewarded = _rewarded(episodes)
         if shuffle_seed is not None:
             rewarded = _permuted(rewarded, shuffle_seed)
-        by_group: dict[int, Group] = {}
+        by_group: dict[int, CollectedGroup] = {}
         for each in rewarded:
             number = each.episode.group
-            by_group.setdefault(number, Group(tasks[number])).played.append(each)
+            by_group.setdefault(number, CollectedGroup(tasks[number])).played.append(each)
         large_enough = [group for group in by_group.values() if len(group.played) >= 2]
         self.counts["groups_dropped_errors"] += len(tasks) - len(large_enough)
         for group in large_enough:
@@ -105,7 +105,7 @@ class Collection:
         self.played += episodes
         self.tasks[task.id] = task
         if dropped is None:
-            self.groups.append(Group(task, _rewarded(episodes)))
+            self.groups.append(CollectedGroup(task, _rewarded(episodes)))
         elif dropped != "stale":  # the stream counts those too that never came to their end
             self.counts[f"groups_dropped_{dropped}"] += 1
 
@@ -204,18 +204,18 @@ def _rewards_of(played: Sequence[Rewarded]) -> Float[Tensor, "episodes"]:
     return torch.tensor([each.reward for each in played])
 
 
-def _permuted(rewarded: Sequence[Rewarded], seed: int) -> list[Rewarded]:
+def _permuted(rewarded: Sequence[RewardedEpisode], seed: int) -> list[RewardedEpisode]:
     """The same episodes with each other's rewards, given for the last turn: no turn may tell of its own reward."""
     rewards = [each.reward for each in rewarded]
     random.Random(seed).shuffle(rewards)
     permuted = []
     for each, reward in zip(rewarded, rewards, strict=True):
         before_last = [0.0] * (len(each.turn_rewards) - 1)
-        permuted.append(Rewarded(each.episode, [*before_last, reward]))
+        permuted.append(RewardedEpisode(each.episode, [*before_last, reward]))
     return permuted
 
 
-def _experience(groups: Sequence[int], played: Sequence[Rewarded]) -> Experience:
+def _experience(groups: Sequence[int], played: Sequence[RewardedEpisode]) -> Experience:
     """What the algorithm is told of the kept episodes, each of which is one sample or several."""
     samples: list[Sample] = []
     episode_of_sample: list[int] = []

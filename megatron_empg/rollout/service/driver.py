@@ -31,8 +31,8 @@ from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, Untold, refuse_errors, refuse_malformed
 from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import News, StaleEngines
-from megatron_empg.rollout.service.stream import GroupStream, Taken
+from megatron_empg.rollout.service.stale_engines import StaleEngines, TrainerNews
+from megatron_empg.rollout.service.stream import GroupStream, StepHandover
 from megatron_empg.run.episode_log import write_played
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.playing import FIRST_QUESTIONS, evaluation_pass, told_while_playing
@@ -49,7 +49,7 @@ HAND_OVER_SHARE = 0.05
 """Share of a batch's time that is kept for packing it and carrying it to the trainer."""
 
 
-class Driver:
+class RolloutService:
     """Plays whole batches and evaluations over open connections to the engines."""
 
     def __init__(
@@ -126,7 +126,9 @@ class Driver:
     async def _collect_streamed(self, step: int) -> bytes:
         """What the stream has done since the batch before."""
         if self.stream is None:
-            raise Untold(News.STREAM, f"step {step}: no weights were published yet, so the stream has not begun")
+            raise Untold(
+                TrainerNews.STREAM, f"step {step}: no weights were published yet, so the stream has not begun"
+            )
         config, texts = self.config, self.config.episodes_per_step
         taken = await self.stream.take(step, self._time_to_play)
         collection = Collection(config.rollout.groups, config.algorithm.keeps, texts, self.rollout.prompt_of)
@@ -294,7 +296,7 @@ def _span_of(played: Sequence[Episode]) -> Span:
     return Span(min(begins, default=now), now)
 
 
-def _streamed_batch(collection: Collection, taken: Taken) -> Batch:
+def _streamed_batch(collection: Collection, taken: StepHandover) -> Batch:
     """The batch of groups that were taken from the stream, with where it stands behind them."""
     batch = collection.batch()
     batch.metrics |= taken.metrics
@@ -315,7 +317,7 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 @asynccontextmanager
 async def open_driver(
     config: ServiceConfig, engine_urls: list[str], token: str, *, told: bool = False
-) -> AsyncIterator[Driver]:
+) -> AsyncIterator[RolloutService]:
     """A driver connected to the engines. `told`: by a trainer, as `Fleet` has it."""
     chat = ChatTokens.from_pretrained(config.model, history=config.rollout.history)
     async with open_episode_source(config) as episodes:
@@ -331,7 +333,7 @@ async def open_driver(
             seed=config.seed,
         )
         async with rollout as connected:
-            driver = Driver(config, episodes.tasks, connected, episodes.metrics)
+            driver = RolloutService(config, episodes.tasks, connected, episodes.metrics)
             keeping = asyncio.create_task(driver.keeper.run())
             try:
                 yield driver

@@ -18,7 +18,7 @@ OFFER_SECONDS = 10.0
 
 
 class EngineKeeper:
-    """Of a fleet. `clock`: seconds, monotonic.
+    """Keeps the states of a fleet's engines up to date. `clock`: seconds, monotonic.
 
     A DEAD engine is back once it samples a token, whose version says what it holds: a server may answer while
     nothing computes behind it. A STALE one is DEAD again once its server answers no more.

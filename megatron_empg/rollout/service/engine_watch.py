@@ -36,7 +36,7 @@ class EngineWatch:
         self._noted: set[str] = set()
 
     async def batch_begins(self, healthy: Sequence[str]) -> None:
-        """Before a batch's first request. Engines without a reading are read now."""
+        """Call it before a batch's first request. Engines without a reading are read now."""
         if self._began is not None:  # a batch was abandoned: what was counted for it belongs to nobody
             self._counted = {}
         unread = [url for url in healthy if url not in self._counted]

@@ -27,12 +27,14 @@ class EpisodeSource:
     pool: WorkerPool | None = None
 
     def at_once(self, wanted: int) -> int:
-        """Of `wanted` episodes in flight, how many there may be: none begins that a worker is not free for."""
+        """How many of the `wanted` episodes may be in flight: none begins without a free worker."""
         return wanted if self.pool is None else min(wanted, self.pool.workers)
 
     def metrics(self) -> dict[str, float]:
-        """Of the source, and of the worker processes. Raises ValueError where the source takes names that are not
-        its own."""
+        """Metrics of the source and of the worker processes.
+
+        Raises ValueError where the source takes names that are not its own.
+        """
         counted = dict(self.tasks.metrics())
         faults = metric_faults(counted)
         if not faults:

@@ -18,7 +18,7 @@ class Evaluation:
     """Success among the questions of each kind the environment tells apart."""
 
     def metrics(self) -> dict[str, float]:
-        """Under ``eval/SPLIT/…``."""
+        """Metrics under ``eval/SPLIT/…``."""
         how = "greedy" if self.greedy else "sampled"
         name = f"eval/{self.split}/{how}"
         metrics = {name: self.success, f"{name}_questions": self.questions, f"{name}_errors": self.errors}

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.rollout.episode import Episode, Lost
-from megatron_empg.rollout.service.stale_engines import News
+from megatron_empg.rollout.episode import Episode, LostPart
+from megatron_empg.rollout.service.stale_engines import TrainerNews
 
 SHOWN_TURNS = 3
 SHOWN_CHARACTERS = 400
@@ -24,7 +24,7 @@ class EnginesLost(DriverError):
 class Untold(EmpgError, RuntimeError):
     """The service was started again, and has to be told what is `missing`."""
 
-    def __init__(self, missing: News, message: str) -> None:
+    def __init__(self, missing: TrainerNews, message: str) -> None:
         super().__init__(message)
         self.missing = missing
 
@@ -37,7 +37,7 @@ def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
     if not too_many(len(failed), len(episodes), most):
         return
     told = told_errors([episode.error for episode in failed], len(episodes), most, when, shown(failed[0]))
-    own = [episode for episode in failed if episode.lost is not Lost.ENGINE]
+    own = [episode for episode in failed if episode.lost is not LostPart.ENGINE]
     if too_many(len(own), len(episodes), most):
         raise DriverError(told)
     raise EnginesLost(told)

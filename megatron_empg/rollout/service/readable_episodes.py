@@ -27,7 +27,7 @@ def text_of(task: Task, episode: Episode, prompt: str = "") -> EpisodeText:
 
 
 def worth_reading(episodes: Iterable[Episode], count: int, *, errors: int) -> list[Episode]:
-    """At most ``errors`` that failed, each in another way, and ``count`` others, each of another task."""
+    """At most ``errors`` failed episodes with different errors, and ``count`` others of different tasks."""
     failed: dict[str, Episode] = {}
     others: dict[str, Episode] = {}
     for episode in episodes:

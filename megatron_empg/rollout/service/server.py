@@ -24,14 +24,14 @@ from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
-from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, News, StaleEngines
+from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, StaleEngines, TrainerNews
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Served(Protocol):
+class ServedRollouts(Protocol):
     """What a driver does for the trainer."""
 
     @property
@@ -55,7 +55,7 @@ class Served(Protocol):
     def knows_weights(self) -> bool: ...
 
 
-class Superseded(EmpgError, RuntimeError):
+class RequestSuperseded(EmpgError, RuntimeError):
     """A later request took the place of this one."""
 
 
@@ -83,7 +83,7 @@ class OneAtATime:
         self._at_work = asyncio.Lock()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """The work's result. Raises Superseded when a later call takes its place."""
+        """The work's result. Raises RequestSuperseded when a later call takes its place."""
         return await self.result(self.begin("", work))
 
     def begin(self, name: str, work: Callable[[], Coroutine[Any, Any, R]]) -> "asyncio.Task[R]":
@@ -101,13 +101,13 @@ class OneAtATime:
         self._left = name
 
     async def result(self, task: "asyncio.Task[R]") -> R:
-        """What the work has come to. Raises Superseded when a later one took its place."""
+        """What the work has come to. Raises RequestSuperseded when a later one took its place."""
         try:
             return await task
         except asyncio.CancelledError:
             if self._newest is task:
                 raise
-            raise Superseded("a later request took the place of this one") from None
+            raise RequestSuperseded("a later request took the place of this one") from None
 
     async def _alone(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         async with self._at_work:
@@ -115,7 +115,7 @@ class OneAtATime:
             return await work()
 
 
-def application(driver: AbstractAsyncContextManager[Served], token: str) -> Starlette:
+def application(driver: AbstractAsyncContextManager[ServedRollouts], token: str) -> Starlette:
     """The driver as an ASGI application; every route wants the run's token. What fails says why, as JSON."""
     desk = OneAtATime()
 
@@ -193,10 +193,10 @@ async def _json_of(request: Request) -> object:
     try:
         return await request.json()
     except ValueError as error:
-        raise UnusableRequest(f"the body is no JSON: {error}") from None
+        raise UnusableRequest(f"the body is not JSON: {error}") from None
 
 
-def _at_rest(served: Served) -> bool:
+def _at_rest(served: ServedRollouts) -> bool:
     return served.at_rest
 
 
@@ -206,7 +206,7 @@ def _explained(endpoint: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except (Superseded, ClientGone) as error:
+        except (RequestSuperseded, ClientGone) as error:
             return JSONResponse({"error": str(error)}, status_code=409)
         except UnusableRequest as error:
             return JSONResponse({"error": str(error)}, status_code=400)
@@ -233,10 +233,10 @@ async def _worked(
     """The work's result, or engines that want weights, while the work goes on until it is asked for again. It is
     cancelled when the client goes. Raises Untold before anything is played.
     """
-    served: Served = request.app.state.driver
+    served: ServedRollouts = request.app.state.driver
     if not served.knows_weights:
-        told = "nobody has told yet which engines hold the policy's weights: this service was started again"
-        raise Untold(News.ENGINES, told)
+        told = "it has not been told yet which engines hold the policy's weights: this service was started again"
+        raise Untold(TrainerNews.ENGINES, told)
     await request.body()  # what comes after it is the client's end of the connection
     working = desk.begin(name, work)
     gone = asyncio.create_task(_disconnected(request))

@@ -16,7 +16,7 @@ PASSES = 503
 """Status of the answer that what was asked for failed, of something that may be otherwise another time."""
 
 
-class News(Enum):
+class TrainerNews(Enum):
     """What the trainer tells, in the order in which a service that was started again must be told."""
 
     ENGINES = "engines"

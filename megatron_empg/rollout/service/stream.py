@@ -26,7 +26,7 @@ from megatron_empg.rollout.service.slots import REASONS, Reason, Slots, StreamAc
 
 
 @dataclass(frozen=True)
-class Done:
+class PlayedGroup:
     """A group that has been played; one that nobody is trained on says why."""
 
     number: int
@@ -36,13 +36,13 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepHandover:
     """What was handed over for a step."""
 
     step: int
-    groups: Sequence[Done]
+    groups: Sequence[PlayedGroup]
     """To be trained on, in the order in which they were done."""
-    dropped: Sequence[Done]
+    dropped: Sequence[PlayedGroup]
     """Those that were played and dropped since the batch before."""
     account: StreamAccount
     metrics: dict[str, float]
@@ -77,12 +77,12 @@ class GroupStream:
         self._ending: set[asyncio.Task[None]] = set()
         self._episodes = 0
         """Those that play now."""
-        self._ready: deque[Done] = deque()
-        self._dropped: list[Done] = []
+        self._ready: deque[PlayedGroup] = deque()
+        self._dropped: list[PlayedGroup] = []
         """Since the last batch."""
         self._stale = 0
         """Groups that became too old since the last batch, those that still played among them."""
-        self._last: Taken | None = None
+        self._last: StepHandover | None = None
         self._failure: BaseException | None = None
         self._trainer_waits = False
         self._idle = BusyClock(self._is_idle)
@@ -121,7 +121,7 @@ class GroupStream:
             if not self._holds:
                 self._unheld.set()
 
-    async def take(self, step: int, seconds: float) -> Taken:
+    async def take(self, step: int, seconds: float) -> StepHandover:
         """The groups of a training step, as many as a batch has; fewer where so many were dropped as the
         algorithm's rounds would have asked for, or the time is over. Asked for the same step again, the same.
 
@@ -174,12 +174,12 @@ class GroupStream:
         useless = [done for done in self._dropped if done.dropped != "stale"]
         return len(useless) >= self._most_dropped
 
-    def _hand_over(self, step: int, *, waited: float) -> Taken:
+    def _hand_over(self, step: int, *, waited: float) -> StepHandover:
         self._idle.note()
         chosen = [self._ready.popleft() for _ in range(min(len(self._ready), self._slots.groups))]
         account = self._slots.take([done.number for done in chosen])
         metrics = self._metrics(account, waited)
-        taken = Taken(step, chosen, self._dropped, account, metrics)
+        taken = StepHandover(step, chosen, self._dropped, account, metrics)
         self._dropped, self._stale = [], 0
         self._idle.restart()
         self._drop_too_old()
@@ -274,7 +274,7 @@ class GroupStream:
     def _finish(self, number: int, task: Task, episodes: Sequence[Episode]) -> None:
         self._idle.note()
         reason = reason_to_drop(episodes, self._keeps)
-        done = Done(number, task, episodes, reason)
+        done = PlayedGroup(number, task, episodes, reason)
         if reason is None:
             self._ready.append(done)
         else:

@@ -4,7 +4,7 @@ from megatron_empg.run.metric_families.metric import Metric, MetricFamily
 
 ENGINES = MetricFamily(
     "What engines do",
-    "From vLLM's own counters, read once a step, over the batch's rollout alone: evaluations are left out. "
+    "From vLLM's own counters, read once per step, over the batch's rollout alone: evaluations are left out. "
     "`_mean` is over the engines, `_worst` of the worst one (the least speed, cache hits and running requests, "
     "the most of others); with several engines `engine/ENGINE/…` is that of each, numbered from 0 in the order in "
     "which they were given.",

@@ -9,7 +9,7 @@ EVALUATION = MetricFamily(
         Metric(
             "eval/SPLIT/{sampled,greedy}",
             "share",
-            "success; an episode that ended in an error is no success",
+            "success; an episode that ended in an error is not a success",
             "rising",
         ),
         Metric("eval/SPLIT/{sampled,greedy}/KIND", "share", "success among the questions of a kind", "rising"),

@@ -48,7 +48,7 @@ ROLLOUT = MetricFamily(
             "`rollout.max_lag`: dropped since the batch before, as they had become older than the lag allows",
             "0; others are played in their place",
         ),
-        Metric("train/groups_surplus", "groups", "found beyond the batch, and thrown away", "few"),
+        Metric("train/groups_surplus", "groups", "found beyond the batch, and discarded", "few"),
         Metric(
             "train/rounds",
             "",

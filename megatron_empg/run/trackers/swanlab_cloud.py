@@ -32,7 +32,7 @@ def begin(run: TrackedRun) -> InitRun:
 
 
 def fault() -> str | None:
-    """Without a key it works offline alone."""
+    """Why it cannot work, or None. Without a key it works only offline."""
     if os.environ.get("SWANLAB_API_KEY") or os.environ.get("SWANLAB_MODE") in OFFLINE:
         return None
     return "SWANLAB_API_KEY is not in the environment: export it, or SWANLAB_MODE=offline"

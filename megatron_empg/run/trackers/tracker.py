@@ -55,7 +55,7 @@ class TrackedRun:
         return called
 
     def known_or_new(self) -> str:
-        """For trackers that take any name: the one that is kept, or a new one, which is kept."""
+        """The name that is kept, or a new one, which is then kept; for trackers that take any name."""
         return self.known() or self.remember(secrets.token_hex(ID_CHARACTERS // 2))
 
 

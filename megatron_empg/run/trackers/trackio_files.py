@@ -32,7 +32,7 @@ def begin(run: TrackedRun) -> InitRun:
 
 
 def fault() -> str | None:
-    """Without a server or a Space it keeps files, for which it needs nothing."""
+    """Why it cannot work, or None. Without a server or a Space it keeps files, for which it needs nothing."""
     if os.environ.get(SPACE):
         if os.environ.get("HF_TOKEN"):
             return None

@@ -26,7 +26,7 @@ def begin(run: TrackedRun) -> InitRun:
 
 
 def fault() -> str | None:
-    """Without a key it works offline alone."""
+    """Why it cannot work, or None. Without a key it works only offline."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return None
     return "WANDB_API_KEY is not in the environment: export it, or WANDB_MODE=offline"

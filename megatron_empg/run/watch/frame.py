@@ -13,7 +13,7 @@ from rich.text import Text
 from megatron_empg.run.progress import duration
 from megatron_empg.run.watch.log_warnings import plain
 from megatron_empg.run.watch.sparkline import ASCII, BLOCKS, sparkline
-from megatron_empg.run.watch.view import STARTING, RunView, State
+from megatron_empg.run.watch.view import STARTING, RunState, RunView
 
 PHASES = (
     ("rollout", "blue"),
@@ -31,12 +31,12 @@ CURVES = (
     ("held-out loss", "validation/loss", "{:.4f}"),
 )
 STYLES = {
-    State.NOT_BEGUN: "yellow",
-    State.STARTING: "yellow",
-    State.RUNNING: "bold green",
-    State.SILENT: "bold red",
-    State.STOPPED: "bold yellow",
-    State.FINISHED: "bold blue",
+    RunState.NOT_BEGUN: "yellow",
+    RunState.STARTING: "yellow",
+    RunState.RUNNING: "bold green",
+    RunState.SILENT: "bold red",
+    RunState.STOPPED: "bold yellow",
+    RunState.FINISHED: "bold blue",
 }
 LABEL = 14
 """Columns of a label."""
@@ -45,7 +45,7 @@ VALUE = 9
 
 
 @dataclass(frozen=True)
-class Number:
+class FrameNumber:
     """A metric as a frame shows it."""
 
     label: str
@@ -56,35 +56,35 @@ class Number:
 
 
 ENGINES = (
-    Number("tokens/s", "engine/tokens_per_second_mean"),
-    Number("prefill/s", "engine/prefill_tokens_per_second_mean"),
-    Number("cache hits", "engine/cache_hit_share_mean", "{:.0%}"),
-    Number("running", "engine/running_mean", "{:.1f}"),
-    Number("waiting", "engine/waiting_worst", "{:.1f}"),
-    Number("first token q95", "engine/first_token_seconds_q95", "{:.2f}s"),
-    Number("preempted", "engine/preemptions_worst", "{:,.0f}", above=0),
-    Number("healthy", "rollout/engines_healthy"),
+    FrameNumber("tokens/s", "engine/tokens_per_second_mean"),
+    FrameNumber("prefill/s", "engine/prefill_tokens_per_second_mean"),
+    FrameNumber("cache hits", "engine/cache_hit_share_mean", "{:.0%}"),
+    FrameNumber("running", "engine/running_mean", "{:.1f}"),
+    FrameNumber("waiting", "engine/waiting_worst", "{:.1f}"),
+    FrameNumber("first token q95", "engine/first_token_seconds_q95", "{:.2f}s"),
+    FrameNumber("preempted", "engine/preemptions_worst", "{:,.0f}", above=0),
+    FrameNumber("healthy", "rollout/engines_healthy"),
 )
 BALANCE = (
-    Number("trainer idle", "trainer/idle_share", "{:.0%}"),
-    Number("engines idle", "engine/idle_share_mean", "{:.0%}"),
-    Number("idlest engine", "engine/idle_share_worst", "{:.0%}"),
-    Number("slowest/median episode", "rollout/tail_ratio", "{:.1f}"),
-    Number("tools' share", "rollout/environment_share", "{:.0%}"),
-    Number("trained tokens/s", "tokens_per_second"),
+    FrameNumber("trainer idle", "trainer/idle_share", "{:.0%}"),
+    FrameNumber("engines idle", "engine/idle_share_mean", "{:.0%}"),
+    FrameNumber("idlest engine", "engine/idle_share_worst", "{:.0%}"),
+    FrameNumber("slowest/median episode", "rollout/tail_ratio", "{:.1f}"),
+    FrameNumber("tools' share", "rollout/environment_share", "{:.0%}"),
+    FrameNumber("trained tokens/s", "tokens_per_second"),
 )
 HEALTH = (
-    Number("episodes in error", "train/episodes_error", above=0),
-    Number("truncated", "train/episodes_truncated"),
-    Number("groups kept", "train/groups_kept"),
-    Number("idle step", "train/idle", above=0),
-    Number("log-prob gap", "policy/logprob_gap_mean", "{:.1e}"),
-    Number("gradient norm", "policy/grad_norm", "{:.2f}"),
-    Number("skipped updates", "skipped_updates", above=0),
+    FrameNumber("episodes in error", "train/episodes_error", above=0),
+    FrameNumber("truncated", "train/episodes_truncated"),
+    FrameNumber("groups kept", "train/groups_kept"),
+    FrameNumber("idle step", "train/idle", above=0),
+    FrameNumber("log-prob gap", "policy/logprob_gap_mean", "{:.1e}"),
+    FrameNumber("gradient norm", "policy/grad_norm", "{:.2f}"),
+    FrameNumber("skipped updates", "skipped_updates", above=0),
 )
 
 
-class Frame:
+class RunFrame:
     """A run as rich draws it."""
 
     def __init__(self, view: RunView) -> None:
@@ -125,11 +125,11 @@ def _title(view: RunView) -> Text:
     title.append(plain(view.name), style="bold")
     title.append("  ")
     title.append(view.state.value, style=STYLES[view.state])
-    if view.state in (State.SILENT, State.STOPPED) and view.age is not None:
+    if view.state in (RunState.SILENT, RunState.STOPPED) and view.age is not None:
         title.append(f" for {duration(view.age)}", style=STYLES[view.state])
-    if view.state is State.STARTING and view.age is not None and view.age > STARTING:
+    if view.state is RunState.STARTING and view.age is not None and view.age > STARTING:
         title.append(f", nothing logged for {duration(view.age)}", style=STYLES[view.state])
-    if view.stopping and view.state is State.RUNNING:
+    if view.stopping and view.state is RunState.RUNNING:
         title.append(", ending after this step", style="yellow")
     named = (view.setting("algorithm.name"), view.setting("algorithm.modulation.name"))
     algorithm = [str(name) for name in named if name and name != "none"]
@@ -151,7 +151,7 @@ def _progress(view: RunView, width: int, *, ascii_only: bool) -> Text:
         filled = min(room, round(room * view.done / view.steps))
         line.append(f" {full * filled}{empty * (room - filled)}", style="green")
     left = view.seconds_left
-    if left is not None and view.state in (State.RUNNING, State.STARTING):
+    if left is not None and view.state in (RunState.RUNNING, RunState.STARTING):
         line.append(f" about {duration(left)} left")
     step = view.last("time/step")
     if step is not None:
@@ -162,7 +162,7 @@ def _progress(view: RunView, width: int, *, ascii_only: bool) -> Text:
 def _doing(view: RunView) -> Text:
     """``now: rollout of step 13   restarts: 2 (from step 0, 10)   checkpoint of step 10``."""
     line = Text()
-    if view.state is State.NOT_BEGUN:
+    if view.state is RunState.NOT_BEGUN:
         line.append("no process has written a log yet")
     elif view.beats:
         line.append(f"now: {_phase(view)}   ")
@@ -170,7 +170,7 @@ def _doing(view: RunView) -> Text:
     if restarts > 0:
         since = ", ".join(map(str, view.starts[1:][-4:]))
         line.append(f"restarts: {restarts} (from step {since})   ", style="yellow")
-    if view.state is not State.NOT_BEGUN:
+    if view.state is not RunState.NOT_BEGUN:
         line.append(f"checkpoint of step {view.checkpoint}" if view.checkpoint else "no checkpoint yet")
     return line
 
@@ -227,7 +227,7 @@ def _phases(view: RunView, width: int, *, ascii_only: bool) -> Text | None:
     return Text("\n").join([bar, legend])
 
 
-def _numbers(view: RunView, wanted: Sequence[Number]) -> Columns | None:
+def _numbers(view: RunView, wanted: Sequence[FrameNumber]) -> Columns | None:
     """Those that the last step has, in as many columns as have room."""
     shown = []
     for number in wanted:

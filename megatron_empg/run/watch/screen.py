@@ -13,19 +13,19 @@ from types import FrameType
 from rich.console import Console
 from rich.live import Live
 
-from megatron_empg.run.watch.frame import Frame
-from megatron_empg.run.watch.view import State, Watched
+from megatron_empg.run.watch.frame import RunFrame
+from megatron_empg.run.watch.view import RunState, WatchedRun
 
 
-def watch(watched: Watched, console: Console, *, every: float, once: bool) -> None:
+def watch(watched: WatchedRun, console: Console, *, every: float, once: bool) -> None:
     """Show the run every so many seconds until it has finished, or Ctrl-C.
 
     One frame where `once`, where there is no terminal, and for a run that has finished. The last frame stays.
     """
-    if not once and console.is_terminal and watched.look().state is not State.FINISHED:
+    if not once and console.is_terminal and watched.look().state is not RunState.FINISHED:
         with suppress(KeyboardInterrupt):
             _live(watched, console, every)
-    console.print(Frame(watched.look()))
+    console.print(RunFrame(watched.look()))
 
 
 @dataclass
@@ -36,7 +36,7 @@ class _Signalled:
     suspend: bool = False
 
 
-def _live(watched: Watched, console: Console, every: float) -> None:
+def _live(watched: WatchedRun, console: Console, every: float) -> None:
     """Frames on a screen of their own, until the run has finished. Ctrl-Z gives the terminal back for a while."""
     signalled = _Signalled()
     with _signals(signalled):
@@ -45,11 +45,11 @@ def _live(watched: Watched, console: Console, every: float) -> None:
             _suspend()
 
 
-def _shown_to_its_end(watched: Watched, console: Console, every: float, signalled: _Signalled) -> bool:
+def _shown_to_its_end(watched: WatchedRun, console: Console, every: float, signalled: _Signalled) -> bool:
     """Whether the run has finished; False where the command is to be suspended."""
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        while (view := watched.look()).state is not State.FINISHED:
-            live.update(Frame(view), refresh=True)
+        while (view := watched.look()).state is not RunState.FINISHED:
+            live.update(RunFrame(view), refresh=True)
             signalled.wake.wait(every)
             signalled.wake.clear()
             if signalled.suspend:

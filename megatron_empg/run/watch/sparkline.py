@@ -11,7 +11,7 @@ ASCII = "_.-~=+*#"
 
 
 def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str:
-    """At most `width` letters: the first stands for the first values, the highest for the largest mean.
+    """At most `width` letters. The first stands for the first values, the highest for the largest mean.
 
     Example: sparkline([0, 1, 2], 10) is "▁▅█". Equal values are all the lowest letter.
     """

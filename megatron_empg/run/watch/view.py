@@ -32,7 +32,7 @@ class NotARunError(EmpgError, ValueError):
     """What is to be watched is no run folder."""
 
 
-class State(Enum):
+class RunState(Enum):
     """What a run is at."""
 
     NOT_BEGUN = "has not begun"
@@ -49,7 +49,7 @@ class RunView:
 
     name: str
     recipe: Mapping[str, Any]
-    state: State
+    state: RunState
     age: float | None
     records: Sequence[Mapping[str, Any]]
     """Of metrics.jsonl, steps rising."""
@@ -106,7 +106,7 @@ class RunView:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the last steps, with their evaluations and checkpoints; None before the first one."""
+        """Seconds left, by the last steps with their evaluations and checkpoints; None before the first step."""
         timed = [record for record in self.records if number(record.get("time/step")) is not None][-RECENT:]
         if not timed or self.steps is None or self.done >= self.steps:
             return None
@@ -117,7 +117,7 @@ class RunView:
         return taken / len(timed) * (self.steps - self.done)
 
 
-class Watched:
+class WatchedRun:
     """A run folder that is looked at again and again. `clock`: seconds since 1970."""
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
@@ -127,9 +127,9 @@ class Watched:
         self._metrics = GrowingLines(self.folder.metrics)
         signs = (self.folder.recipe, self.folder.metrics, self.folder.starts, self.folder.lock_file)
         if not any(path.exists() for path in signs):
-            what = "is no folder: a run has in it one of"
+            what = "is not a folder: a run has in it one of"
             if root.is_dir():
-                what = "is no run folder: it has none of"
+                what = "is not a run folder: it has none of"
             names = ", ".join(path.name for path in signs)
             raise NotARunError(f"{root} {what} {names}. Give the `run.folder` of a recipe")
 
@@ -156,7 +156,7 @@ class Watched:
 
     def _state(
         self, recipe: Mapping[str, Any], records: Sequence[Any], beats: Sequence[Beat], begun: float
-    ) -> tuple[State, float | None]:
+    ) -> tuple[RunState, float | None]:
         """`begun`: when the newest start was; heartbeats from before are of ranks that were killed."""
         folder = self.folder
         heard = max(map(changed_at, folder.all_heartbeats()), default=0.0)
@@ -169,16 +169,16 @@ class Watched:
             age = max(0.0, self._clock() - newest)
         steps = setting(recipe, "run.steps")
         if isinstance(steps, int) and folder.finished(steps) and not beats:
-            return State.FINISHED, age
+            return RunState.FINISHED, age
         if heard and self._clock() - heard <= ALIVE:
-            return State.RUNNING, age
+            return RunState.RUNNING, age
         if heard:
-            return State.SILENT, age
+            return RunState.SILENT, age
         if logged and (self._clock() - logged <= STARTING or self._still_starts(recipe, begun)):
-            return State.STARTING, age
+            return RunState.STARTING, age
         if records or logged:
-            return State.STOPPED, age
-        return State.NOT_BEGUN, age
+            return RunState.STOPPED, age
+        return RunState.NOT_BEGUN, age
 
     def _still_starts(self, recipe: Mapping[str, Any], begun: float) -> bool:
         """Whether the newest start has had no rank yet and is younger than an engine's start may take, in which

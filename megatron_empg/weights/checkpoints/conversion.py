@@ -31,7 +31,7 @@ from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
 
 _log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Called with (bytes of tensors done, bytes in all)."""
 
 
@@ -44,7 +44,7 @@ def to_megatron(
     dtype: torch.dtype | None = None,
     like: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> None:
     """Write ``destination`` with ``megatron/`` (torch_dist) beside the configuration and tokenizer.
 
@@ -84,7 +84,7 @@ def to_hugging_face(
     dtype: torch.dtype | None = None,
     like: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> None:
     """Write ``destination`` as a Hugging Face folder, in safetensors files of at most ``shard_bytes``.
 
@@ -145,7 +145,9 @@ def _read_tensors(
     return tensors
 
 
-def verify(source: Path, converted: Path, *, like: Path | None = None, progress: Progress | None = None) -> int:
+def verify(
+    source: Path, converted: Path, *, like: Path | None = None, progress: ReportProgress | None = None
+) -> int:
     """Compare every tensor bit for bit, after the conversion's change of dtype; returns how many there are.
 
     Raises CheckpointError naming the first that differs.
@@ -171,7 +173,7 @@ def verify(source: Path, converted: Path, *, like: Path | None = None, progress:
 class _Bytes:
     """Adds up what is done for a progress display."""
 
-    def __init__(self, progress: Progress | None, total: int = 0) -> None:
+    def __init__(self, progress: ReportProgress | None, total: int = 0) -> None:
         self.progress, self.total, self.done = progress, total, 0
 
     def add(self, size: int) -> None:

@@ -146,7 +146,7 @@ def _hint(missing: list[str], surplus: list[str]) -> str:
     fused = [name for name in surplus if _FUSED_EXPERTS.search(name)]
     if fused:
         return (
-            f"; {fused[0]} holds a layer's experts in one tensor, which is not read: write the folder anew with "
+            f"; {fused[0]} holds a layer's experts in one tensor, which is not read: write the folder again with "
             "transformers' save_pretrained, which stores each expert's tensors"
         )
     if missing == [HEAD]:
@@ -300,7 +300,7 @@ def shard_names(count: int) -> list[str]:
 
 
 def owned_copy(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous and sharing no memory, as safetensors wants it."""
+    """The tensor on the CPU, contiguous and sharing no memory, as safetensors needs it."""
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

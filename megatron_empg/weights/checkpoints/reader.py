@@ -37,7 +37,7 @@ class WeightReader(ABC):
 
     @abstractmethod
     def dtype(self, parameter: ParameterMapping) -> torch.dtype:
-        """Of the parameter, as stored."""
+        """The dtype of the parameter as stored."""
 
     @abstractmethod
     def read(self, parameter: ParameterMapping) -> list[Tensor]:

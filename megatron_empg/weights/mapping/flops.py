@@ -4,7 +4,7 @@ from megatron_empg.weights.mapping.model_config import ModelConfig
 
 
 def flops_by_part(config: ModelConfig, length: int, predicted: int | None = None) -> dict[str, float]:
-    """Of one sequence's forward pass; backward is twice as much.
+    """Floating-point operations of one sequence's forward pass; backward takes twice as many.
 
     ``projections`` and (causal) ``attention`` are attention's two parts, ``mlp`` is the MLP, or a token's experts
     and their router, ``head`` the LM head at ``predicted`` of the sequence's positions (None: at all).

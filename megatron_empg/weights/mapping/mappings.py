@@ -60,7 +60,7 @@ class Column(ParameterMapping):
         return self.merge(parts)
 
 
-class Vocabulary(Column):
+class PaddedVocabulary(Column):
     """The embedding or the LM head: its rows are padded with zeros, as many as the number of ranks asks for."""
 
     padded = True

@@ -133,7 +133,7 @@ class ParameterMapping(ABC):
     def pipeline_stage(self, stages: int, chunks: int = 1) -> int:
         """The pipeline stage that holds the parameter; tied embeddings count as the first stage's.
 
-        With ``chunks`` model chunks a stage, runs of layers go round the stages.
+        With ``chunks`` model chunks per stage, runs of layers go round the stages.
         """
         if self.layer is not None:
             layers_of_a_chunk = self.sizes.layers // (stages * chunks)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_empg.weights.mapping.families import FAMILIES, LayerParameter
-from megatron_empg.weights.mapping.mappings import Replicated, Vocabulary
+from megatron_empg.weights.mapping.mappings import PaddedVocabulary, Replicated
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.model_sizes import ModelSizes
 from megatron_empg.weights.mapping.parameter_mapping import ParameterMapping
@@ -20,12 +20,12 @@ def parameter_table(config: ModelConfig) -> list[ParameterMapping]:
     vocabulary = (sizes.shape("vocabulary hidden"),)
     hidden = (sizes.shape("hidden"),)
     table: list[ParameterMapping] = []
-    table.append(Vocabulary(EMBEDDING, ("model.embed_tokens.weight",), vocabulary, EMBEDDING, sizes))
+    table.append(PaddedVocabulary(EMBEDDING, ("model.embed_tokens.weight",), vocabulary, EMBEDDING, sizes))
     for layer in range(config.num_layers):
         table += _layer_parameters(config, sizes, layer)
     table.append(Replicated(FINAL_NORM, ("model.norm.weight",), hidden, FINAL_NORM, sizes))
     if not config.tie_word_embeddings:
-        table.append(Vocabulary(OUTPUT_LAYER, ("lm_head.weight",), vocabulary, OUTPUT_LAYER, sizes))
+        table.append(PaddedVocabulary(OUTPUT_LAYER, ("lm_head.weight",), vocabulary, OUTPUT_LAYER, sizes))
     return table
 
 

@@ -59,7 +59,7 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
 
 
 class Checksums:
-    """Of tensors in the order in which they travel. They stay on the device until they are asked for."""
+    """Checksums of tensors in the order in which they travel. They stay on the device until they are asked for."""
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []

@@ -16,8 +16,8 @@ from megatron_empg.common.dtypes import name_of
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store, workers_at
 from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
-from megatron_empg.weights.sync.receiver import Announced, Meeting
-from megatron_empg.weights.sync.source import Sent, Stream
+from megatron_empg.weights.sync.receiver import AnnouncedTensors, SenderAddresses
+from megatron_empg.weights.sync.source import AssignedTensor, CheckedStream
 
 COLLECTIVE_SHARE = 0.5
 """Of the time that an attempt may take, what a single broadcast may wait for an engine: so the engines' own
@@ -82,7 +82,7 @@ class GlooSender:
         assert self._group is not None
         return self._group.serves()
 
-    def send(self, stream: Stream, seconds: float, refused: Callable[[], None] = lambda: None) -> None:
+    def send(self, stream: CheckedStream, seconds: float, refused: Callable[[], None] = lambda: None) -> None:
         """Broadcast all of it within `seconds`; `refused` is asked between tensors, and raises where engines have.
 
         Raises WeightTransferError. The group is closed then, so that the engines do not wait for more.
@@ -122,7 +122,7 @@ class GlooSession:
         Raises WeightTransferError, at once where an engine refuses.
         """
         world_size = 1 + sum(self._engines.world_sizes)
-        meeting = Meeting([[host, port] for host, port in addresses], 1, world_size, timeout)
+        meeting = SenderAddresses([[host, port] for host, port in addresses], 1, world_size, timeout)
         # Engines and senders wait for each other, so the request must be under way while we join.
         joined = self._thread.submit(self._engines.init_weight_transfer_engine, asdict(meeting))
 
@@ -150,7 +150,7 @@ class GlooSession:
     def begin(self) -> None:
         self._engines.start_weight_update()
 
-    def send(self, update: Announced, sender: GlooSender, stream: Stream) -> None:
+    def send(self, update: AnnouncedTensors, sender: GlooSender, stream: CheckedStream) -> None:
         """Send this rank's part while the engines receive all senders'; returns when they hold every weight."""
         received = self._thread.submit(self._engines.update_weights, asdict(update))
 
@@ -181,7 +181,7 @@ class GlooSession:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def announced(stages: Sequence[Sequence[Sent]]) -> Announced:
+def announced(stages: Sequence[Sequence[AssignedTensor]]) -> AnnouncedTensors:
     """The tensors in an order in which all stages are under way from beginning to end, then the checksums.
 
     By the bytes that a stage has sent before. A stage's own order stays: its ranks make tensors together, and one
@@ -197,8 +197,8 @@ def announced(stages: Sequence[Sequence[Sent]]) -> Announced:
     order = [sent for _before, _number, sent in rows]
     counts = Counter(sent.sender for sent in order)
     for sender in sorted(counts):
-        order.append(Sent(sender, CHECKSUMS, torch.int64, (counts[sender],)))
-    return Announced(
+        order.append(AssignedTensor(sender, CHECKSUMS, torch.int64, (counts[sender],)))
+    return AnnouncedTensors(
         names=[sent.name for sent in order],
         dtype_names=[name_of(sent.dtype) for sent in order],
         shapes=[list(sent.shape) for sent in order],

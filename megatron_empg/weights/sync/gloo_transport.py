@@ -13,8 +13,8 @@ import torch
 from megatron_empg.weights.sync.broadcast import dtype_name, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl
 from megatron_empg.weights.sync.gloo_sender import COLLECTIVE_SHARE, Address, GlooSender, GlooSession, announced
-from megatron_empg.weights.sync.source import Parts, Sent, Stream, wire_dtype
-from megatron_empg.weights.sync.together import Ranks, together
+from megatron_empg.weights.sync.source import AssignedTensor, CheckedStream, SenderParts, wire_dtype
+from megatron_empg.weights.sync.together import PublishingRanks, together
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 class GlooTransport:
     """A trainer rank's. Rank 0 has the engines and is the first sender; others send or help to make tensors."""
 
-    def __init__(self, engines: EngineControl | None, engine_urls: Sequence[str], host: str, ranks: Ranks) -> None:
+    def __init__(
+        self, engines: EngineControl | None, engine_urls: Sequence[str], host: str, ranks: PublishingRanks
+    ) -> None:
         self._engines, self._ranks = engines, ranks
         self._host = host if ranks.rank == 0 or _is_loopback(host) else address_towards(engine_urls[0])
         self._session: GlooSession | None = None
@@ -30,7 +32,7 @@ class GlooTransport:
         self._served: frozenset[torch.dtype] = frozenset()
         """The dtypes of the engines' weights."""
 
-    def connect(self, source: Parts) -> None:
+    def connect(self, source: SenderParts) -> None:
         """Bring all engines' workers to every sender. Collective. Raises RankStopped."""
         world_size, seconds = together(self._ranks, "world size", self._measure)[0]
 
@@ -54,7 +56,7 @@ class GlooTransport:
             return 0, 0.0
         return 1 + sum(self._engines.read_world_sizes()), self._engines.remaining()
 
-    def _listen(self, source: Parts, world_size: int, timeout: float) -> tuple[int, Address] | None:
+    def _listen(self, source: SenderParts, world_size: int, timeout: float) -> tuple[int, Address] | None:
         """Where this rank waits for workers, with its number among the senders; None if it is none."""
         for stage in source.stages():
             for sent in stage:
@@ -90,15 +92,15 @@ class GlooTransport:
             self._engines.abandon_update()  # some engines have begun one
             raise
 
-    def stream(self, source: Parts) -> Stream:
+    def stream(self, source: SenderParts) -> CheckedStream:
         """What this rank is to send. Making it communicates nothing."""
-        own: list[Sent] = []
+        own: list[AssignedTensor] = []
         for stage in source.stages():
             own += [sent for sent in stage if sent.sender == source.sender]
         declared = [(sent.name, sent.dtype, sent.shape) for sent in own]
-        return Stream(declared, source.own_part(), device=CPU, served=self._served)
+        return CheckedStream(declared, source.own_part(), device=CPU, served=self._served)
 
-    def send(self, source: Parts, stream: Stream, seconds: float) -> None:
+    def send(self, source: SenderParts, stream: CheckedStream, seconds: float) -> None:
         """This rank's part. On rank 0 it returns when the engines hold every weight, checked.
 
         Raises WeightTransferError, and whatever the source raises.
@@ -115,7 +117,7 @@ class GlooTransport:
                 self._engines.abandon_update()
                 raise
 
-    def _wire_stages(self, source: Parts) -> list[list[Sent]]:
+    def _wire_stages(self, source: SenderParts) -> list[list[AssignedTensor]]:
         stages = []
         for stage in source.stages():
             stages.append([replace(sent, dtype=wire_dtype(sent.dtype, self._served)) for sent in stage])

@@ -14,8 +14,8 @@ import torch
 
 from megatron_empg.weights.sync.broadcast import dtype_name, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
-from megatron_empg.weights.sync.source import Parts, Stream
-from megatron_empg.weights.sync.together import Ranks, together
+from megatron_empg.weights.sync.source import CheckedStream, SenderParts
+from megatron_empg.weights.sync.together import PublishingRanks, together
 
 
 class NcclSender:
@@ -34,7 +34,7 @@ class NcclSender:
 
         self._param_meta = ParamMeta
         self._engines, self._device = engines, device
-        self._stream: Stream | None = None
+        self._stream: CheckedStream | None = None
         self._native: Any = None
         info = NCCLTrainerInitInfo(
             rank=0,
@@ -58,7 +58,7 @@ class NcclSender:
         assert self._stream is not None
         return in_stream_order(iter(self._stream))
 
-    def send(self, stream: Stream) -> None:
+    def send(self, stream: CheckedStream) -> None:
         """One session, driven by vLLM. Raises WeightTransferError when an engine fails or time is up."""
         self._stream = stream
         try:
@@ -109,15 +109,17 @@ class NcclSender:
 class NcclTransport:
     """A trainer rank's: rank 0 sends whole tensors, which the other ranks make with it."""
 
-    def __init__(self, engines: EngineControl | None, host: str, device: torch.device, ranks: Ranks) -> None:
+    def __init__(
+        self, engines: EngineControl | None, host: str, device: torch.device, ranks: PublishingRanks
+    ) -> None:
         self._engines, self._host, self._device, self._ranks = engines, host, device, ranks
         self._sender: NcclSender | None = None
 
-    def connect(self, source: Parts) -> None:
+    def connect(self, source: SenderParts) -> None:
         """Join the engines in a communicator. Collective. Raises RankStopped."""
         together(self._ranks, "connect", partial(self._join, source))
 
-    def _join(self, source: Parts) -> None:
+    def _join(self, source: SenderParts) -> None:
         for sent in source.stages()[0]:
             dtype_name(sent.dtype)
         if self._engines:
@@ -127,15 +129,15 @@ class NcclTransport:
     def begin(self) -> None:
         """Nothing: vLLM begins its session when it sends."""
 
-    def stream(self, source: Parts) -> Stream:
+    def stream(self, source: SenderParts) -> CheckedStream:
         """What rank 0 is to send. Making it communicates nothing."""
         declared = []
         if source.sender is not None:
             declared = [(sent.name, sent.dtype, sent.shape) for sent in source.stages()[0]]
-        return Stream(declared, source.own_part())
+        return CheckedStream(declared, source.own_part())
 
-    def send(self, source: Parts, stream: Stream, seconds: float) -> None:
-        """On rank 0 it returns when the engines hold every weight, checked; the others make tensors with it.
+    def send(self, source: SenderParts, stream: CheckedStream, seconds: float) -> None:
+        """Send from rank 0, which returns when engines hold every weight, checked; other ranks help make tensors.
 
         Raises WeightTransferError, and whatever the source raises.
         """

@@ -14,7 +14,7 @@ from megatron_empg.weights.sync.checksums import Arrival
 
 
 @dataclass
-class Meeting:
+class SenderAddresses:
     """Where the senders wait, each as rank 0 of a group of its own with every worker of every engine."""
 
     addresses: list[list[str | int]]
@@ -28,10 +28,10 @@ class Meeting:
 
 
 @dataclass
-class Announced:
+class AnnouncedTensors:
     """What the senders are about to broadcast, in the order in which it is taken; checksums come last.
 
-    Example: of two senders, ``Announced(names=["a", "b", "empg.checksums", "empg.checksums"], …,
+    Example: of two senders, ``AnnouncedTensors(names=["a", "b", "empg.checksums", "empg.checksums"], …,
     senders=[0, 1, 0, 1])``.
     """
 
@@ -43,14 +43,14 @@ class Announced:
 
 
 class Receiver:
-    """Of one worker. Senders are received from side by side; their tensors are taken in the announced order."""
+    """One worker's receiving end. It receives from all senders at once and takes tensors as announced."""
 
     def __init__(self, worker: int, serves: torch.dtype) -> None:
         """`worker`: its rank in its engine; `serves`: the engine's dtype, which senders are told."""
         self._worker, self._serves = worker, serves
         self._groups: list[BroadcastGroup] = []
 
-    def join(self, meeting: Meeting) -> None:
+    def join(self, meeting: SenderAddresses) -> None:
         """Leave the groups of before, and enter the senders' one after the other."""
         self.close()  # a trainer that lost its groups comes back with new ones
         rank = self._worker + meeting.rank_offset
@@ -61,7 +61,7 @@ class Receiver:
                 )
             )
 
-    def weights(self, announced: Announced, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, announced: AnnouncedTensors, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """The weights as they arrive. At the end every checksum is held against its sender's.
 
         Raises ChecksumError for tensors that changed, and RuntimeError for a sender that went away.
@@ -87,7 +87,7 @@ class Receiver:
         self._groups = []
 
 
-def _room(announced: Announced, sender: int, device: torch.device) -> Iterator[Tensor]:
+def _room(announced: AnnouncedTensors, sender: int, device: torch.device) -> Iterator[Tensor]:
     """Memory for each tensor that one sender sends."""
     described = zip(announced.senders, announced.dtype_names, announced.shapes, strict=True)
     for its_sender, dtype_name, shape in described:

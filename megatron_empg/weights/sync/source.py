@@ -24,7 +24,7 @@ class WeightSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Sent:
+class AssignedTensor:
     """A tensor, and which of the senders sends it. The first is trainer rank 0."""
 
     sender: int
@@ -37,7 +37,7 @@ class Sent:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-class Parts(Protocol):
+class SenderParts(Protocol):
     """A source as the senders among the trainer's ranks have it."""
 
     @property
@@ -45,7 +45,7 @@ class Parts(Protocol):
         """Which of the senders this rank is; None for a rank that sends nothing."""
         ...
 
-    def stages(self) -> list[list[Sent]]:
+    def stages(self) -> list[list[AssignedTensor]]:
         """Every tensor, by pipeline stage and in the order in which its ranks make them; the same on all ranks."""
         ...
 
@@ -55,7 +55,7 @@ class Parts(Protocol):
 
 
 @runtime_checkable
-class SharedSource(WeightSource, Parts, Protocol):
+class SharedSource(WeightSource, SenderParts, Protocol):
     """A source of which several ranks have parts."""
 
     def take_part(self) -> None:
@@ -63,7 +63,7 @@ class SharedSource(WeightSource, Parts, Protocol):
         ...
 
 
-class Whole:
+class WholeSource:
     """A source as the part of rank 0 alone, which the other ranks help to make."""
 
     def __init__(self, source: WeightSource, rank: int) -> None:
@@ -74,8 +74,8 @@ class Whole:
     def sender(self) -> int | None:
         return 0 if self._sends else None
 
-    def stages(self) -> list[list[Sent]]:
-        return [[Sent(0, name, dtype, shape) for name, dtype, shape in self._source.metadata()]]
+    def stages(self) -> list[list[AssignedTensor]]:
+        return [[AssignedTensor(0, name, dtype, shape) for name, dtype, shape in self._source.metadata()]]
 
     def own_part(self) -> Iterator[tuple[str, Tensor]]:
         if self._sends:
@@ -101,7 +101,7 @@ def on_the_wire(declared: Metadata, served: Collection[torch.dtype] = ()) -> Met
     return [*tensors, (CHECKSUMS, torch.int64, (len(declared),))]
 
 
-class Stream:
+class CheckedStream:
     """One checked pass over a source that can always be run to its end, so that no trainer rank waits forever."""
 
     def __init__(

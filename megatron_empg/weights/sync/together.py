@@ -12,7 +12,7 @@ from megatron_empg.weights.sync.engine_control import WeightTransferError
 Value = TypeVar("Value")
 
 
-class Ranks(Protocol):
+class PublishingRanks(Protocol):
     """The ranks that enter a `WeightPublisher`'s methods together."""
 
     rank: int
@@ -22,7 +22,7 @@ class Ranks(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """This process, without others."""
 
     rank = 0
@@ -74,7 +74,7 @@ class RankStopped(Exception):
         return WeightTransferError(self._part, named, passing=self.passing)
 
 
-def together(ranks: Ranks, part: str, work: Callable[[], Value]) -> list[Value]:
+def together(ranks: PublishingRanks, part: str, work: Callable[[], Value]) -> list[Value]:
     """What `work` returns on every rank, when all have ended. Raises RankStopped, on all, if one of them failed.
 
     A failed transfer may go well another time; whatever else was raised would come again.

@@ -18,8 +18,8 @@ import torch
 from megatron_empg.weights.sync.engine_control import EngineControl
 from megatron_empg.weights.sync.gloo_transport import GlooTransport
 from megatron_empg.weights.sync.nccl_sender import NcclTransport
-from megatron_empg.weights.sync.source import Parts, SharedSource, Stream, WeightSource, Whole
-from megatron_empg.weights.sync.together import Alone, Ranks, RankStopped, together
+from megatron_empg.weights.sync.source import CheckedStream, SenderParts, SharedSource, WeightSource, WholeSource
+from megatron_empg.weights.sync.together import PublishingRanks, RankStopped, SingleProcess, together
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class WeightPublisher:
         device: torch.device | str,
         timeout: float = 120.0,
         host: str = "127.0.0.1",
-        ranks: Ranks | None = None,
+        ranks: PublishingRanks | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._timeout = timeout
@@ -127,11 +127,11 @@ class WeightPublisher:
             of_all = PartSent(of_all.bytes + of_rank.bytes, of_all.tensors + of_rank.tensors)
         return of_all
 
-    def _parts(self, source: WeightSource) -> Parts:
+    def _parts(self, source: WeightSource) -> SenderParts:
         """The source as this rank sends it; over NCCL rank 0 sends all."""
         if self._device.type != "cuda" and isinstance(source, SharedSource):
             return source
-        return Whole(source, self._ranks.rank)
+        return WholeSource(source, self._ranks.rank)
 
     def _connect(self, source: WeightSource) -> None:
         self._disconnect()
@@ -146,7 +146,7 @@ class WeightPublisher:
         self._transport.begin()
         return self._engines.remaining()
 
-    def _send(self, source: Parts, stream: Stream, seconds: float, version: int) -> PartSent:
+    def _send(self, source: SenderParts, stream: CheckedStream, seconds: float, version: int) -> PartSent:
         """This rank's part, to its end in any case: others gather with it."""
         try:
             self._transport.send(source, stream, seconds)

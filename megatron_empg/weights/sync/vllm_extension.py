@@ -25,16 +25,16 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from megatron_empg.upstream import vllm_reload
 from megatron_empg.weights.sync.checksums import Arrival
-from megatron_empg.weights.sync.receiver import Announced, Meeting, Receiver
+from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, SenderAddresses
 
 
 @dataclass
-class TorchInitInfo(Meeting, WeightTransferInitInfo):
+class TorchInitInfo(SenderAddresses, WeightTransferInitInfo):
     """Where the trainer's senders wait, as vLLM wants to be told."""
 
 
 @dataclass
-class TorchUpdateInfo(Announced, WeightTransferUpdateInfo):
+class TorchUpdateInfo(AnnouncedTensors, WeightTransferUpdateInfo):
     """What they are about to broadcast, as vLLM wants to be told."""
 
 
@@ -69,12 +69,12 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
 
     @property
     def worker_rank(self) -> int:
-        """Of this worker among those of its engine."""
+        """The rank of this worker among those of its engine."""
         parallel = self.parallel_config
         return int(parallel.data_parallel_index * parallel.world_size + parallel.rank)
 
     def arrival(self) -> Arrival:
-        """Of the transfer that begins."""
+        """A new `Arrival` for the transfer that begins."""
         return Arrival(f"worker {self.worker_rank}")
 
     def _untouched_layers(self) -> list[str]:

@@ -32,7 +32,7 @@ def expected(query: Tensor, key: Tensor, value: Tensor, queries: list[int], keys
     ids=["same spans", "one", "with a past"],
 )
 def test_equals_a_loop_over_queries(queries: list[int], keys: list[int] | None) -> None:
-    from megatron_empg.actor.attention import Spans, causal_attention
+    from megatron_empg.actor.attention import SequenceSpans, causal_attention
 
     generator = torch.Generator().manual_seed(1)
     seen = keys or queries
@@ -41,8 +41,8 @@ def test_equals_a_loop_over_queries(queries: list[int], keys: list[int] | None) 
         for total, heads in ((sum(queries), 4), (sum(seen), 2), (sum(seen), 2))
     )
 
-    def spans(lengths: list[int]) -> Spans:
-        return Spans(None, torch.tensor([0, *itertools.accumulate(lengths)]).int(), max(lengths))
+    def spans(lengths: list[int]) -> SequenceSpans:
+        return SequenceSpans(None, torch.tensor([0, *itertools.accumulate(lengths)]).int(), max(lengths))
 
     q = spans(queries)
     output = causal_attention(query, key, value, q, q if keys is None else spans(keys))

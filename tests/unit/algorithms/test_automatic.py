@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from megatron_empg.algorithms.automatic import RunningMean, Targets
-from megatron_empg.algorithms.base import Experience, Modulated
+from megatron_empg.algorithms.automatic import EmpgTargets, RunningMean
+from megatron_empg.algorithms.base import Experience, ModulatedAdvantages
 from megatron_empg.algorithms.empg import Empg, EmpgModulation
 from tests.unit.algorithms.experiences import experience
 
@@ -31,7 +31,7 @@ def batches(count: int, *, advantage: float = 1.0) -> list[tuple[torch.Tensor, t
     return drawn
 
 
-def play(modulation: EmpgModulation, drawn: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Modulated]:
+def play(modulation: EmpgModulation, drawn: list[tuple[torch.Tensor, torch.Tensor]]) -> list[ModulatedAdvantages]:
     played = batch_of()
     return [modulation.modulate(advantages, entropies, played) for advantages, entropies in drawn]
 
@@ -132,7 +132,7 @@ def test_bad_input_is_not_counted() -> None:
 
 
 def test_constants_stay_in_a_recipes_range() -> None:
-    targets = Targets(scale_ratio=1000.0, bonus_ratio=10.0)
+    targets = EmpgTargets(scale_ratio=1000.0, bonus_ratio=10.0)
     targets.observe(entropy_spread=1e-9, advantage_size=100.0, clarity=1e-9)
     assert (targets.k(1.0), targets.zeta(0.1)) == (100.0, 100.0)
 

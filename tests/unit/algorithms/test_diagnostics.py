@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_empg.algorithms.base import Advantages, Credit, Experience, Modulated, Scores
+from megatron_empg.algorithms.base import Advantages, Credit, Experience, ModulatedAdvantages, Scores
 from megatron_empg.algorithms.diagnostics import (
     advantage_times_relative_surprisal,
     amplified_and_damped,
@@ -29,7 +29,7 @@ def double(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-MODULATED = Modulated(
+MODULATED = ModulatedAdvantages(
     double(0.9, 1.2, -0.4, -1.1, -0.6),
     h_norm=double(0.0, 0.5, 0.25, 0.4, 1.0),
     scale=double(1.4, 1.1, 1.0, 1.2, 0.3),
@@ -37,7 +37,7 @@ MODULATED = Modulated(
 )
 
 
-def credit_of(modulated: Modulated | None = MODULATED, kept: list[bool] | None = None) -> Credit:
+def credit_of(modulated: ModulatedAdvantages | None = MODULATED, kept: list[bool] | None = None) -> Credit:
     turns = double(0.7, 1.0, -0.4, -0.9, -0.9)
     return Credit(
         Advantages(double(1.0, -0.4, -0.9), turns),

@@ -31,9 +31,9 @@ def said(*words: str, locale: str = "C.UTF-8") -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("report JUNK/nowhere", "is no run folder"),
-        ("report JUNK/folder", "is no run folder"),
-        ("report JUNK/latin.yaml", "is no run folder"),
+        ("report JUNK/nowhere", "is not a run folder"),
+        ("report JUNK/folder", "is not a run folder"),
+        ("report JUNK/latin.yaml", "is not a run folder"),
         ("train JUNK/nowhere.yaml", "cannot read recipe"),
         ("train JUNK/latin.yaml", "not UTF-8"),
         ("train JUNK/empty.yaml", "not sections of keys"),
@@ -55,7 +55,7 @@ def said(*words: str, locale: str = "C.UTF-8") -> tuple[int, str]:
         ("convert to-hf recipes/miniature/policy JUNK/out --max-shard-gib nan", "max-shard-gib"),
         ("environments nobody", "environment name 'nobody' is unknown; allowed: alfworld, deep_search"),
         ("environments check", "check what?"),
-        ("environments check os:getcwd", "is no subclass of megatron_empg.environments.TaskSource"),
+        ("environments check os:getcwd", "is not a subclass of megatron_empg.environments.TaskSource"),
         ("environments check deep_search corpus=JUNK/nowhere", "JUNK/nowhere"),
         ("environments check deep_search corpus=JUNK/latin.yaml", "cannot be made"),
         ("environments check deep_search colour=red", "colour: there is no such setting"),

@@ -59,7 +59,7 @@ def test_json_and_markdown_are_printed_on_request(runs: list[str]) -> None:
 
 
 def test_what_is_no_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"is no run folder: it has neither recipe\.yaml nor metrics\.jsonl"):
+    with pytest.raises(TableError, match=r"is not a run folder: it has neither recipe\.yaml nor metrics\.jsonl"):
         table([tmp_path])
     assert TableError.exit_code == USAGE
 

@@ -52,7 +52,7 @@ def test_a_check_without_slurm_looks_at_recipe_and_model_and_says_what_it_could_
     """It plays one question through template, parser and search on the way."""
     said = check_said(tmp_path)
     assert "recipe and model are OK; Slurm was not asked, since this machine has no sbatch: check again " in said
-    assert "error" not in said, "what could not be asked is no fault"
+    assert "error" not in said, "what could not be asked is not a fault"
     assert "one question, " in said
     assert "<|im_start|>user" in said, "the prompt as the model's own template writes it"
     assert re.search(r"turn: .*<search>", said)

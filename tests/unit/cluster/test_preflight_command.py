@@ -7,8 +7,8 @@ import pytest
 
 from megatron_empg.cli import preflight as command
 from megatron_empg.cluster.preflight import run
-from megatron_empg.cluster.preflight.collect import Questions
-from megatron_empg.cluster.preflight.facts import Clock, Limits, Node
+from megatron_empg.cluster.preflight.collect import PreflightOptions
+from megatron_empg.cluster.preflight.facts import ClockFacts, LimitFacts, NodeFacts
 from megatron_empg.cluster.preflight.judge import Requirements
 from megatron_empg.environments.deep_search.settings import DEFAULT_CORPUS
 
@@ -28,9 +28,9 @@ rollout: {{groups: 2, group_size: 2, max_turn_tokens: 8, max_episode_tokens: 64}
 def test_the_corpus_that_the_run_will_read_is_looked_at(
     settings: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Questions] = []
+    asked: list[PreflightOptions] = []
 
-    def note(questions: Questions, wanted: Requirements, **_: object) -> int:
+    def note(questions: PreflightOptions, wanted: Requirements, **_: object) -> int:
         asked.append(questions)
         return 0
 
@@ -47,11 +47,11 @@ def test_every_check_that_was_not_made_says_why(
 ) -> None:
     """By the command itself, without a recipe or an option; the node's own facts are stand-ins."""
 
-    def collect(name: str, asked: Questions) -> Node:
+    def collect(name: str, asked: PreflightOptions) -> NodeFacts:
         assert (asked.run_folder, asked.model, asked.data, asked.ports) == (None, None, (), ())
-        limits = Limits(nofile=10**6, memlock=-1, nproc=10**6)
-        node = Node(name=name, shared_memory=2**40, host_memory=2**40, limits=limits, infiniband=[])
-        node.clock = Clock(offset=0.0, uncertain=0.0)
+        limits = LimitFacts(nofile=10**6, memlock=-1, nproc=10**6)
+        node = NodeFacts(name=name, shared_memory=2**40, host_memory=2**40, limits=limits, infiniband=[])
+        node.clock = ClockFacts(offset=0.0, uncertain=0.0)
         return node
 
     monkeypatch.setattr(run, "collect_node", collect)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_empg.cluster.preflight import gpu
-from megatron_empg.cluster.preflight.facts import Node
+from megatron_empg.cluster.preflight.facts import NodeFacts
 from megatron_empg.cluster.preflight.judge import Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
 
@@ -154,7 +154,7 @@ def test_a_lost_gpu_costs_its_own_facts_and_no_others(
     assert facts.driver == "580.65.06"
     assert [one.lost for one in facts.gpus] == ["NVML error 15", None]
     assert facts.gpus[1].uuid == "GPU-1"
-    findings = judge([Node(name="here", gpus=facts)], Requirements(), GPU_CHECKS)
+    findings = judge([NodeFacts(name="here", gpus=facts)], Requirements(), GPU_CHECKS)
     (said,) = [f.detail for f in findings if f.check == "GPUs" and f.status == "FAIL"]
     assert said == "GPU 0 does not answer (NVML error 15); 1 x NVIDIA H200"
 
@@ -215,7 +215,7 @@ def test_the_real_library_answers() -> None:
         assert one.memory_free is not None
         assert one.throttle is not None
         assert one.power_limit
-    findings = judge([Node(name="here", gpus=facts)], Requirements(use_gpus=True), GPU_CHECKS)
+    findings = judge([NodeFacts(name="here", gpus=facts)], Requirements(use_gpus=True), GPU_CHECKS)
     assert next(f for f in findings if f.check == "GPUs").status == "PASS"
     with gpu.GpuEvents() as events:
         assert events.wait(0.1) is None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_empg.cluster.preflight import host
-from megatron_empg.cluster.preflight.collect import Questions, ask_all, collect_node
+from megatron_empg.cluster.preflight.collect import PreflightOptions, ask_all, collect_node
 from megatron_empg.cluster.preflight.run import PreflightError, parse_ports, read_pins
 
 
@@ -153,7 +153,9 @@ def test_a_hanging_part_costs_its_limit_and_nothing_else() -> None:
 
 
 def test_this_machine_answers_every_question(tmp_path: Path, model: Path) -> None:
-    asked = Questions(run_folder=tmp_path, model=model, data=(model,), packages=("numpy", "no-such"), ports=(1,))
+    asked = PreflightOptions(
+        run_folder=tmp_path, model=model, data=(model,), packages=("numpy", "no-such"), ports=(1,)
+    )
     node = collect_node("here", asked)
     assert set(node.unanswered) <= {"xids"}, node.unanswered  # the kernel's log may be closed to this user
     assert node.versions

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from megatron_empg.cluster.preflight.facts import (
-    Clock,
-    Disk,
-    Folder,
+    ClockFacts,
+    DiskFacts,
+    FolderFacts,
     GpuFacts,
-    Gpus,
-    Limits,
-    Node,
-    Port,
+    GpuList,
+    LimitFacts,
+    NodeFacts,
+    PortFacts,
     ProductFacts,
-    Versions,
-    Xid,
+    VersionFacts,
+    XidFacts,
 )
-from megatron_empg.cluster.preflight.judge import GIB, Finding, Requirements, judge
+from megatron_empg.cluster.preflight.judge import GIB, CheckFinding, Requirements, judge
 from megatron_empg.cluster.preflight.judge_gpus import GPU_CHECKS
 from megatron_empg.cluster.preflight.judge_hosts import HOST_CHECKS
 from megatron_empg.cluster.preflight.report import show
@@ -48,32 +48,32 @@ def good_gpu(index: int) -> GpuFacts:
     )
 
 
-def good_node(number: int) -> Node:
-    return Node(
+def good_node(number: int) -> NodeFacts:
+    return NodeFacts(
         name=f"gpu-{number}",
-        gpus=Gpus(driver="580.65.06", cuda_driver="13.0", gpus=[good_gpu(index) for index in range(8)]),
+        gpus=GpuList(driver="580.65.06", cuda_driver="13.0", gpus=[good_gpu(index) for index in range(8)]),
         products=[ProductFacts(index=index, uuid=str(index)) for index in range(8)],
         xids=[],
-        versions=Versions(
+        versions=VersionFacts(
             torch="2.13.0+cu130",
             cuda="13.0",
             nccl="2.28.9",
             python="3.12.11",
             packages={"torch": "2.13.0+cu130", "vllm": "0.32.0+cu130"},
         ),
-        infiniband=[Port(name=f"mlx5_{card}/1", state="ACTIVE", rate=400.0) for card in range(8)],
-        disk=Disk(folder="/shared/run", free=900 * GIB, write_speed=2e9),
+        infiniband=[PortFacts(name=f"mlx5_{card}/1", state="ACTIVE", rate=400.0) for card in range(8)],
+        disk=DiskFacts(folder="/shared/run", free=900 * GIB, write_speed=2e9),
         shared_memory=900 * GIB,
         host_memory=1500 * GIB,
-        limits=Limits(nofile=1048576, memlock=-1, nproc=-1),
+        limits=LimitFacts(nofile=1048576, memlock=-1, nproc=-1),
         busy_ports=[],
-        model=Folder(path="/models/q", size=60 * GIB, digest="aaaa"),
-        data=[Folder(path="/data", size=GIB, digest="bbbb")],
-        clock=Clock(offset=0.001, uncertain=0.001),
+        model=FolderFacts(path="/models/q", size=60 * GIB, digest="aaaa"),
+        data=[FolderFacts(path="/data", size=GIB, digest="bbbb")],
+        clock=ClockFacts(offset=0.001, uncertain=0.001),
     )
 
 
-def not_passed(nodes: list[Node], wanted: Requirements = WANTED) -> list[Finding]:
+def not_passed(nodes: list[NodeFacts], wanted: Requirements = WANTED) -> list[CheckFinding]:
     return [finding for finding in judge(nodes, wanted, CHECKS) if finding.status != "PASS"]
 
 
@@ -83,18 +83,18 @@ def test_good_nodes_pass_every_check() -> None:
     assert len({finding.check for finding in judge(nodes, WANTED, CHECKS)}) == len(CHECKS)
 
 
-def gpu_3(**changes: Any) -> Callable[[Node], None]:
-    def change(node: Node) -> None:
+def gpu_3(**changes: Any) -> Callable[[NodeFacts], None]:
+    def change(node: NodeFacts) -> None:
         assert node.gpus
         node.gpus.gpus[3] = node.gpus.gpus[3].model_copy(update=changes)
 
     return change
 
 
-def product_3(fault: str) -> Callable[[Node], None]:
+def product_3(fault: str) -> Callable[[NodeFacts], None]:
     """NVML's third, which torch calls the fifth."""
 
-    def change(node: Node) -> None:
+    def change(node: NodeFacts) -> None:
         assert node.products
         node.products[5] = ProductFacts(index=5, uuid="3", faults=[fault])
         node.products[3] = ProductFacts(index=3, uuid="5")
@@ -102,26 +102,26 @@ def product_3(fault: str) -> Callable[[Node], None]:
     return change
 
 
-def part(name: str, value: Any = None, **changes: Any) -> Callable[[Node], None]:
-    def change(node: Node) -> None:
+def part(name: str, value: Any = None, **changes: Any) -> Callable[[NodeFacts], None]:
+    def change(node: NodeFacts) -> None:
         setattr(node, name, getattr(node, name).model_copy(update=changes) if changes else value)
 
     return change
 
 
-def package(version: str | None) -> Callable[[Node], None]:
+def package(version: str | None) -> Callable[[NodeFacts], None]:
     return lambda node: node.versions.packages.update(vllm=version)  # type: ignore[union-attr]
 
 
-def port_5(**changes: Any) -> Callable[[Node], None]:
-    def change(node: Node) -> None:
+def port_5(**changes: Any) -> Callable[[NodeFacts], None]:
+    def change(node: NodeFacts) -> None:
         assert node.infiniband
         node.infiniband[5] = node.infiniband[5].model_copy(update=changes)
 
     return change
 
 
-FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
+FAULTS: list[tuple[str, str, str, Callable[[NodeFacts], None]]] = [
     ("GPUs", "FAIL", "7 x NVIDIA H100", lambda node: node.gpus and node.gpus.gpus.pop()),  # type: ignore[list-item]
     ("GPUs", "FAIL", "1 x NVIDIA A100", gpu_3(name="NVIDIA A100-SXM4-80GB")),
     ("GPUs", "WARN", "8 x NVIDIA H100 80GB HBM3: the machine's bus lists 9", part("gpus", on_bus=9)),
@@ -138,8 +138,8 @@ FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
     ("persistence", "WARN", "is off", gpu_3(persistence=False)),
     ("arithmetic", "FAIL", "GPU 3: float32: 1 of 9", product_3("float32: 1 of 9 elements are wrong")),
     ("arithmetic", "FAIL", "torch sees 0 of 8 GPUs", part("products", [])),
-    ("Xid", "FAIL", "Xid 79 of 0000:3b:00", part("xids", [Xid(code=79, device="0000:3b:00", hours_ago=2)])),
-    ("Xid", "WARN", "Xid 63", part("xids", [Xid(code=63, device="0000:3b:00", hours_ago=2)])),
+    ("Xid", "FAIL", "Xid 79 of 0000:3b:00", part("xids", [XidFacts(code=79, device="0000:3b:00", hours_ago=2)])),
+    ("Xid", "WARN", "Xid 63", part("xids", [XidFacts(code=63, device="0000:3b:00", hours_ago=2)])),
     ("Xid", "SKIP", "not read", part("xids", None)),
     ("versions", "FAIL", "driver 570.1, the other nodes have 580.65.06", part("gpus", driver="570.1")),
     ("versions", "FAIL", "NCCL 2.27.3, the other nodes have 2.28.9", part("versions", nccl="2.27.3")),
@@ -148,7 +148,7 @@ FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
     ("InfiniBand", "FAIL", "mlx5_5/1 DOWN", port_5(state="DOWN")),
     ("InfiniBand", "FAIL", "mlx5_5/1 at 100 Gb/s, others 400", port_5(rate=100.0)),
     ("InfiniBand", "FAIL", "mlx5_0/1 absent", part("infiniband", [])),
-    ("clock", "FAIL", "+4.999 s", part("clock", Clock(offset=5.0, uncertain=0.002))),
+    ("clock", "FAIL", "+4.999 s", part("clock", ClockFacts(offset=5.0, uncertain=0.002))),
     ("disk", "FAIL", "0.50 GiB free, 10 wanted", part("disk", free=GIB // 2)),
     ("disk", "FAIL", "Permission denied", part("disk", error="Permission denied: /shared/run")),
     ("disk", "WARN", "writes 20 MB/s", part("disk", write_speed=2e7)),
@@ -160,12 +160,12 @@ FAULTS: list[tuple[str, str, str, Callable[[Node], None]]] = [
     ("ports", "FAIL", "in use: 29500", part("busy_ports", [29500])),
     ("model", "FAIL", "model-2.safetensors is missing", part("model", faults=["model-2.safetensors is missing"])),
     ("model", "FAIL", "not the same files", part("model", digest="cccc")),
-    ("data", "FAIL", "does not exist", part("data", [Folder(path="/data", faults=["it does not exist"])])),
+    ("data", "FAIL", "does not exist", part("data", [FolderFacts(path="/data", faults=["it does not exist"])])),
 ]
 
 
 @pytest.mark.parametrize(("check", "status", "said", "spoil"), FAULTS, ids=[f"{f[0]}: {f[2]}" for f in FAULTS])
-def test_one_bad_node_is_named(check: str, status: str, said: str, spoil: Callable[[Node], None]) -> None:
+def test_one_bad_node_is_named(check: str, status: str, said: str, spoil: Callable[[NodeFacts], None]) -> None:
     nodes = [good_node(number) for number in range(4)]
     spoil(nodes[2])
     (found,) = not_passed(nodes)
@@ -185,7 +185,7 @@ def test_of_two_nodes_that_differ_neither_is_right() -> None:
 def test_a_clock_is_compared_with_the_nodes_not_with_the_first() -> None:
     nodes = [good_node(number) for number in range(4)]
     for node in nodes[1:]:
-        node.clock = Clock(offset=-30.0, uncertain=0.01)
+        node.clock = ClockFacts(offset=-30.0, uncertain=0.01)
     (found,) = not_passed(nodes)
     assert (found.node, found.check, found.status) == ("gpu-0", "clock", "FAIL")
 
@@ -200,14 +200,14 @@ def test_a_driver_too_old_for_torch_is_named_even_alone() -> None:
 
 def test_old_and_application_xids_are_no_fault() -> None:
     node = good_node(0)
-    node.xids = [Xid(code=79, device="x", hours_ago=30), Xid(code=31, device="x", hours_ago=1)]
+    node.xids = [XidFacts(code=79, device="x", hours_ago=30), XidFacts(code=31, device="x", hours_ago=1)]
     assert [f for f in not_passed([node]) if f.check == "Xid"] == []
 
 
 def test_without_gpus_no_gpu_check_passes() -> None:
     nodes = [good_node(0), good_node(1)]
     for node in nodes:
-        node.gpus, node.xids, node.products = Gpus(absent="NVML does not start"), None, []
+        node.gpus, node.xids, node.products = GpuList(absent="NVML does not start"), None, []
     findings = judge(nodes, WANTED, GPU_CHECKS)
     assert {f.status for f in findings} == {"SKIP"}
     assert {f.detail for f in findings} == {"NVML does not start"}
@@ -217,7 +217,7 @@ def test_without_gpus_no_gpu_check_passes() -> None:
     assert [f.node for f in judge(nodes, WANTED, GPU_CHECKS) if f.status == "FAIL"] == ["gpu-1"]
 
 
-def failed(nodes: list[Node], wanted: Requirements = WANTED) -> list[tuple[str, str]]:
+def failed(nodes: list[NodeFacts], wanted: Requirements = WANTED) -> list[tuple[str, str]]:
     return [(f.node, f.check) for f in judge(nodes, wanted, CHECKS) if f.status == "FAIL"]
 
 
@@ -269,7 +269,7 @@ def test_seven_gpus_everywhere_are_shown_and_doubted_unless_they_are_wanted(
     ],
 )
 def test_a_fact_that_one_of_two_nodes_could_not_tell_is_that_nodes_alone(
-    check: str, missing: Callable[[Node], None]
+    check: str, missing: Callable[[NodeFacts], None]
 ) -> None:
     nodes = [good_node(0), good_node(1)]
     missing(nodes[1])
@@ -284,10 +284,10 @@ def test_a_driver_that_one_node_could_not_tell_is_compared_with_nothing() -> Non
     assert failed(nodes) == []
 
 
-def links(name: str, up: int, down: int) -> Callable[[Node], None]:
+def links(name: str, up: int, down: int) -> Callable[[NodeFacts], None]:
     """The same on all of a node's GPUs."""
 
-    def change(node: Node) -> None:
+    def change(node: NodeFacts) -> None:
         assert node.gpus
         update = {"name": name, "nvlinks_up": up, "nvlinks_down": list(range(up, up + down))}
         node.gpus.gpus = [gpu.model_copy(update=update) for gpu in node.gpus.gpus]
@@ -307,7 +307,7 @@ def links(name: str, up: int, down: int) -> Callable[[Node], None]:
     ],
 )
 def test_links_that_are_down_are_told_from_cards_without_bridges(
-    everywhere: Callable[[Node], None], here: Callable[[Node], None] | None, status: str
+    everywhere: Callable[[NodeFacts], None], here: Callable[[NodeFacts], None] | None, status: str
 ) -> None:
     nodes = [good_node(0), good_node(1)]
     for node in nodes:
@@ -328,7 +328,7 @@ def test_main_memory_for_checkpoints_is_wanted_of_trainer_nodes_alone() -> None:
 
 def test_a_gpu_machine_without_the_package_fails() -> None:
     node = good_node(0)
-    node.gpus = Gpus(absent="the package nvidia-ml-py is not installed", device_files=True)
+    node.gpus = GpuList(absent="the package nvidia-ml-py is not installed", device_files=True)
     found = [f for f in judge([node], WANTED, GPU_CHECKS) if f.status == "FAIL"]
     assert [(f.check, f.detail) for f in found] == [("GPUs", "the package nvidia-ml-py is not installed")]
 
@@ -346,4 +346,4 @@ def test_a_part_that_does_not_answer_fails_its_checks_and_one_not_looked_at_says
 
 def test_facts_survive_the_way_to_the_first_node() -> None:
     node = good_node(3)
-    assert Node.from_json(node.model_dump_json()) == node
+    assert NodeFacts.from_json(node.model_dump_json()) == node

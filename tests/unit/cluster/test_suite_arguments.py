@@ -24,7 +24,7 @@ from tests.support.suite_runs import TOOL
         (["--backend", "gloo", "--inject", "missing", "7"], "planted on rank 7: there are 1 ranks"),
         (["--backend", "nccl"], "--backend gloo runs on CPU"),
         (["--backend", "gloo", "--recipe", "none.yaml"], "cannot read recipe none.yaml"),
-        (["--backend", "gloo", "--layout", "tensor=3"], "wants a multiple of 3 ranks; there are 1"),
+        (["--backend", "gloo", "--layout", "tensor=3"], "needs a multiple of 3 ranks; there are 1"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(

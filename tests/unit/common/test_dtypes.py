@@ -16,7 +16,9 @@ def test_a_name_stands_for_torchs_type_of_so_many_bytes(name: str) -> None:
 
 
 def test_other_names_are_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="'int8' is no element type of weights; there are float32, bfloat16, "):
+    with pytest.raises(
+        ValueError, match="'int8' is not an element type of weights; there are float32, bfloat16, "
+    ):
         dtype_of("int8")
     assert name_of(torch.int8) == "int8"
 

@@ -22,7 +22,7 @@ SIGNALS = {
     "environments.deep_search.search.top_k.DamagedPostingsError": "compiled code raises it; its caller explains",
     "environments.webshop.served_client._Passing": "says that a request is to be tried again",
     "environments.workers.wire.TooLong": "a message's size, of which the caller makes an error",
-    "launch.interrupts.Interrupted": "an interrupt, which is no Exception",
+    "launch.interrupts.Interrupted": "an interrupt, which is not an Exception",
     "prepare.download.Stopped": "says that another download has failed",
     "prepare.download._Again": "says that a download is to be tried again",
     "rollout.service.server.ClientGone": "says that nobody waits for the answer",

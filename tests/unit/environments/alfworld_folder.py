@@ -12,14 +12,14 @@ from megatron_empg.environments.alfworld.manifest import (
     GAMES,
     KINDS,
     Game,
-    Manifest,
+    GamesManifest,
     digest_of,
     write_manifest,
 )
 from megatron_empg.environments.alfworld.transcript import (
     TRANSCRIPT_FILE,
-    Played,
-    Shown,
+    PlayedCommand,
+    RecordedScene,
     Transcript,
     transcript_bytes,
 )
@@ -33,8 +33,8 @@ TURNS = (
     ("move mug 1 to desk 1", "You move the mug 1 to the desk 1.", "look"),
 )
 TRANSCRIPT = Transcript(
-    Shown(ROOM, ("go to desk 1", "go to shelf 1", "inventory", "look")),
-    tuple(Played(command, Shown(seen, (choice,))) for command, seen, choice in TURNS),
+    RecordedScene(ROOM, ("go to desk 1", "go to shelf 1", "inventory", "look")),
+    tuple(PlayedCommand(command, RecordedScene(seen, (choice,))) for command, seen, choice in TURNS),
 )
 
 
@@ -50,7 +50,7 @@ def write_game(folder: Path, name: str, kind: str, *, solvable: bool = True, gra
     return Game(name, kind, "put a mug in desk.", digest_of(content), digest_of(written))
 
 
-def write_folder(folder: Path, games_of_a_split: int = 6, *, generated: bool = True) -> Manifest:
+def write_folder(folder: Path, games_of_a_split: int = 6, *, generated: bool = True) -> GamesManifest:
     """Games of all kinds in each split, and the manifest."""
     games = {}
     for split, name in FOLDERS.items():
@@ -59,6 +59,6 @@ def write_folder(folder: Path, games_of_a_split: int = 6, *, generated: bool = T
             kind = KINDS[index % len(KINDS)]
             made.append(write_game(folder, f"{name}/{kind}-Mug-None-Desk-301/trial_{index}", kind))
         games[split] = tuple(made)
-    manifest = Manifest(generated, games, 0 if generated else None, {"alfworld": "0.4.2"})
+    manifest = GamesManifest(generated, games, 0 if generated else None, {"alfworld": "0.4.2"})
     write_manifest(folder, manifest)
     return manifest

@@ -9,8 +9,8 @@ import pytest
 
 from megatron_empg.common.locks import hold
 from megatron_empg.environments.alfworld import generate
-from megatron_empg.environments.alfworld.generate import Job, Order, drop_damaged, main, make_games
-from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, GAMES, KINDS, Manifest
+from megatron_empg.environments.alfworld.generate import GameJob, GameOrder, drop_damaged, main, make_games
+from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, GAMES, KINDS, GamesManifest
 from megatron_empg.environments.alfworld.problem import spelled
 from megatron_empg.environments.alfworld.scenes import HELD_OUT, ROOMS, SEEN, UNSEEN, scenes_of
 from megatron_empg.environments.alfworld.thoughts import thought_before
@@ -26,7 +26,7 @@ def test_training_and_valid_seen_share_scenes_that_valid_unseen_has_none_of():
 
 
 def test_every_split_has_as_many_games_of_each_kind():
-    jobs = Order(Path("games"), 0, {"train": 12, "test_id": 6, "test_ood": 7}).jobs()
+    jobs = GameOrder(Path("games"), 0, {"train": 12, "test_id": 6, "test_ood": 7}).jobs()
     of_train = Counter(job.kind for job in jobs if job.split == "train")
     assert of_train == dict.fromkeys(KINDS, 2)
     assert Counter(job.split for job in jobs) == {"train": 12, "test_id": 6, "test_ood": 7}
@@ -34,7 +34,7 @@ def test_every_split_has_as_many_games_of_each_kind():
 
 
 def test_task_types_and_rooms_can_be_chosen():
-    jobs = Order(Path("games"), 0, {"train": 4}, KINDS[1:3], ("bathroom",)).jobs()
+    jobs = GameOrder(Path("games"), 0, {"train": 4}, KINDS[1:3], ("bathroom",)).jobs()
     assert [job.kind for job in jobs] == [KINDS[1], KINDS[2]] * 2
     assert {job.rooms for job in jobs} == {("bathroom",)}
     by_room = [scenes_of("train", [room]) for room in ROOMS]
@@ -44,27 +44,27 @@ def test_task_types_and_rooms_can_be_chosen():
 
 
 def test_more_games_begin_with_the_same_ones():
-    few = Order(Path("games"), 0, {"train": 6}).jobs()
-    assert Order(Path("games"), 0, {"train": 12}).jobs()[:6] == few
+    few = GameOrder(Path("games"), 0, {"train": 6}).jobs()
+    assert GameOrder(Path("games"), 0, {"train": 12}).jobs()[:6] == few
 
 
 def test_a_game_that_was_made_is_found_again(tmp_path):
-    job = Job(tmp_path, 3, "test_ood", KINDS[0], 12)
+    job = GameJob(tmp_path, 3, "test_ood", KINDS[0], 12)
     assert job.made() is None
     place = tmp_path / GAMES / "valid_unseen" / f"{KINDS[0]}-Mug-None-Desk-308" / job.trial
     place.mkdir(parents=True)
     assert job.made() == place
-    assert Job(tmp_path, 4, "test_ood", KINDS[0], 12).made() is None
-    assert Job(tmp_path, 3, "test_id", KINDS[0], 12).made() is None
+    assert GameJob(tmp_path, 4, "test_ood", KINDS[0], 12).made() is None
+    assert GameJob(tmp_path, 3, "test_id", KINDS[0], 12).made() is None
 
 
 def test_games_that_were_made_for_other_rooms_are_not_taken(tmp_path):
     """A game follows from the rooms that may be drawn too, so the same options make the same games anywhere."""
     some = ("bathroom", "kitchen")
     rooms = (tuple(ROOMS), ("bathroom",), ("kitchen",), some)
-    jobs = [Job(tmp_path, 0, "train", KINDS[0], 5, chosen) for chosen in rooms]
+    jobs = [GameJob(tmp_path, 0, "train", KINDS[0], 5, chosen) for chosen in rooms]
     assert len({job.trial for job in jobs}) == len(jobs)
-    assert Job(tmp_path, 0, "train", KINDS[0], 5, some[::-1]).trial == jobs[-1].trial
+    assert GameJob(tmp_path, 0, "train", KINDS[0], 5, some[::-1]).trial == jobs[-1].trial
     for number, job in enumerate(jobs):
         assert job.made() is None
         place = tmp_path / GAMES / "train" / f"{KINDS[0]}-Cloth-None-Cabinet-401" / job.trial
@@ -86,9 +86,9 @@ def test_every_command_has_a_thought_that_its_seed_decides():
 
 def two_made(folder):
     """Two jobs and the manifest that lists what they made."""
-    jobs = Order(folder, 0, {"train": 2}).jobs()
+    jobs = GameOrder(folder, 0, {"train": 2}).jobs()
     games = [write_game(folder, f"train/{job.kind}-Mug-None-Desk-301/{job.trial}", job.kind) for job in jobs]
-    return jobs, Manifest(True, {"train": tuple(games)})
+    return jobs, GamesManifest(True, {"train": tuple(games)})
 
 
 @pytest.mark.skipif(find_spec("alfworld") is not None, reason="this Python has the engine")
@@ -102,7 +102,7 @@ def test_a_python_without_the_engine_is_told_which_has_it_before_a_folder_is_mad
 
 
 def test_processes_that_are_replaced_make_the_rest_too(tmp_path, monkeypatch):
-    jobs = Order(tmp_path, 0, {"train": 5}).jobs()
+    jobs = GameOrder(tmp_path, 0, {"train": 5}).jobs()
     places = []
     for job in jobs:
         place = tmp_path / GAMES / "train" / f"{job.kind}-Mug-None-Desk-301" / job.trial
@@ -112,7 +112,7 @@ def test_processes_that_are_replaced_make_the_rest_too(tmp_path, monkeypatch):
     assert list(make_games(jobs, processes=1)) == places
 
 
-OTHER = transcript_bytes(Transcript(Shown("a room", ()), ()))
+OTHER = transcript_bytes(Transcript(RecordedScene("a room", ()), ()))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -155,6 +155,6 @@ def test_a_folder_in_which_games_are_being_made_is_refused(tmp_path):
     with (tmp_path / ".generate.lock").open("a", encoding="utf-8") as lock:
         hold(lock, RuntimeError("nobody else has it"))
         with pytest.raises(ValueError, match=r"games are being made in .* already; wait for it"):
-            generate.generate(Order(tmp_path, 0, {"train": 1}), 1)
+            generate.generate(GameOrder(tmp_path, 0, {"train": 1}), 1)
         assert unfinished.is_dir()
         assert sorted(path.name for path in tmp_path.iterdir()) == [".generate.lock", ".unfinished"]

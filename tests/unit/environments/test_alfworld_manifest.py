@@ -122,9 +122,9 @@ def test_an_index_lists_the_games_that_can_be_solved(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "left out: 1 with not known to be solvable" in told
     assert "left out: 2 with a task with sliced things or in things that move" in told
-    assert "left out: 1 with a game.tw-pddl that is no JSON" in told
-    assert "left out: 1 with a traj_data.json that is no JSON object" in told
-    assert "left out: 1 with a traj_data.json that is no JSON\n" in told
+    assert "left out: 1 with a game.tw-pddl that is not JSON" in told
+    assert "left out: 1 with a traj_data.json that is not a JSON object" in told
+    assert "left out: 1 with a traj_data.json that is not JSON\n" in told
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_empg.environments.alfworld import python, world
-from megatron_empg.environments.alfworld.manifest import GAME_FILE, GAMES, KINDS, Manifest, write_manifest
+from megatron_empg.environments.alfworld.manifest import GAME_FILE, GAMES, KINDS, GamesManifest, write_manifest
 from megatron_empg.environments.alfworld.settings import AlfWorldSettings
 from megatron_empg.environments.alfworld.source import AlfWorld
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, TranscriptWorld, read_transcript
@@ -63,7 +63,9 @@ def test_what_cannot_be_compared_of_games_and_prompt_is_told(tmp_path):
         games = [
             write_game(tmp_path / folder, name, kind) for name, kind in zip(names[:number], KINDS, strict=False)
         ]
-        write_manifest(tmp_path / folder, Manifest(False, {"train": tuple(games), "test_id": (), "test_ood": ()}))
+        write_manifest(
+            tmp_path / folder, GamesManifest(False, {"train": tuple(games), "test_id": (), "test_ood": ()})
+        )
     told = {folder: AlfWorld.caveats(AlfWorldSettings(data=tmp_path / folder)) for folder in ("some", "all")}
     assert told["some"] == (
         "fewer kinds of tasks: pick_and_place_simple, look_at_obj_in_light",

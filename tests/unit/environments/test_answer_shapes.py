@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from megatron_empg.environments.base import Opening, StepResult, Task, TaskSource
-from megatron_empg.environments.conformance.subject import Subject
+from megatron_empg.environments.conformance.subject import TestedEnvironment
 from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.environments.workers import WorkerPool, errors
 
 WRONG = {
-    "bool reward": (StepResult("x", False, reward=True), "a reward of True, which is no finite number"),
+    "bool reward": (StepResult("x", False, reward=True), "a reward of True, which is not a finite number"),
     "text reward": (StepResult("x", False, reward="1"), "a reward of '1'"),
     "huge reward": (StepResult("x", False, reward=10**400), "a reward of 1000"),
     "nan reward": (StepResult("x", False, reward=np.float64("nan")), "a reward of nan"),
@@ -68,7 +68,7 @@ def test_a_wrong_result_is_refused_with_its_fault_on_the_event_loop_and_by_the_c
         checked_result(answer)
     assert fault in str(refused.value)
     made = source()
-    subject = Subject("x", {}, made, made.make, 5.0)
+    subject = TestedEnvironment("x", {}, made, made.make, 5.0)
     from megatron_empg.environments.conformance.findings import RuleBroken
 
     with pytest.raises(RuleBroken) as broken:
@@ -114,7 +114,7 @@ def test_values_of_numpy_count_as_what_they_stand_for():
     ("opening", "fault"),
     [
         ("hello", "a str, not an Opening"),
-        (Opening([{"role": "user"}]), "message 1 that is no {role, content}"),
+        (Opening([{"role": "user"}]), "message 1 that is not {role, content}"),
         (Opening([{"role": ["user"], "content": "x"}]), "message 1 of the role ['user']"),
         (Opening(anchor=5), "an anchor that is a int"),
     ],

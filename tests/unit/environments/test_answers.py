@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_empg.environments.deep_search import answers
-from megatron_empg.environments.deep_search.answers import Score, exact, f1, published_form, score, verdict
-from megatron_empg.environments.deep_search.scoring import Compared
-from megatron_empg.environments.deep_search.search.words import WordRules, Words
+from megatron_empg.environments.deep_search.answers import AnswerMatch, exact, f1, published_form, score, verdict
+from megatron_empg.environments.deep_search.scoring import GoldAnswerScore
+from megatron_empg.environments.deep_search.search.words import WordRules, WordSplitter
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_the_two_forms_differ_where_they_say_so(answer, gold, project, published
 
 def test_any_gold_answer_counts_and_the_best_one():
     golds = ["412 km", "256 miles", "about 412 km long"]
-    assert score("256 Miles", golds) == Score(True, 1.0)
-    assert score("412 km long", golds) == Score(False, pytest.approx(6 / 7))
-    assert score("nothing of it", golds) == Score(False, 0.0)
+    assert score("256 Miles", golds) == AnswerMatch(True, 1.0)
+    assert score("412 km long", golds) == AnswerMatch(False, pytest.approx(6 / 7))
+    assert score("nothing of it", golds) == AnswerMatch(False, 0.0)
 
 
 def test_f1_is_the_harmonic_mean_over_words():
@@ -81,7 +81,7 @@ def test_scripts_without_blanks_are_compared_letter_by_letter():
 
 def test_search_and_answers_know_the_same_scripts_without_blanks():
     for text in ("กรุงเทพ", "ភ្នំពេញ", "မြန်မာ", "ລາວ", "東京ガ"):
-        letters = Words(WordRules())(text)
+        letters = WordSplitter(WordRules())(text)
         assert letters == list("".join(letters))
         assert f1(letters[0], [text]) == pytest.approx(2 / (1 + len(letters)))
 
@@ -132,6 +132,6 @@ def test_a_long_comparison_is_no_work_for_the_event_loop(monkeypatch, words, asi
 
     monkeypatch.setattr(answers, "_normal", noted)
     answer, golds = "x " * words, ("x", "y")
-    found = asyncio.run(Compared(golds, "f1").verdict(answer))
-    assert found.score == answers.score(answer, golds) == Score(False, 2 / (words + 1))
+    found = asyncio.run(GoldAnswerScore(golds, "f1").verdict(answer))
+    assert found.score == answers.score(answer, golds) == AnswerMatch(False, 2 / (words + 1))
     assert (threads == {threading.main_thread()}) is not aside

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megatron_empg.environments.calls.base import MalformedCall
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.prompt import PROMPT_STYLES, syntax_for
-from megatron_empg.environments.deep_search.scoring import Compared
+from megatron_empg.environments.deep_search.scoring import GoldAnswerScore
 
 SYNTAXES = {style: syntax_for(style) for style in PROMPT_STYLES}
 PARTS = [
@@ -75,7 +75,7 @@ class Echo:
 
 
 def stepped(style, action):
-    episode = DeepSearchEnvironment(Echo(), Compared(("the right answer",)), SYNTAXES[style])
+    episode = DeepSearchEnvironment(Echo(), GoldAnswerScore(("the right answer",)), SYNTAXES[style])
     return asyncio.run(episode.step(action))
 
 
@@ -190,6 +190,6 @@ def test_a_page_without_end_is_cut():
 
         visit = search
 
-    episode = DeepSearchEnvironment(Long(), Compared(("a",)), SYNTAXES["none"], longest_observation=1000)
+    episode = DeepSearchEnvironment(Long(), GoldAnswerScore(("a",)), SYNTAXES["none"], longest_observation=1000)
     found = asyncio.run(episode.step("<think> so</think><search> x</search>")).observation
     assert found == "x" * 994 + " (cut)"

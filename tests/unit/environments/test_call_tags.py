@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_empg.environments.calls.base import Call, Example, MalformedCall, Tool, text_tool
+from megatron_empg.environments.calls.base import Example, MalformedCall, Tool, ToolCall, text_tool
 from megatron_empg.environments.calls.tags import Tags
 from megatron_empg.environments.deep_search.agent_tools import ANSWER, SEARCH, VISIT
 from megatron_empg.environments.deep_search.prompt import EXAMPLE, syntax_for
@@ -39,7 +39,9 @@ def test_its_texts_are_those_that_policies_were_trained_with():
 def test_other_tools_are_told_and_read():
     tags = Tags([SEARCH, WEIGH], Example("q", ()))
     assert "<weigh> a thing</weigh>" in tags.tool_lines()
-    assert tags.parse("<think> so</think><weigh> a\n feather </weigh>") == Call("weigh", {"thing": "a feather"})
+    assert tags.parse("<think> so</think><weigh> a\n feather </weigh>") == ToolCall(
+        "weigh", {"thing": "a feather"}
+    )
     with pytest.raises(MalformedCall, match="one search or weigh"):
         tags.parse("<think> so</think><visit> x</visit>")
 
@@ -52,13 +54,13 @@ def test_an_argument_holds_no_angle_bracket(argument):
 
 def test_line_breaks_of_an_argument_are_blanks():
     read = syntax_for("none").parse("<think> a\nb</think>\n<answer>\n new\r\n\tyork\u2028city\n</answer>")
-    assert read == Call("answer", {"answer": "new york city"})
+    assert read == ToolCall("answer", {"answer": "new york city"})
 
 
 @pytest.mark.parametrize("tool", [SEARCH, VISIT, ANSWER], ids=lambda tool: tool.name)
 def test_what_is_written_is_read(tool):
     tags = syntax_for("tags")
-    call = Call(tool.name, {next(iter(tool.properties)): "two words"})
+    call = ToolCall(tool.name, {next(iter(tool.properties)): "two words"})
     assert tags.parse(tags.write("so it is", call)) == call
 
 

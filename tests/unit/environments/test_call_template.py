@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_empg.environments.calls.base import Call, Example, MalformedCall, Tool
+from megatron_empg.environments.calls.base import Example, MalformedCall, Tool, ToolCall
 from megatron_empg.environments.calls.template_calls import TemplateCalls
 from megatron_empg.environments.deep_search.agent_tools import SEARCH
 from megatron_empg.environments.deep_search.prompt import syntax_for
@@ -58,7 +58,7 @@ def bare(name="search", key="parameters", **arguments):
 )
 def test_both_forms_are_read_by_either_style(turn):
     for syntax in (SYNTAX, LLAMA):
-        assert syntax.parse(turn) == Call("search", {"query": "capital peru"})
+        assert syntax.parse(turn) == ToolCall("search", {"query": "capital peru"})
 
 
 @pytest.mark.parametrize(
@@ -135,21 +135,21 @@ def test_what_is_wrong_is_said(turn, fault):
 )
 def test_an_argument_may_hold_anything(text):
     for syntax in (SYNTAX, LLAMA):
-        call = Call("answer", {"answer": text})
+        call = ToolCall("answer", {"answer": text})
         assert syntax.parse(syntax.write("so it is", call)) == call
 
 
 def test_a_thought_that_looks_like_a_call_is_not_written():
     for thought in ("{", "<tool_call>", "<think>"):
         with pytest.raises(ValueError, match="would be read as a call"):
-            SYNTAX.write(thought, Call("search", {"query": "x"}))
+            SYNTAX.write(thought, ToolCall("search", {"query": "x"}))
 
 
 def test_arguments_have_the_types_of_the_schema():
     syntax = TemplateCalls([MEASURE], Example("q", ()))
     full = {"thing": "rope", "digits": 2, "scale": 0.5, "exact": True}
-    assert syntax.parse(bare("measure", **full)) == Call("measure", full)
-    assert syntax.parse(bare("measure", thing="rope")) == Call("measure", {"thing": "rope"})
+    assert syntax.parse(bare("measure", **full)) == ToolCall("measure", full)
+    assert syntax.parse(bare("measure", thing="rope")) == ToolCall("measure", {"thing": "rope"})
     for wrong in ({"digits": 2.5}, {"digits": True}, {"scale": "1"}, {"exact": 1}, {"digits": "2"}):
         with pytest.raises(MalformedCall, match=f"the {next(iter(wrong))} of measure is "):
             syntax.parse(bare("measure", thing="rope", **wrong))
@@ -173,4 +173,4 @@ def test_the_template_gets_the_schemas_and_the_message_leaves_the_format_to_it()
 def test_the_reminder_shows_a_call_that_is_read():
     for syntax in (SYNTAX, LLAMA):
         shown = syntax.reminder.partition("such as ")[2].removesuffix(" and nothing after it")
-        assert syntax.parse(shown) == Call("search", {"query": "words"})
+        assert syntax.parse(shown) == ToolCall("search", {"query": "words"})

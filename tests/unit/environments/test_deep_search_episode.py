@@ -8,10 +8,15 @@ import time
 import pytest
 
 from megatron_empg.environments import SPLITS, Environment
-from megatron_empg.environments.deep_search.actions import Call, MalformedCall, format_action, parse_action
+from megatron_empg.environments.deep_search.actions import (
+    MalformedCall,
+    SearchToolCall,
+    format_action,
+    parse_action,
+)
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.prompt import syntax_for
-from megatron_empg.environments.deep_search.scoring import Compared
+from megatron_empg.environments.deep_search.scoring import GoldAnswerScore
 from megatron_empg.environments.deep_search.text import normalise_answer, normalise_title, words
 from megatron_empg.environments.deep_search.tools import QueryRefused
 from megatron_empg.environments.registry import make_task_source
@@ -29,7 +34,7 @@ def episode(source, task):
 
 
 def call(tool, argument):
-    return format_action("need this", Call(tool, argument))
+    return format_action("need this", SearchToolCall(tool, argument))
 
 
 def test_search_visit_answer(episode):
@@ -114,7 +119,7 @@ def test_a_malformed_call_is_told_so_and_the_episode_goes_on(episode, action):
     ],
 )
 def test_blanks_and_the_end_token_do_not_matter(action):
-    assert parse_action(action) == Call("search", "spain")
+    assert parse_action(action) == SearchToolCall("search", "spain")
 
 
 def test_actions_are_read_as_written(source):
@@ -267,7 +272,7 @@ class Refusing:
 
 
 def test_a_refused_query_costs_the_policy_its_turn_and_no_more():
-    episode = begun(DeepSearchEnvironment(Refusing(), Compared(("madrid",)), syntax_for("none")))
+    episode = begun(DeepSearchEnvironment(Refusing(), GoldAnswerScore(("madrid",)), syntax_for("none")))
     result = step(episode, call("search", "x"))
     assert (result.observation, result.done, result.info["refused"]) == ("the search was refused", False, True)
     assert step(episode, call("answer", "madrid")).reward == 1.0

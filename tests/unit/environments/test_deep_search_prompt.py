@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_empg.environments.deep_search.actions import TAGS, Call, gold_action, parse_action
+from megatron_empg.environments.deep_search.actions import TAGS, SearchToolCall, gold_action, parse_action
 from megatron_empg.environments.deep_search.agent_tools import ANSWER, SEARCH
 from megatron_empg.environments.deep_search.prompt import EXAMPLE, EXAMPLE_QUESTION, syntax_for
 from megatron_empg.environments.registry import make_task_source
@@ -84,7 +84,7 @@ def test_an_answer_that_the_syntax_cannot_say_has_no_gold_turn():
         assert gold_action("done", "a < b", syntax_for(style)) is None
     for style in ("tools", "tools_llama3"):
         syntax = syntax_for(style)
-        assert parse_action(gold_action("done", "a < b", syntax), syntax) == Call("answer", "a < b")
+        assert parse_action(gold_action("done", "a < b", syntax), syntax) == SearchToolCall("answer", "a < b")
     assert gold_action("done", "", syntax_for("tools")) is None
 
 

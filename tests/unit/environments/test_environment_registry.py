@@ -141,7 +141,7 @@ def test_built_in_environments_say_what_cannot_be_compared(tmp_path):
         "page of attributes",
     ]
     assert caveats("scienceworld", {"splits": "epo", "drawn": "variations"}) == []
-    assert names_of("scienceworld", {}) == ["other variations than EPO's", "drawn otherwise than by EPO"]
+    assert names_of("scienceworld", {}) == ["other variations than EPO's", "drawn differently from EPO"]
     changed = {
         "simplifications": "",
         "choices": "none",

@@ -226,8 +226,8 @@ async def test_a_malformed_answer_is_an_error():
 @on_a_loop
 async def test_a_result_of_wrong_values_is_an_error():
     wrong = {
-        "reward nan": "a reward of nan, which is no finite number",
-        "reward -inf": "a reward of -inf, which is no finite number",
+        "reward nan": "a reward of nan, which is not a finite number",
+        "reward -inf": "a reward of -inf, which is not a finite number",
         "number": "an observation that is a int, not a text",
     }
     async with pool_of() as pool:
@@ -579,7 +579,7 @@ def test_impossible_options_are_refused():
 @on_a_loop
 async def test_a_task_that_is_no_json_is_refused_by_name():
     async with pool_of() as pool:
-        with pytest.raises(ValueError, match=r"'a task' is no JSON.*a set is no JSON"):
+        with pytest.raises(ValueError, match=r"'a task' is not JSON.*a set is not JSON"):
             await pool.make(a_task(words={"a"})).reset()
         assert pool.live == 0
 

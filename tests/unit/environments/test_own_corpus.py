@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.actions import SearchToolCall, format_action
 from megatron_empg.environments.deep_search.corpus import load_corpus
 from megatron_empg.environments.registry import make_task_source
 from tests.support.acting import begun, step
@@ -41,11 +41,11 @@ def test_a_corpus_works_by_itself(own):
     task = source.sample("train", 1, seed=0)[0]
     title = task.payload["entity"]
     episode = begun(source.make(task))
-    assert title in step(episode, format_action("so", Call("search", f"capital {title}"))).observation
+    assert title in step(episode, format_action("so", SearchToolCall("search", f"capital {title}"))).observation
     for spelled in (title, title.lower(), f"  {title.upper()} "):
-        page = step(episode, format_action("so", Call("visit", spelled))).observation
+        page = step(episode, format_action("so", SearchToolCall("visit", spelled))).observation
         assert page.startswith(f"page : The capital of {title}")
-    assert step(episode, format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
+    assert step(episode, format_action("so", SearchToolCall("answer", task.payload["answer"]))).reward == 1.0
     assert source.walkthrough(task, 0).turns[-1].observation is None
     with pytest.raises(ValueError, match="the corpus has none"):
         source.sample("test_ood", 1, seed=0)
@@ -96,7 +96,7 @@ def test_other_scripts_are_told_apart(own):
     )
     for task in source.tasks("train"):
         for answer in answers.values():
-            reward = step(begun(source.make(task)), format_action("so", Call("answer", answer))).reward
+            reward = step(begun(source.make(task)), format_action("so", SearchToolCall("answer", answer))).reward
             assert reward == (answer == task.payload["answer"])
 
 

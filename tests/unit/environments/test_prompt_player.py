@@ -8,9 +8,9 @@ import pytest
 
 from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
 from megatron_empg.environments.deep_search.prompt import syntax_for
-from megatron_empg.environments.deep_search.scoring import Compared
+from megatron_empg.environments.deep_search.scoring import GoldAnswerScore
 from megatron_empg.environments.deep_search.search_service import LocalTools
-from megatron_empg.environments.deep_search.tools import AtOnce
+from megatron_empg.environments.deep_search.tools import ImmediateTools
 from megatron_empg.environments.registry import make_task_source
 from tests.unit.environments.prompt_player import PURPOSES, Form, forms_in_message, forms_in_rendering, play
 
@@ -89,10 +89,10 @@ def shown(style, text, question, tmp_path):
 
 def rewards(source, syntax, forms):
     """Of three questions."""
-    tools = AtOnce(LocalTools(source.corpus, source.retriever))
+    tools = ImmediateTools(LocalTools(source.corpus, source.retriever))
     won = []
     for task in source.fixed("train", 3):
-        episode = DeepSearchEnvironment(tools, Compared((task.payload["answer"],)), syntax)
+        episode = DeepSearchEnvironment(tools, GoldAnswerScore((task.payload["answer"],)), syntax)
         won.append(asyncio.run(play(episode, forms, task, source.corpus)))
     return won
 

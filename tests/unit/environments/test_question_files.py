@@ -16,7 +16,7 @@ from megatron_empg.environments.deep_search import json_lines
 from megatron_empg.environments.deep_search.data import json_stream, question_files, record_files
 from megatron_empg.environments.deep_search.data.json_stream import JsonFault, JsonStream
 from megatron_empg.environments.deep_search.data.mixture import allot, interleaved
-from megatron_empg.environments.deep_search.data.published_formats import DATASETS, Skipped, read_questions
+from megatron_empg.environments.deep_search.data.published_formats import DATASETS, SkippedRecords, read_questions
 from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion, QuestionDataError
 from megatron_empg.environments.deep_search.data.published_questions import PublishedQuestions
 from megatron_empg.environments.deep_search.data.question_files import (
@@ -41,7 +41,7 @@ PUBLISHED = {
 
 
 def read(dataset, path, skipped=None):
-    return list(read_questions(dataset, path, skipped if skipped is not None else Skipped()))
+    return list(read_questions(dataset, path, skipped if skipped is not None else SkippedRecords()))
 
 
 def written(path, *records):
@@ -57,7 +57,7 @@ def own(path, count, **more):
 
 
 def test_hotpotqa_is_read_and_an_answer_without_a_word_is_left_out():
-    skipped = Skipped()
+    skipped = SkippedRecords()
     bridge, comparison, height = read("hotpotqa", FIXTURES / PUBLISHED["hotpotqa"], skipped)
     assert bridge == PublishedQuestion(
         "hotpotqa/5a0000000000000000000001",
@@ -69,7 +69,7 @@ def test_hotpotqa_is_read_and_an_answer_without_a_word_is_left_out():
     )
     assert (comparison.type, comparison.answers) == ("comparison", ("yes",))
     assert height.answers == ("1,204 m",)
-    assert skipped == Skipped(wordless=1)
+    assert skipped == SkippedRecords(wordless=1)
 
 
 def test_2wikimultihopqa_takes_the_other_names_of_an_answer():
@@ -89,7 +89,7 @@ def test_2wikimultihopqa_takes_the_other_names_of_an_answer():
 
 
 def test_musique_leaves_out_what_cannot_be_answered():
-    skipped = Skipped()
+    skipped = SkippedRecords()
     found = read("musique", FIXTURES / PUBLISHED["musique"], skipped)
     assert [(q.id, q.type, q.hops) for q in found] == [
         ("musique/2hop__101_202", "2hop", 2),
@@ -97,7 +97,7 @@ def test_musique_leaves_out_what_cannot_be_answered():
         ("musique/4hop3__1_2_3_4", "4hop3", 4),
     ]
     assert found[0].answers == ("Tove Arn", "T. Arn", "Tove K. Arn")
-    assert skipped == Skipped(unanswerable=1)
+    assert skipped == SkippedRecords(unanswerable=1)
 
 
 def test_bamboogle_is_read_from_the_authors_sheet_and_from_json(tmp_path):
@@ -251,7 +251,7 @@ def test_ids_are_unique_and_repeated_records_count_once(tmp_path):
     source = QuestionSource(dataset="jsonl", path=written(tmp_path / "twice.jsonl", record, record))
     loaded = load_source(source)
     assert len(loaded.questions) == 1
-    assert loaded.skipped == Skipped(repeated=1)
+    assert loaded.skipped == SkippedRecords(repeated=1)
     clash = written(tmp_path / "clash.jsonl", record, {**record, "answers": ["c"]})
     with pytest.raises(QuestionDataError, match='id "jsonl/1" stands for two different questions'):
         load_source(QuestionSource(dataset="jsonl", path=clash))
@@ -640,16 +640,16 @@ def test_blanks_before_the_first_record_are_any_number(tmp_path, blanks, packed)
         content = (blanks + body).encode()
         path = tmp_path / name
         path.write_bytes(gzip.compress(content) if packed else content)
-        assert [question.text for question in read_questions("jsonl", path, Skipped())] == ["q?"]
+        assert [question.text for question in read_questions("jsonl", path, SkippedRecords())] == ["q?"]
     path.write_bytes((blanks + "\n{").encode())
     with pytest.raises(QuestionDataError, match=f"line {blanks.count(chr(10)) + 2}"):
-        list(read_questions("jsonl", path, Skipped()))
+        list(read_questions("jsonl", path, SkippedRecords()))
     path.write_text(blanks, encoding="utf-8")
     with pytest.raises(QuestionDataError, match="there is nothing in it"):
-        list(read_questions("jsonl", path, Skipped()))
+        list(read_questions("jsonl", path, SkippedRecords()))
     table = tmp_path / "b.csv"
     table.write_text(blanks + "\nQuestion,Answer\nq?,b\n", encoding="utf-8")
-    assert [question.text for question in read_questions("bamboogle", table, Skipped())] == ["q?"]
+    assert [question.text for question in read_questions("bamboogle", table, SkippedRecords())] == ["q?"]
 
 
 @pytest.mark.parametrize(
@@ -663,6 +663,6 @@ def test_a_question_of_more_answers_than_can_be_compared_is_refused(tmp_path, an
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"id": "a", "question": "q", "answers": answers}), encoding="utf-8")
     with pytest.raises(QuestionDataError, match=f"line 1: .*{says}"):
-        list(read_questions("jsonl", path, Skipped()))
+        list(read_questions("jsonl", path, SkippedRecords()))
     path.write_text(json.dumps({"id": "a", "question": "q", "answers": answers[:-1]}), encoding="utf-8")
-    assert len(next(read_questions("jsonl", path, Skipped())).answers) == len(answers) - 1
+    assert len(next(read_questions("jsonl", path, SkippedRecords())).answers) == len(answers) - 1

@@ -19,10 +19,10 @@ from megatron_empg.environments.deep_search.search import observations, retrieve
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, SearchIndex
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
-from megatron_empg.environments.deep_search.search.passages import Page
+from megatron_empg.environments.deep_search.search.passages import TitlePage
 from megatron_empg.environments.deep_search.search.retrieve_client import RetrieveClient, RetrieveTools
 from megatron_empg.environments.deep_search.search.retrieve_server import application
-from megatron_empg.environments.deep_search.search.shown import Shown
+from megatron_empg.environments.deep_search.search.shown import ResultLimits
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE, ClientLimits
 from megatron_empg.environments.deep_search.tools import QueryRefused, SearchServiceError
 
@@ -255,19 +255,19 @@ def test_one_unknown_visit_is_told_and_asked_for_again_later(monkeypatch, caplog
     monkeypatch.setattr(retrieve_client.time, "monotonic", lambda: now[0])
 
     async def play():
-        found = Page("The Hobbit", "A novel.\nOf 1937.")
+        found = TitlePage("The Hobbit", "A novel.\nOf 1937.")
         assert await client.visit("The Hobbit") == found
         knows[0] = True
         now[0] += retrieve_client.VISIT_AGAIN - 1
         assert await client.visit("The Hobbit") == found
         now[0] += 1
-        assert await client.visit("The Hobbit") == Page("The Hobbit", "The whole page.")
+        assert await client.visit("The Hobbit") == TitlePage("The Hobbit", "The whole page.")
         knows[0] = False
         for _ in range(2):
             with pytest.raises(SearchServiceError, match="visit: status 404"):
                 await client.visit("The Hobbit")
         knows[0] = True
-        assert await client.visit("The Hobbit") == Page("The Hobbit", "The whole page.")
+        assert await client.visit("The Hobbit") == TitlePage("The Hobbit", "The whole page.")
 
     asyncio.run(play())
     told = [record.getMessage() for record in caplog.records if record.name == retrieve_client.__name__]
@@ -297,7 +297,7 @@ def test_a_peers_server_is_understood_and_visit_falls_back_to_an_exact_title(mon
     async def play():
         tools = RetrieveTools(client)
         assert (await tools.search("hobbit")).splitlines()[2] == "2 The Hobbit : A novel. Of 1937."
-        assert await client.visit("the  HOBBIT") == Page("The Hobbit", "A novel.\nOf 1937.")
+        assert await client.visit("the  HOBBIT") == TitlePage("The Hobbit", "A novel.\nOf 1937.")
         assert await tools.visit("Hobbit") == "no page"
 
     asyncio.run(play())
@@ -331,7 +331,7 @@ def test_large_answers_are_read_and_shown_off_the_event_loop(monkeypatch):
 
         monkeypatch.setattr(module, name, noted)
     peer = Peer((200, {"result": [[document("A\n" + "long tale " * 10_000)] * 10]}))
-    shown = asyncio.run(RetrieveTools(client_of(monkeypatch, peer), Shown(top_k=10)).search("tale"))
+    shown = asyncio.run(RetrieveTools(client_of(monkeypatch, peer), ResultLimits(top_k=10)).search("tale"))
     assert shown.count("A : long tale") == 10
     del threads[0]  # the stand-in of the server reads the request
     assert len(threads) == 2
@@ -516,7 +516,7 @@ def test_what_is_no_port_is_refused(folder, token, monkeypatch, capsys, port):
     with pytest.raises(SystemExit) as ended:
         retrieve_server.main()
     assert ended.value.code == 2
-    assert "is no port; it is a whole number from 1 to 65535" in capsys.readouterr().err
+    assert "is not a port; it is a whole number from 1 to 65535" in capsys.readouterr().err
 
 
 def test_a_client_that_leaves_amid_its_request_is_no_error(index):

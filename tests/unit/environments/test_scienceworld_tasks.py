@@ -8,7 +8,7 @@ import pytest
 from megatron_empg.environments.base import SPLITS, EpisodeLimits
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.scienceworld import source as source_module
-from megatron_empg.environments.scienceworld.installed import Installed
+from megatron_empg.environments.scienceworld.installed import JavaInstallation
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.source import ScienceWorld
 from megatron_empg.environments.scienceworld.splits import UNSEEN_BY_RLVMR, variations_of
@@ -18,7 +18,7 @@ from megatron_empg.environments.scienceworld.variations import PARTS, all_tasks
 @pytest.fixture(autouse=True)
 def _no_java(monkeypatch, tmp_path):
     """No Java is looked for, and none could be started."""
-    monkeypatch.setattr(source_module, "installed", lambda: Installed("no java", tmp_path / "no.jar"))
+    monkeypatch.setattr(source_module, "installed", lambda: JavaInstallation("no java", tmp_path / "no.jar"))
 
 
 def source_of(**settings):
@@ -106,7 +106,7 @@ def test_an_unknown_split_is_refused():
     [
         ({"simplifications": "easy,openDoors"}, "stands alone"),
         ({"simplifications": "openDoors, openContainers"}, "' openContainers' is unknown; allowed, separated"),
-        ({"tasks": ["cook"]}, "'cook' is no task; there are boil, "),
+        ({"tasks": ["cook"]}, "'cook' is not a task; there are boil, "),
         ({"tasks": []}, "must name a task"),
         ({"choices": "all"}, "choices 'all' is unknown; allowed: none, templates, valid"),
         ({"observation_characters": 3}, "observation_characters is 3"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from megatron_empg.environments.scienceworld.engine import Outcome
+from megatron_empg.environments.scienceworld.engine import CommandOutcome
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation
 from megatron_empg.environments.scienceworld.world import LONGEST_COMMAND, NO_COMMAND, ScienceWorldWorld
@@ -14,7 +14,7 @@ from megatron_empg.environments.scienceworld.world import LONGEST_COMMAND, NO_CO
 class ToldEngine:
     """Answers with the outcomes that it was given, in order."""
 
-    outcomes: list[Outcome]
+    outcomes: list[CommandOutcome]
     asked: list[str] = field(default_factory=list)
     listed: int = 0
 
@@ -44,8 +44,8 @@ class ToldEngine:
 
 def played(scores, completed=False, **settings):
     """The scenes of an episode whose scores are these; `completed` is said of the last."""
-    outcomes = [Outcome(f"seen {i}", score, False) for i, score in enumerate(scores)]
-    outcomes[-1] = Outcome("seen last", scores[-1], completed)
+    outcomes = [CommandOutcome(f"seen {i}", score, False) for i, score in enumerate(scores)]
+    outcomes[-1] = CommandOutcome("seen last", scores[-1], completed)
     engine = ToldEngine(outcomes)
     world = ScienceWorldWorld(engine, Variation("boil", 3), ScienceWorldSettings(**settings))
     scenes = [world.begin()]
@@ -111,14 +111,16 @@ def test_only_the_choices_that_are_wanted_are_asked_for(choices, listed):
 
 
 def test_a_question_which_is_meant_is_a_state_of_its_own():
-    engine = ToldEngine([Outcome("a room", 0, False), Outcome("Ambiguous request: 0: this 1: that", 0, False)])
+    engine = ToldEngine(
+        [CommandOutcome("a room", 0, False), CommandOutcome("Ambiguous request: 0: this 1: that", 0, False)]
+    )
     world = ScienceWorldWorld(engine, Variation("boil", 0), ScienceWorldSettings())
     world.begin()
     assert world.act("take it").anchor == "room after 2\nAmbiguous request: 0: this 1: that"
 
 
 def test_long_observations_are_cut():
-    engine = ToldEngine([Outcome("a wall " * 1000, 0, False)])
+    engine = ToldEngine([CommandOutcome("a wall " * 1000, 0, False)])
     scene = ScienceWorldWorld(
         engine, Variation("boil", 0), ScienceWorldSettings(observation_characters=300)
     ).begin()
@@ -126,7 +128,7 @@ def test_long_observations_are_cut():
 
 
 def test_a_command_that_is_too_long_never_reaches_the_engine():
-    engine = ToldEngine([Outcome("a room", 40, False)])
+    engine = ToldEngine([CommandOutcome("a room", 40, False)])
     world = ScienceWorldWorld(engine, Variation("boil", 0), ScienceWorldSettings())
     world.begin()
     scene = world.act("open door " * (LONGEST_COMMAND // 5))
@@ -136,7 +138,7 @@ def test_a_command_that_is_too_long_never_reaches_the_engine():
 
 
 def test_half_a_surrogate_pair_reaches_the_engine_as_a_question_mark():
-    engine = ToldEngine([Outcome("a room", 0, False), Outcome("what?", 0, False)])
+    engine = ToldEngine([CommandOutcome("a room", 0, False), CommandOutcome("what?", 0, False)])
     world = ScienceWorldWorld(engine, Variation("boil", 0), ScienceWorldSettings())
     world.begin()
     world.act("open \ud800")

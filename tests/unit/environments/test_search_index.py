@@ -27,16 +27,16 @@ from megatron_empg.environments.deep_search.search.corpus_lines import CorpusFil
 from megatron_empg.environments.deep_search.search.errors import CorpusError, IndexFolderError, MissingPackageError
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
-from megatron_empg.environments.deep_search.search.manifest import MANIFEST, Manifest, verify_files
+from megatron_empg.environments.deep_search.search.manifest import MANIFEST, IndexManifest, verify_files
 from megatron_empg.environments.deep_search.search.observations import snippet
-from megatron_empg.environments.deep_search.search.passages import Page
-from megatron_empg.environments.deep_search.search.shown import Shown
+from megatron_empg.environments.deep_search.search.passages import TitlePage
+from megatron_empg.environments.deep_search.search.shown import ResultLimits
 from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsError, Postings, best_documents
-from megatron_empg.environments.deep_search.search.words import WordRules, Words
+from megatron_empg.environments.deep_search.search.words import WordRules, WordSplitter
 from megatron_empg.environments.deep_search.text import cut
 from megatron_empg.environments.deep_search.tools import QueryRefused
 
-SPLIT = Words(WordRules())
+SPLIT = WordSplitter(WordRules())
 
 
 def written(folder, rows, name="corpus.jsonl"):
@@ -179,7 +179,7 @@ def test_documents_come_back_as_they_were_written(tmp_path):
         assert index.search(query)[0].title == "東京", query
     assert index.search("word")[0].id == "4"
     assert index.page("no such") is None
-    assert index.page("") == Page("", "untitled")
+    assert index.page("") == TitlePage("", "untitled")
 
 
 @pytest.mark.parametrize("query", ["", "   ", "!!! ???", "unheardof", "\x00", "🦊", "\ud800", "' OR 1=1 --"])
@@ -295,7 +295,7 @@ def test_an_index_that_is_there_stays_and_another_is_refused(tmp_path):
     with pytest.raises(IndexFolderError, match="an index of another file"):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "index")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(IndexFolderError, match="exists and is no index"):
+    with pytest.raises(IndexFolderError, match="exists and is not an index"):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "mine")
 
 
@@ -360,7 +360,7 @@ def test_a_folder_that_is_no_whole_index_is_refused_by_name(tmp_path):
     for text in ("", "[]", "{", json.dumps({**manifest, "surplus": 1})):
         (folder / MANIFEST).write_text(text, encoding="utf-8")
         with pytest.raises(IndexFolderError, match=MANIFEST):
-            Manifest.read(folder)
+            IndexManifest.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_the_tools_show_numbered_results_and_whole_pages(tmp_path):
         page("Long", "filler. " * 5000 + "the dragon Smaug sleeps here. " + "filler. " * 5000),
     ]
     built(tmp_path, rows)
-    tools = IndexTools.open(tmp_path / "index", Shown(top_k=2, snippet_characters=120))
+    tools = IndexTools.open(tmp_path / "index", ResultLimits(top_k=2, snippet_characters=120))
     assert asyncio.run(tools.search("hobbit author")) == (
         "found\n1 The Hobbit : The Hobbit is a novel by J. R. R. Tolkien. <|im_end|>"
     )
@@ -429,7 +429,7 @@ def test_the_command_builds_an_index(tmp_path):
     done = CliRunner().invoke(app, [str(corpus), str(tmp_path / "index"), "--k1", "1.2"])
     assert done.exit_code == 0, done.output
     assert "1 documents" in done.output
-    assert Manifest.read(tmp_path / "index").k1 == 1.2
+    assert IndexManifest.read(tmp_path / "index").k1 == 1.2
     for bad in (["--k1", "0"], ["--b", "1.5"], ["--stop-words", "german"]):
         assert CliRunner().invoke(app, [str(corpus), str(tmp_path / "other"), *bad]).exit_code == 2
 
@@ -519,9 +519,9 @@ def test_damage_in_a_document_is_named(tmp_path):
 def test_every_file_of_an_index_has_a_checksum_that_verifying_compares(tmp_path):
     built(tmp_path, [page("A", "one two"), page("B", "two")])
     folder = tmp_path / "index"
-    assert set(Manifest.read(folder).files) == {path.name for path in folder.iterdir()} - {MANIFEST}
-    assert verify_files(folder) == Manifest.read(folder)
-    for name, digest in Manifest.read(folder).files.items():
+    assert set(IndexManifest.read(folder).files) == {path.name for path in folder.iterdir()} - {MANIFEST}
+    assert verify_files(folder) == IndexManifest.read(folder)
+    for name, digest in IndexManifest.read(folder).files.items():
         whole = (folder / name).read_bytes()
         assert digest == hashlib.sha256(whole).hexdigest()
         (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

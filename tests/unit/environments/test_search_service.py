@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from megatron_empg.environments.deep_search import serving
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.actions import SearchToolCall, format_action
 from megatron_empg.environments.deep_search.http_statuses import REFUSED_QUERY
 from megatron_empg.environments.deep_search.search_service import LocalTools, RemoteTools, application
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE
@@ -41,16 +41,16 @@ def test_a_remote_episode_reads_what_a_local_one_reads(url, source, miniature, m
     remote = make_task_source("deep_search", corpus=miniature / "corpus.jsonl", search_url=url, prompt="none")
     task = source.fixed("train", 1)[0]
     calls = [
-        Call("search", task.payload["entity"]),
-        Call("search", "xyzzy"),
-        Call("search", "half a pair \ud800"),
-        Call("visit", source.corpus.documents[7].title),
-        Call("visit", "no such page"),
+        SearchToolCall("search", task.payload["entity"]),
+        SearchToolCall("search", "xyzzy"),
+        SearchToolCall("search", "half a pair \ud800"),
+        SearchToolCall("visit", source.corpus.documents[7].title),
+        SearchToolCall("visit", "no such page"),
     ]
     here, there = begun(source.make(task)), begun(remote.make(task))
     for call in calls:
         assert step(here, format_action("so", call)) == step(there, format_action("so", call))
-    assert step(there, format_action("so", Call("answer", task.payload["answer"]))).reward == 1.0
+    assert step(there, format_action("so", SearchToolCall("answer", task.payload["answer"]))).reward == 1.0
 
 
 def test_every_route_wants_the_token(url, source):
@@ -195,7 +195,7 @@ def test_closing_the_source_closes_the_connections_of_its_search(monkeypatch, mi
     async def play():
         episode = source.make(source.fixed("train", 1)[0])
         await episode.reset()
-        shown = await episode.step(format_action("so", Call("search", "france")))
+        shown = await episode.step(format_action("so", SearchToolCall("search", "france")))
         await source.close()
         await source.close()
         return shown.observation

@@ -28,7 +28,7 @@ def sokoban(max_turns: int = 15, **settings: object) -> TaskSource:
     return make_task_source("sokoban", max_turns=max_turns, **settings)
 
 
-def played(play: Play, *commands: str) -> list[tuple[float, bool]]:
+def played(play: PlayRules, *commands: str) -> list[tuple[float, bool]]:
     """(reward, done) of each command in the room above."""
     world = SokobanWorld(lambda: read_room(ROOM), play)
     world.begin()
@@ -41,23 +41,23 @@ def turn(command: str) -> str:
 
 
 def test_a_solved_room_is_a_success_and_ends_the_episode() -> None:
-    assert played(Play(), "right", "down", "up", "right") == [(0.0, False)] * 3 + [(10.0, True)]
+    assert played(PlayRules(), "right", "down", "up", "right") == [(0.0, False)] * 3 + [(10.0, True)]
 
 
 def test_steps_earn_what_gym_sokoban_gives_for_them() -> None:
-    assert played(Play(reward="gym"), "right", "left", "up") == [(-0.1, False)] * 3
-    assert played(Play(reward="gym"), "right", "right")[1] == (pytest.approx(10.9), True)
+    assert played(PlayRules(reward="gym"), "right", "left", "up") == [(-0.1, False)] * 3
+    assert played(PlayRules(reward="gym"), "right", "right")[1] == (pytest.approx(10.9), True)
 
 
 def test_a_box_pushed_off_its_target_costs_what_gym_sokoban_takes() -> None:
     two = ROOM.replace("P X _ O", "P √ _ _").replace("_ _ _ _ #", "X O _ _ #", 1)
-    world = SokobanWorld(lambda: read_room(two), Play(reward="gym"))
+    world = SokobanWorld(lambda: read_room(two), PlayRules(reward="gym"))
     assert world.begin().info["boxes_on_target"] == 1
     assert world.act("right").reward == pytest.approx(-1.1)
 
 
 def test_several_steps_in_one_turn_end_with_the_one_that_solves_the_room() -> None:
-    several = Play(moves_per_turn=3, reward="gym")
+    several = PlayRules(moves_per_turn=3, reward="gym")
     assert played(several, "down || up", "Right||RIGHT || left") == [
         (pytest.approx(-0.2), False),
         (pytest.approx(10.8), True),
@@ -69,21 +69,21 @@ def test_several_steps_in_one_turn_end_with_the_one_that_solves_the_room() -> No
     ["jump", "upwards", "up down", "up || down", "up ||", "||", "ｕｐ", "√", "\ud800", "up\0", "go up" * 20_000],
 )
 def test_an_unknown_command_changes_nothing_and_costs_the_penalty(command: str) -> None:
-    world = SokobanWorld(lambda: read_room(ROOM), Play())
+    world = SokobanWorld(lambda: read_room(ROOM), PlayRules())
     first = world.begin()
     scene = world.act(command)
     assert (scene.reward, scene.done, scene.state) == (-0.1, False, first.state)
     assert scene.observation.startswith("There is no such command. Commands are up, down, left and right.\n# # #")
     assert world.act("right").observation.splitlines()[1] == "# _ P X O #"
-    assert played(Play(reward="gym"), command) == [(pytest.approx(-0.2), False)]
+    assert played(PlayRules(reward="gym"), command) == [(pytest.approx(-0.2), False)]
 
 
 def test_too_many_steps_in_a_turn_are_no_command() -> None:
-    assert played(Play(moves_per_turn=2), "up || up || up") == [(-0.1, False)]
+    assert played(PlayRules(moves_per_turn=2), "up || up || up") == [(-0.1, False)]
 
 
 def test_a_room_that_is_lost_goes_on() -> None:
-    world = SokobanWorld(lambda: read_room(ROOM.replace("P X _ O", "O _ P X")), Play())
+    world = SokobanWorld(lambda: read_room(ROOM.replace("P X _ O", "O _ P X")), PlayRules())
     world.begin()
     assert [world.act(direction).done for direction in DIRECTIONS * 5] == [False] * 20
 

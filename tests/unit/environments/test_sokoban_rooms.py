@@ -18,7 +18,7 @@ from megatron_empg.environments.sokoban.generator import (
     is_for_tests,
 )
 from megatron_empg.environments.sokoban.reverse_play import solutions
-from megatron_empg.environments.sokoban.room import DIRECTIONS, Room, State, read_room
+from megatron_empg.environments.sokoban.room import DIRECTIONS, RoomState, SokobanRoom, read_room
 from megatron_empg.environments.sokoban.topology import dug_floor
 
 FIELDS = RoomKind(size=6, boxes=1, least_steps=1, most_steps=15, least_pushes=1)
@@ -38,7 +38,7 @@ CORRIDOR = """
 """
 
 
-def shown(room: Room, *steps: str) -> list[str]:
+def shown(room: SokobanRoom, *steps: str) -> list[str]:
     """The rows after some steps."""
     state = room.start
     for direction in steps:
@@ -46,7 +46,7 @@ def shown(room: Room, *steps: str) -> list[str]:
     return room.text(state).splitlines()
 
 
-def solved_forwards(room: Room) -> int | None:
+def solved_forwards(room: SokobanRoom) -> int | None:
     """Steps of a shortest solution, found the plain way: all states from the start on."""
     queue, seen = deque([(room.start, 0)]), {room.start}
     while queue:
@@ -199,7 +199,7 @@ def test_a_view_of_a_room_is_of_the_same_class() -> None:
 def test_the_player_and_the_boxes_do_not_matter_to_the_class() -> None:
     """So that a room of tests differs from all of training's by more than where the player stands."""
     room = read_room(CORRIDOR)
-    moved = Room(room.size, room.floor, room.targets, State(room.start.boxes, max(room.floor)))
+    moved = SokobanRoom(room.size, room.floor, room.targets, RoomState(room.start.boxes, max(room.floor)))
     assert is_for_tests(room) == is_for_tests(moved)
 
 

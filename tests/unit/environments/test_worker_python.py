@@ -115,7 +115,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(told: str, tmp_pat
         python.mkdir()
     if made == "a text":
         python.write_text("no program", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"its Python '.*/python' is no program that can be run"):
+    with pytest.raises(ValueError, match=r"its Python '.*/python' is not a program that can be run"):
         steps(told, python, "x")
 
 

@@ -116,8 +116,8 @@ def test_whatever_an_environment_raises_is_told_with_its_key(
         (".", "--json is empty, or the current folder"),
         ("..", r"--json \.\. is a folder"),
         ("{here}", "is a folder: name a file in it"),
-        ("{here}/corpus.jsonl/out.json", r"corpus\.jsonl is no folder"),
-        ("{here}/dangling/out.json", "dangling is no folder"),
+        ("{here}/corpus.jsonl/out.json", r"corpus\.jsonl is not a folder"),
+        ("{here}/dangling/out.json", "dangling is not a folder"),
         ("/proc/x/y.json", "nothing can be written in /proc|/proc/x cannot be made"),
     ],
 )

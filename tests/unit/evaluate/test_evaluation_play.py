@@ -52,17 +52,19 @@ async def driver(chat: ChatTokens, url: str, source: Any) -> Any:
     config, waits, turns = limited(2, 50, 500, concurrency=4)
     rollout = Rollout(Fleet([url]), TOKEN, chat, source.make, config, waits, max_turns=turns, seed=used.run.seed)
     async with rollout as connected:
-        yield Driver(used.service_config(), source, connected)
+        yield RolloutService(used.service_config(), source, connected)
 
 
-def asked(decoding: Decoding = "sampled", samples: int = 2, kind: str = "seen") -> Pass:
-    return Pass("test_id", decoding, Source(kind).fixed("test_id", 20), samples)
+def asked(decoding: Decoding = "sampled", samples: int = 2, kind: str = "seen") -> EvaluationPass:
+    return EvaluationPass("test_id", decoding, Source(kind).fixed("test_id", 20), samples)
 
 
-async def run(chat: ChatTokens, url: str, what: Pass, path: Path, stop_after: int | None = None) -> list[Outcome]:
+async def run(
+    chat: ChatTokens, url: str, what: EvaluationPass, path: Path, stop_after: int | None = None
+) -> list[SampleOutcome]:
     """Play a pass, or as far as until so many outcomes are on disk."""
     source = Source(what.tasks[0].kind)
-    with Record(path, {"seed": 7}) as record:
+    with OutcomeRecord(path, {"seed": 7}) as record:
         async with driver(chat, url, source) as opened:
             playing = asyncio.ensure_future(play(opened, what, "policy", record, lambda _: None))
             while stop_after is not None and len(record) < stop_after and not playing.done():
@@ -78,7 +80,7 @@ def test_an_interrupted_pass_goes_on_and_ends_like_one_that_was_not(chat: ChatTo
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(run(chat, engine.url, what, tmp_path / "cut.jsonl", stop_after=9))
         asked_before = len(engine.bodies)
-        with Record(tmp_path / "cut.jsonl", {"seed": 7}) as record:
+        with OutcomeRecord(tmp_path / "cut.jsonl", {"seed": 7}) as record:
             kept = len(record)
         continued = asyncio.run(run(chat, engine.url, what, tmp_path / "cut.jsonl"))
         asked_again = len(engine.bodies) - asked_before

@@ -12,8 +12,8 @@ from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.options import EvaluationOptions, model_override
 from megatron_empg.evaluate.play import refuse_errors
 from megatron_empg.evaluate.policies import DECIDING_KEYS, identity_of, policies_of, source_of
-from megatron_empg.evaluate.questions import Outcome, Pass, fingerprint_task
-from megatron_empg.evaluate.record import Record
+from megatron_empg.evaluate.questions import EvaluationPass, SampleOutcome, fingerprint_task
+from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.recipe import Recipe, load_recipe, parse_recipe
 from megatron_empg.recipe.identity import SETTINGS, flat
 
@@ -41,19 +41,19 @@ def task(number: int, **payload: Any) -> Task:
     return Task(f"task {number}", [{"role": "user", "content": f"what is {number} ?"}], payload, hops=2)
 
 
-ASKED = Pass("test_id", "sampled", [task(0), task(1)], samples=2)
+ASKED = EvaluationPass("test_id", "sampled", [task(0), task(1)], samples=2)
 
 
-def outcome(number: int, sample: int = 0, **other: Any) -> Outcome:
+def outcome(number: int, sample: int = 0, **other: Any) -> SampleOutcome:
     known = {
         "id": f"task {number}", "split": "test_id", "decoding": "sampled", "kind": "all", "hops": 2,
         "sample": sample, "success": True, "end": "success", "reward": 1.0, "turns": 3, "tokens": 40,
         "error": None, "question": fingerprint_task(task(number)),
     }  # fmt: skip
-    return Outcome(**{**known, **other})
+    return SampleOutcome(**{**known, **other})
 
 
-def error(number: int) -> Outcome:
+def error(number: int) -> SampleOutcome:
     return outcome(number, success=False, end="error", error="EngineError: gone")
 
 
@@ -63,13 +63,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_recorded_is_not_asked_again(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.note_start({"commit": "abc"})
         record.note_policy("runs/a", "policy a")
         assert record.missing("policy a", ASKED) == [[0, 1], [0, 1]]
         record.add("policy a", outcome(0))
         record.add("policy a", outcome(1, sample=1))
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         assert record.missing("policy a", ASKED) == [[1], [0]]
         assert record.missing("policy b", ASKED) == [[0, 1], [0, 1]]
         assert record.outcomes("policy a", ASKED) == [outcome(0), outcome(1, sample=1)]
@@ -77,62 +77,62 @@ def test_what_was_recorded_is_not_asked_again(path: Path) -> None:
 
 
 def test_more_questions_and_samples_go_on_from_fewer(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         for number in range(2):
             for sample in range(2):
                 record.add("a", outcome(number, sample))
         assert record.missing("a", ASKED) == [[], []]
-        more = Pass("test_id", "sampled", [task(0), task(1), task(2)], samples=3)
+        more = EvaluationPass("test_id", "sampled", [task(0), task(1), task(2)], samples=3)
         assert record.missing("a", more) == [[2], [2], [0, 1, 2]]
         assert record.missing("a", replace(more, decoding="greedy")) == [[0, 1, 2]] * 3
 
 
 def test_an_error_is_played_once_more(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", error(0))
         assert record.missing("a", ASKED)[0] == [0, 1]
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", error(0))
         assert record.missing("a", ASKED)[0] == [1]
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         assert record.missing("a", ASKED)[0] == [1]
         assert record.outcomes("a", ASKED) == [error(0)]
 
 
 def test_the_last_try_counts(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", error(0))
         record.add("a", outcome(0))
         assert record.outcomes("a", ASKED) == [outcome(0)]
 
 
 def test_a_line_torn_by_a_kill_is_asked_again(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", outcome(0))
         record.add("a", outcome(1))
     path.write_bytes(path.read_bytes()[:-20])
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         assert record.missing("a", ASKED) == [[1], [0, 1]]
         record.add("a", outcome(1))
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         assert record.missing("a", ASKED) == [[1], [1]]
 
 
 def test_a_file_torn_in_its_first_line_begins_anew(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"format": "megatron_empg outc', encoding="utf-8")
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", outcome(0))
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         assert len(record) == 1
 
 
 def test_another_evaluation_is_refused_by_every_difference(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", outcome(0))
     before = path.read_bytes()
     other = {"run.seed": 2, "environment.name": "deep_search", "rollout.max_turn_tokens": 9}
-    with pytest.raises(EvaluationError) as refused, Record(path, other):
+    with pytest.raises(EvaluationError) as refused, OutcomeRecord(path, other):
         pass
     assert "run.seed was 1, is 2" in str(refused.value)
     assert "rollout.max_turn_tokens was not given, is 9" in str(refused.value)
@@ -141,7 +141,7 @@ def test_another_evaluation_is_refused_by_every_difference(path: Path) -> None:
 
 
 def test_a_folder_that_holds_another_policy_now_is_refused(path: Path) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.note_policy("runs/a", "one")
         record.note_policy("runs/a", "one")
         with pytest.raises(EvaluationError, match="another policy in runs/a"):
@@ -149,8 +149,8 @@ def test_a_folder_that_holds_another_policy_now_is_refused(path: Path) -> None:
 
 
 def test_a_question_that_reads_otherwise_now_is_refused(path: Path) -> None:
-    changed = Pass("test_id", "sampled", [task(0, answer="another")], samples=1)
-    with Record(path, IDENTITY) as record:
+    changed = EvaluationPass("test_id", "sampled", [task(0, answer="another")], samples=1)
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", outcome(0))
         with pytest.raises(EvaluationError, match="'task 0' of test_id reads otherwise"):
             record.outcomes("a", changed)
@@ -158,9 +158,9 @@ def test_a_question_that_reads_otherwise_now_is_refused(path: Path) -> None:
 
 def test_two_evaluations_do_not_write_one_file(path: Path) -> None:
     with (
-        Record(path, IDENTITY),
+        OutcomeRecord(path, IDENTITY),
         pytest.raises(EvaluationError, match="another evaluation writes"),
-        Record(path, IDENTITY),
+        OutcomeRecord(path, IDENTITY),
     ):
         pass
 
@@ -168,8 +168,8 @@ def test_two_evaluations_do_not_write_one_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ('{"metrics": 1}', "is no file of outcomes"),
-        ('{"format": "megatron_empg outcomes", "version": 99}', "is no file of outcomes"),
+        ('{"metrics": 1}', "is not a file of outcomes"),
+        ('{"format": "megatron_empg outcomes", "version": 99}', "is not a file of outcomes"),
         ('{"format": "megatron_empg outcomes", "version": 1}', "cannot be read"),
         ('{"format": "megatron_empg outcomes", "version": 1, "identity": [1]}', "cannot be read"),
     ],
@@ -177,7 +177,7 @@ def test_two_evaluations_do_not_write_one_file(path: Path) -> None:
 def test_a_file_of_something_else_is_left_alone(path: Path, line: str, part: str) -> None:
     path.parent.mkdir()
     path.write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(EvaluationError, match=part), Record(path, IDENTITY):
+    with pytest.raises(EvaluationError, match=part), OutcomeRecord(path, IDENTITY):
         pass
     assert path.read_text(encoding="utf-8") == line + "\n"
 
@@ -190,24 +190,24 @@ def test_a_file_of_something_else_is_left_alone(path: Path, line: str, part: str
     ],
 )  # fmt: skip
 def test_an_outcome_that_cannot_be_is_named(path: Path, change: dict[str, Any]) -> None:
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", outcome(0))
     good = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**good, **change}) + "\n")
-    with pytest.raises(EvaluationError, match=r"out\.outcomes\.jsonl"), Record(path, IDENTITY):
+    with pytest.raises(EvaluationError, match=r"out\.outcomes\.jsonl"), OutcomeRecord(path, IDENTITY):
         pass
 
 
 def test_names_with_any_text_are_kept(path: Path) -> None:
     strange = Task("a\u2028b\ud800\n", [], {})
-    asked = Pass("test_id", "sampled", [strange], 1)
+    asked = EvaluationPass("test_id", "sampled", [strange], 1)
     kept = outcome(0, id=strange.id, hops=strange.hops, question=fingerprint_task(strange))
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         record.add("a", kept)
         assert record.outcomes("a", asked) == [kept]
     assert kept.hops is None
-    with Record(path, IDENTITY) as record:
+    with OutcomeRecord(path, IDENTITY) as record:
         assert len(record) == 1
 
 
@@ -218,7 +218,7 @@ def test_too_many_errors_are_no_measurement() -> None:
         ([error(0)], "1 of 1 episodes ended in an error (1 EngineError)"),
         ([error(0), replace(error(1), error="RoundTimeout: late"), outcome(2)], "(1 EngineError, 1 RoundTimeout)"),
     ):
-        with pytest.raises(EvaluationError, match="That is no measurement") as refused:
+        with pytest.raises(EvaluationError, match="That is not a measurement") as refused:
             refuse_errors(broken, 0.5, "test_id sampled", "  task 0, sample 0, error")
         assert said in str(refused.value)
         assert "One of them:\n  task 0, sample 0, error\n" in str(refused.value)

@@ -12,24 +12,24 @@ from megatron_empg.evaluate.comparison import compare, what_it_resolves, what_qu
 from megatron_empg.evaluate.figures import Figures, figures, ks, summarise
 from megatron_empg.evaluate.intervals import mcnemar
 from megatron_empg.evaluate.policies import labels
-from megatron_empg.evaluate.questions import Decoding, Outcome
+from megatron_empg.evaluate.questions import Decoding, SampleOutcome
 from megatron_empg.evaluate.table import compared_line, result_line, tables
 
 
-def outcome(number: int, success: bool, **other: Any) -> Outcome:
+def outcome(number: int, success: bool, **other: Any) -> SampleOutcome:
     known = {
         "id": f"question {number}", "split": "test_id", "decoding": "greedy", "kind": "seen", "hops": None,
         "sample": 0, "success": success, "end": "success" if success else "failure", "reward": float(success),
         "turns": 2, "tokens": 30, "error": None, "question": f"{number:016x}",
     }  # fmt: skip
-    return Outcome(**{**known, **other})
+    return SampleOutcome(**{**known, **other})
 
 
-def answers(wins: Sequence[bool], **other: Any) -> list[Outcome]:
+def answers(wins: Sequence[bool], **other: Any) -> list[SampleOutcome]:
     return [outcome(number, won, **other) for number, won in enumerate(wins)]
 
 
-def sampled(wins: Sequence[Sequence[bool]], **other: Any) -> list[Outcome]:
+def sampled(wins: Sequence[Sequence[bool]], **other: Any) -> list[SampleOutcome]:
     return [
         outcome(number, won, sample=sample, decoding="sampled", **other)
         for number, question in enumerate(wins)
@@ -77,9 +77,9 @@ def test_an_evaluation_that_is_not_whole_has_no_figures() -> None:
         figures([], seed=0)
 
 
-def both_splits(shift: int = 0) -> list[Outcome]:
+def both_splits(shift: int = 0) -> list[SampleOutcome]:
     """Eight questions of each split; of the second in two kinds and of one to three hops."""
-    found: list[Outcome] = []
+    found: list[SampleOutcome] = []
     for number in range(8):
         found.append(outcome(number, number < 4 + shift, hops=1 + number % 2))
     for number in range(8):

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_empg.launch.doing import BEFORE_STEPS, IN_STEP, DoingShown, doing_of
+from megatron_empg.launch.doing import BEFORE_STEPS, IN_STEP, ActivityDisplay, doing_of
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.recipe import load_recipe
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat
 from megatron_empg.run.playing import FIRST_QUESTIONS, Playing
-from megatron_empg.run.progress import Progress
+from megatron_empg.run.progress import StepProgress
 from megatron_empg.trainer.phase_limits import phase_limits
 
 PASSES = ["test_id, sampled", "test_id, greedy"]
-PARTS = [Part(name, ("true",), ExitCode.ENGINES) for name in ("engine_0", "driver", "trainer")]
+PARTS = [RunPart(name, ("true",), ExitCode.ENGINES) for name in ("engine_0", "driver", "trainer")]
 
 
 def beat(phase: str, step: int = 0) -> Beat:
@@ -32,8 +32,8 @@ class Shown:
         self.folder, self.now, self.stream = RunFolder(root), 0.0, io.StringIO()
         self.folder.heartbeats.mkdir(parents=True)
         console = Console(file=self.stream, width=200, force_terminal=terminal, highlight=False, soft_wrap=True)
-        self.progress = Progress(4, console=console)
-        self.shown = DoingShown(self.folder, self.progress, PASSES, clock=lambda: self.now)
+        self.progress = StepProgress(4, console=console)
+        self.shown = ActivityDisplay(self.folder, self.progress, PASSES, clock=lambda: self.now)
 
     def look(
         self,

@@ -17,11 +17,11 @@ import pytest
 from megatron_empg.evaluate import launch as evaluation
 from megatron_empg.launch import attempt, local_parts, local_runner
 from megatron_empg.launch import local as launch
-from megatron_empg.launch.attempt import Attempt, Senses
+from megatron_empg.launch.attempt import RunAttempt, Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.interrupts import Interrupted, Interrupts
 from megatron_empg.launch.local_runner import LaunchError, processes_of
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat
 
@@ -58,8 +58,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
         os.kill(number, signal.SIGKILL)
 
 
-def engine(number: int, command: list[str]) -> Part:
-    return Part(f"engine_{number}", command, ExitCode.ENGINES)
+def engine(number: int, command: list[str]) -> RunPart:
+    return RunPart(f"engine_{number}", command, ExitCode.ENGINES)
 
 
 def alive(started: Started, within: float = 5.0) -> list[int]:
@@ -112,9 +112,9 @@ def train(folder: Path) -> None:
     ("moment", "where", "name", "processes"),
     [
         (after, local_runner.subprocess, "Popen", 1),  # the engine is there and nobody has it in a list
-        (before, Attempt, "start", 2),  # of the driver, after two engines
-        (after, Attempt, "start", 4),  # of the trainer
-        (before, Attempt, "look", 4),
+        (before, RunAttempt, "start", 2),  # of the driver, after two engines
+        (after, RunAttempt, "start", 4),  # of the trainer
+        (before, RunAttempt, "look", 4),
     ],
 )
 def test_while_engines_start_an_interrupt_ends_the_run_at_once(
@@ -150,7 +150,7 @@ def test_an_interrupt_while_processes_end_leaves_none(
 ) -> None:
     """Impatient users press Ctrl-C again, here before or after each signal that ends a process."""
     monkeypatch.setattr(local_runner, "_signal_group", moment(local_runner._signal_group, signal.SIGTERM))
-    monkeypatch.setattr(Attempt, "look", before(Attempt.look, signal.SIGINT))
+    monkeypatch.setattr(RunAttempt, "look", before(RunAttempt.look, signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run")
     assert ended.value.code == 130
@@ -323,7 +323,7 @@ def test_what_an_interrupt_could_not_end_is_named(
 
     def run() -> None:
         with processes_of(folder, goes_on=False) as runner:
-            runner.start(Part("engine_0", ("sleep", "5"), ExitCode.ENGINES))
+            runner.start(RunPart("engine_0", ("sleep", "5"), ExitCode.ENGINES))
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(SystemExit):

@@ -13,9 +13,9 @@ from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.guard import guard
 from megatron_empg.launch.image import Image
 from megatron_empg.launch.job_error import JobError
-from megatron_empg.launch.restart import Action, Decision
+from megatron_empg.launch.restart import RestartAction, RestartDecision
 from megatron_empg.launch.run_plan import RunPlan
-from megatron_empg.launch.slurm import Answer, Slurm
+from megatron_empg.launch.slurm import ProgramOutput, Slurm
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = str(ROOT / "slurm/train.sh")
@@ -31,7 +31,7 @@ class Scene:
         self.answers: list[str | None] = []
         self.asked: list[list[str]] = []
         self.down: set[str] = set()
-        self.decision = Decision(Action.DONE, "all steps are done")
+        self.decision = RestartDecision(RestartAction.DONE, "all steps are done")
         self.slurm: list[Sequence[str]] = []
         self.requeued = True
 
@@ -43,19 +43,19 @@ class Scene:
         self.asked.append(list(words))
         return 0
 
-    def call(self, command: Sequence[str], seconds: float) -> Answer:
+    def call(self, command: Sequence[str], seconds: float) -> ProgramOutput:
         self.slurm.append(command)
         if command[0] == "sinfo":
-            return Answer(0, "".join(f"{node} down\n" for node in self.down))
+            return ProgramOutput(0, "".join(f"{node} down\n" for node in self.down))
         if command[:3] == ("scontrol", "show", "hostnames"):
-            return Answer(0, "n1\nn2\nn3\n")
+            return ProgramOutput(0, "n1\nn2\nn3\n")
         if command[:3] == ("scontrol", "show", "node"):
-            return Answer(0, "NodeAddr=127.0.0.1 NodeHostName=box")
+            return ProgramOutput(0, "NodeAddr=127.0.0.1 NodeHostName=box")
         if command[:2] == ("scontrol", "requeue"):
-            return Answer(0 if self.requeued else 1, "")
+            return ProgramOutput(0 if self.requeued else 1, "")
         if command[:3] == ("scontrol", "show", "job"):
-            return Answer(0, "JobId=7 ExcNodeList=n9 Power=")
-        return Answer(0, "")
+            return ProgramOutput(0, "JobId=7 ExcNodeList=n9 Power=")
+        return ProgramOutput(0, "")
 
 
 @pytest.fixture
@@ -127,7 +127,9 @@ def test_a_run_that_was_stopped_by_hand_is_not_finished(
 def test_a_job_whose_end_was_asked_for_says_what_ended_before(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scene.decision = Decision(Action.DONE, "driver was ended by SIGKILL; not started again", in_order=False)
+    scene.decision = RestartDecision(
+        RestartAction.DONE, "driver was ended by SIGKILL; not started again", in_order=False
+    )
     assert trained(monkeypatch) == 0
     assert "driver was ended by SIGKILL; not started again; the logs are in " in capsys.readouterr().out
 
@@ -160,7 +162,7 @@ def test_a_run_that_has_finished_starts_nothing(
 def test_a_run_that_is_given_up_ends_with_the_code_of_what_failed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: ExitCode, word: str
 ) -> None:
-    scene.decision = Decision(Action.GIVE_UP, "it would come again", code, "the end of a log")
+    scene.decision = RestartDecision(RestartAction.GIVE_UP, "it would come again", code, "the end of a log")
     assert trained(monkeypatch) == code
     out, err = capsys.readouterr()
     assert f"error ({word}): it would come again" in err
@@ -172,7 +174,7 @@ def test_a_job_is_requeued_on_other_nodes_than_the_unfit(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/bad_nodes").write_text("7 n2 Xid 79\n7 n1 Xid 48\n", encoding="utf-8")
-    scene.decision = Decision(Action.REQUEUE, "lost n4; newest checkpoint: step 2")
+    scene.decision = RestartDecision(RestartAction.REQUEUE, "lost n4; newest checkpoint: step 2")
     monkeypatch.setattr(job.SlurmSite, "choose_nodes", lambda site: True)
     assert trained(monkeypatch) == ExitCode.NODE, "reached only if Slurm does not end it"
     said, error = capsys.readouterr()
@@ -188,7 +190,7 @@ def test_a_job_is_requeued_on_other_nodes_than_the_unfit(
 def test_a_refused_requeue_is_an_error(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scene.decision, scene.requeued = Decision(Action.REQUEUE, "lost n4"), False
+    scene.decision, scene.requeued = RestartDecision(RestartAction.REQUEUE, "lost n4"), False
     assert trained(monkeypatch) == ExitCode.NODE
     assert "error (node): Slurm refuses to requeue job 7" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
@@ -197,7 +199,7 @@ def test_a_refused_requeue_is_an_error(
 def test_a_full_disk_is_one_error(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(supervisor: object) -> Decision:
+    def full(supervisor: object) -> RestartDecision:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(job.Supervisor, "run", full)
@@ -290,7 +292,7 @@ def test_too_few_nodes_end_the_job(
             [RECIPE],
             "EMPG_CONTAINER is set, but srun has no --container-image",
         ),
-        ({"SLURM_JOB_ID": ""}, [RECIPE], "this is no Slurm job: use sbatch, or --check"),
+        ({"SLURM_JOB_ID": ""}, [RECIPE], "this is not a Slurm job: use sbatch, or --check"),
         ({}, [], "no recipe is given"),
     ],
 )
@@ -391,7 +393,7 @@ def test_a_signal_asks_for_the_end_and_another_ends_at_once(tmp_path: Path) -> N
 
 
 def test_slurms_clients_are_called_again_when_they_lose_their_connection() -> None:
-    answers = [Answer(1, ""), Answer(1, ""), Answer(0, "n1\nn2\n")]
+    answers = [ProgramOutput(1, ""), ProgramOutput(1, ""), ProgramOutput(0, "n1\nn2\n")]
     waited: list[float] = []
     slurm = Slurm("7", "n[1-2]", lambda command, seconds: answers.pop(0), waited.append)
     assert slurm.node_names() == ["n1", "n2"]

@@ -8,10 +8,10 @@ import pytest
 from megatron_empg.launch.job_error import JobError
 from megatron_empg.launch.job_nodes import JobNodes
 from megatron_empg.launch.nodes import interface_address, interface_name, unfit_nodes, usable
-from megatron_empg.launch.placement import Placement, Shares
-from megatron_empg.launch.slurm import Answer, Slurm
+from megatron_empg.launch.placement import NodeShares, Placement
+from megatron_empg.launch.slurm import ProgramOutput, Slurm
 
-SHARES = Shares(trainer_nodes=1, ranks_per_node=8, rollout_nodes=1, engines_per_node=8)
+SHARES = NodeShares(trainer_nodes=1, ranks_per_node=8, rollout_nodes=1, engines_per_node=8)
 
 
 class Cluster:
@@ -21,19 +21,21 @@ class Cluster:
         self.nodes, self.down, self.on = nodes, down, on
         self.commands: list[Sequence[str]] = []
 
-    def run(self, command: Sequence[str], seconds: float) -> Answer:
+    def run(self, command: Sequence[str], seconds: float) -> ProgramOutput:
         self.commands.append(command)
         if command[:3] == ("scontrol", "show", "hostnames"):
-            return Answer(0, "\n".join(self.nodes))
+            return ProgramOutput(0, "\n".join(self.nodes))
         if command[0] == "sinfo":
-            return Answer(
+            return ProgramOutput(
                 0, "".join(f"{node} {'down*' if node in self.down else 'idle'}\n" for node in self.nodes)
             )
         if command[:3] == ("scontrol", "show", "node"):
             address, machine = self.nodes[command[3]]
-            return Answer(0, f"NodeName={command[3]} NodeAddr={address} NodeHostName={machine} Version=22.05")
+            return ProgramOutput(
+                0, f"NodeName={command[3]} NodeAddr={address} NodeHostName={machine} Version=22.05"
+            )
         assert command[0] == "srun"
-        return Answer(0, f"2: ib0    inet {self.on}/24 scope global ib0\n" if self.on else "")
+        return ProgramOutput(0, f"2: ib0    inet {self.on}/24 scope global ib0\n" if self.on else "")
 
 
 def resolve(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from megatron_empg.launch.job_settings import (
     shown,
     sorted_words,
 )
-from megatron_empg.launch.placement import Shape
+from megatron_empg.launch.placement import JobShape
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = str(ROOT / "slurm/deepsearch_32b.sh")
@@ -43,7 +43,7 @@ def test_the_first_word_is_the_recipe_where_none_is_given() -> None:
     [
         (["other.yaml"], "r.yaml", "argument 'other.yaml': give recipe keys as key=value, or --check with sbatch"),
         (["r.yaml", "more"], "", "argument 'more': give recipe keys as key=value"),
-        (["--nodes=3"], "r.yaml", "'--nodes=3' stands behind the script; sbatch options go before it"),
+        (["--nodes=3"], "r.yaml", "'--nodes=3' comes after the script; sbatch options go before it"),
         (["--check", "--nodes", "4", "r.yaml"], "", "'--nodes' and '4' stand apart: write --nodes=4, or"),
         (["--check", "-N", "4"], "r.yaml", "'-N' and '4' stand apart: write -N4, or"),
         (["run.steps=3"], "", "no recipe is given: sbatch slurm/train.sh RECIPE"),
@@ -78,13 +78,13 @@ def test_the_python_is_the_repositorys_but_in_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        ({"SLURM_JOB_NUM_NODES": "3"}, Shape(3, 8)),
-        ({}, Shape(8, 8)),  # the script's own
-        ({"EMPG_TRAINER_NODES": "2", "EMPG_ROLLOUT_NODES": "1"}, Shape(8, 8, 2, 1)),
-        ({"EMPG_ENGINES_PER_NODE": "2", "EMPG_DEVICE": "cpu"}, Shape(8, 8, engines_per_node=2, cpu=True)),
+        ({"SLURM_JOB_NUM_NODES": "3"}, JobShape(3, 8)),
+        ({}, JobShape(8, 8)),  # the script's own
+        ({"EMPG_TRAINER_NODES": "2", "EMPG_ROLLOUT_NODES": "1"}, JobShape(8, 8, 2, 1)),
+        ({"EMPG_ENGINES_PER_NODE": "2", "EMPG_DEVICE": "cpu"}, JobShape(8, 8, engines_per_node=2, cpu=True)),
     ],
 )
-def test_the_shape_is_what_the_job_has(given: dict[str, str], wanted: Shape) -> None:
+def test_the_shape_is_what_the_job_has(given: dict[str, str], wanted: JobShape) -> None:
     assert read_shape(given, read_job(environment(**given), SCRIPT)) == wanted
 
 

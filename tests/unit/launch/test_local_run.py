@@ -20,7 +20,7 @@ from megatron_empg.launch import local as launch
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.interrupts import Interrupted
 from megatron_empg.launch.local_runner import LaunchError, LocalRunner
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.run.folder import RunFolder
 
 STEPS = 6
@@ -138,7 +138,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, happenings: dict[int, Happening]) -
             happenings.pop(step)()
         (steps._folder.root / "shown").write_text(str(steps._shown), encoding="utf-8")
 
-    monkeypatch.setattr(launch.StepsShown, "show", show)
+    monkeypatch.setattr(launch.StepsDisplay, "show", show)
 
 
 def signaller(log: str, number: signal.Signals) -> Happening:
@@ -257,7 +257,7 @@ def test_the_log_of_the_start_that_ended_is_kept(stand_ins: pytest.MonkeyPatch, 
 def test_the_logs_of_the_last_starts_are_kept_the_newest_first(tmp_path: Path) -> None:
     runner = LocalRunner(tmp_path)
     for number in range(12):
-        runner.start(Part("driver", ("echo", str(number)), ExitCode.DRIVER))
+        runner.start(RunPart("driver", ("echo", str(number)), ExitCode.DRIVER))
         while runner.ended() is None:
             time.sleep(0.01)
     runner.stop()
@@ -396,7 +396,9 @@ def test_what_a_killed_process_has_started_ends_with_it(tmp_path):
     program = "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]]);"
     program += "print(child.pid, flush=True); time.sleep(60)"
     runner = LocalRunner(tmp_path)
-    runner.start(Part("trainer", [sys.executable, "-c", program, "import time; time.sleep(60)"], ExitCode.TRAINER))
+    runner.start(
+        RunPart("trainer", [sys.executable, "-c", program, "import time; time.sleep(60)"], ExitCode.TRAINER)
+    )
     log = tmp_path / "trainer.log"
     wait_until(lambda: log.read_text(encoding="utf-8").strip() != "")
     child = psutil.Process(int(log.read_text(encoding="utf-8")))
@@ -412,7 +414,7 @@ def undying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRu
     monkeypatch.setattr(local_runner, "_signal_group", lambda process, number: None)
     monkeypatch.setattr(local_runner, "GRACE_SECONDS", 0.5)
     runner = LocalRunner(tmp_path)
-    runner.start(Part("engine_0", ("sleep", "6"), ExitCode.ENGINES))
+    runner.start(RunPart("engine_0", ("sleep", "6"), ExitCode.ENGINES))
     process = runner._children[0].process
     yield runner
     process.kill()

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from megatron_empg.launch.node_environment import (
-    NodeFacts,
+    NodeReport,
     active_ports,
     added,
     caches_folder,
@@ -50,7 +50,7 @@ def test_a_file_in_place_of_the_caches_is_left_alone(tmp_path: Path) -> None:
 
 def test_without_a_place_for_caches_none_is_set(tmp_path: Path) -> None:
     assert caches_folder(str(tmp_path / "none")) == ""
-    assert "TRITON_CACHE_DIR" not in added(task_variables(NodeFacts(), ""), {})
+    assert "TRITON_CACHE_DIR" not in added(task_variables(NodeReport(), ""), {})
 
 
 def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_trainer_ranks_alone_want_is_set_for_no_other_step(tmp_path: Path) 
 
 
 def test_the_network_is_the_nodes_own() -> None:
-    wanted = task_variables(NodeFacts("ib0", ("mlx5_0:1", "mlx5_1:1"), ""), "/runs/a")
+    wanted = task_variables(NodeReport("ib0", ("mlx5_0:1", "mlx5_1:1"), ""), "/runs/a")
     assert wanted["NCCL_SOCKET_IFNAME"] == "=ib0", "this very name"
     assert wanted["GLOO_SOCKET_IFNAME"] == "ib0"
     assert wanted["NCCL_IB_HCA"] == "=mlx5_0:1,mlx5_1:1"

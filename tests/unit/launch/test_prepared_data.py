@@ -14,8 +14,8 @@ from megatron_empg.launch.prepared_data import (
     what_is_trained_on,
 )
 from megatron_empg.prepare.manifest import (
-    Prepared,
     PreparedFile,
+    PreparedFolder,
     PreparedIndex,
     PreparedModel,
     PreparedQuestions,
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     }  # fmt: skip
     (root / "index").mkdir()
     weights = [file(root, f"model/{MODEL}/c.json")]
-    write_prepared(root, Prepared(
+    write_prepared(root, PreparedFolder(
         models={MODEL: PreparedModel(path=f"model/{MODEL}", origin="hub:x/y", files=weights)},
         questions=questions, corpus=file(root, "corpus/c.jsonl"),
         index=PreparedIndex(path="index", size=0, of_sha256="0"),
@@ -148,7 +148,7 @@ def _break_the_manifest(root: Path) -> None:
 
 
 def _leave_the_index_out(root: Path) -> None:
-    write_prepared(root, Prepared(questions={"train": []}, corpus=None))
+    write_prepared(root, PreparedFolder(questions={"train": []}, corpus=None))
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from megatron_empg.environments.alfworld.manifest import Game, Manifest, write_manifest
+from megatron_empg.environments.alfworld.manifest import Game, GamesManifest, write_manifest
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides, what_is_trained_on
 from megatron_empg.prepare.manifest import (
     ALFWORLD,
     SCIENCEWORLD,
     WEBSHOP,
-    Prepared,
     PreparedCatalogue,
     PreparedFile,
+    PreparedFolder,
     PreparedGames,
     PreparedModel,
     write_prepared,
@@ -52,7 +52,7 @@ def folder_of(root: Path, environment: str, **parts: Any) -> Path:
     folder = root / "my data: #1 'x'"
     weights = noted(folder, f"model/{MODEL}/config.json")
     models = {MODEL: PreparedModel(path=f"model/{MODEL}", origin="hub:x/y", files=[weights])}
-    write_prepared(folder, Prepared(preparation=ENVIRONMENTS[environment], models=models, **parts))
+    write_prepared(folder, PreparedFolder(preparation=ENVIRONMENTS[environment], models=models, **parts))
     return folder
 
 
@@ -60,7 +60,7 @@ def with_games(root: Path, generated: bool = False) -> Path:
     game = Game("train/look-1/trial", "look_at_obj_in_light", "look", "0")
     (root / "my data: #1 'x'/games").mkdir(parents=True)
     write_manifest(
-        root / "my data: #1 'x'/games", Manifest(generated, {"train": (game,), "test_id": (), "test_ood": ()})
+        root / "my data: #1 'x'/games", GamesManifest(generated, {"train": (game,), "test_id": (), "test_ood": ()})
     )
     games = PreparedGames(path="games", manifest="0", counts={"train": 1}, generated=1 if generated else None)
     return folder_of(root, "alfworld", games=games)
@@ -206,7 +206,7 @@ def test_a_model_alone_in_the_usual_place_leaves_the_games_to_the_variable(
 def test_no_more_questions_are_asked_than_a_test_split_has(tmp_path: Path, asked: int, word: list[str]) -> None:
     games = [Game(f"{n}/trial", "look_at_obj_in_light", "look", "0") for n in range(70)]
     counts = {"train": 70, "test_id": 60, "test_ood": 65}
-    write_manifest(tmp_path, Manifest(True, {split: tuple(games[:n]) for split, n in counts.items()}))  # type: ignore[misc]
+    write_manifest(tmp_path, GamesManifest(True, {split: tuple(games[:n]) for split, n in counts.items()}))  # type: ignore[misc]
     words = [f"evaluation.questions={asked}", f"environment.settings.data={tmp_path}"]
     assert data_overrides(recipe_of("alfworld", *words), words[1:], DataChoice()) == word
     notes = what_is_trained_on(recipe_of("alfworld", *words, *word))
@@ -266,7 +266,7 @@ def test_games_in_the_usual_place_that_were_not_prepared_are_named_with_their_se
     folder = Path("data/alfworld")
     folder.mkdir(parents=True)
     game = Game("train/look-1/trial", "look_at_obj_in_light", "look", "0")
-    write_manifest(folder, Manifest(True, {"train": (game,), "test_id": (), "test_ood": ()}))
+    write_manifest(folder, GamesManifest(True, {"train": (game,), "test_id": (), "test_ood": ()}))
     with pytest.raises(RecipeError, match=r"holds games .* give environment\.settings\.data=data/alfworld"):
         data_overrides(wanted, [], DataChoice())
     assert data_overrides(wanted, ["environment.settings.data=data/alfworld"], DataChoice()) == []

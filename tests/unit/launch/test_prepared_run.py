@@ -18,7 +18,7 @@ from megatron_empg.launch import commands
 from megatron_empg.launch.play import play_one_question
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides
 from megatron_empg.launch.recipe_plan import plan_of
-from megatron_empg.prepare.deepsearch import Wishes, prepare
+from megatron_empg.prepare.deepsearch import PreparationOptions, prepare
 from megatron_empg.prepare.sources import read_sources
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from tests.support.file_server import file_server
@@ -65,7 +65,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "corpus": {"from": [{"place": "hub:own/pages:pages.jsonl"}]},
         }
         sources.write_text(yaml.safe_dump(content), encoding="utf-8")
-        prepare(read_sources(sources), Wishes(tmp_path / "data"), lambda text: None)
+        prepare(read_sources(sources), PreparationOptions(tmp_path / "data"), lambda text: None)
     return tmp_path / "data"
 
 

@@ -34,7 +34,7 @@ def test_it_is_the_same_on_the_batch_host(tmp_path: Path) -> None:
     plan = plan_of(quickstart(f"run.folder={tmp_path}"))
     assert RunPlan.from_json(plan.to_json()) == plan
     for torn in ("", "{}", "[]", plan.to_json()[:-2], '{"kind": "train"}'):
-        with pytest.raises(ValueError, match="this is no plan of a run"):
+        with pytest.raises(ValueError, match="this is not a plan of a run"):
             RunPlan.from_json(torn)
 
 

@@ -32,7 +32,7 @@ def test_a_server_that_is_not_there_is_named_with_its_key_before_anything_starts
         check_machine(recipe(url))
     message = str(caught.value)
     assert message.startswith(f"environment.settings.search_url is {url}, where nobody answers (")
-    assert message.endswith("start that server first, or mend the address")
+    assert message.endswith("start that server first, or correct the address")
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:99999"])

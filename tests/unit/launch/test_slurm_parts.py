@@ -6,8 +6,8 @@ import pytest
 
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.job_settings import JobSettings, TrainSettings
-from megatron_empg.launch.parts import Part
-from megatron_empg.launch.placement import Placement, Shape, Shares
+from megatron_empg.launch.parts import RunPart
+from megatron_empg.launch.placement import JobShape, NodeShares, Placement
 from megatron_empg.launch.run_plan import RunPlan, ServicePlan
 from megatron_empg.launch.slurm_parts import SlurmParts, variables
 
@@ -31,10 +31,10 @@ ADDRESSES = {"n1": "10.0.0.1", "n2": "10.0.0.2", "n3": "10.0.0.3", "n4": "10.0.0
 def parts(
     plan: RunPlan = PLAN, *, shared: bool = False, cpu: bool = False, job: str = "1", **training: object
 ) -> SlurmParts:
-    settings = TrainSettings("r.yaml", (), Shape(4, 8, cpu=cpu), "79", **training)  # type: ignore[arg-type]
-    placement = Placement(("n1", "n2"), ("n3", "n4"), Shares(2, 8, 2, 2))
+    settings = TrainSettings("r.yaml", (), JobShape(4, 8, cpu=cpu), "79", **training)  # type: ignore[arg-type]
+    placement = Placement(("n1", "n2"), ("n3", "n4"), NodeShares(2, 8, 2, 2))
     if shared:
-        placement = Placement(("n1",), ("n1",), Shares(1, 4, 1, 2, shared=True))
+        placement = Placement(("n1",), ("n1",), NodeShares(1, 4, 1, 2, shared=True))
     return SlurmParts(
         JobSettings("/repo", "/s.sh", "python", job=job), settings, plan, placement, ADDRESSES, "/runs/a/logs/1.1"
     )
@@ -44,7 +44,7 @@ def stages(found: SlurmParts) -> list[list[str]]:
     return [[part.name for part in stage] for stage in found.stages()]
 
 
-def part(found: SlurmParts, name: str) -> Part:
+def part(found: SlurmParts, name: str) -> RunPart:
     (one,) = [part for stage in found.stages() for part in stage if part.name == name]
     return one
 

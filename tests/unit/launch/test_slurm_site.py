@@ -14,11 +14,11 @@ from megatron_empg.launch.image import Image
 from megatron_empg.launch.job_nodes import JobNodes
 from megatron_empg.launch.job_settings import JobSettings, TrainSettings
 from megatron_empg.launch.job_signals import JobSignals
-from megatron_empg.launch.placement import Shape, Shares
+from megatron_empg.launch.placement import JobShape, NodeShares
 from megatron_empg.launch.recipe_questions import RecipeQuestions
-from megatron_empg.launch.restart import AttemptEnd, Cause
+from megatron_empg.launch.restart import AttemptEnd, EndCause
 from megatron_empg.launch.run_plan import RunPlan, ServicePlan
-from megatron_empg.launch.slurm import Answer, Slurm
+from megatron_empg.launch.slurm import ProgramOutput, Slurm
 from megatron_empg.launch.slurm_site import SlurmSite
 from megatron_empg.launch.srun_runner import SrunRunner
 from megatron_empg.launch.supervisor import StartRefused
@@ -35,15 +35,15 @@ class Cluster:
         self.down: set[str] = set()
         self.silent: set[str] = set()
 
-    def run(self, command: Sequence[str], seconds: float) -> Answer:
+    def run(self, command: Sequence[str], seconds: float) -> ProgramOutput:
         if command[0] == "sinfo":
-            return Answer(0, "".join(f"{node} down*\n" for node in sorted(self.down)))
+            return ProgramOutput(0, "".join(f"{node} down*\n" for node in sorted(self.down)))
         if command[:3] == ("scontrol", "show", "hostnames"):
-            return Answer(0, "\n".join(self.nodes))
+            return ProgramOutput(0, "\n".join(self.nodes))
         if command[:3] == ("scontrol", "show", "node"):
-            return Answer(0, f"NodeAddr=10.0.0.{command[3][1:]} NodeHostName={command[3]}")
+            return ProgramOutput(0, f"NodeAddr=10.0.0.{command[3][1:]} NodeHostName={command[3]}")
         if command[0] == "srun":
-            return Answer(124 if command[4].partition("=")[2] in self.silent else 0, "")
+            return ProgramOutput(124 if command[4].partition("=")[2] in self.silent else 0, "")
         raise AssertionError(command)
 
 
@@ -82,7 +82,7 @@ class Job:
             services=(SEARCH,),
         )
         settings = JobSettings("/repo", "/s.sh", "python", job="7", node_list="n[1-4]", own_node="n1")
-        training = TrainSettings("r.yaml", ("a=b",), Shape(4, 1, 2, 1), "79", node_timeout=0.0)
+        training = TrainSettings("r.yaml", ("a=b",), JobShape(4, 1, 2, 1), "79", node_timeout=0.0)
         self.cluster = Cluster("n1", "n2", "n3", "n4")
         slurm = Slurm("7", "n[1-4]", self.cluster.run, sleep=lambda seconds: None)
         self.runner = SrunRunner(slurm, Container(), {})
@@ -93,7 +93,7 @@ class Job:
             settings=settings,
             training=training,
             plan=self.plan,
-            shares=Shares(2, 1, 1, 1),
+            shares=NodeShares(2, 1, 1, 1),
             nodes=JobNodes(slurm),
             runner=self.runner,
             questions=RecipeQuestions(Image0(settings, Container()), training),
@@ -165,7 +165,7 @@ def test_a_guard_that_has_ended_is_told(job: Job, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_job_of_one_node_has_no_guard(job: Job) -> None:
-    job.site.shares = Shares(1, 1, 1, 1, shared=True)
+    job.site.shares = NodeShares(1, 1, 1, 1, shared=True)
     assert job.site.choose_nodes()
     job.start()
     assert job.beside == []
@@ -213,11 +213,11 @@ def test_services_and_preflight_are_told_once(job: Job) -> None:
     ("log", "cause"),
     [
         ("watchdog: GPU 0 of n2: Xid 31\n", None),
-        ("watchdog: hanging: rank 1 on n2 (pid 7)\nwatchdog: what the others\n", Cause.HUNG),
-        ("watchdog: unfit: GPU 0 of n2: Xid 79\n", Cause.UNFIT_NODE),
+        ("watchdog: hanging: rank 1 on n2 (pid 7)\nwatchdog: what the others\n", EndCause.HUNG),
+        ("watchdog: unfit: GPU 0 of n2: Xid 79\n", EndCause.UNFIT_NODE),
     ],
 )
-def test_the_watchdogs_word_is_in_its_log(job: Job, log: str, cause: Cause | None) -> None:
+def test_the_watchdogs_word_is_in_its_log(job: Job, log: str, cause: EndCause | None) -> None:
     job.start()
     (job.runner.logs / "watchdog.n1.0.log").write_text(f"env: X\n{log}", encoding="utf-8")
     verdict = job.site.watchdog_verdict()
@@ -235,7 +235,7 @@ def placed(job: Job) -> tuple[str, ...]:
 def test_a_spare_takes_the_place_of_a_lost_node(job: Job) -> None:
     job.runner.lost = ("n2",)
     job.cluster.down = {"n2"}
-    means = job.site.means(AttemptEnd(Cause.LOST_NODE, code=ExitCode.NODE))
+    means = job.site.means(AttemptEnd(EndCause.LOST_NODE, code=ExitCode.NODE))
     assert (means.nodes, means.requeue) == (True, True)
     assert placed(job) == ("n1", "n3", "n4")
     assert job.runner.nodes == ("n1", "n3", "n4")
@@ -245,26 +245,26 @@ def test_a_spare_takes_the_place_of_a_lost_node(job: Job) -> None:
 def test_a_node_that_slurm_does_not_miss_is_left_out_while_it_is_silent(job: Job) -> None:
     job.runner.lost = ("n1",)
     job.cluster.silent = {"n1"}
-    assert job.site.means(AttemptEnd(Cause.LOST_NODE)).nodes
+    assert job.site.means(AttemptEnd(EndCause.LOST_NODE)).nodes
     assert placed(job) == ("n2", "n3", "n4")
     job.cluster.silent = set()
-    assert job.site.means(AttemptEnd(Cause.LOST_NODE)).nodes
+    assert job.site.means(AttemptEnd(EndCause.LOST_NODE)).nodes
     assert placed(job) == ("n1", "n2", "n3"), "it answers again"
 
 
 def test_without_a_spare_too_few_nodes_are_left(job: Job) -> None:
     job.cluster.down = {"n2", "n4"}
-    assert not job.site.means(AttemptEnd(Cause.LOST_NODE)).nodes
+    assert not job.site.means(AttemptEnd(EndCause.LOST_NODE)).nodes
 
 
 def test_an_unfit_node_is_left_out_for_good(job: Job) -> None:
     (job.site.run_folder / "bad_nodes").write_text("7 n3 GPU 0: Xid 79\n6 n1 x\n", encoding="utf-8")
-    assert job.site.means(AttemptEnd(Cause.UNFIT_NODE)).nodes
+    assert job.site.means(AttemptEnd(EndCause.UNFIT_NODE)).nodes
     assert placed(job) == ("n1", "n2", "n4")
     assert job.site.unfit() == ["n3"]
 
 
-@pytest.mark.parametrize("end", [AttemptEnd(Cause.HUNG), AttemptEnd(Cause.LOST_NODE, requested=True)])
+@pytest.mark.parametrize("end", [AttemptEnd(EndCause.HUNG), AttemptEnd(EndCause.LOST_NODE, requested=True)])
 def test_a_job_that_is_requeued_anyhow_chooses_no_nodes(job: Job, end: AttemptEnd) -> None:
     job.cluster.down = {"n1", "n2", "n3", "n4"}
     assert job.site.means(end).nodes

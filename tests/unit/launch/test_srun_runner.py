@@ -11,12 +11,12 @@ import pytest
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch.containers import Container
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.parts import Part
-from megatron_empg.launch.slurm import Answer, Slurm
+from megatron_empg.launch.parts import RunPart
+from megatron_empg.launch.slurm import ProgramOutput, Slurm
 from megatron_empg.launch.srun_runner import STOP_SECONDS, SrunRunner, srun_command, status_of_step
 
 ROOT = Path(__file__).parents[3]
-ENGINES = Part("engines", ("python", "-m", "x"), ExitCode.ENGINES, ("n1", "n3"), tasks_per_node=4)
+ENGINES = RunPart("engines", ("python", "-m", "x"), ExitCode.ENGINES, ("n1", "n3"), tasks_per_node=4)
 
 
 class Started:
@@ -64,22 +64,24 @@ class Cluster:
         self.looks_until_gone: int | None = None
         """How often a step that was cancelled is told still; None: for ever."""
 
-    def run(self, command: Sequence[str], seconds: float) -> Answer:
+    def run(self, command: Sequence[str], seconds: float) -> ProgramOutput:
         self.commands.append(command)
         if command[0] == "sinfo":
-            return Answer(0, "".join(f"{node} down*\n" for node in self.down))
+            return ProgramOutput(0, "".join(f"{node} down*\n" for node in self.down))
         if command[0] == "squeue" and self.refusals > 0:
             self.refusals -= 1
-            return Answer(1, "")
+            return ProgramOutput(1, "")
         if command[0] == "squeue" and "%j" in command[-1]:
             named = {"7.0": "engines", "7.3": "driver", "7.batch": "batch"}
-            return Answer(0, "".join(f"{step} {name}\n" for step, name in named.items() if self.is_there(step)))
+            return ProgramOutput(
+                0, "".join(f"{step} {name}\n" for step, name in named.items() if self.is_there(step))
+            )
         if command[0] == "squeue":
-            return Answer(0, "7.0\n7.3\n7.batch\n")
+            return ProgramOutput(0, "7.0\n7.3\n7.batch\n")
         if command[0] == "srun":
             node = command[4].partition("=")[2]
-            return Answer(124 if node in self.silent else 0, "")
-        return Answer(0, "")
+            return ProgramOutput(124 if node in self.silent else 0, "")
+        return ProgramOutput(0, "")
 
     def is_there(self, step: str) -> bool:
         """Whether it is one of the job's still."""
@@ -137,7 +139,7 @@ def test_the_task_that_failed_first_speaks_for_its_step(code: int, said: str, st
 
 def test_each_part_that_ends_is_told_once(tmp_path: Path) -> None:
     run = runner(tmp_path)
-    driver = Part("driver", ("d",), ExitCode.DRIVER, ("n3",), environment={"X": "1"})
+    driver = RunPart("driver", ("d",), ExitCode.DRIVER, ("n3",), environment={"X": "1"})
     run.start(ENGINES)
     run.start(driver)
     assert run.ended() is None
@@ -157,7 +159,7 @@ def test_each_part_that_ends_is_told_once(tmp_path: Path) -> None:
 def test_a_part_is_stopped_alone_and_can_be_started_again(tmp_path: Path) -> None:
     cluster = Cluster()
     run = runner(tmp_path, cluster)
-    driver = Part("driver", ("d",), ExitCode.DRIVER, ("n3",))
+    driver = RunPart("driver", ("d",), ExitCode.DRIVER, ("n3",))
     run.start(ENGINES)
     run.start(driver)
     cluster.looks_until_gone = 0

@@ -15,13 +15,13 @@ from megatron_empg.launch.restart import MOST_PART_RESTARTS, Action, AttemptEnd,
 from megatron_empg.launch.supervisor import Stage, StartRefused, Supervisor
 
 KILLED = -9
-ENGINES = Part("engines", ("engine",), ExitCode.ENGINES, addresses=("http://e:1", "http://e:2"))
-DRIVER = Part("driver", ("driver",), ExitCode.DRIVER, addresses=("http://d:1",))
-TRAINER = Part("trainer", ("torchrun",), ExitCode.TRAINER, ends=True, heartbeat="rank_0.json")
-WATCHDOG = Part("watchdog", ("watchdog",), ExitCode.WATCHDOG)
-SEARCH = Part("search", ("search",), ExitCode.SERVICE, addresses=("http://s:1",), start_seconds=300)
-PREFLIGHT = Part("preflight", ("preflight",), ExitCode.PREFLIGHT, ends=True)
-CONVERSION = Part("conversion", ("convert",), ExitCode.CONVERSION, ends=True)
+ENGINES = RunPart("engines", ("engine",), ExitCode.ENGINES, addresses=("http://e:1", "http://e:2"))
+DRIVER = RunPart("driver", ("driver",), ExitCode.DRIVER, addresses=("http://d:1",))
+TRAINER = RunPart("trainer", ("torchrun",), ExitCode.TRAINER, ends=True, heartbeat="rank_0.json")
+WATCHDOG = RunPart("watchdog", ("watchdog",), ExitCode.WATCHDOG)
+SEARCH = RunPart("search", ("search",), ExitCode.SERVICE, addresses=("http://s:1",), start_seconds=300)
+PREFLIGHT = RunPart("preflight", ("preflight",), ExitCode.PREFLIGHT, ends=True)
+CONVERSION = RunPart("conversion", ("convert",), ExitCode.CONVERSION, ends=True)
 RUN = [[CONVERSION], [PREFLIGHT], [SEARCH], [ENGINES, DRIVER, TRAINER, WATCHDOG]]
 
 World = Callable[["Stand"], None]
@@ -52,8 +52,8 @@ class Stand:
     while_choosing: World | None = None
     log: list[str] = field(default_factory=list)
     """What was started, stopped and said, in order."""
-    running: dict[str, Part] = field(default_factory=dict)
-    ends: list[Ended] = field(default_factory=list)
+    running: dict[str, RunPart] = field(default_factory=dict)
+    ends: list[EndedPart] = field(default_factory=list)
 
     # the site
 
@@ -78,11 +78,11 @@ class Stand:
     def watchdog_verdict(self) -> AttemptEnd | None:
         return self.verdict
 
-    def means(self, end: AttemptEnd) -> Means:
+    def means(self, end: AttemptEnd) -> RestartOptions:
         assert end.of_watchdog_alone or not self.running, "nodes are looked for when nothing runs on them"
         if self.while_choosing:
             self.while_choosing(self)
-        return Means(self.nodes_left, self.queue, self.most_restarts)
+        return RestartOptions(self.nodes_left, self.queue, self.most_restarts)
 
     def serving(self) -> None:
         self.log.append("serving")
@@ -95,25 +95,25 @@ class Stand:
 
     # the runner
 
-    def start(self, part: Part) -> None:
+    def start(self, part: RunPart) -> None:
         self.log.append(part.name)
         self.running[part.name] = part
         if part in (CONVERSION, PREFLIGHT) and "fails" not in part.command:
             self.end(part.name, 0)
 
-    def ended(self) -> Ended | None:
+    def ended(self) -> EndedPart | None:
         return self.ends.pop(0) if self.ends else None
 
     def lost_nodes(self, *, ask_each: bool = False) -> Sequence[str]:
         return self.lost
 
-    def logs_kept_of(self, part: Part) -> str:
+    def logs_kept_of(self, part: RunPart) -> str:
         return f"logs/{part.name}.1.log"
 
-    def end_of_logs(self, part: Part) -> str:
+    def end_of_logs(self, part: RunPart) -> str:
         return f"the end of {part.name}'s logs"
 
-    def stop_part(self, part: Part) -> None:
+    def stop_part(self, part: RunPart) -> None:
         if self.running.pop(part.name, None):
             self.log.append(f"stop {part.name}")
 
@@ -128,7 +128,7 @@ class Stand:
 
     def end(self, name: str, status: int) -> None:
         part = self.running.pop(name)
-        self.ends.append(Ended(part, status))
+        self.ends.append(EndedPart(part, status))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -178,7 +178,7 @@ def saves(step: int) -> World:
 def test_parts_start_in_order_each_stage_when_the_one_before_is_over(tmp_path: Path) -> None:
     stand = Stand(tmp_path, [(50, finishes), (10, lambda stand: stand.unhealthy.clear())])
     stand.unhealthy = {"http://s:1"}
-    assert stand.run() == Decision(Action.DONE, "all steps are done")
+    assert stand.run() == RestartDecision(RestartAction.DONE, "all steps are done")
     parts = ["conversion", "preflight", "search", "engines", "driver", "trainer", "watchdog"]
     assert stand.log == ["attempt 1", *parts, "serving", "stop"]
     assert stand.starts() == ["7 0"]
@@ -203,7 +203,7 @@ def test_one_that_serves_and_dies_once_all_work_is_started_again_alone(
     tmp_path: Path, name: str, status: int
 ) -> None:
     stand = Stand(tmp_path, [(20, saves(4)), (30, ends(name, status)), (60, finishes)])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0"]
     assert stand.log.count("trainer") == stand.log.count("stop") == 1
     assert stand.log.count(name) == 2
@@ -220,7 +220,7 @@ def test_parts_that_die_together_are_each_started_again(tmp_path: Path) -> None:
         ends("search", KILLED)(stand)
 
     stand = Stand(tmp_path, [(30, both), (60, finishes)])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0"]
     assert (stand.log.count("engines"), stand.log.count("search"), stand.log.count("trainer")) == (2, 2, 1)
 
@@ -230,7 +230,7 @@ def test_a_part_is_started_again_later_every_time_it_was_in_vain(tmp_path: Path)
     born: list[float] = []
 
     class Fragile(Stand):
-        def start(self, part: Part) -> None:
+        def start(self, part: RunPart) -> None:
             super().start(part)
             if part is ENGINES:
                 born.append(self.now)
@@ -242,7 +242,7 @@ def test_a_part_is_started_again_later_every_time_it_was_in_vain(tmp_path: Path)
 
     stand = Fragile(tmp_path, [(second, dies) for second in range(20, 200, 20)])
     stand.script = [*stand.script, (110, saves(5)), (230, finishes)]
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     waits = [after - before for before, after in zip(died, born[1:], strict=False)]
     assert waits[:5] == [1, 2, 4, 8, 16], "from one checkpoint"
     assert 1 <= waits[5] <= 2, "behind a new one"
@@ -252,7 +252,7 @@ def test_a_part_is_started_again_later_every_time_it_was_in_vain(tmp_path: Path)
 def test_a_part_that_dies_again_and_again_gives_way_to_a_new_start(tmp_path: Path) -> None:
     stand = Stand(tmp_path, [(second, ends("engines", KILLED)) for second in range(20, 2000, 40)])
     decision = stand.run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, 19)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, 19)
     assert len(stand.starts()) == 3
     assert stand.log.count("engines") == 3 * (1 + MOST_PART_RESTARTS)
 
@@ -266,7 +266,7 @@ def test_a_part_that_is_not_healthy_again_in_time_is_started_once_more(tmp_path:
 
     script = [(30, dies_for_long), (110, lambda stand: stand.unhealthy.clear()), (150, finishes)]
     stand = Stand(tmp_path, script, stages_of_run=[[slow, DRIVER, TRAINER]])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.log.count("engines") == 3
     assert "stop engines" in stand.log, "the second one lived"
     assert any("engines was not healthy after 60 s; it alone" in line for line in stand.log)
@@ -294,7 +294,7 @@ def core_freezes(stand: Stand) -> None:
 def test_a_part_that_answers_no_more_is_ended_hard_and_started_again_alone(tmp_path: Path) -> None:
     thaws = (70, lambda stand: stand.unhealthy.clear())
     stand = frozen_run(tmp_path, (30, freezes), thaws, (100, finishes))
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.log.count("engines") == 2
     assert stand.log.index("stop engines") < len(stand.log) - 1 - stand.log[::-1].index("engines")
     assert any("engines answers no more; it alone is started again" in line for line in stand.log)
@@ -331,7 +331,7 @@ def test_a_part_that_is_silent_for_less_than_its_time_is_left_alone(tmp_path: Pa
     for second in range(30, 300, 40):
         script += [(second, freezes), (second + 20, lambda stand: stand.unhealthy.clear())]
     stand = frozen_run(tmp_path, *script, (400, finishes))
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.log.count("engines") == 1
 
 
@@ -343,7 +343,7 @@ def test_a_supervisor_that_was_held_up_takes_nobody_for_frozen(tmp_path: Path) -
         freezes(stand)
 
     stand = frozen_run(tmp_path, (30, sleeps), (536, lambda stand: stand.unhealthy.clear()), (600, finishes))
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.log.count("engines") == 1
 
 
@@ -351,7 +351,7 @@ def test_a_supervisor_that_was_held_up_takes_nobody_for_frozen(tmp_path: Path) -
 @pytest.mark.parametrize("status", [KILLED, -15, 1, 3])
 def test_a_part_that_dies_once_all_work_restarts_the_run(tmp_path: Path, name: str, status: int) -> None:
     stand = Stand(tmp_path, [(20, saves(4)), (30, ends(name, status)), (60, finishes)])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0", "7 4"]
     (said,) = [line for line in stand.log if line.startswith("says")]
     assert said.startswith(f"says: {name} ")
@@ -363,7 +363,7 @@ def test_a_part_that_dies_once_all_work_restarts_the_run(tmp_path: Path, name: s
 @pytest.mark.parametrize(("part", "code"), [("search", 13), ("engines", 14), ("driver", 15), ("trainer", 16)])
 def test_an_error_of_the_project_s_own_is_never_retried(tmp_path: Path, part: str, code: int) -> None:
     decision = Stand(tmp_path, [(30, ends(part, LASTING_FAULT))]).run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, code)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, code)
     assert decision.why == f"{part} ended by its own error"
     assert decision.logs == f"the end of {part}'s logs"
 
@@ -378,7 +378,7 @@ def test_one_that_ends_by_itself_before_it_was_healthy_is_set_up_wrongly(
 
 def test_a_trainer_that_ends_by_itself_before_it_began_is_set_up_wrongly(tmp_path: Path) -> None:
     decision = Stand(tmp_path, [(30, ends("trainer", 1, begun=False))]).run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, 16)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, 16)
 
 
 @pytest.mark.parametrize("status", [1, 3])
@@ -389,7 +389,7 @@ def test_a_trainer_that_began_and_took_its_heartbeat_away_as_it_crashed_is_resta
         stand.begun = True
 
     stand = Stand(tmp_path, [(20, begins), (30, ends("trainer", status, begun=False)), (60, finishes)])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0", "7 0"]
 
 
@@ -403,7 +403,7 @@ def test_one_that_is_killed_while_it_starts_is_restarted(tmp_path: Path, part: s
     everything = {"http://e:1", "http://e:2", "http://d:1"}
     script = [(30, ends(part, KILLED, begun=False)), (35, lambda stand: stand.unhealthy.clear()), (60, finishes)]
     stand = Stand(tmp_path, script, unhealthy=everything)
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert len(stand.starts()) == 2
 
 
@@ -411,7 +411,7 @@ def test_one_that_is_killed_in_every_start_is_given_up_after_the_third(tmp_path:
     script = [(second, ends("trainer", KILLED)) for second in (10, 30, 50, 70)]
     stand = Stand(tmp_path, script)
     decision = stand.run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, 19)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, 19)
     assert decision.logs == "the end of trainer's logs"
     assert stand.starts() == ["7 0"] * 3
 
@@ -420,12 +420,14 @@ def test_one_that_is_killed_in_every_start_is_given_up_after_the_third(tmp_path:
     ("part", "code", "status"),
     [(PREFLIGHT, 11, 1), (PREFLIGHT, 11, KILLED), (CONVERSION, 12, 1), (CONVERSION, 12, KILLED)],
 )
-def test_checks_and_conversion_that_fail_end_the_run(tmp_path: Path, part: Part, code: int, status: int) -> None:
-    failing = Part(part.name, ("fails",), part.code, ends=True)
+def test_checks_and_conversion_that_fail_end_the_run(
+    tmp_path: Path, part: RunPart, code: int, status: int
+) -> None:
+    failing = RunPart(part.name, ("fails",), part.code, ends=True)
     stages = [[failing], [ENGINES, DRIVER, TRAINER]]
     stand = Stand(tmp_path, [(5, ends(part.name, status))], stages_of_run=stages)
     decision = stand.run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, code)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, code)
     assert "engines" not in stand.log
 
 
@@ -447,7 +449,7 @@ def test_who_died_first_is_named_not_who_failed_of_it(
     stand = Stand(tmp_path, script)
     if part == follower:
         return
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert any(line.startswith(f"says: {part} was ended by SIGKILL") for line in stand.log)
 
 
@@ -457,7 +459,7 @@ def test_of_driver_and_trainer_the_one_that_names_a_lasting_fault_is_the_cause(t
         stand.end("trainer", LASTING_FAULT)
 
     decision = Stand(tmp_path, [(10, both_end)], begun=True).run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, ExitCode.TRAINER)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, ExitCode.TRAINER)
 
 
 def test_an_engine_that_answers_no_more_is_why_the_trainer_failed(tmp_path: Path) -> None:
@@ -468,7 +470,7 @@ def test_an_engine_that_answers_no_more_is_why_the_trainer_failed(tmp_path: Path
         stand.end("trainer", LASTING_FAULT)
 
     stand = Stand(tmp_path, [(30, breaks), (35, lambda stand: stand.unhealthy.clear()), (60, finishes)])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert any(line.startswith("says: engines answers no more") for line in stand.log)
 
 
@@ -485,14 +487,14 @@ def test_an_engine_that_is_being_started_again_is_why_the_trainer_failed(tmp_pat
     script = [(20, saves(4)), (30, dies_for_long), (200, fails)]
     script += [(210, lambda stand: stand.unhealthy.clear()), (400, finishes)]
     stand = Stand(tmp_path, script, begun=True)
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0", "7 4"]
     assert any(line.startswith("says: engines answers no more; going on from step 4") for line in stand.log)
 
 
 def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path: Path) -> None:
     stand = Stand(tmp_path, [(30, ends("watchdog", KILLED)), (60, finishes)])
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.log.count("watchdog") == 2
     assert stand.log.count("trainer") == stand.log.count("stop") == 1
     assert stand.starts() == ["7 0"]
@@ -505,7 +507,7 @@ def test_a_part_that_dies_with_the_watchdog_is_started_again_as_it_is(
 ) -> None:
     script = [(30, ends(part, KILLED)), (30 + seconds, ends("watchdog", KILLED)), (60, finishes)]
     stand = Stand(tmp_path, script)
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert any(line.startswith(f"says: {part} was ended by SIGKILL; ") for line in stand.log)
     assert stand.starts() == (["7 0", "7 0"] if part == "trainer" else ["7 0"])
     assert stand.log.count(part) == stand.log.count("watchdog") == 2
@@ -518,14 +520,14 @@ def test_a_watchdog_that_fails_of_itself_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cause", "nodes", "action"),
     [
-        (Cause.HUNG, True, Action.REQUEUE),
-        (Cause.UNFIT_NODE, True, Action.DONE),
-        (Cause.UNFIT_NODE, False, Action.REQUEUE),
+        (EndCause.HUNG, True, RestartAction.REQUEUE),
+        (EndCause.UNFIT_NODE, True, RestartAction.DONE),
+        (EndCause.UNFIT_NODE, False, RestartAction.REQUEUE),
     ],
 )
 @pytest.mark.parametrize("status", [17, KILLED])
 def test_what_the_watchdog_says_counts_whatever_its_status(
-    tmp_path: Path, cause: Cause, nodes: bool, action: Action, status: int
+    tmp_path: Path, cause: EndCause, nodes: bool, action: RestartAction, status: int
 ) -> None:
     """Slurm may tell that of a task which was killed when the one with the verdict ended."""
     verdict = AttemptEnd(cause, code=ExitCode.WATCHDOG, says="watchdog: so it is")
@@ -536,9 +538,9 @@ def test_what_the_watchdog_says_counts_whatever_its_status(
 
 
 def test_a_rank_that_ends_for_a_gpu_that_fails_gives_way_to_the_watchdog_s_word(tmp_path: Path) -> None:
-    verdict = AttemptEnd(Cause.UNFIT_NODE, code=ExitCode.WATCHDOG, says="watchdog: unfit")
+    verdict = AttemptEnd(EndCause.UNFIT_NODE, code=ExitCode.WATCHDOG, says="watchdog: unfit")
     script = [(30, ends("trainer", LASTING_FAULT)), (31.5, ends("watchdog", 17))]
-    assert Stand(tmp_path, script, nodes_left=False, verdict=verdict).run().action is Action.REQUEUE
+    assert Stand(tmp_path, script, nodes_left=False, verdict=verdict).run().action is RestartAction.REQUEUE
 
 
 def loses(*nodes: str) -> World:
@@ -556,12 +558,14 @@ def test_a_lost_node_is_the_cause_of_whatever_ends(tmp_path: Path, nodes_left: b
         script.append((31, ends(seen_by, LASTING_FAULT)))
     stand = Stand(tmp_path, script, nodes_left=nodes_left)
     decision = stand.run()
-    assert decision.action is (Action.DONE if nodes_left else Action.REQUEUE)
+    assert decision.action is (RestartAction.DONE if nodes_left else RestartAction.REQUEUE)
     assert any("lost node2" in line for line in [*stand.log, decision.why])
 
 
-@pytest.mark.parametrize(("queue", "action"), [(True, Action.REQUEUE), (False, Action.DONE)])
-def test_a_run_that_a_signal_stopped_goes_on_at_its_next_turn(tmp_path: Path, queue: bool, action: Action) -> None:
+@pytest.mark.parametrize(("queue", "action"), [(True, RestartAction.REQUEUE), (False, RestartAction.DONE)])
+def test_a_run_that_a_signal_stopped_goes_on_at_its_next_turn(
+    tmp_path: Path, queue: bool, action: RestartAction
+) -> None:
     def stops(stand: Stand) -> None:
         stand.newest = 3
         stand.end("trainer", 0)
@@ -583,7 +587,7 @@ def makes_stop(stand: Stand) -> None:
 def test_a_signal_before_a_new_start_is_seen(tmp_path: Path, moment: str) -> None:
     stand = Stand(tmp_path, [(30, ends("trainer", KILLED))])
     setattr(stand, moment, asks)
-    assert stand.run().action is Action.REQUEUE
+    assert stand.run().action is RestartAction.REQUEUE
     assert stand.starts() == ["7 0"]
 
 
@@ -597,7 +601,7 @@ def test_the_file_stop_ends_a_run_in_the_place_of_a_new_start(tmp_path: Path, mo
     if moment:
         setattr(stand, moment, makes_stop)
     decision = stand.run()
-    assert (decision.action, decision.in_order) == (Action.DONE, False)
+    assert (decision.action, decision.in_order) == (RestartAction.DONE, False)
     assert decision.why.startswith("trainer was ended by SIGKILL; not started again, as its end was asked for")
     assert decision.why.endswith("newest checkpoint: step 4")
     assert decision.logs == "the end of trainer's logs"
@@ -613,7 +617,7 @@ def test_one_that_serves_comes_back_alone_until_the_step_before_the_file_stop_is
         stand.end("trainer", 0)
 
     stand = Stand(tmp_path, [(20, makes_stop), (30, ends(name, KILLED)), (60, stops)], newest=4)
-    assert stand.run() == Decision(Action.DONE, "stopped after step 5")
+    assert stand.run() == RestartDecision(RestartAction.DONE, "stopped after step 5")
     assert stand.starts() == ["7 4"]
     assert (stand.log.count(name), stand.log.count("trainer")) == (2, 1)
 
@@ -628,7 +632,7 @@ def test_a_part_that_ends_as_the_trainer_has_done_all_steps_changes_nothing(
         finishes(stand)
 
     stand = Stand(tmp_path, [(30, both)])
-    assert stand.run() == Decision(Action.DONE, "all steps are done")
+    assert stand.run() == RestartDecision(RestartAction.DONE, "all steps are done")
     assert stand.starts() == ["7 0"]
 
 
@@ -640,7 +644,9 @@ def test_engines_that_do_not_become_healthy_in_time_end_the_run_with_their_code(
 
 
 def test_a_run_that_the_file_stop_ended_is_done(tmp_path: Path) -> None:
-    assert Stand(tmp_path, [(30, ends("trainer", 0))]).run() == Decision(Action.DONE, "stopped after step 0")
+    assert Stand(tmp_path, [(30, ends("trainer", 0))]).run() == RestartDecision(
+        RestartAction.DONE, "stopped after step 0"
+    )
 
 
 def test_what_cannot_be_prepared_ends_the_run(tmp_path: Path) -> None:
@@ -649,7 +655,7 @@ def test_what_cannot_be_prepared_ends_the_run(tmp_path: Path) -> None:
             raise StartRefused(ExitCode.CONFIGURATION, "another process trains here")
 
     decision = Refusing(tmp_path).run()
-    assert (decision.action, decision.code) == (Action.GIVE_UP, 10)
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, 10)
     assert decision.why == "another process trains here"
 
 
@@ -657,13 +663,13 @@ def test_a_requeued_job_whose_restarts_are_used_up_does_not_start(tmp_path: Path
     (tmp_path / "starts").write_text("6 0\n7 4\n7 4\n7 4\n", encoding="utf-8")
     stand = Stand(tmp_path, newest=4)
     decision = stand.run()
-    assert (decision.action, decision.code, stand.log) == (Action.GIVE_UP, 19, [])
+    assert (decision.action, decision.code, stand.log) == (RestartAction.GIVE_UP, 19, [])
     assert len(stand.starts()) == 4
 
 
 def test_the_starts_of_other_jobs_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "starts").write_text("6 0\n6 0\n6 0\ntorn", encoding="utf-8")
-    assert Stand(tmp_path, [(50, finishes)]).run().action is Action.DONE
+    assert Stand(tmp_path, [(50, finishes)]).run().action is RestartAction.DONE
 
 
 def test_parts_are_ended_whatever_goes_wrong(tmp_path: Path) -> None:
@@ -688,4 +694,4 @@ def test_a_status_above_128_is_a_signal(code: int, status: int) -> None:
     [(-9, "x was ended by SIGKILL"), (3, "x ended with status 3"), (78, "x ended by its own error")],
 )
 def test_an_end_says_what_it_was(status: int, said: str) -> None:
-    assert str(Ended(Part("x", (), ExitCode.DRIVER), status)) == said
+    assert str(EndedPart(RunPart("x", (), ExitCode.DRIVER), status)) == said

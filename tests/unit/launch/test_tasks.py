@@ -8,7 +8,7 @@ import pytest
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.environments.base import SideService
 from megatron_empg.launch import commands, tasks
-from megatron_empg.launch.placement import Shape
+from megatron_empg.launch.placement import JobShape
 from megatron_empg.launch.prepared_data import DataChoice
 from megatron_empg.launch.recipe_plan import plan_of, service_plans
 from megatron_empg.launch.run_plan import RunPlan
@@ -32,17 +32,17 @@ def answered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_recipe_has_as_many_engines_as_the_nodes_hold() -> None:
-    fitted = tasks.fitted(recipe(), Shape(3, 1, 2, 1, engines_per_node=2, cpu=True))
+    fitted = tasks.fitted(recipe(), JobShape(3, 1, 2, 1, engines_per_node=2, cpu=True))
     assert isinstance(fitted, Recipe)
     assert fitted.engines.count == 2
-    shared = tasks.fitted(recipe("engines.count=9"), Shape(1, 8, cpu=True))
+    shared = tasks.fitted(recipe("engines.count=9"), JobShape(1, 8, cpu=True))
     assert isinstance(shared, Recipe)
     assert shared.engines.count == 6
 
 
 def test_a_recipe_that_does_not_fit_the_nodes_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"does not fit the nodes:\n.*layout takes 2"):
-        tasks.fitted(recipe(), Shape(2, 1, 1, 1))
+        tasks.fitted(recipe(), JobShape(2, 1, 1, 1))
 
 
 def test_words_may_be_short_for_keys() -> None:
@@ -54,7 +54,7 @@ def test_words_may_be_short_for_keys() -> None:
 def test_a_supervised_warm_up_is_a_recipe_of_its_own_kind() -> None:
     found = tasks.read_recipe(Path("recipes/miniature_sft.yaml"), ["run.steps=3"], MINIATURE)
     assert isinstance(found, SftRecipe)
-    assert tasks.fitted(found, Shape(1, 8)) is found
+    assert tasks.fitted(found, JobShape(1, 8)) is found
     assert found.run.steps == 3
 
 

@@ -18,7 +18,7 @@ from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFER
 from megatron_empg.planner.engines import engine_memory, mean_sequences
 from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import chunks_in_flight, optimizer_bytes, rank_memory
-from megatron_empg.planner.shards import Parameters, model_parameters, stage_parameters
+from megatron_empg.planner.shards import ParameterCounts, model_parameters, stage_parameters
 from megatron_empg.planner.timing import bubble_share, step_time
 from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import Recipe, load_recipe
@@ -84,12 +84,12 @@ def test_bubble_of_the_paper() -> None:
 
 def test_adam_in_mixed_precision_takes_18_bytes_a_parameter() -> None:
     """Weight 2, float32 gradient 4, main weight 4, moments 8; 6 + 12/n with the distributed optimizer."""
-    held = Parameters(dense=10**6)
+    held = ParameterCounts(dense=10**6)
     sharded = ActorConfig(data_parallel=4, context_parallel=2, distributed_optimizer=True)
     assert optimizer_bytes(held, ActorConfig(data_parallel=8), 2) == 12e6
     assert optimizer_bytes(held, sharded, 2) == 12e6 / 8
     assert optimizer_bytes(held, sharded, 4) == 8e6 / 8
-    experts = Parameters(experts=10**6)
+    experts = ParameterCounts(experts=10**6)
     of_experts = ActorConfig(
         tensor_parallel=2, sequence_parallel=True, data_parallel=4, expert_parallel=4, distributed_optimizer=True
     )

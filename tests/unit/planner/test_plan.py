@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from megatron_empg.cli import app
 from megatron_empg.common.gpus import GPUS, PEAK_TFLOPS
-from megatron_empg.planner.search import GIB, KEYS, Candidate, Plan, changed_keys, plan
+from megatron_empg.planner.search import GIB, KEYS, LayoutCandidate, LayoutPlan, changed_keys, plan
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_model
 from megatron_empg.weights.mapping.model_config import ModelConfig
@@ -33,7 +33,9 @@ def model(tmp_path: Path) -> Any:
     return folder
 
 
-def planned(name: str, folder: Path, *overrides: str, gib: float = 79, **choices: Any) -> tuple[Recipe, Plan]:
+def planned(
+    name: str, folder: Path, *overrides: str, gib: float = 79, **choices: Any
+) -> tuple[Recipe, LayoutPlan]:
     recipe = load_recipe(ROOT / f"recipes/{name}.yaml", [f"model.path={folder}", *overrides])
     settings = {"gpus": SHIPPED[name][1], "gpu_memory": gib * GIB, "gpu": GPUS["H100"], **choices}
     return recipe, plan(recipe, ModelConfig.from_folder(folder), **settings)
@@ -76,7 +78,7 @@ def test_every_layout_listed_can_be_launched_and_the_rest_are_refused(name: str,
         assert candidate.faults[0] in str(refused.value)
 
 
-def with_layout(recipe: Recipe, candidate: Candidate) -> Recipe:
+def with_layout(recipe: Recipe, candidate: LayoutCandidate) -> Recipe:
     """The recipe with the candidate's layout, as a user would write it."""
     raw = recipe.model_dump(mode="json")
     return Recipe.model_validate(raw | {"actor": raw["actor"] | candidate.actor.model_dump(mode="json")})
@@ -95,7 +97,7 @@ def test_a_layout_gets_no_more_recomputation_than_it_needs(model: Any) -> None:
         assert again.own_faults
 
 
-def planned_recipe(recipe: Recipe, like: Plan) -> tuple[Recipe, Plan]:
+def planned_recipe(recipe: Recipe, like: LayoutPlan) -> tuple[Recipe, LayoutPlan]:
     config = ModelConfig.from_folder(recipe.model.path)
     return recipe, plan(recipe, config, gpus=like.gpus, gpu_memory=like.gpu_memory, gpu=like.gpu)
 

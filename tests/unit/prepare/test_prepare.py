@@ -20,11 +20,11 @@ from megatron_empg.environments.deep_search.search.manifest import VERSION
 from megatron_empg.prepare import deepsearch, disk
 from megatron_empg.prepare.checksums import Checksum
 from megatron_empg.prepare.costs import Bandwidth
-from megatron_empg.prepare.deepsearch import Wishes, prepare
-from megatron_empg.prepare.download import Download, Wanted
-from megatron_empg.prepare.errors import NotThere, PrepareError
+from megatron_empg.prepare.deepsearch import PreparationOptions, prepare
+from megatron_empg.prepare.download import Download, FileToFetch
+from megatron_empg.prepare.errors import PrepareError, SourceUnavailable
 from megatron_empg.prepare.hub import Hub
-from megatron_empg.prepare.manifest import Prepared, read_prepared
+from megatron_empg.prepare.manifest import PreparedFolder, read_prepared
 from megatron_empg.prepare.places import HubPlace, UrlPlace, file_name, read_place, safe_name, shown
 from megatron_empg.prepare.run import alone
 from megatron_empg.prepare.sources import SHIPPED, read_sources
@@ -53,7 +53,7 @@ def fetch(server: FileServer, folder: Path, path: str = "/data.bin", **known: An
     said: list[str] = []
     with new_client(2) as client:
         download = Download(client, say=said.append, pause=lambda seconds: None)
-        return download.fetch(Wanted(f"{server.url}{path}", folder / "data.bin", **known))
+        return download.fetch(FileToFetch(f"{server.url}{path}", folder / "data.bin", **known))
 
 
 def known() -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_a_file_that_changed_between_two_fetches_is_not_glued_together(server: F
     other = CONTENT[::-1]
     server.files["/data.bin"] = CONTENT
     server.cut_after["/data.bin"] = [100_000] + [0] * 20
-    with pytest.raises(NotThere, match="did not answer in 8 attempts"):
+    with pytest.raises(SourceUnavailable, match="did not answer in 8 attempts"):
         fetch(server, tmp_path)
     assert (tmp_path / "data.bin.part").stat().st_size == 100_000
     server.files["/data.bin"] = other
@@ -104,7 +104,7 @@ def test_a_file_that_changed_between_two_fetches_is_not_glued_together(server: F
 def test_a_part_of_another_place_is_not_gone_on_with(server: FileServer, tmp_path: Path) -> None:
     server.files |= {"/data.bin": CONTENT, "/old.bin": CONTENT[::-1]}
     server.cut_after["/old.bin"] = [100_000] + [0] * 20
-    with pytest.raises(NotThere):
+    with pytest.raises(SourceUnavailable):
         fetch(server, tmp_path, "/old.bin", size=len(CONTENT))
     assert fetch(server, tmp_path) == SHA256
 
@@ -167,7 +167,7 @@ def test_another_size_than_known_is_refused_before_it_is_fetched(server: FileSer
     ("status", "said"),
     [
         (404, "404: there is no such file"),
-        (403, "403: it wants a token.*HF_TOKEN"),
+        (403, "403: it needs a token.*HF_TOKEN"),
         (401, "HF_TOKEN"),
         (418, "418"),
     ],
@@ -191,7 +191,7 @@ def test_a_web_page_in_the_place_of_the_file_is_refused(server: FileServer, tmp_
     """What a log-in page or a file host's warning looks like; it would be taken for the data else."""
     server.files["/data.bin"] = b"<html>please sign in</html>"
     server.types["/data.bin"] = "text/html; charset=utf-8"
-    with pytest.raises(NotThere, match="web page instead of the file"):
+    with pytest.raises(SourceUnavailable, match="web page instead of the file"):
         fetch(server, tmp_path)
 
 
@@ -255,7 +255,7 @@ def test_an_address_of_the_hub_that_is_none_is_refused_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", given)
-    with pytest.raises(PrepareError, match="HF_ENDPOINT is no address") as refused:
+    with pytest.raises(PrepareError, match="HF_ENDPOINT is not an address") as refused:
         endpoint()
     assert "pass" not in str(refused.value)
 
@@ -364,10 +364,10 @@ def index_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script.with_name("index.py.ran")
 
 
-def run(server: FileServer, tmp_path: Path, **wishes: Any) -> tuple[Prepared, str]:
+def run(server: FileServer, tmp_path: Path, **wishes: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
     sources = read_sources(sources_file(server, tmp_path))
-    prepared = prepare(sources, Wishes(tmp_path / "data", **wishes), said.append)
+    prepared = prepare(sources, PreparationOptions(tmp_path / "data", **wishes), said.append)
     return prepared, "\n".join(said)
 
 
@@ -466,7 +466,7 @@ def test_an_index_that_was_damaged_on_disk_is_built_anew(
     first, _ = run(published, tmp_path, only=("corpus", "index"))
     harm(tmp_path / "data/index")
     second, said = run(published, tmp_path, only=("index",))
-    assert "building the index anew: " in said
+    assert "building the index again: " in said
     assert index_builder.read_text() == "xx"
     assert (tmp_path / "data/index/postings").read_bytes() == b"p" * 1000
     assert second.index == first.index
@@ -562,7 +562,7 @@ def test_the_token_reaches_the_hub_alone_and_is_written_nowhere(
         web.files |= {path: published.files.pop(path) for path in ("/hotpot.json", "/trivia.zip")}
         said: list[str] = []
         sources = read_sources(sources_file(web, tmp_path))
-        prepare(sources, Wishes(tmp_path / "data"), said.append)
+        prepare(sources, PreparationOptions(tmp_path / "data"), said.append)
         assert all("authorization" not in headers for _, headers in web.requests)
     assert {headers.get("authorization") for _, headers in published.requests} == {f"Bearer {TOKEN}"}
     assert TOKEN not in "\n".join(said)
@@ -628,7 +628,9 @@ def test_it_says_what_it_costs_before_it_fetches(published: FileServer, tmp_path
 
 def test_the_shipped_sources_cost_what_docs_say(tmp_path: Path) -> None:
     sources = read_sources(SHIPPED)
-    costs = deepsearch.expected_costs(sources, Wishes(tmp_path), Prepared(), deepsearch.Records(tmp_path))
+    costs = deepsearch.expected_costs(
+        sources, PreparationOptions(tmp_path), PreparedFolder(), deepsearch.FileRecords(tmp_path)
+    )
     by_part = {cost.part: cost for cost in costs}
     assert by_part["model"].fetch == 65_527_752_704
     assert 1e9 < by_part["data"].fetch < 3e9

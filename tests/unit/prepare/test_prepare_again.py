@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_empg.prepare.deepsearch import Wishes, prepare
+from megatron_empg.prepare.deepsearch import PreparationOptions, prepare
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import Prepared, read_prepared
+from megatron_empg.prepare.manifest import PreparedFolder, read_prepared
 from megatron_empg.prepare.places import UrlPlace
-from megatron_empg.prepare.records import Records
+from megatron_empg.prepare.records import FileRecords
 from megatron_empg.prepare.sources import read_sources
 from tests.support.archives import zipped
 from tests.support.file_server import FileServer, file_server
@@ -59,9 +59,9 @@ def sources_of(folder: Path, server: FileServer, *questions: dict[str, Any], dat
     return path
 
 
-def run(sources: Path, only: str = "data", **wishes: Any) -> tuple[Prepared, str]:
+def run(sources: Path, only: str = "data", **wishes: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    wish = Wishes(sources.parent / "data", only=(only,), **wishes)
+    wish = PreparationOptions(sources.parent / "data", only=(only,), **wishes)
     prepared = prepare(read_sources(sources), wish, said.append)
     return prepared, "\n".join(said)
 
@@ -97,7 +97,7 @@ def test_a_broken_prepared_json_is_written_anew_by_the_command_that_its_error_na
     with pytest.raises(PrepareError, match=r"run slurm/prepare\.sh"):
         read_prepared(tmp_path / "data")
     prepared, said = run(sources)
-    assert "prepared.json is broken and is written anew" in said
+    assert "prepared.json is broken and is written again" in said
     assert read_prepared(tmp_path / "data") == prepared
     assert prepared.questions == before.questions
     assert server.requests == [], "what was fetched is kept"
@@ -208,7 +208,7 @@ def test_a_new_version_of_a_servers_model_is_not_mixed_into_the_old_one(
     sources = sources_of(tmp_path, server)
     run(sources, "model")
     folder = tmp_path / "data"
-    record = Records(folder).file("model/tiny/config.json")
+    record = FileRecords(folder).file("model/tiny/config.json")
     (folder / "model/tiny/config.json").write_bytes(b"{x")
     server.files["/models/tiny/config.json"] = b'{"version": 2}'
     if lost:
@@ -218,7 +218,7 @@ def test_a_new_version_of_a_servers_model_is_not_mixed_into_the_old_one(
             PrepareError, match=r"must be \w+; .* another file when it was first fetched; to accept"
         ):
             run(sources, "model")
-    assert Records(folder).file("model/tiny/config.json") == record
+    assert FileRecords(folder).file("model/tiny/config.json") == record
     assert (folder / "model/tiny/config.json").read_bytes() != b'{"version": 2}'
 
 

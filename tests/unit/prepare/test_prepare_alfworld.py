@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_empg.environments.alfworld.manifest import Game, Manifest, read_manifest, write_manifest
+from megatron_empg.environments.alfworld.manifest import Game, GamesManifest, read_manifest, write_manifest
 from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE
 from megatron_empg.prepare import alfworld_games
 from megatron_empg.prepare.alfworld import AlfWorldSources
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import ALFWORLD, Prepared, read_prepared
+from megatron_empg.prepare.manifest import ALFWORLD, PreparedFolder, read_prepared
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
@@ -62,9 +62,9 @@ def sources_of(server: FileServer, folder: Path, **known: Any) -> Path:
     return path
 
 
-def prepared(server: FileServer, tmp_path: Path, *only: str, **wishes: Any) -> tuple[Prepared, str]:
+def prepared(server: FileServer, tmp_path: Path, *only: str, **wishes: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    wish = Wishes(tmp_path / "data", only=only, **wishes)
+    wish = PreparationOptions(tmp_path / "data", only=only, **wishes)
     found = run(preparation(ALFWORLD, sources_of(server, tmp_path)), wish, said.append)
     return found, "\n".join(said)
 
@@ -154,7 +154,7 @@ def test_games_of_other_archives_replace_those_that_are_there(server: FileServer
     text = path.read_text(encoding="utf-8").replace(GAMES_ZIP, "/new.zip").replace(FACTS_ZIP, "/new_facts.zip")
     path.write_text(text, encoding="utf-8")
     said: list[str] = []
-    run(preparation(ALFWORLD, path), Wishes(tmp_path / "data", only=("data", "games")), said.append)
+    run(preparation(ALFWORLD, path), PreparationOptions(tmp_path / "data", only=("data", "games")), said.append)
     assert "those of other archives" in "\n".join(said)
     assert_all_games(tmp_path / "data", 2)
 
@@ -199,7 +199,11 @@ def test_an_archive_of_another_size_or_content_is_refused(server: FileServer, tm
     for known, said in (({"bytes": 7}, "must have 7"), ({"sha256": "0" * 64}, "must be 0000")):
         sources = sources_of(server, tmp_path, **known)
         with pytest.raises(PrepareError, match=said):
-            run(preparation(ALFWORLD, sources), Wishes(tmp_path / "data", only=("data",)), lambda text: None)
+            run(
+                preparation(ALFWORLD, sources),
+                PreparationOptions(tmp_path / "data", only=("data",)),
+                lambda text: None,
+            )
     assert not list((tmp_path / "data").rglob("games.zip*"))
 
 
@@ -304,7 +308,7 @@ def _make_games(folder: Path, train: int, others: int) -> None:
             found.append(Game(f"{name}/kind-{number}/trial_generated", places(0)[0].split("/")[1].split("-")[0],
                               "put it", sha256, hashlib.sha256(b"turns").hexdigest()))  # fmt: skip
         made[split] = tuple(found)
-    write_manifest(folder, Manifest(True, made, 0))
+    write_manifest(folder, GamesManifest(True, made, 0))
 
 
 def test_generated_games_need_no_network_and_are_named_so(
@@ -382,7 +386,7 @@ def test_without_the_engine_games_cannot_be_made_and_nothing_is_fetched(
         prepared(server, tmp_path, generated=6, python=nowhere)
     assert server.requests == []
     _, said = prepared(server, tmp_path, generated=6, python=nowhere, dry_run=True)
-    assert "to be mended first: games are made by ALFWorld's engine" in said
+    assert "fix this first: games are made by ALFWorld's engine" in said
 
 
 @pytest.mark.parametrize(
@@ -390,7 +394,7 @@ def test_without_the_engine_games_cannot_be_made_and_nothing_is_fetched(
     [
         (("alfworld", "d", "--only", "index"), "'index' is no part of alfworld: choose from model, data, games"),
         (("deepsearch", "d", "--generated", "6"), "deepsearch has nothing that can be made here"),
-        (("alfworld", "d", "--generated", "0"), "'0' is no number to make"),
+        (("alfworld", "d", "--generated", "0"), "'0' is not a number to make"),
         (("webshop", "d", "--python", "p"), "it goes with `alfworld` and --generated alone"),
         (("alfword", "d"), "'alfword' cannot be prepared: choose from deepsearch, alfworld"),
     ],

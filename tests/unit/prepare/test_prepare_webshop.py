@@ -13,7 +13,7 @@ import yaml
 from megatron_empg.environments.scienceworld import installed
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.errors import PrepareError
-from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, Prepared, read_prepared
+from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, PreparedFolder, read_prepared
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
@@ -57,9 +57,9 @@ def sources_of(content: dict[str, Any], folder: Path) -> Path:
 
 def prepared(
     sources: Path | None, folder: Path, *only: str, of: str = WEBSHOP, **wishes: Any
-) -> tuple[Prepared, str]:
+) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    found = run(preparation(of, sources), Wishes(folder, only=only, **wishes), said.append)
+    found = run(preparation(of, sources), PreparationOptions(folder, only=only, **wishes), said.append)
     return found, "\n".join(said)
 
 
@@ -195,7 +195,7 @@ def test_without_java_it_is_said_before_anything_is_fetched(
         prepared(sources, tmp_path / "data", of=SCIENCEWORLD)
     assert server.requests == []
     _, said = prepared(sources, tmp_path / "data", of=SCIENCEWORLD, dry_run=True)
-    assert "to be mended first: scienceworld needs Java" in said
+    assert "fix this first: scienceworld needs Java" in said
     assert prepared(sources, tmp_path / "data", "model", of=SCIENCEWORLD)[0].missing() == ["engine"]
 
 

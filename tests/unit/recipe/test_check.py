@@ -422,11 +422,11 @@ for _ in range(3000):
     DEEP = {"a": DEEP}
 ILL_FORMED: list[tuple[Any, str]] = [
     (Task("a", ASKED, {}, observation_role="boss"), "the observation_role 'boss'; allowed"),  # type: ignore[arg-type]
-    (Task("a", ASKED, {}, gold=5), "a gold that is no text"),  # type: ignore[arg-type]
-    (Task("a", ASKED, {"x": object()}), "a payload that is no JSON"),
+    (Task("a", ASKED, {}, gold=5), "a gold that is not text"),  # type: ignore[arg-type]
+    (Task("a", ASKED, {"x": object()}), "a payload that is not JSON"),
     (Task("a", ASKED, {}, kind=[3]), "the kind [3]; it must be a text"),  # type: ignore[arg-type]
-    (Task("a", ASKED, {}, tools=(DEEP,)), "tools that are no tuple"),
-    (Task("a", [{"role": "user", "content": None}], {}), "whose content is no text"),  # type: ignore[typeddict-item]
+    (Task("a", ASKED, {}, tools=(DEEP,)), "tools that are not a tuple"),
+    (Task("a", [{"role": "user", "content": None}], {}), "whose content is not text"),  # type: ignore[typeddict-item]
     (Task("a", [*ASKED, {"role": "system", "content": "x"}], {}), "a system message that is not the first"),
     ({"id": "a"}, "a dict in the place of a Task"),
 ]

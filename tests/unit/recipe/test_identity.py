@@ -219,7 +219,7 @@ def test_steps_that_are_too_few_are_named_among_the_others(tmp_path: Path, share
         take_up(changed(recipe, run__seed=9, run__steps=5))
     assert "run.seed was 0, is 9" in str(refused.value)
     assert "run.steps is 5; the run in" in str(refused.value)
-    assert "has 6 steps behind it: raise it" in str(refused.value)
+    assert "has done 6 steps: raise it" in str(refused.value)
 
 
 def with_settings(recipe: Any, **settings: Any) -> Any:

@@ -85,7 +85,7 @@ def test_defaults_are_the_papers() -> None:
         ("environment.settings={a: [1.0, .inf]}", ["environment.settings.a.1", "finite", "inf"]),
         ("environment.settings=&a {b: *a}", ["environment.settings", "an alias holds itself"]),
         ("environment.settings={a: [2024-01-31]}", ["environment.settings.a.0", "a date to YAML; quote it"]),
-        ("environment.settings={a: {1: b}}", ["environment.settings.a", "the key 1 is no text; quote it"]),
+        ("environment.settings={a: {1: b}}", ["environment.settings.a", "the key 1 is not text; quote it"]),
         ("environment.settings={a: !!set {b}}", ["environment.settings.a", "a set to YAML"]),
         ("environment.settings={a: !!binary aGk=}", ["environment.settings.a", "a bytes to YAML"]),
         ("run.folder=''", ["run.folder", "is empty"]),

@@ -11,9 +11,9 @@ from megatron_empg.common.wilson import wilson
 from megatron_empg.evaluate.document import FORMAT as EVALUATION_FORMAT
 from megatron_empg.evaluate.document import VERSION as EVALUATION_VERSION
 from megatron_empg.evaluate.figures import summarise
-from megatron_empg.evaluate.questions import Outcome
+from megatron_empg.evaluate.questions import SampleOutcome
 from megatron_empg.report.table import documents
-from megatron_empg.report.table.document import Document, EnvironmentTable, make_document
+from megatron_empg.report.table.document import EnvironmentTable, TableDocument, make_document
 from megatron_empg.report.table.errors import TableError
 from megatron_empg.report.table.page import json_of, text_of
 from megatron_empg.report.table.seeds import newcombe
@@ -34,7 +34,7 @@ def seeds(root: Path, *values: float, name: str = "run", **said: Any) -> list[Pa
     return folders
 
 
-def only(document: Document) -> EnvironmentTable:
+def only(document: TableDocument) -> EnvironmentTable:
     (table,) = document.tables
     return table
 
@@ -246,7 +246,7 @@ def test_what_is_not_comparable_is_told_by_line(tmp_path: Path) -> None:
 def test_an_environment_says_of_itself_what_is_not_comparable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = "megatron_empg.report.table.published.Published.of"
+    published = "megatron_empg.report.table.published.PublishedPapers.of"
     monkeypatch.setattr(published, lambda self, environment, asked: self._setups("alfworld", ["empg"]))
     run = write_run(tmp_path / "run", recipe_of(HOUSE), {"test_id/sampled": 0.5})
     assert "1: generated houses" in told(run)
@@ -347,17 +347,17 @@ def test_numbers_that_are_none_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="is no run folder"):
+    with pytest.raises(TableError, match="is not a run folder"):
         make_document([tmp_path], None)
     (tmp_path / "junk.json").write_text("{", encoding="utf-8")
     with pytest.raises(TableError, match="not JSON"):
         make_document([tmp_path / "junk.json"], None)
     (tmp_path / "other.json").write_text('{"format": "x"}', encoding="utf-8")
-    with pytest.raises(TableError, match="is no evaluation of this release"):
+    with pytest.raises(TableError, match="is not an evaluation of this release"):
         make_document([tmp_path / "other.json"], None)
 
 
-def outcomes(successes: int, questions: int, samples: int = 1) -> list[Outcome]:
+def outcomes(successes: int, questions: int, samples: int = 1) -> list[SampleOutcome]:
     """Of as many questions, the first of which succeed."""
     found = []
     for number in range(questions):
@@ -365,13 +365,15 @@ def outcomes(successes: int, questions: int, samples: int = 1) -> list[Outcome]:
         for sample in range(samples):
             end = "success" if right else "failure"
             found.append(
-                Outcome(f"q{number}", "test_id", "sampled", "pick_and_place_simple", None, sample, right, end,
-                        10.0 * right, 5, 50, None, "0")
+                SampleOutcome(f"q{number}", "test_id", "sampled", "pick_and_place_simple", None, sample, right,
+                              end, 10.0 * right, 5, 50, None, "0")
             )  # fmt: skip
     return found
 
 
-def write_evaluation(path: Path, folder: Path, found: list[Outcome], *overrides: str, samples: int = 1) -> Path:
+def write_evaluation(
+    path: Path, folder: Path, found: list[SampleOutcome], *overrides: str, samples: int = 1
+) -> Path:
     """As `empg evaluate --json` writes one policy."""
     from dataclasses import asdict
 

@@ -322,7 +322,7 @@ def test_a_reward_that_is_no_number_costs_its_episode(chat: ChatTokens, reward: 
     turn = [*encode(chat, "search"), chat.end_of_turn]
     episode, _ = play(chat, [turn] * 2, limited(4, 50, 500), lambda: Pages(["a"], [0.5, reward]))
     assert (episode.outcome, episode.reward) == ("error", 0.0)
-    assert episode.error == f"InvalidAnswer: step returned a reward of {reward}, which is no finite number"
+    assert episode.error == f"InvalidAnswer: step returned a reward of {reward}, which is not a finite number"
 
 
 def test_the_success_of_an_episode_is_its_last_steps(chat: ChatTokens) -> None:
@@ -608,7 +608,7 @@ def test_a_result_of_wrong_values_costs_its_episode_with_the_fault(chat: ChatTok
 
     answer = [*encode(chat, "answer Lima"), chat.end_of_turn]
     episode, _ = play(chat, [answer], limited(2, 50, 500), Wrong)
-    assert episode.error == "InvalidAnswer: step returned a reward of True, which is no finite number"
+    assert episode.error == "InvalidAnswer: step returned a reward of True, which is not a finite number"
 
 
 def test_a_caller_that_is_cancelled_stays_cancelled(chat: ChatTokens) -> None:

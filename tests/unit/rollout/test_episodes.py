@@ -187,8 +187,8 @@ def test_an_environment_that_cannot_be_made_costs_its_episode(chat: ChatTokens, 
     ("fault", "says"),
     [
         ("unversioned", "does not say which version of the policy"),
-        ("nonsense", "answered what is no generation"),
-        ("null", "answered what is no generation"),
+        ("nonsense", "answered what is not a generation"),
+        ("null", "answered what is not a generation"),
     ],
 )
 def test_an_engine_that_answers_something_else_is_named(

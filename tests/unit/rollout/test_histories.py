@@ -101,7 +101,7 @@ def test_a_stripped_episode_is_a_sequence_for_each_turn():
     assert "why search" not in final
     assert "no use" not in final
     assert "<think>\nfound\n</think>" in final
-    assert "forged" in final, "a page's words are no thought of the policy's"
+    assert "forged" in final, "a page's words are not a thought of the policy's"
     assert len(episode.logprobs) == sum(map(len, turns))
 
 

@@ -13,7 +13,7 @@ import pytest
 from megatron_empg.environments.base import Opening, StepResult, Task
 from megatron_empg.environments.workers.errors import WorkerDied
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.episode import Episode, Lost
+from megatron_empg.rollout.episode import Episode, LostPart
 from megatron_empg.rollout.episodes import Changes, Group, Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.seat import MOST_LOST, Seat
@@ -181,7 +181,7 @@ def test_where_nobody_brings_weights_an_episode_ends_with_its_only_engine(chat: 
         engine.gone = True
         episodes = play(chat, Fleet([engine.url]), 2)
         assert {episode.outcome for episode in episodes} == {"error"}
-        assert {episode.lost for episode in episodes} == {Lost.ENGINE}
+        assert {episode.lost for episode in episodes} == {LostPart.ENGINE}
         assert all(engine.url in (episode.error or "") for episode in episodes)
 
 
@@ -271,7 +271,7 @@ def test_an_error_that_only_says_what_a_dead_worker_would_is_played_once(chat: C
 def test_episodes_that_no_engine_was_left_for_say_so_when_their_round_ends(chat: ChatTokens) -> None:
     with StubEngine(by_seed(chat), version="3", gone=True) as lost:
         episodes = play(chat, told(lost), 3, timeout=0.5)
-        assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", Lost.ENGINE)}
+        assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", LostPart.ENGINE)}
     with StubEngine(by_seed(chat), version="3", delay=30.0) as slow:
         episodes = play(chat, told(slow), 3, timeout=0.5)
         assert {(episode.outcome, episode.lost) for episode in episodes} == {("error", None)}

@@ -3,7 +3,7 @@ import time
 
 from rich.console import Console
 
-from megatron_empg.run.progress import Progress, duration, evaluation_line
+from megatron_empg.run.progress import StepProgress, duration, evaluation_line
 
 METRICS = {
     "train/reward": 0.4375,
@@ -22,7 +22,7 @@ METRICS = {
 def printed(terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160, highlight=False, soft_wrap=True)
-    with Progress(40, console=console) as progress:
+    with StepProgress(40, console=console) as progress:
         progress.phase("rollout", 3, 64)
         if terminal:
             time.sleep(0.4)  # the live line is redrawn ten times a second
@@ -49,7 +49,7 @@ def test_a_terminal_also_shows_the_running_phase() -> None:
 
 def test_an_evaluation_alone_has_no_empty_line() -> None:
     stream = io.StringIO()
-    with Progress(40, console=Console(file=stream, width=160)) as progress:
+    with StepProgress(40, console=Console(file=stream, width=160)) as progress:
         progress.finish_step(0, {"eval/test_ood/greedy": 0.5, "eval/test_ood/greedy_questions": 2000})
     assert stream.getvalue() == "evaluation at step 0: test_ood greedy 50.0%\n"
     assert evaluation_line(1, METRICS) == ""
@@ -82,7 +82,7 @@ def test_durations() -> None:
 
 def test_a_step_that_trained_on_nothing_says_why():
     console = Console(file=io.StringIO(), width=200)
-    progress = Progress(2, console=console)
+    progress = StepProgress(2, console=console)
     progress.finish_step(1, {"train/reward": 0.0, "train/idle": 1.0, "train/groups_dropped_equal": 8})
     progress.finish_step(2, {"train/reward": 0.5, "train/idle": 0.0, "train/groups_dropped_equal": 2})
     said = console.file.getvalue()

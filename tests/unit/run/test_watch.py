@@ -24,8 +24,8 @@ from megatron_empg.common.jsonl import append_line
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat
 from megatron_empg.run.metric_names import find
-from megatron_empg.run.watch.frame import BALANCE, CURVES, ENGINES, HEALTH, Frame
-from megatron_empg.run.watch.view import ALIVE, NotARunError, RunView, State, Watched
+from megatron_empg.run.watch.frame import BALANCE, CURVES, ENGINES, HEALTH, RunFrame
+from megatron_empg.run.watch.view import ALIVE, NotARunError, RunState, RunView, WatchedRun
 
 RECIPE = """
 run: {steps: 10}
@@ -65,12 +65,12 @@ def log(folder: RunFolder, name: str, text: str, age: float = 0.0) -> None:
 def look(folder: RunFolder) -> RunView:
     if folder.metrics.exists():
         os.utime(folder.metrics, (NOW - 5, NOW - 5))
-    return Watched(folder.root, lambda: NOW).look()
+    return WatchedRun(folder.root, lambda: NOW).look()
 
 
 def drawn(view: RunView, width: int = 100, **console: Any) -> str:
     out = StringIO()
-    Console(file=out, width=width, highlight=False, **console).print(Frame(view))
+    Console(file=out, width=width, highlight=False, **console).print(RunFrame(view))
     return out.getvalue()
 
 
@@ -79,7 +79,7 @@ def drawn(view: RunView, width: int = 100, **console: Any) -> str:
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
     view = look(begun(tmp_path / "demo"))
-    assert (view.state, view.age, view.done, view.seconds_left) == (State.NOT_BEGUN, None, 0, None)
+    assert (view.state, view.age, view.done, view.seconds_left) == (RunState.NOT_BEGUN, None, 0, None)
     shown = drawn(view)
     assert "demo  has not begun" in shown
     assert "step 0/10" in shown
@@ -89,7 +89,7 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
 def test_a_run_whose_engines_start(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     log(folder, "engine_0", "loading\n", age=20.0)
-    assert look(folder).state is State.STARTING
+    assert look(folder).state is RunState.STARTING
 
 
 def started(folder: RunFolder, ago: float) -> None:
@@ -103,10 +103,10 @@ def test_a_start_that_loads_for_long_and_says_nothing(tmp_path: Path) -> None:
     started(folder, ago=500.0)
     log(folder, "engine_0", "loading\n", age=450.0)
     view = look(folder)
-    assert view.state is State.STARTING
+    assert view.state is RunState.STARTING
     assert "starting, nothing logged for 7m 30s" in drawn(view)
     started(folder, ago=700.0)
-    assert look(folder).state is State.STOPPED, "a start may not take so long"
+    assert look(folder).state is RunState.STOPPED, "a start may not take so long"
 
 
 def test_a_start_whose_ranks_have_ended_is_over(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_start_whose_ranks_have_ended_is_over(tmp_path: Path) -> None:
     beat(folder)
     folder.heartbeat(0).unlink()
     os.utime(folder.heartbeats, (NOW - 450, NOW - 450))
-    assert look(folder).state is State.STOPPED
+    assert look(folder).state is RunState.STOPPED
 
 
 def test_a_heartbeat_of_an_earlier_start_says_nothing_of_this_one(tmp_path: Path) -> None:
@@ -127,16 +127,16 @@ def test_a_heartbeat_of_an_earlier_start_says_nothing_of_this_one(tmp_path: Path
     started(folder, ago=60.0)
     log(folder, "engine_0", "loading\n", age=20.0)
     view = look(folder)
-    assert (view.state, view.beats) == (State.STARTING, [])
+    assert (view.state, view.beats) == (RunState.STARTING, [])
     beat(folder, 0, phase="score", at=4)
     view = look(folder)
-    assert view.state is State.RUNNING
+    assert view.state is RunState.RUNNING
     assert "now: score of step 4   " in drawn(view), "of one rank"
     folder.heartbeat(0).unlink()
     (folder.checkpoints / "step_000010").mkdir()
     folder.policy.mkdir()
     folder.note_export(10)
-    assert look(folder).state is State.FINISHED
+    assert look(folder).state is RunState.FINISHED
 
 
 def test_a_run_that_goes_on(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     beat(folder, 1, phase="rollout", at=4, age=3.0)
     log(folder, "trainer", "WARNING the disk is nearly full\n", age=50.0)
     view = look(folder)
-    assert (view.state, view.done, view.steps) == (State.RUNNING, 3, 10)
+    assert (view.state, view.done, view.steps) == (RunState.RUNNING, 3, 10)
     assert view.seconds_left == pytest.approx(40.0 * 7), "three steps of 30 s, one of them with an evaluation"
     shown = drawn(view)
     for said in (
@@ -174,8 +174,8 @@ def test_a_run_that_was_killed(tmp_path: Path) -> None:
     beat(folder, age=ALIVE + 100)
     log(folder, "trainer", "", age=ALIVE + 100)
     os.utime(folder.metrics, (NOW - 400, NOW - 400))
-    view = Watched(folder.root, lambda: NOW).look()
-    assert view.state is State.SILENT
+    view = WatchedRun(folder.root, lambda: NOW).look()
+    assert view.state is RunState.SILENT
     assert "no sign of life for 2m 10s" in drawn(view)
     assert "left" not in drawn(view), "nobody knows"
 
@@ -185,7 +185,7 @@ def test_a_run_that_ended_before_its_last_step(tmp_path: Path) -> None:
     step(folder, 1)
     log(folder, "trainer", "error: the policy diverged\n", age=1000.0)
     view = look(folder)
-    assert view.state is State.STOPPED
+    assert view.state is RunState.STOPPED
     assert "trainer: error: the policy diverged" in drawn(view)
 
 
@@ -197,7 +197,7 @@ def test_a_run_that_has_finished(tmp_path: Path) -> None:
     folder.policy.mkdir()
     folder.note_export(10)
     view = look(folder)
-    assert (view.state, view.seconds_left) == (State.FINISHED, None)
+    assert (view.state, view.seconds_left) == (RunState.FINISHED, None)
     assert "checkpoint of step 10" in drawn(view)
 
 
@@ -219,13 +219,13 @@ def test_a_supervised_run_shows_its_losses(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NotARunError, match=r"is no run folder: it has none of recipe\.yaml, metrics\.jsonl"):
-        Watched(tmp_path)
-    with pytest.raises(NotARunError, match="is no folder"):
-        Watched(tmp_path / "absent")
+    with pytest.raises(NotARunError, match=r"is not a run folder: it has none of recipe\.yaml, metrics\.jsonl"):
+        WatchedRun(tmp_path)
+    with pytest.raises(NotARunError, match="is not a folder"):
+        WatchedRun(tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotARunError, match="is no folder"):
-        Watched(tmp_path / "file")
+    with pytest.raises(NotARunError, match="is not a folder"):
+        WatchedRun(tmp_path / "file")
 
 
 @pytest.mark.parametrize("text", ["", "run: [", "- 1\n", "run: 3\n", "run: {steps: many}\n", "\x00"])
@@ -241,7 +241,7 @@ def test_a_recipe_that_is_being_written_hides_nothing_else(tmp_path: Path, text:
 
 def test_looking_again_sees_what_has_come(tmp_path: Path) -> None:
     folder = begun(tmp_path)
-    watched = Watched(folder.root)
+    watched = WatchedRun(folder.root)
     assert watched.look().done == 0
     step(folder, 1)
     assert watched.look().done == 1
@@ -255,7 +255,7 @@ def test_looking_writes_nothing(tmp_path: Path) -> None:
     step(folder, 1)
     beat(folder)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    drawn(Watched(folder.root).look())
+    drawn(WatchedRun(folder.root).look())
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -303,7 +303,7 @@ def test_a_terminal_without_blocks_has_letters(tmp_path: Path) -> None:
         encoding = "ascii"
 
     out = Ascii()
-    Console(file=out, width=80).print(Frame(look(folder)))
+    Console(file=out, width=80).print(RunFrame(look(folder)))
     shown = out.getvalue()
     assert "0.300 _=#" in shown
     assert [letter for letter in "▁█░─│" if letter in shown] == []
@@ -346,7 +346,7 @@ def test_letters_that_a_terminal_has_not_stop_nothing(tmp_path: Path) -> None:
 def test_the_command_says_what_is_no_run(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "is no run folder" in done.stderr
+    assert "is not a run folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

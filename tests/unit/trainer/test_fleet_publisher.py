@@ -39,7 +39,9 @@ class Engines:
 class Group:
     """A rank's end of a group of engines; all ends do what rank 0's does, as `WeightPublisher`'s do."""
 
-    def __init__(self, engines: Engines, rank: ThreadRanks | Alone, urls: Sequence[str], log: list[str]) -> None:
+    def __init__(
+        self, engines: Engines, rank: ThreadRanks | SingleProcess, urls: Sequence[str], log: list[str]
+    ) -> None:
         self.engines, self.rank, self.urls, self.log = engines, rank, tuple(urls), log
 
     def connect(self, source: Any, seconds: float) -> None:
@@ -80,7 +82,7 @@ class Fleet:
         self, engines: Engines, ranks: ThreadRanks | None = None, *, patience: float = 10.0, limit: float = 10.0
     ) -> None:
         self.log: list[str] = []
-        rank = ranks or Alone()
+        rank = ranks or SingleProcess()
         self.publisher = FleetPublisher(
             list(engines.held),
             make=lambda urls: Group(engines, rank, urls, self.log),

@@ -26,7 +26,7 @@ DISTRIBUTIONS = {
 RECORDS = records()
 
 
-def module_of(record: Upstream) -> str:
+def module_of(record: Departure) -> str:
     """The module with the record's case: what Megatron makes of it, where Megatron is concerned."""
     file = record.module.split(".")[-1]
     if file.startswith("vllm"):
@@ -51,7 +51,7 @@ def found() -> dict[str, dict[str, Outcome]]:
     return {}
 
 
-def outcome_of(record: Upstream, found: dict[str, dict[str, Outcome]]) -> Outcome:
+def outcome_of(record: Departure, found: dict[str, dict[str, Outcome]]) -> Outcome:
     module = module_of(record)
     if module not in found:
         try:
@@ -63,7 +63,7 @@ def outcome_of(record: Upstream, found: dict[str, dict[str, Outcome]]) -> Outcom
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
-def test_an_entry_is_still_needed(record: Upstream, found: dict[str, dict[str, Outcome]]) -> None:
+def test_an_entry_is_still_needed(record: Departure, found: dict[str, dict[str, Outcome]]) -> None:
     here = installed(record.library)
     if record.library == "vllm" and here is None:
         pytest.skip("vLLM is not installed")

@@ -13,7 +13,7 @@ from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.gloo_sender import announced
 from megatron_empg.weights.sync.gloo_transport import address_towards
-from megatron_empg.weights.sync.source import Sent
+from megatron_empg.weights.sync.source import AssignedTensor
 from megatron_empg.weights.sync.transfer import PublishReport, WeightPublisher
 from tests.support.thread_ranks import ThreadRanks, on_ranks
 from tests.support.weight_engines import ReceivingEngine, Source
@@ -265,8 +265,8 @@ def test_ranks_fail_together_and_each_ends_its_source(engines: list[ReceivingEng
 # The order in which several senders are received from
 
 
-def of(sender: int, name: str, rows: int) -> Sent:
-    return Sent(sender, name, torch.bfloat16, (rows, 2))
+def of(sender: int, name: str, rows: int) -> AssignedTensor:
+    return AssignedTensor(sender, name, torch.bfloat16, (rows, 2))
 
 
 def test_stages_are_taken_side_by_side_and_each_in_its_own_order() -> None:

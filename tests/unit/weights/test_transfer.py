@@ -19,7 +19,7 @@ from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import open_store, rendezvous_port
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
 from megatron_empg.weights.sync.nccl_sender import NcclSender, NcclTransport, in_stream_order
-from megatron_empg.weights.sync.together import Alone
+from megatron_empg.weights.sync.together import SingleProcess
 from megatron_empg.weights.sync.transfer import WeightPublisher
 from tests.support.weight_engines import Engine, Source
 
@@ -69,7 +69,7 @@ def publisher(
 ) -> tuple[WeightPublisher, Native]:
     made = WeightPublisher([engine.url for engine in engines], "t", device="cpu", timeout=limit)
     assert made._engines
-    made._transport = NcclTransport(made._engines, "127.0.0.1", torch.device("cpu"), Alone())
+    made._transport = NcclTransport(made._engines, "127.0.0.1", torch.device("cpu"), SingleProcess())
     made._transport._sender = sender(made._engines, blocks=blocks)
     made._connected = True
     return made, made._transport._sender._native

@@ -15,7 +15,7 @@ import torch
 from megatron_empg.weights.sync.checksums import CHECKSUMS, ChecksumError
 from megatron_empg.weights.sync.gloo_sender import announced
 from megatron_empg.weights.sync.receiver import Receiver
-from megatron_empg.weights.sync.source import Stream, Whole
+from megatron_empg.weights.sync.source import CheckedStream, WholeSource
 
 extension = pytest.importorskip("megatron_empg.weights.sync.vllm_extension")
 
@@ -66,12 +66,12 @@ class Wire:
 
 
 def over_gloo(source: Source, wire: Wire) -> Any:
-    for _, tensor in Stream(source.metadata(), source):
+    for _, tensor in CheckedStream(source.metadata(), source):
         wire.send(tensor)
     engine = engine_of(extension.TorchWeightTransferEngine)
     engine._receiver = Receiver(engine.worker_rank, torch.float32)
     engine._receiver._groups = [wire]
-    update = announced(Whole(source, rank=0).stages())
+    update = announced(WholeSource(source, rank=0).stages())
     engine.receive_weights(extension.TorchUpdateInfo(**asdict(update)))
     return engine
 
@@ -115,7 +115,7 @@ CHUNK_BYTES = 100
 
 
 def over_nccl(packing: Any, source: Source, wire: Wire) -> Any:
-    stream = Stream(source.metadata(), source)
+    stream = CheckedStream(source.metadata(), source)
     sending = SimpleNamespace(broadcast=lambda tensor, src: wire.send(tensor))
     packing.packed_nccl_broadcast_producer(iter(stream), sending, 0, lambda item: item[1], CHUNK_BYTES, 2)
     engine = engine_of(extension.CheckedNcclEngine)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megatron_empg.environments.deep_search.data.published_question import PublishedQuestion, QuestionDataError
-from megatron_empg.environments.deep_search.data.record_files import Record, read_records
+from megatron_empg.environments.deep_search.data.record_files import QuestionRecord, read_records
 from megatron_empg.environments.deep_search.text import normalise_answer
 
 Dataset = Literal["hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "webwalkerqa", "nq", "triviaqa", "jsonl"]
@@ -50,7 +50,7 @@ class _Parts:
 
 
 @dataclass
-class Skipped:
+class SkippedRecords:
     """Records that are sound and yet no questions to ask, by reason."""
 
     unanswerable: int = 0
@@ -61,7 +61,7 @@ class Skipped:
 
 
 def read_questions(
-    dataset: Dataset, path: Path, skipped: Skipped, aliases: Aliases | None = None, name: str = ""
+    dataset: Dataset, path: Path, skipped: SkippedRecords, aliases: Aliases | None = None, name: str = ""
 ) -> Iterator[PublishedQuestion]:
     """The questions of a file; counts in `skipped` what it leaves out.
 
@@ -101,7 +101,7 @@ def read_aliases(path: Path) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _parts(dataset: Dataset, record: Record, aliases: Aliases) -> _Parts:
+def _parts(dataset: Dataset, record: QuestionRecord, aliases: Aliases) -> _Parts:
     if "golden_answers" in record:
         return _shared_form(dataset, record)
     if dataset == "2wikimultihopqa":
@@ -109,12 +109,12 @@ def _parts(dataset: Dataset, record: Record, aliases: Aliases) -> _Parts:
     return _OWN_FORMS[dataset](record)
 
 
-def _hotpotqa(record: Record) -> _Parts:
+def _hotpotqa(record: QuestionRecord) -> _Parts:
     named_type = _type(record, "type")
     return _Parts(record.text("_id"), record.text("question"), [record.text("answer")], named_type, _TWO_FACTS)
 
 
-def _wiki(record: Record, aliases: Aliases) -> _Parts:
+def _wiki(record: QuestionRecord, aliases: Aliases) -> _Parts:
     named_type = _type(record, "type")
     answers = [record.text("answer")]
     entity = record.fields.get("answer_id")
@@ -124,7 +124,7 @@ def _wiki(record: Record, aliases: Aliases) -> _Parts:
     return _Parts(record.text("_id"), record.text("question"), answers, named_type, _WIKI_HOPS.get(named_type))
 
 
-def _musique(record: Record) -> _Parts:
+def _musique(record: QuestionRecord) -> _Parts:
     name = record.text("id")
     shape = _MUSIQUE_TYPE.match(name)
     if shape is None:
@@ -135,14 +135,14 @@ def _musique(record: Record) -> _Parts:
     return _Parts(name, record.text("question"), answers, shape[1], int(shape[2]))
 
 
-def _bamboogle(record: Record) -> _Parts:
+def _bamboogle(record: QuestionRecord) -> _Parts:
     answers = [record.text("Answer", "answer")]
     if record.fields.get("Answer 2"):
         answers.append(record.text("Answer 2"))
     return _Parts(None, record.text("Question", "question"), answers, hops=_TWO_FACTS)
 
 
-def _webwalkerqa(record: Record) -> _Parts:
+def _webwalkerqa(record: QuestionRecord) -> _Parts:
     """The dataset's page writes keys and values with capitals, its files without."""
     lower = _lower_keys(record)
     named_type = "all"
@@ -153,11 +153,11 @@ def _webwalkerqa(record: Record) -> _Parts:
     return _Parts(None, lower.text("question"), [lower.text("answer")], named_type)
 
 
-def _nq(record: Record) -> _Parts:
+def _nq(record: QuestionRecord) -> _Parts:
     return _Parts(None, record.text("question"), _some(record, "answer"), hops=1)
 
 
-def _triviaqa(record: Record) -> _Parts:
+def _triviaqa(record: QuestionRecord) -> _Parts:
     answer = record.child("Answer")
     answers = [answer.text("Value")]
     for name in ("Aliases", "NormalizedAliases"):
@@ -166,7 +166,7 @@ def _triviaqa(record: Record) -> _Parts:
     return _Parts(record.text("QuestionId"), record.text("Question"), answers, hops=1)
 
 
-def _jsonl(record: Record) -> _Parts:
+def _jsonl(record: QuestionRecord) -> _Parts:
     named_type = "all"
     if "type" in record:
         named_type = record.text("type")
@@ -174,7 +174,7 @@ def _jsonl(record: Record) -> _Parts:
     return _Parts(record.text("id"), record.text("question"), _some(record, "answers"), named_type, hops)
 
 
-_OWN_FORMS: dict[str, Callable[[Record], _Parts]] = {
+_OWN_FORMS: dict[str, Callable[[QuestionRecord], _Parts]] = {
     "hotpotqa": _hotpotqa,
     "musique": _musique,
     "bamboogle": _bamboogle,
@@ -185,13 +185,13 @@ _OWN_FORMS: dict[str, Callable[[Record], _Parts]] = {
 }
 
 
-def _shared_form(dataset: Dataset, record: Record) -> _Parts:
+def _shared_form(dataset: Dataset, record: QuestionRecord) -> _Parts:
     """id, question, golden_answers, metadata: types and hops are read from the metadata as far as it has them."""
     named_type, hops = "all", None
     metadata: dict[str, Any] = record.fields.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise record.fault("metadata", "an object or absent")
-    inside = Record(record.path, f"{record.place}, inside metadata", record.number, metadata)
+    inside = QuestionRecord(record.path, f"{record.place}, inside metadata", record.number, metadata)
     if "type" in inside:
         named_type = _type(inside, "type")
     if dataset == "musique":
@@ -207,12 +207,12 @@ def _shared_form(dataset: Dataset, record: Record) -> _Parts:
     return _Parts(record.text("id"), record.text("question"), _some(record, "golden_answers"), named_type, hops)
 
 
-def _type(record: Record, name: str) -> str:
+def _type(record: QuestionRecord, name: str) -> str:
     """A type of question in one spelling: "Bridge-Comparison" is "bridge_comparison"."""
     return "_".join(re.split(r"[\s_-]+", record.text(name).lower()))
 
 
-def _hops(record: Record) -> int | None:
+def _hops(record: QuestionRecord) -> int | None:
     value = record.fields.get("hops")
     if value is None:
         return None
@@ -221,7 +221,7 @@ def _hops(record: Record) -> int | None:
     return value
 
 
-def _some(record: Record, name: str) -> list[str]:
+def _some(record: QuestionRecord, name: str) -> list[str]:
     """A list of texts with at least one that is not blank."""
     found = record.texts(name)
     if not found:
@@ -229,9 +229,9 @@ def _some(record: Record, name: str) -> list[str]:
     return found
 
 
-def _lower_keys(record: Record) -> Record:
+def _lower_keys(record: QuestionRecord) -> QuestionRecord:
     fields = {key.lower().replace(" ", "_"): value for key, value in record.fields.items()}
-    return Record(record.path, record.place, record.number, fields)
+    return QuestionRecord(record.path, record.place, record.number, fields)
 
 
 def _distinct(answers: list[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from megatron_empg.environments.base import Split
 from megatron_empg.environments.deep_search.data.published_formats import (
     Dataset,
-    Skipped,
+    SkippedRecords,
     read_aliases,
     read_questions,
 )
@@ -85,7 +85,7 @@ class LoadedSource:
 
     source: QuestionSource
     questions: QuestionStore
-    skipped: Skipped = field(default_factory=Skipped)
+    skipped: SkippedRecords = field(default_factory=SkippedRecords)
 
 
 def load_source(source: QuestionSource, name: str = "") -> LoadedSource:

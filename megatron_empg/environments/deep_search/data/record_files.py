@@ -28,7 +28,7 @@ _SHOWN = 60  # letters of a wrong value that a message shows
 
 
 @dataclass(frozen=True)
-class Record:
+class QuestionRecord:
     """One record and where it stands. The readers raise QuestionDataError, naming the field."""
 
     path: Path
@@ -70,12 +70,12 @@ class Record:
                 found.append(item.strip())
         return found
 
-    def child(self, name: str) -> Record:
+    def child(self, name: str) -> QuestionRecord:
         """The record inside of a field."""
         value = self.fields.get(name)
         if not isinstance(value, dict):
             raise self.fault(name, "an object")
-        return Record(self.path, f"{self.place}, inside {name}", self.number, value)
+        return QuestionRecord(self.path, f"{self.place}, inside {name}", self.number, value)
 
     def _present(self, names: Sequence[str]) -> str:
         for name in names:
@@ -90,7 +90,7 @@ class Record:
             raise self.fault(name, "Unicode without lone surrogates")
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[QuestionRecord]:
     """Every record of a file, in order. Raises QuestionDataError; OSError where the file cannot be opened."""
     try:
         with path.open("rb") as file, unpacked(file) as plain:
@@ -115,7 +115,7 @@ def _head(plain: io.BufferedReader[Any]) -> bytes:
     return head[:_HEAD]
 
 
-def _records(path: Path, head: bytes, plain: io.BufferedReader[Any]) -> Iterator[Record]:
+def _records(path: Path, head: bytes, plain: io.BufferedReader[Any]) -> Iterator[QuestionRecord]:
     if not head:
         raise QuestionDataError(path, "", "there is nothing in it")
     if path.name.removesuffix(".gz").lower().endswith(".csv"):
@@ -129,7 +129,7 @@ def _records(path: Path, head: bytes, plain: io.BufferedReader[Any]) -> Iterator
             yield _record(path, f"line {number}", number, value)
 
 
-def _items(path: Path, stream: BinaryIO, key: str) -> Iterator[Record]:
+def _items(path: Path, stream: BinaryIO, key: str) -> Iterator[QuestionRecord]:
     """The items of an array, which is the value of `key` in an object where a key is given."""
     parsed = JsonStream(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
     number = 0
@@ -145,7 +145,7 @@ def _items(path: Path, stream: BinaryIO, key: str) -> Iterator[Record]:
         raise QuestionDataError(path, f"after record {number}", "it is not UTF-8; save it as UTF-8") from None
 
 
-def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[Record]:
+def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[QuestionRecord]:
     """Rows under a header. A cell may go over lines; the place is the row's last line."""
     table = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
     number = 0
@@ -169,10 +169,10 @@ def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[Record]:
         raise QuestionDataError(path, f"line {table.line_num}", f"it is not CSV ({error})") from None
 
 
-def _record(path: Path, place: str, number: int, value: Any) -> Record:
+def _record(path: Path, place: str, number: int, value: Any) -> QuestionRecord:
     if not isinstance(value, dict):
         raise QuestionDataError(path, place, f"a question is an object; found {_described(value)}")
-    return Record(path, place, number, value)
+    return QuestionRecord(path, place, number, value)
 
 
 def _described(value: Any) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from megatron_empg.environments.deep_search.search.arrays import open_offsets
 from megatron_empg.environments.deep_search.search.errors import IndexFolderError
-from megatron_empg.environments.deep_search.search.manifest import Manifest
-from megatron_empg.environments.deep_search.search.passages import Page, Passages
+from megatron_empg.environments.deep_search.search.manifest import IndexManifest
+from megatron_empg.environments.deep_search.search.passages import Passages, TitlePage
 from megatron_empg.environments.deep_search.search.postings_build import (
     WORD_OFFSETS,
     WORD_TABLE,
@@ -21,7 +21,7 @@ from megatron_empg.environments.deep_search.search.postings_build import (
 from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS
 from megatron_empg.environments.deep_search.search.string_table import HashTable
 from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsError, Postings, best_documents
-from megatron_empg.environments.deep_search.search.words import WordRules, Words
+from megatron_empg.environments.deep_search.search.words import WordRules, WordSplitter
 
 LONGEST_QUERY = 4_000
 """Characters. What is longer is no query, and could have every word of the index looked up."""
@@ -48,14 +48,19 @@ class SearchIndex:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, passages: Passages, postings: Postings, vocabulary: Vocabulary
+        self,
+        folder: Path,
+        manifest: IndexManifest,
+        passages: Passages,
+        postings: Postings,
+        vocabulary: IndexVocabulary,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.passages = passages
         self.postings = postings
         self.vocabulary = vocabulary
-        self._words = Words(WordRules(manifest.stop_words))  # type: ignore[arg-type]
+        self._words = WordSplitter(WordRules(manifest.stop_words))  # type: ignore[arg-type]
 
     @classmethod
     def open(cls, folder: Path) -> SearchIndex:
@@ -65,13 +70,13 @@ class SearchIndex:
         others. What checksums alone can find, `manifest.verify_files` does.
         """
         folder = Path(folder)
-        manifest = Manifest.read(folder)
+        manifest = IndexManifest.read(folder)
         index = cls(
             folder,
             manifest,
             Passages(folder, manifest.documents),
             open_postings(folder, manifest.words, manifest.postings),
-            Vocabulary(folder, manifest.words),
+            IndexVocabulary(folder, manifest.words),
         )
         index.best(np.zeros(0, np.int64), np.zeros(0), 1)  # has the machine code loaded, or made
         return index
@@ -109,13 +114,13 @@ class SearchIndex:
         except DamagedPostingsError as error:
             raise IndexFolderError(f"{self.folder}: {error}; build the index again") from None
 
-    def page(self, title: str) -> Page | None:
+    def page(self, title: str) -> TitlePage | None:
         """The page of a title: its first document, and those right behind that are of the same title. Case, blanks
         and Unicode's compatible forms do not matter."""
         return self.passages.page(title)
 
 
-class Vocabulary:
+class IndexVocabulary:
     """Numbers of the words of an index, on disk."""
 
     def __init__(self, folder: Path, words: int) -> None:

@@ -42,7 +42,7 @@ class CorpusFile:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes read so far."""
+        """The sha256 of all bytes read so far."""
         return self._hash.hexdigest()
 
     @property
@@ -118,7 +118,7 @@ def join_contents(title: str, text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """With single blanks for any run of blanks and ends of lines."""
+    """The text with one blank in place of any run of blanks and line ends."""
     return " ".join(text.split())
 
 
@@ -138,5 +138,5 @@ def _text(row: dict[str, Any], field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f'"{field}" holds half a surrogate pair, which is no text') from None
+        raise ValueError(f'"{field}" holds half a surrogate pair, which is not text') from None
     return value

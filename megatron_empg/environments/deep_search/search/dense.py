@@ -26,9 +26,9 @@ from megatron_empg.environments.deep_search.search.errors import (
     disk_errors_named,
 )
 from megatron_empg.environments.deep_search.search.index_tools import refuse_long
-from megatron_empg.environments.deep_search.search.manifest import Manifest, file_digest
+from megatron_empg.environments.deep_search.search.manifest import IndexManifest, file_digest
 from megatron_empg.environments.deep_search.search.passages import Passages
-from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS, Shown
+from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS, ResultLimits
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 VECTORS, SETTINGS = "dense.vectors.npy", "dense.json"
@@ -69,7 +69,7 @@ def verify_vectors(folder: Path) -> None:
 
 
 def _build(folder: Path, encoder: Encoder, progress: Callable[[str], None]) -> None:
-    passages = Passages(folder, Manifest.read(folder).documents)
+    passages = Passages(folder, IndexManifest.read(folder).documents)
     if _finished(folder, encoder, len(passages)):
         progress(f"{folder}: the vectors are there already")
         return
@@ -135,7 +135,7 @@ class DenseIndex:
         folder = Path(folder)
         settings = _Settings.read(folder)
         settings.must_be_of(encoder, folder)
-        self.passages = Passages(folder, Manifest.read(folder).documents)
+        self.passages = Passages(folder, IndexManifest.read(folder).documents)
         vectors = _open_vectors(folder, len(self.passages), settings.dimension)
         self._encoder = encoder
         self._nearest: _Nearest = _Faiss(vectors) if engine == "faiss" else _Compared(vectors)
@@ -158,9 +158,9 @@ class DenseIndex:
 class DenseTools:
     """`Tools` over a `DenseIndex`."""
 
-    def __init__(self, index: DenseIndex, shown: Shown | None = None) -> None:
+    def __init__(self, index: DenseIndex, shown: ResultLimits | None = None) -> None:
         self._index = index
-        self._shown = shown or Shown()
+        self._shown = shown or ResultLimits()
 
     async def search(self, query: str) -> str:
         refuse_long("search", query)

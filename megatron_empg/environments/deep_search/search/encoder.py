@@ -23,7 +23,7 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the model and how it is used: vectors of different names cannot be compared."""
+        """Names the model and how it is used: vectors of different names cannot be compared."""
         ...
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ from megatron_empg.common.errors import EmpgError
 
 
 class SearchError(EmpgError, ValueError):
-    """The root of the faults that whoever starts the search can mend. The text says how. A ValueError, as a task
+    """The base of faults that whoever starts the search can fix. The text says how. A ValueError, as a task
     source may raise it."""
 
 

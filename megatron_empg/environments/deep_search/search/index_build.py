@@ -19,11 +19,11 @@ from megatron_empg.environments.deep_search.search.errors import (
     IndexFolderError,
     disk_errors_named,
 )
-from megatron_empg.environments.deep_search.search.manifest import Manifest, file_digests
+from megatron_empg.environments.deep_search.search.manifest import IndexManifest, file_digests
 from megatron_empg.environments.deep_search.search.passages import PassageWriter
 from megatron_empg.environments.deep_search.search.postings_build import Bm25, PostingsBuilder
 from megatron_empg.environments.deep_search.search.top_k import compiled_search
-from megatron_empg.environments.deep_search.search.words import WordRules, Words
+from megatron_empg.environments.deep_search.search.words import WordRules, WordSplitter
 
 MOST_DOCUMENTS = 2**31 - 1
 PROGRESS_EVERY = 10.0  # seconds
@@ -43,7 +43,7 @@ def build_index(
     bm25: Bm25 | None = None,
     rules: WordRules | None = None,
     progress: Progress = print,
-) -> Manifest:
+) -> IndexManifest:
     """Make the folder `out`. It is written aside and renamed when whole; an interrupted making starts anew.
 
     An index that is there already of the same source and settings is left as it is. Memory: about 1.2 GB, and
@@ -67,8 +67,8 @@ def build_index(
     return manifest
 
 
-def _write(source: CorpusFile, folder: Path, bm25: Bm25, rules: WordRules, progress: Progress) -> Manifest:
-    words = Words(rules)
+def _write(source: CorpusFile, folder: Path, bm25: Bm25, rules: WordRules, progress: Progress) -> IndexManifest:
+    words = WordSplitter(rules)
     runs = folder / "runs"
     runs.mkdir()
     postings = PostingsBuilder(runs, bm25)
@@ -86,7 +86,7 @@ def _write(source: CorpusFile, folder: Path, bm25: Bm25, rules: WordRules, progr
     different = postings.different_words
     postings.finish(folder, progress)
     shutil.rmtree(runs)
-    manifest = Manifest(
+    manifest = IndexManifest(
         source=source.path.name,
         source_sha256=source.sha256,
         documents=passages.count,
@@ -123,12 +123,12 @@ class _Reports:
         self._progress(f"{count:,} documents, {rate:,.0f} per second, {self._source.share_read:.0%} of the corpus")
 
 
-def _present(source: CorpusFile, out: Path, bm25: Bm25, rules: WordRules, progress: Progress) -> Manifest:
+def _present(source: CorpusFile, out: Path, bm25: Bm25, rules: WordRules, progress: Progress) -> IndexManifest:
     """The manifest of an index that is there already. Raises IndexFolderError if it is another's."""
     try:
-        manifest = Manifest.read(out)
+        manifest = IndexManifest.read(out)
     except IndexFolderError:
-        raise IndexFolderError(f"{out} exists and is no index; remove it or name another folder") from None
+        raise IndexFolderError(f"{out} exists and is not an index; remove it or name another folder") from None
     wanted = {"k1": bm25.k1, "b": bm25.b, "stop_words": rules.stop_words}
     if manifest.settings() != wanted:
         raise IndexFolderError(

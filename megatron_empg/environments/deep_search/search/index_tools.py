@@ -7,19 +7,19 @@ from pathlib import Path
 from megatron_empg.environments.blocking import in_thread
 from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUERY, SearchIndex
-from megatron_empg.environments.deep_search.search.observations import Shown
+from megatron_empg.environments.deep_search.search.observations import ResultLimits
 from megatron_empg.environments.deep_search.tools import QueryRefused
 
 
 class IndexTools:
     """`Tools` over a `SearchIndex`. The files are mapped: processes of one machine share what they read."""
 
-    def __init__(self, index: SearchIndex, shown: Shown | None = None) -> None:
+    def __init__(self, index: SearchIndex, shown: ResultLimits | None = None) -> None:
         self._index = index
-        self._shown = shown or Shown()
+        self._shown = shown or ResultLimits()
 
     @classmethod
-    def open(cls, folder: Path, shown: Shown | None = None) -> IndexTools:
+    def open(cls, folder: Path, shown: ResultLimits | None = None) -> IndexTools:
         """Raises IndexFolderError."""
         return cls(SearchIndex.open(folder), shown)
 

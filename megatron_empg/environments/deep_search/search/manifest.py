@@ -20,7 +20,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Manifest:
+class IndexManifest:
     """Counts, the source, and the settings that queries must share with documents."""
 
     source: str
@@ -50,7 +50,7 @@ class Manifest:
         (folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Path) -> IndexManifest:
         """Raises IndexFolderError."""
         path = Path(folder) / MANIFEST
         try:
@@ -67,7 +67,7 @@ class Manifest:
         return cls._checked(path, content)
 
     @classmethod
-    def _checked(cls, path: Path, content: dict[str, Any]) -> Manifest:
+    def _checked(cls, path: Path, content: dict[str, Any]) -> IndexManifest:
         wrong = {field.name for field in fields(cls)} ^ set(content)
         if wrong:
             raise IndexFolderError(f"{path}: {', '.join(sorted(wrong))} missing or unknown; build the index again")
@@ -97,14 +97,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify_files(folder: Path, progress: Callable[[str], object] = lambda name: None) -> Manifest:
+def verify_files(folder: Path, progress: Callable[[str], object] = lambda name: None) -> IndexManifest:
     """Read an index folder whole and compare every file with the checksum that the manifest has of it.
 
     `progress` is told each file's name before it is read. Raises IndexFolderError naming all files that are not
     what was built. Vectors are `dense.verify_vectors`'s.
     """
     folder = Path(folder)
-    manifest = Manifest.read(folder)
+    manifest = IndexManifest.read(folder)
     faults = []
     for name, digest in manifest.files.items():
         progress(name)

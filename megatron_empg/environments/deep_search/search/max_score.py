@@ -26,7 +26,7 @@ SEED_WORDS = 3
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As machine code that lets other threads run; kept on disk where there is a place for it."""
+    """Compile a function to machine code that releases the GIL; it is cached on disk where possible."""
     try:
         kept: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written

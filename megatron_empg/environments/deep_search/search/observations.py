@@ -6,18 +6,18 @@ import re
 from collections.abc import Sequence
 
 from megatron_empg.environments.deep_search.search.bm25_index import Hit
-from megatron_empg.environments.deep_search.search.passages import Page
-from megatron_empg.environments.deep_search.search.shown import Shown
+from megatron_empg.environments.deep_search.search.passages import TitlePage
+from megatron_empg.environments.deep_search.search.shown import ResultLimits
 from megatron_empg.environments.deep_search.search.words import fold
 from megatron_empg.environments.deep_search.text import cut
 
-__all__ = ["Shown", "page", "results", "snippet"]
+__all__ = ["ResultLimits", "page", "results", "snippet"]
 
 _SEARCHED = 100_000
 """Characters of a text among which a snippet is looked for; later ones never make it."""
 
 
-def results(hits: Sequence[Hit], query: str, shown: Shown) -> str:
+def results(hits: Sequence[Hit], query: str, shown: ResultLimits) -> str:
     """Numbered, a line each: the title and the part of the text that has most of the query's words."""
     if not hits:
         return "no results"
@@ -27,7 +27,7 @@ def results(hits: Sequence[Hit], query: str, shown: Shown) -> str:
     return "\n".join(lines)
 
 
-def page(found: Page | None) -> str:
+def page(found: TitlePage | None) -> str:
     """The whole page."""
     if found is None:
         return "no page"

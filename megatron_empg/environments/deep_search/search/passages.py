@@ -23,7 +23,7 @@ MOST_PASSAGES_OF_A_PAGE = 4096
 
 
 @dataclass(frozen=True)
-class Page:
+class TitlePage:
     """What stands under one title: the texts of its passages, one behind the other."""
 
     title: str
@@ -119,13 +119,13 @@ class Passages:
         for number in range(len(self)):
             yield self[number]
 
-    def page(self, title: str) -> Page | None:
+    def page(self, title: str) -> TitlePage | None:
         """The page of a title: its first passage, and those right behind that are of the same title. Case, blanks
         and Unicode's compatible forms do not matter."""
         found = [self[number] for number in self.numbers_of(title)]
         if not found:
             return None
-        return Page(found[0].title, "\n".join(passage.text for passage in found))
+        return TitlePage(found[0].title, "\n".join(passage.text for passage in found))
 
     def numbers_of(self, title: str) -> range:
         """The passages of the page of a title: the first that has it and those right behind that have it too."""

@@ -19,8 +19,8 @@ from megatron_empg.environments.deep_search.search import observations
 from megatron_empg.environments.deep_search.search.bm25_index import Hit
 from megatron_empg.environments.deep_search.search.corpus_lines import read_passage
 from megatron_empg.environments.deep_search.search.index_tools import refuse_long
-from megatron_empg.environments.deep_search.search.observations import Shown
-from megatron_empg.environments.deep_search.search.passages import Page
+from megatron_empg.environments.deep_search.search.observations import ResultLimits
+from megatron_empg.environments.deep_search.search.passages import TitlePage
 from megatron_empg.environments.deep_search.service_client import ClientLimits, NoSuchRoute, ServiceClient
 from megatron_empg.environments.deep_search.text import normalise_title
 
@@ -49,7 +49,7 @@ class RetrieveClient:
         read = partial(_hits_of_each, queries=len(queries), most=top_k)
         return await self._service.ask("retrieve", asked, read, tool="search")
 
-    async def visit(self, title: str) -> Page | None:
+    async def visit(self, title: str) -> TitlePage | None:
         """The page of a title. Of a server without /visit, the document of exactly this title that a search for
         it finds; it is asked for /visit again every `VISIT_AGAIN` seconds. Raises as `retrieve` does, also where
         a server that has answered visits does not know them any more: its pages would be other ones."""
@@ -65,7 +65,7 @@ class RetrieveClient:
         wanted = normalise_title(title)
         for hit in (await self.retrieve([title], LOOKED_THROUGH))[0]:
             if normalise_title(hit.title) == wanted:
-                return Page(hit.title, hit.text)
+                return TitlePage(hit.title, hit.text)
         return None
 
     def _postpone_visits(self, error: NoSuchRoute) -> None:
@@ -85,9 +85,9 @@ class RetrieveClient:
 class RetrieveTools:
     """`Tools` over a search server."""
 
-    def __init__(self, client: RetrieveClient, shown: Shown | None = None) -> None:
+    def __init__(self, client: RetrieveClient, shown: ResultLimits | None = None) -> None:
         self._client = client
-        self._shown = shown or Shown()
+        self._shown = shown or ResultLimits()
 
     async def search(self, query: str) -> str:
         refuse_long("search", query)
@@ -102,13 +102,13 @@ class RetrieveTools:
         await self._client.close()
 
 
-def _page(answer: Any) -> Page | None:
+def _page(answer: Any) -> TitlePage | None:
     """Raises ValueError, LookupError or TypeError."""
     found = answer["result"]
     if found is None:
         return None
     passage = read_passage(found["document"], "")
-    return Page(passage.title, passage.text)
+    return TitlePage(passage.title, passage.text)
 
 
 def _hits_of_each(answer: Any, queries: int, most: int) -> list[list[Hit]]:

@@ -12,7 +12,7 @@ PAGE_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
-class Shown:
+class ResultLimits:
     """Results of a search, and characters of each result's snippet."""
 
     top_k: int = 3

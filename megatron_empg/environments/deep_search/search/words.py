@@ -22,7 +22,7 @@ _ACCENTS = re.compile("[\u0300-\u036f]+")
 
 @dataclass(frozen=True)
 class WordRules:
-    """The settings of `Words`; an index keeps those that it was built with."""
+    """The settings of `WordSplitter`; an index keeps those that it was built with."""
 
     stop_words: StopWords = "none"
 
@@ -31,10 +31,10 @@ class WordRules:
             raise ValueError(f"stop_words is {self.stop_words!r}; allowed: {', '.join(STOP_WORDS)}")
 
 
-class Words:
+class WordSplitter:
     """Splits text into words: lower case, Unicode's compatible forms made one, without accents.
 
-    >>> Words(WordRules())("Café № 5, 東京!")
+    >>> WordSplitter(WordRules())("Café № 5, 東京!")
     ['cafe', 'no', '5', '東', '京']
     """
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_empg.planner.simulation.engine import EngineRates, Request, SimulatedEngine
-from megatron_empg.planner.simulation.events import Clock
+from megatron_empg.planner.simulation.engine import EngineRates, SimulatedEngine, TurnRequest
+from megatron_empg.planner.simulation.events import EventQueue
 
 RATES = EngineRates(fixed_seconds=0.01, sequence_seconds=0.002, read_seconds=0.001, request_seconds=0.05)
 
 
 def engine(
-    clock: Clock, rates: EngineRates = RATES, slots: int = 8, cache: float = float("inf")
+    clock: EventQueue, rates: EngineRates = RATES, slots: int = 8, cache: float = float("inf")
 ) -> SimulatedEngine:
     return SimulatedEngine(clock, rates, slots, cache, lambda change: None)
 
@@ -21,12 +21,12 @@ def finish_times(
     requests: list[tuple[float, int, int]], **settings: object
 ) -> tuple[list[float], SimulatedEngine]:
     """Seconds at which requests (arrival, read, own) are done, and the engine."""
-    clock = Clock()
+    clock = EventQueue()
     made = engine(clock, **settings)  # type: ignore[arg-type]
     done = [0.0] * len(requests)
 
     def arrive(number: int, read: int, own: int) -> None:
-        made.submit(Request(read, read, own, lambda: done.__setitem__(number, clock.now)))
+        made.submit(TurnRequest(read, read, own, lambda: done.__setitem__(number, clock.now)))
 
     for number, (arrival, read, own) in enumerate(requests):
         clock.after(arrival, lambda number=number, read=read, own=own: arrive(number, read, own))  # type: ignore[misc]
@@ -131,10 +131,10 @@ def test_one_slot_with_random_arrivals_waits_as_pollaczek_and_khinchine_say() ->
 
 
 def test_a_pause_stands_still_and_what_runs_is_read_again() -> None:
-    clock = Clock()
+    clock = EventQueue()
     made = engine(clock, EngineRates(fixed_seconds=0.01, read_seconds=0.001))
     done: list[float] = []
-    made.submit(Request(300, 300, 100, lambda: done.append(clock.now)))
+    made.submit(TurnRequest(300, 300, 100, lambda: done.append(clock.now)))
     clock.after(0.3 + 0.5, made.pause)  # after 50 tokens
     clock.after(0.3 + 0.5 + 7.0, made.resume)
     clock.run(until=lambda: False)
@@ -144,11 +144,11 @@ def test_a_pause_stands_still_and_what_runs_is_read_again() -> None:
 
 
 def test_a_cleared_cache_makes_waiting_and_half_read_requests_read_everything() -> None:
-    clock = Clock()
+    clock = EventQueue()
     made = engine(clock, EngineRates(fixed_seconds=0.01, read_seconds=0.001), slots=1)
     done: list[float] = []
     for _ in range(2):
-        made.submit(Request(1000, 100, 10, lambda: done.append(clock.now)))
+        made.submit(TurnRequest(1000, 100, 10, lambda: done.append(clock.now)))
     clock.after(0.05, made.pause)
     clock.after(1.0, made.resume)
     clock.run(until=lambda: False)
@@ -156,12 +156,12 @@ def test_a_cleared_cache_makes_waiting_and_half_read_requests_read_everything() 
 
 
 def test_a_request_can_be_given_up_wherever_it_is() -> None:
-    clock = Clock()
+    clock = EventQueue()
     made = engine(clock, EngineRates(fixed_seconds=0.01, read_seconds=0.001), slots=2)
     done: list[str] = []
-    decoding, waiting = (Request(0, 0, own, lambda: done.append("given up")) for own in (100, 100))
-    reading = Request(500, 500, 10, lambda: done.append("given up"))
-    last = Request(0, 0, 10, lambda: done.append(f"{clock.now:.2f}"))
+    decoding, waiting = (TurnRequest(0, 0, own, lambda: done.append("given up")) for own in (100, 100))
+    reading = TurnRequest(500, 500, 10, lambda: done.append("given up"))
+    last = TurnRequest(0, 0, 10, lambda: done.append(f"{clock.now:.2f}"))
     for request in (decoding, reading, waiting, last):
         made.submit(request)
     clock.after(0.25, lambda: made.cancel(reading))

@@ -87,7 +87,7 @@ def test_what_is_too_little_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no trained step"):
         read_recorded(tmp_path, quickstart())
     (run / "episodes/step_000001.jsonl").unlink()
-    with pytest.raises(RecipeError, match="0 trained episodes are recorded, and a distribution wants 16"):
+    with pytest.raises(RecipeError, match="0 trained episodes are recorded, and a distribution needs 16"):
         read_recorded(run, quickstart(), [1])
     with pytest.raises(RecipeError, match="a sequence for each turn"):
         read_recorded(run, quickstart("rollout.history=strip"))
@@ -111,9 +111,9 @@ def test_rates_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "it is no JSON"),
+        ("{", "it is not JSON"),
         ("[]", "must hold an object"),
-        ('{"speed": 1}', "speed is no rate; allowed: weights_seconds"),
+        ('{"speed": 1}', "speed is not a rate; allowed: weights_seconds"),
         ('{"fixed_seconds": -1}', "must be a number of 0 or more"),
         ('{"fixed_seconds": true}', "must be a number of 0 or more"),
         ('{"read_seconds": 1}', "a pass takes no time"),

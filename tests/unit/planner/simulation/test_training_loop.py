@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from megatron_empg.planner.simulation.engine import EngineRates
-from megatron_empg.planner.simulation.loop import Stream, simulate, steps_to_count
-from megatron_empg.planner.simulation.setting import Setting
+from megatron_empg.planner.simulation.loop import SimulatedStream, simulate, steps_to_count
+from megatron_empg.planner.simulation.setting import SimulationSetting
 from megatron_empg.planner.simulation.workload import AssumedWorkload, EpisodePlan, PlannedTurn, RecordedWorkload
 
 TURN = PlannedTurn(100, 50, 0.5)
@@ -24,9 +24,9 @@ class Same:
         return self.plan
 
 
-def setting(**changes: Any) -> Setting:
+def setting(**changes: Any) -> SimulationSetting:
     """One engine and one group of two episodes, each of which decodes as if it were alone."""
-    plain = Setting(
+    plain = SimulationSetting(
         workload=Same(TURN, TURN),
         rates=EngineRates(fixed_seconds=0.01),
         engines=1,
@@ -130,9 +130,9 @@ class OneByOne:
         return EpisodePlan((TURN,) * count)
 
 
-def played(chosen: Setting, steps: int) -> Stream:
+def played(chosen: SimulationSetting, steps: int) -> SimulatedStream:
     """The whole run."""
-    stream = Stream(chosen, random.Random(0), steps)
+    stream = SimulatedStream(chosen, random.Random(0), steps)
     stream.run(0, steps)
     return stream
 
@@ -188,7 +188,7 @@ def test_tokens_after_a_publication_are_younger_than_their_group() -> None:
     assert mean["tokens"] < mean["episodes"]
 
 
-def any_setting(numbers: random.Random) -> Setting:
+def any_setting(numbers: random.Random) -> SimulationSetting:
     recorded = tuple(
         tuple((numbers.randrange(1, 200), numbers.randrange(1, 80)) for _ in range(numbers.randrange(1, 9)))
         for _ in range(20)

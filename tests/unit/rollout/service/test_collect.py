@@ -35,7 +35,7 @@ def test_errors_never_train_and_leave_the_rest_of_their_group() -> None:
     assert first_tokens == [0, 20, 100, 110, 120], "sample 1 of group 0 had failed"
     assert batch.metrics["train/episodes_error"] == 1
     assert batch.metrics["train/episodes"] == 5
-    assert batch.metrics["train/reward"] == pytest.approx(3 / 5), "an error is no reward of zero"
+    assert batch.metrics["train/reward"] == pytest.approx(3 / 5), "an error is not a reward of zero"
 
 
 @pytest.mark.parametrize("lost", [[1.0, None, None], [None, None, None]], ids=["one left", "none left"])

@@ -25,9 +25,9 @@ from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError
-from megatron_empg.rollout.service.driver import Driver, open_driver
+from megatron_empg.rollout.service.driver import RolloutService, open_driver
 from megatron_empg.rollout.service.failures import DriverError
-from megatron_empg.rollout.service.server import OneAtATime, Superseded, application
+from megatron_empg.rollout.service.server import OneAtATime, RequestSuperseded, application
 from megatron_empg.run.episode_log import read_episodes
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metric_names import by_clock
@@ -76,11 +76,11 @@ async def driver(chat: ChatTokens, url: str, source: Any, recipe: Recipe) -> Any
     config, _, turns = limited(2, 50, 500, concurrency=64)
     rollout = Rollout(Fleet([url]), TOKEN, chat, OneTurn, config, recipe.waits, max_turns=turns, seed=7)
     async with rollout as connected:
-        yield Driver(recipe.service_config(), source, connected)
+        yield RolloutService(recipe.service_config(), source, connected)
 
 
 def with_driver(
-    chat: ChatTokens, url: str, source: Any, given: Recipe, work: Callable[[Driver], Awaitable[T]]
+    chat: ChatTokens, url: str, source: Any, given: Recipe, work: Callable[[RolloutService], Awaitable[T]]
 ) -> T:
     async def run() -> T:
         async with driver(chat, url, source, given) as opened:
@@ -134,7 +134,7 @@ def test_a_refill_asks_other_questions_while_there_are_any(chat: ChatTokens) -> 
         asked: list[str] = []
         source.sample = lambda split, count, seed: _noted(Questions.sample(source, split, count, seed), asked)  # type: ignore[method-assign]
 
-        async def work(opened: Driver) -> list[str]:
+        async def work(opened: RolloutService) -> list[str]:
             played: list[str] = []
             run = opened.rollout.run_group_batch
 
@@ -364,8 +364,8 @@ def test_a_third_request_waits_for_the_end_of_the_first() -> None:
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, second, third = asyncio.run(run())
-    assert isinstance(first, Superseded)
-    assert isinstance(second, Superseded)
+    assert isinstance(first, RequestSuperseded)
+    assert isinstance(second, RequestSuperseded)
     assert third == 3
     assert most == [1, 1]
 
@@ -393,7 +393,7 @@ def test_look_ups_never_run_on_the_event_loop(tmp_path: Path, monkeypatch: pytes
     fact = {"type": "country", "facts": [["capital", "Lima", None]], "sentences": ["the capital is Lima ."]}
     pages = [{"title": name, "entity": name, **fact} for name in ("Peru", "Piru", "Perou")]
     corpus.write_text("".join(json.dumps(page) + "\n" for page in pages), encoding="utf-8")
-    calls = (Call("search", "capital Peru"), Call("answer", "Lima"))
+    calls = (SearchToolCall("search", "capital Peru"), SearchToolCall("answer", "Lima"))
     chat = ChatTokens.from_pretrained(recipe().model.path)
     said = [chat._tokenizer(format_action("so", call), add_special_tokens=False)["input_ids"] for call in calls]
     prompts: list[int] = []

@@ -20,7 +20,7 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from megatron_empg.rollout.service.garbage import no_full_collections
 from tests.support.limited import limited
 from tests.support.stub_engine import StubEngine
@@ -120,7 +120,7 @@ def test_text_never_holds_the_event_loop(groups: int, characters: int) -> None:
     async def run(url: str) -> bytes:
         fleet, token = Fleet([url]), "0123456789abcdef"
         async with Rollout(fleet, token, chat, Library, config, waits, max_turns=turns, seed=7) as rollout:
-            return await Driver(recipe.service_config(), Pages(characters), rollout).collect(1)  # type: ignore[arg-type]
+            return await RolloutService(recipe.service_config(), Pages(characters), rollout).collect(1)  # type: ignore[arg-type]
 
     with StubEngine(lambda body: turn) as engine, longest_hold() as holds:
         full = gc.get_stats()[2]["collections"]

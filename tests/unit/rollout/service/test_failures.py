@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_empg.rollout.episode import Episode, Lost
+from megatron_empg.rollout.episode import Episode, LostPart
 from megatron_empg.rollout.service.failures import DriverError, EnginesLost, refuse_errors
 
 
@@ -12,7 +12,7 @@ def played(sound: int, own: int, lost: int) -> list[Episode]:
     """So many that went well, failed by themselves, and had no engine left."""
     well = [Episode("q", 0, 0, outcome="success") for _ in range(sound)]
     failed = [Episode("q", 0, 0, error="OSError: the tool is gone") for _ in range(own)]
-    without = [Episode("q", 0, 0, error="NoHealthyEngine: none", lost=Lost.ENGINE) for _ in range(lost)]
+    without = [Episode("q", 0, 0, error="NoHealthyEngine: none", lost=LostPart.ENGINE) for _ in range(lost)]
     return [*well, *failed, *without]
 
 

@@ -24,7 +24,7 @@ from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.service.batch import Batch, account_in
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError, DriverGoneError
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKeeper
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.stale_engines import StaleEngines
@@ -58,12 +58,12 @@ def recipe(*more: str) -> Recipe:
 
 
 @asynccontextmanager
-async def opened(chat: ChatTokens, urls: list[str], given: Recipe) -> AsyncIterator[Driver]:
+async def opened(chat: ChatTokens, urls: list[str], given: Recipe) -> AsyncIterator[RolloutService]:
     """A driver as a run's, whose keeper is at work."""
     config, _, turns = limited(2, 50, 500, concurrency=64)
     fleet = Fleet(urls, told=True)
     async with Rollout(fleet, TOKEN, chat, OneTurn, config, given.waits, max_turns=turns, seed=7) as rollout:
-        driver = Driver(given.service_config(), Questions(), rollout)  # type: ignore[arg-type]
+        driver = RolloutService(given.service_config(), Questions(), rollout)  # type: ignore[arg-type]
         keeping = asyncio.create_task(driver.keeper.run())
         try:
             yield driver
@@ -262,7 +262,7 @@ def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> N
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine, served(chat, [engine.url], port, recipe()):
         client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
-        with pytest.raises(DriverClientError, match="answered 412: nobody has told"):
+        with pytest.raises(DriverClientError, match="answered 412: it has not been told"):
             client.rollout(5)
         assert engine.bodies == []
 

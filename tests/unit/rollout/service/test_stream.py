@@ -23,7 +23,7 @@ from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.client import DriverClient, DriverClientError
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from megatron_empg.rollout.service.failures import DriverError, Untold
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.slots import StreamAccount
@@ -69,7 +69,7 @@ def recipe(*overrides: str) -> Recipe:
 class Streaming:
     """A driver whose stream a test looks into."""
 
-    def __init__(self, driver: Driver, gates: dict[str, asyncio.Event], engine: StubEngine) -> None:
+    def __init__(self, driver: RolloutService, gates: dict[str, asyncio.Event], engine: StubEngine) -> None:
         self.driver, self.gates, self.engine = driver, gates, engine
 
     @property
@@ -110,7 +110,7 @@ async def streaming(
         seed=7,
     )
     async with rollout as connected:
-        driver = Driver(given.service_config(), InOrder(kinds), connected)  # type: ignore[arg-type]
+        driver = RolloutService(given.service_config(), InOrder(kinds), connected)  # type: ignore[arg-type]
         try:
             yield Streaming(driver, gates, engine)
         finally:
@@ -472,10 +472,10 @@ def served(chat: ChatTokens, engine: StubEngine) -> Iterator[tuple[StubEngine, s
     make = partial(OneTurn, gates=gates)
 
     @asynccontextmanager
-    async def opened() -> AsyncIterator[Driver]:
+    async def opened() -> AsyncIterator[RolloutService]:
         rollout = Rollout(Fleet([engine.url]), TOKEN, chat, make, config, waits, max_turns=turns, seed=7)
         async with rollout as connected:
-            driver = Driver(recipe().service_config(), InOrder(["win"] * 40), connected)  # type: ignore[arg-type]
+            driver = RolloutService(recipe().service_config(), InOrder(["win"] * 40), connected)  # type: ignore[arg-type]
             yield driver
             await driver.close()
 
