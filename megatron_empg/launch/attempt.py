@@ -13,8 +13,8 @@ from megatron_empg.common.http import healthy
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.health import has_begun
 from megatron_empg.launch.liveness import LivenessProbe
-from megatron_empg.launch.parts import Ended, Part, Runner
-from megatron_empg.launch.restart import ALONE, AttemptEnd, Cause
+from megatron_empg.launch.parts import EndedPart, Runner, RunPart
+from megatron_empg.launch.restart import ALONE, AttemptEnd, EndCause
 
 LIKELIER_CAUSES = (ExitCode.SERVICE, ExitCode.ENGINES, ExitCode.DRIVER, ExitCode.WATCHDOG, ExitCode.TRAINER)
 """When several parts end, the first of these is why the others did."""
@@ -265,22 +265,22 @@ class RunAttempt:
             return []
         with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
             answers = list(pool.map(self._answers_at_once, asked))
-        found: dict[str, Ended] = {}
+        found: dict[str, EndedPart] = {}
         for (part, probe), answered in zip(asked, answers):  # noqa: B905 (Python 3.9)
             if answered:
                 self._silences.get(part.name, {}).pop(probe, None)
             elif self._is_frozen(part, probe, now):
-                found[part.name] = Ended(part, 0, silent=True)
+                found[part.name] = EndedPart(part, 0, silent=True)
         return list(found.values())
 
-    def _is_frozen(self, part: Part, probe: LivenessProbe, now: float) -> bool:
+    def _is_frozen(self, part: RunPart, probe: LivenessProbe, now: float) -> bool:
         """Whether it is, now that the probe was not answered once more when it was asked at `now`."""
         silence = self._silences.setdefault(part.name, {}).setdefault(probe, Silence(now))
         silence.questions += 1
         long = self.senses.clock() - silence.since >= probe.silent_seconds
         return long and silence.questions >= FEWEST_SILENCES
 
-    def _answers_at_once(self, asked: tuple[Part, LivenessProbe]) -> bool:
+    def _answers_at_once(self, asked: tuple[RunPart, LivenessProbe]) -> bool:
         part, probe = asked
         return all(self.senses.answers(url, self.token, probe.path) for url in part.addresses)
 

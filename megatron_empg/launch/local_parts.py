@@ -11,7 +11,7 @@ from megatron_empg.launch import commands
 from megatron_empg.launch.environment_variables import trainer_environment
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.liveness import engine_probes, server_probes
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.launch.ports import free_port
 from megatron_empg.launch.recipe_plan import core_silence_seconds, engine_settings
 from megatron_empg.launch.run_plan import RunPlan

@@ -10,7 +10,7 @@ from megatron_empg.launch import commands
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.job_settings import JobSettings, TrainSettings
 from megatron_empg.launch.liveness import engine_probes, server_probes
-from megatron_empg.launch.parts import Part
+from megatron_empg.launch.parts import RunPart
 from megatron_empg.launch.placement import Placement
 from megatron_empg.launch.ports import Ports
 from megatron_empg.launch.run_plan import RunPlan

@@ -21,7 +21,7 @@ import typer
 
 from megatron_empg.common.errors import told_to_the_launcher
 from megatron_empg.common.options import number, parse_command_line
-from megatron_empg.launch.placement import PlacementError, Shape, share_out
+from megatron_empg.launch.placement import JobShape, PlacementError, share_out
 from megatron_empg.launch.play import play_one_question
 from megatron_empg.launch.prepared_data import DataChoice, data_overrides, what_is_trained_on
 from megatron_empg.launch.recipe_plan import plan_of

@@ -23,7 +23,7 @@ from megatron_empg.environments.deep_search.search.observations import ResultLim
 from megatron_empg.environments.deep_search.searcher import ScriptedSearcher, SearcherSettings
 from megatron_empg.environments.deep_search.settings import DeepSearchSettings
 from megatron_empg.environments.deep_search.source import DeepSearch
-from megatron_empg.environments.deep_search.tools import AtOnce
+from megatron_empg.environments.deep_search.tools import ImmediateTools
 from tests.recipes.prepared_miniature import CORPUS, question_id
 
 MOST_HOPS = 3

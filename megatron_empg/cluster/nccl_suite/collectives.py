@@ -121,11 +121,11 @@ def _largest_of(tables: list[Tensor]) -> Tensor:
     return torch.stack(tables).amax(0)
 
 
-def all_reduce(case: Case) -> Exchange:
+def all_reduce(case: CollectiveCase) -> CollectiveExchange:
     return _all_reduce(case, dist.ReduceOp.SUM, _sum_of)
 
 
-def all_reduce_max(case: Case) -> Exchange:
+def all_reduce_max(case: CollectiveCase) -> CollectiveExchange:
     return _all_reduce(case, dist.ReduceOp.MAX, _largest_of)
 
 
@@ -144,14 +144,16 @@ def all_reduce_average(case: CollectiveCase) -> CollectiveExchange:
 
 
 def _all_reduce(
-    case: Case, operation: Any, combine: Callable[[list[Tensor]], Tensor], tolerance: float = 0
-) -> Exchange:
+    case: CollectiveCase, operation: Any, combine: Callable[[list[Tensor]], Tensor], tolerance: float = 0
+) -> CollectiveExchange:
     members = case.members
     tables = [case.addend(member) for member in range(members.size)]
     buffer = case.empty(case.whole())
     patterns.fill(buffer, tables[members.me])
     start = _starter(members.group, dist.all_reduce, buffer, operation)
-    return Exchange(start, [buffer], [Part(buffer, combine(tables), None, tolerance)], buffer.nbytes)
+    return CollectiveExchange(
+        start, [buffer], [ReceivedPiece(buffer, combine(tables), None, tolerance)], buffer.nbytes
+    )
 
 
 def all_reduce_coalesced(case: CollectiveCase) -> CollectiveExchange:
@@ -164,22 +166,22 @@ def all_reduce_coalesced(case: CollectiveCase) -> CollectiveExchange:
         buffer = case.empty(max(1, case.whole() // divisor))
         patterns.fill(buffer, tables[members.me])
         buffers.append(buffer)
-        parts.append(Part(buffer, total, None))
+        parts.append(ReceivedPiece(buffer, total, None))
 
     def start() -> list[Any]:
         return _coalesced(case, partial(dist.all_reduce, group=members.group), zip(buffers, strict=True))
 
-    return Exchange(start, buffers, parts, _bytes_of(buffers))
+    return CollectiveExchange(start, buffers, parts, _bytes_of(buffers))
 
 
 def reduce_scatter(case: CollectiveCase) -> CollectiveExchange:
     """Member m's result is the sum of everybody's m-th share."""
     given, got, part = _reduce_scatter_buffers(case, case.share(), 0)
     start = _starter(case.members.group, _reduce_scatter, got, given)
-    return Exchange(start, [given], [part], given.nbytes)
+    return CollectiveExchange(start, [given], [part], given.nbytes)
 
 
-def reduce_scatter_coalesced(case: Case) -> Exchange:
+def reduce_scatter_coalesced(case: CollectiveCase) -> CollectiveExchange:
     sent, received, parts = [], [], []
     for divisor in _DIVISORS:
         given, got, part = _reduce_scatter_buffers(case, max(1, case.share() // divisor), divisor)
@@ -191,7 +193,7 @@ def reduce_scatter_coalesced(case: Case) -> Exchange:
         call = partial(_reduce_scatter, group=case.members.group)
         return _coalesced(case, call, zip(received, sent, strict=True))
 
-    return Exchange(start, sent, parts, _bytes_of(sent))
+    return CollectiveExchange(start, sent, parts, _bytes_of(sent))
 
 
 def _reduce_scatter_buffers(case: CollectiveCase, share: int, number: int) -> tuple[Tensor, Tensor, ReceivedPiece]:
@@ -212,7 +214,7 @@ def _reduce_scatter_buffers(case: CollectiveCase, share: int, number: int) -> tu
 def all_gather(case: CollectiveCase) -> CollectiveExchange:
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     start = _starter(case.members.group, _all_gather, got, given)
-    return Exchange(start, [given], parts, got.nbytes)
+    return CollectiveExchange(start, [given], parts, got.nbytes)
 
 
 def all_gather_list(case: CollectiveCase) -> CollectiveExchange:
@@ -220,13 +222,13 @@ def all_gather_list(case: CollectiveCase) -> CollectiveExchange:
     given, got, parts = _all_gather_buffers(case, case.share(), 0)
     pieces = list(got.chunk(case.members.size))
     start = _starter(case.members.group, dist.all_gather, pieces, given)
-    return Exchange(start, [given], parts, got.nbytes)
+    return CollectiveExchange(start, [given], parts, got.nbytes)
 
 
-def all_gather_coalesced(case: Case) -> Exchange:
+def all_gather_coalesced(case: CollectiveCase) -> CollectiveExchange:
     sent: list[Tensor] = []
     received: list[Tensor] = []
-    parts: list[Part] = []
+    parts: list[ReceivedPiece] = []
     for divisor in _DIVISORS:
         given, got, own_parts = _all_gather_buffers(case, max(1, case.share() // divisor), divisor)
         sent.append(given)
@@ -237,7 +239,7 @@ def all_gather_coalesced(case: Case) -> Exchange:
         call = partial(_all_gather, group=case.members.group)
         return _coalesced(case, call, zip(received, sent, strict=True))
 
-    return Exchange(start, sent, parts, _bytes_of(received))
+    return CollectiveExchange(start, sent, parts, _bytes_of(received))
 
 
 def _all_gather_buffers(
@@ -260,7 +262,7 @@ def broadcast(case: CollectiveCase) -> CollectiveExchange:
     else:
         buffer = case.empty(case.whole())
     start = _starter(members.group, dist.broadcast, buffer, members.ranks[root])
-    return Exchange(start, sent, [Part(buffer, case.table(root), root)], buffer.nbytes)
+    return CollectiveExchange(start, sent, [ReceivedPiece(buffer, case.table(root), root)], buffer.nbytes)
 
 
 def all_to_all(case: CollectiveCase) -> CollectiveExchange:
@@ -268,9 +270,9 @@ def all_to_all(case: CollectiveCase) -> CollectiveExchange:
     given, got = case.empty(share * size), case.empty(share * size)
     for destination in range(size):
         patterns.fill(given[destination * share :][:share], case.table(me, destination))
-    parts = [Part(got[s * share :][:share], case.table(s, me), s) for s in range(size)]
+    parts = [ReceivedPiece(got[s * share :][:share], case.table(s, me), s) for s in range(size)]
     start = _starter(case.members.group, dist.all_to_all_single, got, given)
-    return Exchange(start, [given], parts, given.nbytes)
+    return CollectiveExchange(start, [given], parts, given.nbytes)
 
 
 def send_recv(case: CollectiveCase) -> CollectiveExchange:

@@ -15,8 +15,8 @@ from megatron_empg.cluster.nccl_suite.collectives import (
     GroupMembers,
     supported,
 )
-from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
-from megatron_empg.cluster.nccl_suite.session import Session
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault, WrongBytes, blame, wrong_bytes
+from megatron_empg.cluster.nccl_suite.session import SuiteSession
 from megatron_empg.common.dtypes import name_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)

@@ -65,7 +65,7 @@ def blame(wrong: Iterable[WrongBytes]) -> list[SuiteFault]:
     else:
         ranks = (culprit,)
         who = f"rank {culprit} {does}"
-    return [Fault("corrupt", ranks, f"{who}; first {_told(first)}; {len(found)} wrong in all", details)]
+    return [SuiteFault("corrupt", ranks, f"{who}; first {_told(first)}; {len(found)} wrong in all", details)]
 
 
 def _told(wrong: WrongBytes) -> str:

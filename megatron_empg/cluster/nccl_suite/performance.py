@@ -144,5 +144,5 @@ def judge_lateness(late: list[list[float]], names: list[str], floor: float) -> l
     faults = []
     for rank in find_late(late, floor):
         what = f"rank {rank} ({names[rank]}) comes {median(late[rank]):.3f} s late to collectives"
-        faults.append(Fault("late", (rank,), what))
+        faults.append(SuiteFault("late", (rank,), what))
     return faults

@@ -7,7 +7,7 @@ import torch
 
 from megatron_empg.cluster.nccl_suite.collectives import COLLECTIVES, all_reduce, supported
 from megatron_empg.cluster.nccl_suite.correctness import DTYPES, check
-from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault, WrongBytes, blame, wrong_bytes
 from megatron_empg.cluster.nccl_suite.performance import time_exchange
 from megatron_empg.cluster.nccl_suite.session import SuiteSession
 

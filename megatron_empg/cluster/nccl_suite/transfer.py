@@ -18,8 +18,8 @@ from megatron_empg.cluster.nccl_suite.collectives import (
     broadcast,
 )
 from megatron_empg.cluster.nccl_suite.correctness import compare
-from megatron_empg.cluster.nccl_suite.faults import Fault, WrongBytes, blame, wrong_bytes
-from megatron_empg.cluster.nccl_suite.session import Session
+from megatron_empg.cluster.nccl_suite.faults import SuiteFault, WrongBytes, blame, wrong_bytes
+from megatron_empg.cluster.nccl_suite.session import SuiteSession
 
 _TURNS = 3
 
@@ -106,7 +106,7 @@ def _shards(session: SuiteSession, trainers: int, size: int, seconds: list[float
             return []
         return dist.batch_isend_irecv(operations)
 
-    exchange = Exchange(exchange_pieces, sent, parts, size)
+    exchange = CollectiveExchange(exchange_pieces, sent, parts, size)
     return _run(session, "weight shards", case, exchange, seconds)
 
 

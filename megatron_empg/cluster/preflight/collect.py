@@ -45,7 +45,7 @@ def collect_node(name: str, asked: PreflightOptions) -> NodeFacts:
         "limits": host.read_limits,
     }
     if asked.use_gpus is False:
-        parts["gpus"] = partial(Gpus, absent=NO_GPU)
+        parts["gpus"] = partial(GpuList, absent=NO_GPU)
     else:
         parts["xids"] = host.read_xids
         parts["products"] = partial(arithmetic.read_products, _PRODUCT_LIMIT)
@@ -78,7 +78,7 @@ def _model(folder: Path, asked: PreflightOptions) -> FolderFacts:
     return facts
 
 
-def _data(paths: Sequence[Path]) -> list[Folder]:
+def _data(paths: Sequence[Path]) -> list[FolderFacts]:
     return [host.read_data(path) for path in paths]
 
 

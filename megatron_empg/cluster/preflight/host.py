@@ -123,7 +123,7 @@ def read_infiniband(root: Path = Path("/sys/class/infiniband")) -> list[PortFact
         if found:
             rate = float(found.group())
         _, _, state = (folder / "state").read_text(encoding="utf-8").partition(":")
-        ports.append(Port(name=f"{folder.parts[-3]}/{folder.name}", state=state.strip(), rate=rate))
+        ports.append(PortFacts(name=f"{folder.parts[-3]}/{folder.name}", state=state.strip(), rate=rate))
     return ports
 
 
@@ -136,7 +136,7 @@ def read_versions(packages: Iterable[str]) -> VersionFacts:
         numbers = torch.cuda.nccl.version()
         if numbers:
             nccl = ".".join(map(str, numbers))
-    return Versions(
+    return VersionFacts(
         torch=torch.__version__,
         cuda=torch.version.cuda,
         nccl=nccl,

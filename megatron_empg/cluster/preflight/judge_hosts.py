@@ -118,7 +118,7 @@ def infiniband(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[Che
         if not any(known):
             return CheckVerdict("SKIP", "no devices on any node")
         if not usual:
-            return Verdict("WARN", "no port is active on any node", "check ibstat")
+            return CheckVerdict("WARN", "no port is active on any node", "check ibstat")
         faults = _port_faults(_by_name(own_ports), usual)
         if faults:
             fix = "check cable and switch port (ibstat, ibdiagnet), and drain the node until then"
@@ -128,11 +128,11 @@ def infiniband(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[Che
     return of_node(nodes, wanted)
 
 
-def _by_name(ports_of_node: Sequence[Port]) -> dict[str, Port]:
+def _by_name(ports_of_node: Sequence[PortFacts]) -> dict[str, PortFacts]:
     return {port.name: port for port in ports_of_node}
 
 
-def _usual_rates(known: Sequence[Mapping[str, Port]]) -> dict[str, float]:
+def _usual_rates(known: Sequence[Mapping[str, PortFacts]]) -> dict[str, float]:
     """Gb/s of each port that is active on any node: the median of those where it is."""
     rates: dict[str, list[float]] = {}
     for ports_of_node in known:
@@ -183,7 +183,7 @@ def versions(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[Check
     return of_node(nodes, wanted)
 
 
-def _versions_of(node: Node, facts: Versions) -> dict[str, str | None]:
+def _versions_of(node: NodeFacts, facts: VersionFacts) -> dict[str, str | None]:
     driver = cuda_driver = None
     if node.gpus:
         driver, cuda_driver = node.gpus.driver, node.gpus.cuda_driver
@@ -211,9 +211,9 @@ def packages(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[Check
     def of_node(node: NodeFacts, facts: VersionFacts, wanted: Requirements) -> CheckVerdict:
         if odd[node.name]:
             fix = "pip install -r the requirements file on that node, or use the same image everywhere"
-            return Verdict("FAIL", "; ".join(odd[node.name]), fix)
+            return CheckVerdict("FAIL", "; ".join(odd[node.name]), fix)
         source = "pinned" if wanted.pins else "elsewhere"
-        return Verdict("PASS", f"{len(names)} as {source}")
+        return CheckVerdict("PASS", f"{len(names)} as {source}")
 
     return of_node(nodes, wanted)
 
@@ -234,7 +234,7 @@ def model(nodes: Sequence[NodeFacts], wanted: Requirements) -> Iterator[CheckFin
     return _folders("model", _model_folder)(nodes, wanted)
 
 
-def _model_folder(node: Node) -> list[Folder]:
+def _model_folder(node: NodeFacts) -> list[FolderFacts]:
     if not node.model:
         return []
     return [node.model]
@@ -265,9 +265,9 @@ def _folders(check: str, folders_of: Callable[[NodeFacts], list[FolderFacts]]) -
                 return CheckVerdict("FAIL", "; ".join(faults), fix)
             if node.name in odd:
                 text = f"not the same files as on other nodes (digest {odd[node.name]})"
-                return Verdict("FAIL", text, "copy it again, or put it on a shared path")
+                return CheckVerdict("FAIL", text, "copy it again, or put it on a shared path")
             size = sum(folder.size for folder in folders)
-            return Verdict("PASS", f"{size / GIB:.2f} GiB")
+            return CheckVerdict("PASS", f"{size / GIB:.2f} GiB")
 
         return of_node(nodes, wanted)
 

@@ -39,7 +39,7 @@ def assumed_setting(
     tokens = mean_sequences(recipe, assumed) * rollout.max_episode_tokens * assumed.episode_share
     train_token_seconds = (time.score + time.update) / tokens
     cache_tokens = max(0.0, memory.kv_cache) / memory.kv_bytes_per_token
-    setting = Setting(
+    setting = SimulationSetting(
         workload=assumed_workload(recipe, assumed),
         rates=assumed_rates(recipe, machine, memory, assumed),
         engines=recipe.engines.count,

@@ -80,7 +80,7 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
         )
     token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)
     fixed_seconds = max(0.0, fmean(map(_outside, metrics)))
-    return Recorded(
+    return RecordedRun(
         episodes=lengths(trained, _mean(metrics, "train/tokens_per_episode")),
         latencies=_latencies(paths, steps),
         train_token_seconds=token_seconds,

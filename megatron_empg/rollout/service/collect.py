@@ -109,7 +109,7 @@ class Collection:
         elif dropped != "stale":  # the stream counts those too that never came to their end
             self.counts[f"groups_dropped_{dropped}"] += 1
 
-    def _keep(self, group: Group) -> None:
+    def _keep(self, group: CollectedGroup) -> None:
         if not self.keeps(_rewards_of(group.played)):
             self.counts["groups_dropped_equal"] += 1
         elif self.missing:
@@ -120,7 +120,7 @@ class Collection:
     def batch(self) -> Batch:
         """What to train on, with the numbers of the whole rollout."""
         numbers: list[int] = []
-        played: list[Rewarded] = []
+        played: list[RewardedEpisode] = []
         for number, group in enumerate(self.groups):
             numbers += [number] * len(group.played)
             played += group.played
@@ -191,16 +191,16 @@ def _usable(episodes: Sequence[Episode]) -> list[Episode]:
     return usable
 
 
-def _rewarded(episodes: Sequence[Episode]) -> list[Rewarded]:
+def _rewarded(episodes: Sequence[Episode]) -> list[RewardedEpisode]:
     """The usable ones with what their turns earned."""
     rewarded = []
     for episode in _usable(episodes):
         turn_rewards = [turn.reward for turn in episode.turns]
-        rewarded.append(Rewarded(episode, turn_rewards))
+        rewarded.append(RewardedEpisode(episode, turn_rewards))
     return rewarded
 
 
-def _rewards_of(played: Sequence[Rewarded]) -> Float[Tensor, "episodes"]:
+def _rewards_of(played: Sequence[RewardedEpisode]) -> Float[Tensor, "episodes"]:
     return torch.tensor([each.reward for each in played])
 
 

@@ -61,7 +61,7 @@ class WeightPublisher:
     ) -> None:
         self._device = torch.device(device)
         self._timeout = timeout
-        self._ranks = ranks or Alone()
+        self._ranks = ranks or SingleProcess()
         self._engines: EngineControl | None = None
         if self._ranks.rank == 0:
             self._engines = EngineControl(engine_urls, token, timeout)

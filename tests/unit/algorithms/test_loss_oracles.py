@@ -5,6 +5,7 @@ import json
 import math
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch

@@ -14,7 +14,12 @@ from megatron_empg.environments.alfworld.manifest import FACTS_FILE, GAME_FILE, 
 from megatron_empg.environments.alfworld.problem import spelled
 from megatron_empg.environments.alfworld.scenes import HELD_OUT, ROOMS, SEEN, UNSEEN, scenes_of
 from megatron_empg.environments.alfworld.thoughts import thought_before
-from megatron_empg.environments.alfworld.transcript import TRANSCRIPT_FILE, Shown, Transcript, transcript_bytes
+from megatron_empg.environments.alfworld.transcript import (
+    TRANSCRIPT_FILE,
+    RecordedScene,
+    Transcript,
+    transcript_bytes,
+)
 from tests.unit.environments.alfworld_folder import write_game
 
 

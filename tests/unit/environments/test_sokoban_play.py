@@ -11,7 +11,7 @@ from megatron_empg.environments.base import SPLITS, StepResult, TaskSource
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.sokoban.reverse_play import solutions
 from megatron_empg.environments.sokoban.room import DIRECTIONS, read_room
-from megatron_empg.environments.sokoban.world import Play, SokobanWorld
+from megatron_empg.environments.sokoban.world import PlayRules, SokobanWorld
 from tests.support.acting import begun, step, steps
 
 ROOM = """

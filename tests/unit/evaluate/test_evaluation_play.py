@@ -13,14 +13,14 @@ import pytest
 from megatron_empg.environments.base import Task
 from megatron_empg.evaluate.errors import EvaluationError
 from megatron_empg.evaluate.play import play
-from megatron_empg.evaluate.questions import Decoding, Outcome, Pass, passes
-from megatron_empg.evaluate.record import Record
+from megatron_empg.evaluate.questions import Decoding, EvaluationPass, SampleOutcome, passes
+from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.config import EvaluationConfig
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
-from megatron_empg.rollout.service.driver import Driver
+from megatron_empg.rollout.service.driver import RolloutService
 from tests.support.limited import limited
 from tests.support.one_turn import OneTurn, by_seed, questions_of
 from tests.support.recipes import quickstart

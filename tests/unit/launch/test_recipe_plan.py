@@ -26,7 +26,7 @@ def test_a_plan_says_what_the_launcher_must_know(tmp_path: Path) -> None:
 def test_a_core_may_be_silent_for_longer_than_the_longest_weight_transfer(
     silence: float, sync: float, core: float
 ) -> None:
-    plan = plan_of(recipe(f"engines.silence_timeout={silence}", f"limits.sync_timeout={sync}"))
+    plan = plan_of(quickstart(f"engines.silence_timeout={silence}", f"limits.sync_timeout={sync}"))
     assert (plan.silence_seconds, plan.core_silence_seconds) == (silence, core)
 
 

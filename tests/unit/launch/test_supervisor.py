@@ -10,8 +10,15 @@ from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch.attempt import Senses
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.liveness import engine_probes
-from megatron_empg.launch.parts import Ended, Part, status_of
-from megatron_empg.launch.restart import MOST_PART_RESTARTS, Action, AttemptEnd, Cause, Decision, Means
+from megatron_empg.launch.parts import EndedPart, RunPart, status_of
+from megatron_empg.launch.restart import (
+    MOST_PART_RESTARTS,
+    AttemptEnd,
+    EndCause,
+    RestartAction,
+    RestartDecision,
+    RestartOptions,
+)
 from megatron_empg.launch.supervisor import Stage, StartRefused, Supervisor
 
 KILLED = -9
@@ -144,7 +151,7 @@ class Stand:
     def answers(self, url: str, token: str, path: str) -> bool:
         return self.is_healthy(url, token) and f"{url}{path}" not in self.unhealthy
 
-    def run(self) -> Decision:
+    def run(self) -> RestartDecision:
         senses = Senses(lambda: self.now, self.sleep, self.is_healthy, lambda heartbeat: self.begun, self.answers)
         decision = Supervisor(self, self, "secret", 1.0, senses).run()
         assert not self.running, "no part outlives the supervisor"
@@ -311,7 +318,7 @@ def test_an_engine_whose_core_alone_is_frozen_is_started_again_after_the_core_s_
     thaws = (late + 1, lambda stand: stand.unhealthy.clear())
     script = [(30, core_freezes), (early, counts), (late, counts), thaws, (300, finishes)]
     stand = frozen_run(tmp_path, *script)
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert engines_started == [1, 2], "not before the longest weight transfer is over"
     assert any("engines answers no more; it alone is started again" in line for line in stand.log)
     assert stand.starts() == ["7 0"]
@@ -322,7 +329,7 @@ def test_a_core_that_answers_again_after_a_weight_transfer_is_left_alone(tmp_pat
     for second in range(30, 600, CORE_SILENCE + 20):
         script += [(second, core_freezes), (second + CORE_SILENCE - 10, lambda stand: stand.unhealthy.clear())]
     stand = frozen_run(tmp_path, *script, (800, finishes))
-    assert stand.run().action is Action.DONE
+    assert stand.run().action is RestartAction.DONE
     assert stand.log.count("engines") == 1
 
 

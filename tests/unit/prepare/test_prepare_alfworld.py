@@ -25,7 +25,7 @@ from megatron_empg.prepare.manifest import ALFWORLD, PreparedFolder, read_prepar
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
-from megatron_empg.prepare.wishes import Wishes
+from megatron_empg.prepare.wishes import PreparationOptions
 from tests.support.archives import zipped
 from tests.support.file_server import FileServer, file_server
 from tests.unit.prepare.alfworld_archives import FACTS, GAME, facts, games, places

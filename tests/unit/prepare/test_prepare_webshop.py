@@ -18,7 +18,7 @@ from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
 from megatron_empg.prepare.webshop import FilesPart, WebShopSources
-from megatron_empg.prepare.wishes import Wishes
+from megatron_empg.prepare.wishes import PreparationOptions
 from tests.support.file_server import FileServer, file_server
 
 PRODUCTS = b'[{"asin": "B000000001"}]' * 20

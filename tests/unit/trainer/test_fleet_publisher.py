@@ -8,7 +8,7 @@ import pytest
 from megatron_empg.trainer.fleet_publisher import MOST_PASSES, EngineSenses, FleetPublisher, NoEngineAnswers
 from megatron_empg.weights.sync.engine_control import WeightTransferError
 from megatron_empg.weights.sync.held_version import NEVER_TOLD
-from megatron_empg.weights.sync.together import Alone
+from megatron_empg.weights.sync.together import SingleProcess
 from tests.support.thread_ranks import ThreadRanks, on_ranks
 
 SOURCE: Any = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.upstream.record import Upstream, records
+from megatron_empg.upstream.record import Departure, records
 from tests.unit.upstream.fresh import Outcome, outcomes
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from megatron_empg.environments.base import Task
-from megatron_empg.environments.deep_search.actions import Call, format_action
+from megatron_empg.environments.deep_search.actions import SearchToolCall, format_action
 from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe
