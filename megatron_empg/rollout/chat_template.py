@@ -84,8 +84,8 @@ class ChatTemplate:
         first, *others = rendered.split(nonce)
         pieces = [Piece(first)]
         for part in others:
-            index, behind = part.removeprefix("x").split("x", 1)
-            pieces += [Piece(contents[int(index)], int(index)), Piece(behind)]
+            number, behind = part.removeprefix("x").split("x", 1)
+            pieces += [Piece(contents[int(number)], int(number)), Piece(behind)]
         missing = contents.keys() - {piece.message for piece in pieces}
         if missing:
             raise _rewrites(messages[min(missing)]["role"])
