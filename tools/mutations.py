@@ -137,7 +137,7 @@ PROGRAM = [
     ),
     Mutation(
         "episodes that ended in an error trained as reward 0",
-        "rollout/service/collect:_rewarded",
+        "rollout/service/collect:_usable",
         'episode.outcome != "error"',
         "True",
         "tests/unit/rollout/service/test_collect.py::test_errors_never_train_and_leave_the_rest_of_their_group",
@@ -283,7 +283,7 @@ PROGRAM = [
     Mutation(
         "a lasting fault restarted",
         "launch/restart:decide",
-        "end.cause is Cause.FAULT",
+        "end.cause is EndCause.FAULT",
         "False",
         "tests/unit/launch/test_restart.py::test_a_lasting_fault_ends_the_run_with_the_code_of_its_part",
         r"assert",

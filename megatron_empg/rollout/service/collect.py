@@ -187,8 +187,7 @@ def reason_to_drop(episodes: Sequence[Episode], keeps: Keeps) -> Literal["errors
 
 def _usable(episodes: Sequence[Episode]) -> list[Episode]:
     """Those that say something about the policy."""
-    usable = [episode for episode in episodes if episode.outcome != "error" and episode.turns]
-    return usable
+    return [episode for episode in episodes if episode.outcome != "error" and episode.turns]
 
 
 def _rewarded(episodes: Sequence[Episode]) -> list[RewardedEpisode]:
