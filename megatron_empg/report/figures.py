@@ -151,7 +151,7 @@ def deciles(batches: Sequence[dict[str, list[float]]]) -> list[float]:
     means = []
     for place in range(DECILES):
         start, end = len(ordered) * place // DECILES, len(ordered) * (place + 1) // DECILES
-        inside = ordered[start:end] or [np.quantile(ordered, (place + 0.5) / DECILES)]
+        inside = ordered[start:end] or [float(np.quantile(ordered, (place + 0.5) / DECILES))]
         means.append(fmean(inside))
     return means
 
