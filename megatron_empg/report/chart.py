@@ -100,7 +100,7 @@ def _drawn(chart: Chart) -> str:
     with rc_context({**STYLE, "svg.hashsalt": chart.title}), warnings.catch_warnings():
         # The reader's browser has its own fonts for the letters that this one lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        chart.figure.savefig(text, format="svg", metadata={"Title": chart.title, "Date": None, "Creator": None})
+        chart.figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 

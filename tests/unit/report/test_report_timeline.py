@@ -88,7 +88,7 @@ def recorded(root: Path) -> RunFolder:
 def test_the_page_has_the_last_steps_timeline_or_that_of_a_step(tmp_path: Path) -> None:
     folder = recorded(tmp_path)
     page = write_report(folder.root).read_text()
-    assert page.count(TITLE) == 1
+    assert page.count(f"<h3>{TITLE}</h3>") == 1
     assert "episodes of step 3," in page
     assert "episodes of step 2," in write_report(folder.root, timeline_step=2).read_text()
     with pytest.raises(NoTimelineError, match=r"step 9 of .* steps 1 to 3 have one"):
