@@ -98,7 +98,7 @@ Stall = Annotated[
 
 
 @dataclass(frozen=True)
-class Arguments:
+class WatchdogArguments:
     """Watches a run: silent ranks, ranks that stand still, GPUs that fail."""
 
     run_folder: Path
@@ -107,7 +107,7 @@ class Arguments:
 
 
 def main() -> None:
-    given = parse_command_line(Arguments)
+    given = parse_command_line(WatchdogArguments)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     if os.environ.get("SLURM_PROCID", "0") != "0":
         watch_node(given.run_folder, node)

@@ -15,7 +15,7 @@ from megatron_empg.common.processes import die_with_parent
 
 
 @dataclass(frozen=True)
-class Arguments:
+class RolloutServiceArguments:
     """The rollout service; the launcher starts it."""
 
     recipe: Path
@@ -34,7 +34,7 @@ def main() -> None:
     from megatron_empg.rollout.service.driver import open_driver
     from megatron_empg.rollout.service.server import application
 
-    arguments = parse_command_line(Arguments)
+    arguments = parse_command_line(RolloutServiceArguments)
     config = load_recipe(arguments.recipe).service_config()
     token = token_from_environment()
     uvicorn.run(

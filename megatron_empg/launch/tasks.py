@@ -162,7 +162,7 @@ Play = Annotated[bool, typer.Option("--play", help="Play one question without a 
 
 
 @dataclass(frozen=True)
-class Arguments:
+class TaskArguments:
     """What a Slurm job asks; the answer is the plan of the run, a line of JSON."""
 
     command: Literal["check", "plan", "prepare"]
@@ -182,7 +182,7 @@ class Arguments:
     play: Play = False
 
 
-def answer(given: Arguments) -> RunPlan:
+def answer(given: TaskArguments) -> RunPlan:
     """Do what is asked; the plan of the run. Raises RecipeError."""
     shape = JobShape(
         nodes=given.nodes,
@@ -206,7 +206,7 @@ def answer(given: Arguments) -> RunPlan:
 
 
 def main() -> None:
-    given = parse_command_line(Arguments)
+    given = parse_command_line(TaskArguments)
     with told_to_the_launcher():
         print(answer(given).to_json())
 

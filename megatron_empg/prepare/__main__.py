@@ -35,7 +35,7 @@ def _model(text: str) -> str:
 
 
 def _whole(text: str, most: int, what: str) -> int:
-    rule = f"{text!r} is no {what}: give a whole number from 1 to {most}"
+    rule = f"{text!r} is not a {what}: give a whole number from 1 to {most}"
     try:
         value = int(text)
     except ValueError:
@@ -54,7 +54,7 @@ def _many(text: str) -> int:
 
 
 def _megabytes(text: str) -> float:
-    rule = f"{text!r} is no bandwidth: give MB/s as a number above 0 and below 1000000"
+    rule = f"{text!r} is not a bandwidth: give MB/s as a number above 0 and below 1000000"
     try:
         value = float(text)
     except ValueError:
@@ -99,7 +99,7 @@ Python = Annotated[Path | None, typer.Option(help="The Python that has ALFWorld'
 
 
 @dataclass(frozen=True)
-class Arguments:
+class PrepareArguments:
     """Fetch and check what the jobs of slurm/ want; run it on a login node.
 
     HF_TOKEN in the environment is shown to the hub alone; HF_ENDPOINT names a mirror of the hub; HTTPS_PROXY a
@@ -127,7 +127,7 @@ class Arguments:
         for part in self.only or ():
             if part not in PARTS[name]:
                 choices = ", ".join(PARTS[name])
-                rule = f"{part!r} is no part of {name}: choose from {choices}"
+                rule = f"{part!r} is not a part of {name}: choose from {choices}"
                 raise typer.BadParameter(rule, param_hint="'--only'")
         if self.generated is not None and name not in MAKE_THEIR_OWN:
             rule = f"{name} has nothing that can be made here: leave it out"
@@ -143,7 +143,7 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    given = parse_command_line(Arguments, program="bash slurm/prepare.sh")
+    given = parse_command_line(PrepareArguments, program="bash slurm/prepare.sh")
     try:
         with told_plainly():
             _prepare(given)
@@ -152,7 +152,7 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _prepare(given: Arguments) -> None:
+def _prepare(given: PrepareArguments) -> None:
     from megatron_empg.prepare.preparations import preparation
     from megatron_empg.prepare.run import run
     from megatron_empg.prepare.wishes import PreparationOptions

@@ -17,7 +17,7 @@ from megatron_empg.report.look import COLOURS, MUTED, STYLE
 
 
 class Size(NamedTuple):
-    """Of a chart, in units of its SVG; the page scales it to the card."""
+    """The size of a chart in units of its SVG; the page scales it to the card."""
 
     width: float
     height: float

@@ -241,7 +241,7 @@ def _read_generation(url: str, content: bytes) -> Generation:
         choice = _replies.decode(content).choices[0]
         versions = [_span(span) for span in choice.weight_versions or ()]
     except (msgspec.MsgspecError, IndexError, ValueError) as error:
-        raise EngineError(f"{url} answered what is no generation ({error!r}): {_excerpt(content)}") from error
+        raise EngineError(f"{url} answered what is not a generation ({error!r}): {_excerpt(content)}") from error
     if choice.finish_reason not in ("stop", "length"):
         raise EngineError(f"{url} ended a generation by {choice.finish_reason!r}")
     sampled = [entry.token_id for entry in choice.logprobs.content]

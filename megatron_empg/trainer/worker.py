@@ -22,7 +22,7 @@ SECONDS_TO_TELL = 10.0
 
 
 @dataclass(frozen=True)
-class Arguments:
+class WorkerArguments:
     """One trainer rank; torchrun starts it."""
 
     kind: Literal["train", "sft"]
@@ -33,7 +33,7 @@ class Arguments:
 
 def main() -> None:
     """Do a rank's work."""
-    arguments = parse_command_line(Arguments)
+    arguments = parse_command_line(WorkerArguments)
     import torch
 
     from megatron_empg.actor.platform import choose_device

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_empg.launch.ports import free_port
 
-TOOL = Path(__file__).parents[1] / "tools" / "preflight.py"
+TOOL = Path(__file__).parents[2] / "tools" / "preflight.py"
 
 
 def start_nodes(

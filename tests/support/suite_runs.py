@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_empg.launch.ports import free_port
 
-TOOL = Path(__file__).parents[1] / "tools" / "nccl_suite.py"
+TOOL = Path(__file__).parents[2] / "tools" / "nccl_suite.py"
 _PATIENCE = 20.0  # for the other ranks, once one has ended
 
 

@@ -11,7 +11,7 @@ from megatron_empg.recipe.identity import describe
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.metrics import MetricsWriter
 
-QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
+QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart.yaml"
 ALFWORLD = (
     "environment={name: alfworld, max_turns: 50}",
     "model.path=models/Qwen2.5-1.5B-Instruct",

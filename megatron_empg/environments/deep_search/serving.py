@@ -68,17 +68,17 @@ def application(answers: Mapping[str, Answer], health: Mapping[str, Any], token:
 
 
 def _port(given: str) -> int:
-    """Raises typer.BadParameter for what is no port."""
+    """Raises typer.BadParameter for what is not a port."""
     number = 0
     if given.isascii() and given.isdigit() and len(given) < 6:
         number = int(given)
     if not 1 <= number <= 65535:
-        raise typer.BadParameter(f"{given!r:.40} is no port; it is a whole number from 1 to 65535")
+        raise typer.BadParameter(f"{given!r:.40} is not a port; it is a whole number from 1 to 65535")
     return number
 
 
 @dataclass(frozen=True)
-class Arguments:
+class ServingArguments:
     """A search server; it listens until the process that started it ends."""
 
     source: Annotated[
@@ -97,7 +97,7 @@ def serve(make: Callable[[Path, str], Starlette]) -> None:
     import uvicorn
 
     die_with_parent()
-    arguments = parse_command_line(Arguments)
+    arguments = parse_command_line(ServingArguments)
     token = token_of(TOKEN_VARIABLE, "the search server's")
     try:
         app = make(arguments.source, token)

@@ -109,14 +109,14 @@ def _range(found: Sequence[int]) -> range:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class VariationArguments:
     """Make the file of all tasks anew, from the installed engine."""
 
     file: Annotated[Path, typer.Argument(help="What to write.")]
 
 
 def main() -> None:
-    path = parse_command_line(Arguments).file
+    path = parse_command_line(VariationArguments).file
     process = JavaProcess(installed(), TIMEOUT)
     try:
         tasks = EngineTaskReader(process).tasks()

@@ -23,7 +23,7 @@ SIGNALS = {
     "environments.webshop.served_client._Passing": "says that a request is to be tried again",
     "environments.workers.wire.TooLong": "a message's size, of which the caller makes an error",
     "launch.interrupts.Interrupted": "an interrupt, which is not an Exception",
-    "prepare.download.Stopped": "says that another download has failed",
+    "prepare.download.DownloadStopped": "says that another download has failed",
     "prepare.download._Again": "says that a download is to be tried again",
     "rollout.service.server.ClientGone": "says that nobody waits for the answer",
     "weights.sync.together.RankStopped": "says that some rank's part failed; the publisher raises what it was",

@@ -18,7 +18,7 @@ BROKEN = [
     ("NestedUndocumented", "settings_are_documented", "broken", "setting inner.width has no text"),
     ("Elsewhere", "isolation_is_known", "broken", "isolation is 'thread'; allowed"),
     ("Weightless", "isolation_is_known", "broken", "worker_memory_gib is 0.0"),
-    ("ServingInOneText", "services_can_be_started", "broken", "no tuple of words: '-m doors'"),
+    ("ServingInOneText", "services_can_be_started", "broken", "not a tuple of words: '-m doors'"),
     ("ServingNobody", "services_can_be_started", "broken", "'doors', which is not a ServiceAddress"),
     ("ServingSecretly", "services_can_be_started", "broken", "'doors token', no variable"),
     ("Untrained", "splits_exist", "broken", "train is empty"),
@@ -132,7 +132,7 @@ def test_an_environment_that_says_it_is_not_deterministic_is_not_held_to_it():
 def test_what_cannot_be_made_is_an_error_and_no_finding():
     with pytest.raises(ValueError, match="doors: must be given"):
         findings("Refused")
-    with pytest.raises(ValueError, match=r"no subclass of megatron_empg\.environments\.TaskSource"):
+    with pytest.raises(ValueError, match=r"not a subclass of megatron_empg\.environments\.TaskSource"):
         findings("Corridor")
     with pytest.raises(ValueError, match="it raised KeyError: 'key'"):
         findings("Unmade")

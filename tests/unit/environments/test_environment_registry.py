@@ -52,11 +52,11 @@ def test_a_name_that_nobody_has_is_refused_with_those_that_are():
         ("..:Sound", "cannot be imported"),
         (
             f"{CASES}:Corridor",
-            r"is no subclass of megatron_empg\.environments\.TaskSource",
+            r"is not a subclass of megatron_empg\.environments\.TaskSource",
         ),
-        (f"{CASES}:KINDS", "is no subclass"),
-        (f"{CASES}:NoSettings", "its Settings are no EnvironmentSettings"),
-        ("os:getcwd", "is no subclass"),
+        (f"{CASES}:KINDS", "is not a subclass"),
+        (f"{CASES}:NoSettings", "its Settings do not derive from EnvironmentSettings"),
+        ("os:getcwd", "is not a subclass"),
     ],
 )
 def test_what_a_name_leads_to_must_be_a_task_source(name, message):

@@ -270,7 +270,7 @@ def test_a_judge_that_is_not_there_is_an_error(server):
     judge = a_judge(server, url=f"http://127.0.0.1:{port}/v1")
     with pytest.raises(JudgeError, match="ConnectError"):
         ask(judge)
-    with pytest.raises(JudgeError, match=r"no verdict|no address"):
+    with pytest.raises(JudgeError, match=r"no verdict|not an address"):
         ask(a_judge(server, url="http://:::/v1"))
 
 

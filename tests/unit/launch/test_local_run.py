@@ -94,7 +94,7 @@ PATIENT_TRAINER = TRAINER.replace("socket.create_connection", "answered").replac
 def wait_for_the_others""",
 )
 """Waits for an answer, which a frozen server does not give."""
-SHOW = launch.StepsShown.show
+SHOW = launch.StepsDisplay.show
 Happening = Callable[[], None]
 
 
@@ -132,7 +132,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def at_step(monkeypatch: pytest.MonkeyPatch, happenings: dict[int, Happening]) -> None:
     """Let something happen once, when the command has shown that step; the trainer goes on after it."""
 
-    def show(steps: launch.StepsShown) -> None:
+    def show(steps: launch.StepsDisplay) -> None:
         SHOW(steps)
         for step in [step for step in happenings if steps._shown >= step]:
             happenings.pop(step)()

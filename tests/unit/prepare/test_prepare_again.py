@@ -232,7 +232,7 @@ def test_a_new_version_of_a_servers_model_is_not_mixed_into_the_old_one(
         ("./nope", "there is no model folder"),
         ("", "named by an empty text"),
         (" ", "named by an empty text"),
-        ("a/b/c", "no place to fetch from"),
+        ("a/b/c", "not a place to fetch from"),
         ("hub:a/b:config.json", "names a file"),
         ("http://x.org/m?token=secret", "has no query"),
     ],
@@ -251,9 +251,9 @@ def test_a_model_that_cannot_be_is_refused_before_anything_is_fetched(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("",), "argument DIR: DIR is empty"),
-        ((" ",), "argument DIR: DIR is empty"),
-        (("data", "--model", ""), "argument --model: it is empty"),
+        (("",), "Invalid value for 'DIR': DIR is empty"),
+        ((" ",), "Invalid value for 'DIR': DIR is empty"),
+        (("data", "--model", ""), "Invalid value for '--model': it is empty"),
     ],
 )
 def test_an_empty_word_is_refused_by_name(tmp_path: Path, words: tuple[str, ...], said: str) -> None:

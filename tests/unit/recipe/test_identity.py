@@ -444,7 +444,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_not_with_fewer(tmp_path: Pat
     assert not folder.finished(10), "its policy is that of step 8"
     folder.note_export(10)
     assert folder.finished(10)
-    with pytest.raises(RecipeError, match=r"run\.steps is 8; the run in .* has 10 steps"):
+    with pytest.raises(RecipeError, match=r"run\.steps is 8; the run in .* has done 10 steps"):
         take_up(recipe)
 
 

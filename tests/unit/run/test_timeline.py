@@ -62,5 +62,5 @@ def test_a_line_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyte
 
 @pytest.mark.parametrize("given", [None, [], {}, {**timeline(1).to_json(), "slowest": [{}]}, {"step": "x"}])
 def test_anything_else_is_refused(given: object) -> None:
-    with pytest.raises(ValueError, match="no timeline of a step"):
+    with pytest.raises(ValueError, match="not a timeline of a step"):
         StepTimeline.from_json(given)

@@ -30,5 +30,5 @@ def test_what_is_no_list_of_engines_is_refused(asked: object) -> None:
     ],
 )
 def test_what_is_no_address_of_a_server_is_refused_with_the_others(url: object) -> None:
-    with pytest.raises(UnusableRequest, match="no address of a server: give it as http://HOST:PORT"):
+    with pytest.raises(UnusableRequest, match="not the address of a server: give http://HOST:PORT"):
         added_engines({"engines": ["http://10.0.0.7:8000", url]})
