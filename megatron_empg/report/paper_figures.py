@@ -49,7 +49,7 @@ class Measurements:
 
     @property
     def spread(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of each bin the 5% and 95% quantiles, not a number where it has too few measurements; None where all
+        """The 5% and 95% quantiles of each bin, not a number where it has too few measurements; None where all
         have."""
         ends = np.full((2, BINS), math.nan)
         many = np.isfinite(self.values).sum(axis=0) >= FEW

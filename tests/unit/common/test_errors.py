@@ -13,7 +13,7 @@ from megatron_empg.common.errors import EmpgError, told_plainly
 
 PACKAGE = Path(megatron_empg.__file__).parent
 SIGNALS = {
-    "environments.alfworld.index.LeftOut": "why a game is not listed; the caller counts them",
+    "environments.alfworld.index.GameNotListed": "why a game is not listed; the caller counts them",
     "environments.conformance.findings.RuleBroken": "a rule's verdict; the caller makes a finding of it",
     "environments.conformance.findings.RuleDoubtful": "a rule's verdict; the caller makes a finding of it",
     "environments.conformance.findings.RuleNotTried": "a rule's verdict; the caller makes a finding of it",
