@@ -52,7 +52,8 @@ def answer_cuda_calls() -> None:
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
     for name in ("set_device", "synchronize", "empty_cache", "set_stream"):
-        setattr(cuda, name, _do_nothing)
+        # A function for each: torch._dynamo keeps a rule for every one of them, and refuses two of one function.
+        setattr(cuda, name, lambda *_, **__: None)
     cuda.device_count = lambda: 1
     cuda.Stream = cuda.Event = _NoStream
     cuda.current_stream = cuda.default_stream = lambda *_, **__: _NoStream()
@@ -63,11 +64,7 @@ def answer_cuda_calls() -> None:
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed)) and None
-    cuda.nvtx.range_push = cuda.nvtx.range_pop = _do_nothing
-
-
-def _do_nothing(*_: Any, **__: Any) -> None:
-    pass
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: None
 
 
 @patch(
