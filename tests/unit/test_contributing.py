@@ -142,7 +142,8 @@ def test_the_example_of_a_metric_is_an_entry_and_is_measured_where_the_page_says
     entry = added("Add a metric", "Metric(")[0].strip().rstrip(",")
     assert eval(entry, dict(vars(metric_names))).covers("train/longest_turn")
     measured = (ROOT / "megatron_empg/rollout/service/collect.py").read_text(encoding="utf-8")
-    assert 'metrics["train/turns"] = ' in measured
+    (line,) = re.findall(r'^ *metrics\["train/turns"\] = ', measured, re.MULTILINE)
+    assert added("Add a metric", "metrics[")[0].startswith(line.replace("turns", "longest_turn"))
     tested = (ROOT / "tests/unit/rollout/service/test_collect.py").read_text(encoding="utf-8")
     assert "def test_the_batch_holds_what_was_played() -> None:" in tested
 
