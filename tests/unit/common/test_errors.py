@@ -13,7 +13,7 @@ from megatron_empg.common.errors import EmpgError, told_plainly
 
 PACKAGE = Path(megatron_empg.__file__).parent
 SIGNALS = {
-    "environments.alfworld.index.LeftOut": "why a game is not listed; the caller counts them",
+    "environments.alfworld.index.GameNotListed": "why a game is not listed; the caller counts them",
     "environments.conformance.findings.RuleBroken": "a rule's verdict; the caller makes a finding of it",
     "environments.conformance.findings.RuleDoubtful": "a rule's verdict; the caller makes a finding of it",
     "environments.conformance.findings.RuleNotTried": "a rule's verdict; the caller makes a finding of it",
@@ -23,7 +23,7 @@ SIGNALS = {
     "environments.webshop.served_client._Passing": "says that a request is to be tried again",
     "environments.workers.wire.TooLong": "a message's size, of which the caller makes an error",
     "launch.interrupts.Interrupted": "an interrupt, which is not an Exception",
-    "prepare.download.Stopped": "says that another download has failed",
+    "prepare.download.DownloadStopped": "says that another download has failed",
     "prepare.download._Again": "says that a download is to be tried again",
     "rollout.service.server.ClientGone": "says that nobody waits for the answer",
     "weights.sync.together.RankStopped": "says that some rank's part failed; the publisher raises what it was",
