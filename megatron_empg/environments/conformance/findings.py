@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from megatron_empg.environments.conformance.subject import TestedEnvironment
+    from megatron_empg.environments.conformance.subject import EnvironmentUnderTest
 
 Verdict = Literal["kept", "doubtful", "broken", "not tried"]
 
@@ -38,7 +38,7 @@ class Rule:
     """`check` raises one of the exceptions above; any other is the environment's own, which breaks it too."""
 
     sentence: str
-    check: Callable[[TestedEnvironment], Awaitable[None] | None]
+    check: Callable[[EnvironmentUnderTest], Awaitable[None] | None]
 
 
 def refuse(faults: list[str], most: int = 3) -> None:

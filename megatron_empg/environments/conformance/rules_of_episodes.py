@@ -13,7 +13,7 @@ from megatron_empg.environments.asking import guarded, leave_behind
 from megatron_empg.environments.base import DemonstratedTurn, Environment, StepResult, Task
 from megatron_empg.environments.conformance.findings import Rule, RuleBroken, RuleDoubtful, RuleNotTried, refuse
 from megatron_empg.environments.conformance.hostile_texts import HOSTILE_TEXTS
-from megatron_empg.environments.conformance.subject import TestedEnvironment
+from megatron_empg.environments.conformance.subject import EnvironmentUnderTest
 from megatron_empg.environments.shapes import conversation_faults
 
 MOST_SECONDS_TO_MAKE = 0.05
@@ -23,7 +23,7 @@ MOST_SECONDS_ASLEEP = 0.5
 JUNK = "a turn that means nothing"
 
 
-async def making_costs_nothing(subject: TestedEnvironment) -> None:
+async def making_costs_nothing(subject: EnvironmentUnderTest) -> None:
     if subject.in_process:
         raise RuleNotTried("episodes run in worker processes")
     task = subject.tasks()[0]
@@ -40,7 +40,7 @@ async def making_costs_nothing(subject: TestedEnvironment) -> None:
         raise RuleDoubtful(f"make takes {1000 * seconds:.0f} ms; what takes time belongs into reset")
 
 
-async def a_reset_opens_the_episode(subject: TestedEnvironment) -> None:
+async def a_reset_opens_the_episode(subject: EnvironmentUnderTest) -> None:
     for task in subject.tasks():
         environment = subject.make(task)
         try:
@@ -57,13 +57,13 @@ async def a_reset_opens_the_episode(subject: TestedEnvironment) -> None:
                 )
 
 
-async def steps_give_results(subject: TestedEnvironment) -> None:
+async def steps_give_results(subject: EnvironmentUnderTest) -> None:
     for task in subject.tasks():
         for script in [*subject.scripts(task), [JUNK, "", JUNK]]:
             await subject.played(task, script)
 
 
-async def nothing_follows_the_end(subject: TestedEnvironment) -> None:
+async def nothing_follows_the_end(subject: EnvironmentUnderTest) -> None:
     for task in subject.tasks():
         for script in subject.scripts(task):
             async with subject.episode(task) as environment:
@@ -74,7 +74,7 @@ async def nothing_follows_the_end(subject: TestedEnvironment) -> None:
     raise RuleNotTried("no turn is known that ends an episode: give tasks a gold, or rehearse an end")
 
 
-async def _refuses_to_go_on(subject: TestedEnvironment, environment: Environment) -> None:
+async def _refuses_to_go_on(subject: EnvironmentUnderTest, environment: Environment) -> None:
     try:
         await subject.call("step", environment.step(JUNK))
     except RuntimeError as error:
@@ -85,7 +85,7 @@ async def _refuses_to_go_on(subject: TestedEnvironment, environment: Environment
     raise RuleBroken("a step of an episode that is done raises no RuntimeError")
 
 
-async def junk_is_answered_and_never_rewarded(subject: TestedEnvironment) -> None:
+async def junk_is_answered_and_never_rewarded(subject: EnvironmentUnderTest) -> None:
     task = subject.tasks()[0]
     faults: list[str] = []
     left = list(HOSTILE_TEXTS)
@@ -102,7 +102,7 @@ async def junk_is_answered_and_never_rewarded(subject: TestedEnvironment) -> Non
 
 
 async def _answer_to(
-    what: str, subject: TestedEnvironment, environment: Environment, faults: list[str]
+    what: str, subject: EnvironmentUnderTest, environment: Environment, faults: list[str]
 ) -> StepResult | None:
     """None where it failed, which is noted."""
     try:
@@ -114,7 +114,7 @@ async def _answer_to(
     return None
 
 
-async def closing_twice_is_fine(subject: TestedEnvironment) -> None:
+async def closing_twice_is_fine(subject: EnvironmentUnderTest) -> None:
     task = subject.tasks()[0]
     unbegun = subject.make(task)
     begun = subject.make(task)
@@ -127,7 +127,7 @@ async def closing_twice_is_fine(subject: TestedEnvironment) -> None:
         await subject.call("close", environment.close())
 
 
-async def same_turns_same_answers(subject: TestedEnvironment) -> None:
+async def same_turns_same_answers(subject: EnvironmentUnderTest) -> None:
     if not subject.source.deterministic:
         raise RuleNotTried("it says that it is not deterministic")
     for task in subject.tasks():
@@ -136,7 +136,7 @@ async def same_turns_same_answers(subject: TestedEnvironment) -> None:
         _compare(task, first, second, "is answered differently when the same episode is played again")
 
 
-async def episodes_do_not_disturb_each_other(subject: TestedEnvironment) -> None:
+async def episodes_do_not_disturb_each_other(subject: EnvironmentUnderTest) -> None:
     tasks = subject.tasks()
     one, other = tasks[0], tasks[-1]
     scripts = subject.longest_script(one), [JUNK, *subject.longest_script(other)]
@@ -154,7 +154,7 @@ async def episodes_do_not_disturb_each_other(subject: TestedEnvironment) -> None
         _compare(task, before, after, "is answered differently while another episode is played")
 
 
-async def a_cancelled_step_costs_its_episode_alone(subject: TestedEnvironment) -> None:
+async def a_cancelled_step_costs_its_episode_alone(subject: EnvironmentUnderTest) -> None:
     task = subject.tasks()[0]
     action = subject.longest_script(task)[0]
     async with subject.episode(task) as sound, subject.episode(task) as cancelled:
@@ -171,7 +171,7 @@ async def a_cancelled_step_costs_its_episode_alone(subject: TestedEnvironment) -
     await subject.played(task, [action])
 
 
-async def the_gold_turn_answers_right(subject: TestedEnvironment) -> None:
+async def the_gold_turn_answers_right(subject: EnvironmentUnderTest) -> None:
     told = [task for task in subject.tasks() if task.gold is not None]
     if not told:
         raise RuleNotTried("tasks have no gold")
@@ -183,7 +183,7 @@ async def the_gold_turn_answers_right(subject: TestedEnvironment) -> None:
             raise RuleDoubtful(f"the gold turn of task {task.id!r} earns {result.reward:g}: {task.gold!r:.80}")
 
 
-async def demonstrations_can_be_played(subject: TestedEnvironment) -> None:
+async def demonstrations_can_be_played(subject: EnvironmentUnderTest) -> None:
     source = subject.source
     demonstrations = source.demonstrations()
     if demonstrations is None:
@@ -218,7 +218,7 @@ def _compare_demonstration(task: Task, turns: Sequence[DemonstratedTurn], result
         raise RuleBroken(f"turn {unread[0]} of the walkthrough of task {task.id!r} cannot be read")
 
 
-async def rehearsals_can_be_read(subject: TestedEnvironment) -> None:
+async def rehearsals_can_be_read(subject: EnvironmentUnderTest) -> None:
     tried = 0
     for task in subject.tasks():
         texts = subject.source.rehearse(task)
@@ -233,7 +233,7 @@ async def rehearsals_can_be_read(subject: TestedEnvironment) -> None:
         raise RuleNotTried("it rehearses nothing")
 
 
-async def the_event_loop_stays_free(subject: TestedEnvironment) -> None:
+async def the_event_loop_stays_free(subject: EnvironmentUnderTest) -> None:
     """Comes last: it looks back on all that was played."""
     if subject.in_process:
         raise RuleNotTried("episodes run in worker processes")

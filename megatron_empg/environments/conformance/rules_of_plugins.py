@@ -9,7 +9,7 @@ import psutil
 
 from megatron_empg.environments.base import SideService
 from megatron_empg.environments.conformance.findings import Rule, RuleDoubtful, RuleNotTried, refuse
-from megatron_empg.environments.conformance.subject import TestedEnvironment
+from megatron_empg.environments.conformance.subject import EnvironmentUnderTest
 from megatron_empg.environments.settings import EnvironmentSettings, role_of
 from megatron_empg.environments.settings_fields import fields_of
 from megatron_empg.environments.source_metrics import metric_faults
@@ -17,13 +17,13 @@ from megatron_empg.environments.source_metrics import metric_faults
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-def settings_are_documented(subject: TestedEnvironment) -> None:
+def settings_are_documented(subject: EnvironmentUnderTest) -> None:
     fields = fields_of(subject.source.Settings)
     bare = [field.key for field in fields if not field.description and not field.group]
     refuse([f"setting {key} has no text below it that says what it means" for key in bare])
 
 
-def isolation_is_known(subject: TestedEnvironment) -> None:
+def isolation_is_known(subject: EnvironmentUnderTest) -> None:
     source = subject.source
     faults: list[str] = []
     if source.isolation not in ("coroutine", "process"):
@@ -40,7 +40,7 @@ def isolation_is_known(subject: TestedEnvironment) -> None:
         )
 
 
-def services_can_be_started(subject: TestedEnvironment) -> None:
+def services_can_be_started(subject: EnvironmentUnderTest) -> None:
     source = subject.source
     services = type(source).services(source.settings)
     if not services:
@@ -54,11 +54,11 @@ def services_can_be_started(subject: TestedEnvironment) -> None:
     refuse(faults)
 
 
-def metrics_have_names_of_their_own(subject: TestedEnvironment) -> None:
+def metrics_have_names_of_their_own(subject: EnvironmentUnderTest) -> None:
     refuse([f"metrics gave {fault}" for fault in metric_faults(subject.source.metrics())])
 
 
-async def the_source_can_be_closed(subject: TestedEnvironment) -> None:
+async def the_source_can_be_closed(subject: EnvironmentUnderTest) -> None:
     source = subject.source
     another = type(source)(source.settings, source.limits)
     await subject.call("close", another.close())

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_empg.environments.base import SPLITS, EpisodeLimits, Split, Task
 from megatron_empg.environments.conformance.findings import Rule, RuleBroken, RuleDoubtful, RuleNotTried, refuse
-from megatron_empg.environments.conformance.subject import TestedEnvironment
+from megatron_empg.environments.conformance.subject import EnvironmentUnderTest
 from megatron_empg.environments.shapes import task_faults
 
 MOST_TASKS = 5000
@@ -21,7 +21,7 @@ DRAWN = 8
 START_SECONDS = 600.0
 
 
-def splits_exist(subject: TestedEnvironment) -> None:
+def splits_exist(subject: EnvironmentUnderTest) -> None:
     empty: list[str] = []
     for split in SPLITS:
         tasks = subject.source.tasks(split)
@@ -35,7 +35,7 @@ def splits_exist(subject: TestedEnvironment) -> None:
         raise RuleDoubtful(f"{' and '.join(empty)}: no tasks, so that nothing can be evaluated there")
 
 
-def ids_are_unique(subject: TestedEnvironment) -> None:
+def ids_are_unique(subject: EnvironmentUnderTest) -> None:
     found: dict[str, Split] = {}
     shared: list[str] = []
     faults: list[str] = []
@@ -55,7 +55,7 @@ def ids_are_unique(subject: TestedEnvironment) -> None:
         raise RuleDoubtful(f"{len(shared)} tasks are in two splits: {shared[0]}")
 
 
-def tasks_are_well_formed(subject: TestedEnvironment) -> None:
+def tasks_are_well_formed(subject: EnvironmentUnderTest) -> None:
     faults: list[str] = []
     for split in SPLITS:
         for task in _looked_at(subject, split):
@@ -63,7 +63,7 @@ def tasks_are_well_formed(subject: TestedEnvironment) -> None:
     refuse(faults)
 
 
-def draws_follow_from_the_seed(subject: TestedEnvironment) -> None:
+def draws_follow_from_the_seed(subject: EnvironmentUnderTest) -> None:
     source = subject.source
     again = _again(subject)
     for split in _with_tasks(subject):
@@ -77,7 +77,7 @@ def draws_follow_from_the_seed(subject: TestedEnvironment) -> None:
             raise RuleBroken(f"samples of {split} are the same for every seed")
 
 
-def fixed_sets_stay_fixed(subject: TestedEnvironment) -> None:
+def fixed_sets_stay_fixed(subject: EnvironmentUnderTest) -> None:
     source = subject.source
     again = _again(subject)
     for split in _with_tasks(subject):
@@ -93,7 +93,7 @@ def fixed_sets_stay_fixed(subject: TestedEnvironment) -> None:
         _refuses_too_many(subject, split, there)
 
 
-def draws_are_the_same_in_another_process(subject: TestedEnvironment) -> None:
+def draws_are_the_same_in_another_process(subject: EnvironmentUnderTest) -> None:
     ours = drawn_ids(subject.name, subject.settings)
     theirs = _ids_of_another_process(subject)
     differing = [what for what, ids in ours.items() if theirs.get(what) != ids]
@@ -118,7 +118,7 @@ def drawn_ids(name: str, settings: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _ids_of_another_process(subject: TestedEnvironment) -> dict[str, Any]:
+def _ids_of_another_process(subject: EnvironmentUnderTest) -> dict[str, Any]:
     program = (
         "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
         "from megatron_empg.environments.conformance.rules_of_tasks import drawn_ids; "
@@ -142,18 +142,18 @@ def _ids_of_another_process(subject: TestedEnvironment) -> dict[str, Any]:
     return found
 
 
-def _looked_at(subject: TestedEnvironment, split: Split) -> Sequence[Task]:
+def _looked_at(subject: EnvironmentUnderTest, split: Split) -> Sequence[Task]:
     return list(islice(subject.source.tasks(split), MOST_TASKS))
 
 
-def _with_tasks(subject: TestedEnvironment) -> list[Split]:
+def _with_tasks(subject: EnvironmentUnderTest) -> list[Split]:
     found = [split for split in SPLITS if len(subject.source.tasks(split))]
     if not found:
         raise RuleNotTried("there are no tasks")
     return found
 
 
-def _again(subject: TestedEnvironment) -> Any:
+def _again(subject: EnvironmentUnderTest) -> Any:
     """Another instance, so that nothing depends on what was asked of the first."""
     source = subject.source
     return type(source)(source.settings, EpisodeLimits(source.limits.max_turns, source.limits.step_timeout))
@@ -172,7 +172,7 @@ def _check_drawn(what: str, drawn: Any, count: int, tasks: Sequence[Task]) -> No
         raise RuleBroken(f"{what} gave {strange[0]!r}, which is not a task of that split")
 
 
-def _refuses_too_many(subject: TestedEnvironment, split: Split, there: int) -> None:
+def _refuses_too_many(subject: EnvironmentUnderTest, split: Split, there: int) -> None:
     try:
         subject.source.fixed(split, there + 1)
     except ValueError:

@@ -22,7 +22,7 @@ from megatron_empg.environments.conformance.findings import (
     RuleNotTried,
 )
 from megatron_empg.environments.conformance.rules_of_tasks import splits_exist
-from megatron_empg.environments.conformance.subject import TestedEnvironment
+from megatron_empg.environments.conformance.subject import EnvironmentUnderTest
 from megatron_empg.environments.registry import make_task_source
 
 RULES: tuple[Rule, ...] = (*rules_of_plugins.RULES, *rules_of_tasks.RULES, *rules_of_episodes.RULES)
@@ -54,7 +54,7 @@ def check_environment(
         findings: list[RuleFinding] = []
         try:
             async with _where_a_run_plays(name, source) as make:
-                subject = TestedEnvironment(name, given, source, make, call_timeout)
+                subject = EnvironmentUnderTest(name, given, source, make, call_timeout)
                 listed = True
                 for rule in rules:
                     begun(rule.sentence)
@@ -117,7 +117,7 @@ def _without_tasks(rule: Rule) -> RuleFinding:
     return RuleFinding(rule.sentence, "not tried", "tasks cannot be listed, as said above")
 
 
-async def _finding(rule: Rule, subject: TestedEnvironment) -> RuleFinding:
+async def _finding(rule: Rule, subject: EnvironmentUnderTest) -> RuleFinding:
     try:
         checked = rule.check(subject)
         if inspect.isawaitable(checked):

@@ -19,7 +19,7 @@ TRAINING_TASKS = 2
 
 
 @dataclass
-class TestedEnvironment:
+class EnvironmentUnderTest:
     """`settings`: what is given for it. `make`: an episode where a run would play it, in a worker process perhaps.
 
     `call_timeout`: seconds that one call may take. `hold` is fed by every call of a coroutine environment.

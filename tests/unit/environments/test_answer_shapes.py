@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_empg.environments.base import Opening, StepResult, Task, TaskSource
-from megatron_empg.environments.conformance.subject import TestedEnvironment
+from megatron_empg.environments.conformance.subject import EnvironmentUnderTest
 from megatron_empg.environments.shapes import checked_opening, checked_result
 from megatron_empg.environments.workers import WorkerPool, errors
 
@@ -68,7 +68,7 @@ def test_a_wrong_result_is_refused_with_its_fault_on_the_event_loop_and_by_the_c
         checked_result(answer)
     assert fault in str(refused.value)
     made = source()
-    subject = TestedEnvironment("x", {}, made, made.make, 5.0)
+    subject = EnvironmentUnderTest("x", {}, made, made.make, 5.0)
     from megatron_empg.environments.conformance.findings import RuleBroken
 
     with pytest.raises(RuleBroken) as broken:
