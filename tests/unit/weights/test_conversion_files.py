@@ -322,9 +322,9 @@ for layers in sys.argv[3:]:
 def test_memory_follows_the_files_not_the_model(tmp_path: Path) -> None:
     """Two models, one four times as large, in files of one size: the peak above what a process starts with."""
     shard_bytes = 16 * 2**20
-    for layers in (4, 16):  # 25 and 100 MB
+    for layers in (8, 32):  # 50 and 200 MB
         save_large_model(tmp_path / str(layers), layers)
-    command = [sys.executable, "-c", _MEASURE, str(tmp_path), str(shard_bytes), "4", "16"]
+    command = [sys.executable, "-c", _MEASURE, str(tmp_path), str(shard_bytes), "8", "32"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     small_in, small_out, large_in, large_out = map(int, done.stdout.split())
     assert max(large_in, large_out) < 3.5 * shard_bytes, done.stdout
