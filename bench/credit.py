@@ -41,7 +41,7 @@ class Part:
 
 
 def batch(turns: int) -> Experience:
-    """Random rewards and states; tokens are left out, as no part below reads one."""
+    """Random rewards and states; tokens are left out, as no part below reads them."""
     generator = torch.Generator().manual_seed(0)
     episodes = turns // TURNS_PER_EPISODE
     rewards = torch.randint(0, 2, (episodes,), generator=generator).double()
@@ -100,7 +100,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=30)
     arguments = parser.parse_args()
     if arguments.turns < TURNS_PER_STATE or arguments.turns % TURNS_PER_EPISODE:
-        parser.error(f"--turns is {arguments.turns}: it must be a multiple of {TURNS_PER_EPISODE}, at least 20")
+        rule = f"it must be a multiple of {TURNS_PER_EPISODE}, at least {TURNS_PER_STATE}"
+        parser.error(f"--turns is {arguments.turns}: {rule}")
     torch.set_num_threads(1)
     numbers = torch.rand(arguments.turns, dtype=torch.float64)
     sorting, _ = milliseconds(numbers.sort, arguments.repetitions)

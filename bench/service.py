@@ -5,8 +5,7 @@ service itself can hold an episode up. The service is a real `Rollout`: chat tem
 of every token, environments. Two arms, one after the other:
 
 - played: all episodes at once, each turn reading everything before it;
-- bare: the same number of requests as long, made with nothing but aiohttp and json, which is the least that any
-  service in Python could do.
+- bare: the same number of requests as long, made with nothing but aiohttp and Python's json.
 
 Told are how long an episode takes beside what engines take for its turns, the CPU milliseconds that the process
 spends on a turn, and how late its event loop was, which all episodes share.
@@ -113,6 +112,8 @@ async def engines(setting: Setting, chat: ChatTokens) -> AsyncIterator[list[str]
         process = context.Process(target=engine, args=arguments, daemon=True)
         process.start()
         processes.append(process)
+        if not mine.poll(60):
+            raise SystemExit("a stand-in for an engine did not start within 60 s")
         urls.append(f"http://127.0.0.1:{mine.recv()}")
     try:
         yield urls
@@ -193,6 +194,7 @@ async def bare(setting: Setting, urls: list[str], lengths: list[int]) -> Measure
             body = request_body([100] * length, Sampling(temperature=1.0), setting.own, 0)
             content = json.dumps(body, separators=(",", ":")).encode()
             async with session.post(f"{url}/inference/v1/generate", data=content) as reply:
+                reply.raise_for_status()
                 json.loads(await reply.read())
         return time.perf_counter() - began
 
@@ -218,9 +220,11 @@ async def watched(work: Awaitable[Any]) -> tuple[Measured, Any]:
 
     ticking = asyncio.create_task(tick())
     began, before = time.perf_counter(), time.process_time()
-    result = await work
+    try:
+        result = await work
+    finally:
+        ticking.cancel()
     measured.seconds, measured.cpu = time.perf_counter() - began, time.process_time() - before
-    ticking.cancel()
     return measured, result
 
 

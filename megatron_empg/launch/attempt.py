@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -260,7 +261,7 @@ class RunAttempt:
             return []
         self._asked_again = now
         parts = [self.parts[name] for name in sorted(self.healthy)]
-        asked = [(part, probe) for part in parts for probe in part.probes]
+        asked = [(part, probe) for part in parts for probe in part.probes if probe.silent_seconds < math.inf]
         if not asked:
             return []
         with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
@@ -269,12 +270,12 @@ class RunAttempt:
         for (part, probe), answered in zip(asked, answers):  # noqa: B905 (Python 3.9)
             if answered:
                 self._silences.get(part.name, {}).pop(probe, None)
-            elif self._is_frozen(part, probe, now):
+            elif self._note_silence(part, probe, now):
                 found[part.name] = EndedPart(part, 0, silent=True)
         return list(found.values())
 
-    def _is_frozen(self, part: RunPart, probe: LivenessProbe, now: float) -> bool:
-        """Whether it is, now that the probe was not answered once more when it was asked at `now`."""
+    def _note_silence(self, part: RunPart, probe: LivenessProbe, now: float) -> bool:
+        """Count a question, asked at `now`, that was not answered; whether the part counts as frozen now."""
         silence = self._silences.setdefault(part.name, {}).setdefault(probe, Silence(now))
         silence.questions += 1
         long = self.senses.clock() - silence.since >= probe.silent_seconds

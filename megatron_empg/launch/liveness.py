@@ -1,4 +1,4 @@
-"""What a server that was healthy must go on answering, lest it counts as frozen."""
+"""What a server that was healthy must go on answering, or it counts as frozen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LivenessProbe:
 
 
 def server_probes(silence_seconds: float) -> Sequence[LivenessProbe]:
-    """The probe of a server that is one process."""
+    """The probe of a server that is one process, which may be silent for `silence_seconds`."""
     return (LivenessProbe("/health", silence_seconds),)
 
 

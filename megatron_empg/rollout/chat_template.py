@@ -77,15 +77,18 @@ class ChatTemplate:
             if text and message["role"] not in as_is:
                 contents[index] = self._written(message["role"])(text)
                 # Blanks at the ends stay in sight, as a template may take them away.
-                content = content.replace(text, f"{nonce}x{index}x", 1)
+                content = content.replace(text, f"{nonce}{index}x", 1)
             shown.append({"role": message["role"], "content": content})
         rendered = self.render(shown, use)
         # Each part but the first begins with the index of a message.
         first, *others = rendered.split(nonce)
         pieces = [Piece(first)]
         for part in others:
-            number, behind = part.removeprefix("x").split("x", 1)
-            pieces += [Piece(contents[int(number)], int(number)), Piece(behind)]
+            number, mark, behind = part.partition("x")
+            if mark and number.isdecimal() and int(number) in contents:
+                pieces += [Piece(contents[int(number)], int(number)), Piece(behind)]
+            else:  # the template cut the mark, so its message is missing below
+                pieces.append(Piece(part))
         missing = contents.keys() - {piece.message for piece in pieces}
         if missing:
             raise _rewrites(messages[min(missing)]["role"])

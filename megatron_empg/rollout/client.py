@@ -1,7 +1,7 @@
 """One engine over HTTP: token ids in, token ids and their log-probs out.
 
 aiohttp, because a request costs the driver 0.3 ms of CPU with it and 5 ms with httpx (measured, 32 at a time).
-msgspec, because a prompt of 3,000 tokens and an answer of 200 cost 0.32 ms with json and 0.04 ms with it.
+msgspec, because to write a prompt of 3,000 tokens and read an answer of 200 takes 0.32 ms with json, 0.04 with it.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ _replies = msgspec.json.Decoder(_Reply)
 
 
 def _read_generation(url: str, content: bytes) -> Generation:
-    """Raises EngineError for what is no whole generation."""
+    """Raises EngineError for what is not a whole generation, as one whose log-probs are not numbers."""
     try:
         choice = _replies.decode(content).choices[0]
         versions = [_span(span) for span in choice.weight_versions or ()]

@@ -23,7 +23,7 @@ class EngineConfig(Section):
     silence_timeout: Positive = 60
     """Seconds in which a server that was healthy may answer no question of health. It then counts as frozen and is
     started again, as is the rollout service. An engine whose server answers while its core does not has a minute
-    beyond `limits.sync_timeout`, since a core answers nothing while it receives weights."""
+    beyond the longer of this and `limits.sync_timeout`, since a core answers nothing while it receives weights."""
 
     @property
     def world_size(self) -> int:
