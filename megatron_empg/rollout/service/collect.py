@@ -172,7 +172,7 @@ class Collection:
         if self.hanging is not None:
             metrics["rollout/environment_calls_hanging"] = self.hanging
         metrics |= tail_metrics(self.played)
-        return self.source_metrics | self.engine_metrics | metrics  # no number of the run is another's to say
+        return self.source_metrics | self.engine_metrics | metrics  # its own numbers win
 
 
 def reason_to_drop(episodes: Sequence[Episode], keeps: Keeps) -> Literal["errors", "equal"] | None:
