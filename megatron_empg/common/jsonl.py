@@ -28,7 +28,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also an integer of thousands of digits, and brackets without end
             continue
         if isinstance(record, dict):
             records.append(record)

@@ -35,14 +35,12 @@ def _model(text: str) -> str:
 
 
 def _whole(text: str, most: int, what: str) -> int:
-    rule = f"{text!r} is not a {what}: give a whole number from 1 to {most}"
-    try:
-        value = int(text)
-    except ValueError:
-        raise typer.BadParameter(rule) from None
-    if not 1 <= value <= most:
+    rule = f"{text!r:.40} is not a {what}: give a whole number from 1 to {most}"
+    # No longer than `most`, and in ASCII: int() would take other digits, blanks and underscores.
+    digits = str(text)  # typer hands the default over as it is, a number
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(most)) and 1 <= int(digits) <= most):
         raise typer.BadParameter(rule)
-    return value
+    return int(digits)
 
 
 def _count(text: str) -> int:
@@ -54,12 +52,12 @@ def _many(text: str) -> int:
 
 
 def _megabytes(text: str) -> float:
-    rule = f"{text!r} is not a bandwidth: give MB/s as a number above 0 and below 1000000"
+    rule = f"{text!r:.40} is not a bandwidth: give MB/s as a number above 0 and below 1000000"
     try:
         value = float(text)
     except ValueError:
         raise typer.BadParameter(rule) from None
-    if not 0 < value < 1e6:
+    if not (text.isascii() and 0 < value < 1e6):
         raise typer.BadParameter(rule)
     return value
 

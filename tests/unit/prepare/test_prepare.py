@@ -723,7 +723,7 @@ def test_wrong_words_are_refused_and_a_fault_is_one_line(published: FileServer, 
     code, error = said("--only", "weights")
     assert (code, "'--only': 'weights' is not a part of deepsearch" in error) == (2, True), error
     for option, rule in (("--connections", "from 1 to 64"), ("--bandwidth", "a number above 0")):
-        for value in ("99000000", "none", "0"):
+        for value in ("99000000", "none", "0", "\u0661\u0662"):
             code, error = said(option, value)
             assert (code, f"{value!r} is not a " in error, rule in error) == (2, True, True), error
     code, error = said("--only", "model", "--model", "Own/None")
