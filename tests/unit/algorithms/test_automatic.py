@@ -82,6 +82,10 @@ def test_the_first_batch_has_the_given_constants() -> None:
     modulation = Empg(k=2.5, zeta=0.05, target_scale_ratio=3.0, target_bonus_ratio=0.2).make()
     (first,) = play(modulation, batches(1))
     assert (first.metrics["empg/k"], first.metrics["empg/zeta"]) == (2.5, 0.05)
+    # What is logged was applied: min-max has H_norm reach from 0 to 1.
+    assert math.log(first.scale.max() / first.scale.min()) == pytest.approx(2.5)
+    followed = torch.arange(EPISODES * TURNS) % TURNS > 0
+    assert first.bonus.max().item() == pytest.approx(0.05 * math.exp(-first.h_norm[followed].min().item()))
 
 
 def test_off_by_default_nothing_is_kept() -> None:
