@@ -477,6 +477,13 @@ MODULATIONS = [
         "empg_minmax_token",
     ),
     in_modulation(
+        "EMPG's control is not reversed",
+        "empg:EmpgModulation.modulate",
+        "section.reverse",
+        "False",
+        "empg_reversed",
+    ),
+    in_modulation(
         "outliers beyond the quantiles",
         "normalization:by_quantiles",
         ".clamp_(0, 1)",

@@ -59,6 +59,9 @@ class Empg(Section):
     target_bonus_ratio: Annotated[float, Field(ge=0, le=10)] | None = None
     """Sets zeta from the second batch on: the mean |bonus| is so many times the mean |advantage| before
     modulation, as past batches had it."""
+    reverse: bool = False
+    """The control of a mechanism, chosen here: 1 - H_norm stands in the place of H_norm in g, in f and in the
+    metrics, so that unsure turns are amplified and earn the bonus, by as much as sure ones without it."""
 
     def make(self) -> EmpgModulation:
         return EmpgModulation(self)
@@ -199,6 +202,8 @@ class EmpgModulation:
         if section.weights == "token":
             weights = lengths
         h_norm = normalized_entropy(entropies, section.normalize)
+        if section.reverse:
+            h_norm = 1 - h_norm
         clarity = future_clarity(h_norm, trajectories, section.k_f)
         low, high = quantiles(h_norm)
         if self.targets.present:

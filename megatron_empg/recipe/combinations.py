@@ -24,7 +24,7 @@ ONE_TURN = "with environment.max_turns 1"
 
 def check_algorithm(recipe: Recipe) -> None:
     """Raise ValueError with every choice of `algorithm` that the rest of the recipe makes void."""
-    faults = [*_one_turn(recipe), *_bonus(recipe), *_control(recipe), *_kl(recipe), *_overlong(recipe)]
+    faults = [*_one_turn(recipe), *_bonus(recipe), *_reverse(recipe), *_control(recipe), *_kl(recipe), *_overlong(recipe)]
     faults += _lag(recipe)
     if faults:
         raise ValueError("\n  - ".join(faults))
@@ -81,6 +81,18 @@ def _bonus(recipe: Recipe) -> Iterator[str]:
             f"algorithm.masks.bonus_only is true with algorithm.modulation {modulation.name}, which adds no bonus "
             "and does not centre, and with neither a KL nor a regularizer: turns without advantage have no "
             "gradient that a mask could take away; leave it out"
+        )
+
+
+def _reverse(recipe: Recipe) -> Iterator[str]:
+    modulation = recipe.algorithm.modulation
+    if not isinstance(modulation, Empg) or not modulation.reverse:
+        return
+    scales = modulation.k or modulation.target_scale_ratio
+    if not scales and not has_bonus(modulation):
+        yield (
+            "algorithm.modulation.reverse is true with algorithm.modulation.k 0 and no bonus: entropies count for "
+            "nothing, and there is nothing to reverse; leave it out"
         )
 
 

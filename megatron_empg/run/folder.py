@@ -99,7 +99,7 @@ class RunFolder(RunPaths):
 
     def cut(self, first_step: int) -> None:
         """Remove what was logged of ``first_step`` and later, which a resumed run will do again."""
-        for path in (self.metrics, self.steps, self.timeline):
+        for path in (self.metrics, self.steps, self.evaluations, self.timeline):
             keep_lines(path, lambda record: record.get("step", first_step) < first_step)
         for path in self.episodes.glob("step_*"):
             digits = path.stem.removeprefix("step_")

@@ -31,6 +31,8 @@ class RunPaths:
         """One line per step."""
         self.steps = self.root / "steps.jsonl"
         """Entropies and advantages of the turns."""
+        self.evaluations = self.root / "evaluations.jsonl"
+        """Which questions each evaluation found answered, one line per split and decoding."""
         self.timeline = self.root / "timeline.jsonl"
         """When the turns of each step's slowest episodes took place."""
         self.checkpoints = self.root / "checkpoints"

@@ -27,6 +27,7 @@ from megatron_empg.rollout.service.batch import Batch, without_texts
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.run.episode_log import write_episodes, write_steps
+from megatron_empg.run.evaluations import Answered, write_answered
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Heartbeat
 from megatron_empg.run.metrics import MetricsWriter
@@ -120,7 +121,7 @@ class Training:
                     self.checkpoints.poll()
             done += 1
             if self._evaluation_due(done):
-                metrics |= self._evaluate()
+                metrics |= self._evaluate(done)
             self._write(done, metrics)
             stop = self._asked_to_stop()  # also when it was asked while the evaluation went on
             if done % every == 0 or done == steps or stop:
@@ -138,7 +139,7 @@ class Training:
         a run without a checkpoint does both again when it goes on."""
         self._probe()
         if not self._asked_to_stop():
-            self._write(0, self._evaluate())
+            self._write(0, self._evaluate(0))
 
     def _step(self, step: int) -> dict[str, float]:
         recipe, actor = self.recipe, self.actor
@@ -282,8 +283,8 @@ class Training:
         every = self.recipe.evaluation.every
         return done == self.recipe.run.steps or bool(every and done % every == 0)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Success on every split, sampled and greedily. No rank waits longer for another than one pass takes."""
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Success on every split, sampled and greedily, after so many steps. No rank waits longer for another than one pass takes."""
         settings = self.recipe.evaluation
         metrics: dict[str, float] = {}
         if not settings.questions:
@@ -294,6 +295,7 @@ class Training:
             measured = self._asked(partial(_evaluation, split, greedy), "evaluate")
             if measured is not None:
                 metrics |= measured.metrics()
+                write_answered(self.folder, Answered(step, measured.series, measured.answered))
         metrics["time/evaluate"] = time.monotonic() - started
         return metrics
 

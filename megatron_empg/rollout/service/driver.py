@@ -213,9 +213,10 @@ class RolloutService:
                     on_episode=playing.one_more,
                 )
         refuse_errors(episodes, self.config.limits.max_error_share, f"evaluation of {split}")
+        solved = [episode.outcome == "success" for episode in episodes]
         by_kind: dict[str, list[bool]] = {}
-        for task, episode in zip(tasks, episodes, strict=True):
-            by_kind.setdefault(task.kind, []).append(episode.outcome == "success")
+        for task, success in zip(tasks, solved, strict=True):
+            by_kind.setdefault(task.kind, []).append(success)
         outcomes = Counter(episode.outcome for episode in episodes)
         return Evaluation(
             split,
@@ -225,6 +226,7 @@ class RolloutService:
             errors=outcomes["error"],
             seconds=time.monotonic() - started,
             by_kind={kind: sum(wins) / len(wins) for kind, wins in sorted(by_kind.items())},
+            answered="".join("01"[success] for success in solved),
         )
 
     async def probe(self) -> int:

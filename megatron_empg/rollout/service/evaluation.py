@@ -16,11 +16,17 @@ class Evaluation:
     seconds: float
     by_kind: dict[str, float] = field(default_factory=dict)
     """Success among the questions of each kind the environment tells apart."""
+    answered: str = ""
+    """A digit for each question in the order asked: 1 where it was answered. Empty where nobody noted it."""
+
+    @property
+    def series(self) -> str:
+        """What the evaluation is of: "test_id/sampled"."""
+        return f"{self.split}/{'greedy' if self.greedy else 'sampled'}"
 
     def metrics(self) -> dict[str, float]:
         """Metrics under ``eval/SPLIT/…``."""
-        how = "greedy" if self.greedy else "sampled"
-        name = f"eval/{self.split}/{how}"
+        name = f"eval/{self.series}"
         metrics = {name: self.success, f"{name}_questions": self.questions, f"{name}_errors": self.errors}
         for kind, success in self.by_kind.items():
             metrics[f"{name}/{kind}"] = success

@@ -100,6 +100,7 @@ def _add_empg(name: str, section: Empg) -> None:
             center=section.center,
             normalize=section.normalize,
             weigh_by_tokens=section.weights == "token",
+            reverse=section.reverse,
         ),
     )
 
@@ -119,6 +120,8 @@ _add_empg("empg_rank_turn", Empg(normalize="rank", zeta=0.5))
 _add_empg("empg_rank_token", Empg(normalize="rank", weights="token", k=10.0))
 _add_empg("empg_not_centred", Empg(center=False, zeta=-0.2))
 _add_empg("empg_scaling_alone", Empg(zeta=0.0, center=False, k=3.0))
+_add_empg("empg_reversed", Empg(reverse=True, k=3.0, k_f=2.0))
+_add_empg("empg_reversed_quantile_token", Empg(reverse=True, normalize="quantile", weights="token"))
 _add_aem("aem_batch", Aem())
 _add_aem("aem_question", Aem(set="question", strength=2.0))
 _add_aem("aem_trajectory", Aem(set="trajectory", strength=0.5))

@@ -317,16 +317,20 @@ def empg(
     center: bool,
     normalize: str = "minmax",
     weigh_by_tokens: bool = False,
+    reverse: bool = False,
 ) -> Modulation:
     """EMPG: A_mod(i, t) = A_i · g(H_t) + zeta · f(H_{t+1}) (eq. 8), less its mean over the steps (eq. 7).
 
     The means of eq. 10 and 7 run over steps; with ``weigh_by_tokens`` each counts as often as it has own tokens.
+    The control, ``reverse``, has 1 - H in the place of H, which is between 0 and 1.
     """
     turns = flat([episode.turns for episode in batch])
     if not turns:
         return Modulation([], [], [], [])
     weights = [float(turn.tokens) if weigh_by_tokens else 1.0 for turn in turns]
     h_norm = NORMALIZATIONS[normalize]([turn.entropy for turn in turns])  # eq. 12
+    if reverse:
+        h_norm = [1.0 - h for h in h_norm]
     average = weighted_mean([math.exp(-k * h) for h in h_norm], weights)
     scale = [math.exp(-k * h) / average for h in h_norm]  # eq. 10
     bonus, number = [], 0

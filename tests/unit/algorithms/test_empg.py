@@ -239,6 +239,14 @@ def test_the_equations_hold_for_other_normalisations(normalize: str) -> None:
     torch.testing.assert_close(modulated.advantages, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_reversed_the_least_sure_turn_is_amplified_most() -> None:
+    plain = Empg(k=2.0).make().modulate(ADVANTAGES, ENTROPIES, PLAYED)
+    turned = Empg(k=2.0, reverse=True).make().modulate(ADVANTAGES, ENTROPIES, PLAYED)
+    assert plain.scale.argmin() == turned.scale.argmax() == ENTROPIES.argmax()
+    assert torch.equal(turned.h_norm, 1 - plain.h_norm)
+    assert turned.metrics["empg/g_q95"] == pytest.approx(float(turned.scale.quantile(0.95)))
+
+
 @pytest.mark.parametrize("weights", ["turn", "token"])
 @pytest.mark.parametrize("center", [True, False])
 def test_metrics_are_those_of_loops(weights: str, center: bool) -> None:

@@ -122,6 +122,10 @@ def test_with_one_turn_a_combination_is_refused_by_what_compares_turns(choice: t
             ["algorithm.modulation.k_f is 2 with algorithm.modulation.zeta 0"],
         ),
         (
+            ["algorithm.modulation={name: empg, k: 0, zeta: 0, reverse: true}"],
+            ["algorithm.modulation.reverse is true with algorithm.modulation.k 0 and no bonus"],
+        ),
+        (
             BONUS_ONLY,
             [
                 "algorithm.masks.bonus_only is true with algorithm.modulation none",
@@ -203,6 +207,9 @@ def test_what_means_nothing_is_refused_by_name(path: Path, overrides: list[str],
     [
         ["environment.max_turns=1", "algorithm.modulation.zeta=0"],
         ["environment.max_turns=1", "algorithm.modulation=aem"],
+        ["algorithm.modulation={name: empg, k: 0, reverse: true}"],
+        ["algorithm.modulation={name: empg, zeta: 0, reverse: true}"],
+        ["algorithm.modulation={name: empg, k: 0, zeta: 0, target_scale_ratio: 2, reverse: true}"],
         ["algorithm.masks.bonus_only=true"],
         ["algorithm.masks.bonus_only=true", "algorithm.modulation.zeta=0"],  # centring moves them
         ["algorithm.masks.bonus_only=true", "algorithm.modulation=none", "algorithm.kl.coefficient=0.1"],

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_empg.common.files import put_text
 from megatron_empg.common.jsonl import append_line, read_lines
+from megatron_empg.run.evaluations import Answered, read_answered, write_answered
 from megatron_empg.run.folder import RunFolder, versions
 from megatron_empg.run.folder_lock import RunFolderError
 
@@ -59,11 +60,13 @@ def test_cut_removes_what_a_resumed_run_does_again(tmp_path: Path) -> None:
     for step in range(1, 6):
         append_line(folder.metrics, {"step": step})
         append_line(folder.steps, {"step": step, "step_entropies": [0.5]})
+        write_answered(folder, Answered(step, "test_id/greedy", "01"))
         for suffix in ("jsonl", "md"):
             (folder.episodes / f"step_{step:06d}.{suffix}").write_text("{}\n")
     folder.cut(4)
     assert [line["step"] for line in read_lines(folder.metrics)] == [1, 2, 3]
     assert [line["step"] for line in read_lines(folder.steps)] == [1, 2, 3]
+    assert [passed.step for passed in read_answered(folder)] == [1, 2, 3]
     assert len(list(folder.episodes.iterdir())) == 6
 
 

@@ -105,8 +105,9 @@ def test_an_evaluation_of_slow_passes_is_not_hanging_and_a_pass_that_hangs_is(
     monkeypatch.setattr(Training, "_agree", lambda training, flag: clock.agree(flag))
     training: Any = object.__new__(Training)
     training.recipe, training.phases = settings, Phases(clock)
+    training.folder = None  # the stand-in notes no question
     training.driver = SlowDriver(clock, share * driver_timeout(settings))
-    metrics = training._evaluate()
+    metrics = training._evaluate(0)
     assert bool(clock.verdicts) == hangs
     assert clock.collectives == 4  # one after each of two splits, sampled and greedily
     assert {f"eval/{split}/{how}" for split in ("test_id", "test_ood") for how in ("sampled", "greedy")} < {
@@ -119,4 +120,4 @@ def test_without_questions_nothing_is_evaluated() -> None:
     settings.evaluation.questions = 0
     training: Any = object.__new__(Training)
     training.recipe, training.phases, training.driver = settings, Phases(None), None
-    assert training._evaluate() == {}
+    assert training._evaluate(0) == {}

@@ -48,7 +48,7 @@ class Rehearsed(Training):
     def _probe(self) -> None:
         self.note("probe")
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         self.note("evaluate")
         return {}
 

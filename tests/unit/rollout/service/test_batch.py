@@ -226,7 +226,8 @@ def test_engines_are_named_by_their_place_in_a_table() -> None:
 
 
 def test_metrics_of_an_evaluation() -> None:
-    evaluation = Evaluation("test_id", True, 0.5, 98, 2, 3.1, {"two hops": 0.25})
+    evaluation = Evaluation("test_id", True, 0.5, 98, 2, 3.1, {"two hops": 0.25}, "01")
+    assert evaluation.series == "test_id/greedy"
     assert evaluation.metrics() == {
         "eval/test_id/greedy": 0.5, "eval/test_id/greedy_questions": 98, "eval/test_id/greedy_errors": 2,
         "eval/test_id/greedy/two hops": 0.25,

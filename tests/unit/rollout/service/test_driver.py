@@ -275,6 +275,7 @@ def test_an_error_is_a_question_not_answered(chat: ChatTokens) -> None:
         source = Questions(20, ["win", "breaks", "win", "lose"])
         result = with_driver(chat, engine.url, source, recipe(), lambda opened: opened.evaluate("test_id", True))
         assert (result.success, result.questions, result.errors) == (0.5, 20, 5)
+        assert result.answered == "1010" * 5
         assert result.by_kind == {"breaks": 0.0, "lose": 0.0, "win": 1.0}
         assert result.metrics()["eval/test_id/greedy_questions"] == 20
         strict = recipe("limits.max_error_share=0.2")
