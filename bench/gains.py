@@ -17,35 +17,26 @@ Student's t.
 """
 
 import argparse
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError, told_plainly
-from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import append_line, read_lines
-from megatron_empg.environments.registry import place_settings
-from megatron_empg.environments.settings import names_a_place
-from megatron_empg.recipe import Recipe, load_recipe
-from megatron_empg.recipe.identity import BY_CONTENT, SETTINGS, describe, flat, may_change
+from megatron_empg.recipe import Recipe
 from megatron_empg.report.table.seeds import student_interval
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.study.identity import SEED, SHARED, as_run, identity_of
+from megatron_empg.study.measured import commits_of, seconds_of, success
 
 RESULTS = Path("docs/gains.jsonl")
 RUNS = Path("runs/gains")
-SHARED = ["evaluation.every=0"]
-SEED = "run.seed"
-DECIDING = ("run.steps", "actor.optimizer.*", "evaluation.*")
-"""Keys that a run may change when it is continued, and that make another gain all the same."""
 HEAD = ("run", "seed", "split", "success before → after, in %", "gained, in points")
 
 
@@ -85,45 +76,6 @@ class Gain:
     commit: str
 
 
-def as_run(recipe: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe as every seed has it, with no more questions than each of its splits has.
-
-    Raises RecipeError for what is no recipe, GainsError where there is nothing to evaluate on.
-    """
-    given = [*SHARED, *overrides]
-    asked = load_recipe(recipe, given)
-    try:
-        source = asked.task_source()
-        there = [len(source.tasks(split)) for split in asked.evaluation.splits]
-    except (ValueError, OSError) as error:
-        raise GainsError(f"environment.settings: {error}") from None
-    questions = min(asked.evaluation.questions, *there)
-    if not questions:
-        raise GainsError(
-            f"evaluation.questions is {asked.evaluation.questions}, and the splits {asked.evaluation.splits} have "
-            f"{there} tasks: a gain is told by questions that are asked before and after; ask at least 1 of each"
-        )
-    return load_recipe(recipe, [*given, f"evaluation.questions={questions}"])
-
-
-def identity_of(recipe: Recipe) -> str:
-    """What is alike in runs that differ in their seed alone: keys by their values, model and data by content."""
-    described = describe(recipe)
-    places = [SETTINGS + name for name in place_settings(recipe.environment.name)]
-    values = described["defaults"] | flat(recipe.model_dump(mode="json"), Recipe)
-    keys = {key: value for key, value in values.items() if decides(key, places)}
-    data = {name: entry["sha256"] for name, entry in described["data"].items()}
-    told = json.dumps([keys, described["model"], data], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def decides(key: str, places: Sequence[str]) -> bool:
-    """Whether another value of a key makes another run, beside its seed."""
-    if key == SEED or key in BY_CONTENT or names_a_place(key, places):
-        return False
-    return not may_change(key) or any(fnmatchcase(key, pattern) for pattern in DECIDING)
-
-
 def recorded(path: Path) -> list[Gain]:
     """The lines of a file; none where it is missing. Raises GainsError for one that is no run's."""
     found = []
@@ -150,20 +102,6 @@ def missing(setup: Setup, seeds: Sequence[int], found: Sequence[Gain]) -> list[i
     return [seed for seed in seeds if seed not in done]
 
 
-def success(record: dict[str, Any]) -> dict[str, float]:
-    """{series: share} of all questions of an evaluation that a record of metrics.jsonl holds.
-
-    >>> success({"eval/test_id/greedy": 0.5, "eval/test_id/greedy/room": 0.5, "eval/test_id/greedy_questions": 2})
-    {'test_id/greedy': 0.5}
-    """
-    found = {}
-    for key, value in record.items():
-        _, _, series = key.partition("eval/")
-        if series.count("/") == 1 and series.endswith(("/sampled", "/greedy")):
-            found[series] = value
-    return found
-
-
 def gain_of(setup: Setup, seed: int, records: Sequence[dict[str, Any]], commit: str) -> Gain:
     """The line of a finished run, by its metrics. Raises GainsError if it was not evaluated before and after."""
     evaluated = [record for record in records if success(record)]
@@ -173,7 +111,6 @@ def gain_of(setup: Setup, seed: int, records: Sequence[dict[str, Any]], commit: 
             f"{setup.name}, seed {seed}: evaluated at steps {steps}; the first and the last are needed"
         )
     before, after = success(evaluated[0]), success(evaluated[-1])
-    seconds = sum(record.get("time/step", 0) + record.get("time/evaluate", 0) for record in records)
     return Gain(
         **asdict(setup),
         seed=seed,
@@ -181,7 +118,7 @@ def gain_of(setup: Setup, seed: int, records: Sequence[dict[str, Any]], commit: 
         after=after,
         questions={series: int(evaluated[-1][f"eval/{series}_questions"]) for series in after},
         steps=int(records[-1]["step"]),
-        seconds=round(seconds),
+        seconds=seconds_of(records),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit,
     )
@@ -207,13 +144,6 @@ def keep_line(setup: Setup, seed: int, folder: Path, results: Path) -> None:
     gain = gain_of(setup, seed, read_lines(folder / "metrics.jsonl"), commits_of(RunFolder(folder)))
     append_line(results, asdict(gain))
     shutil.rmtree(folder)
-
-
-def commits_of(folder: RunFolder) -> str:
-    """Those of the run's starts, each once."""
-    starts = object_or_nothing(folder.versions).get("starts", [])
-    commits = [start.get("commit") or "of no repository" for start in starts]
-    return ", ".join(dict.fromkeys(commits))
 
 
 def table(found: Sequence[Gain]) -> str:

@@ -65,6 +65,7 @@ CEILINGS: dict[str, Density] = {
     "report": Density(7, 18, 0.4, 0),
     "rollout": Density(7, 17, 0.2, 0),
     "run": Density(6, 19, 0.8, 0),  # tables of metrics
+    "study": Density(7, 20, 0.4, 0),
     "trainer": Density(6, 18, 0, 0),
     "upstream": Density(7, 24, 0, 0),  # signatures of patched functions
     "vocab_parallel": Density(3, 22, 0.7, 0),  # signatures, and kernels

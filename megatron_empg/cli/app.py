@@ -15,6 +15,7 @@ from megatron_empg.cli.plan import plan
 from megatron_empg.cli.preflight import preflight
 from megatron_empg.cli.report import report
 from megatron_empg.cli.sft import sft
+from megatron_empg.cli.study import study
 from megatron_empg.cli.table import table
 from megatron_empg.cli.train import train
 from megatron_empg.cli.watch import watch
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (train, sft, evaluate, watch, report, table, plan, preflight, environments, index):
+for command in (train, sft, evaluate, watch, report, table, study, plan, preflight, environments, index):
     app.command()(command)
 app.add_typer(convert.app, name="convert")
 

@@ -24,7 +24,14 @@ ONE_TURN = "with environment.max_turns 1"
 
 def check_algorithm(recipe: Recipe) -> None:
     """Raise ValueError with every choice of `algorithm` that the rest of the recipe makes void."""
-    faults = [*_one_turn(recipe), *_bonus(recipe), *_reverse(recipe), *_control(recipe), *_kl(recipe), *_overlong(recipe)]
+    faults = [
+        *_one_turn(recipe),
+        *_bonus(recipe),
+        *_reverse(recipe),
+        *_control(recipe),
+        *_kl(recipe),
+        *_overlong(recipe),
+    ]
     faults += _lag(recipe)
     if faults:
         raise ValueError("\n  - ".join(faults))

@@ -284,7 +284,10 @@ class Training:
         return done == self.recipe.run.steps or bool(every and done % every == 0)
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Success on every split, sampled and greedily, after so many steps. No rank waits longer for another than one pass takes."""
+        """Success on every split, sampled and greedily, after so many steps.
+
+        No rank waits longer for another than one pass takes.
+        """
         settings = self.recipe.evaluation
         metrics: dict[str, float] = {}
         if not settings.questions:

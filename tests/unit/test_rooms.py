@@ -31,6 +31,7 @@ STOREYS = (
     ("report", "planner", "cluster", "prepare"),
     ("launch",),
     ("evaluate",),
+    ("study",),
     ("cli",),
 )
 """From the ground up. A room may import itself and every room of a lower storey."""
