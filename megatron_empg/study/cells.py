@@ -102,8 +102,10 @@ def _setting(study: Study, task: str, method: str) -> Setting:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise StudyError, by name, for a setting that would not begin to train: its tasks, tokenizer or weights cannot
-    be had."""
+    """Raise StudyError, by name, for a setting that would not begin to train.
+
+    Its tasks, tokenizer or weights cannot be had.
+    """
     for (task, method), setting in settings.items():
         try:
             check_recipe(setting.recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -63,12 +63,11 @@ def read_results(path: Path) -> dict[Cell, RunResult]:
     lines of one run."""
     found: dict[Cell, RunResult] = {}
     for number, line in enumerate(read_lines(path), start=1):
-        unknown = sorted(set(line) - {known.name for known in fields(RunResult)})
         try:
             result = RunResult(**line)
         except TypeError as error:
             raise StudyError(
-                f"{path}, line {number}: it is not the line of a run ({error or unknown}); take it out"
+                f"{path}, line {number}: it is not the line of a run ({error}); take it out"
             ) from None
         if result.cell in found:
             raise StudyError(f"{path}, line {number}: {result.cell.name} has a line already; take one of them out")
