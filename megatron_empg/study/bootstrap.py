@@ -7,8 +7,9 @@ already; it is taken out of the questions' means, or it would count twice.
 
 Percentiles of so few seeds are far too narrow: between the extremes of three lies the truth three times in four,
 whatever is drawn. So the draws give a standard error alone, and the interval and the p-value are Student's by it,
-with a degree of freedom less than there are seeds. A sign-flip test over seeds would need no such assumption and
-cannot be had: with three seeds its smallest p is 1/4, with five 1/16, before any correction.
+with a degree of freedom less than there are seeds. Where seeds agree by chance that would be too narrow: it is never
+narrower than the luck of single answers alone makes it. A sign-flip test over seeds would need no such assumption
+and cannot be had: with three seeds its smallest p is 1/4, with five 1/16, before any correction.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_empg.common.wilson import TAIL, Interval
+from megatron_empg.common.wilson import NORMAL, TAIL, Interval
 from megatron_empg.report.table.seeds import student_below, student_quantile
 
 DRAWS = 10_000
@@ -52,23 +53,19 @@ def paired_difference(differences: Differences, seed: int = 0) -> PairedDifferen
     mean = float(differences.mean())
     if seeds < 2:
         return PairedDifference(mean, seeds, questions, None, None, None)
-    error = standard_error(differences, seed)
-    reach = student_quantile(1 - TAIL, seeds - 1) * error
-    interval = Interval(mean - reach, mean + reach)
-    return PairedDifference(mean, seeds, questions, error, interval, _p_value(mean, error, seeds - 1))
+    error, luck = standard_error(differences, seed), math.sqrt(_noise(differences))
+    reach = max(student_quantile(1 - TAIL, seeds - 1) * error, NORMAL * luck)
+    p_value = max(_student_p(mean, error, seeds - 1), _normal_p(mean, luck))
+    return PairedDifference(mean, seeds, questions, error, Interval(mean - reach, mean + reach), p_value)
 
 
 def standard_error(differences: Differences, seed: int = 0) -> float:
-    """The standard error of the mean, of at least 2 seeds, by a bootstrap over seeds and questions.
-
-    It is never below what the luck of single answers makes: seeds may agree by chance.
-    """
+    """The standard error of the mean, of at least 2 seeds, by a bootstrap over seeds and questions."""
     rng = np.random.default_rng(seed)
-    noise = _noise(differences)
     by_seed = differences.mean(axis=1) - differences.mean()
     by_question = differences.mean(axis=0) - differences.mean()
-    drawn = _drawn_means(by_seed, rng) + _drawn_means(by_question, rng) * _without_noise(by_question, noise)
-    return math.sqrt(max(float(drawn.var()), noise))
+    shrunk = by_question * _without_noise(by_question, _noise(differences))
+    return float((_drawn_means(by_seed, rng) + _drawn_means(shrunk, rng)).std())
 
 
 def _drawn_means(effects: Differences, rng: np.random.Generator) -> Differences:
@@ -101,8 +98,15 @@ def _without_noise(by_question: Differences, noise: float) -> float:
     return math.sqrt(1 - noise / variance)
 
 
-def _p_value(mean: float, error: float, freedom: int) -> float:
+def _student_p(mean: float, error: float, freedom: int) -> float:
     """The chance of a mean at least so far from 0, either way, if there were no difference."""
     if error == 0:
         return float(mean == 0)
     return 2 * (1 - student_below(abs(mean) / error, freedom))
+
+
+def _normal_p(mean: float, error: float) -> float:
+    """The same for an error that is known well."""
+    if error == 0:
+        return float(mean == 0)
+    return math.erfc(abs(mean) / error / math.sqrt(2))

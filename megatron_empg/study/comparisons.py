@@ -71,7 +71,7 @@ def differences_of(
 
     Raises StudyError where both were asked unlike numbers of questions.
     """
-    rows = []
+    rows: list[Differences] = []
     for seed in seeds:
         ours = answers_of(results, Cell(task, method, seed), series)
         theirs = answers_of(results, Cell(task, base, seed), series)

@@ -97,11 +97,10 @@ class Study(Section):
             referred += [("quick.methods", method, methods) for method in self.quick.methods]
             referred += [("quick.tasks", task, set(self.tasks)) for task in self.quick.tasks]
         faults = []
-        for key, name, known in referred:
-            if name is not None and name not in known:
-                faults.append(
-                    f"{key} is {name!r}; {closest(name, known)}the study has: {', '.join(sorted(known))}"
-                )
+        for key, given, known in referred:
+            if given is not None and given not in known:
+                there = ", ".join(sorted(known))
+                faults.append(f"{key} is {given!r}; {closest(given, known)}the study has: {there}")
         return faults
 
     def _repeated(self) -> list[str]:

@@ -11,7 +11,7 @@ from megatron_empg.report.table.seeds import student_quantile
 
 POWER = 0.8
 """How often a difference that is there would be found."""
-MOST = 1000
+MOST = 200
 """Seeds; more are not counted."""
 
 

@@ -24,7 +24,7 @@ PAGES = [
     ROOT / "recipes/miniature/README.md",
 ]
 INDEX = ROOT / "docs/README.md"
-FOLDERS = ("bench", "container", "docs", "megatron_empg", "recipes", "slurm", "tests", "tools")
+FOLDERS = ("bench", "container", "docs", "megatron_empg", "recipes", "slurm", "studies", "tests", "tools")
 STAND_FOR_ANY = ("NAME",)
 """In a file's name: it stands for one of the reader's own."""
 NO_KEYS = ("actor.score", "actor.update", "actor.py", "model.safetensors")

@@ -22,6 +22,7 @@ NEEDED = {
     "index": ["a", "b"],
     "evaluate": ["recipe.yaml"],
     "watch": ["a"],
+    "study": ["study.yaml"],
 }
 
 

@@ -55,7 +55,8 @@ def test_the_luck_of_single_answers_counts_once() -> None:
     errors = []
     for _ in range(40):
         errors.append(standard_error(drawn(rng, 6, 50, of_seeds=0, of_questions=0, noise=1)) ** 2)
-    assert mean(errors) == pytest.approx(1 / 300, rel=0.25)
+    # 1.08 is expected, as no question's part is below 0; counted twice it would be 2.
+    assert 0.7 < 300 * mean(errors) < 1.5
 
 
 def test_seeds_that_agree_by_chance_are_not_sure() -> None:
@@ -72,7 +73,7 @@ def test_seeds_that_agree_by_chance_are_not_sure() -> None:
     ("of_seeds", "of_questions", "noise"), [(0.05, 0.0, 0.5), (0.0, 0.3, 0.5), (0.05, 0.3, 0.1), (0.0, 0.0, 0.5)]
 )
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_intervals_hold_the_truth_nineteen_times_in_twenty(
+def test_intervals_hold_the_truth_at_least_nineteen_times_in_twenty(
     seeds: int, of_seeds: float, of_questions: float, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("megatron_empg.study.bootstrap.DRAWS", 1000)

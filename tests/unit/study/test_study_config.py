@@ -37,7 +37,7 @@ def task(**changed: Any) -> dict[str, Any]:
         ({"seeds": []}, "seeds: List should have at least 1 item"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; give each once"),
         ({"seeds": ["1"]}, "seeds.0: Input should be a valid integer; got '1'"),
-        ({"series": ["train/sampled"]}, "series.0: String should match"),
+        ({"series": ["dev/sampled"]}, "series.0: String should match"),
         ({"results": "docs/study/a.json"}, "name it NAME.jsonl"),
         ({"sedes": [1]}, "sedes: unknown key; did you mean 'seeds'?"),
         ({"tasks": task(overides=[])}, "tasks.quickstart.overides: unknown key; did you mean 'overrides'?"),
