@@ -767,4 +767,49 @@ MASKS = [
     ),
 ]
 
-MUTATIONS = [*PROGRAM, *ADVANTAGES, *MODULATIONS, *REGULARIZERS, *CORRECTIONS, *LOSS, *MASKS]
+BOOTSTRAP = "tests/unit/study/test_hierarchical_bootstrap.py::"
+
+STUDY = [
+    Mutation(
+        "a study's interval as narrow as seeds that agree",
+        "study/bootstrap:paired_difference",
+        "max(student_quantile(1 - TAIL, seeds - 1) * error, NORMAL * luck)",
+        "student_quantile(1 - TAIL, seeds - 1) * error",
+        f"{BOOTSTRAP}test_seeds_that_agree_by_chance_are_not_sure",
+        r"assert",
+    ),
+    Mutation(
+        "a study's effects as close as those of a sample",
+        "study/bootstrap:_drawn_means",
+        "math.sqrt(count / (count - 1))",
+        "1.0",
+        f"{BOOTSTRAP}test_where_seeds_alone_differ_the_interval_is_students",
+        r"assert",
+    ),
+    Mutation(
+        "a study's p-values corrected without Holm's steps",
+        "study/holm:holm",
+        "len(p_values) - place",
+        "len(p_values)",
+        "tests/unit/study/test_holm.py::test_an_example_by_hand",
+        r"assert",
+    ),
+    Mutation(
+        "a study's failures forgotten by a kill",
+        "study/runner:StudyRunner._make",
+        "len(place.failures()) < self._study.attempts",
+        "True",
+        "tests/unit/study/test_study_runner.py::test_a_kill_after_the_last_failure_loses_nothing",
+        r"assert",
+    ),
+    Mutation(
+        "a study's run made again beside another process",
+        "study/runner:StudyRunner._look_at",
+        "read_results(self._study.results).get(cell)",
+        "None",
+        "tests/unit/study/test_study_runner.py::test_a_line_that_another_process_has_written_meanwhile_is_seen",
+        r"assert",
+    ),
+]
+
+MUTATIONS = [*PROGRAM, *ADVANTAGES, *MODULATIONS, *REGULARIZERS, *CORRECTIONS, *LOSS, *MASKS, *STUDY]

@@ -7,9 +7,9 @@ already; it is taken out of the questions' means, or it would count twice.
 
 Percentiles of so few seeds are far too narrow: between the extremes of three lies the truth three times in four,
 whatever is drawn. So the draws give a standard error alone, and the interval and the p-value are Student's by it,
-with a degree of freedom less than there are seeds. Where seeds agree by chance that would be too narrow: it is never
-narrower than the luck of single answers alone makes it. A sign-flip test over seeds would need no such assumption
-and cannot be had: with three seeds its smallest p is 1/4, with five 1/16, before any correction.
+with a degree of freedom less than there are seeds. Where seeds agree by chance that would be too narrow: it is
+never narrower than the luck of single answers alone makes it. A sign-flip test over seeds would need no such
+assumption and cannot be had: with three seeds its smallest p is 1/4, with five 1/16, before any correction.
 """
 
 from __future__ import annotations

@@ -128,6 +128,16 @@ def test_failures_are_counted_over_starts(study: Study, settings: Settings) -> N
     assert read_results(study.results)[FIRST].ended == "failed"
 
 
+def test_a_kill_after_the_last_failure_loses_nothing(study: Study, settings: Settings) -> None:
+    place = CellPlace(study.results.parent / "runs", FIRST)
+    place.folder.root.mkdir(parents=True)
+    for _ in range(study.attempts):
+        place.note_failure("step 1: diverged")
+    made, runs = make(study, settings, [FIRST])
+    assert (made, starts(runs)) == (True, [])
+    assert read_results(study.results)[FIRST].ended == "collapsed"
+
+
 def test_a_run_that_cannot_begin_ends_the_study_and_has_no_line(study: Study, settings: Settings) -> None:
     behave(study, "unusable")
     with pytest.raises(
@@ -159,7 +169,7 @@ def test_a_line_that_another_process_has_written_meanwhile_is_seen(
     runs = study.results.parent / "runs"
     runner = StudyRunner(study, settings, runs, program=STAND_IN)
     append_result(study.results, replace(result("plain", 1, "0110"), identity=identity))
-    assert runner.run([FIRST])
+    runner._complete(FIRST)
     assert starts(runs) == []
 
 
