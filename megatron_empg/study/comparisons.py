@@ -40,11 +40,8 @@ def comparisons_of(study: Study, results: Results) -> list[MethodComparison]:
     """
     found = []
     for task in study.tasks:
-        for method in study.methods_of(task):
-            base = study.methods[method].base
+        for method, base in study.pairs_of(task):
             for series in study.series:
-                if base is None:
-                    continue
                 differences = differences_of(results, task, method, base, series, study.seeds)
                 if differences is not None:
                     difference = paired_difference(differences)

@@ -59,6 +59,8 @@ class Study(Section):
     seeds: Seeds
     series: Annotated[list[Annotated[str, Field(pattern=SERIES)]], Field(min_length=1)]
     """Evaluations that are reported, as "test_id/sampled"; of a task those that its recipe measures."""
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
+    """Further pairs, [method, base], beside each method and its own base."""
     choose_on: Split = "train"
     """The split on which a method is chosen for later stages: one that no result is reported on."""
     attempts: Positive = 2
@@ -78,6 +80,13 @@ class Study(Section):
             return list(self.methods)
         return [method for method in self.methods if method in chosen]
 
+    def pairs_of(self, task: str) -> list[tuple[str, str]]:
+        """(method, base) of everything that is compared on a task: each method with its own base, then `pairs`."""
+        methods = self.methods_of(task)
+        found = [(method, self.methods[method].base) for method in methods]
+        found += [(method, base) for method, base in self.pairs]
+        return [(method, base) for method, base in found if base in methods and method in methods]
+
     def _bad_names(self) -> list[str]:
         faults = []
         for name in (*self.tasks, *self.methods):
@@ -91,6 +100,8 @@ class Study(Section):
         """What refers to a task or method that the study does not have."""
         methods = set(self.methods)
         referred = [(f"methods.{name}.base", method.base, methods) for name, method in self.methods.items()]
+        for pair in self.pairs:
+            referred += [("pairs", method, methods) for method in pair]
         for name, task in self.tasks.items():
             referred += [(f"tasks.{name}.methods", method, methods) for method in task.methods or ()]
         if self.quick is not None:
@@ -123,6 +134,11 @@ class Study(Section):
         for name, method in self.methods.items():
             if method.base == name:
                 faults.append(f"methods.{name}.base is itself; name another method, or leave it out")
+        for method, base in self.pairs:
+            if method == base or self.methods[method].base == base:
+                faults.append(
+                    f"pairs has [{method}, {base}], which is compared already, or with itself: leave it out"
+                )
         if self.quick is not None and not set(self.quick.seeds) <= set(self.seeds):
             faults.append(f"quick.seeds is {self.quick.seeds}; the study's seeds are {self.seeds}: take of these")
         return faults

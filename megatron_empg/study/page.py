@@ -10,12 +10,12 @@ from megatron_empg.common.files import put_text
 from megatron_empg.report.table.sheet import escaped
 from megatron_empg.report.templates import render
 from megatron_empg.study.cells import cells_of
-from megatron_empg.study.comparisons import Results, comparisons_of
+from megatron_empg.study.comparisons import MethodComparison, Results, comparisons_of
 from megatron_empg.study.config import Study
 from megatron_empg.study.curves import StudyChart, charts_of
 from megatron_empg.study.errors import StudyError
 from megatron_empg.study.results import RunResult, read_results
-from megatron_empg.study.sheets import power_sheet, spending_sheet, success_sheet
+from megatron_empg.study.sheets import pairs_sheet, power_sheet, spending_sheet, success_sheet
 
 HOW = (
     "Success on the same fixed questions before the first step and behind the last one. A difference is method "
@@ -67,18 +67,17 @@ def _results(study: Study) -> Results:
 def page_of(study: Study, results: Results, charts: Sequence[tuple[StudyChart, str]]) -> str:
     """The page, with the names of its charts' files."""
     comparisons = comparisons_of(study, results)
-    tested = [one for one in comparisons if one.difference.p_value is not None]
+    tested = sum(one.difference.p_value is not None for one in comparisons)
     wanted = len(cells_of(study))
     parts = [
         f"# Study: {study.results.stem}",
         study.stage,
         f"{len(results)} of {wanted} runs have ended.",
-        HOW.format(count=len(tested)),
+        HOW.format(count=tested),
     ]
     for task in study.tasks:
         if any(cell.task == task for cell in results):
-            parts += [f"## {task}", success_sheet(study, results, comparisons, task).markdown()]
-            parts.append(spending_sheet(study, results, task).markdown())
+            parts += _task_parts(study, results, comparisons, task)
             parts += [f"![{one.chart.title}]({name})" for one, name in charts if one.name.startswith(f"{task}-")]
     power = power_sheet(study, results)
     if power.rows:
@@ -87,6 +86,15 @@ def page_of(study: Study, results: Results, charts: Sequence[tuple[StudyChart, s
     commits = sorted({result.commit for result in results.values()})
     parts.append(f"Commits: {', '.join(commits)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _task_parts(study: Study, results: Results, comparisons: Sequence[MethodComparison], task: str) -> list[str]:
+    """A task's heading and tables."""
+    parts = [f"## {task}", success_sheet(study, results, comparisons, task).markdown()]
+    pairs = pairs_sheet(study, results, comparisons, task)
+    if pairs.rows:
+        parts.append(pairs.markdown())
+    return [*parts, spending_sheet(study, results, task).markdown()]
 
 
 def _unfinished(results: Sequence[RunResult]) -> list[str]:

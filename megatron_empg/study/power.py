@@ -24,7 +24,9 @@ def seeds_needed(difference: float, spread: float) -> int | None:
     """
     if difference <= 0 or spread < 0:
         raise ValueError(f"a difference of {difference} and a spread of {spread} cannot be; the first is above 0")
-    ratio = difference / (math.sqrt(2) * spread) if spread else math.inf
+    ratio = math.inf
+    if spread:
+        ratio = difference / (math.sqrt(2) * spread)
     for seeds in range(2, MOST + 1):
         freedom = seeds - 1
         needed = student_quantile(1 - TAIL, freedom) + student_quantile(POWER, freedom)

@@ -36,16 +36,40 @@ def success_sheet(study: Study, results: Results, comparisons: Sequence[MethodCo
     for name in series:
         headings += [f"{name}, before", "after", "difference", "p, corrected"]
     headings += ["seeds", "collapsed", "failed"]
-    by_place = {(one.method, one.series): one for one in comparisons if one.task == task}
+    by_place = _by_place(comparisons, task)
     rows = []
     for method in study.methods_of(task):
         ours = results_of(study, results, task, method)
         row = [method, study.methods[method].base or NOTHING]
         for name in series:
             row += _success_cells(finished_of(ours), name)
-            row += _difference_cells(by_place.get((method, name)))
+            row += _difference_cells(by_place.get((method, study.methods[method].base, name)))
         rows.append([*row, *_ending_cells(study, ours)])
     return Sheet(f"{task}: success in percent, differences in points", headings, rows, frozenset({0, 1}))
+
+
+def pairs_sheet(study: Study, results: Results, comparisons: Sequence[MethodComparison], task: str) -> Sheet:
+    """The differences of the study's further pairs."""
+    series = series_there(study, results, task)
+    headings = ["method", "base"]
+    for name in series:
+        headings += [f"{name}, difference", "p, corrected"]
+    by_place = _by_place(comparisons, task)
+    rows = []
+    for method, base in study.pairs_of(task):
+        if base != study.methods[method].base:
+            row = [method, base]
+            for name in series:
+                row += _difference_cells(by_place.get((method, base, name)))
+            rows.append(row)
+    return Sheet(f"{task}: further pairs, differences in points", headings, rows, frozenset({0, 1}))
+
+
+def _by_place(
+    comparisons: Sequence[MethodComparison], task: str
+) -> dict[tuple[str, str | None, str], MethodComparison]:
+    """A task's comparisons by method, base and series."""
+    return {(one.method, one.base, one.series): one for one in comparisons if one.task == task}
 
 
 def series_there(study: Study, results: Results, task: str) -> list[str]:
@@ -142,8 +166,14 @@ def diagnostics_there(results: Results, task: str) -> list[str]:
 def _diagnostic_cells(finished: Sequence[RunResult], names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
-        values = [result.diagnostics[name] for result in finished if name in result.diagnostics]
-        cells.append(f"{mean(values):.3g}" if values else NOTHING)
+        values = []
+        for result in finished:
+            if name in result.diagnostics:
+                values.append(result.diagnostics[name])
+        if values:
+            cells.append(f"{mean(values):.3g}")
+        else:
+            cells.append(NOTHING)
     return cells
 
 
@@ -167,7 +197,10 @@ def _seeds_cells(spread: float) -> list[str]:
     cells = []
     for points in POINTS:
         seeds = seeds_needed(points / 100, spread)
-        cells.append(NOTHING if seeds is None else str(seeds))
+        if seeds is None:
+            cells.append(NOTHING)
+        else:
+            cells.append(str(seeds))
     return cells
 
 

@@ -25,6 +25,17 @@ def test_a_task_may_have_a_part_of_the_methods_in_the_studys_order(tmp_path: Pat
     assert small_study(tmp_path, tasks=tasks, methods=methods).methods_of("quickstart") == ["a", "c"]
 
 
+def test_pairs_are_of_methods_that_the_task_has(tmp_path: Path) -> None:
+    methods = {"plain": {}, "a": {"base": "plain"}, "b": {"base": "plain"}}
+    tasks = study_keys(tmp_path)["tasks"]
+    pairs = [["a", "b"]]
+    study = small_study(tmp_path, methods=methods, tasks=tasks, pairs=pairs)
+    assert study.pairs_of("quickstart") == [("a", "plain"), ("b", "plain"), ("a", "b")]
+    tasks["quickstart"]["methods"] = ["plain", "a"]
+    study = small_study(tmp_path, methods=methods, tasks=tasks, pairs=pairs)
+    assert study.pairs_of("quickstart") == [("a", "plain")]
+
+
 def task(**changed: Any) -> dict[str, Any]:
     return {"quickstart": {"recipe": "recipes/quickstart.yaml", **changed}}
 
@@ -45,6 +56,9 @@ def task(**changed: Any) -> dict[str, Any]:
         ({"tasks": {"a-b": {"recipe": "x"}}}, "the name 'a-b' is a part of file names"),
         ({"tasks": {"a": {}}}, "tasks.a.recipe: missing; give it a value"),
         ({"methods": {"a": {"base": "b"}}}, "methods.a.base is 'b'; the study has: a"),
+        ({"pairs": [["empg", "x"]]}, "pairs is 'x'"),
+        ({"pairs": [["empg", "plain"]]}, "pairs has [empg, plain], which is compared already"),
+        ({"pairs": [["empg"]]}, "pairs.0: List should have at least 2 items"),
         ({"methods": {"a": {"base": "a"}}}, "methods.a.base is itself"),
         ({"quick": {"tasks": ["x"], "methods": ["empg"], "seeds": [1]}}, "quick.tasks is 'x'"),
         ({"quick": {"tasks": ["quickstart"], "methods": ["x"], "seeds": [1]}}, "quick.methods is 'x'"),

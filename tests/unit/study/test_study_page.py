@@ -16,7 +16,7 @@ from tests.support.studies import result, small_study
 def study(tmp_path: Path) -> Study:
     """Two seeds of two methods; a third method of which one run collapsed."""
     methods = {"plain": {}, "empg": {"base": "plain"}, "aem": {"base": "plain"}}
-    study = small_study(tmp_path, methods=methods)
+    study = small_study(tmp_path, methods=methods, pairs=[["plain", "empg"]])
     for one in (
         result("plain", 1, "0011"),
         result("empg", 1, "0111"),
@@ -45,6 +45,13 @@ def test_the_table_has_before_after_difference_and_endings(study: Study) -> None
     assert rows(page, "aem")[0][2:] == ["–", "–", "–", "–", "0 of 2", "1", "0"]
     assert "quickstart-aem-1 collapsed after step 2: step 1: no groups of \\*any\\* kind" in page
     assert "5 of 6 runs have ended." in page
+
+
+def test_further_pairs_have_a_table_of_their_own(study: Study) -> None:
+    page = write_report(study)[0].read_text(encoding="utf-8")
+    pair = rows(page, "plain")[1]
+    assert pair[:2] == ["plain", "empg"]
+    assert pair[2].startswith("-50.0 \\[")
 
 
 def test_the_power_of_the_bases_spread_is_told(study: Study) -> None:
