@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from megatron_empg.common.errors import told_to_the_launcher
-from megatron_empg.common.options import parse_command_line
+from megatron_empg.common.options import Port, parse_command_line
 from megatron_empg.common.processes import die_with_parent
 
 
@@ -19,7 +19,7 @@ class RolloutServiceArguments:
     """The rollout service; the launcher starts it."""
 
     recipe: Path
-    port: Annotated[int, typer.Option()]
+    port: Port
     engine: Annotated[list[str], typer.Option(help="URL of an engine; repeat for each.")]
     host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1"
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ValidationError
 
+from megatron_empg.common.errors import without_prefix
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.errors import PrepareError
@@ -90,7 +91,7 @@ class CataloguePart:
         try:
             WebShopSettings(generated_products=self.products)
         except ValidationError as error:
-            raise PrepareError(f"--generated {self.products}: {error.errors()[0]['msg']}") from None
+            raise PrepareError(f"--generated {self.products}: {without_prefix(error.errors()[0]['msg'])}") from None
 
     def cost(self, before: InitialFolder) -> None:
         """Nothing: it takes no room on the disk."""

@@ -251,8 +251,11 @@ def test_a_model_that_cannot_be_is_refused_before_anything_is_fetched(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("",), "Invalid value for 'DIR': DIR is empty"),
-        ((" ",), "Invalid value for 'DIR': DIR is empty"),
+        (("",), "Invalid value for 'DIR': it is empty; name a file or folder"),
+        ((" ",), "Invalid value for 'DIR': it is empty; name a file or folder"),
+        (("~nobody-of-here/x",), "Invalid value for 'DIR': DIR is '~nobody-of-here/x'"),
+        (("DIR", "--sources", ""), "Invalid value for '--sources': it is empty; name a file or folder"),
+        (("DIR", "--python", ""), "Invalid value for '--python': it is empty; name a file or folder"),
         (("data", "--model", ""), "Invalid value for '--model': it is empty"),
     ],
 )
