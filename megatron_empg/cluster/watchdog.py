@@ -110,7 +110,9 @@ class WatchdogArguments:
         """Raises typer.BadParameter for a folder that no run has been in."""
         paths = RunPaths(self.run_folder)
         if not paths.recipe.is_file() and not paths.heartbeats.is_dir():
-            rule = f"{self.run_folder} has neither {paths.recipe.name} nor {paths.heartbeats.name}: no run is there"
+            rule = (
+                f"{self.run_folder} has neither {paths.recipe.name} nor {paths.heartbeats.name}: no run is there"
+            )
             raise typer.BadParameter(rule, param_hint="'run_folder'")
 
 

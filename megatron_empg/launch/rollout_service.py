@@ -31,14 +31,14 @@ def main() -> None:
 
     from megatron_empg.recipe import load_recipe
     from megatron_empg.rollout.access import token_from_environment
-    from megatron_empg.rollout.service.driver import open_driver
+    from megatron_empg.rollout.service.rollout_service import open_rollout_service
     from megatron_empg.rollout.service.server import application
 
     arguments = parse_command_line(RolloutServiceArguments)
     config = load_recipe(arguments.recipe).service_config()
     token = token_from_environment()
     uvicorn.run(
-        application(open_driver(config, arguments.engine, token, told=True), token),
+        application(open_rollout_service(config, arguments.engine, token, told=True), token),
         host=arguments.host,
         port=arguments.port,
         log_level="warning",

@@ -153,16 +153,16 @@ def main() -> None:
 
 
 def _prepare(given: PrepareArguments) -> None:
+    from megatron_empg.prepare.options import PreparationOptions
     from megatron_empg.prepare.preparations import preparation
     from megatron_empg.prepare.run import run
-    from megatron_empg.prepare.wishes import PreparationOptions
 
     name, folder = given.preparation, given.folder
-    wishes = PreparationOptions(
+    options = PreparationOptions(
         folder, given.model, tuple(given.only or ()), given.connections, given.bandwidth, given.dry_run,
         given.quick, given.generated, given.python,
     )  # fmt: skip
-    prepared = run(preparation(name, given.sources), wishes, _say)
+    prepared = run(preparation(name, given.sources), options, _say)
     if given.dry_run:
         return
     missing = prepared.missing()

@@ -46,8 +46,8 @@ def _write(folder: RunFolder, name: str, title: str, episodes: Sequence[dict[str
     lines = [json.dumps(episode, ensure_ascii=False) for episode in episodes]
     put_text(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
     pages = [f"# {title}"]
-    for number, episode in enumerate(episodes, 1):
-        pages.append(readable(episode, number))
+    for place, episode in enumerate(episodes, 1):
+        pages.append(readable(episode, place))
     put_text(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
 
 

@@ -76,7 +76,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.actor.platform import device
     from megatron_empg.common.http import wait_until_healthy
     from megatron_empg.rollout.access import token_from_environment
-    from megatron_empg.rollout.service.client import DriverClient
+    from megatron_empg.rollout.service.client import RolloutServiceClient
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
@@ -102,7 +102,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
             ranks=ranks,
         )
         senses = EngineSenses(lambda url: held_version(url, token, SECONDS_TO_TELL))
-        service = DriverClient(
+        service = RolloutServiceClient(
             driver_url, token, timeout=driver_timeout(recipe), patience=recipe.engines.start_timeout
         )
         sender = FleetPublisher(

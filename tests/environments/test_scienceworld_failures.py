@@ -12,7 +12,7 @@ import pytest
 from megatron_empg.environments.scienceworld import installed as installed_module
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import JavaInstallation, installed, major_version
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation, installed, major_version
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation
 from megatron_empg.environments.scienceworld.world import ScienceWorldWorld
@@ -104,7 +104,7 @@ def test_a_process_that_hangs_is_killed_after_its_time(scienceworld):
 def test_the_process_ends_with_its_parent_even_a_killed_one(scienceworld):
     program = """
 import sys, time
-from megatron_empg.environments.scienceworld.installed import installed
+from megatron_empg.environments.scienceworld.java_installation import installed
 from megatron_empg.environments.scienceworld.java_process import JavaProcess
 process = JavaProcess(installed(), 300)
 print(process.pid, flush=True)

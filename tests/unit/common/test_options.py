@@ -111,7 +111,9 @@ def paths_of(group: typer.Typer, before: str = "") -> Iterator[tuple[str, str]]:
             plain, *marks = get_args(annotation) or (annotation,)
             if Path in (plain, *get_args(plain)) and isinstance(marks[0], OptionInfo):
                 # typer takes the first name of an annotated option for its default.
-                named = [word for word in (marks[0].default, *(marks[0].param_decls or ())) if isinstance(word, str)]
+                named = [
+                    word for word in (marks[0].default, *(marks[0].param_decls or ())) if isinstance(word, str)
+                ]
                 yield name, (named or ["--" + key.replace("_", "-")])[0]
     for below in group.registered_groups:
         assert below.typer_instance is not None

@@ -59,10 +59,10 @@ def sources_of(folder: Path, server: FileServer, *questions: dict[str, Any], dat
     return path
 
 
-def run(sources: Path, only: str = "data", **wishes: Any) -> tuple[PreparedFolder, str]:
+def run(sources: Path, only: str = "data", **options: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    wish = PreparationOptions(sources.parent / "data", only=(only,), **wishes)
-    prepared = prepare(read_sources(sources), wish, said.append)
+    options = PreparationOptions(sources.parent / "data", only=(only,), **options)
+    prepared = prepare(read_sources(sources), options, said.append)
     return prepared, "\n".join(said)
 
 

@@ -14,11 +14,11 @@ from megatron_empg.environments.scienceworld import installed
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, PreparedFolder, read_prepared
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
 from megatron_empg.prepare.webshop import FilesPart, WebShopSources
-from megatron_empg.prepare.wishes import PreparationOptions
 from tests.support.file_server import FileServer, file_server
 
 PRODUCTS = b'[{"asin": "B000000001"}]' * 20
@@ -56,10 +56,10 @@ def sources_of(content: dict[str, Any], folder: Path) -> Path:
 
 
 def prepared(
-    sources: Path | None, folder: Path, *only: str, of: str = WEBSHOP, **wishes: Any
+    sources: Path | None, folder: Path, *only: str, of: str = WEBSHOP, **options: Any
 ) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    found = run(preparation(of, sources), PreparationOptions(folder, only=only, **wishes), said.append)
+    found = run(preparation(of, sources), PreparationOptions(folder, only=only, **options), said.append)
     return found, "\n".join(said)
 
 
