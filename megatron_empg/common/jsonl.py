@@ -51,7 +51,7 @@ def record_of(line: str) -> dict[str, Any] | None:
     A number that is not finite or beyond `LARGEST` is None in it, as `append_line` writes it.
     """
     try:
-        record = json.loads(line, parse_float=_float, parse_int=_int, parse_constant=_not_finite)
+        record = json.loads(line, **_READERS)
     except (ValueError, RecursionError):  # RecursionError: brackets without end
         return None
     if not isinstance(record, dict):
@@ -61,17 +61,19 @@ def record_of(line: str) -> dict[str, Any] | None:
 
 def number(value: Any) -> float | None:
     """A finite number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+    if type(value) not in (int, float):  # True is an int to isinstance
         return None
-    return float(value)
+    fits = abs(value) <= LARGEST  # which nan does not
+    return float(value) if fits else None
 
 
 def step_of(record: Mapping[str, Any]) -> int | None:
     """The training step that a record is of; None where it names none."""
     step = record.get("step")
-    if type(step) is not int or not 0 <= step <= LARGEST_STEP:
+    if type(step) is not int:
         return None
-    return step
+    fits = 0 <= step <= LARGEST_STEP
+    return step if fits else None
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -105,3 +107,7 @@ def _int(digits: str) -> int | None:
 
 def _not_finite(_: str) -> None:
     return None
+
+
+_READERS: dict[str, Any] = {"parse_float": _float, "parse_int": _int, "parse_constant": _not_finite}
+"""How json reads numbers."""

@@ -20,10 +20,11 @@ class CheckedCommand(TyperCommand):
     the words of the library that found them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        for parameter in self.params:
-            words = given.get(str(parameter.name))
-            if _is_path(parameter) and _holds_empty(words):
+        parser = self.make_parser(ctx)
+        given, _, _ = parser.parse_args(args=list(args))
+        parameters: list[Any] = self.params  # typer's own class of them has no public name
+        for parameter in filter(_is_path, parameters):
+            if _holds_empty(given.get(parameter.name)):
                 raise typer.BadParameter("it is empty; name a file or folder", ctx=ctx, param=parameter)
         try:
             return super().parse_args(ctx, args)
@@ -38,9 +39,9 @@ def _is_path(parameter: Any) -> bool:
 
 
 def _holds_empty(words: Any) -> bool:
-    if not isinstance(words, list | tuple):
-        words = [words]
-    return any(isinstance(word, str) and not word.strip() for word in words)
+    if isinstance(words, list | tuple):
+        return any(map(_holds_empty, words))
+    return isinstance(words, str) and not words.strip()
 
 
 class CheckedApp(typer.Typer):

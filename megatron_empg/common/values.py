@@ -14,9 +14,11 @@ def faults_of(error: ValidationError) -> list[str]:
     """Each fault as ``key: what is wrong``."""
     found = []
     for fault in error.errors(include_url=False):
-        place = "".join(f"{part}." for part in fault["loc"])
+        key = ".".join(map(str, fault["loc"]))
         message = without_prefix(fault["msg"])
-        found.append(f"{place[:-1]}: {message}" if place else message)
+        if key:
+            message = f"{key}: {message}"
+        found.append(message)
     return found
 
 

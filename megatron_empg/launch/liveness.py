@@ -35,9 +35,10 @@ def engine_probes(silence_seconds: float, core_silence_seconds: float) -> Sequen
     """The probes of an engine, whose server answers while its core hangs.
 
     vLLM's server asks the core, a process of its own, for /weight_info, and answers /health itself. The core
-    answers nothing in a weight transfer, so `core_silence_seconds` is above the longest one. Only a core that hangs
-    leaves the request unanswered. Another status than 200 is an answer: it is a fault that a restart would not mend
-    (this vLLM does not have the route), or one that /health and the process's end tell (the core is dead).
+    answers nothing in a weight transfer, so `core_silence_seconds` is above the longest one.
+
+    Only a core that hangs leaves the request unanswered. Another status than 200 is an answer: of a fault that a
+    restart would not mend (this vLLM lacks the route), or that /health and the process tell (the core is dead).
     """
     core = LivenessProbe("/weight_info", core_silence_seconds, every_seconds=CORE_EVERY_SECONDS, any_status=True)
     return (*server_probes(silence_seconds), core)

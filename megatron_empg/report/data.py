@@ -81,7 +81,7 @@ def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
         recipe=_mapping(text),
         recipe_text=text,
         starts=_starts(folder),
-        metrics=sorted(read_metrics(folder), key=itemgetter("step")),
+        metrics=_metrics(folder),
         steps=read_steps(folder),
         first_episodes=_episodes(first),
         last_episodes=_episodes(last),
@@ -92,6 +92,11 @@ def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
 def _episodes(files: list[Path]) -> list[dict[str, Any]]:
     """Of one file, or of none."""
     return [episode for file in files for episode in read_episodes(file)]
+
+
+def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = read_metrics(folder)
+    return sorted(lines, key=itemgetter("step"))
 
 
 def _timeline(folder: RunFolder, step: int | None) -> StepTimeline | None:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal, get_args, get_type_hints
 
 import pytest
 import typer
+from pydantic import AfterValidator, BaseModel, ValidationError
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from megatron_empg.cli import app
 from megatron_empg.common.options import number, parse_command_line
+from megatron_empg.common.values import faults_of
 
 NEEDED = {
     "convert to-megatron": ["a", "b"],
@@ -133,3 +135,17 @@ def test_an_empty_path_is_refused(command: str, option: str) -> None:
     assert done.exit_code == 2, done.output
     assert option in done.output
     assert "it is empty; name a file or folder" in done.output
+
+
+def test_a_validator_s_message_is_said_without_the_library_s_words() -> None:
+    def odd(value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("is even; give an odd number")
+        return value
+
+    class Numbers(BaseModel):
+        own: dict[str, Annotated[int, AfterValidator(odd)]]
+
+    with pytest.raises(ValidationError) as caught:
+        Numbers(own={"a": 2, "b": 3, "c": 4})
+    assert faults_of(caught.value) == ["own.a: is even; give an odd number", "own.c: is even; give an odd number"]

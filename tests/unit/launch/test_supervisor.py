@@ -519,7 +519,8 @@ def test_an_engine_that_is_being_started_again_is_why_the_trainer_failed(tmp_pat
     stand = Stand(tmp_path, script, begun=True)
     assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0", "7 4"]
-    assert any(line.startswith("says: engines answers no more; going on from step 4") for line in stand.log)
+    why = "says: engines answers no more (no answer to /health); going on from step 4"
+    assert any(line.startswith(why) for line in stand.log)
 
 
 def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path: Path) -> None:
