@@ -209,7 +209,9 @@ def newest_turns(run: RunData) -> list[TurnCredit]:
     turns: list[TurnCredit] = []
     for batch in reversed(run.steps):
         columns = (batch["step_entropies"], batch["step_advantages"], batch["trajectory_advantages"])
-        turns += [TurnCredit(*row) for row in zip(*columns, strict=False) if None not in row]
+        for entropy, final, trajectory in zip(*columns, strict=False):
+            if entropy is not None and final is not None and trajectory is not None:
+                turns.append(TurnCredit(entropy, final, trajectory))
         if len(turns) >= SCATTER_POINTS:
             break
     return turns[:SCATTER_POINTS]
