@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.environments.scienceworld import installed as installed_module
+from megatron_empg.environments.scienceworld import java_installation as java_module
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable, ScienceWorldFailed
 from megatron_empg.environments.scienceworld.java_installation import JavaInstallation, installed, major_version
@@ -182,12 +182,12 @@ def test_versions_of_java_are_read(name, major):
 
 
 def test_another_version_of_the_package_is_refused(scienceworld, monkeypatch):
-    monkeypatch.setattr(installed_module, "version", lambda package: "1.1.0")
+    monkeypatch.setattr(java_module, "version", lambda package: "1.1.0")
     with pytest.raises(EngineUnavailable, match=r"is of version 1.1.0.*pip install scienceworld==1.2.3"):
         installed()
 
 
 def test_a_missing_package_is_named(scienceworld, monkeypatch):
-    monkeypatch.setattr(installed_module, "find_spec", lambda package: None)
+    monkeypatch.setattr(java_module, "find_spec", lambda package: None)
     with pytest.raises(EngineUnavailable, match=r"needs the Python package scienceworld: install it with `pip"):
         installed()

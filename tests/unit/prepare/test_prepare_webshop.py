@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_empg.environments.scienceworld import installed
+from megatron_empg.environments.scienceworld import java_installation
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, PreparedFolder, read_prepared
@@ -171,7 +171,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(installed, "engine_jar", lambda: Path("scienceworld.jar"))
+    monkeypatch.setattr(java_installation, "engine_jar", lambda: Path("scienceworld.jar"))
     return java
 
 
