@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from megatron_empg.recipe import Recipe
     from megatron_empg.rollout.episode import Episode
     from megatron_empg.rollout.episodes import Group
-    from megatron_empg.rollout.service.driver import RolloutService
+    from megatron_empg.rollout.service.rollout_service import RolloutService
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/quickstart.yaml"
@@ -157,10 +157,10 @@ class Served:
 
     async def begin(self) -> None:
         """Blocks until the engine generates."""
-        from megatron_empg.rollout.service.driver import open_driver
+        from megatron_empg.rollout.service.rollout_service import open_rollout_service
 
         self.engine.wait_healthy(1800.0)
-        opened = open_driver(self._recipe.service_config(), [self.engine.url], self._token)
+        opened = open_rollout_service(self._recipe.service_config(), [self.engine.url], self._token)
         self._driver = await self._stack.enter_async_context(opened)
 
     async def close(self) -> None:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.scienceworld.engine import Engine
-from megatron_empg.environments.scienceworld.installed import installed
+from megatron_empg.environments.scienceworld.java_installation import installed
 from megatron_empg.environments.scienceworld.settings import Choices, ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation, all_tasks
 from megatron_empg.environments.scienceworld.world import ScienceWorldWorld

@@ -170,14 +170,14 @@ class Service:
 
     async def _open(self) -> dict[str, Any]:
         from megatron_empg.rollout.client import EngineClient
-        from megatron_empg.rollout.service.driver import open_driver
+        from megatron_empg.rollout.service.rollout_service import open_rollout_service
 
         client = EngineClient(self.url, self.token, max_connections=512)
         self._client = await self._stack.enter_async_context(client)
         drivers = {}
         for small in SETTINGS:
             config = recipe_of(self.folder, small).service_config()
-            opened = open_driver(config, [self.url], self.token)
+            opened = open_rollout_service(config, [self.url], self.token)
             drivers[small.name] = await self._stack.enter_async_context(opened)
         return drivers
 

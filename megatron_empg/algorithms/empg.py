@@ -230,6 +230,8 @@ class EmpgModulation:
 def turn_metrics(parts: ModulationTerms, low: Quantile, high: Quantile, k: float) -> dict[str, float]:
     """Means, extremes and spread over turns, each counted once; ``low`` and ``high`` are quantiles of H_norm."""
     lowest, highest = parts.g.aminmax()
+    # g(H) is exp(-k H) by the batch's mean of it. So any turn's g gives that of every other H_norm by a ratio, in
+    # which the mean cancels out. Turn 0 is one that every batch has.
     one_h, one_g = float(parts.h_norm[0]), float(parts.g[0])
 
     def g(h_norm: float) -> float:
@@ -246,7 +248,7 @@ def turn_metrics(parts: ModulationTerms, low: Quantile, high: Quantile, k: float
         "empg/g_min": float(lowest),
         "empg/g_max": float(highest),
         "empg/g_std": deviation(parts.g),
-        "empg/g_q05": high.map(g),  # g falls where H_norm rises
+        "empg/g_q05": high.map(g),  # as k is 0 or more, g never rises with H_norm
         "empg/g_q95": low.map(g),
     }
     bonus, advantage = float(parts.bonus.mean()), float(parts.advantage.mean())

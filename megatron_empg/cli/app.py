@@ -20,12 +20,13 @@ from megatron_empg.cli.table import table
 from megatron_empg.cli.train import train
 from megatron_empg.cli.watch import watch
 from megatron_empg.common.errors import told_plainly
+from megatron_empg.common.options import CheckedApp
 
 OF_AN_EXTRA = ("torch", "megatron", "vllm")
 """Modules that an installation without extras lacks."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
-app = typer.Typer(
+app = CheckedApp(
     help="Train long-horizon LLM agents by entropy-modulated policy gradients.",
     no_args_is_help=True,
     add_completion=False,

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from megatron_empg.common.options import number
+from megatron_empg.common.options import CheckedApp, number
 
-app = typer.Typer(
+app = CheckedApp(
     help="Convert checkpoints between Hugging Face and Megatron; compare what they compute.",
     no_args_is_help=True,
     add_completion=False,

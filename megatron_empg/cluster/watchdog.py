@@ -90,6 +90,7 @@ def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
         time.sleep(INTERVAL)
 
 
+RunFolderPath = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Of a run that has begun.")]
 Silence = Annotated[float, typer.Option(callback=number(above=0), help="Seconds without a heartbeat.")]
 Stall = Annotated[
     float | None,
@@ -101,9 +102,18 @@ Stall = Annotated[
 class WatchdogArguments:
     """Watches a run: silent ranks, ranks that stand still, GPUs that fail."""
 
-    run_folder: Path
+    run_folder: RunFolderPath
     silence: Silence = 120.0
     stall: Stall = None
+
+    def __post_init__(self) -> None:
+        """Raises typer.BadParameter for a folder that no run has been in."""
+        paths = RunPaths(self.run_folder)
+        if not paths.recipe.is_file() and not paths.heartbeats.is_dir():
+            rule = (
+                f"{self.run_folder} has neither {paths.recipe.name} nor {paths.heartbeats.name}: no run is there"
+            )
+            raise typer.BadParameter(rule, param_hint="'run_folder'")
 
 
 def main() -> None:

@@ -27,6 +27,11 @@ HUNG = 17
 """Status of the watchdog when ranks hang or a GPU fails, and of a job that is given up for its watchdog."""
 
 
+def without_prefix(message: str) -> str:
+    """What a validator said, without the words that pydantic puts before it."""
+    return message.removeprefix("Value error, ")
+
+
 @contextmanager
 def told_plainly() -> Iterator[None]:
     """One of the project's errors ends the program: ``error: …`` on stderr, its exit code, and no traceback."""

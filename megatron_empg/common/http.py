@@ -27,14 +27,22 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def healthy(url: str, token: str, seconds: float = 10.0, path: str = "/health") -> bool:
-    """Whether GET `url` + `path` answers 200 within so many seconds. No proxy is asked: these servers are near."""
+    """Whether GET `url` + `path` answers 200 within so many seconds."""
+    return answered_status(url, token, seconds, path) == 200
+
+
+def answered_status(url: str, token: str, seconds: float, path: str) -> int | None:
+    """The status with which GET `url` + `path` is answered within so many seconds; None where it is not.
+
+    No proxy is asked: these servers are near.
+    """
     place = urlsplit(url)
     connection = HTTPConnection(place.hostname or "", place.port, timeout=seconds)
     try:
         connection.request("GET", place.path.rstrip("/") + path, headers=bearer(token))
-        return connection.getresponse().status == 200
+        return connection.getresponse().status
     except (OSError, HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 

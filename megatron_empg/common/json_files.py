@@ -10,6 +10,8 @@ from megatron_empg.common.errors import EmpgError
 class JsonFileError(EmpgError, ValueError):
     """A file that is not what it should be; the message names the file, and the line where there is one."""
 
+    exit_code = 2
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """The keys of a JSON file. Raises JsonFileError."""

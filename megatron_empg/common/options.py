@@ -1,18 +1,59 @@
-"""How command lines are read, and numbers on them: the range options of typer let nan through."""
+"""How command lines are read, and what typer lets through: numbers such as nan, and empty paths."""
 
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+
+from megatron_empg.common.errors import without_prefix
 
 Parsed = TypeVar("Parsed")
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+
+
+class CheckedCommand(TyperCommand):
+    """A command that refuses an empty path, which would be the folder that one stands in, and says faults without
+    the words of the library that found them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        parser = self.make_parser(ctx)
+        given, _, _ = parser.parse_args(args=list(args))
+        parameters: list[Any] = self.params  # typer's own class of them has no public name
+        for parameter in filter(_is_path, parameters):
+            if _holds_empty(given.get(parameter.name)):
+                raise typer.BadParameter("it is empty; name a file or folder", ctx=ctx, param=parameter)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = without_prefix(error.message)
+            raise
+
+
+def _is_path(parameter: Any) -> bool:
+    kind = parameter.type_descriptor.annotation
+    return Path in (kind, *get_args(kind))
+
+
+def _holds_empty(words: Any) -> bool:
+    if isinstance(words, list | tuple):
+        return any(map(_holds_empty, words))
+    return isinstance(words, str) and not words.strip()
+
+
+class CheckedApp(typer.Typer):
+    """An application of `CheckedCommand`s."""
+
+    def command(self, *words: Any, **settings: Any) -> Any:
+        return super().command(*words, **{"cls": CheckedCommand, **settings})
 
 
 def plain_app() -> typer.Typer:
     """For processes that a launcher starts: a fault of their words is said in plain lines, as a log wants it."""
-    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    return CheckedApp(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def parse_command_line(

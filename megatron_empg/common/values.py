@@ -1,10 +1,25 @@
-"""Values of configs that pydantic's own types do not describe: paths, and free settings."""
+"""Values of configs that pydantic's own types do not describe: paths, and free settings; and how its faults are
+said."""
 
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from megatron_empg.common.errors import without_prefix
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """Each fault as ``key: what is wrong``."""
+    found = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(map(str, fault["loc"]))
+        message = without_prefix(fault["msg"])
+        if key:
+            message = f"{key}: {message}"
+        found.append(message)
+    return found
 
 
 def not_empty(given: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from megatron_empg.common.errors import without_prefix
 from megatron_empg.common.values import expanded, not_empty
 
 
@@ -96,7 +97,7 @@ def _explained(fault: Any, kind: type[EnvironmentSettings]) -> str:
     if fault["type"] == "literal_error":
         allowed = fault["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
         return f"{key} {given} is unknown; allowed: {allowed}"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = without_prefix(fault["msg"])
     if not key:
         return str(message)
     return f"{key} is {given}: {message}"

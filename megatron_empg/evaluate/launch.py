@@ -13,7 +13,7 @@ from megatron_empg.evaluate.run import EvaluationRun
 from megatron_empg.launch.local_parts import check_machine, engine_parts
 from megatron_empg.launch.local_runner import processes_of
 from megatron_empg.recipe import Recipe, dump_recipe
-from megatron_empg.rollout.service.driver import open_driver
+from megatron_empg.rollout.service.rollout_service import open_rollout_service
 from megatron_empg.run.folder import RunFolder
 
 
@@ -47,5 +47,5 @@ def _ask(evaluation: EvaluationRun, policy: Policy) -> None:
 
 
 async def _play(recipe: Recipe, urls: list[str], token: str, evaluation: EvaluationRun, policy: Policy) -> None:
-    async with open_driver(recipe.service_config(), urls, token) as driver:
+    async with open_rollout_service(recipe.service_config(), urls, token) as driver:
         await evaluation.ask(driver, policy)

@@ -11,8 +11,8 @@ from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.rollout.client import Sampling
 from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group
-from megatron_empg.rollout.service.driver import EVALUATION_STEP, RolloutService
 from megatron_empg.rollout.service.failures import shown, told_errors, too_many
+from megatron_empg.rollout.service.rollout_service import EVALUATION_STEP, RolloutService
 
 TOLD_SHARE = 0.1
 """Share of a pass after which it says how far it is."""

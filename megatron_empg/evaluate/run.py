@@ -24,7 +24,7 @@ from megatron_empg.evaluate.record import OutcomeRecord
 from megatron_empg.evaluate.table import result_line
 from megatron_empg.recipe import Recipe, RecipeError, load_recipe
 from megatron_empg.recipe.check import check_recipe
-from megatron_empg.rollout.service.driver import RolloutService
+from megatron_empg.rollout.service.rollout_service import RolloutService
 from megatron_empg.run.folder import versions
 from megatron_empg.weights.checkpoints.megatron_folder import is_megatron
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_empg.common.errors import LASTING_FAULT
-from megatron_empg.common.http import healthy
+from megatron_empg.common.http import answered_status, healthy
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.health import has_begun
 from megatron_empg.launch.liveness import LivenessProbe
@@ -34,8 +34,8 @@ NEVER_AGAIN = (ExitCode.PREFLIGHT, ExitCode.CONVERSION)
 """Parts whose failure ends the run, whatever their status."""
 
 
-def _answers_soon(url: str, token: str, path: str) -> bool:
-    return healthy(url, token, ANSWER_SECONDS, path)
+def _answers_soon(url: str, token: str, probe: LivenessProbe) -> bool:
+    return probe.is_answered(answered_status(url, token, ANSWER_SECONDS, probe.path))
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Senses:
     sleep: Callable[[float], None] = time.sleep
     is_healthy: Callable[[str, str], bool] = healthy
     has_begun: Callable[[str], bool] = has_begun
-    answers: Callable[[str, str, str], bool] = _answers_soon
-    """Whether one that was healthy answers at once, asked with a URL, the run's token and a probe's path."""
+    answers: Callable[[str, str, LivenessProbe], bool] = _answers_soon
+    """Whether one that was healthy answers at once, asked with a URL, the run's token and a probe."""
 
 
 @dataclass
@@ -85,6 +85,8 @@ class RunAttempt:
     """Parts that have ended beside one that was told before them."""
     _silences: dict[str, dict[LivenessProbe, Silence]] = field(default_factory=dict)
     """By the part's name, of those of its probes that were not answered the last time."""
+    _probed: dict[tuple[str, LivenessProbe], float] = field(default_factory=dict)
+    """When a part's probe was sent the last time."""
     _asked_again: float = -1.0
     _nodes_asked: float = -1.0
 
@@ -219,7 +221,7 @@ class RunAttempt:
         for part in self.parts.values():
             serves = part.code in (ExitCode.ENGINES, ExitCode.SERVICE) and part.name in self.worked
             if serves and not all(self.senses.is_healthy(url, self.token) for url in part.addresses):
-                found.append(EndedPart(part, 0, silent=True))
+                found.append(EndedPart(part, 0, unanswered="/health"))
         return found
 
     def _would_come_again(self, ended: EndedPart) -> bool:
@@ -261,7 +263,7 @@ class RunAttempt:
             return []
         self._asked_again = now
         parts = [self.parts[name] for name in sorted(self.healthy)]
-        asked = [(part, probe) for part in parts for probe in part.probes if probe.silent_seconds < math.inf]
+        asked = [(part, probe) for part in parts for probe in part.probes if self._is_due(part, probe, now)]
         if not asked:
             return []
         with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
@@ -270,20 +272,32 @@ class RunAttempt:
         for (part, probe), answered in zip(asked, answers):  # noqa: B905 (Python 3.9)
             if answered:
                 self._silences.get(part.name, {}).pop(probe, None)
-            elif self._note_silence(part, probe, now):
-                found[part.name] = EndedPart(part, 0, silent=True)
+            elif unanswered := self._note_silence(part, probe, now):
+                found[part.name] = EndedPart(part, 0, unanswered=unanswered)
         return list(found.values())
 
-    def _note_silence(self, part: RunPart, probe: LivenessProbe, now: float) -> bool:
-        """Count a question, asked at `now`, that was not answered; whether the part counts as frozen now."""
+    def _is_due(self, part: RunPart, probe: LivenessProbe, now: float) -> bool:
+        """Whether the probe is to be sent at `now`, which is noted."""
+        if probe.silent_seconds == math.inf:
+            return False
+        if now - self._probed.get((part.name, probe), -math.inf) < probe.every_seconds:
+            return False
+        self._probed[part.name, probe] = now
+        return True
+
+    def _note_silence(self, part: RunPart, probe: LivenessProbe, now: float) -> str:
+        """Count a question, asked at `now`, that was not answered; what is said of it where the part counts as
+        frozen now, else nothing."""
         silence = self._silences.setdefault(part.name, {}).setdefault(probe, Silence(now))
         silence.questions += 1
-        long = self.senses.clock() - silence.since >= probe.silent_seconds
-        return long and silence.questions >= FEWEST_SILENCES
+        seconds = self.senses.clock() - silence.since
+        if seconds < probe.silent_seconds or silence.questions < FEWEST_SILENCES:
+            return ""
+        return f"{probe.path} for {seconds:.0f} s"
 
     def _answers_at_once(self, asked: tuple[RunPart, LivenessProbe]) -> bool:
         part, probe = asked
-        return all(self.senses.answers(url, self.token, probe.path) for url in part.addresses)
+        return all(self.senses.answers(url, self.token, probe) for url in part.addresses)
 
     def _note_begun(self) -> None:
         """Of those that have a heartbeat, while it is there."""

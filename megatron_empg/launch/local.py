@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_empg.launch.activity import ActivityDisplay
 from megatron_empg.launch.attempt import Senses
-from megatron_empg.launch.doing import ActivityDisplay
 from megatron_empg.launch.local_parts import check_machine, driver_part, engine_parts, trainer_part
 from megatron_empg.launch.local_runner import LaunchError, LocalRunner, processes_of
 from megatron_empg.launch.parts import RunPart
@@ -103,7 +103,7 @@ class LocalSite:
         self.run_folder = folder.root
         self.most_restarts = most_restarts(os.environ)
         self._recipe, self._folder, self._runner, self._steps = recipe, folder, runner, steps
-        self._doing = ActivityDisplay(folder, steps.progress, _passes(recipe))
+        self._activity = ActivityDisplay(folder, steps.progress, _passes(recipe))
         self._steps_before = steps.last
 
     def stages(self, number: int) -> Sequence[Stage]:
@@ -113,7 +113,7 @@ class LocalSite:
         self._runner.interrupts.start(self._folder.stop, self._steps.progress.note, self._trains)
         self._steps_before = self._steps.last
         parts = self._parts()
-        self._doing.start(parts)
+        self._activity.start(parts)
         return [parts]
 
     def _parts(self) -> list[RunPart]:
@@ -143,12 +143,12 @@ class LocalSite:
         return RestartOptions(most_restarts=self.most_restarts)
 
     def serving(self) -> None:
-        self._doing.serve()
+        self._activity.serve()
 
     def look(self) -> None:
         """Show steps, and what is done beside them."""
         self._steps.show()
-        beat = self._doing.look(logged=self._has_logged(self._steps.last))
+        beat = self._activity.look(logged=self._has_logged(self._steps.last))
         if _in_a_step(beat) or self._has_logged(self._steps.last):
             self._runner.interrupts.has_trained = True
 

@@ -105,8 +105,9 @@ def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
         print(f"env: {name}={value}", flush=True)
     try:
         os.execvpe(command[0], list(command), {**os.environ, **variables})
-    except OSError as error:
-        raise TaskError(f"{command[0]} cannot be run: {error.strerror}; set EMPG_PYTHON") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise TaskError(f"{command[0]!r} cannot be run: {why}; set EMPG_PYTHON") from None
 
 
 def take_place() -> None:
@@ -127,25 +128,34 @@ def take_place() -> None:
     os.environ.update(added(wanted, os.environ))
 
 
+def read_plan(path: Path) -> RunPlan:
+    """The plan that the job wrote. Raises TaskError."""
+    try:
+        return RunPlan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"PLAN is {path}: {error}; give the file that the job wrote to its run folder") from None
+
+
 app = plain_app()
 
 NoGpu = Annotated[bool, typer.Option("--no-gpu", help="Let it see none.")]
-Number = Annotated[int, typer.Option(help="Of the engine among those of its node, from 0.")]
-PerNode = Annotated[int, typer.Option(help="Engines on each rollout node.")]
-GpusPerNode = Annotated[int | None, typer.Option(help="Leave out for a run without GPUs.")]
-FirstGpu = Annotated[int, typer.Option(help="After those of the trainer on the node.")]
+Number = Annotated[int, typer.Option(min=0, help="Of the engine among those of its node, from 0.")]
+PerNode = Annotated[int, typer.Option(min=1, help="Engines on each rollout node.")]
+GpusPerNode = Annotated[int | None, typer.Option(min=0, help="Leave out for a run without GPUs.")]
+FirstGpu = Annotated[int, typer.Option(min=0, help="After those of the trainer on the node.")]
 Driver = Annotated[str, typer.Option(help="Its URL; none for a supervised warm-up.")]
 Engines = Annotated[list[str] | None, typer.Option(help="URL of an engine; repeat for each.")]
 
 
-@app.command()
+# What follows the command's name is the command's own, also without --.
+@app.command(context_settings={"allow_interspersed_args": False})
 def run(command: list[str], no_gpu: NoGpu = False) -> None:
     """Any command, the same in each task."""
-    take_place()
     variables = {}
     if no_gpu:
         variables[VARIABLE] = ""
     with told_to_the_launcher():
+        take_place()
         become(command, variables)
 
 
@@ -154,10 +164,10 @@ def engine(
     plan: Path, number: Number, per_node: PerNode, gpus_per_node: GpusPerNode = None, first_gpu: FirstGpu = 0
 ) -> None:
     """A rollout engine."""
-    take_place()
     with told_to_the_launcher():
+        take_place()
         command, variables = engine_command(
-            RunPlan.from_json(plan.read_text(encoding="utf-8")),
+            read_plan(plan),
             os.environ,
             number=number,
             per_node=per_node,
@@ -170,10 +180,10 @@ def engine(
 @app.command()
 def trainer(plan: Path, driver: Driver = "", engine: Engines = None, gpus_per_node: GpusPerNode = None) -> None:
     """A node's trainer ranks."""
-    take_place()
     with told_to_the_launcher():
+        take_place()
         command, variables = trainer_command(
-            RunPlan.from_json(plan.read_text(encoding="utf-8")),
+            read_plan(plan),
             os.environ,
             driver=driver,
             engines=engine or [],

@@ -52,8 +52,9 @@ class EndedPart:
 
     part: RunPart
     status: int
-    silent: bool = False
-    """It has not ended but answers no more: it is frozen, or an engine's core is."""
+    unanswered: str = ""
+    """What it leaves unanswered, and for how long ("/weight_info for 120 s"), where it has not ended: it is
+    frozen, or an engine's core is."""
 
     @property
     def by_signal(self) -> bool:
@@ -61,8 +62,8 @@ class EndedPart:
         return self.status < 0
 
     def __str__(self) -> str:
-        if self.silent:
-            return f"{self.part.name} answers no more"
+        if self.unanswered:
+            return f"{self.part.name} answers no more (no answer to {self.unanswered})"
         if self.by_signal:
             return f"{self.part.name} was ended by {signal_name(-self.status)}"
         if self.status == LASTING_FAULT:

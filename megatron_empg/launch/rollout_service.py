@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from megatron_empg.common.errors import told_to_the_launcher
-from megatron_empg.common.options import parse_command_line
+from megatron_empg.common.options import Port, parse_command_line
 from megatron_empg.common.processes import die_with_parent
 
 
@@ -19,7 +19,7 @@ class RolloutServiceArguments:
     """The rollout service; the launcher starts it."""
 
     recipe: Path
-    port: Annotated[int, typer.Option()]
+    port: Port
     engine: Annotated[list[str], typer.Option(help="URL of an engine; repeat for each.")]
     host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1"
 
@@ -31,14 +31,14 @@ def main() -> None:
 
     from megatron_empg.recipe import load_recipe
     from megatron_empg.rollout.access import token_from_environment
-    from megatron_empg.rollout.service.driver import open_driver
+    from megatron_empg.rollout.service.rollout_service import open_rollout_service
     from megatron_empg.rollout.service.server import application
 
     arguments = parse_command_line(RolloutServiceArguments)
     config = load_recipe(arguments.recipe).service_config()
     token = token_from_environment()
     uvicorn.run(
-        application(open_driver(config, arguments.engine, token, told=True), token),
+        application(open_rollout_service(config, arguments.engine, token, told=True), token),
         host=arguments.host,
         port=arguments.port,
         log_level="warning",

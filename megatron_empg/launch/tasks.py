@@ -153,7 +153,7 @@ def prepare(recipe: Recipe | SftRecipe, trainer_address: str, services: Sequence
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value")]
-Nodes = Annotated[int, typer.Option(help="Of the job, spares among them.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Of the job, spares among them.")]
 GpuMemory = Annotated[float, typer.Option(callback=number(), help="GiB of a GPU that can be used.")]
 Services = Annotated[list[str] | None, typer.Option(help="SETTING=URL of one that the job starts.")]
 Data = Annotated[Path | None, typer.Option(help="A folder that slurm/prepare.sh prepared (EMPG_DATA).")]

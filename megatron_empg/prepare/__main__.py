@@ -16,6 +16,7 @@ import typer
 
 from megatron_empg.common.errors import told_plainly
 from megatron_empg.common.options import parse_command_line
+from megatron_empg.common.values import expanded
 from megatron_empg.prepare.manifest import ALFWORLD, PARTS, WEBSHOP
 
 MAKE_THEIR_OWN = (ALFWORLD, WEBSHOP)
@@ -23,9 +24,10 @@ MAKE_THEIR_OWN = (ALFWORLD, WEBSHOP)
 
 
 def _folder(text: str) -> Path:
-    if not text.strip():
-        raise typer.BadParameter("DIR is empty: name the folder that all of it is to lie in")
-    return Path(text)
+    try:
+        return expanded(Path(text)).absolute()
+    except ValueError as error:
+        raise typer.BadParameter(f"DIR {error}") from None
 
 
 def _model(text: str) -> str:
@@ -151,16 +153,16 @@ def main() -> None:
 
 
 def _prepare(given: PrepareArguments) -> None:
+    from megatron_empg.prepare.options import PreparationOptions
     from megatron_empg.prepare.preparations import preparation
     from megatron_empg.prepare.run import run
-    from megatron_empg.prepare.wishes import PreparationOptions
 
-    name, folder = given.preparation, given.folder.expanduser().absolute()
-    wishes = PreparationOptions(
+    name, folder = given.preparation, given.folder
+    options = PreparationOptions(
         folder, given.model, tuple(given.only or ()), given.connections, given.bandwidth, given.dry_run,
         given.quick, given.generated, given.python,
     )  # fmt: skip
-    prepared = run(preparation(name, given.sources), wishes, _say)
+    prepared = run(preparation(name, given.sources), options, _say)
     if given.dry_run:
         return
     missing = prepared.missing()

@@ -15,9 +15,9 @@ from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.fetching import FolderFetcher
 from megatron_empg.prepare.file_set import bytes_left_of_all, fetched
 from megatron_empg.prepare.manifest import ALFWORLD
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.sources import Alternative, AnySources, Places, SourcesPart
-from megatron_empg.prepare.wishes import PreparationOptions
 from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 FOLDER = "archives"
@@ -66,9 +66,9 @@ class AlfWorldPreparation(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: PreparationOptions) -> PreparationParts:
-        if wishes.generated is not None:
-            return PreparationParts((), (GeneratedGames(wishes.generated, wishes.python),))
+    def parts(self, options: PreparationOptions) -> PreparationParts:
+        if options.generated is not None:
+            return PreparationParts((), (GeneratedGames(options.generated, options.python),))
         places: dict[str, list[Alternative]] = {}
         for archive in self._sources.archives:
             places[archive.holds] = archive.places

@@ -23,6 +23,7 @@ from megatron_empg.prepare.manifest import (
     PreparedIndex,
     PreparedQuestions,
 )
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.programs import run_program
 from megatron_empg.prepare.records import FileRecords
@@ -34,7 +35,6 @@ from megatron_empg.prepare.sources import (
     IndexCost,
     QuestionsToFetch,
 )
-from megatron_empg.prepare.wishes import PreparationOptions
 from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 __all__ = ["DeepSearchPreparation", "PreparationOptions", "expected_costs", "prepare"]
@@ -55,22 +55,22 @@ class DeepSearchPreparation(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: PreparationOptions) -> PreparationParts:
+    def parts(self, options: PreparationOptions) -> PreparationParts:
         fetched = (QuestionsPart(self._sources.questions), CorpusPart(self._sources.corpus))
         return PreparationParts(fetched, (IndexPart(self._sources.index),))
 
 
-def prepare(sources: DeepSearchSources, wishes: PreparationOptions, say: Callable[[str], None]) -> PreparedFolder:
+def prepare(sources: DeepSearchSources, options: PreparationOptions, say: Callable[[str], None]) -> PreparedFolder:
     """Fetch what is wanted and not here yet, build the index, and write prepared.json. Raises PrepareError."""
-    return run(DeepSearchPreparation(sources), wishes, say)
+    return run(DeepSearchPreparation(sources), options, say)
 
 
 def expected_costs(
-    sources: DeepSearchSources, wishes: PreparationOptions, before: PreparedFolder, records: FileRecords
+    sources: DeepSearchSources, options: PreparationOptions, before: PreparedFolder, records: FileRecords
 ) -> list[Cost]:
     """The costs per part of what is not here yet; no server is asked."""
     return costs_of(
-        wanted_parts(DeepSearchPreparation(sources), wishes), InitialFolder(wishes.folder, before, records)
+        wanted_parts(DeepSearchPreparation(sources), options), InitialFolder(options.folder, before, records)
     )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.fetching import FolderFetcher
-from megatron_empg.prepare.wishes import PreparationOptions
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 
@@ -64,11 +64,11 @@ class Preparation(ABC):
         """The model of the sources."""
 
     @abstractmethod
-    def parts(self, wishes: PreparationOptions) -> PreparationParts:
-        """All parts but the model, which every preparation has. Raises PrepareError for wishes that cannot be."""
+    def parts(self, options: PreparationOptions) -> PreparationParts:
+        """All parts but the model, which every preparation has. Raises PrepareError for options that cannot be."""
 
-    def model_of(self, wishes: PreparationOptions) -> str:
+    def model_of(self, options: PreparationOptions) -> str:
         """The model that is wanted."""
-        if wishes.model is None:
+        if options.model is None:
             return self.default_model
-        return wishes.model
+        return options.model

@@ -17,49 +17,49 @@ from megatron_empg.prepare.hub import Hub
 from megatron_empg.prepare.manifest import NAME, PARTS, PreparedFolder, read_prepared
 from megatron_empg.prepare.model import require_model
 from megatron_empg.prepare.model_part import ModelPart
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparation import FetchedPart, Preparation, PreparationPart, PreparationParts
 from megatron_empg.prepare.progress import FetchProgress
 from megatron_empg.prepare.records import FileRecords
 from megatron_empg.prepare.web import new_client
-from megatron_empg.prepare.wishes import PreparationOptions
 from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 Say = Callable[[str], None]
 
 
-def run(preparation: Preparation, wishes: PreparationOptions, say: Say) -> PreparedFolder:
+def run(preparation: Preparation, options: PreparationOptions, say: Say) -> PreparedFolder:
     """Fetch and make what is wanted and not here yet, and write prepared.json. Raises PrepareError."""
-    require_model(preparation.model_of(wishes))
-    parts = wanted_parts(preparation, wishes)
-    before = _before(preparation.name, wishes.folder, say)
+    require_model(preparation.model_of(options))
+    parts = wanted_parts(preparation, options)
+    before = _before(preparation.name, options.folder, say)
     costs = costs_of(parts, before)
-    bandwidth = Bandwidth.of(wishes.bandwidth, before.records.bytes_per_second)
-    say(table(costs, bandwidth, wishes.folder, preparation.estimate))
-    require_room(costs, wishes.folder)
-    if wishes.dry_run:
+    bandwidth = Bandwidth.of(options.bandwidth, before.records.bytes_per_second)
+    say(table(costs, bandwidth, options.folder, preparation.estimate))
+    require_room(costs, options.folder)
+    if options.dry_run:
         _say_what_is_missing(parts.all(), say)
         say("nothing was fetched (--dry-run)")
         return before.prepared
     for part in parts.all():
         part.require()
-    with alone(wishes.folder):
+    with alone(options.folder):
         # Read again: another preparation may have ended since.
-        before = _before(preparation.name, wishes.folder, _say_nothing)
-        work = PreparationRun(before, say, wishes.quick)
-        _fetch(parts.fetched, work, before.records, wishes, sum(cost.fetch for cost in costs))
+        before = _before(preparation.name, options.folder, _say_nothing)
+        work = PreparationRun(before, say, options.quick)
+        _fetch(parts.fetched, work, before.records, options, sum(cost.fetch for cost in costs))
         for made in parts.made:
             made.make(work)
-        shutil.rmtree(wishes.folder / DOWNLOADS, ignore_errors=True)
+        shutil.rmtree(options.folder / DOWNLOADS, ignore_errors=True)
     return work.prepared
 
 
-def wanted_parts(preparation: Preparation, wishes: PreparationOptions) -> PreparationParts:
+def wanted_parts(preparation: Preparation, options: PreparationOptions) -> PreparationParts:
     """Those of the preparation that are wanted; the model is fetched after what is small."""
-    known = preparation.parts(wishes)
-    fetched = (*known.fetched, ModelPart(preparation.model_of(wishes)))
+    known = preparation.parts(options)
+    fetched = (*known.fetched, ModelPart(preparation.model_of(options)))
     return PreparationParts(
-        tuple(part for part in fetched if wishes.wants(part.name)),
-        tuple(part for part in known.made if wishes.wants(part.name)),
+        tuple(part for part in fetched if options.wants(part.name)),
+        tuple(part for part in known.made if options.wants(part.name)),
     )
 
 
@@ -78,17 +78,17 @@ def _fetch(
     parts: tuple[FetchedPart, ...],
     work: PreparationRun,
     records: FileRecords,
-    wishes: PreparationOptions,
+    options: PreparationOptions,
     expected: int,
 ) -> None:
     """In order: what is wrong with a place of small things shows before the hours that a model takes."""
     if not parts:
         return
     progress = FetchProgress(expected, work.say)
-    with new_client(wishes.connections) as client, progress:
+    with new_client(options.connections) as client, progress:
         download = Download(client, received=progress.add, say=work.say)
         hub = Hub(client, download.stop.wait)
-        fetching = FolderFetcher(wishes.folder, download, hub, records, work.say, wishes.connections)
+        fetching = FolderFetcher(options.folder, download, hub, records, work.say, options.connections)
         for part in parts:
             part.fetch(work, fetching)
     if progress.bytes_per_second:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
-from megatron_empg.environments.scienceworld.installed import VERSION, installed, java_version
+from megatron_empg.environments.scienceworld.java_installation import VERSION, installed, java_version
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import SCIENCEWORLD, PreparedEngine
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.sources import AnySources
-from megatron_empg.prepare.wishes import PreparationOptions
 from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 
@@ -27,7 +27,7 @@ class ScienceWorldPreparation(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: PreparationOptions) -> PreparationParts:
+    def parts(self, options: PreparationOptions) -> PreparationParts:
         return PreparationParts((), (EnginePart(),))
 
 

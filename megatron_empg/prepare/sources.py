@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, overload
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megatron_empg.common.values import faults_of
 from megatron_empg.environments.deep_search.data.published_formats import Dataset
 from megatron_empg.prepare.checksums import Checksum
 from megatron_empg.prepare.errors import PrepareError
@@ -148,7 +149,6 @@ def read_sources(path: Path, kind: type[AnySources] = DeepSearchSources) -> AnyS
     try:
         sources = kind.model_validate(raw)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise PrepareError(f"{path}: " + "; ".join(faults)) from None
+        raise PrepareError(f"{path}: " + "; ".join(faults_of(error))) from None
     sources.require_sound(path)
     return sources

@@ -9,15 +9,16 @@ from typing import ClassVar, Literal
 
 from pydantic import ValidationError
 
+from megatron_empg.common.errors import without_prefix
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.costs import Cost
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.fetching import FolderFetcher
 from megatron_empg.prepare.file_set import bytes_left_of_all, fetched
 from megatron_empg.prepare.manifest import WEBSHOP, PreparedCatalogue
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparation import Preparation, PreparationParts
 from megatron_empg.prepare.sources import Alternative, AnySources, Places
-from megatron_empg.prepare.wishes import PreparationOptions
 from megatron_empg.prepare.work import InitialFolder, PreparationRun
 
 Setting = Literal["products", "attributes", "instructions"]
@@ -55,9 +56,9 @@ class WebShopPreparation(Preparation):
     def default_model(self) -> str:
         return self._sources.model
 
-    def parts(self, wishes: PreparationOptions) -> PreparationParts:
-        if wishes.generated is not None:
-            return PreparationParts((), (CataloguePart(wishes.generated),))
+    def parts(self, options: PreparationOptions) -> PreparationParts:
+        if options.generated is not None:
+            return PreparationParts((), (CataloguePart(options.generated),))
         return PreparationParts((FilesPart(self._sources.files),))
 
 
@@ -90,7 +91,9 @@ class CataloguePart:
         try:
             WebShopSettings(generated_products=self.products)
         except ValidationError as error:
-            raise PrepareError(f"--generated {self.products}: {error.errors()[0]['msg']}") from None
+            raise PrepareError(
+                f"--generated {self.products}: {without_prefix(error.errors()[0]['msg'])}"
+            ) from None
 
     def cost(self, before: InitialFolder) -> None:
         """Nothing: it takes no room on the disk."""

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.errors import EmpgError, without_prefix
 from megatron_empg.common.section import Section, choices, section_of
 
 
@@ -102,7 +102,7 @@ def _line(fault: Any, kind: type[Section]) -> str:
         case "model_type":
             return _no_keys(place, fault["input"], kind)
         case "value_error":
-            message = str(fault["msg"]).removeprefix("Value error, ")
+            message = without_prefix(str(fault["msg"]))
             if not place.key or message.startswith(place.key):
                 return message  # it names the key itself
             return f"{key}: {message}"

@@ -1,17 +1,17 @@
 """Everything the report shows, read from a run folder; whatever is missing there is missing here."""
 
 import json
-import math
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.jsonl import read_lines
+from megatron_empg.common.jsonl import number
 from megatron_empg.report.points import Points
-from megatron_empg.run.episode_log import episode_files, read_episodes
+from megatron_empg.run.episode_log import episode_files, read_episodes, read_steps
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.metrics import read_metrics
 from megatron_empg.run.timeline import StepTimeline, read_timelines
 
 
@@ -24,7 +24,7 @@ class RunData:
     recipe_text: str
     starts: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
-    steps: list[dict[str, Any]]
+    steps: list[dict[str, list[float | None]]]
     first_episodes: list[dict[str, Any]]
     last_episodes: list[dict[str, Any]]
     timeline: StepTimeline | None = None
@@ -34,9 +34,9 @@ class RunData:
         """(step, value) wherever a metric was measured and is a finite number."""
         points = []
         for line in self.metrics:
-            value = line.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
-                points.append((line["step"], float(value)))
+            value = number(line.get(name))
+            if value is not None:
+                points.append((line["step"], value))
         return points
 
     def setting(self, dotted: str, default: Any = None) -> Any:
@@ -54,7 +54,7 @@ def part(run: RunData, name: str) -> dict[str, Any]:
     which is empty where the recipe does not say. Earlier recipes gave the name alone and the keys beside it."""
     given = run.setting(f"algorithm.{name}")
     if isinstance(given, dict):
-        return given
+        return {"name": "", **given}
     found = {"name": given or ""}
     beside = run.setting(f"algorithm.{given}")
     if isinstance(beside, dict):
@@ -74,7 +74,6 @@ def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
     text = ""
     if folder.recipe.exists():
         text = folder.recipe.read_text(encoding="utf-8", errors="replace")
-    steps = [line for line in read_lines(folder.steps) if line.get("step_entropies")]
     files = episode_files(folder)
     first, last = files[:-1][:1], files[-1:]
     return RunData(
@@ -83,7 +82,7 @@ def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
         recipe_text=text,
         starts=_starts(folder),
         metrics=_metrics(folder),
-        steps=steps,
+        steps=read_steps(folder),
         first_episodes=_episodes(first),
         last_episodes=_episodes(last),
         timeline=_timeline(folder, timeline_step),
@@ -96,7 +95,7 @@ def _episodes(files: list[Path]) -> list[dict[str, Any]]:
 
 
 def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    lines = [line for line in read_lines(folder.metrics) if isinstance(line.get("step"), int)]
+    lines = read_metrics(folder)
     return sorted(lines, key=itemgetter("step"))
 
 
@@ -115,7 +114,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
     try:
         loaded = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (ValueError, RecursionError, yaml.YAMLError):  # ValueError: such as the 32nd of a month
         return {}
     return loaded if isinstance(loaded, dict) else {}
 
@@ -123,6 +122,14 @@ def _mapping(text: str) -> dict[str, Any]:
 def _starts(folder: RunFolder) -> list[dict[str, Any]]:
     try:
         starts = json.loads(folder.versions.read_text(encoding="utf-8", errors="replace"))["starts"]
-        return [start for start in starts if isinstance(start, dict)]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [_start(start) for start in starts if isinstance(start, dict)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
+
+
+def _start(written: dict[str, Any]) -> dict[str, Any]:
+    """A start, its changed keys left out where they are not pairs of values."""
+    changed = written.get("changed")
+    if isinstance(changed, dict) and all(isinstance(pair, dict) for pair in changed.values()):
+        return written
+    return {**written, "changed": None}

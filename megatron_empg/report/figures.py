@@ -52,7 +52,7 @@ def intervals(run: RunData, split: str) -> list[Range]:
     found = []
     for step, rate in run.series(f"eval/{split}/sampled"):
         count = int(asked.get(step, 0))
-        if count:
+        if count > 0 and 0 <= rate <= 1:
             interval = wilson(round(rate * count), count)
             found.append(Range(step, interval.low, interval.high))
     return found
@@ -63,7 +63,7 @@ def _how_sure(run: RunData) -> str:
     asked: Points = []
     for split, _ in SPLITS:
         asked += run.series(f"eval/{split}/sampled_questions")
-    fewest = min((int(count) for _, count in asked if count), default=0)
+    fewest = min((int(count) for _, count in asked if count >= 1), default=0)
     if not fewest:
         return ""
     half = wilson(fewest // 2, fewest).half_width
@@ -142,7 +142,7 @@ def entropy_change(run: RunData) -> Chart | None:
     return change_chart("Step entropy by bin, first and last", caption, before, after, **labels)
 
 
-def deciles(batches: Sequence[dict[str, list[float]]]) -> list[float]:
+def deciles(batches: Sequence[dict[str, list[float | None]]]) -> list[float]:
     """Means of the ten equal bins of the steps' entropies in ascending order."""
     ordered: list[float] = []
     for batch in batches:
@@ -209,7 +209,9 @@ def newest_turns(run: RunData) -> list[TurnCredit]:
     turns: list[TurnCredit] = []
     for batch in reversed(run.steps):
         columns = (batch["step_entropies"], batch["step_advantages"], batch["trajectory_advantages"])
-        turns += [TurnCredit(*row) for row in zip(*columns, strict=False) if None not in row]
+        for entropy, final, trajectory in zip(*columns, strict=False):
+            if entropy is not None and final is not None and trajectory is not None:
+                turns.append(TurnCredit(entropy, final, trajectory))
         if len(turns) >= SCATTER_POINTS:
             break
     return turns[:SCATTER_POINTS]

@@ -60,7 +60,7 @@ def _trained(run: RunData) -> Iterator[Tile]:
 def _progress(run: RunData) -> Iterator[Tile]:
     if run.metrics:
         done, planned = run.metrics[-1]["step"], run.setting("run.steps")
-        if planned:
+        if isinstance(planned, int) and planned:
             yield Tile("steps", f"{done:,} / {planned:,}", "finished" if done >= planned else "so far")
         else:
             yield Tile("steps", f"{done:,}", "")

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from megatron_empg.common.options import parse_command_line
+from megatron_empg.common.options import Port, parse_command_line
 from megatron_empg.common.processes import die_with_parent, forked_children_die_with_parent
 from megatron_empg.rollout.access import TokenMiddleware, token_from_environment
 from megatron_empg.upstream import vllm_server
@@ -27,15 +27,17 @@ WORKER_EXTENSION = "megatron_empg.weights.sync.vllm_extension.WeightTransferExte
 
 
 Model = Annotated[str, typer.Option(help="Folder of a Hugging Face checkpoint with its tokenizer.")]
-MaxModelLen = Annotated[int, typer.Option(help="Tokens of prompt and answer together.")]
+MaxModelLen = Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer together.")]
 Host = Annotated[str, typer.Option(help="Interface to listen on; loopback if not given.")]
-MaxNumSeqs = Annotated[int, typer.Option(help="Sequences generated at once.")]
-KvCacheBytes = Annotated[int | None, typer.Option(help="Size of the KV cache; what vLLM finds free if not given.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of the engine (CPU builds).")]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Sequences generated at once.")]
+KvCacheBytes = Annotated[
+    int | None, typer.Option(min=1, help="Size of the KV cache; what vLLM finds free if not given.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of the engine (CPU builds).")]
 Backend = Annotated[
     Literal["torch_pg", "nccl"] | None, typer.Option(help="Weight transfer; by device if not given.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the engine; every request brings its own.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the engine; every request brings its own.")]
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class ServerOptions:
     """One rollout engine. Arguments after `--` go to vLLM unchanged."""
 
     model: Model
-    port: Annotated[int, typer.Option()]
+    port: Port
     max_model_len: MaxModelLen
     host: Host = "127.0.0.1"
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32"
     max_num_seqs: MaxNumSeqs = 256
     kv_cache_bytes: KvCacheBytes = None
-    tensor_parallel: Annotated[int, typer.Option()] = 1
+    tensor_parallel: Annotated[int, typer.Option(min=1)] = 1
     threads: Threads = 1
     backend: Backend = None
     seed: Seed = 0

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.common.files import put_text
-from megatron_empg.common.jsonl import append_line, read_lines
+from megatron_empg.common.jsonl import append_line, number, read_lines
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, UntrainedRecord
 from megatron_empg.run.folder import RunFolder
 
 STEPS_KEPT = 512
+NUMBERS = {"reward", "advantage", "entropy", "h_norm", "g", "bonus", "tokens"}
+"""Of an episode and its turns, in their records."""
+TEXTS = {"task_id", "question", "outcome", "prompt", "error", "text", "observation"}
 STEP_COLUMNS = ("step_entropies", "step_advantages", "trajectory_advantages")
 
 
@@ -43,8 +46,8 @@ def _write(folder: RunFolder, name: str, title: str, episodes: Sequence[dict[str
     lines = [json.dumps(episode, ensure_ascii=False) for episode in episodes]
     put_text(stem.with_suffix(".jsonl"), "\n".join(lines) + "\n")
     pages = [f"# {title}"]
-    for number, episode in enumerate(episodes, 1):
-        pages.append(readable(episode, number))
+    for place, episode in enumerate(episodes, 1):
+        pages.append(readable(episode, place))
     put_text(stem.with_suffix(".md"), "\n\n".join(pages) + "\n")
 
 
@@ -79,9 +82,44 @@ def episode_files(folder: RunFolder) -> list[Path]:
     return sorted(folder.episodes.glob("step_*.jsonl"))
 
 
+def read_steps(folder: RunFolder) -> list[dict[str, list[float | None]]]:
+    """The columns of `write_steps`, of every training step with an entropy; None in place of what is no number."""
+    found = []
+    for line in read_lines(folder.steps):
+        columns = {name: _numbers(line.get(name)) for name in STEP_COLUMNS}
+        if any(entropy is not None for entropy in columns["step_entropies"]):
+            found.append(columns)
+    return found
+
+
+def _numbers(given: Any) -> list[float | None]:
+    if not isinstance(given, list):
+        return []
+    return [number(value) for value in given]
+
+
 def read_episodes(path: Path) -> list[dict[str, Any]]:
-    """The episodes of one training step."""
-    return read_lines(path)
+    """The episodes of one training step, with None in place of what should be a number and is none. One whose
+    turns are not objects is left out."""
+    episodes = []
+    for episode in read_lines(path):
+        turns = episode.get("turns")
+        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+            turns = [_read(turn) for turn in turns]
+            episodes.append({**_read(episode), "turns": turns})
+    return episodes
+
+
+def _read(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of an episode or a turn, its numbers numbers and its texts texts."""
+    found = dict(record)
+    for name in NUMBERS & record.keys():
+        if number(record[name]) is None:
+            found[name] = None
+    for name in TEXTS & record.keys():
+        if record[name] is not None:
+            found[name] = str(record[name])
+    return found
 
 
 def readable(episode: Mapping[str, Any], number: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from megatron_empg.common.checkpoint_names import MANIFEST
 from megatron_empg.common.files import put_json, put_text
 from megatron_empg.common.json_files import object_or_nothing
-from megatron_empg.common.jsonl import keep_lines, read_lines
+from megatron_empg.common.jsonl import keep_lines, read_lines, step_of
 from megatron_empg.run.checkpoint_folders import last_step, step_folder
 from megatron_empg.run.folder_lock import FolderLock, RunFolderError
 from megatron_empg.run.names import RunPaths
@@ -99,8 +99,13 @@ class RunFolder(RunPaths):
 
     def cut(self, first_step: int) -> None:
         """Remove what was logged of ``first_step`` and later, which a resumed run will do again."""
+
+        def stays(record: Mapping[str, Any]) -> bool:
+            step = step_of(record)
+            return step is not None and step < first_step
+
         for path in (self.metrics, self.steps, self.evaluations, self.timeline):
-            keep_lines(path, lambda record: record.get("step", first_step) < first_step)
+            keep_lines(path, stays)
         for path in self.episodes.glob("step_*"):
             digits = path.stem.removeprefix("step_")
             if digits.isdigit() and int(digits) >= first_step:

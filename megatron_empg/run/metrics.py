@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.jsonl import append_line, read_lines
+from megatron_empg.common.jsonl import append_line, read_lines, step_of
 from megatron_empg.run.config import SftLoggingConfig
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.trackers.kinds import KINDS, asked_for
@@ -62,7 +62,7 @@ class MetricsWriter:
         self._path = folder.metrics
         self._last_step = first_step - 1
         self._tensorboard: Any = None
-        if any(record.get("step", -1) >= first_step for record in read_metrics(folder)):
+        if any(record["step"] >= first_step for record in read_metrics(folder)):
             for kind in KINDS:  # before the cut, which a kill may follow
                 folder.tracker_id(kind.key).unlink(missing_ok=True)
         folder.cut(first_step)
@@ -102,5 +102,5 @@ class MetricsWriter:
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """The steps logged so far, in order."""
-    return read_lines(folder.metrics)
+    """The steps logged so far, in order; a line that names no step is left out."""
+    return [record for record in read_lines(folder.metrics) if step_of(record) is not None]

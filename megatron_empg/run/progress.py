@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from megatron_empg.common.jsonl import number
 from megatron_empg.common.wilson import WIDE, wilson
 
 HEADER_EVERY = 20
+LONGEST = 1e9
+"""Seconds of a run: what is larger, or not a number, nobody has measured."""
 # Heading, metric, and how its value is written, in reading order.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward", "train/reward", "{:.3f}"),
@@ -112,7 +115,7 @@ def step_line(step: int, total: int, metrics: Mapping[str, Any]) -> str:
     """One step in columns; a metric that was not measured shows as -."""
     cells = []
     for title, name, form in COLUMNS:
-        value = metrics.get(name)
+        value = number(metrics.get(name))
         cells.append(f"{'-' if value is None else form.format(value):>{_width(title)}}")
     return f"{f'{step}/{total}':>10}  " + "  ".join(cells)
 
@@ -159,7 +162,9 @@ def _validation(metrics: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``45s``, ``3m 20s``, ``2h 05m``."""
+    """``45s``, ``3m 20s``, ``2h 05m``; what is no time that a run can take is ``over 30 years``."""
+    if not seconds < LONGEST:
+        return "over 30 years"
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_empg.common.jsonl import append_line, read_lines
+from megatron_empg.common.jsonl import append_line, number, read_lines
 from megatron_empg.run.names import RunPaths
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Span:
     def from_json(cls, given: Any) -> Span:
         """Raises TypeError or ValueError for anything but two numbers."""
         start, end = given
-        return cls(float(start), float(end))
+        return cls(_measured(start), _measured(end))
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,19 @@ class StepTimeline:
             return cls(
                 int(given["step"]),
                 int(given["played"]),
-                float(given["seconds"]),
-                float(given["median"]),
+                _measured(given["seconds"]),
+                _measured(given["median"]),
                 [EpisodeTimes.from_json(episode) for episode in given["slowest"]],
             )
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"this is not a timeline of a step: {type(error).__name__}: {error}") from error
+
+
+def _measured(given: Any) -> float:
+    value = number(given)
+    if value is None:
+        raise ValueError(f"{given!r:.40} is not a finite number")
+    return value
 
 
 def write_timeline(paths: RunPaths, timeline: StepTimeline) -> None:

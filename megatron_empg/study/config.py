@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from megatron_empg.common.errors import without_prefix
 from megatron_empg.common.section import NonNegative, Positive, Section
 from megatron_empg.common.values import PathText
 from megatron_empg.environments.base import Split
@@ -134,10 +135,10 @@ class Study(Section):
         for name, method in self.methods.items():
             if method.base == name:
                 faults.append(f"methods.{name}.base is itself; name another method, or leave it out")
-        for method, base in self.pairs:
-            if method == base or self.methods[method].base == base:
+        for paired, base in self.pairs:
+            if base in (paired, self.methods[paired].base):
                 faults.append(
-                    f"pairs has [{method}, {base}], which is compared already, or with itself: leave it out"
+                    f"pairs has [{paired}, {base}], which is compared already, or with itself: leave it out"
                 )
         if self.quick is not None and not set(self.quick.seeds) <= set(self.seeds):
             faults.append(f"quick.seeds is {self.quick.seeds}; the study's seeds are {self.seeds}: take of these")
@@ -169,8 +170,8 @@ def _line(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing; give it a value"
     if fault["type"] == "value_error" and not key:
-        return str(fault["msg"]).removeprefix("Value error, ")
-    return f"{key}: {fault['msg']}; got {shown(fault['input'])}"
+        return without_prefix(str(fault["msg"]))
+    return f"{key}: {without_prefix(str(fault['msg']))}; got {shown(fault['input'])}"
 
 
 def _section_of(place: list[str]) -> type[Section]:

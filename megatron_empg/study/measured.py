@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from megatron_empg.common.json_files import object_or_nothing
-from megatron_empg.common.jsonl import read_lines
 from megatron_empg.run.evaluations import read_answered
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.metrics import read_metrics
 from megatron_empg.study.cells import Cell
 from megatron_empg.study.errors import StudyError
 from megatron_empg.study.results import Ending, RunResult
@@ -55,7 +55,7 @@ def commits_of(folder: RunFolder) -> str:
 def result_of(cell: Cell, identity: str, folder: RunFolder, ended: Ending, why: str = "") -> RunResult:
     """The line of a run that has ended. Raises StudyError for a finished one that was not evaluated before and
     after, question by question."""
-    records = read_lines(folder.metrics)
+    records = read_metrics(folder)
     last = 0
     if records:
         last = int(records[-1]["step"])

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 
-from megatron_empg.common.jsonl import read_lines
 from megatron_empg.common.log_ends import first_error
+from megatron_empg.run.metrics import read_metrics
 from megatron_empg.study.cells import Cell, Setting, Settings, check_settings
 from megatron_empg.study.config import Study
 from megatron_empg.study.errors import StudyError
@@ -122,7 +122,7 @@ class StudyRunner:
     def _note_failure(self, cell: Cell, place: CellPlace, status: int) -> None:
         text = place.log.read_text(encoding="utf-8", errors="replace")
         why = why_it_ended(text) or f"status {status}"
-        trained = any(record.get("step", 0) > 0 for record in read_lines(place.folder.metrics))
+        trained = any(record["step"] > 0 for record in read_metrics(place.folder))
         if status == UNUSABLE or not trained:
             raise StudyError(
                 f"{cell.name} ended with status {status} before its first step, which says nothing of its method: "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from megatron_empg.common.files import put_bytes
 from megatron_empg.rollout.service.batch import account_in
-from megatron_empg.rollout.service.client import DriverClient
+from megatron_empg.rollout.service.client import RolloutServiceClient
 from megatron_empg.rollout.service.evaluation import Evaluation
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stale_engines import StaleEngines
@@ -37,7 +37,7 @@ class RecordedBatches:
     the beginning where there are fewer. With `keep_all` they all stay.
     """
 
-    def __init__(self, service: DriverClient, folder: RunFolder, *, keep: int, keep_all: bool) -> None:
+    def __init__(self, service: RolloutServiceClient, folder: RunFolder, *, keep: int, keep_all: bool) -> None:
         self._service, self._folder = service, folder
         self._keep, self._keep_all = keep, keep_all
         self._account: StreamAccount | None = None
@@ -136,7 +136,7 @@ def _unreadable(path: Path, error: Exception) -> TrainingError:
 class ReplayedBatches:
     """The batches of a finished or running run in another folder, in the place of new ones. Of rank 0 alone."""
 
-    def __init__(self, service: DriverClient, recorded: RunFolder) -> None:
+    def __init__(self, service: RolloutServiceClient, recorded: RunFolder) -> None:
         self._service, self._recorded = service, recorded
 
     def rollout(self, step: int) -> bytes:
@@ -180,7 +180,9 @@ class ToldPublisher:
         self._sender.refit(source, version, engines)
 
 
-def batches_of(recipe: Recipe, service: DriverClient, folder: RunFolder) -> RecordedBatches | ReplayedBatches:
+def batches_of(
+    recipe: Recipe, service: RolloutServiceClient, folder: RunFolder
+) -> RecordedBatches | ReplayedBatches:
     """Where the batches of a run with `rollout.max_lag` come from."""
     rollout, keep = recipe.rollout, recipe.run.keep_checkpoints
     if rollout.replay_from is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.options import parse_command_line
 from megatron_empg.common.processes import die_with_parent
 
@@ -31,15 +32,28 @@ class WorkerArguments:
     engine: Annotated[list[str] | None, typer.Option(help="URL of an engine; repeat for each.")] = None
 
 
+class NoRankError(EmpgError, RuntimeError):
+    """The process does not know which rank it is."""
+
+
+def own_rank() -> int:
+    """This process's place among the ranks, as torchrun says it. Raises NoRankError."""
+    rank = os.environ.get("RANK", "")
+    if not (rank.isascii() and rank.isdigit()):
+        raise NoRankError(f"RANK is {rank!r}, not a number: torchrun sets it; start a run by `empg train RECIPE`")
+    return int(rank)
+
+
 def main() -> None:
     """Do a rank's work."""
     arguments = parse_command_line(WorkerArguments)
+    rank = own_rank()
     import torch
 
     from megatron_empg.actor.platform import choose_device
     from megatron_empg.recipe import SftRecipe, load_recipe
 
-    if int(os.environ["RANK"]) == 0:
+    if rank == 0:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("megatron_empg").setLevel(logging.INFO)
     choose_device()
@@ -51,7 +65,7 @@ def main() -> None:
         from megatron_empg.trainer.sft import run_sft
 
         recipe = load_recipe(arguments.recipe, kind=SftRecipe)
-        with Heartbeat(recipe.run.folder, int(os.environ["RANK"]), phase_limits(recipe)) as heartbeat:
+        with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
             run_sft(recipe, heartbeat)
     else:
         train(load_recipe(arguments.recipe), arguments.driver, arguments.engine or [])
@@ -62,7 +76,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.actor.platform import device
     from megatron_empg.common.http import wait_until_healthy
     from megatron_empg.rollout.access import token_from_environment
-    from megatron_empg.rollout.service.client import DriverClient
+    from megatron_empg.rollout.service.client import RolloutServiceClient
     from megatron_empg.run.folder import RunFolder
     from megatron_empg.run.heartbeat import Heartbeat
     from megatron_empg.trainer.fleet_publisher import EngineSenses, FleetPublisher
@@ -74,7 +88,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
     from megatron_empg.weights.sync.together import TrainerRanks
     from megatron_empg.weights.sync.transfer import WeightPublisher
 
-    rank, waits = int(os.environ["RANK"]), recipe.waits
+    rank, waits = own_rank(), recipe.waits
     with Heartbeat(recipe.run.folder, rank, phase_limits(recipe)) as heartbeat:
         actor = initial_actor(recipe)
         folder, token = RunFolder(recipe.run.folder), token_from_environment()
@@ -88,7 +102,7 @@ def train(recipe: Recipe, driver_url: str, engine_urls: list[str]) -> None:
             ranks=ranks,
         )
         senses = EngineSenses(lambda url: held_version(url, token, SECONDS_TO_TELL))
-        service = DriverClient(
+        service = RolloutServiceClient(
             driver_url, token, timeout=driver_timeout(recipe), patience=recipe.engines.start_timeout
         )
         sender = FleetPublisher(

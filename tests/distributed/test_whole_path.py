@@ -84,7 +84,7 @@ def trained(folder: str, layout: dict[str, Any], steps: int) -> dict[str, Any]:
 
     platform.prepare()
     engines = Engines()
-    driver_client.DriverClient = lambda *_, **__: engines  # type: ignore[assignment, misc]
+    driver_client.RolloutServiceClient = lambda *_, **__: engines  # type: ignore[assignment, misc]
     http.wait_until_healthy = lambda *_, **__: None  # type: ignore[assignment]
     held_version.held_version = engines.held
     transfer.WeightPublisher = lambda *_, **__: engines  # type: ignore[assignment, misc]

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
-from megatron_empg.environments.scienceworld.installed import JavaInstallation, installed
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation, installed
 from tests.environments.needed import needs
 
 

@@ -42,13 +42,13 @@ def train() -> None:
     from megatron_empg.rollout.service import client
     from megatron_empg.trainer import worker
 
-    class Recording(client.DriverClient):
+    class Recording(client.RolloutServiceClient):
         def rollout(self, step: int) -> bytes:
             data = super().rollout(step)
             batch_file(Path(os.environ[FOLDER]), step).write_bytes(data)
             return data
 
-    client.DriverClient = Recording  # type: ignore[misc]
+    client.RolloutServiceClient = Recording  # type: ignore[misc]
     worker.main()
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.environments.scienceworld import installed as installed_module
+from megatron_empg.environments.scienceworld import java_installation as java_module
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import JavaInstallation, installed, major_version
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation, installed, major_version
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.variations import Variation
 from megatron_empg.environments.scienceworld.world import ScienceWorldWorld
@@ -104,7 +104,7 @@ def test_a_process_that_hangs_is_killed_after_its_time(scienceworld):
 def test_the_process_ends_with_its_parent_even_a_killed_one(scienceworld):
     program = """
 import sys, time
-from megatron_empg.environments.scienceworld.installed import installed
+from megatron_empg.environments.scienceworld.java_installation import installed
 from megatron_empg.environments.scienceworld.java_process import JavaProcess
 process = JavaProcess(installed(), 300)
 print(process.pid, flush=True)
@@ -182,12 +182,12 @@ def test_versions_of_java_are_read(name, major):
 
 
 def test_another_version_of_the_package_is_refused(scienceworld, monkeypatch):
-    monkeypatch.setattr(installed_module, "version", lambda package: "1.1.0")
+    monkeypatch.setattr(java_module, "version", lambda package: "1.1.0")
     with pytest.raises(EngineUnavailable, match=r"is of version 1.1.0.*pip install scienceworld==1.2.3"):
         installed()
 
 
 def test_a_missing_package_is_named(scienceworld, monkeypatch):
-    monkeypatch.setattr(installed_module, "find_spec", lambda package: None)
+    monkeypatch.setattr(java_module, "find_spec", lambda package: None)
     with pytest.raises(EngineUnavailable, match=r"needs the Python package scienceworld: install it with `pip"):
         installed()

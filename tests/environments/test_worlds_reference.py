@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from megatron_empg.common.jsonl import read_lines
-from megatron_empg.environments.scienceworld.installed import JavaInstallation
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.checkpoint_folders import step_folder

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from megatron_empg.environments.base import Message
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.scienceworld.errors import EngineUnavailable
-from megatron_empg.environments.scienceworld.installed import installed
+from megatron_empg.environments.scienceworld.java_installation import installed
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.weights.mapping.known_models import known_model
 from tests.environments.alfworld_engine import generate, python_with_engine

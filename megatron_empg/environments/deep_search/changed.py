@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from megatron_empg.common.errors import without_prefix
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -28,6 +30,6 @@ def changed(default: T, given: Mapping[str, Any], setting: str) -> T:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         key = ".".join([setting, *map(str, fault["loc"])])
-        told = fault["msg"].removeprefix("Value error, ")
+        told = without_prefix(fault["msg"])
         raise ValueError(f"{key}: {told}; given: {dict(given)!r:.200}") from None
     return made

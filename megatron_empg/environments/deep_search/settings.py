@@ -12,7 +12,7 @@ from megatron_empg.environments.deep_search.data.question_files import QuestionF
 from megatron_empg.environments.deep_search.judge import JudgeSettings
 from megatron_empg.environments.deep_search.prompt import PromptStyle
 from megatron_empg.environments.deep_search.search.encoder import EncoderSettings
-from megatron_empg.environments.deep_search.search.shown import (
+from megatron_empg.environments.deep_search.search.result_limits import (
     LEAST_CHARACTERS,
     MOST_RESULTS,
     PAGE_CHARACTERS,

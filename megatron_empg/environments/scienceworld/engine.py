@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_empg.environments.scienceworld.errors import EngineRaised, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import VERSION, JavaInstallation
+from megatron_empg.environments.scienceworld.java_installation import VERSION, JavaInstallation
 from megatron_empg.environments.scienceworld.java_process import HEAP_MIB, JavaProcess
 from megatron_empg.environments.scienceworld.variations import Variation
 

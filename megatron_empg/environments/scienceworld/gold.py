@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.errors import ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import JavaInstallation
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation
 from megatron_empg.environments.scienceworld.variations import Variation
 
 PATIENCE = 1200.0

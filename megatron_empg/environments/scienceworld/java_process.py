@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from megatron_empg.environments.scienceworld.errors import EngineRaised, ScienceWorldFailed
-from megatron_empg.environments.scienceworld.installed import JavaInstallation
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation
 
 R = TypeVar("R")
 

@@ -11,7 +11,7 @@ from megatron_empg.environments.mapped import Mapped
 from megatron_empg.environments.scienceworld.caveats import caveats_of
 from megatron_empg.environments.scienceworld.engine import Engine
 from megatron_empg.environments.scienceworld.gold import MOST_KEPT, GoldPaths
-from megatron_empg.environments.scienceworld.installed import installed
+from megatron_empg.environments.scienceworld.java_installation import installed
 from megatron_empg.environments.scienceworld.prompt import prompt_of
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.splits import variations_of

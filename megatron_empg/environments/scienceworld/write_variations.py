@@ -16,7 +16,7 @@ import typer
 
 from megatron_empg.common.errors import told_plainly
 from megatron_empg.common.options import parse_command_line
-from megatron_empg.environments.scienceworld.installed import VERSION, installed
+from megatron_empg.environments.scienceworld.java_installation import VERSION, installed
 from megatron_empg.environments.scienceworld.java_process import JavaProcess
 from megatron_empg.environments.scienceworld.variations import PARTS, Part
 

@@ -96,7 +96,8 @@ def _trained_episodes(paths: RunFolder, steps: Sequence[int] | None) -> list[Epi
     trained: list[EpisodeRecordFields] = []
     for path in episode_files(paths):
         for episode in read_episodes(path):
-            if "advantage" in episode and _wanted(episode, steps):
+            counted = all(turn.get("tokens") is not None for turn in episode["turns"])
+            if counted and "advantage" in episode and _wanted(episode, steps):
                 trained.append(episode)
     return trained
 

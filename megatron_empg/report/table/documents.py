@@ -11,6 +11,7 @@ from pydantic import ConfigDict, ValidationError
 
 from megatron_empg.common.json_files import JsonFileError, object_or_nothing, read_object
 from megatron_empg.common.section import Section
+from megatron_empg.common.values import faults_of
 from megatron_empg.common.wilson import Interval
 from megatron_empg.recipe import Recipe, RecipeError, parse_recipe
 from megatron_empg.report.table.errors import TableError
@@ -98,9 +99,7 @@ def _read(path: Path) -> _Document:
     try:
         return _Document.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise TableError(f"{path}: {where}: {first['msg']}; make the evaluation again") from None
+        raise TableError(f"{path}: {faults_of(error)[0]}; make the evaluation again") from None
 
 
 def _result(path: Path, document: _Document, policy: _Policy, asked: Recipe) -> Result:

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from megatron_empg.common.section import Positive, Section
+from megatron_empg.common.values import faults_of
 from megatron_empg.recipe.yaml_text import read_yaml
 from megatron_empg.report.table.methods import Method
 from megatron_empg.report.table.names import Column, SplitOrAll
@@ -146,4 +147,4 @@ def read_published(path: Path) -> PublishedPapers:
     try:
         return PublishedPapers.model_validate(read_yaml(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {'; '.join(faults_of(error))}") from None

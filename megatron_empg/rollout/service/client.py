@@ -21,23 +21,23 @@ _log = logging.getLogger(__name__)
 ASK_AGAIN_SECONDS = 0.5
 
 
-class DriverClientError(EmpgError, RuntimeError):
+class RolloutServiceClientError(EmpgError, RuntimeError):
     """The driver did not answer, or says why it has no batch."""
 
 
-class DriverGoneError(DriverClientError):
+class RolloutServiceGoneError(RolloutServiceClientError):
     """It did not answer at all, as when it was killed."""
 
     accident = True
 
 
-class DriverSilentError(DriverClientError):
+class RolloutServiceSilentError(RolloutServiceClientError):
     """It took the question and did not answer within its time."""
 
     accident = True
 
 
-class DriverAccident(DriverClientError):
+class RolloutServiceAccident(RolloutServiceClientError):
     """It has no batch, because of something that may be otherwise another time."""
 
     accident = True
@@ -52,7 +52,7 @@ class TrainerPost:
     engines: tuple[str, ...] = ()
 
 
-class DriverClient:
+class RolloutServiceClient:
     """Asks the driver at `url` for batches; ``timeout`` is the seconds one answer may take.
 
     `patience`: seconds within which one that is gone must be back.
@@ -102,7 +102,7 @@ class DriverClient:
         """
         try:
             answer = self._post(path, body)
-        except DriverGoneError as error:
+        except RolloutServiceGoneError as error:
             self._wait(error)
             self._tell_again()
             return StaleEngines(())
@@ -116,7 +116,7 @@ class DriverClient:
         """Of one that was started again where the first one is gone."""
         try:
             answer = self._post(told.path, told.body)
-        except DriverGoneError as error:
+        except RolloutServiceGoneError as error:
             self._wait(error)
             answer = self._post(told.path, told.body)
         _check(answer, self.url + told.path)
@@ -126,7 +126,7 @@ class DriverClient:
             if news in self._told:
                 self._tell(self._told[news])
 
-    def _wait(self, error: DriverGoneError) -> None:
+    def _wait(self, error: RolloutServiceGoneError) -> None:
         """Until it answers again. Raises the error where it does not."""
         if self._patience:
             _log.warning("%s; waiting for it to be started again", error)
@@ -142,9 +142,9 @@ class DriverClient:
         try:
             return self._client.post(path, json=body)
         except httpx.ReadTimeout as error:
-            raise DriverSilentError(_failed(self.url + path, error)) from error
+            raise RolloutServiceSilentError(_failed(self.url + path, error)) from error
         except httpx.HTTPError as error:
-            raise DriverGoneError(_failed(self.url + path, error)) from error
+            raise RolloutServiceGoneError(_failed(self.url + path, error)) from error
 
 
 def _held(version: int, urls: Sequence[str]) -> TrainerPost:
@@ -166,13 +166,13 @@ def _failed(where: str, error: httpx.HTTPError) -> str:
 
 
 def _check(answer: httpx.Response, where: str) -> None:
-    """Raises DriverClientError for an answer that says why there is nothing."""
+    """Raises RolloutServiceClientError for an answer that says why there is nothing."""
     if answer.status_code in (200, WANTS_WEIGHTS):
         return
     told = f"the driver at {where} answered {answer.status_code}: {_explanation(answer)}"
     if answer.status_code == PASSES:
-        raise DriverAccident(told)
-    raise DriverClientError(told)
+        raise RolloutServiceAccident(told)
+    raise RolloutServiceClientError(told)
 
 
 def _explanation(answer: httpx.Response) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 from megatron_empg.algorithms.base import Experience
 from megatron_empg.algorithms.sample import Sample
 
-_STREAMS = {
+_AS_THEY_ARE = {
     "rewards": torch.float32,
     "groups": torch.int64,
     "truncated": torch.bool,
@@ -17,7 +17,7 @@ _STREAMS = {
     "rollout_logprobs": torch.float32,
     "episode_of_sample": torch.int64,
 }
-"""The fields of an experience that travel as they are."""
+"""The fields of an experience that are one tensor each, and travel as they are."""
 _LISTS = {
     "tokens": torch.int32,
     "sample_lengths": torch.int64,
@@ -28,7 +28,7 @@ _LISTS = {
 }
 """What is a list of tensors, laid end to end, with the length of each. ``turns`` and ``turn_counts`` are of the
 samples."""
-_FORMAT = _STREAMS | _LISTS
+_FORMAT = _AS_THEY_ARE | _LISTS
 """Tensors by which an experience travels."""
 
 
@@ -114,7 +114,7 @@ def experience_to_tensors(experience: Experience) -> dict[str, Tensor]:
     tokens = [sample.tokens for sample in experience.samples]
     turns = [sample.turns for sample in experience.samples]
     gold = experience.gold or [torch.empty(0)] * len(experience.rewards)
-    tensors = {name: getattr(experience, name) for name in _STREAMS}
+    tensors = {name: getattr(experience, name) for name in _AS_THEY_ARE}
     tensors |= {"tokens": _joined(tokens), "sample_lengths": _lengths(tokens)}
     tensors |= {"turns": _joined(turns).reshape(-1, 2), "turn_counts": _lengths(turns)}
     tensors |= {"gold": _joined(gold), "gold_lengths": _lengths(gold)}
@@ -135,8 +135,8 @@ def experience_from_tensors(tensors: dict[str, Tensor]) -> Experience:
     turns = tensors["turns"].long().split(tensors["turn_counts"].tolist())
     gold = tensors["gold"].long().split(tensors["gold_lengths"].tolist())
     samples = [Sample(own, spans) for own, spans in zip(tokens, turns, strict=True)]
-    streams = {name: tensors[name] for name in _STREAMS}
-    return experience_of(samples, gold=list(gold), **streams)
+    fields = {name: tensors[name] for name in _AS_THEY_ARE}
+    return experience_of(samples, gold=list(gold), **fields)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

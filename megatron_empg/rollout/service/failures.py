@@ -11,11 +11,11 @@ SHOWN_TURNS = 3
 SHOWN_CHARACTERS = 400
 
 
-class DriverError(EmpgError, RuntimeError):
+class RolloutServiceError(EmpgError, RuntimeError):
     """The episodes are not worth training on; the message says what happened to them and shows one."""
 
 
-class EnginesLost(DriverError):
+class EnginesLost(RolloutServiceError):
     """Too many episodes ended because no engine was left; once there are some again they may go well."""
 
     accident = True
@@ -30,8 +30,8 @@ class Untold(EmpgError, RuntimeError):
 
 
 def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
-    """Raises DriverError if more than the share `most` of them ended in an error, or all did; EnginesLost where
-    without those that no engine was left for they would not have been too many.
+    """Raises RolloutServiceError if more than the share `most` of them ended in an error, or all did; EnginesLost
+    where without those that no engine was left for they would not have been too many.
     """
     failed = [episode for episode in episodes if episode.outcome == "error"]
     if not too_many(len(failed), len(episodes), most):
@@ -39,7 +39,7 @@ def refuse_errors(episodes: Sequence[Episode], most: float, when: str) -> None:
     told = told_errors([episode.error for episode in failed], len(episodes), most, when, shown(failed[0]))
     own = [episode for episode in failed if episode.lost is not LostPart.ENGINE]
     if too_many(len(own), len(episodes), most):
-        raise DriverError(told)
+        raise RolloutServiceError(told)
     raise EnginesLost(told)
 
 
@@ -72,7 +72,7 @@ def kind_of_error(error: str | None) -> str:
 
 
 def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:
-    """Raises DriverError if the environment could read none of the turns."""
+    """Raises RolloutServiceError if the environment could read none of the turns."""
     judged = []
     examples = []
     for episode in episodes:
@@ -82,7 +82,7 @@ def refuse_malformed(episodes: Sequence[Episode], when: str) -> None:
             examples.append(episode)
     if not judged or not all(judged):
         return
-    raise DriverError(
+    raise RolloutServiceError(
         f"{when}: the environment could read none of the policy's {len(judged)} turns, so there is nothing to "
         "learn from. Does the policy know how to act here (a prompt that says so, or a supervised warm-up), and "
         f"do its turns fit into rollout.max_turn_tokens? One episode:\n{shown(examples[0])}"

@@ -21,7 +21,7 @@ from megatron_empg.environments.base import Split
 from megatron_empg.rollout.access import TokenMiddleware
 from megatron_empg.rollout.service.added_engines import UnusableRequest, added_engines
 from megatron_empg.rollout.service.evaluation import Evaluation
-from megatron_empg.rollout.service.failures import DriverError, Untold
+from megatron_empg.rollout.service.failures import RolloutServiceError, Untold
 from megatron_empg.rollout.service.garbage import free_cycles, no_full_collections
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stale_engines import PASSES, UNTOLD, WANTS_WEIGHTS, StaleEngines, TrainerNews
@@ -214,9 +214,9 @@ def _explained(endpoint: Endpoint) -> Endpoint:
             said = {"error": str(error), "missing": error.missing.value}
             return JSONResponse(said, status_code=UNTOLD)
         except Exception as error:
-            expected = isinstance(error, DriverError)
+            expected = isinstance(error, RolloutServiceError)
             logger.error("%s failed", request.url.path, exc_info=None if expected else error)
-            passes = isinstance(error, DriverError) and error.accident
+            passes = isinstance(error, RolloutServiceError) and error.accident
             said = {"error": f"{type(error).__name__}: {error}"}
             return JSONResponse(said, status_code=PASSES if passes else 500)
 

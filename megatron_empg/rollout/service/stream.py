@@ -20,7 +20,7 @@ from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.service.collect import reason_to_drop
 from megatron_empg.rollout.service.config import ServiceConfig
-from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.failures import RolloutServiceError
 from megatron_empg.rollout.service.question_stream import QuestionStream
 from megatron_empg.rollout.service.slots import REASONS, Reason, Slots, StreamAccount
 
@@ -99,12 +99,12 @@ class GroupStream:
         return self._episodes == 0
 
     def published(self, version: int) -> None:
-        """The engines hold these weights now. Raises DriverError for older ones than they held."""
+        """The engines hold these weights now. Raises RolloutServiceError for older ones than they held."""
         self._idle.note()
         try:
             self._slots.publish(version)
         except ValueError as error:
-            raise DriverError(str(error)) from None
+            raise RolloutServiceError(str(error)) from None
         self._happened()
 
     @contextmanager
@@ -125,14 +125,19 @@ class GroupStream:
         """The groups of a training step, as many as a batch has; fewer where so many were dropped as the
         algorithm's rounds would have asked for, or the time is over. Asked for the same step again, the same.
 
-        Raises DriverError for another step than the next, and when the stream has broken off.
+        Raises RolloutServiceError for another step than the next, and when the stream has broken off.
         """
         if self._last is not None and self._last.step == step:
             return self._last
         if step != self._slots.taken:
-            raise DriverError(f"the stream's next batch is that of step {self._slots.taken}, not of step {step}")
+            raise RolloutServiceError(
+                f"the stream's next batch is that of step {self._slots.taken}, not of step {step}"
+            )
         began = time.monotonic()
-        with self._waiting(), suppress(TimeoutError):  # of the limit: a failure of the stream is a DriverError
+        with (
+            self._waiting(),
+            suppress(TimeoutError),
+        ):  # of the limit: a failure of the stream is a RolloutServiceError
             async with asyncio.timeout(seconds):
                 await self._until_enough()
         self._last = self._hand_over(step, waited=time.monotonic() - began)
@@ -161,7 +166,9 @@ class GroupStream:
         while True:
             if self._failure is not None:
                 kind = type(self._failure).__name__
-                raise DriverError(f"the stream of groups broke off: {kind}: {self._failure}") from self._failure
+                raise RolloutServiceError(
+                    f"the stream of groups broke off: {kind}: {self._failure}"
+                ) from self._failure
             all_done = self._slots.outstanding == len(self._ready)  # no task is being drawn either
             given_up = self._has_dropped_enough and all_done
             if len(self._ready) >= self._slots.groups or given_up:

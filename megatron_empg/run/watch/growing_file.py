@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from megatron_empg.common.jsonl import record_of
 
 
 class GrowingLines:
@@ -33,7 +34,7 @@ class GrowingLines:
         self._read += len(added)
         *lines, self._torn = (self._torn + added).split(b"\n")
         for line in lines:
-            record = _object(line)
+            record = record_of(line.decode("utf-8", errors="replace"))
             if record is not None:
                 self.records.append(record)
         return self.records
@@ -47,13 +48,3 @@ class GrowingLines:
 
     def _begin(self) -> None:
         self._file, self._read, self._torn, self.records = (0, 0), 0, b"", []
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line.decode("utf-8", errors="replace"))
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
+from megatron_empg.common.jsonl import number, step_of
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beats
 from megatron_empg.run.watch.file_times import changed_at
@@ -202,15 +202,8 @@ def setting(recipe: Mapping[str, Any], dotted: str) -> Any:
     return node
 
 
-def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def _rising(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [record for record in records if isinstance(record.get("step"), int)]
+    return [record for record in records if step_of(record) is not None]
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -219,7 +212,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     try:
         # libyaml's loader where there is one: the pure one takes a tenth of a second for a whole recipe.
         loaded = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # ValueError: such as the 32nd of a month
         return {}
     if not isinstance(loaded, dict):
         return {}

@@ -1,6 +1,5 @@
 """Megatron checkpoints (torch_dist, PyTorch's distributed format) read parameter by parameter, in any layout."""
 
-import operator
 import pickle
 from collections import defaultdict
 from collections.abc import Sequence
@@ -151,9 +150,9 @@ def _overlap(
 ) -> ReadItem | None:
     """What to read of a stored chunk to fill the box from start to stop."""
     # The overlap is from `low` to `high`, counted in the whole tensor as box and chunk are.
-    chunk_stop = map(operator.add, chunk.offsets, chunk.sizes)
-    low = list(map(max, start, chunk.offsets))
-    high = list(map(min, stop, chunk_stop))
+    chunk_stop = [offset + size for offset, size in zip(chunk.offsets, chunk.sizes, strict=True)]
+    low = [max(both) for both in zip(start, chunk.offsets, strict=True)]
+    high = [min(both) for both in zip(stop, chunk_stop, strict=True)]
     lengths = _minus(high, low)
     if any(length <= 0 for length in lengths):
         return None

@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_empg.cluster.watchdog import Watchdog
+import pytest
+
+from megatron_empg.cluster.watchdog import Watchdog, WatchdogArguments
 from megatron_empg.common.errors import HUNG
+from megatron_empg.common.options import parse_command_line
 from megatron_empg.run.checkpoint_folders import SLOWEST_READ, reading_seconds, step_folder
 from megatron_empg.run.heartbeat import Beat, Heartbeat, read_beats
 
@@ -113,3 +116,23 @@ def test_a_stopped_process_is_named_by_the_command_and_the_other_tells_its_stack
         for rank in ranks:
             rank.kill()
             rank.wait()
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("", "it is empty; name a file or folder"),
+        ("absent", "'absent' does not exist"),
+        ("file", "is a file"),
+        (".", ". has neither recipe.yaml nor heartbeats: no run is there"),
+    ],
+)
+def test_a_folder_without_a_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(WatchdogArguments, [word])
+    said = capsys.readouterr().err
+    assert (ended.value.code, says in said) == (2, True), said

@@ -20,9 +20,9 @@ from megatron_empg.environments.deep_search.search.bm25_index import LONGEST_QUE
 from megatron_empg.environments.deep_search.search.index_build import build_index
 from megatron_empg.environments.deep_search.search.index_tools import IndexTools
 from megatron_empg.environments.deep_search.search.passages import TitlePage
+from megatron_empg.environments.deep_search.search.result_limits import ResultLimits
 from megatron_empg.environments.deep_search.search.retrieve_client import RetrieveClient, RetrieveTools
 from megatron_empg.environments.deep_search.search.retrieve_server import application
-from megatron_empg.environments.deep_search.search.shown import ResultLimits
 from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE, ClientLimits
 from megatron_empg.environments.deep_search.tools import QueryRefused, SearchServiceError
 

@@ -8,7 +8,7 @@ import pytest
 from megatron_empg.environments.base import SPLITS, EpisodeLimits
 from megatron_empg.environments.registry import make_task_source
 from megatron_empg.environments.scienceworld import source as source_module
-from megatron_empg.environments.scienceworld.installed import JavaInstallation
+from megatron_empg.environments.scienceworld.java_installation import JavaInstallation
 from megatron_empg.environments.scienceworld.settings import ScienceWorldSettings
 from megatron_empg.environments.scienceworld.source import ScienceWorld
 from megatron_empg.environments.scienceworld.splits import UNSEEN_BY_RLVMR, variations_of

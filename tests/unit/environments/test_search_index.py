@@ -30,7 +30,7 @@ from megatron_empg.environments.deep_search.search.index_tools import IndexTools
 from megatron_empg.environments.deep_search.search.manifest import MANIFEST, IndexManifest, verify_files
 from megatron_empg.environments.deep_search.search.observations import snippet
 from megatron_empg.environments.deep_search.search.passages import TitlePage
-from megatron_empg.environments.deep_search.search.shown import ResultLimits
+from megatron_empg.environments.deep_search.search.result_limits import ResultLimits
 from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsError, Postings, best_documents
 from megatron_empg.environments.deep_search.search.words import WordRules, WordSplitter
 from megatron_empg.environments.deep_search.text import cut

@@ -17,7 +17,7 @@ from megatron_empg.evaluate.options import EvaluationOptions
 from megatron_empg.evaluate.run import EvaluationRun, _passes
 from megatron_empg.recipe import RecipeError, load_recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
-from megatron_empg.rollout.service.driver import open_driver
+from megatron_empg.rollout.service.rollout_service import open_rollout_service
 from tests.support.stub_engine import StubEngine
 
 RECIPE = Path("recipes/quickstart.yaml")
@@ -60,7 +60,9 @@ def test_published_questions_are_asked_over_an_index_in_this_process(
         (policy,) = evaluation.unanswered()
 
         async def ask() -> None:
-            async with open_driver(evaluation.recipe_of(policy).service_config(), [engine.url], TOKEN) as driver:
+            async with open_rollout_service(
+                evaluation.recipe_of(policy).service_config(), [engine.url], TOKEN
+            ) as driver:
                 await evaluation.ask(driver, policy)
 
         asyncio.run(ask())

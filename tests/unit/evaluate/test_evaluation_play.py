@@ -20,7 +20,7 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.config import EvaluationConfig
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
-from megatron_empg.rollout.service.driver import RolloutService
+from megatron_empg.rollout.service.rollout_service import RolloutService
 from tests.support.limited import limited
 from tests.support.one_turn import OneTurn, by_seed, questions_of
 from tests.support.recipes import quickstart

@@ -32,7 +32,8 @@ def test_no_module_but_the_command_imports_evaluations() -> None:
 def test_the_trainer_starts_without_evaluations() -> None:
     program = (
         "import sys\n"
-        "import megatron_empg.launch.local, megatron_empg.rollout.service.driver, megatron_empg.report.page\n"
+        "import megatron_empg.launch.local, megatron_empg.report.page\n"
+        "import megatron_empg.rollout.service.rollout_service\n"
         "print([name for name in sys.modules if name.startswith('megatron_empg.evaluate')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -162,4 +162,46 @@ def test_a_task_that_cannot_run_ends_with_a_fault_that_lasts(
     with pytest.raises(SystemExit) as ended:
         node_task.main()
     assert ended.value.code == LASTING_FAULT
-    assert f"error: {tmp_path / 'none'} cannot be run" in capsys.readouterr().err
+    assert f"error: '{tmp_path / 'none'}' cannot be run" in capsys.readouterr().err
+
+
+ENGINE = ("--number", "0", "--per-node", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", ""], "'' cannot be run: "),
+        (["run", "a\0b"], "embedded null"),
+        (["engine", "none.json", *ENGINE], "PLAN is none.json: [Errno 2] No such file"),
+        (["trainer", "none.json"], "PLAN is none.json: [Errno 2] No such file"),
+        (["engine", ".", *ENGINE], "PLAN is .: [Errno 21] Is a directory"),
+        (["engine", "broken.json", *ENGINE], "PLAN is broken.json: this is not a plan of a run"),
+        (["trainer", "broken.json"], "PLAN is broken.json: this is not a plan of a run"),
+        (["trainer", "latin.json"], "PLAN is latin.json: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_command_or_plan_that_cannot_be_used_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    (tmp_path / "broken.json").write_text('{"kind": "train"')
+    (tmp_path / "latin.json").write_bytes(b"\xe9")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    monkeypatch.setattr("sys.argv", ["node_task", *words])
+    with pytest.raises(SystemExit) as ended:
+        node_task.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (LASTING_FAULT, 1), said
+    assert said.startswith("error: ")
+    assert says in said
+
+
+def test_a_command_s_own_options_are_left_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    became = become(monkeypatch, {"TMPDIR": str(tmp_path)}, "run", "echo", "-n", "--no-gpu", "--help")
+    assert became.command == ["echo", "-n", "--no-gpu", "--help"]
+    assert "CUDA_VISIBLE_DEVICES" not in became.environment

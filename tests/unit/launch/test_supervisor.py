@@ -1,7 +1,9 @@
 """The supervisor over parts that are only names: in which order they start, why an attempt ends, what follows."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch.attempt import Senses
 from megatron_empg.launch.exit_codes import ExitCode
-from megatron_empg.launch.liveness import engine_probes
+from megatron_empg.launch.liveness import LivenessProbe, engine_probes
 from megatron_empg.launch.parts import EndedPart, RunPart, status_of
 from megatron_empg.launch.restart import (
     MOST_PART_RESTARTS,
@@ -61,6 +63,8 @@ class Stand:
     """What was started, stopped and said, in order."""
     running: dict[str, RunPart] = field(default_factory=dict)
     ends: list[EndedPart] = field(default_factory=list)
+    probed: list[tuple[float, str]] = field(default_factory=list)
+    """When which path was asked."""
 
     # the site
 
@@ -148,8 +152,9 @@ class Stand:
         assert token == "secret"
         return url not in self.unhealthy
 
-    def answers(self, url: str, token: str, path: str) -> bool:
-        return self.is_healthy(url, token) and f"{url}{path}" not in self.unhealthy
+    def answers(self, url: str, token: str, probe: LivenessProbe) -> bool:
+        self.probed.append((self.now, probe.path))
+        return self.is_healthy(url, token) and f"{url}{probe.path}" not in self.unhealthy
 
     def run(self) -> RestartDecision:
         senses = Senses(lambda: self.now, self.sleep, self.is_healthy, lambda heartbeat: self.begun, self.answers)
@@ -304,7 +309,10 @@ def test_a_part_that_answers_no_more_is_ended_hard_and_started_again_alone(tmp_p
     assert stand.run().action is RestartAction.DONE
     assert stand.log.count("engines") == 2
     assert stand.log.index("stop engines") < len(stand.log) - 1 - stand.log[::-1].index("engines")
-    assert any("engines answers no more; it alone is started again" in line for line in stand.log)
+    (said,) = [line for line in stand.log if "answers no more" in line]
+    found = re.search(r"engines answers no more \(no answer to /health for (\d+) s\); it alone is started", said)
+    assert found is not None, said
+    assert 30 <= int(found[1]) <= 40
     assert stand.starts() == ["7 0"]
 
 
@@ -314,14 +322,29 @@ def test_an_engine_whose_core_alone_is_frozen_is_started_again_after_the_core_s_
     def counts(stand: Stand) -> None:
         engines_started.append(stand.log.count("engines"))
 
-    early, late = 30 + CORE_SILENCE - 5, 30 + CORE_SILENCE + 15
+    early, late = 30 + CORE_SILENCE - 5, 30 + CORE_SILENCE + 45
     thaws = (late + 1, lambda stand: stand.unhealthy.clear())
     script = [(30, core_freezes), (early, counts), (late, counts), thaws, (300, finishes)]
     stand = frozen_run(tmp_path, *script)
     assert stand.run().action is RestartAction.DONE
     assert engines_started == [1, 2], "not before the longest weight transfer is over"
-    assert any("engines answers no more; it alone is started again" in line for line in stand.log)
+    assert any("(no answer to /weight_info for 1" in line for line in stand.log)
     assert stand.starts() == ["7 0"]
+
+
+def test_a_core_is_asked_less_often_than_its_server(tmp_path: Path) -> None:
+    stand = frozen_run(tmp_path, (100, finishes))
+    assert stand.run().action is RestartAction.DONE
+    server = sorted({when for when, path in stand.probed if path == "/health"})
+    core = sorted({when for when, path in stand.probed if path == "/weight_info"})
+    assert all(later - earlier >= 20 for earlier, later in pairwise(core))
+    assert 4 <= len(core) <= len(server) / 3
+
+
+def test_another_status_than_200_is_an_answer_of_a_core_and_none_of_a_server() -> None:
+    health, core = engine_probes(60, 660)
+    assert [core.is_answered(status) for status in (200, 404, 500, None)] == [True, True, True, False]
+    assert [health.is_answered(status) for status in (200, 404, 500, None)] == [True, False, False, False]
 
 
 def test_a_core_that_answers_again_after_a_weight_transfer_is_left_alone(tmp_path: Path) -> None:
@@ -496,7 +519,8 @@ def test_an_engine_that_is_being_started_again_is_why_the_trainer_failed(tmp_pat
     stand = Stand(tmp_path, script, begun=True)
     assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0", "7 4"]
-    assert any(line.startswith("says: engines answers no more; going on from step 4") for line in stand.log)
+    why = "says: engines answers no more (no answer to /health); going on from step 4"
+    assert any(line.startswith(why) for line in stand.log)
 
 
 def test_a_watchdog_that_is_killed_comes_back_beside_a_run_that_goes_on(tmp_path: Path) -> None:

@@ -364,10 +364,10 @@ def index_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script.with_name("index.py.ran")
 
 
-def run(server: FileServer, tmp_path: Path, **wishes: Any) -> tuple[PreparedFolder, str]:
+def run(server: FileServer, tmp_path: Path, **options: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
     sources = read_sources(sources_file(server, tmp_path))
-    prepared = prepare(sources, PreparationOptions(tmp_path / "data", **wishes), said.append)
+    prepared = prepare(sources, PreparationOptions(tmp_path / "data", **options), said.append)
     return prepared, "\n".join(said)
 
 

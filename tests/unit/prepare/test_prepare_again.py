@@ -59,10 +59,10 @@ def sources_of(folder: Path, server: FileServer, *questions: dict[str, Any], dat
     return path
 
 
-def run(sources: Path, only: str = "data", **wishes: Any) -> tuple[PreparedFolder, str]:
+def run(sources: Path, only: str = "data", **options: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    wish = PreparationOptions(sources.parent / "data", only=(only,), **wishes)
-    prepared = prepare(read_sources(sources), wish, said.append)
+    options = PreparationOptions(sources.parent / "data", only=(only,), **options)
+    prepared = prepare(read_sources(sources), options, said.append)
     return prepared, "\n".join(said)
 
 
@@ -251,8 +251,11 @@ def test_a_model_that_cannot_be_is_refused_before_anything_is_fetched(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("",), "Invalid value for 'DIR': DIR is empty"),
-        ((" ",), "Invalid value for 'DIR': DIR is empty"),
+        (("",), "Invalid value for 'DIR': it is empty; name a file or folder"),
+        ((" ",), "Invalid value for 'DIR': it is empty; name a file or folder"),
+        (("~nobody-of-here/x",), "Invalid value for 'DIR': DIR is '~nobody-of-here/x'"),
+        (("DIR", "--sources", ""), "Invalid value for '--sources': it is empty; name a file or folder"),
+        (("DIR", "--python", ""), "Invalid value for '--python': it is empty; name a file or folder"),
         (("data", "--model", ""), "Invalid value for '--model': it is empty"),
     ],
 )

@@ -22,10 +22,10 @@ from megatron_empg.prepare import alfworld_games
 from megatron_empg.prepare.alfworld import AlfWorldSources
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import ALFWORLD, PreparedFolder, read_prepared
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
-from megatron_empg.prepare.wishes import PreparationOptions
 from tests.support.archives import zipped
 from tests.support.file_server import FileServer, file_server
 from tests.unit.prepare.alfworld_archives import FACTS, GAME, facts, games, places
@@ -62,10 +62,10 @@ def sources_of(server: FileServer, folder: Path, **known: Any) -> Path:
     return path
 
 
-def prepared(server: FileServer, tmp_path: Path, *only: str, **wishes: Any) -> tuple[PreparedFolder, str]:
+def prepared(server: FileServer, tmp_path: Path, *only: str, **options: Any) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    wish = PreparationOptions(tmp_path / "data", only=only, **wishes)
-    found = run(preparation(ALFWORLD, sources_of(server, tmp_path)), wish, said.append)
+    options = PreparationOptions(tmp_path / "data", only=only, **options)
+    found = run(preparation(ALFWORLD, sources_of(server, tmp_path)), options, said.append)
     return found, "\n".join(said)
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_empg.environments.scienceworld import installed
+from megatron_empg.environments.scienceworld import java_installation
 from megatron_empg.environments.webshop.settings import WebShopSettings
 from megatron_empg.prepare.errors import PrepareError
 from megatron_empg.prepare.manifest import SCIENCEWORLD, WEBSHOP, PreparedFolder, read_prepared
+from megatron_empg.prepare.options import PreparationOptions
 from megatron_empg.prepare.preparations import preparation
 from megatron_empg.prepare.run import run
 from megatron_empg.prepare.sources import FOLDER, read_sources
 from megatron_empg.prepare.webshop import FilesPart, WebShopSources
-from megatron_empg.prepare.wishes import PreparationOptions
 from tests.support.file_server import FileServer, file_server
 
 PRODUCTS = b'[{"asin": "B000000001"}]' * 20
@@ -56,10 +56,10 @@ def sources_of(content: dict[str, Any], folder: Path) -> Path:
 
 
 def prepared(
-    sources: Path | None, folder: Path, *only: str, of: str = WEBSHOP, **wishes: Any
+    sources: Path | None, folder: Path, *only: str, of: str = WEBSHOP, **options: Any
 ) -> tuple[PreparedFolder, str]:
     said: list[str] = []
-    found = run(preparation(of, sources), PreparationOptions(folder, only=only, **wishes), said.append)
+    found = run(preparation(of, sources), PreparationOptions(folder, only=only, **options), said.append)
     return found, "\n".join(said)
 
 
@@ -171,7 +171,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(installed, "engine_jar", lambda: Path("scienceworld.jar"))
+    monkeypatch.setattr(java_installation, "engine_jar", lambda: Path("scienceworld.jar"))
     return java
 
 

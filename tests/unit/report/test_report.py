@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from megatron_empg.common.jsonl import append_line
+from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.report import figures
 from megatron_empg.report.chart import svg
 from megatron_empg.report.data import RunData, part, read_run
@@ -186,6 +187,48 @@ def test_a_run_killed_while_writing(tmp_path: Path) -> None:
     folder.versions.write_text("{")
     folder.recipe.write_text("a: [")
     assert "Success in training" in report_of(folder).text
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e308", "9" * 401, '"x"', "[1]", "{}", "true"])
+def test_numbers_that_are_none_are_left_out_of_the_page(tmp_path: Path, value: str) -> None:
+    """In every file that the page is made of."""
+    folder = write_demo(tmp_path, steps=3)
+    lines = {
+        folder.metrics: ["step", "time/step", "train/success", "eval/test_id/sampled_questions"],
+        folder.steps: ["step_entropies", "step_advantages"],
+        folder.episodes / "step_000003.jsonl": ["reward", "advantage"],
+    }
+    for path, names in lines.items():
+        for name in names:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(changed_line(path, name, value))
+    page = report_of(folder)
+    for title in ("Success in training", "Final against trajectory advantage", "An episode, step by step"):
+        assert title in page.text
+
+
+def changed_line(path: Path, name: str, value: str) -> str:
+    """The file's last line with this as its `name`."""
+    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    return json.dumps({**record, name: "@"}).replace('"@"', value) + "\n"
+
+
+def test_a_run_of_thousands_of_steps_is_a_page_of_two_megabytes_at_most(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path, steps=3)
+    last = read_lines(folder.metrics)[-1]
+    lines = [json.dumps({**last, "step": step}) for step in range(4, 5001)]
+    with folder.metrics.open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    assert len(write_report(folder.root).read_bytes()) <= 2_000_000
+
+
+def test_texts_of_100_kb_are_shown_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).open("")
+    long = "<b> &" * 20_000
+    played = EpisodeText("task", long, "success", [TurnText(long, long)])
+    numbers = TurnNumbers(entropy=0.5, advantage=1.0, tokens=9)
+    write_episodes(folder, 1, [EpisodeRecord(1, played, 1.0, 1.0, [numbers])])
+    assert report_of(folder).text.count("<b> &") >= 3 * 20_000 - 1
 
 
 def test_text_of_the_agent_is_escaped(tmp_path: Path) -> None:

@@ -44,6 +44,27 @@ def test_server_command_line():
     assert '{"backend": "empg_nccl"}' in vllm_arguments(args, extra, cuda=True)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--port", "0"),
+        ("--port", "65536"),
+        ("--max-model-len", "0"),
+        ("--max-num-seqs", "0"),
+        ("--kv-cache-bytes", "0"),
+        ("--tensor-parallel", "0"),
+        ("--threads", "-1"),
+        ("--seed", "-1"),
+    ],
+)
+def test_a_size_that_no_server_has_is_refused_by_name(capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--model", "m", "--port", "1", "--max-model-len", "64", option, value])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"Invalid value for '{option}': " in said
+
+
 @pytest.mark.parametrize("cuda", [True, False])
 @pytest.mark.parametrize(("dtype", "said"), [("bfloat16", True), ("float16", True), ("float32", False)])
 def test_logits_are_float32_whatever_the_policy_is(cuda, dtype, said):

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_empg.common.jsonl import read_lines
+from megatron_empg.common.jsonl import append_line, read_lines
 from megatron_empg.run.episode_log import (
     episode_files,
     read_episodes,
+    read_steps,
     write_episodes,
     write_played,
     write_steps,
@@ -136,3 +137,43 @@ def test_many_steps_are_sampled_in_rows_and_always_alike(folder: RunFolder) -> N
 def test_uneven_columns_are_refused(folder: RunFolder) -> None:
     with pytest.raises(ValueError, match=r"lengths \[1, 2, 1\]"):
         write_steps(folder, 1, step_entropies=[0.1], step_advantages=[0.1, 0.2], trajectory_advantages=[0.1])
+
+
+@pytest.mark.parametrize("value", ["0.5", [], {}, True, float("nan")])
+def test_what_should_be_a_number_and_is_none_is_not_measured(folder: RunFolder, value: object) -> None:
+    path = folder.episodes / "step_000001.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    names = ("entropy", "h_norm", "g", "bonus", "advantage", "tokens")
+    turn = {"text": "t", **dict.fromkeys(names, value)}
+    append_line(path, {"question": 3, "reward": value, "advantage": value, "turns": [turn]})
+    (episode,) = read_episodes(path)
+    assert episode == {
+        "question": "3",
+        "reward": None,
+        "advantage": None,
+        "turns": [{"text": "t", **dict.fromkeys(names)}],
+    }
+
+
+def test_an_episode_whose_turns_are_no_objects_is_left_out(folder: RunFolder) -> None:
+    path = folder.episodes / "step_000001.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    for turns in ([{"text": "t"}, 3], ["t"], "t", None, {"text": "t"}):
+        append_line(path, {"question": "q", "turns": turns})
+    append_line(path, {"question": "whole", "turns": [{"text": "t"}]})
+    assert [episode["question"] for episode in read_episodes(path)] == ["whole"]
+
+
+def test_columns_of_steps_that_are_none_are_not_measured(folder: RunFolder) -> None:
+    whole = {"step": 1, "step_entropies": [0.5], "step_advantages": [1.0], "trajectory_advantages": [2.0]}
+    append_line(folder.steps, whole)
+    append_line(folder.steps, whole | {"step_entropies": [float("nan"), "x", 0.25], "step_advantages": 3})
+    for entropies in (3, "x", None, [], ["x"], {"a": 1}):
+        append_line(folder.steps, whole | {"step_entropies": entropies})
+    first, second = read_steps(folder)
+    assert first == {"step_entropies": [0.5], "step_advantages": [1.0], "trajectory_advantages": [2.0]}
+    assert second == {
+        "step_entropies": [None, None, 0.25],
+        "step_advantages": [],
+        "trajectory_advantages": [2.0],
+    }

@@ -35,6 +35,17 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("step", ["null", "NaN", '"3"', "-1", "9" * 401, "[1]"])
+def test_a_line_whose_step_is_none_is_left_out_and_cut(tmp_path: Path, step: str) -> None:
+    folder = RunFolder(tmp_path).open("")
+    MetricsWriter(folder).write(1, {"train/reward": 0.0})
+    with folder.metrics.open("a") as file:
+        file.write(f'{{"step": {step}, "train/reward": 1.0}}\n{{"train/reward": 2.0}}\n')
+    assert read_metrics(folder) == [{"step": 1, "train/reward": 0.0}]
+    MetricsWriter(folder, first_step=2).write(2, {"train/reward": 3.0})
+    assert folder.metrics.read_text().count("\n") == 2
+
+
 def test_steps_must_rise(tmp_path: Path) -> None:
     writer = MetricsWriter(RunFolder(tmp_path).open(""), first_step=4)
     with pytest.raises(ValueError, match="step 3 after those of step 3"):

@@ -78,6 +78,7 @@ def test_an_evaluation_of_few_questions_says_how_sure_it_is() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (4.6, 200, 7500)] == ["5s", "3m 20s", "2h 05m"]
+    assert {duration(s) for s in (1e9, 1e308, float("inf"), float("nan"))} == {"over 30 years"}
 
 
 def test_a_step_that_trained_on_nothing_says_why():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_empg.common.jsonl import append_line
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.timeline import EpisodeTimes, Span, StepTimeline, TurnTimes, read_timelines, write_timeline
 
@@ -42,6 +43,19 @@ def test_a_torn_line_is_left_out_and_a_step_done_again_is_the_later_one(tmp_path
     again = StepTimeline(2, 9, 5.0, 1.0, [EPISODE])
     write_timeline(folder, again)
     assert read_timelines(folder) == [again]
+
+
+@pytest.mark.parametrize("value", [None, "1", [1.0], True])
+@pytest.mark.parametrize("key", ["seconds", "median"])
+def test_a_line_with_seconds_that_are_no_number_is_left_out(tmp_path: Path, key: str, value: object) -> None:
+    folder = RunFolder(tmp_path)
+    write_timeline(folder, timeline(1))
+    append_line(folder.timeline, timeline(2).to_json() | {key: value})
+    spans = [{"whole": [0.0, value]}, {"opening": [value, 1.0]}, {"turns": [[[0.0, value], None]]}]
+    for span in spans:
+        episode = EPISODE.to_json() | span
+        append_line(folder.timeline, timeline(3).to_json() | {"slowest": [episode]})
+    assert read_timelines(folder) == [timeline(1)]
 
 
 def test_a_continuation_cuts_the_steps_that_are_done_again(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_half_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
 
 def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\nnonsense\n[1]\n\xff\xfe\n\n{"step": 2}\n')
+    path.write_bytes(b'{"step": 1}\nnonsense\n[1]\n\xff\xfe\n\n' + b'{"x": ' + b"[" * 200_000 + b'\n{"step": 2}\n')
     assert GrowingLines(path).look() == [{"step": 1}, {"step": 2}]
 
 

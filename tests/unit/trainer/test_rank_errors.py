@@ -13,7 +13,7 @@ from megatron_empg.launch.torchrun import status_of_ranks
 RANK = """
 from megatron_empg.trainer.rank_errors import run_rank
 import os, signal
-from megatron_empg.rollout.service.client import DriverClientError, DriverGoneError
+from megatron_empg.rollout.service.client import RolloutServiceClientError, RolloutServiceGoneError
 
 def main():
     try:
@@ -36,16 +36,18 @@ def log_of(tmp_path: Path, raised: str, status: int) -> str:
 
 
 def test_an_error_of_the_project_s_own_is_a_sentence(tmp_path: Path) -> None:
-    raised = "DriverClientError('the driver at http://a:1 answered 500: one\\n  of them')"
+    raised = "RolloutServiceClientError('the driver at http://a:1 answered 500: one\\n  of them')"
     log = log_of(tmp_path, raised, LASTING_FAULT)
     assert "error: the driver at http://a:1 answered 500: one\n  of them\n" in log
-    assert "DriverClientError: the driver at http://a:1 answered 500: one" in "\n".join(log.splitlines()[-8:])
+    assert "RolloutServiceClientError: the driver at http://a:1 answered 500: one" in "\n".join(
+        log.splitlines()[-8:]
+    )
     assert 'File "' not in log
     assert "Traceback" not in log
 
 
 def test_one_that_need_not_come_again_says_so_by_its_status(tmp_path: Path) -> None:
-    log = log_of(tmp_path, "DriverGoneError('the driver at http://a:1: ConnectError')", 1)
+    log = log_of(tmp_path, "RolloutServiceGoneError('the driver at http://a:1: ConnectError')", 1)
     assert "error: the driver at http://a:1: ConnectError\n" in log
     assert "Traceback" not in log
 

@@ -18,7 +18,7 @@ from megatron_empg.environments.deep_search.search.postings_build import (
     WORDS,
     open_postings,
 )
-from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS
+from megatron_empg.environments.deep_search.search.result_limits import MOST_RESULTS
 from megatron_empg.environments.deep_search.search.string_table import HashTable
 from megatron_empg.environments.deep_search.search.top_k import DamagedPostingsError, Postings, best_documents
 from megatron_empg.environments.deep_search.search.words import WordRules, WordSplitter

@@ -28,7 +28,7 @@ from megatron_empg.environments.deep_search.search.errors import (
 from megatron_empg.environments.deep_search.search.index_tools import refuse_long
 from megatron_empg.environments.deep_search.search.manifest import IndexManifest, file_digest
 from megatron_empg.environments.deep_search.search.passages import Passages
-from megatron_empg.environments.deep_search.search.shown import MOST_RESULTS, ResultLimits
+from megatron_empg.environments.deep_search.search.result_limits import MOST_RESULTS, ResultLimits
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 VECTORS, SETTINGS = "dense.vectors.npy", "dense.json"

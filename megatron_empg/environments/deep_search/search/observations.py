@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from megatron_empg.environments.deep_search.search.bm25_index import Hit
 from megatron_empg.environments.deep_search.search.passages import TitlePage
-from megatron_empg.environments.deep_search.search.shown import ResultLimits
+from megatron_empg.environments.deep_search.search.result_limits import ResultLimits
 from megatron_empg.environments.deep_search.search.words import fold
 from megatron_empg.environments.deep_search.text import cut
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_empg.rollout.episode import Episode, LostPart
-from megatron_empg.rollout.service.failures import DriverError, EnginesLost, refuse_errors
+from megatron_empg.rollout.service.failures import EnginesLost, RolloutServiceError, refuse_errors
 
 
 def played(sound: int, own: int, lost: int) -> list[Episode]:
@@ -25,7 +25,7 @@ def test_errors_that_are_too_many_by_lost_engines_alone_are_an_accident(sound: i
 
 @pytest.mark.parametrize(("sound", "own", "lost"), [(0, 8, 0), (2, 5, 1), (0, 5, 3)])
 def test_errors_that_are_too_many_by_themselves_are_none(sound: int, own: int, lost: int) -> None:
-    with pytest.raises(DriverError, match=r"more than limits\.max_error_share") as refused:
+    with pytest.raises(RolloutServiceError, match=r"more than limits\.max_error_share") as refused:
         refuse_errors(played(sound, own, lost), 0.5, "step 3")
     assert not refused.value.accident
 

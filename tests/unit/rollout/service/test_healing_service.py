@@ -23,9 +23,13 @@ from megatron_empg.rollout.client import EngineClient, EngineError
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import EngineState, Fleet
 from megatron_empg.rollout.service.batch import Batch, account_in
-from megatron_empg.rollout.service.client import DriverClient, DriverClientError, DriverGoneError
-from megatron_empg.rollout.service.driver import RolloutService
+from megatron_empg.rollout.service.client import (
+    RolloutServiceClient,
+    RolloutServiceClientError,
+    RolloutServiceGoneError,
+)
 from megatron_empg.rollout.service.engine_keeper import OFFER_SECONDS, EngineKeeper
+from megatron_empg.rollout.service.rollout_service import RolloutService
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.stale_engines import StaleEngines
 from megatron_empg.run.metric_names import by_clock
@@ -93,7 +97,7 @@ def test_a_batch_is_asked_for_again_once_its_engine_was_refitted_and_goes_on_mea
     """The only engine dies in the middle of the batch, comes back with other weights, and gets the policy's."""
     port = free_port()
     with StubEngine(by_seed(chat), version="0") as engine, served(chat, [engine.url], port, recipe()):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         undisturbed = learnt_from(client.rollout(0))
         engine.bodies.clear()
@@ -121,7 +125,7 @@ def test_whatever_is_asked_waits_for_the_only_engine(chat: ChatTokens, asks: str
     port = free_port()
     engine = StubEngine(by_seed(chat), version="0", delay=0.2)
     with engine, served(chat, [engine.url], port, recipe()):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         ask = client.probe if asks == "probe" else partial(client.evaluate, "test_id", False)
         engine.version = "default"
@@ -136,7 +140,7 @@ def test_engines_that_serve_are_not_disturbed_by_one_that_is_refitted(chat: Chat
     port = free_port()
     one, two = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="default")
     with one, two, served(chat, [one.url, two.url], port, recipe()):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([one.url], 1)  # the other one was not reached
         assert client.rollout(1) == StaleEngines((two.url,))
         assert isinstance(client.rollout(1), bytes), "named once, it is not waited for"
@@ -154,7 +158,7 @@ def test_an_engine_that_is_added_while_a_run_goes_on_is_refitted_and_given_work(
     one, added = StubEngine(by_seed(chat), version="1"), StubEngine(by_seed(chat), version="default")
     with one, added, served(chat, [one.url], port, recipe()):
         service = f"http://127.0.0.1:{port}"
-        client = DriverClient(service, TOKEN, timeout=60.0)
+        client = RolloutServiceClient(service, TOKEN, timeout=60.0)
         client.hold([one.url], 1)
         asked = {"engines": [added.url + "/"]}
         assert httpx.post(f"{service}/engines", json=asked, trust_env=False).status_code == 401
@@ -175,7 +179,7 @@ def test_an_engine_whose_address_cannot_be_is_refused_and_none_is_added(chat: Ch
     port = free_port()
     with StubEngine(by_seed(chat), version="1") as one, served(chat, [one.url], port, recipe()):
         service = f"http://127.0.0.1:{port}"
-        client = DriverClient(service, TOKEN, timeout=60.0)
+        client = RolloutServiceClient(service, TOKEN, timeout=60.0)
         client.hold([one.url], 1)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         answer = httpx.post(f"{service}/engines", content=body, headers=headers, trust_env=False)
@@ -190,7 +194,7 @@ def test_an_engine_whose_address_cannot_be_is_refused_and_none_is_added(chat: Ch
 def test_a_service_that_was_started_again_is_told_and_plays_the_same_batch(chat: ChatTokens) -> None:
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine:
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
         with served(chat, [engine.url], port, recipe()):
             client.hold([engine.url], 5)
             undisturbed = learnt_from(client.rollout(5))
@@ -208,7 +212,7 @@ def test_an_engine_that_nobody_refitted_stays_stale_when_another_one_was(chat: C
     port = free_port()
     one, two = StubEngine(by_seed(chat), version="5"), StubEngine(by_seed(chat), version="5")
     with one, two, served(chat, [one.url, two.url], port, recipe()):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([one.url, two.url], 5)
         one.version = two.version = "default"  # both were started again
         named: set[str] = set()
@@ -231,7 +235,7 @@ def test_a_service_that_was_started_again_during_a_refit_is_told_where_its_strea
     """It first hears of the refit's end, and so knows of weights."""
     port = free_port()
     with StubEngine(by_seed(chat), version="1") as engine:
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0, patience=30.0)
         with served(chat, [engine.url], port, recipe(*LAG)):
             client.hold([engine.url], 0)
             client.published(0, None)
@@ -252,25 +256,25 @@ def test_a_service_that_was_started_again_during_a_refit_is_told_where_its_strea
 def test_a_stream_that_nobody_began_is_no_endless_asking(chat: ChatTokens) -> None:
     port = free_port()
     with StubEngine(by_seed(chat), version="0") as engine, served(chat, [engine.url], port, recipe(*LAG)):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
-        with pytest.raises(DriverClientError, match="answered 412: step 0: no weights were published yet"):
+        with pytest.raises(RolloutServiceClientError, match="answered 412: step 0: no weights were published yet"):
             client.rollout(0)
 
 
 def test_a_service_that_knows_of_no_weights_plays_nothing(chat: ChatTokens) -> None:
     port = free_port()
     with StubEngine(by_seed(chat), version="5") as engine, served(chat, [engine.url], port, recipe()):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
-        with pytest.raises(DriverClientError, match="answered 412: it has not been told"):
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        with pytest.raises(RolloutServiceClientError, match="answered 412: it has not been told"):
             client.rollout(5)
         assert engine.bodies == []
 
 
 def test_a_service_that_stays_away_is_an_accident(chat: ChatTokens) -> None:
-    client = DriverClient(f"http://127.0.0.1:{free_port()}", TOKEN, timeout=5.0, patience=1.0)
+    client = RolloutServiceClient(f"http://127.0.0.1:{free_port()}", TOKEN, timeout=5.0, patience=1.0)
     began = time.monotonic()
-    with pytest.raises(DriverGoneError, match="ConnectError") as gone:
+    with pytest.raises(RolloutServiceGoneError, match="ConnectError") as gone:
         client.rollout(0)
     assert gone.value.accident
     assert time.monotonic() - began >= 1.0
@@ -282,10 +286,10 @@ def test_a_batch_that_no_engine_was_left_for_is_an_accident(chat: ChatTokens) ->
     few = [f"limits.{name}_timeout={1.5 - number / 10}" for number, name in enumerate(short)]
     given = recipe("limits.rollout_timeout=20", "limits.round_timeout=2", "limits.environment_timeout=1", *few)
     with StubEngine(by_seed(chat), version="0") as engine, served(chat, [engine.url], port, given):
-        client = DriverClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
+        client = RolloutServiceClient(f"http://127.0.0.1:{port}", TOKEN, timeout=60.0)
         client.hold([engine.url], 0)
         engine.gone = True
-        with pytest.raises(DriverClientError, match="8 of 8 episodes ended in an error") as lost:
+        with pytest.raises(RolloutServiceClientError, match="8 of 8 episodes ended in an error") as lost:
             client.rollout(0)
         assert lost.value.accident
 

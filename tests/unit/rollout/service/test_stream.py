@@ -22,9 +22,9 @@ from megatron_empg.rollout.episodes import Group, Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.seeds import derive_seed
 from megatron_empg.rollout.service.batch import Batch
-from megatron_empg.rollout.service.client import DriverClient, DriverClientError
-from megatron_empg.rollout.service.driver import RolloutService
-from megatron_empg.rollout.service.failures import DriverError, Untold
+from megatron_empg.rollout.service.client import RolloutServiceClient, RolloutServiceClientError
+from megatron_empg.rollout.service.failures import RolloutServiceError, Untold
+from megatron_empg.rollout.service.rollout_service import RolloutService
 from megatron_empg.rollout.service.server import application
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stream import GroupStream
@@ -219,7 +219,7 @@ def test_too_many_errors_end_the_run_and_one_is_shown(chat: ChatTokens, engine: 
     async def run() -> None:
         async with streaming(chat, engine, ["breaks"], recipe()) as one:
             await one.published(0)
-            with pytest.raises(DriverError, match=r"(?s)step 0: .*OSError: the tool is gone"):
+            with pytest.raises(RolloutServiceError, match=r"(?s)step 0: .*OSError: the tool is gone"):
                 await one.batch(0)
 
     asyncio.run(run())
@@ -239,9 +239,9 @@ def test_asked_again_for_a_step_the_stream_hands_over_the_same(chat: ChatTokens,
             first, again = await one.batch(0), await one.batch(0)
             assert (first.account, first.metrics) == (again.account, again.metrics)
             assert first.texts == again.texts
-            with pytest.raises(DriverError, match="next batch is that of step 1, not of step 3"):
+            with pytest.raises(RolloutServiceError, match="next batch is that of step 1, not of step 3"):
                 await one.batch(3)
-            with pytest.raises(DriverError, match="version -1 was published after version 0"):
+            with pytest.raises(RolloutServiceError, match="version -1 was published after version 0"):
                 await one.published(-1)
 
     asyncio.run(run())
@@ -378,10 +378,10 @@ def test_a_source_that_fails_ends_the_run_and_is_named(
     async def run() -> None:
         async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
             await one.published(0)
-            with pytest.raises(DriverError, match=f"broke off: {type(error).__name__}: {error}"):
+            with pytest.raises(RolloutServiceError, match=f"broke off: {type(error).__name__}: {error}"):
                 await one.batch(0)
             await one.published(1)
-            with pytest.raises(DriverError, match="broke off"):
+            with pytest.raises(RolloutServiceError, match="broke off"):
                 await one.batch(0)
             assert engine.bodies == []
 
@@ -399,7 +399,7 @@ def test_a_group_that_cannot_be_judged_ends_the_run_and_no_other_enters(
     async def run() -> None:
         async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
             await one.published(0)
-            with pytest.raises(DriverError, match="broke off: ArithmeticError: rewards that nobody"):
+            with pytest.raises(RolloutServiceError, match="broke off: ArithmeticError: rewards that nobody"):
                 await one.batch(0)
             await one.published(1)
             await asyncio.sleep(0.2)
@@ -420,7 +420,7 @@ def test_an_episode_that_breaks_its_player_ends_the_run(
     async def run() -> None:
         async with streaming(chat, engine, ["win"] * 40, recipe()) as one:
             await one.published(0)
-            with pytest.raises(DriverError, match=f"broke off: {type(error).__name__}"):
+            with pytest.raises(RolloutServiceError, match=f"broke off: {type(error).__name__}"):
                 await one.batch(0)
 
     asyncio.run(run())
@@ -454,7 +454,7 @@ def test_a_group_that_is_too_old_and_fails_in_its_end_does_not_end_the_stream(
 def test_without_a_lag_nobody_tells_of_weights(chat: ChatTokens, engine: StubEngine) -> None:
     async def run() -> None:
         async with streaming(chat, engine, ["win"] * 40, recipe("rollout.max_lag=0")) as one:
-            with pytest.raises(DriverError, match="max_lag is 0"):
+            with pytest.raises(RolloutServiceError, match="max_lag is 0"):
                 await one.published(0)
             assert (await one.batch(0)).account is None
 
@@ -490,21 +490,21 @@ def test_the_stream_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine,
     """And for one whose request another took the place of."""
     engine, url = served
     engine.delay = 2.0
-    DriverClient(url, TOKEN, timeout=30.0).published(0, None)
-    with pytest.raises(DriverClientError, match="ReadTimeout"):
-        DriverClient(url, TOKEN, timeout=0.5).rollout(0)
-    batch = Batch.from_bytes(DriverClient(url, TOKEN, timeout=30.0).rollout(0))
+    RolloutServiceClient(url, TOKEN, timeout=30.0).published(0, None)
+    with pytest.raises(RolloutServiceClientError, match="ReadTimeout"):
+        RolloutServiceClient(url, TOKEN, timeout=0.5).rollout(0)
+    batch = Batch.from_bytes(RolloutServiceClient(url, TOKEN, timeout=30.0).rollout(0))
     assert batch.episodes == 4
     assert (len(engine.bodies), engine.cancelled) == (8, 0)
     engine.delay = 60.0
-    DriverClient(url, TOKEN, timeout=30.0).published(1, batch.account)
+    RolloutServiceClient(url, TOKEN, timeout=30.0).published(1, batch.account)
     wait_for(lambda: engine.in_flight == 4)
 
 
 def test_no_full_collection_while_the_stream_plays(served: tuple[StubEngine, str]) -> None:
     """It would visit every token of every episode, with the event loop held."""
     engine, url = served
-    client = DriverClient(url, TOKEN, timeout=30.0)
+    client = RolloutServiceClient(url, TOKEN, timeout=30.0)
     engine.delay = 1.0
     client.published(0, None)
     wait_for(lambda: engine.in_flight > 0)
@@ -544,7 +544,7 @@ def test_nobody_tells_of_weights_without_the_token(served: tuple[StubEngine, str
     body = {"account": None}
     assert httpx.post(f"{url}/published/0", json=body, trust_env=False).status_code == 401
     assert engine.bodies == []
-    client = DriverClient(url, TOKEN, timeout=30.0)
+    client = RolloutServiceClient(url, TOKEN, timeout=30.0)
     client.published(3, None)
-    with pytest.raises(DriverClientError, match="version 2 was published after version 3"):
+    with pytest.raises(RolloutServiceClientError, match="version 2 was published after version 3"):
         client.published(2, None)

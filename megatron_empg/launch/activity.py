@@ -48,7 +48,7 @@ class RunActivity:
         return f"still {self.line}{counted} after {duration(seconds)}"
 
 
-def doing_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> RunActivity:
+def activity_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> RunActivity:
     """What a run does, by the first rank's heartbeat and what the rollout service plays.
 
     `passes` are those of an evaluation.
@@ -103,28 +103,28 @@ class ActivityDisplay:
         if not self._serving or beat is None:
             self._show(self._starting, logged=logged)
         else:
-            self._show(doing_of(beat, read_playing(self._folder.root), self._passes), logged=logged)
+            self._show(activity_of(beat, read_playing(self._folder.root), self._passes), logged=logged)
         return beat
 
-    def _show(self, doing: RunActivity, *, logged: bool) -> None:
-        if self._now is None or doing.line != self._now.line:
-            self._change(doing, logged=logged)
+    def _show(self, activity: RunActivity, *, logged: bool) -> None:
+        if self._now is None or activity.line != self._now.line:
+            self._change(activity, logged=logged)
         else:
-            self._now = doing  # its count may be another
-        counted = doing.counted
-        self._progress.phase(doing.line, *((counted.done, counted.total) if counted else ()))
+            self._now = activity  # its count may be another
+        counted = activity.counted
+        self._progress.phase(activity.line, *((counted.done, counted.total) if counted else ()))
         seconds = self._clock() - self._since
         if seconds >= self._named_again_after:
             self._named_again_after = 2 * seconds
-            self._progress.note_without_terminal(doing.so_far(seconds))
+            self._progress.note_without_terminal(activity.so_far(seconds))
 
-    def _change(self, doing: RunActivity, *, logged: bool) -> None:
+    def _change(self, activity: RunActivity, *, logged: bool) -> None:
         now = self._clock()
         if self._now is not None and logged:
             longest = self._longest.get(self._now.phase, 0.0)
             self._longest[self._now.phase] = max(longest, now - self._since)
-        self._now, self._since = doing, now
+        self._now, self._since = activity, now
         # A phase that always takes minutes is not slow.
-        self._named_again_after = max(SLOW_SECONDS, 2 * self._longest.get(doing.phase, 0.0))
+        self._named_again_after = max(SLOW_SECONDS, 2 * self._longest.get(activity.phase, 0.0))
         if not logged:
-            self._progress.note(doing.line)
+            self._progress.note(activity.line)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_empg.launch.doing import BEFORE_STEPS, IN_STEP, ActivityDisplay, doing_of
+from megatron_empg.launch.activity import BEFORE_STEPS, IN_STEP, ActivityDisplay, activity_of
 from megatron_empg.launch.exit_codes import ExitCode
 from megatron_empg.launch.parts import RunPart
 from megatron_empg.recipe import load_recipe
@@ -131,4 +131,4 @@ def test_every_phase_with_a_limit_of_the_watchdogs_has_words() -> None:
     assert phases == set(IN_STEP)
     assert {"start", "sync", "rollout", "evaluate"} == set(BEFORE_STEPS)
     for phase in phases:
-        assert "{" not in doing_of(beat(phase, 3), None, PASSES).line
+        assert "{" not in activity_of(beat(phase, 3), None, PASSES).line

@@ -20,8 +20,8 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
-from megatron_empg.rollout.service.driver import RolloutService
 from megatron_empg.rollout.service.garbage import no_full_collections
+from megatron_empg.rollout.service.rollout_service import RolloutService
 from tests.support.limited import limited
 from tests.support.stub_engine import StubEngine
 from tests.support.tokenizers_for_tests import make_tokenizer

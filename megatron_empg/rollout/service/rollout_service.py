@@ -28,7 +28,7 @@ from megatron_empg.rollout.service.engine_keeper import EngineKeeper
 from megatron_empg.rollout.service.engine_watch import EngineWatch
 from megatron_empg.rollout.service.episode_source import open_episode_source
 from megatron_empg.rollout.service.evaluation import Evaluation
-from megatron_empg.rollout.service.failures import DriverError, Untold, refuse_errors, refuse_malformed
+from megatron_empg.rollout.service.failures import RolloutServiceError, Untold, refuse_errors, refuse_malformed
 from megatron_empg.rollout.service.readable_episodes import texts_of, worth_reading
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.rollout.service.stale_engines import StaleEngines, TrainerNews
@@ -73,13 +73,16 @@ class RolloutService:
         return not fleet.told or fleet.version is not None
 
     async def hold(self, urls: Sequence[str], version: int) -> None:
-        """These engines hold the weights of `version`; one that was not known joins. Raises DriverError."""
+        """These engines hold the weights of `version`; one that was not known joins.
+
+        Raises RolloutServiceError.
+        """
         for url in urls:
             await self.rollout.know(url)
         try:
             self.rollout.fleet.refitted(urls, version)
         except ValueError as error:
-            raise DriverError(str(error)) from None
+            raise RolloutServiceError(str(error)) from None
         self.keeper.refitted()
 
     async def add(self, urls: Sequence[str]) -> None:
@@ -99,10 +102,12 @@ class RolloutService:
 
     async def published(self, version: int, account: StreamAccount | None) -> None:
         """The engines hold these weights. With the first the stream begins, where the `account` ends; with later
-        ones it goes on. Raises DriverError.
+        ones it goes on. Raises RolloutServiceError.
         """
         if not self.config.rollout.max_lag:
-            raise DriverError("rollout.max_lag is 0: nothing is streamed, so nobody asks which weights there are")
+            raise RolloutServiceError(
+                "rollout.max_lag is 0: nothing is streamed, so nobody asks which weights there are"
+            )
         if self.stream is None:
             self.stream = GroupStream(self.config, self.source, self.rollout, version=version, account=account)
             await self.watch.batch_begins(self.rollout.fleet.healthy())
@@ -120,7 +125,10 @@ class RolloutService:
             await self.stream.close()
 
     async def collect(self, step: int) -> bytes:
-        """The batch of a training step, within `limits.rollout_timeout`. Raises DriverError, and Untold."""
+        """The batch of a training step, within `limits.rollout_timeout`.
+
+        Raises RolloutServiceError, and Untold.
+        """
         return await (self._collect_streamed(step) if self.config.rollout.max_lag else self._collect_anew(step))
 
     async def _collect_streamed(self, step: int) -> bytes:
@@ -167,10 +175,10 @@ class RolloutService:
         return await asyncio.to_thread(lambda: collection.batch().to_bytes(texts))
 
     async def _refuse_errors(self, collection: Collection, step: int) -> None:
-        """Raises DriverError if too many episodes ended in an error; some of them are then written down."""
+        """Raises RolloutServiceError if too many episodes ended in an error, of which some are written down."""
         try:
             refuse_errors(collection.played, self.config.limits.max_error_share, f"step {step}")
-        except DriverError:
+        except RolloutServiceError:
             name, title = f"refused_{step + 1:06d}", f"Step {step + 1}, which was not trained"
             await self._write(name, title, collection.tasks.values(), collection.played)
             raise
@@ -195,7 +203,7 @@ class RolloutService:
     async def evaluate(self, split: Split, greedy: bool) -> Evaluation:
         """Success on the split's fixed questions, sampled or greedily, within `limits.rollout_timeout`.
 
-        An episode that ended in an error is a question not answered. Raises DriverError.
+        An episode that ended in an error is a question not answered. Raises RolloutServiceError.
         """
         settings = self.config.evaluation
         started = time.monotonic()
@@ -233,7 +241,7 @@ class RolloutService:
         """Play a few training questions, to see that there is something to learn from; returns how many.
 
         Some of them are written to ``episodes/probe.jsonl`` of the run folder, whatever they are worth. Raises
-        DriverError with one of the episodes when too many fail or no turn can be read.
+        RolloutServiceError with one of the episodes when too many fail or no turn can be read.
         """
         seed = derive_seed(self.config.seed, PROBE_STEP, "questions", 0, 0)
         tasks = await asyncio.to_thread(self.source.sample, "train", PROBE_EPISODES, seed)
@@ -317,7 +325,7 @@ def _groups(tasks: Sequence[Task], size: int, drawn: Counter[str]) -> list[Group
 
 
 @asynccontextmanager
-async def open_driver(
+async def open_rollout_service(
     config: ServiceConfig, engine_urls: list[str], token: str, *, told: bool = False
 ) -> AsyncIterator[RolloutService]:
     """A driver connected to the engines. `told`: by a trainer, as `Fleet` has it."""

@@ -24,9 +24,9 @@ from megatron_empg.rollout.chat_tokens import ChatTokens
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
 from megatron_empg.rollout.service.batch import Batch
-from megatron_empg.rollout.service.client import DriverClient, DriverClientError
-from megatron_empg.rollout.service.driver import RolloutService, open_driver
-from megatron_empg.rollout.service.failures import DriverError
+from megatron_empg.rollout.service.client import RolloutServiceClient, RolloutServiceClientError
+from megatron_empg.rollout.service.failures import RolloutServiceError
+from megatron_empg.rollout.service.rollout_service import RolloutService, open_rollout_service
 from megatron_empg.rollout.service.server import OneAtATime, RequestSuperseded, application
 from megatron_empg.run.episode_log import read_episodes
 from megatron_empg.run.folder import RunFolder
@@ -191,7 +191,7 @@ def test_too_many_errors_end_the_batch_and_one_is_shown(chat: ChatTokens) -> Non
     with StubEngine(by_seed(chat)) as engine:
         given = recipe("limits.max_error_share=0.4")
         with pytest.raises(
-            DriverError, match=r"(?s)step 3: 8 of 16 .*8 OSError.*max_error_share \(0.4\)"
+            RolloutServiceError, match=r"(?s)step 3: 8 of 16 .*8 OSError.*max_error_share \(0.4\)"
         ) as caught:
             collect(chat, engine.url, Questions(8, ["chance", "breaks"]), given)
         assert "OSError: the tool is gone" in str(caught.value)
@@ -213,7 +213,7 @@ def test_what_was_not_measured_is_absent(chat: ChatTokens) -> None:
 )
 def test_before_the_first_step_a_task_nobody_can_learn_is_refused(chat: ChatTokens, kind: str, says: str) -> None:
     with StubEngine(by_seed(chat)) as engine:
-        with pytest.raises(DriverError, match="before the first step") as caught:
+        with pytest.raises(RolloutServiceError, match="before the first step") as caught:
             with_driver(chat, engine.url, Questions(50, [kind]), recipe(), lambda opened: opened.probe())
         assert says in str(caught.value)
         assert "answer" in str(caught.value), "an episode is shown"
@@ -225,7 +225,7 @@ def test_the_episodes_before_the_first_step_can_be_read_whatever_they_are_worth(
 ) -> None:
     folder = RunFolder(tmp_path).open("")
     given = recipe(f"run.folder={tmp_path}", "logging.episodes_per_step=2")
-    with StubEngine(by_seed(chat)) as engine, suppress(DriverError):
+    with StubEngine(by_seed(chat)) as engine, suppress(RolloutServiceError):
         with_driver(chat, engine.url, Questions(50, [kind]), given, lambda opened: opened.probe())
     episodes = read_episodes(folder.episodes / "probe.jsonl")
     assert [episode["outcome"] for episode in episodes] == [outcome] * len(episodes)
@@ -238,7 +238,7 @@ def test_the_episodes_before_the_first_step_can_be_read_whatever_they_are_worth(
 def test_the_episodes_of_a_refused_batch_can_be_read(chat: ChatTokens, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).open("")
     given = recipe(f"run.folder={tmp_path}")
-    with StubEngine(by_seed(chat)) as engine, pytest.raises(DriverError):
+    with StubEngine(by_seed(chat)) as engine, pytest.raises(RolloutServiceError):
         collect(chat, engine.url, Questions(50, ["breaks"]), given, step=3)
     (episode,) = read_episodes(folder.episodes / "refused_000004.jsonl")
     assert episode["error"] == "OSError: the tool is gone"
@@ -279,7 +279,7 @@ def test_an_error_is_a_question_not_answered(chat: ChatTokens) -> None:
         assert result.by_kind == {"breaks": 0.0, "lose": 0.0, "win": 1.0}
         assert result.metrics()["eval/test_id/greedy_questions"] == 20
         strict = recipe("limits.max_error_share=0.2")
-        with pytest.raises(DriverError, match=r"evaluation of test_id: 5 of 20"):
+        with pytest.raises(RolloutServiceError, match=r"evaluation of test_id: 5 of 20"):
             with_driver(chat, engine.url, source, strict, lambda opened: opened.evaluate("test_id", True))
 
 
@@ -310,12 +310,12 @@ def served(chat: ChatTokens) -> Iterator[tuple[StubEngine, str]]:
 def test_nothing_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, str]) -> None:
     engine, url = served
     engine.delay = 30.0
-    with pytest.raises(DriverClientError, match="ReadTimeout"):
-        DriverClient(url, TOKEN, timeout=0.7).rollout(1)
+    with pytest.raises(RolloutServiceClientError, match="ReadTimeout"):
+        RolloutServiceClient(url, TOKEN, timeout=0.7).rollout(1)
     wait_for(lambda: engine.in_flight == 0)
     assert engine.cancelled == len(engine.bodies) == 16
     engine.delay = 0.0
-    assert Batch.from_bytes(DriverClient(url, TOKEN, timeout=30.0).rollout(1)).episodes == 16
+    assert Batch.from_bytes(RolloutServiceClient(url, TOKEN, timeout=30.0).rollout(1)).episodes == 16
 
 
 def test_a_second_request_takes_the_place_of_the_first(served: tuple[StubEngine, str]) -> None:
@@ -325,8 +325,8 @@ def test_a_second_request_takes_the_place_of_the_first(served: tuple[StubEngine,
 
     def ask(step: int) -> None:
         try:
-            answers[step] = DriverClient(url, TOKEN, timeout=30.0).rollout(step)
-        except DriverClientError as error:
+            answers[step] = RolloutServiceClient(url, TOKEN, timeout=30.0).rollout(step)
+        except RolloutServiceClientError as error:
             answers[step] = error
 
     first = threading.Thread(target=ask, args=(1,))
@@ -373,8 +373,8 @@ def test_a_third_request_waits_for_the_end_of_the_first() -> None:
 
 def test_what_fails_in_the_driver_is_said_in_its_own_words(served: tuple[StubEngine, str]) -> None:
     _, url = served
-    client = DriverClient(url, TOKEN, timeout=30.0)
-    with pytest.raises(DriverClientError, match="500: ValueError: fixed: 40 test_id tasks were asked for"):
+    client = RolloutServiceClient(url, TOKEN, timeout=30.0)
+    with pytest.raises(RolloutServiceClientError, match="500: ValueError: fixed: 40 test_id tasks were asked for"):
         client.evaluate("test_id", True)
     assert client.probe() == 8
     assert httpx.post(f"{url}/probe", trust_env=False).status_code == 401
@@ -406,7 +406,7 @@ def test_look_ups_never_run_on_the_event_loop(tmp_path: Path, monkeypatch: pytes
 
     async def run(url: str) -> bytes:
         given = recipe(f"environment.settings={{corpus: {corpus}, prompt: none}}")
-        async with open_driver(given.service_config(), [url], TOKEN) as opened:
+        async with open_rollout_service(given.service_config(), [url], TOKEN) as opened:
             return await opened.collect(0)
 
     with StubEngine(search_and_answer) as engine:
