@@ -28,7 +28,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; none where it is missing. A line that is none (`record_of`) is left out.
+    """The records of a file; none where it is missing. A line without one (`record_of`) is left out.
 
     Raises JsonFileError where a folder is in the file's place.
     """
@@ -46,7 +46,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def record_of(line: str) -> dict[str, Any] | None:
-    """The record of a line; None for a line torn by a kill, and for one that no writer of ours made.
+    """The record of a line; None for a line torn by a kill, and for one that does not hold a JSON object.
 
     A number that is not finite or beyond `LARGEST` is None in it, as `append_line` writes it.
     """

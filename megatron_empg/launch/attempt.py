@@ -266,6 +266,8 @@ class RunAttempt:
         asked = [(part, probe) for part in parts for probe in part.probes if self._is_due(part, probe, now)]
         if not asked:
             return []
+        for part, probe in asked:
+            self._probed[part.name, probe] = now
         with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
             answers = list(pool.map(self._answers_at_once, asked))
         found: dict[str, EndedPart] = {}
@@ -277,17 +279,14 @@ class RunAttempt:
         return list(found.values())
 
     def _is_due(self, part: RunPart, probe: LivenessProbe, now: float) -> bool:
-        """Whether the probe is to be sent at `now`, which is noted."""
+        """Whether the probe is to be sent at `now`."""
         if probe.silent_seconds == math.inf:
             return False
-        if now - self._probed.get((part.name, probe), -math.inf) < probe.every_seconds:
-            return False
-        self._probed[part.name, probe] = now
-        return True
+        return now - self._probed.get((part.name, probe), -math.inf) >= probe.every_seconds
 
     def _note_silence(self, part: RunPart, probe: LivenessProbe, now: float) -> str:
-        """Count a question, asked at `now`, that was not answered; what is said of it where the part counts as
-        frozen now, else nothing."""
+        """Count a question, asked at `now`, that was not answered. Returns what to say of it where the part counts
+        as frozen by now, else an empty text."""
         silence = self._silences.setdefault(part.name, {}).setdefault(probe, Silence(now))
         silence.questions += 1
         seconds = self.senses.clock() - silence.since

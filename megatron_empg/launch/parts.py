@@ -53,8 +53,8 @@ class EndedPart:
     part: RunPart
     status: int
     unanswered: str = ""
-    """What it leaves unanswered, and for how long ("/weight_info for 120 s"), where it has not ended: it is
-    frozen, or an engine's core is."""
+    """Which request it leaves unanswered, and, where known, for how long ("/weight_info for 120 s"): the part
+    has not ended, but it is frozen, or an engine's core is. Empty for a part that ended."""
 
     @property
     def by_signal(self) -> bool:

@@ -20,7 +20,7 @@ class Assumptions:
     decode_bandwidth: float = 0.6
     """Assumption: share of the memory's bandwidth that decoding reaches."""
     all_reduce_latency: float = 15e-6
-    """Assumption: seconds of one small all-reduce among an engine's ranks; two a layer and token."""
+    """Assumption: seconds of one small all-reduce among an engine's ranks; two per layer and token."""
     turn_seconds: float = 0.5
     """Assumption: seconds the environment takes to answer a turn."""
     episode_share: float = 0.5

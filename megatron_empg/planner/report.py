@@ -189,7 +189,7 @@ def _engine_line(plan: LayoutPlan) -> str:
     times = ""
     if time:
         times = f" Rollout {time.rollout:.0f} s, weight sync {time.sync:.0f} s."
-    cache = f"key-value cache {engine.kv_cache / GIB:.1f} ({engine.episodes:.1f} longest episodes an engine)"
+    cache = f"key-value cache {engine.kv_cache / GIB:.1f} ({engine.episodes:.1f} longest episodes per engine)"
     workspace = f"workspace {engine.workspace / GIB:.0f} of {engine.available / GIB:.1f} GiB"
     return f"Engine GPU: weights {engine.weights / GIB:.1f}, {cache}, {workspace}.{times}"
 

@@ -137,7 +137,8 @@ def differences(
     then = today | {key: value for key, value in (defaults or {}).items() if key in today}
     old = default_values(recipe) | then | flat(recorded, kind)
     new = today | flat(recipe.model_dump(mode="json"), kind)
-    for key in dict.fromkeys([*new, *(key for key in old if key.startswith(SETTINGS))]):
+    old_settings = [key for key in old if key.startswith(SETTINGS)]
+    for key in dict.fromkeys([*new, *old_settings]):
         name = deciding.get(key)
         if name is not None and old[name] != new[name]:
             continue
@@ -291,10 +292,11 @@ def _other_files(folder: RunFolder, recipe: Recipe | SftRecipe, model: bool) -> 
             yield (
                 f"{SETTINGS}{name}: the run began with {before['path']}; the content of {now['path']} is another"
             )
-    # A run that recorded no data at all is an earlier release's.
-    for name in ours["data"].keys() - data.keys() if data else ():
-        yield f"{SETTINGS}{name} is {ours['data'][name]['path']}; the run began without it"
-    for name in data.keys() - data_files(recipe.environment.name, recipe.environment.settings).keys():
+    if data:  # a run that recorded no data at all is an earlier release's
+        for name in sorted(ours["data"].keys() - data.keys()):
+            yield f"{SETTINGS}{name} is {ours['data'][name]['path']}; the run began without it"
+    given = data_files(recipe.environment.name, recipe.environment.settings)
+    for name in sorted(data.keys() - given.keys()):
         yield f"{SETTINGS}{name} was {data[name]['path']}; it is not given now"
 
 
@@ -327,11 +329,12 @@ def _write_start(folder: RunFolder, recipe: Recipe | SftRecipe) -> None:
     ours |= {name: value for name, value in known.items() if value}
     if ours != known:
         put_json(folder.identity, ours, indent=2)
+    changed = {}
     if begun:
         changed = changed_keys(folder, recipe)
-    else:
-        changed = {}
-    noted = {"step": folder.last_checkpoint()} | ({"changed": changed} if changed else {})
+    noted: dict[str, Any] = {"step": folder.last_checkpoint()}
+    if changed:
+        noted["changed"] = changed
     folder.write_start(dump_recipe(recipe), noted)
 
 

@@ -10,7 +10,7 @@ from megatron_empg.run.progress import duration
 
 LAST_VALUES = (
     ("policy/kl_to_initial", "KL to the initial policy", "nats a token"),
-    ("tokens_per_second", "tokens a second", "in the last step"),
+    ("tokens_per_second", "tokens per second", "in the last step"),
 )
 
 

@@ -67,7 +67,7 @@ def write_steps(
     columns = (step_entropies, step_advantages, trajectory_advantages)
     lengths = [len(column) for column in columns]
     if len(set(lengths)) > 1:
-        raise ValueError(f"{', '.join(STEP_COLUMNS)} have lengths {lengths}; one value a step is needed in each")
+        raise ValueError(f"{', '.join(STEP_COLUMNS)} have lengths {lengths}; one value per step is needed in each")
     chosen: Sequence[int] = range(lengths[0])
     if lengths[0] > STEPS_KEPT:
         chosen = sorted(random.Random(step).sample(chosen, STEPS_KEPT))
@@ -83,7 +83,7 @@ def episode_files(folder: RunFolder) -> list[Path]:
 
 
 def read_steps(folder: RunFolder) -> list[dict[str, list[float | None]]]:
-    """The columns of `write_steps`, of every training step with an entropy; None in place of what is no number."""
+    """The columns of `write_steps`, of every training step with an entropy; None where there is no number."""
     found = []
     for line in read_lines(folder.steps):
         columns = {name: _numbers(line.get(name)) for name in STEP_COLUMNS}
@@ -99,19 +99,20 @@ def _numbers(given: Any) -> list[float | None]:
 
 
 def read_episodes(path: Path) -> list[dict[str, Any]]:
-    """The episodes of one training step, with None in place of what should be a number and is none. One whose
+    """The episodes of one training step, with None in place of what should be a number and is not. One whose
     turns are not objects is left out."""
     episodes = []
     for episode in read_lines(path):
         turns = episode.get("turns")
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-            turns = [_read(turn) for turn in turns]
-            episodes.append({**_read(episode), "turns": turns})
+            turns = [_typed(turn) for turn in turns]
+            episodes.append({**_typed(episode), "turns": turns})
     return episodes
 
 
-def _read(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of an episode or a turn, its numbers numbers and its texts texts."""
+def _typed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of an episode or a turn with None for each of `NUMBERS` that is not a number, and with each of
+    `TEXTS` as a text."""
     found = dict(record)
     for name in NUMBERS & record.keys():
         if number(record[name]) is None:
@@ -122,7 +123,7 @@ def _read(record: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def readable(episode: Mapping[str, Any], number: int) -> str:
+def readable(episode: Mapping[str, Any], place: int) -> str:
     """One episode as Markdown, as far as its record says."""
     facts = [f"outcome {episode.get('outcome', 'unknown')}"]
     for name in ("reward", "advantage"):
@@ -130,7 +131,7 @@ def readable(episode: Mapping[str, Any], number: int) -> str:
             facts.append(f"{name} {_number(episode[name])}")
     if "advantage" not in episode:
         facts.append("not trained on")
-    parts = [f"## Episode {number}: {episode.get('task_id', 'unnamed')}", ", ".join(facts)]
+    parts = [f"## Episode {place}: {episode.get('task_id', 'unnamed')}", ", ".join(facts)]
     parts.append(_fenced(str(episode.get("question", ""))))
     for name, title in (("error", "Error"), ("prompt", "What the policy was given")):
         if episode.get(name):

@@ -198,7 +198,9 @@ class WalkthroughTokens:
     def _begun(self, messages: list[Message], use: ChatUse) -> tuple[list[int], StrippedHistory | None]:
         """What a first turn reads, and how it is read later where that is without thoughts."""
         tokens = self._chat.prompt(messages, use)
-        return tokens, StrippedHistory(self._chat, use, tokens) if self._chat.history == "strip" else None
+        if self._chat.history != "strip":
+            return tokens, None
+        return tokens, StrippedHistory(self._chat, use, tokens)
 
 
 def _sample(tokens: list[int], turns: list[tuple[int, int]]) -> Sample:

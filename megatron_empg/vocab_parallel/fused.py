@@ -54,7 +54,7 @@ def linear_logprob_and_entropy(
 
     Collectives are those of Megatron's ColumnParallelLinear, once and not per chunk: without sequence
     parallelism one all-reduce of the hidden gradient; with it an all-gather of hidden in forward and in
-    backward and one reduce-scatter of its gradient; and the gather of 16 bytes a kept token in forward.
+    backward and one reduce-scatter of its gradient; and the gather of 16 bytes per kept token in forward.
 
     `gradient_accumulation_fusion` adds the weight's gradient to ``weight.main_grad`` and sets
     ``weight.grad_added_to_main_grad``, as Megatron's layer of that name does for its DistributedDataParallel.
@@ -157,10 +157,12 @@ class _LinearLogProbAndEntropy(torch.autograd.Function):
                 grad_log_prob = grad_log_prob[kept]
             if grad_entropy is not None:
                 grad_entropy = grad_entropy[kept]
+        # The gradient does not need the log-prob; any tensor of its shape stands in for it.
+        combined = VocabularyStatistics(log_prob=log_sum, entropy=entropy, maximum=maximum, log_sum=log_sum)
         coefficients = gradient_coefficients(
             grad_log_prob,
             grad_entropy,
-            VocabularyStatistics(log_sum, entropy, maximum, log_sum),
+            combined,
             keep.new_ones(len(log_sum)),
             settings.temperature,
         )

@@ -81,7 +81,8 @@ class _LogProbAndEntropy(torch.autograd.Function):
             return (None,) * 6
         logits, local_targets, keep, entropy, maximum, log_sum = ctx.saved_tensors
         check_upstream(grad_log_prob, grad_entropy, ctx.shard)
-        combined = VocabularyStatistics(log_sum, entropy, maximum, log_sum)
+        # The gradient does not need the log-prob; any tensor of its shape stands in for it.
+        combined = VocabularyStatistics(log_prob=log_sum, entropy=entropy, maximum=maximum, log_sum=log_sum)
         coefficients = gradient_coefficients(grad_log_prob, grad_entropy, combined, keep, ctx.temperature)
         # Through detach() the version counter still moves: a second backward, or another user of the
         # overwritten logits, gets autograd's error instead of wrong numbers.

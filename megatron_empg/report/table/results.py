@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def result_of_run(path: Path) -> Result | ExcludedRun:
     recipe = recipe_of_run(folder)
     if isinstance(recipe, str):
         return ExcludedRun(str(path), recipe)
-    records = [record for record in read_metrics(folder) if type(record.get("step")) is int]
+    records = sorted(read_metrics(folder), key=itemgetter("step"))
     last = None
-    for record in sorted(records, key=lambda record: int(record["step"])):
+    for record in records:
         if passes_of_metrics(record):
             last = record
     if last is None:
@@ -109,7 +110,7 @@ def result_of_run(path: Path) -> Result | ExcludedRun:
             str(path), "it has logged no evaluation (evaluation.questions of its recipe says how many)"
         )
     if last["step"] == 0:
-        done = max(int(record["step"]) for record in records)
+        done = records[-1]["step"]
         return ExcludedRun(
             str(path), f"it was evaluated before training alone; {done} of {recipe.run.steps} steps are done"
         )
@@ -118,10 +119,10 @@ def result_of_run(path: Path) -> Result | ExcludedRun:
         source=folder.metrics.name,
         recipe=recipe,
         method=Method.of(recipe),
-        step=int(last["step"]),
+        step=last["step"],
         passes=passes_of_metrics(last),
         identity=object_or_nothing(folder.identity),
-        notes=notes_on(folder, recipe, int(last["step"])),
+        notes=notes_on(folder, recipe, last["step"]),
     )
 
 

@@ -134,10 +134,8 @@ class GroupStream:
                 f"the stream's next batch is that of step {self._slots.taken}, not of step {step}"
             )
         began = time.monotonic()
-        with (
-            self._waiting(),
-            suppress(TimeoutError),
-        ):  # of the limit: a failure of the stream is a RolloutServiceError
+        # The TimeoutError is that of the limit: a failure of the stream is a RolloutServiceError.
+        with self._waiting(), suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._until_enough()
         self._last = self._hand_over(step, waited=time.monotonic() - began)

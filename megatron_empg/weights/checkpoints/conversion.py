@@ -71,8 +71,9 @@ def to_megatron(
             if str(number) in staging.done:
                 report.add(writer.nbytes(number))
             else:
-                staging.done[str(number)] = record = writer.write(number)
-                staging.record(str(number), record)
+                written = writer.write(number)
+                staging.done[str(number)] = written
+                staging.record(str(number), written)
         writer.finish([staging.done[str(number)] for number in range(len(writer.plans))])
         copy_configuration(like or source, staging.folder, _commonest_dtype(reader, dtype))
 

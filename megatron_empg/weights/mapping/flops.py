@@ -20,7 +20,7 @@ def flops_by_part(config: ModelConfig, length: int, predicted: int | None = None
     in_layers = 2.0 * length * layers  # a multiply-add is two operations
     return {
         "projections": in_layers * hidden * 2 * (query_width + key_width),
-        # Scores and weighted sums are 2·length·query_width multiply-adds a token; causality halves them.
+        # Scores and weighted sums are 2·length·query_width multiply-adds per token; causality halves them.
         "attention": in_layers * length * query_width,
         "mlp": in_layers * mlp,
         "head": 2.0 * predicted * hidden * config.vocab_size,

@@ -16,7 +16,7 @@ def test_a_line_that_is_not_a_record_is_left_out(tmp_path: Path, line: str) -> N
 
 
 @pytest.mark.parametrize("written", ["NaN", "-Infinity", "1e999", "1e101", "9" * 401])
-def test_a_number_that_is_none_is_read_as_it_is_written(tmp_path: Path, written: str) -> None:
+def test_a_number_that_is_not_finite_or_too_large_is_read_as_none(tmp_path: Path, written: str) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text(f'{{"step": 1, "x": [{written}, 2.5]}}\n', encoding="utf-8")
     assert read_lines(path) == [{"step": 1, "x": [None, 2.5]}]
@@ -30,7 +30,7 @@ def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
         read_lines(tmp_path / "lines.jsonl")
 
 
-def test_numbers_and_steps_are_told_from_what_is_none() -> None:
+def test_what_is_not_a_number_or_not_a_step_is_none() -> None:
     assert [number(value) for value in (2, -0.5, 1e100)] == [2.0, -0.5, 1e100]
     assert [number(value) for value in (True, "1", None, float("nan"), 10**101, [1])] == [None] * 6
     assert [step_of({"step": step}) for step in (0, 7, 2**53)] == [0, 7, 2**53]

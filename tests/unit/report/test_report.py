@@ -190,7 +190,7 @@ def test_a_run_killed_while_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e308", "9" * 401, '"x"', "[1]", "{}", "true"])
-def test_numbers_that_are_none_are_left_out_of_the_page(tmp_path: Path, value: str) -> None:
+def test_what_should_be_a_number_and_is_not_is_left_out_of_the_page(tmp_path: Path, value: str) -> None:
     """In every file that the page is made of."""
     folder = write_demo(tmp_path, steps=3)
     lines = {

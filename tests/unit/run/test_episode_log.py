@@ -140,7 +140,7 @@ def test_uneven_columns_are_refused(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("value", ["0.5", [], {}, True, float("nan")])
-def test_what_should_be_a_number_and_is_none_is_not_measured(folder: RunFolder, value: object) -> None:
+def test_what_should_be_a_number_and_is_not_is_read_as_none(folder: RunFolder, value: object) -> None:
     path = folder.episodes / "step_000001.jsonl"
     path.parent.mkdir(exist_ok=True)
     names = ("entropy", "h_norm", "g", "bonus", "advantage", "tokens")
@@ -164,7 +164,7 @@ def test_an_episode_whose_turns_are_no_objects_is_left_out(folder: RunFolder) ->
     assert [episode["question"] for episode in read_episodes(path)] == ["whole"]
 
 
-def test_columns_of_steps_that_are_none_are_not_measured(folder: RunFolder) -> None:
+def test_steps_whose_entropies_are_not_numbers_are_left_out(folder: RunFolder) -> None:
     whole = {"step": 1, "step_entropies": [0.5], "step_advantages": [1.0], "trajectory_advantages": [2.0]}
     append_line(folder.steps, whole)
     append_line(folder.steps, whole | {"step_entropies": [float("nan"), "x", 0.25], "step_advantages": 3})

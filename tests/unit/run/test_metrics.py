@@ -36,7 +36,7 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["null", "NaN", '"3"', "-1", "9" * 401, "[1]"])
-def test_a_line_whose_step_is_none_is_left_out_and_cut(tmp_path: Path, step: str) -> None:
+def test_a_line_whose_step_is_not_a_step_is_left_out_and_cut(tmp_path: Path, step: str) -> None:
     folder = RunFolder(tmp_path).open("")
     MetricsWriter(folder).write(1, {"train/reward": 0.0})
     with folder.metrics.open("a") as file:
