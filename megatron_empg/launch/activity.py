@@ -67,7 +67,7 @@ def activity_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> R
 
 
 def is_pause_after(shown: RunActivity, activity: RunActivity) -> bool:
-    """Whether the episodes of what is shown end and its phase goes on; until the next ones no line is due."""
+    """Whether what is shown was played and its phase goes on: no line is due until more is played."""
     return shown.counted is not None and activity.counted is None and activity.phase == shown.phase
 
 
