@@ -66,6 +66,11 @@ def activity_of(beat: Beat, playing: Playing | None, passes: Sequence[str]) -> R
     return RunActivity(line, beat.phase)
 
 
+def is_pause_after(shown: RunActivity, activity: RunActivity) -> bool:
+    """Whether what is shown was played and its phase goes on: no line is due until more is played."""
+    return shown.counted is not None and activity.counted is None and activity.phase == shown.phase
+
+
 class ActivityDisplay:
     """Says by `progress` what a run does; `look` is called again and again. `clock`: seconds, of any beginning."""
 
@@ -107,6 +112,8 @@ class ActivityDisplay:
         return beat
 
     def _show(self, activity: RunActivity, *, logged: bool) -> None:
+        if self._now is not None and is_pause_after(self._now, activity):
+            activity = self._now
         if self._now is None or activity.line != self._now.line:
             self._change(activity, logged=logged)
         else:

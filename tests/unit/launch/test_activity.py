@@ -78,6 +78,19 @@ def test_each_thing_before_the_first_step_is_one_line(tmp_path: Path) -> None:
     ]
 
 
+def test_between_what_is_played_nothing_is_said(tmp_path: Path) -> None:
+    run = Shown(tmp_path)
+    run.shown.serve()
+    said = [*run.look(beat("rollout"), Playing(FIRST_QUESTIONS, 8)), *run.look()]
+    for number in range(2):
+        said += [*run.look(beat("evaluate"), Playing(PASSES[number], 60)), *run.look()]
+    assert said == [
+        "playing 8 first questions",
+        "evaluating: test_id, sampled, 60 questions (1 of 2)",
+        "evaluating: test_id, greedy, 60 questions (2 of 2)",
+    ]
+
+
 def test_what_is_slow_is_named_with_its_count_and_ever_more_seldom(tmp_path: Path) -> None:
     run = Shown(tmp_path)
     run.shown.serve()
