@@ -99,7 +99,7 @@ def kl_step(run: RunData) -> Chart | None:
     points = without_rounding(run.series("policy/approx_kl"))
     caption = "How far one step moves the policy: k3 estimate over the batch's tokens, in nats."
     if not any(value for _, value in points):
-        caption += " With one update a batch it is taken where the policy has not moved yet, so it is 0."
+        caption += " With one update per batch it is taken where the policy has not moved yet, so it is 0."
     return line_chart("KL of old to new policy", caption, smoothed("KL old → new", points))
 
 
@@ -115,18 +115,18 @@ def kl_initial(run: RunData) -> Chart | None:
 def entropy(run: RunData) -> Chart | None:
     spread = ranges(run.series("policy/step_entropy_q05"), run.series("policy/step_entropy_q95"))
     lines = [
-        Line("steps, median", thin(run.series("policy/step_entropy_median"))),
+        Line("turns, median", thin(run.series("policy/step_entropy_median"))),
         Line("tokens, mean", thin(run.series("policy/entropy")), "C1"),
     ]
     caption = (
         "Exact entropy of the policy over its whole vocabulary, in nats: of single tokens, and as mean over each "
-        "step's own tokens (what EMPG reads)."
+        "turn's own tokens (what EMPG reads)."
     )
-    return line_chart("Entropy", caption, lines, [Band("steps, 5% to 95%", spread, "C0", 0.15)])
+    return line_chart("Entropy", caption, lines, [Band("turns, 5% to 95%", spread, "C0", 0.15)])
 
 
 def entropy_change(run: RunData) -> Chart | None:
-    """Deciles of step entropy in the first batches beside the same deciles in the last."""
+    """Deciles of turn entropy in the first batches beside the same deciles in the last."""
     if len(run.steps) < 2:
         return None
     window = max(1, min(5, len(run.steps) // 4))
@@ -134,16 +134,16 @@ def entropy_change(run: RunData) -> Chart | None:
     before = Marks(f"first {batches}", deciles(run.steps[:window]))
     after = Marks(f"last {batches}", deciles(run.steps[-window:]))
     caption = (
-        f"Steps of the first {batches}, sorted by entropy into ten equal bins, and the same for the last "
-        f"{batches}; each mark is a bin's mean. It compares distributions: no single step is followed, and the "
+        f"Turns of the first {batches}, sorted by entropy into ten equal bins, and the same for the last "
+        f"{batches}; each mark is a bin's mean. It compares distributions: no single turn is followed, and the "
         "agent visits other states as it learns."
     )
-    labels = {"x_label": "decile of step entropy", "y_label": "nats"}
-    return change_chart("Step entropy by bin, first and last", caption, before, after, **labels)
+    labels = {"x_label": "decile of turn entropy", "y_label": "nats"}
+    return change_chart("Turn entropy by bin, first and last", caption, before, after, **labels)
 
 
 def deciles(batches: Sequence[dict[str, list[float | None]]]) -> list[float]:
-    """Means of the ten equal bins of the steps' entropies in ascending order."""
+    """Means of the ten equal bins of the turns' entropies in ascending order."""
     ordered: list[float] = []
     for batch in batches:
         ordered += [value for value in batch["step_entropies"] if value is not None]
@@ -165,22 +165,22 @@ def advantage_entropy(run: RunData) -> Chart | None:
         elif turn.trajectory < 0:
             name = "below 0"
         clouds[name].append((turn.entropy, turn.final))
-    caption = "One dot a step of the last batches: the surer the step, the more of the outcome it is given."
+    caption = "One dot per turn of the last batches: the surer the turn, the more of the outcome it is given."
     if part(run, "modulation")["name"] == "none":
-        caption = "One dot a step of the last batches. Without modulation a step's entropy changes nothing."
+        caption = "One dot per turn of the last batches. Without modulation a turn's entropy changes nothing."
     return scatter_chart(
-        "Advantage against step entropy", caption, clouds, ("C0", "C1", "C4"), x_label="step entropy (nats)"
+        "Advantage against turn entropy", caption, clouds, ("C0", "C1", "C4"), x_label="turn entropy (nats)"
     )
 
 
 def advantage_advantage(run: RunData) -> Chart | None:
     turns = sorted(newest_turns(run))
     clouds: dict[str, Points] = {}
-    for place, name in enumerate(("surest third of steps", "middle third", "least sure third")):
+    for place, name in enumerate(("surest third of turns", "middle third", "least sure third")):
         third = turns[len(turns) * place // 3 : len(turns) * (place + 1) // 3]
         clouds[name] = [(turn.trajectory, turn.final) for turn in third]
     caption = (
-        "The same steps: what the trajectory earned and what the step was given. On the diagonal, nothing changed."
+        "The same turns: what the trajectory earned and what the turn was given. On the diagonal, nothing changed."
     )
     title = "Final against trajectory advantage"
     chart = scatter_chart(title, caption, clouds, BLUES, x_label="trajectory advantage")

@@ -70,8 +70,8 @@ HEALTH = (
     ),
     Quiet("Prefix-cache hits", (("engine/cache_hit_share_mean", "share"),), "%"),
     Quiet("Learning rate", (("policy/lr", "lr"),)),
-    Quiet("Turns an episode", (("train/turns", "turns"),)),
-    Quiet("Tokens an episode", (("train/tokens_per_episode", "tokens"),)),
+    Quiet("Turns per episode", (("train/turns", "turns"),)),
+    Quiet("Tokens per episode", (("train/tokens_per_episode", "tokens"),)),
     Quiet(
         "Groups",
         (

@@ -193,7 +193,7 @@ def bonus_share(run: RunData) -> Chart | None:
         aimed = [(ratio[0][0], float(target)), (ratio[-1][0], float(target))]
         lines.append(Line("target of |bonus| by |advantage|", aimed, "C6", dash=True))
     caption = (
-        "What the bonus for a clear next step is of the final advantages' size (by tokens, after centring), and a "
+        "What the bonus for a clear next turn is of the final advantages' size (by tokens, after centring), and a "
         "turn's mean |bonus| by its mean |advantage| before modulation. Look for a share well below 50%: above it "
         "the policy is trained to be clear rather than right. EMPG's ζ·f(H), whose part its ablation tells."
     )

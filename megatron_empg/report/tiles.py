@@ -9,7 +9,7 @@ from megatron_empg.report.figures import SPLITS
 from megatron_empg.run.progress import duration
 
 LAST_VALUES = (
-    ("policy/kl_to_initial", "KL to the initial policy", "nats a token"),
+    ("policy/kl_to_initial", "KL to the initial policy", "nats per token"),
     ("tokens_per_second", "tokens per second", "in the last step"),
 )
 
@@ -66,7 +66,7 @@ def _progress(run: RunData) -> Iterator[Tile]:
             yield Tile("steps", f"{done:,}", "")
     durations = [value for _, value in run.series("time/step")]
     if durations:
-        yield Tile("time of all steps", duration(sum(durations)), f"{fmean(durations):.3g}s a step")
+        yield Tile("time of all steps", duration(sum(durations)), f"{fmean(durations):.3g}s per step")
 
 
 def _last_values(run: RunData) -> Iterator[Tile]:

@@ -54,7 +54,7 @@ def _edges(steps: list[float]) -> list[float]:
 
 
 def throughput(run: RunData) -> Chart | None:
-    return line_chart("Tokens a second", "", smoothed("tokens/s", run.series("tokens_per_second"), "C2"))
+    return line_chart("Tokens per second", "", smoothed("tokens/s", run.series("tokens_per_second"), "C2"))
 
 
 def idle_shares(run: RunData) -> Chart | None:

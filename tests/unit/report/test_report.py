@@ -86,11 +86,11 @@ def test_a_whole_run_has_every_figure_and_loads_nothing(tmp_path: Path) -> None:
         "KL of old to new policy",
         "KL to the initial policy",
         "Entropy",
-        "Step entropy by bin, first and last",
-        "Advantage against step entropy",
+        "Turn entropy by bin, first and last",
+        "Advantage against turn entropy",
         "Final against trajectory advantage",
         "Gradient scale g",
-        "An episode, step by step",
+        "An episode, turn by turn",
         "Time of a step",
         "Who waits",
         "Speed of an engine",
@@ -168,7 +168,7 @@ def test_a_run_without_modulation_and_evaluation(tmp_path: Path) -> None:
 def test_one_step(tmp_path: Path) -> None:
     page = report_of(write_demo(tmp_path, steps=1, planned=40))
     assert "at the first evaluation" in page.text
-    assert "Step entropy by bin" not in page.text
+    assert "Turn entropy by bin" not in page.text
 
 
 def test_an_empty_folder_and_none(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_what_should_be_a_number_and_is_not_is_left_out_of_the_page(tmp_path: Pa
             with path.open("a", encoding="utf-8") as file:
                 file.write(changed_line(path, name, value))
     page = report_of(folder)
-    for title in ("Success in training", "Final against trajectory advantage", "An episode, step by step"):
+    for title in ("Success in training", "Final against trajectory advantage", "An episode, turn by turn"):
         assert title in page.text
 
 
@@ -331,7 +331,7 @@ def test_a_supervised_warm_up_shows_its_loss_and_no_episodes(tmp_path: Path) -> 
         append_line(folder.metrics, {"step": step, "policy/loss": 1.0 / step, "policy/correct_surely": 0.5})
     page = report_of(folder)
     assert "Sure tokens" in page.text
-    assert "An episode, step by step" not in page.text
+    assert "An episode, turn by turn" not in page.text
 
 
 def test_numbers_are_short() -> None:
