@@ -190,6 +190,9 @@ class Runs:
 def main() -> int:
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     chosen = [mutation for mutation in MUTATIONS if word in mutation.name]
+    if not chosen:
+        print(f"no fault's name holds {word!r}; names are in tools/mutations.py")
+        return 2
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

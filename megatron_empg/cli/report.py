@@ -15,11 +15,11 @@ def report(
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.report.page import write_report
     from megatron_empg.run.folder import RunFolder
-    from megatron_empg.run.folder_lock import RunFolderError
+    from megatron_empg.run.watch.view import NotARunError
 
     folder = RunFolder(run)
     if not folder.recipe.exists() and not folder.metrics.exists():
-        raise RunFolderError(
+        raise NotARunError(
             f"{run} is not a run folder: it has neither {folder.recipe.name} nor {folder.metrics.name}"
         )
 

@@ -78,7 +78,16 @@ class EventLog:
             with suppress(OSError):  # a shared file system that has not caught up: read again next time
                 lines = path.read_text(encoding="utf-8").split("\n")[:-1]
                 read, self._read[path] = self._read.get(path, 0), len(lines)
-                yield from (NodeEvent(**json.loads(line)) for line in lines[read:])
+                events = [_event_of(line) for line in lines[read:]]
+                yield from (event for event in events if event is not None)
+
+
+def _event_of(line: str) -> NodeEvent | None:
+    """None for a line torn by a full disk: the watchdog must outlive it."""
+    try:
+        return NodeEvent(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def leave_out(run_folder: Path, job: str, event: NodeEvent) -> None:

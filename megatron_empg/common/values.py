@@ -26,6 +26,8 @@ def not_empty(given: Any) -> Any:
     """A path's text, which names something. Raises ValueError."""
     if isinstance(given, str) and not given.strip():
         raise ValueError("is empty; give a path")
+    if not isinstance(given, str | Path):
+        raise ValueError(f"is {given!r:.40}; give a path, in quotes where YAML reads something else")
     if isinstance(given, str) and "\0" in given:
         raise ValueError("holds a zero byte, which no path can")
     return given

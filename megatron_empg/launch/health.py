@@ -11,5 +11,5 @@ def has_begun(heartbeat: str) -> bool:
     try:
         beat = json.loads(Path(heartbeat).read_text(encoding="utf-8"))
         return beat["phase"] != "start"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False  # not there yet

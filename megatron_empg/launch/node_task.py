@@ -33,6 +33,19 @@ class TaskError(EmpgError, RuntimeError):
     """This task cannot run on its node; the message says what to change."""
 
 
+class LogError(TaskError):
+    """This task's log cannot be opened now; a shared file system may hold it again later."""
+
+    accident = True
+
+
+def _variable(environment: Mapping[str, str], name: str) -> str:
+    """A variable that Slurm or the job sets. Raises TaskError."""
+    if name not in environment:
+        raise TaskError(f"{name} is not set: start tasks by the job's srun, which sets it")
+    return environment[name]
+
+
 def engine_command(
     plan: RunPlan,
     environment: Mapping[str, str],
@@ -47,11 +60,11 @@ def engine_command(
 
     `gpus_per_node` None is a run without GPUs. Raises TaskError when too few GPUs are left for the engine.
     """
-    node = environment["SLURMD_NODENAME"]
-    nodes = environment["EMPG_ROLLOUT_NODE_NAMES"].split()
+    node = _variable(environment, "SLURMD_NODENAME")
+    nodes = _variable(environment, "EMPG_ROLLOUT_NODE_NAMES").split()
     index = nodes.index(node) * per_node + number
-    host = pairs(environment["EMPG_ADDRESSES"])[node]
-    port = Ports(int(environment["EMPG_BASE_PORT"])).engine(index)
+    host = pairs(_variable(environment, "EMPG_ADDRESSES"))[node]
+    port = Ports(int(_variable(environment, "EMPG_BASE_PORT"))).engine(index)
     command = commands.engine(sys.executable, plan.engine_arguments, host, port)
     if gpus_per_node is None:
         return command, {VARIABLE: ""}
@@ -81,14 +94,14 @@ def trainer_command(
 
     Ranks that do not fill the node take its first GPUs. Raises TaskError when it has too few.
     """
-    nodes = environment["EMPG_TRAINER_NODE_NAMES"].split()
+    nodes = _variable(environment, "EMPG_TRAINER_NODE_NAMES").split()
     ranks = plan.trainer_ranks // len(nodes)
     place = commands.TrainerPlace(
         ranks=ranks,
-        address=pairs(environment["EMPG_ADDRESSES"])[nodes[0]],
-        port=Ports(int(environment["EMPG_BASE_PORT"])).trainer,
+        address=pairs(_variable(environment, "EMPG_ADDRESSES"))[nodes[0]],
+        port=Ports(int(_variable(environment, "EMPG_BASE_PORT"))).trainer,
         nodes=len(nodes),
-        number=nodes.index(environment["SLURMD_NODENAME"]),
+        number=nodes.index(_variable(environment, "SLURMD_NODENAME")),
     )
     variables = trainer_environment(environment)
     if gpus_per_node is not None and ranks < gpus_per_node:
@@ -113,12 +126,17 @@ def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
 def take_place() -> None:
     """Write to this task's own log from now on, and set the variables of its node, printed at its top.
 
-    srun's %N would be the machine's name, which need not be the node's.
+    srun's %N would be the machine's name, which need not be the node's. Raises TaskError, and LogError
+    where the log cannot be written.
     """
     log = os.environ.get("EMPG_LOG")
     if log:
-        path = f"{log}.{os.environ['SLURMD_NODENAME']}.{os.environ['SLURM_LOCALID']}.log"
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        node, task = _variable(os.environ, "SLURMD_NODENAME"), _variable(os.environ, "SLURM_LOCALID")
+        path = f"{log}.{node}.{task}.log"
+        try:
+            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise LogError(f"EMPG_LOG is {log}: cannot write {path}: {error.strerror}") from None
         os.dup2(opened, 1)
         os.dup2(opened, 2)
         os.close(opened)

@@ -8,6 +8,7 @@ from enum import Enum
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.launch.exit_codes import ExitCode
+from megatron_empg.run.names import WHOLE_NUMBER
 
 MOST_RESTARTS_VARIABLE = "EMPG_MAX_RESTARTS"
 MOST_RESTARTS = 20
@@ -116,8 +117,8 @@ def most_restarts(environment: Mapping[str, str]) -> int:
     given = environment.get(MOST_RESTARTS_VARIABLE, "")
     if not given:
         return MOST_RESTARTS
-    if not given.isdecimal():
-        raise RestartsError(f"{MOST_RESTARTS_VARIABLE} is {given!r}; set it to a number of 0 or more")
+    if not WHOLE_NUMBER.fullmatch(given):
+        raise RestartsError(f"{MOST_RESTARTS_VARIABLE} is {given[:40]!r}; set it to a number of 0 or more")
     return int(given)
 
 

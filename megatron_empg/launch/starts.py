@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_empg.launch.restart import RecordedStart
-from megatron_empg.run.names import RunPaths
+from megatron_empg.run.names import WHOLE_NUMBER, RunPaths
 
 
 def read_starts(run_folder: Path, job: str) -> Sequence[RecordedStart]:
     """The starts of this job, oldest first; none without the file."""
     try:
-        text = RunPaths(run_folder).starts.read_text(encoding="utf-8")
+        text = RunPaths(run_folder).starts.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     found = []
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 2 and words[0] == job and words[1].isdecimal():
+        if len(words) == 2 and words[0] == job and WHOLE_NUMBER.fullmatch(words[1]):
             found.append(RecordedStart(words[0], int(words[1])))
     return found
 

@@ -65,6 +65,8 @@ def part(run: RunData, name: str) -> dict[str, Any]:
 class NoTimelineError(EmpgError, ValueError):
     """A step whose timeline was asked for has none."""
 
+    exit_code = 2
+
 
 def read_run(folder: RunFolder, timeline_step: int | None = None) -> RunData:
     """Read what there is. Raises FileNotFoundError when the folder itself is not there, and NoTimelineError where

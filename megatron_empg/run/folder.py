@@ -115,8 +115,8 @@ class RunFolder(RunPaths):
         starts: list[Any] = []
         if self.versions.exists():
             try:
-                starts = json.loads(self.versions.read_text(encoding="utf-8"))["starts"]
-            except (ValueError, KeyError, TypeError):
+                starts = list(json.loads(self.versions.read_text(encoding="utf-8"))["starts"])
+            except (ValueError, KeyError, TypeError, RecursionError):
                 starts = []
         starts.append({**versions(), **extra})
         put_json(self.versions, {"starts": starts}, indent=2)

@@ -50,6 +50,21 @@ class Beat:
         )
 
 
+_WHOLE, _TEXT = (int,), (str,)
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "rank": _WHOLE,
+    "node": _TEXT,
+    "pid": _WHOLE,
+    "beat": _WHOLE,
+    "step": _WHOLE,
+    "phase": _TEXT,
+    "collectives": _WHOLE,
+    "where": _TEXT,
+    "limit": (int, float),
+}
+"""What a heartbeat's fields may be. JSON's true is no whole number."""
+
+
 class Heartbeat:
     """A rank's: set `step`, call `enter(phase)`; a thread writes. `limits`: seconds by phase."""
 
@@ -122,6 +137,9 @@ def read_beat(path: Path, since: float = 0.0) -> Beat | None:
     try:
         if path.stat().st_mtime < since:
             return None
-        return Beat(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None  # being replaced, or left from another version
+    if all(type(value) in _KINDS[name] for name, value in asdict(beat).items()):
+        return beat
+    return None

@@ -5,8 +5,12 @@ The standard library of Python 3.9 is all it needs, since the launcher reads it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+WHOLE_NUMBER = re.compile("[0-9]{1,15}")
+"""Digits of a step or a limit; `int` refuses thousands of them."""
 
 
 class RunPaths:

@@ -76,5 +76,5 @@ def read_playing(run_folder: Path) -> Playing | None:
     """What is played at this moment; None while nothing is, or where it cannot be read."""
     try:
         return Playing(**json.loads(RunPaths(run_folder).playing.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None  # being replaced, or left from another version

@@ -20,12 +20,15 @@ from megatron_empg.cluster.preflight.judge_hosts import HOST_CHECKS
 from megatron_empg.cluster.preflight.report import show, verdict, write_json
 from megatron_empg.common.errors import EmpgError
 
+LAST_PORT = 65535
 # Compared between nodes even when no requirements file is given.
 PACKAGES = ("megatron_empg", "torch", "vllm", "megatron-core", "transformer-engine", "transformers", "numpy")
 
 
 class PreflightError(EmpgError, RuntimeError):
     """An option of preflight that cannot be read."""
+
+    exit_code = 2
 
 
 def run_preflight(
@@ -83,6 +86,8 @@ def read_pins(path: Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PreflightError(f"cannot read the requirements {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PreflightError(f"cannot read the requirements {path}: not UTF-8") from None
     return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", text, re.MULTILINE))
 
 
@@ -90,8 +95,13 @@ def parse_ports(text: str) -> tuple[int, ...]:
     """``29500-29520`` or ``8000,8001``. Raises PreflightError naming the part at fault."""
     ports: list[int] = []
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        if not (first + (last or first)).isdigit() or not 0 < int(first) <= int(last or first) < 65536:
-            raise PreflightError(f"--ports has {part!r}; write FIRST-LAST or single ports with commas, 1 to 65535")
-        ports += range(int(first), int(last or first) + 1)
+        found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", part)
+        first = last = 0
+        if found is not None:
+            first, last = int(found[1]), int(found[2] or found[1])
+        if not 0 < first <= last <= LAST_PORT:
+            raise PreflightError(
+                f"--ports has {part[:40]!r}; write FIRST-LAST or single ports with commas, 1 to {LAST_PORT}"
+            )
+        ports += range(first, last + 1)
     return tuple(ports)

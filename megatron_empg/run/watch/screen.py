@@ -50,7 +50,7 @@ def _shown_to_its_end(watched: WatchedRun, console: Console, every: float, signa
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while (view := watched.look()).state is not RunState.FINISHED:
             live.update(RunFrame(view), refresh=True)
-            signalled.wake.wait(every)
+            signalled.wake.wait(min(every, threading.TIMEOUT_MAX))
             signalled.wake.clear()
             if signalled.suspend:
                 return False

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_empg.common.errors import EmpgError
-from megatron_empg.common.jsonl import number, step_of
+from megatron_empg.common.jsonl import LARGEST_STEP, number, step_of
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beats
+from megatron_empg.run.names import WHOLE_NUMBER
 from megatron_empg.run.watch.file_times import changed_at
 from megatron_empg.run.watch.growing_file import GrowingLines
 from megatron_empg.run.watch.log_warnings import LogLine, last_warnings, newest_change
@@ -29,7 +30,9 @@ ADDED_TIME = ("time/step", "time/evaluate", "time/checkpoint")
 
 
 class NotARunError(EmpgError, ValueError):
-    """What is to be watched is no run folder."""
+    """What is to be watched, or reported, is no run folder."""
+
+    exit_code = 2
 
 
 class RunState(Enum):
@@ -73,7 +76,7 @@ class RunView:
     def steps(self) -> int | None:
         """That the recipe wants; None where it cannot be read."""
         wanted = self.setting("run.steps")
-        if not isinstance(wanted, int):
+        if type(wanted) is not int or not 1 <= wanted <= LARGEST_STEP:
             return None
         return wanted
 
@@ -227,6 +230,6 @@ def _starts(path: Path) -> list[int]:
     checkpoints = []
     for line in lines:
         words = line.split()
-        if len(words) == 2 and words[1].isdecimal():
+        if len(words) == 2 and WHOLE_NUMBER.fullmatch(words[1]):
             checkpoints.append(int(words[1]))
     return checkpoints

@@ -28,6 +28,12 @@ def said(*words: str, locale: str = "C.UTF-8") -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
 
+@pytest.mark.parametrize("words", ["report JUNK/nowhere", "watch JUNK/nowhere", "preflight --ports ²"])
+def test_what_was_given_wrong_is_status_2(junk: Path, words: str) -> None:
+    status, output = said(*words.replace("JUNK", str(junk)).split())
+    assert status == 2, output
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

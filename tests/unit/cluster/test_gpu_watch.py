@@ -65,6 +65,14 @@ def test_a_line_being_written_is_left_for_later(tmp_path):
     assert [event.xid for event in log.new()] == [48]
 
 
+@pytest.mark.parametrize("torn", ['{"node": "node1", "gp', "[]", '{"of": "another version"}', "[" * 100_000])
+def test_a_torn_line_does_not_end_the_watchdog(tmp_path, torn):
+    log, path = EventLog(tmp_path), tmp_path / "heartbeats/gpu_node1.jsonl"
+    path.parent.mkdir()
+    path.write_text(torn + '\n{"node": "node1", "gpu": 0, "xid": 48}\n')
+    assert [event.xid for event in log.new()] == [48]
+
+
 @pytest.mark.parametrize(
     ("xid", "fatal"), [(31, False), (43, False), (94, False), (48, True), (79, True), (None, True)]
 )
@@ -95,6 +103,7 @@ def test_the_command_ends_naming_the_gpu_and_notes_the_node(tmp_path):
 
 
 def test_the_other_nodes_tasks_watch_their_own_gpus_until_the_step_ends(tmp_path):
+    (tmp_path / "heartbeats").mkdir()
     task = subprocess.Popen(
         [sys.executable, "-m", "megatron_empg.cluster.watchdog", str(tmp_path)], text=True,
         env={**os.environ, "SLURM_PROCID": "1", "SLURMD_NODENAME": "node2"}, stdout=subprocess.PIPE,

@@ -174,7 +174,10 @@ def test_pins_and_ports(tmp_path: Path) -> None:
     assert read_pins(file) == {"torch": "2.13.0", "megatron-core": "0.19.2"}
     with pytest.raises(PreflightError, match="cannot read the requirements"):
         read_pins(tmp_path / "none")
+    file.write_bytes(b"torch==2.13.0\n\xff")
+    with pytest.raises(PreflightError, match=r"requirements\.txt: not UTF-8"):
+        read_pins(file)
     assert parse_ports("29500-29502,8000") == (29500, 29501, 29502, 8000)
-    for wrong in ("5-3", "a", "0", "1-70000"):
+    for wrong in ("5-3", "a", "0", "1-70000", "-5", "5-", "²", "٣", "9" * 40):
         with pytest.raises(PreflightError, match=f"'{wrong}'"):
             parse_ports(wrong)

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_empg.common.errors import LASTING_FAULT
 from megatron_empg.launch import node_task
-from megatron_empg.launch.node_task import TaskError, engine_command, trainer_command
+from megatron_empg.launch.node_task import LogError, TaskError, engine_command, take_place, trainer_command
 from megatron_empg.launch.recipe_plan import plan_of
 from megatron_empg.launch.run_plan import RunPlan
 from tests.support.recipes import quickstart
@@ -205,3 +205,31 @@ def test_a_command_s_own_options_are_left_to_it(monkeypatch: pytest.MonkeyPatch,
     became = become(monkeypatch, {"TMPDIR": str(tmp_path)}, "run", "echo", "-n", "--no-gpu", "--help")
     assert became.command == ["echo", "-n", "--no-gpu", "--help"]
     assert "CUDA_VISIBLE_DEVICES" not in became.environment
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TASK if name not in ("SLURM_LOCALID", "EMPG_TRAINER_NODE_NAMES")]
+)
+def test_an_engine_without_a_variable_of_its_job_is_refused_by_name(name: str) -> None:
+    variables = {key: value for key, value in TASK.items() if key != name}
+    with pytest.raises(TaskError, match=f"{name} is not set"):
+        engine_command(plan(), variables, number=0, per_node=1, gpus_per_node=None)
+
+
+@pytest.mark.parametrize("name", ["SLURMD_NODENAME", "SLURM_LOCALID"])
+def test_a_log_without_a_place_under_slurm_is_refused_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in {**TASK, "EMPG_LOG": str(tmp_path / "log")}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv(name)
+    with pytest.raises(TaskError, match=f"{name} is not set"):
+        take_place()
+
+
+def test_a_log_that_cannot_be_written_is_an_accident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {**TASK, "EMPG_LOG": str(tmp_path / "nowhere/log")}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(LogError, match=r"EMPG_LOG is .*No such file") as refused:
+        take_place()
+    assert refused.value.accident

@@ -274,7 +274,7 @@ def test_twenty_restarts_are_the_most_where_nothing_is_said(given: dict[str, str
 def test_the_variable_says_how_many_restarts() -> None:
     assert most_restarts({"EMPG_MAX_RESTARTS": "0"}) == 0
     assert most_restarts({"EMPG_MAX_RESTARTS": "7"}) == 7
-    for wrong in ("-1", "many", "1.5"):
+    for wrong in ("-1", "many", "1.5", "٣", "9" * 40):
         with pytest.raises(RestartsError, match=f"EMPG_MAX_RESTARTS is '{wrong}'") as refused:
             most_restarts({"EMPG_MAX_RESTARTS": wrong})
         assert refused.value.exit_code == 2

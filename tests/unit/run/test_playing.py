@@ -38,6 +38,6 @@ def test_where_there_is_no_run_nothing_is_written(tmp_path) -> None:
 
 def test_a_file_of_another_version_or_half_written_says_nothing(tmp_path) -> None:
     RunPaths(tmp_path).heartbeats.mkdir()
-    for text in ('{"what": "x"', '{"something": 1}', "[]"):
+    for text in ('{"what": "x"', '{"something": 1}', "[]", "[" * 100_000):
         RunPaths(tmp_path).playing.write_text(text, encoding="utf-8")
         assert read_playing(tmp_path) is None

@@ -28,6 +28,13 @@ def test_each_start_is_noted(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "versions.json").read_text())["starts"]) == 2
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"starts": 5}', '{"starts": null}', "[]", "{"])
+def test_a_start_is_noted_where_the_notes_cannot_be_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "versions.json").write_text(text)
+    RunFolder(tmp_path).open("a: 1").close()
+    assert len(json.loads((tmp_path / "versions.json").read_text())["starts"]) == 1
+
+
 def test_making_the_object_touches_nothing(tmp_path: Path) -> None:
     RunFolder(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()

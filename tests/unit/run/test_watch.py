@@ -21,6 +21,8 @@ import pytest
 from rich.console import Console
 
 from megatron_empg.common.jsonl import append_line
+from megatron_empg.launch.health import has_begun
+from megatron_empg.launch.starts import read_starts
 from megatron_empg.run.folder import RunFolder
 from megatron_empg.run.heartbeat import Beat
 from megatron_empg.run.metric_names import find
@@ -166,6 +168,43 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         "trainer: WARNING the disk is nearly full",
     ):
         assert said in shown, said
+
+
+WRONG_FIELDS = [("rank", None), ("rank", "0"), ("phase", None), ("phase", 3), ("phase", []), ("step", True)]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_FIELDS)
+def test_a_heartbeat_of_other_types_is_none(tmp_path: Path, field: str, value: object) -> None:
+    folder = begun(tmp_path)
+    beat(folder, rank=1)
+    told = vars(Beat(0, "node", 1, 5, 3, "rollout", 0, "loop.py:1", 900.0))
+    folder.heartbeat(0).write_text(json.dumps({**told, field: value}))
+    assert [each.rank for each in WatchedRun(tmp_path).look().beats] == [1]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", '{"rank": ' + "9" * 5000 + "}"])
+def test_a_heartbeat_that_is_none_is_left_out(tmp_path: Path, text: str) -> None:
+    folder = begun(tmp_path)
+    folder.heartbeats.mkdir()
+    folder.heartbeat(0).write_text(text)
+    assert WatchedRun(tmp_path).look().beats == []
+    assert not has_begun(str(folder.heartbeat(0)))
+
+
+@pytest.mark.parametrize("steps", ["true", "0", "-3", "1" + "0" * 400])
+def test_steps_that_no_recipe_may_want_are_not_known(tmp_path: Path, steps: str) -> None:
+    folder = begun(tmp_path, f"run: {{steps: {steps}}}")
+    step(folder, 3)
+    view = WatchedRun(tmp_path, clock=lambda: NOW).look()
+    assert (view.steps, view.seconds_left) == (None, None)
+    assert "step 3" in drawn(view)
+
+
+def test_a_start_from_a_step_of_thousands_of_digits_is_left_out(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    folder.starts.write_bytes(b"a 0\na " + b"9" * 5000 + b"\n\xff 1\na 7\n")
+    assert WatchedRun(tmp_path).look().starts == [0, 1, 7]
+    assert [start.checkpoint for start in read_starts(tmp_path, "a")] == [0, 7]
 
 
 def test_a_run_that_was_killed(tmp_path: Path) -> None:
@@ -345,7 +384,7 @@ def test_letters_that_a_terminal_has_not_stop_nothing(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_no_run(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "is not a run folder" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -465,7 +504,7 @@ def test_ctrl_z_gives_the_terminal_back_until_the_watching_goes_on(tmp_path: Pat
 def test_another_size_of_the_window_is_drawn_at_once(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     step(folder, 4)
-    terminal = Terminal(command(tmp_path, "--every", "1000"))
+    terminal = Terminal(command(tmp_path, "--every", "1e308"))
     try:
         terminal.until("no warnings")
         terminal.seen = ""
