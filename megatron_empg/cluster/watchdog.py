@@ -90,7 +90,7 @@ def watch(folder: Path, *, silence: float, stall: float | None) -> list[str]:
         time.sleep(INTERVAL)
 
 
-RunFolderPath = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Of a run that has begun.")]
+RunFolderPath = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Of the run.")]
 Silence = Annotated[float, typer.Option(callback=number(above=0), help="Seconds without a heartbeat.")]
 Stall = Annotated[
     float | None,
@@ -105,15 +105,6 @@ class WatchdogArguments:
     run_folder: RunFolderPath
     silence: Silence = 120.0
     stall: Stall = None
-
-    def __post_init__(self) -> None:
-        """Raises typer.BadParameter for a folder that no run has been in."""
-        paths = RunPaths(self.run_folder)
-        if not paths.recipe.is_file() and not paths.heartbeats.is_dir():
-            rule = (
-                f"{self.run_folder} has neither {paths.recipe.name} nor {paths.heartbeats.name}: no run is there"
-            )
-            raise typer.BadParameter(rule, param_hint="'run_folder'")
 
 
 def main() -> None:

@@ -103,7 +103,6 @@ def test_the_command_ends_naming_the_gpu_and_notes_the_node(tmp_path):
 
 
 def test_the_other_nodes_tasks_watch_their_own_gpus_until_the_step_ends(tmp_path):
-    (tmp_path / "heartbeats").mkdir()
     task = subprocess.Popen(
         [sys.executable, "-m", "megatron_empg.cluster.watchdog", str(tmp_path)], text=True,
         env={**os.environ, "SLURM_PROCID": "1", "SLURMD_NODENAME": "node2"}, stdout=subprocess.PIPE,

@@ -124,7 +124,6 @@ def test_a_stopped_process_is_named_by_the_command_and_the_other_tells_its_stack
         ("", "it is empty; name a file or folder"),
         ("absent", "'absent' does not exist"),
         ("file", "is a file"),
-        (".", ". has neither recipe.yaml nor heartbeats: no run is there"),
     ],
 )
 def test_a_folder_without_a_run_is_refused(
