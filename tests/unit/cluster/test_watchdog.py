@@ -126,7 +126,7 @@ def test_a_stopped_process_is_named_by_the_command_and_the_other_tells_its_stack
         ("file", "is a file"),
     ],
 )
-def test_a_folder_without_a_run_is_refused(
+def test_what_is_no_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
