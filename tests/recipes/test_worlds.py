@@ -33,7 +33,7 @@ from tests.recipes.stand_ins import start_of
 STEPS = WHOLE_STEPS if ALL_THE_WAY else 2
 SIZE = Size(steps=STEPS, groups=2, group_size=4, episode_tokens=2048, turn_tokens=24, questions=1)
 MOST_TURNS = 4
-LONGER = {"alfworld_miniature": 12, "scienceworld_miniature": 8}
+LONGER = {"alfworld_miniature": 12, "scienceworld_miniature": 12}
 """Turns of those whose policy earns nothing in four, nor loses anything: there would be nothing to learn from."""
 TRAINED_BY_HAND = ("alfworld_miniature", "scienceworld_miniature")
 """Recipes that tests/environments/test_worlds_reference.py trains on their engines, in the same `make` target."""
