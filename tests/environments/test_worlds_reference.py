@@ -113,7 +113,14 @@ def alfworld_run(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return run("alfworld_miniature", folder, **{"environment.settings.data": games})
 
 
-@pytest.fixture(params=["scienceworld_run", "alfworld_run"])
+@pytest.fixture(scope="module")
+def webshop_run(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """DAPO over two data-parallel ranks. Its policy seldom has the full score, so that parts of it are earned."""
+    folder = tmp_path_factory.mktemp("webshop_reference")
+    return run("webshop_miniature", folder, **{"environment.settings.reward": "score"})
+
+
+@pytest.fixture(params=["scienceworld_run", "alfworld_run", "webshop_run"])
 def recorded(request: pytest.FixtureRequest) -> Recorded:
     """Each world's run."""
     return request.getfixturevalue(request.param)
@@ -169,11 +176,15 @@ def distance(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> 
     return sum(squares) ** 0.5
 
 
-def test_the_runs_take_the_paths_to_be_proved(scienceworld_run: Recorded, alfworld_run: Recorded) -> None:
+def test_the_runs_take_the_paths_to_be_proved(
+    scienceworld_run: Recorded, alfworld_run: Recorded, webshop_run: Recorded
+) -> None:
     assert (scienceworld_run.recipe.algorithm.name, alfworld_run.recipe.algorithm.name) == ("grpo", "dapo")
     assert scienceworld_run.recipe.algorithm.modulation.name == "empg"
+    assert (webshop_run.recipe.algorithm.name, webshop_run.recipe.actor.data_parallel) == ("dapo", 2)
     for recorded in (scienceworld_run, alfworld_run):
         assert recorded.recipe.actor.tensor_parallel == 2
+    for recorded in (scienceworld_run, alfworld_run, webshop_run):
         batches = [recorded.batch(step) for step in range(STEPS)]
         turns = [len(sample.turns) for batch in batches for sample in batch.experience.samples]
         assert set(turns) == {1}, "each turn reads a prompt of its own"
