@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megatron_empg.common.files import put_text
 from megatron_empg.common.json_files import JsonFileError
@@ -19,12 +19,25 @@ LARGEST_STEP = 2**53
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line and bring it to disk. A number that is not finite is written as null: JSON has none."""
+    """Add one line and bring it to disk. A number that is not finite is written as null: JSON has none.
+
+    A line that a kill has torn is ended first, so that it harms no other.
+    """
     line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("ab") as file:
+    with path.open("a+b") as file:
+        if _ends_torn(file):
+            file.write(b"\n")
         file.write(line.encode("utf-8", errors="backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ends_torn(file: IO[bytes]) -> bool:
+    """Whether the last line of a file has no end."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

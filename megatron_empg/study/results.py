@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,13 +75,8 @@ def read_results(path: Path) -> dict[Cell, RunResult]:
 
 
 def append_result(path: Path, result: RunResult) -> None:
-    """Add a line and bring it to disk. A line that a kill has torn is ended first, so that it harms no other."""
+    """Add a line and bring it to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size:
-        with path.open("r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
     append_line(path, asdict(result))
 
 

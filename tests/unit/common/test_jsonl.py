@@ -36,3 +36,14 @@ def test_what_is_not_a_number_or_not_a_step_is_none() -> None:
     assert [step_of({"step": step}) for step in (0, 7, 2**53)] == [0, 7, 2**53]
     assert [step_of({"step": step}) for step in (-1, 2**53 + 1, True, "3", 3.0, None)] == [None] * 6
     assert step_of({}) is None
+
+
+def test_a_line_behind_one_that_a_kill_has_torn_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"step": 1})
+    with path.open("ab") as file:
+        file.write('{"step": 2, "text": "é'.encode()[:-1])
+    append_line(path, {"step": 3})
+    append_line(path, {"step": 4})
+    assert [record["step"] for record in read_lines(path)] == [1, 3, 4]
+    assert path.read_bytes().count(b"\n") == 4
