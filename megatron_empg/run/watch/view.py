@@ -9,9 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.jsonl import LARGEST_STEP, number, step_of
-from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.folder import NotARunError, RunFolder
 from megatron_empg.run.heartbeat import Beat, read_beats
 from megatron_empg.run.names import WHOLE_NUMBER
 from megatron_empg.run.watch.file_times import changed_at
@@ -27,12 +26,6 @@ RECENT = 20
 """Steps whose mean time tells how long the others will take."""
 WARNINGS = 5
 ADDED_TIME = ("time/step", "time/evaluate", "time/checkpoint")
-
-
-class NotARunError(EmpgError, ValueError):
-    """What is to be watched, or reported, is no run folder."""
-
-    exit_code = 2
 
 
 class RunState(Enum):

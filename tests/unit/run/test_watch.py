@@ -23,11 +23,11 @@ from rich.console import Console
 from megatron_empg.common.jsonl import append_line
 from megatron_empg.launch.health import has_begun
 from megatron_empg.launch.starts import read_starts
-from megatron_empg.run.folder import RunFolder
+from megatron_empg.run.folder import NotARunError, RunFolder
 from megatron_empg.run.heartbeat import Beat
 from megatron_empg.run.metric_names import find
 from megatron_empg.run.watch.frame import BALANCE, CURVES, ENGINES, HEALTH, RunFrame
-from megatron_empg.run.watch.view import ALIVE, NotARunError, RunState, RunView, WatchedRun
+from megatron_empg.run.watch.view import ALIVE, RunState, RunView, WatchedRun
 
 RECIPE = """
 run: {steps: 10}
