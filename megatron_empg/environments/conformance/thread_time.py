@@ -55,6 +55,9 @@ class _Timed(Generic[R]):
             thrown = None
             try:
                 yield waited_for
+            except GeneratorExit:  # nobody awaits it any more; what it awaits may have been closed before it
+                inner.close()
+                raise
             except BaseException as error:
                 thrown = error
 

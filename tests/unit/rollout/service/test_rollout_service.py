@@ -21,8 +21,10 @@ from megatron_empg.environments.deep_search.search_service import LocalTools
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe
 from megatron_empg.rollout.chat_tokens import ChatTokens
+from megatron_empg.rollout.episode import Episode
 from megatron_empg.rollout.episodes import Rollout
 from megatron_empg.rollout.fleet import Fleet
+from megatron_empg.rollout.service import rollout_service
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.client import RolloutServiceClient, RolloutServiceClientError
 from megatron_empg.rollout.service.failures import RolloutServiceError
@@ -96,14 +98,37 @@ def collect(chat: ChatTokens, url: str, source: Any, given: Recipe, step: int = 
 # Rounds and seeds
 
 
-def test_refills_end_when_another_round_would_not_fit(chat: ChatTokens) -> None:
-    """Every group is dropped, so that only the clock ends the rounds."""
-    with StubEngine(by_seed(chat), delay=0.3) as engine:
-        given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=1000", *limits(3, 1.5))
-        batch = collect(chat, engine.url, Questions(100_000, ["lose"]), given)
-        assert batch.experience.samples == []
-        assert 1 <= batch.metrics["train/rounds"] <= 9
-        assert batch.metrics["train/episodes_error"] == 0, "the last round was over too"
+class Clock:
+    """Stands for `time` in a module, and is moved by hand."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_refills_end_when_another_round_would_not_fit(chat: ChatTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group is dropped, so that only the clock ends the rounds: of 285 s, each round takes 80."""
+    clock = Clock()
+    monkeypatch.setattr(rollout_service, "time", clock)
+
+    async def work(opened: RolloutService) -> bytes:
+        play = opened.rollout.run_group_batch
+
+        async def play_for_80_seconds(*args: Any, **kwargs: Any) -> list[Episode]:
+            episodes = await play(*args, **kwargs)
+            clock.now += 80.0
+            return episodes
+
+        opened.rollout.run_group_batch = play_for_80_seconds  # type: ignore[method-assign]
+        return await opened.collect(3)
+
+    with StubEngine(by_seed(chat)) as engine:
+        given = recipe("algorithm.name=dapo", "algorithm.max_generation_rounds=1000", *limits(300, 150))
+        batch = Batch.from_bytes(with_driver(chat, engine.url, Questions(100_000, ["lose"]), given, work))
+    assert batch.experience.samples == []
+    assert batch.metrics["train/rounds"] == 3
+    assert batch.metrics["train/episodes_error"] == 0, "the last round was over too"
 
 
 def test_a_round_that_hangs_gives_up_what_is_not_over(chat: ChatTokens) -> None:
@@ -112,7 +137,7 @@ def test_a_round_that_hangs_gives_up_what_is_not_over(chat: ChatTokens) -> None:
             return 3600.0 if body["sampling_params"]["seed"] in self.seeds[:3] else 0.0
 
     with Late(by_seed(chat)) as engine:
-        given = recipe(*limits(4, 2))
+        given = recipe(*limits(12, 6))
         batch = collect(chat, engine.url, Questions(100, ["chance"]), given)
         assert batch.metrics["train/episodes_error"] == 3
         assert batch.metrics["train/episodes"] == 13
