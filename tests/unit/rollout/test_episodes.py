@@ -138,10 +138,10 @@ def test_what_is_not_over_when_the_round_ends_is_cancelled_and_says_so(
 ) -> None:
     with StubEngine(answer(chat), delay=30.0) as engine:
         make = lambda task: MayHang(task, over)  # noqa: E731
-        (episodes,) = play(chat, [engine.url], [groups(6)], make=make, concurrency=4, timeout=0.5)
+        (episodes,) = play(chat, [engine.url], [groups(6)], make=make, concurrency=4, timeout=2.0)
         assert [e.outcome for e in episodes] == ["error"] * 6
-        assert all("not over when the 0.5 s" in (e.error or "") for e in episodes[:4])
-        assert all("not begun when the 0.5 s" in (e.error or "") for e in episodes[4:])
+        assert all("not over when the 2.0 s" in (e.error or "") for e in episodes[:4])
+        assert all("not begun when the 2.0 s" in (e.error or "") for e in episodes[4:])
         assert all("limits.round_timeout" in (e.error or "") for e in episodes)
         wait_for(lambda: engine.in_flight == 0)
         assert engine.cancelled == 4

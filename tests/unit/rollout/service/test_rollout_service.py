@@ -336,7 +336,7 @@ def test_nothing_goes_on_for_a_client_that_has_gone(served: tuple[StubEngine, st
     engine, url = served
     engine.delay = 30.0
     with pytest.raises(RolloutServiceClientError, match="ReadTimeout"):
-        RolloutServiceClient(url, TOKEN, timeout=0.7).rollout(1)
+        RolloutServiceClient(url, TOKEN, timeout=2.0).rollout(1)
     wait_for(lambda: engine.in_flight == 0)
     assert engine.cancelled == len(engine.bodies) == 16
     engine.delay = 0.0
