@@ -1,11 +1,11 @@
-"""Questions: every chain of facts up to four hops, and which split it falls into.
+"""Questions: every chain of one to four facts, or as many as asked for, and which split it falls into.
 
 Training and the in-distribution test share relation paths (a path: the first entity's type and the
 relations in order) and differ in questions. Out of distribution are, each a kind of its own:
 
 - `held_out_path`: a seeded 15% of the paths of two and more hops;
 - `held_out_relation`: chains with a relation that training never chains from that type of first entity;
-- `longer`: chains of four hops from types of first entity whose chains stop at three in training.
+- `longer`: the longest chains (four hops) from types of first entity whose chains stop at three in training.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from megatron_empg.environments.base import Split
 from megatron_empg.environments.deep_search.changed import changed
 from megatron_empg.environments.deep_search.corpus import Corpus
 
-MAX_HOPS = 4
+HOPS_BOUND = 20
+"""No chain of facts may be asked to be longer."""
 _WORDINGS = (
     "what is the {chain} of {entity} ?",
     "name the {chain} of {entity} .",
@@ -55,10 +56,12 @@ class SplitRules:
     """What is held out. The shares are of paths and of questions; all draws follow from `seed`. The relations and
     types named by default are the miniature's; `fitted` leaves out what a corpus does not have.
 
-    Training chains up to `train_hops` facts, four from the types in `longer_from`; `held_out_relations` stand in
-    its chains only from the types in `composed_from`.
+    A question chains `fewest_hops` to `most_hops` facts. Training chains up to `train_hops`, and `most_hops` from
+    the types in `longer_from`; `held_out_relations` stand in its chains only from the types in `composed_from`.
     """
 
+    fewest_hops: int = 1
+    most_hops: int = 4
     train_hops: int = 3
     longer_from: tuple[str, ...] = ("city", "province")
     held_out_paths: float = 0.15
@@ -66,6 +69,11 @@ class SplitRules:
     composed_from: tuple[str, ...] = ("province", "element")
     test_questions: float = 0.08
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.fewest_hops <= self.most_hops <= HOPS_BOUND:
+            given = f"fewest_hops {self.fewest_hops}, most_hops {self.most_hops}"
+            raise ValueError(f"{given}: they must ascend and lie between 1 and {HOPS_BOUND}")
 
     @classmethod
     def fitted(cls, corpus: Corpus, given: Mapping[str, Any]) -> "SplitRules":
@@ -92,7 +100,8 @@ class SplitRules:
     def kind(self, path: tuple[str, ...]) -> str:
         """`seen`, `held_out_path`, `held_out_relation` or `longer`."""
         first, relations = path[0], path[1:]
-        if len(relations) > (MAX_HOPS if first in self.longer_from else self.train_hops):
+        trained = self.most_hops if first in self.longer_from else self.train_hops
+        if len(relations) > trained:
             return "longer"
         held_out = first not in self.composed_from and not set(relations).isdisjoint(self.held_out_relations)
         if len(relations) > 1 and held_out:
@@ -111,8 +120,8 @@ def _share(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest()) / 2**48
 
 
-def enumerate_questions(corpus: Corpus, max_hops: int = MAX_HOPS) -> Iterator[Question]:
-    """Every chain of facts that never comes back to an entity it passed."""
+def enumerate_questions(corpus: Corpus, max_hops: int = SplitRules.most_hops) -> Iterator[Question]:
+    """Every chain of up to so many facts that never comes back to an entity it passed."""
     for entity, entity_type in corpus.entity_types.items():
         chains: list[tuple[tuple[str, ...], tuple[str, ...], bool]] = [((entity,), (), True)]
         for _ in range(max_hops):
@@ -137,7 +146,9 @@ def split_questions(corpus: Corpus, rules: SplitRules) -> dict[Split, dict[str, 
     train: dict[tuple[str, ...], list[Question]] = {}
     test: dict[tuple[str, ...], list[Question]] = {}
     ood: dict[str, list[Question]] = {"held_out_path": [], "held_out_relation": [], "longer": []}
-    for question in enumerate_questions(corpus):
+    for question in enumerate_questions(corpus, rules.most_hops):
+        if len(question.relations) < rules.fewest_hops:
+            continue
         path = question.path
         if path not in kinds:
             kinds[path] = rules.kind(path)
