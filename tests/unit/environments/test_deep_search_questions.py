@@ -119,11 +119,13 @@ def test_another_seed_holds_out_other_paths(source):
 def test_chains_are_as_long_as_asked_and_told_apart_as_the_shorter_ones_are(source):
     rules = SplitRules(fewest_hops=6, most_hops=8, train_hops=8)
     found = split_questions(source.corpus, rules)
-    by_split = {split: [question for kind in kinds.values() for question in kind] for split, kinds in found.items()}
-    lengths = {split: {len(question.relations) for question in questions} for split, questions in by_split.items()}
+    ids, lengths = {}, {}
+    for split, kinds in found.items():
+        questions = [question for kind in kinds.values() for question in kind]
+        ids[split] = {question.id for question in questions}
+        lengths[split] = {len(question.relations) for question in questions}
     assert lengths == {"train": {6, 7, 8}, "test_id": {6, 7, 8}, "test_ood": {6, 7, 8}}
     assert not found["test_ood"]["longer"], "training chains as many facts as there are"
-    ids = {split: {question.id for question in questions} for split, questions in by_split.items()}
     assert ids["train"].isdisjoint(ids["test_id"] | ids["test_ood"])
 
 

@@ -57,7 +57,7 @@ def test_a_corpus_works_by_itself(own):
         ({"held_out_relations": ["lowest point"]}, "held_out_relations names 'lowest point'; allowed: capital"),
         ({"longer_from": ["city"]}, "longer_from names 'city'; allowed: country"),
         ({"composed_from": ["planet"]}, "composed_from names 'planet'; allowed: country"),
-        ({"held_out": 3}, r"splits\.held_out: there is no such setting; allowed: fewest_hops, most_hops, train_hops"),
+        ({"held_out": 3}, r"splits\.held_out: there is no such setting; allowed: fewest_hops, most_hops"),
         ({"fewest_hops": 5}, "splits: fewest_hops 5, most_hops 4: they must ascend and lie between 1 and 20"),
         ({"most_hops": 21}, "must ascend and lie between 1 and 20"),
         ({"fewest_hops": 0}, "must ascend and lie between 1 and 20"),
