@@ -50,7 +50,8 @@ def run_sft(recipe: SftRecipe, heartbeat: Heartbeat | None = None) -> None:
     ends in ``run.folder/policy``."""
     actor = initial_actor(recipe)
     source = recipe.task_source()
-    walkthroughs = WalkthroughTokens(recipe.model.path, recipe.actor.longest_sequence, history=recipe.sft.history)
+    longest = min(recipe.actor.longest_sequence, actor.config.max_position_embeddings)
+    walkthroughs = WalkthroughTokens(recipe.model.path, longest, history=recipe.sft.history)
     held_out = _held_out(recipe, source, walkthroughs)
     folder = RunFolder(recipe.run.folder)
     checkpoints = Checkpoints(
@@ -190,8 +191,9 @@ class WalkthroughTokens:
         if not ended:
             raise ValueError(
                 f"the prompt of task {task.id!r} has {len(tokens)} tokens, which leave no room for a turn in the "
-                f"{self._max_tokens} of a microbatch (actor.max_tokens_per_microbatch x actor.context_parallel): "
-                "raise them, or shorten the task or what environment.settings put before it"
+                f"{self._max_tokens} that there are (the smaller of a microbatch, actor.max_tokens_per_microbatch "
+                "x actor.context_parallel, and the model's max_position_embeddings): raise the microbatch, take "
+                "another model, or shorten the task or what environment.settings put before it"
             )
         return ended
 

@@ -1,6 +1,8 @@
 """`empg sft` as a user types it: interrupted, continued, killed, and yet at its end; and ended at once."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +113,18 @@ def test_held_out_walkthroughs_are_measured(runs: tuple[Path, Path, list[str]]) 
     assert [line["step"] for line in measured] == [0, 3, 6, STEPS]
     assert measured[0]["validation/loss"] > measured[-1]["validation/loss"] > 0
     assert all(0 <= line["validation/correct_surely"] <= 1 for line in measured)
+
+
+def test_walkthroughs_are_cut_to_what_the_model_can_read(tmp_path: Path) -> None:
+    """The walkthroughs are of three turns and about 120 tokens, a microbatch could hold 8,192."""
+    small = tmp_path / "small"
+    shutil.copytree(ROOT / "recipes/miniature/tokenizer", small)
+    config = json.loads((small / "config.json").read_text(encoding="utf-8"))
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}), encoding="utf-8")
+    process = start(tmp_path / "run", "run.steps=2", f"model.path={small}")
+    output = end(process)
+    assert process.returncode == 0, output
+    assert read_lines(tmp_path / "run/metrics.jsonl")[-1]["step"] == 2
 
 
 def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
