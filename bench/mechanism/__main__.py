@@ -1,0 +1,122 @@
+"""What entropy modulation has to act on, measured on a recipe's policy as it is before training.
+
+    python -m bench.mechanism quickstart recipes/quickstart.yaml
+    python -m bench.mechanism hops recipes/hops.yaml rollout.groups=4
+    python -m bench.mechanism --report
+
+The policy plays batches of episodes, and every turn's gradient with respect to all parameters is taken. Told are: how
+turn entropies are spread; the gradient's size and the update's noise by entropy; whether the clarity of the next turn
+says success, given the state; and what each modulation does to an update's size, direction and gain in success. It is
+for policies of a few million parameters.
+
+Batches and blocks that are there are not made again: the same command goes on after any end. A task's line goes to
+docs/study/mechanism.jsonl, of which `--report` makes docs/study/mechanism.md and its charts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import multiprocessing as mp
+import subprocess
+import time
+from pathlib import Path
+
+from bench.mechanism.play import play, recipe_of
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs/study/mechanism.jsonl"
+SECONDS = "seconds.txt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", help="the name of its line")
+    parser.add_argument("recipe", nargs="?", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--batches", type=int, default=200, help="a multiple of 10")
+    parser.add_argument("--folder", type=Path, help="of batches and blocks; runs/mechanism/TASK")
+    parser.add_argument("--processes", type=int, default=2, help="that take gradients at once")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="make the page of the lines; measure nothing")
+    given = parser.parse_args()
+    if given.report:
+        from bench.mechanism.page import write_page
+
+        for path in write_page(given.results):
+            print(path)
+        return
+    if given.task is None or given.recipe is None:
+        parser.error("give a name and a recipe, e.g. quickstart recipes/quickstart.yaml, or --report")
+    if given.batches < 20 or given.batches % 10:
+        parser.error(f"--batches is {given.batches}: give a multiple of 10, at least 20")
+    folder = given.folder or ROOT / "runs/mechanism" / given.task
+    recipe = recipe_of(given.recipe, given.overrides, folder)
+    asyncio.run(play(recipe, folder, given.batches, lambda line: print(line, flush=True)))
+    _measure_all(folder, recipe.model.path, given.batches, given.processes)
+    _find(given, folder, recipe.model.path)
+
+
+def _measure_all(folder: Path, policy: Path, batches: int, processes: int) -> None:
+    from bench.mechanism.blocks import BLOCK, block_path
+
+    missing = [number for number in range(batches // BLOCK) if not block_path(folder, number).exists()]
+    if not missing:
+        return
+    with mp.get_context("spawn").Pool(min(processes, len(missing)), _begin, (folder, policy)) as pool:
+        for number in pool.imap_unordered(_measure, missing):
+            print(f"measured block {number + 1} of {batches // BLOCK}", flush=True)
+
+
+def _begin(folder: Path, policy: Path) -> None:
+    """In each process, once: the policy, and the edges that all find alike."""
+    import torch
+
+    from bench.mechanism.blocks import bin_edges
+    from bench.mechanism.gradients import TurnGradients
+
+    global _asked
+    torch.set_num_threads(1)
+    gradients = TurnGradients(policy)
+    _asked = folder, gradients, bin_edges(folder, gradients)
+
+
+def _measure(number: int) -> int:
+    from bench.mechanism.blocks import measure_block
+    from megatron_empg.common.jsonl import append_line
+
+    folder, gradients, edges = _asked
+    began = time.process_time()
+    measure_block(folder, number, gradients, edges)
+    append_line(folder / SECONDS, {"block": number, "seconds": time.process_time() - began})
+    return number
+
+
+def _find(given: argparse.Namespace, folder: Path, policy: Path) -> None:
+    from bench.mechanism.blocks import BLOCK, bin_edges, block_path, read_block
+    from bench.mechanism.findings import Origin, add_findings, findings_of
+    from bench.mechanism.gradients import TurnGradients
+    from megatron_empg.common.jsonl import read_lines
+
+    blocks = [read_block(block_path(folder, number)) for number in range(given.batches // BLOCK)]
+    edges = bin_edges(folder, TurnGradients(policy)).tolist()
+    origin = Origin(
+        task=given.task,
+        recipe=str(given.recipe),
+        overrides=given.overrides,
+        policy=hashlib.sha256((policy / "model.safetensors").read_bytes()).hexdigest(),
+        commit=_commit(),
+        minutes=sum(line["seconds"] for line in read_lines(folder / SECONDS)) / 60,
+    )
+    add_findings(given.results, findings_of(origin, blocks, edges))
+    print(f"{given.results}: the line of {given.task} is there", flush=True)
+
+
+def _commit() -> str:
+    asked = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
