@@ -98,7 +98,7 @@ def measure_block(folder: Path, number: int, gradients: TurnGradients, edges: Te
         grams.append((updates @ updates.T).double().numpy())
         tables.append(_table(experience, entropies, norms, batch))
     block = Block(sums.numpy(), squares.numpy(), np.stack(grams), TurnTable.joined(tables))
-    _write(block_path(folder, number), block)
+    write_block(block_path(folder, number), block)
 
 
 def _updates(
@@ -167,7 +167,8 @@ def bin_edges(folder: Path, gradients: TurnGradients) -> Float[Tensor, "inner_ed
     return torch.cat(entropies).quantile(shares)
 
 
-def _write(path: Path, block: Block) -> None:
+def write_block(path: Path, block: Block) -> None:
+    """Write it aside, and put it in its place when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {f"turns_{one.name}": getattr(block.turns, one.name) for one in fields(TurnTable)}
     with written_aside(path, durable=False) as aside, aside.open("wb") as file:

@@ -72,15 +72,15 @@ class BinFindings:
     """Share of the plain DAPO update's gain in success that comes from these turns."""
     noise: float
     """Share of the variance of the plain DAPO update, were the bins' independent."""
-    noise_by_signal: Estimate
-    """Variance of these turns' part of the update, by the squared norm of its expectation."""
+    signal_by_noise: Estimate
+    """Squared norm of the expectation of these turns' part of the update, by the variance around it, of one batch."""
 
 
 def bins_of(turns: TurnTable, edges: Sequence[float], products: Products) -> list[BinFindings]:
     """All bins."""
     number_of_turn = np.searchsorted(np.asarray(edges), turns.entropy, side="left")
     gains, gain_errors = products.jackknife(lambda chosen: _gain_shares(products, chosen))
-    noises, noise_errors = products.jackknife(lambda chosen: _noise_by_signal(products, chosen))
+    signals, signal_errors = products.jackknife(lambda chosen: _signal_by_noise(products, chosen))
     everything = list(range(products.count))
     variance = _variances(products, everything)
     found = []
@@ -95,7 +95,7 @@ def bins_of(turns: TurnTable, edges: Sequence[float], products: Products) -> lis
                 g=float(turns.scale[there].mean()),
                 gain=Estimate(float(gains[number]), float(gain_errors[number])),
                 noise=float(variance[number] / variance.sum()),
-                noise_by_signal=Estimate(float(noises[number]), float(noise_errors[number])),
+                signal_by_noise=Estimate(float(signals[number]), float(signal_errors[number])),
             )
         )
     return found
@@ -111,9 +111,9 @@ def _gain_shares(products: Products, chosen: list[int]) -> np.ndarray:
     return gains / gains.sum()
 
 
-def _noise_by_signal(products: Products, chosen: list[int]) -> np.ndarray:
+def _signal_by_noise(products: Products, chosen: list[int]) -> np.ndarray:
     signal = products.of_means(chosen)[BIN_NUMBERS, BIN_NUMBERS]
-    return _variances(products, chosen) / np.maximum(signal, 1e-300)
+    return signal / _variances(products, chosen)
 
 
 @dataclass(frozen=True)
