@@ -17,17 +17,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
-import multiprocessing as mp
 import subprocess
-import time
 from pathlib import Path
 
-from bench.mechanism.play import play, recipe_of
+from bench.mechanism.play import keep_identity, play, policy_hash, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs/study/mechanism.jsonl"
-SECONDS = "seconds.txt"
 
 
 def main() -> None:
@@ -51,52 +47,22 @@ def main() -> None:
         parser.error("give a name and a recipe, e.g. quickstart recipes/quickstart.yaml, or --report")
     if given.batches < 20 or given.batches % 10:
         parser.error(f"--batches is {given.batches}: give a multiple of 10, at least 20")
+    from bench.mechanism.blocks import BLOCK
+    from bench.mechanism.measuring import measure_all
+
     folder = given.folder or ROOT / "runs/mechanism" / given.task
     recipe = recipe_of(given.recipe, given.overrides, folder)
+    keep_identity(folder, recipe)
     asyncio.run(play(recipe, folder, given.batches, lambda line: print(line, flush=True)))
-    _measure_all(folder, recipe.model.path, given.batches, given.processes)
+    measure_all(folder, recipe.model.path, given.batches // BLOCK, given.processes)
     _find(given, folder, recipe.model.path)
 
 
-def _measure_all(folder: Path, policy: Path, batches: int, processes: int) -> None:
-    from bench.mechanism.blocks import BLOCK, block_path
-
-    missing = [number for number in range(batches // BLOCK) if not block_path(folder, number).exists()]
-    if not missing:
-        return
-    with mp.get_context("spawn").Pool(min(processes, len(missing)), _begin, (folder, policy)) as pool:
-        for number in pool.imap_unordered(_measure, missing):
-            print(f"measured block {number + 1} of {batches // BLOCK}", flush=True)
-
-
-def _begin(folder: Path, policy: Path) -> None:
-    """In each process, once: the policy, and the edges that all find alike."""
-    import torch
-
-    from bench.mechanism.blocks import bin_edges
-    from bench.mechanism.gradients import TurnGradients
-
-    global _asked
-    torch.set_num_threads(1)
-    gradients = TurnGradients(policy)
-    _asked = folder, gradients, bin_edges(folder, gradients)
-
-
-def _measure(number: int) -> int:
-    from bench.mechanism.blocks import measure_block
-    from megatron_empg.common.jsonl import append_line
-
-    folder, gradients, edges = _asked
-    began = time.process_time()
-    measure_block(folder, number, gradients, edges)
-    append_line(folder / SECONDS, {"block": number, "seconds": time.process_time() - began})
-    return number
-
-
 def _find(given: argparse.Namespace, folder: Path, policy: Path) -> None:
-    from bench.mechanism.blocks import BLOCK, bin_edges, block_path, read_block
+    from bench.mechanism.blocks import bin_edges, block_path, read_block
     from bench.mechanism.findings import Origin, add_findings, findings_of
     from bench.mechanism.gradients import TurnGradients
+    from bench.mechanism.measuring import SECONDS
     from megatron_empg.common.jsonl import read_lines
 
     blocks = [read_block(block_path(folder, number)) for number in range(given.batches // BLOCK)]
@@ -105,7 +71,7 @@ def _find(given: argparse.Namespace, folder: Path, policy: Path) -> None:
         task=given.task,
         recipe=str(given.recipe),
         overrides=given.overrides,
-        policy=hashlib.sha256((policy / "model.safetensors").read_bytes()).hexdigest(),
+        policy=policy_hash(policy),
         commit=_commit(),
         minutes=sum(line["seconds"] for line in read_lines(folder / SECONDS)) / 60,
     )

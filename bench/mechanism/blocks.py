@@ -62,7 +62,9 @@ class TurnTable:
 
     @classmethod
     def joined(cls, tables: list[TurnTable]) -> TurnTable:
-        return cls(**{one.name: np.concatenate([getattr(table, one.name) for table in tables]) for one in fields(cls)})
+        return cls(
+            **{one.name: np.concatenate([getattr(table, one.name) for table in tables]) for one in fields(cls)}
+        )
 
 
 @dataclass(frozen=True)

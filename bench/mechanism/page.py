@@ -96,7 +96,10 @@ def _correlations(found: Findings) -> Sheet:
         ["turn entropy and success, same state", _bracketed(of.entropy_and_success, "{:.3f}")],
         ["clarity of the next turn and success, same state", _bracketed(of.clarity_and_success, "{:.3f}")],
         ["the same, same question", _bracketed(of.clarity_and_success_in_question, "{:.3f}")],
-        ["an episode's sum of clarities and success, same question", _bracketed(of.episode_bonus_and_success, "{:.3f}")],
+        [
+            "an episode's sum of clarities and success, same question",
+            _bracketed(of.episode_bonus_and_success, "{:.3f}"),
+        ],
         ["an episode's turns and success, same question", _bracketed(of.turns_and_success, "{:.3f}")],
     ]
     title = f"Correlations ({of.same_state:.0%} of the turns with a next one share their state with another)"
@@ -109,7 +112,15 @@ def _updates(found: Findings, base: str) -> Sheet:
         if each.base == base:
             estimates = (each.size, each.cosine, each.expected_cosine, each.signal, each.gain, each.gain_by_adam)
             rows.append([each.name, *[_bracketed(one, "{:.3f}") for one in estimates]])
-    headings = ["modulation", "size", "cosine, batch", "cosine, expected", "signal by noise", "gain", "gain by Adam"]
+    headings = [
+        "modulation",
+        "size",
+        "cosine, batch",
+        "cosine, expected",
+        "signal by noise",
+        "gain",
+        "gain by Adam",
+    ]
     return Sheet(f"Updates over {base.upper()}, by the plain one", headings, rows)
 
 
@@ -144,7 +155,9 @@ def bins_chart(found: Findings) -> Chart:
         for label, value, colour in series:
             axes.plot(places, [value(place) for place in places], color=colour, label=label, marker="o")
         gains = [each.gain for each in found.bins]
-        axes.fill_between(places, [g.low for g in gains], [g.high for g in gains], color="C0", alpha=0.2, linewidth=0)
+        axes.fill_between(
+            places, [g.low for g in gains], [g.high for g in gains], color="C0", alpha=0.2, linewidth=0
+        )
         axes.set_xticks(places, [f"{each.entropy:.2g}" for each in found.bins])
         title = f"{found.task}: what turns of an entropy add to the update"
         caption = "Of the plain DAPO update; shaded: interval of 95%."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_empg.common.files import put_bytes
+from megatron_empg.common.files import put_bytes, put_json
 from megatron_empg.launch.engine_process import start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
@@ -25,6 +27,22 @@ def recipe_of(path: Path, overrides: list[str], folder: Path) -> Recipe:
     if recipe.rollout.temperature != 1.0:
         raise SystemExit(f"rollout.temperature is {recipe.rollout.temperature}; gradients are those at 1: give 1")
     return recipe
+
+
+def policy_hash(policy: Path) -> str:
+    """SHA-256 of the policy's weights, which are one file."""
+    return hashlib.sha256((policy / "model.safetensors").read_bytes()).hexdigest()
+
+
+def keep_identity(folder: Path, recipe: Recipe) -> None:
+    """Note whose batches the folder has. Raises SystemExit where they are another recipe's or policy's."""
+    identity = {"policy": policy_hash(recipe.model.path), "recipe": recipe.model_dump(mode="json")}
+    path = folder / "identity.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        put_json(path, identity)
+    elif json.loads(path.read_text(encoding="utf-8")) != identity:
+        raise SystemExit(f"{folder} has batches of another recipe or policy; give another --folder, or remove it")
 
 
 def batch_path(folder: Path, number: int) -> Path:

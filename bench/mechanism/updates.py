@@ -50,7 +50,9 @@ def update_findings(blocks: Sequence[Block], products: Products) -> list[UpdateF
                     name,
                     size=_of(products, lambda chosen, r=row, p=plain: _size(products, chosen, r, p)),
                     cosine=_mean_over_blocks(cosines[:, row, plain]),
-                    expected_cosine=_of(products, lambda chosen, r=row, p=plain: _direction(products, chosen, r, p)),
+                    expected_cosine=_of(
+                        products, lambda chosen, r=row, p=plain: _direction(products, chosen, r, p)
+                    ),
                     signal=_of(products, lambda chosen, r=row, p=plain: _signal(products, chosen, r, p)),
                     gain=_of(products, lambda chosen, r=row, p=plain: _gain(products, chosen, r, p)),
                     gain_by_adam=_adam_gain(products, row, plain),
@@ -90,7 +92,9 @@ def _gain(products: Products, chosen: list[int], row: int, plain: int) -> float:
 
 def _adam_gain(products: Products, row: int, plain: int) -> Estimate:
     whole = products.by_adam(None)
-    parts = np.array([products.by_adam(left)[row] / products.by_adam(left)[plain] for left in range(products.count)])
+    parts = np.array(
+        [products.by_adam(left)[row] / products.by_adam(left)[plain] for left in range(products.count)]
+    )
     return Estimate(float(whole[row] / whole[plain]), float(half_width(parts)))
 
 
