@@ -4,10 +4,10 @@
     python -m bench.mechanism hops recipes/hops.yaml rollout.groups=4
     python -m bench.mechanism --report
 
-The policy plays batches of episodes, and every turn's gradient with respect to all parameters is taken. Told are: how
-turn entropies are spread; the gradient's size and the update's noise by entropy; whether the clarity of the next turn
-says success, given the state; and what each modulation does to an update's size, direction and gain in success. It is
-for policies of a few million parameters.
+The policy plays batches of episodes, and every turn's gradient with respect to all parameters is taken. Told are:
+how turn entropies are spread; the gradient's size and the update's noise by entropy; whether the clarity of the
+next turn says success, given the state; and what each modulation does to an update: its size, direction and gain.
+It is for policies of a few million parameters.
 
 Batches and blocks that are there are not made again: the same command goes on after any end. A task's line goes to
 docs/study/mechanism.jsonl, of which `--report` makes docs/study/mechanism.md and its charts.

@@ -1,7 +1,7 @@
 """Blocks of batches, measured: the sums of their updates, and what is known of every turn.
 
-A block is written when it is whole and is not measured again, so that the work goes on after any end. Blocks are also
-what is left out in turn for the errors of what is found.
+A block is written when it is whole and is not measured again, so that the work goes on after any end. Blocks are
+also what is left out in turn for the errors of what is found.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class TurnTable:
 
     @classmethod
     def joined(cls, tables: list[TurnTable]) -> TurnTable:
-        return cls(
-            **{one.name: np.concatenate([getattr(table, one.name) for table in tables]) for one in fields(cls)}
-        )
+        """The turns of all the tables."""
+        columns = {}
+        for one in fields(cls):
+            columns[one.name] = np.concatenate([getattr(table, one.name) for table in tables])
+        return cls(**columns)
 
 
 @dataclass(frozen=True)

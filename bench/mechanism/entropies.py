@@ -1,4 +1,4 @@
-"""Turn entropies: how they are spread, what gradients and noise belong to them, and whether clarity says success."""
+"""Turn entropies: how they are spread, which gradients and noise are theirs, whether clarity says success."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class BinFindings:
     noise: float
     """Share of the variance of the plain DAPO update, were the bins' independent."""
     signal_by_noise: Estimate
-    """Squared norm of the expectation of these turns' part of the update, by the variance around it, of one batch."""
+    """Squared norm of the expectation of these turns' part of the update, by the variance around it."""
 
 
 def bins_of(turns: TurnTable, edges: Sequence[float], products: Products) -> list[BinFindings]:

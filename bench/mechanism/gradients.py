@@ -1,7 +1,7 @@
 """Gradients with respect to a policy's parameters, one for each turn: of the turn's summed log-prob.
 
-The policy is read by transformers and differentiated by torch, apart from the actor that trains it, so that what is
-measured here is not measured by the thing itself.
+The policy is read by transformers and differentiated by torch, apart from the actor that trains it, so that what
+is measured here is not measured by the thing itself.
 """
 
 from __future__ import annotations

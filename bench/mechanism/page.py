@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 
 from bench.mechanism.entropies import QUANTILES
 from bench.mechanism.findings import Findings, read_findings
@@ -17,14 +18,17 @@ from megatron_empg.report.look import MUTED, STYLE
 from megatron_empg.report.table.sheet import Sheet
 from megatron_empg.report.templates import render
 
-HOW = """Made by `python -m bench.mechanism --report` of [{lines}]({lines}), which `python -m bench.mechanism TASK RECIPE` adds to.
-Each policy is as it is before training. [study.md](../study.md) says what is asked, and what was predicted of this.
-
-An update is the gradient of one batch's loss on fresh episodes, with respect to all parameters. The gain of an update
-is how much success grows by a step along it, to first order: its inner product with the gradient of the success rate,
-which is estimated from other batches. It is told for a step of given norm, and for one of Adam's, whose numbers all
-have the same size; 1 is the plain update of the same base. Brackets are intervals of 95% by the jackknife, over blocks
-of 10 batches for updates and over batches for correlations."""
+HOW = (
+    "Made by `python -m bench.mechanism --report` of [{lines}]({lines}), to which "
+    "`python -m bench.mechanism TASK RECIPE` adds a line. Each policy is as it is before training. "
+    "[study.md](../study.md) says what is asked, and what was predicted of this.\n\n"
+    "An update is the gradient of one batch's loss on fresh episodes, with respect to all parameters. The gain of "
+    "an update is how much success grows by a step along it, to first order: its inner product with the gradient "
+    "of the success rate, which is estimated from other batches. It is told for a step of given norm, and for one of "
+    "Adam's, whose numbers all have the same size; 1 is the plain update of the same base. Signal by noise is the "
+    "squared norm of the expected update by the variance of a batch's around it. Brackets are intervals of 95% by "
+    "the jackknife, over blocks of 10 batches for updates and over batches for correlations."
+)
 
 
 def write_page(results: Path) -> list[Path]:
@@ -53,9 +57,9 @@ def _origin(found: Findings) -> str:
     words = " ".join([f"`{found.recipe}`", *[f"`{override}`" for override in found.overrides]])
     return (
         f"{words}: {found.batches} batches, {found.episodes:,} episodes, {found.turns:,} turns "
-        f"({found.turns_per_episode:.1f} per episode). Success {found.success:.1%}; {found.equal_groups:.0%} of the "
-        f"questions have equal rewards throughout. {found.minutes:.0f} minutes of one core for the gradients; commit "
-        f"{found.commit}, policy {found.policy[:12]}."
+        f"({found.turns_per_episode:.1f} per episode). Success {found.success:.1%}; {found.equal_groups:.0%} of "
+        f"the questions have equal rewards throughout. {found.minutes:.0f} minutes of one core for the gradients; "
+        f"commit {found.commit}, policy {found.policy[:12]}."
     )
 
 
@@ -91,17 +95,15 @@ def _bins(found: Findings) -> Sheet:
 
 def _correlations(found: Findings) -> Sheet:
     of = found.correlations
-    rows = [
-        ["turn entropy and ‖gradient‖² per token (ranks)", f"{of.norm_and_entropy:.3f}"],
-        ["turn entropy and success, same state", _bracketed(of.entropy_and_success, "{:.3f}")],
-        ["clarity of the next turn and success, same state", _bracketed(of.clarity_and_success, "{:.3f}")],
-        ["the same, same question", _bracketed(of.clarity_and_success_in_question, "{:.3f}")],
-        [
-            "an episode's sum of clarities and success, same question",
-            _bracketed(of.episode_bonus_and_success, "{:.3f}"),
-        ],
-        ["an episode's turns and success, same question", _bracketed(of.turns_and_success, "{:.3f}")],
-    ]
+    within = {
+        "turn entropy and success, same state": of.entropy_and_success,
+        "clarity of the next turn and success, same state": of.clarity_and_success,
+        "the same, same question": of.clarity_and_success_in_question,
+        "an episode's sum of clarities and success, same question": of.episode_bonus_and_success,
+        "an episode's turns and success, same question": of.turns_and_success,
+    }
+    rows = [["turn entropy and ‖gradient‖² per token (ranks)", f"{of.norm_and_entropy:.3f}"]]
+    rows += [[name, _bracketed(estimate, "{:.3f}")] for name, estimate in within.items()]
     title = f"Correlations ({of.same_state:.0%} of the turns with a next one share their state with another)"
     return Sheet(title, ["of", "correlation"], rows)
 
@@ -128,8 +130,8 @@ def _best(found: Findings) -> str:
     best = found.best_scaling
     factors = ", ".join(f"{factor:.2f}" for factor in best.factors)
     return (
-        f"The scaling of these bins that gains most, from the surest turns to the least sure: {factors}. Its gain is "
-        f"{best.gain:.3f} of the plain update's where it was found, {best.gain_elsewhere:.3f} on other batches."
+        f"The scaling of these bins that gains most, from the surest turns to the least sure: {factors}. Its gain "
+        f"is {best.gain:.3f} of the plain update's where it was found, {best.gain_elsewhere:.3f} on other batches."
     )
 
 
@@ -177,7 +179,7 @@ def gains_chart(found: Findings) -> Chart:
         return finished(title, caption, figure, (-0.5, len(shown) - 0.5))
 
 
-def _draw_gains(axes, shown: Sequence[UpdateFindings]) -> None:  # type: ignore[no-untyped-def]
+def _draw_gains(axes: Axes, shown: Sequence[UpdateFindings]) -> None:
     gains = [each.gain_by_adam for each in shown]
     places = list(range(len(shown)))
     axes.errorbar(

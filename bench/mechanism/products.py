@@ -1,7 +1,7 @@
 """Inner products of mean updates, without the bias that noise gives a product of an update with itself.
 
-The mean of a row's updates is estimated by batches; a product of two such means takes pairs of different blocks alone,
-whose noise has nothing in common. What is computed can leave a block out, which the jackknife's errors are made of.
+The mean of a row's updates is estimated by batches; a product of two such means takes pairs of different blocks
+alone, whose noise has nothing in common. What is computed can leave a block out: so the jackknife finds errors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The updates that are compared: each is a sum of turns' gradients, with a weight for each turn of a batch.
 
-An update here is the gradient of one optimizer step's loss on fresh episodes, where every ratio is 1 and nothing is
-clipped: the mean over own tokens of advantage times gradient of the log-prob, as the actor takes it, with the sign of
-an ascent.
+An update here is the gradient of one optimizer step's loss on fresh episodes, where every ratio is 1 and nothing
+is clipped: the mean over own tokens of advantage times gradient of the log-prob, as the actor takes it, with the
+sign of an ascent.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ BASES: tuple[Base, ...] = ("dapo", "grpo")
 
 @dataclass(frozen=True)
 class Row:
-    """One of the compared updates, by its base and what modulates it, or by the bin of entropy that it is cut to."""
+    """One of the compared updates, by its base and what modulates it, or the bin of entropy that it is cut to."""
 
     base: Base | None
     name: str
@@ -86,7 +86,7 @@ def row_weights(
     plain: dict[str, Weights] = {}
     for base in BASES:
         kept = _kept_episodes(experience, base)
-        for name, section in MODULATIONS.items():
+        for section in MODULATIONS.values():
             weights = _modulated(experience, entropies, kept, section)
             plain.setdefault(base, weights)
             found.append(weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,21 +48,23 @@ def update_findings(blocks: Sequence[Block], products: Products) -> list[UpdateF
                 UpdateFindings(
                     base,
                     name,
-                    size=_of(products, lambda chosen, r=row, p=plain: _size(products, chosen, r, p)),
+                    size=_by(products, _size, row, plain),
                     cosine=_mean_over_blocks(cosines[:, row, plain]),
-                    expected_cosine=_of(
-                        products, lambda chosen, r=row, p=plain: _direction(products, chosen, r, p)
-                    ),
-                    signal=_of(products, lambda chosen, r=row, p=plain: _signal(products, chosen, r, p)),
-                    gain=_of(products, lambda chosen, r=row, p=plain: _gain(products, chosen, r, p)),
+                    expected_cosine=_by(products, _direction, row, plain),
+                    signal=_by(products, _signal, row, plain),
+                    gain=_by(products, _gain, row, plain),
                     gain_by_adam=_adam_gain(products, row, plain),
                 )
             )
     return found
 
 
-def _of(products: Products, number: object) -> Estimate:
-    whole, half = products.jackknife(lambda chosen: np.array(number(chosen)))  # type: ignore[operator]
+Number = Callable[[Products, list[int], int, int], float]
+"""Of the chosen blocks, of a row and of the plain one."""
+
+
+def _by(products: Products, number: Number, row: int, plain: int) -> Estimate:
+    whole, half = products.jackknife(lambda chosen: np.array(number(products, chosen, row, plain)))
     return Estimate(float(whole), float(half))
 
 
@@ -92,10 +94,8 @@ def _gain(products: Products, chosen: list[int], row: int, plain: int) -> float:
 
 def _adam_gain(products: Products, row: int, plain: int) -> Estimate:
     whole = products.by_adam(None)
-    parts = np.array(
-        [products.by_adam(left)[row] / products.by_adam(left)[plain] for left in range(products.count)]
-    )
-    return Estimate(float(whole[row] / whole[plain]), float(half_width(parts)))
+    parts = np.array([products.by_adam(left) for left in range(products.count)])
+    return Estimate(float(whole[row] / whole[plain]), float(half_width(parts[:, row] / parts[:, plain])))
 
 
 def _batch_cosines(blocks: Sequence[Block]) -> np.ndarray:

@@ -92,7 +92,7 @@ def test_entropies_are_those_of_the_whole_vocabulary() -> None:
 @pytest.mark.parametrize("name", list(MODULATIONS))
 @pytest.mark.parametrize("base", ["dapo", "grpo"])
 def test_a_turn_weighs_as_the_algorithm_weighs_its_tokens(base: str, name: str) -> None:
-    """The weight is the token's advantage by the number of tokens, as the actor's mean over own tokens takes it."""
+    """The weight is the token's advantage by the number of tokens, as the actor's mean takes it."""
     experience = batch()
     entropies = entropies_of(experience)
     kept = list(range(12 if base == "grpo" else 8))
