@@ -19,7 +19,7 @@ from megatron_empg.run.names import RunPaths
 from megatron_empg.upstream.torch_distributed import collectives_begun, recorded_collectives
 
 INTERVAL = 2.0
-"""Seconds between two heartbeats of a rank."""
+"""Seconds between two heartbeats of a rank that stays in its phase; one that enters another writes at once."""
 PHASE_LIMIT = 900.0
 """Seconds a phase may take in which no collective ends, unless the rank knows better."""
 
@@ -73,7 +73,7 @@ class Heartbeat:
         self._node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         self._main = threading.main_thread().ident or 0
         self.step, self.phase = 0, "start"
-        self._stopped = threading.Event()
+        self._stopped, self._entered = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -83,11 +83,13 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        self._entered.set()
         self._thread.join()
 
     def enter(self, phase: str) -> None:
         """The rank now does this."""
         self.phase = phase
+        self._entered.set()
 
     def _write_all(self) -> None:
         number, dumped = 0, False
@@ -98,7 +100,8 @@ class Heartbeat:
                     dumped = True
                     dump(self._paths.flight_recorder, self._rank)
             number += 1
-            self._stopped.wait(INTERVAL)
+            self._entered.wait(INTERVAL)
+            self._entered.clear()
         self._paths.heartbeat(self._rank).unlink(missing_ok=True)
 
     def _write(self, number: int) -> None:

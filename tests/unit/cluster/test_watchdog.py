@@ -15,6 +15,7 @@ from megatron_empg.common.errors import HUNG
 from megatron_empg.common.options import parse_command_line
 from megatron_empg.run.checkpoint_folders import SLOWEST_READ, reading_seconds, step_folder
 from megatron_empg.run.heartbeat import Beat, Heartbeat, read_beats
+from tests.support.serving import wait_for
 
 
 def beat(rank, number, collectives, *, step=3, phase="update", where="loop.py:9 x", limit=100.0):
@@ -72,6 +73,14 @@ def test_a_heartbeat_tells_where_the_rank_is_and_leaves_with_it(tmp_path):
         assert (found[0].rank, found[0].phase, found[0].limit, found[0].pid) == (3, "rollout", 7.0, os.getpid())
         assert "test_watchdog.py" in found[0].where
     assert read_beats(tmp_path) == []
+
+
+def test_a_phase_that_a_rank_enters_is_written_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_empg.run.heartbeat.INTERVAL", 3600.0)
+    with Heartbeat(tmp_path, 0) as heartbeat:
+        for phase in ("rollout", "score", "update"):
+            heartbeat.enter(phase)
+            wait_for(lambda phase=phase: [one.phase for one in read_beats(tmp_path)] == [phase])
 
 
 RANK = """
