@@ -27,7 +27,7 @@ SECONDS = 1500
 SILENCE = 20
 SYNC = 60
 """Of one weight transfer, at most; a core that is silent for a minute longer counts as frozen."""
-WHO_PLAYED = re.compile(r"rollout/(engine|episodes_moved)|policy/logprob_gap_engine")
+WHO_PLAYED = re.compile(r"rollout/(engine|environment_workers|episodes_moved)|policy/logprob_gap_engine")
 """Metrics of which engine did what: they must differ."""
 
 
