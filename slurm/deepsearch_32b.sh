@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deep Search with Qwen2.5-32B-Instruct: 4 nodes train, 4 roll out, of 8 GPUs each.
+# Deep Search with Qwen2.5-32B-Instruct: 3 nodes train, 5 roll out, of 8 GPUs each.
 #
 # First, on a login node: bash slurm/prepare.sh deepsearch data/deepsearch
 #
@@ -21,7 +21,7 @@
 #SBATCH --output=%x_%j.out
 
 export EMPG_RECIPE=${EMPG_RECIPE:-recipes/deepsearch_32b.yaml}
-export EMPG_TRAINER_NODES=${EMPG_TRAINER_NODES:-4} EMPG_ROLLOUT_NODES=${EMPG_ROLLOUT_NODES:-4}
+export EMPG_TRAINER_NODES=${EMPG_TRAINER_NODES:-3} EMPG_ROLLOUT_NODES=${EMPG_ROLLOUT_NODES:-5}
 
 EMPG_HOME=${EMPG_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
 source "$EMPG_HOME/slurm/job.sh" || { echo "no slurm/job.sh in $EMPG_HOME: submit from the repository, or set EMPG_HOME" && exit 10; }

@@ -26,8 +26,8 @@ HOW = (
     "an update is how much success grows by a step along it, to first order: its inner product with the gradient "
     "of the success rate, which is estimated from other batches. It is told for a step of given norm, and for one "
     "of Adam's, whose numbers all have the same size; 1 is the plain update of the same base. Signal by noise is "
-    "the squared norm of the expected update by the variance of a batch's around it. Brackets: intervals of 95% by "
-    "the jackknife, over blocks of 10 batches for updates and over batches for correlations."
+    "the squared norm of the expected update by the variance of a batch's around it. Brackets: intervals of 95% "
+    "by the jackknife, over blocks of 10 batches for updates and over batches for correlations."
 )
 
 

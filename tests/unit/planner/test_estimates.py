@@ -165,10 +165,10 @@ def test_rank_0_holds_two_chunks_twice_and_the_largest_parameter(name: str) -> N
 
 
 def test_main_memory_of_a_checkpoint_of_32b() -> None:
-    """Each of eight ranks writes a quarter of 4.1e9 parameters, 14 bytes of each, and holds no more."""
+    """Each of eight ranks writes a third of 4.1e9 parameters, 14 bytes of each, and holds no more."""
     shard = stage_parameters(config("qwen2.5-32b"), recipe().actor, 0).total
     assert shard == pytest.approx(4.1e9, rel=0.01)
-    assert checkpoint_host_memory(recipe(), config("qwen2.5-32b")) == 8 * 14 * shard / 4
+    assert checkpoint_host_memory(recipe(), config("qwen2.5-32b")) == 8 * 14 * shard / 3
     alone = recipe("actor.context_parallel=1", "actor.distributed_optimizer=false", "actor.overlap=false",
                    "actor.max_tokens_per_microbatch=32768")  # fmt: skip
     assert checkpoint_host_memory(alone, config("qwen2.5-32b")) == 8 * 14 * shard, "nobody to share it with"
@@ -210,7 +210,7 @@ def test_score_is_a_third_of_an_update_and_rollout_does_not_depend_on_the_layout
     time, shipped = step_time(alone, model, engine, gpu), step_time(recipe(), model, engine, gpu)
     assert time.update == pytest.approx(3 * time.score)
     assert shipped.rollout == time.rollout
-    assert 20 < time.score / shipped.score < 32, "32 GPUs, some of it communication"
+    assert 15 < time.score / shipped.score < 24, "24 GPUs, some of it communication"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from megatron_empg.weights.mapping.model_config import ModelConfig
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "tests/unit/weights/configs"
 SHIPPED = {"deepsearch_7b": ("qwen2.5-7b", 16), "deepsearch_32b": ("qwen2.5-32b", 64)}
+TRAINER_NODES = {"deepsearch_7b": 1, "deepsearch_32b": 3}
+"""As slurm/NAME.sh has them."""
 
 
 @pytest.fixture
@@ -52,8 +54,9 @@ def test_a_shipped_recipe_fits_its_nodes(name: str, model: Any) -> None:
     result = command(name, model(SHIPPED[name][0]), "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
-    half = SHIPPED[name][1] // 2
-    assert found["trainer_gpus"] == half, "as many nodes train as roll out"
+    assert found["trainer_gpus"] == 8 * TRAINER_NODES[name]
+    script = (ROOT / f"slurm/{name}.sh").read_text(encoding="utf-8")
+    assert f"EMPG_TRAINER_NODES=${{EMPG_TRAINER_NODES:-{TRAINER_NODES[name]}}}" in script
     assert found["recipe"]["fits"]
     assert max(stage["weights"] for stage in found["recipe"]["memory_gib"]) > 1
     assert found["engine"]["longest_episodes"] >= 8
@@ -118,7 +121,7 @@ def test_the_nearest_fix_fits(model: Any) -> None:
 
 
 def test_a_recipe_that_does_not_fit_ends_with_an_error_and_the_fix(model: Any) -> None:
-    result = command("deepsearch_32b", model("qwen2.5-32b"), "--gpu-memory", "40")
+    result = command("deepsearch_32b", model("qwen2.5-32b"), "--gpu-memory", "66")
     assert result.exit_code == 1
     assert "The recipe does not fit:" in result.output
     assert "Nearest fix: actor." in result.output
@@ -126,7 +129,7 @@ def test_a_recipe_that_does_not_fit_ends_with_an_error_and_the_fix(model: Any) -
 
 def test_main_memory_for_a_checkpoint_is_shown(model: Any) -> None:
     result = command("deepsearch_32b", model("qwen2.5-32b"))
-    assert "Main memory of a trainer node while a checkpoint is saved: 107 GiB." in result.output
+    assert "Main memory of a trainer node while a checkpoint is saved: 142 GiB." in result.output
 
 
 def test_engines_that_do_not_fit_are_named(model: Any) -> None:
@@ -143,11 +146,11 @@ def test_the_split_between_trainer_and_engines(model: Any) -> None:
     _, found = planned("deepsearch_32b", folder, trainer_gpus=48)
     assert {c.actor.world_size for c in found.fitting} == {48}
     assert found.own_faults == ()
-    _, found = planned("deepsearch_32b", folder, gpus=48)
+    _, found = planned("deepsearch_32b", folder, gpus=56)
     assert found.trainer_gpus == 16
-    assert any("the recipe's actor takes 32 GPUs" in fault for fault in found.own_faults)
-    with pytest.raises(RecipeError, match="--gpus is 32, but the engines alone take 32"):
-        planned("deepsearch_32b", folder, gpus=32)
+    assert any("the recipe's actor takes 24 GPUs" in fault for fault in found.own_faults)
+    with pytest.raises(RecipeError, match="--gpus is 40, but the engines alone take 40"):
+        planned("deepsearch_32b", folder, gpus=40)
     with pytest.raises(RecipeError, match="--trainer-gpus is 64; of 64 GPUs it may be 1 to 60"):
         planned("deepsearch_32b", folder, trainer_gpus=64)
 

@@ -13,7 +13,7 @@ from megatron_empg.planner.simulation.files import rates_as_json
 from megatron_empg.recipe import RecipeError
 
 ROOT = Path(__file__).parents[4]
-SMALL = ("rollout.groups=2", "rollout.group_size=2")
+SMALL = ("rollout.groups=2", "rollout.group_size=2", "rollout.max_lag=0")
 LAGGED = "limits.sync_timeout=300"
 """A recipe whose episodes play on while weights are sent must send them within a request's time."""
 
@@ -28,6 +28,7 @@ def lags(*arguments: str) -> list[int]:
 
 def test_the_lag_is_the_recipes_unless_another_is_given() -> None:
     assert lags() == [0]
+    assert lags("rollout.max_lag=1") == [0, 1], "as it is shipped"
     assert lags("rollout.max_lag=2", LAGGED) == [0, 1, 2]
     assert lags("rollout.max_lag=2", LAGGED, "--max-lag", "1") == [0, 1]
     assert lags("rollout.max_lag=2", LAGGED, "--max-lag", "0") == [0]
