@@ -66,6 +66,9 @@ class RunAttempt:
     token: str
     watchdog_verdict: Callable[[], AttemptEnd | None]
     senses: Senses
+    worked_before: frozenset[str] = frozenset()
+    """Names of those that worked in an earlier attempt at the run. Where one of them does not come up now, it met an
+    accident, such as a port that another process took first: its settings are as they were."""
     parts: dict[str, RunPart] = field(default_factory=dict)
     """Those that were started, by name."""
     healthy: set[str] = field(default_factory=set)
@@ -124,6 +127,10 @@ class RunAttempt:
         if ending:
             return all(part.name in self.done for part in ending)
         return all(part.name in self.healthy for part in stage)
+
+    def names_of_workers(self) -> frozenset[str]:
+        """Those that have worked, in this attempt or an earlier one."""
+        return self.worked_before | self.worked | self.begun
 
     def has_ended_well(self, stage: Sequence[RunPart]) -> bool:
         """Whether those of the stage that end, of which there are some, have ended with status 0."""
@@ -200,7 +207,8 @@ class RunAttempt:
         says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
         if part.name in self.worked and part.code in ALONE:
             return self._end(EndCause.DIED, part, says, alone=True)
-        return self._end(EndCause.FAULT, part, says)
+        cause = EndCause.DIED if part.name in self.worked_before else EndCause.FAULT
+        return self._end(cause, part, says)
 
     def _causes_behind(self, ended: list[EndedPart]) -> list[EndedPart]:
         """Parts whose death may be why these have ended, and is seen only now."""
@@ -228,7 +236,7 @@ class RunAttempt:
         """Whether the same would happen after a restart."""
         if ended.part.code in NEVER_AGAIN or ended.status == LASTING_FAULT:
             return True
-        if ended.by_signal or ended.status == 0:
+        if ended.by_signal or ended.status == 0 or ended.part.name in self.worked_before:
             return False
         return ended.part.code is ExitCode.WATCHDOG or not self._has_worked(ended.part)
 

@@ -35,7 +35,7 @@ class EndCause(Enum):
     FINISHED = "finished"  # all steps are done
     STOPPED = "stopped"  # by a signal or the file STOP, after a whole step
     DIED = "died"  # a process was killed, or crashed after all had begun to work
-    FAULT = "fault"  # it would happen again: one of the project's errors, or a process that never became healthy
+    FAULT = "fault"  # it would happen again: one of the project's errors, or a process that was never healthy
     HUNG = "hung"  # the watchdog named a rank
     UNFIT_NODE = "unfit node"  # the watchdog named a GPU
     LOST_NODE = "lost node"

@@ -94,6 +94,8 @@ class Supervisor:
     token: str
     poll_seconds: float = 1.0
     senses: Senses = field(default_factory=Senses)
+    _worked: frozenset[str] = frozenset()
+    """Names of the parts that have worked in an attempt."""
 
     def run(self) -> RestartDecision:
         """Run until all is done, or until only others can help: DONE, REQUEUE or GIVE_UP with a code.
@@ -119,11 +121,13 @@ class Supervisor:
     def _make_attempt(self) -> RestartDecision:
         """One stage after the other, until something ends that must not, or all is over."""
         stages = self.site.stages(len(self._history()))
-        attempt = RunAttempt(self.runner, self.token, self.site.watchdog_verdict, self.senses)
+        verdict = self.site.watchdog_verdict
+        attempt = RunAttempt(self.runner, self.token, verdict, self.senses, worked_before=self._worked)
         for stage in stages:
             for part in stage:
                 attempt.start(part)
             decision = self._wait_for(attempt, stage, last=stage is stages[-1])
+            self._worked = attempt.names_of_workers()
             if decision:
                 return decision
         cause = EndCause.FINISHED if self.site.finished() else EndCause.STOPPED

@@ -406,6 +406,42 @@ def test_one_that_ends_by_itself_before_it_was_healthy_is_set_up_wrongly(
     assert stand.run().code == code
 
 
+SERVED = {"http://e:1", "http://e:2", "http://d:1"}
+
+
+@pytest.mark.parametrize("part", ["engines", "driver", "trainer"])
+def test_one_that_worked_before_and_does_not_come_up_met_an_accident(tmp_path: Path, part: str) -> None:
+    """Such as a port that another process took first."""
+
+    def goes_down(stand: Stand) -> None:
+        if part != "trainer":
+            stand.unhealthy |= SERVED
+
+    def fails_to_start(stand: Stand) -> None:
+        ends(part, 1, begun=False)(stand)
+        stand.unhealthy.clear()
+        stand.while_choosing = None
+
+    script = [(20, saves(4)), (30, ends("trainer", KILLED)), (60, fails_to_start), (90, finishes)]
+    stand = Stand(tmp_path, script, while_choosing=goes_down)
+    assert stand.run().action is RestartAction.DONE
+    assert stand.starts() == ["7 0", "7 4", "7 4"]
+
+
+@pytest.mark.parametrize("part", ["engines", "driver", "trainer"])
+def test_one_that_worked_before_and_never_comes_up_ends_the_run_with_its_logs(tmp_path: Path, part: str) -> None:
+    def goes_down(stand: Stand) -> None:
+        if part != "trainer":
+            stand.unhealthy |= SERVED
+
+    fails = ends(part, 1, begun=False)
+    script = [(20, saves(4)), (30, ends("trainer", KILLED)), (60, fails), (90, fails), (120, fails)]
+    decision = Stand(tmp_path, script, while_choosing=goes_down).run()
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, ExitCode.RESTARTS)
+    assert decision.why.endswith("; two restarts brought no checkpoint after step 4: giving up")
+    assert decision.logs == f"the end of {part}'s logs"
+
+
 def test_a_trainer_that_ends_by_itself_before_it_began_is_set_up_wrongly(tmp_path: Path) -> None:
     decision = Stand(tmp_path, [(30, ends("trainer", 1, begun=False))]).run()
     assert (decision.action, decision.code) == (RestartAction.GIVE_UP, 16)
@@ -421,11 +457,6 @@ def test_a_trainer_that_began_and_took_its_heartbeat_away_as_it_crashed_is_resta
     stand = Stand(tmp_path, [(20, begins), (30, ends("trainer", status, begun=False)), (60, finishes)])
     assert stand.run().action is RestartAction.DONE
     assert stand.starts() == ["7 0", "7 0"]
-
-
-def test_what_a_trainer_did_before_a_restart_does_not_count_after_it(tmp_path: Path) -> None:
-    script = [(30, ends("trainer", KILLED)), (50, ends("trainer", 1, begun=False))]
-    assert Stand(tmp_path, script).run().code == 16
 
 
 @pytest.mark.parametrize("part", ["engines", "driver", "trainer"])
