@@ -67,7 +67,7 @@ class RunAttempt:
     watchdog_verdict: Callable[[], AttemptEnd | None]
     senses: Senses
     worked_before: frozenset[str] = frozenset()
-    """Names of those that worked in an earlier attempt at the run. Where one of them does not come up now, it met an
+    """Names of those that worked in an earlier attempt at the run. One of them that does not come up now met an
     accident, such as a port that another process took first: its settings are as they were."""
     parts: dict[str, RunPart] = field(default_factory=dict)
     """Those that were started, by name."""

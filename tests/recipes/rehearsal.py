@@ -64,7 +64,7 @@ def check_steps(recipe: Recipe | SftRecipe, logged: list[dict[str, Any]]) -> Non
     for line in trained:
         assert line["train/groups_kept"] >= 1, line["step"]
         assert line["policy/grad_norm"] > 0, line["step"]
-        assert 0 < line["policy/logprob_gap_mean"] <= recipe.logprob_gap_limit, line["step"]
+        check_agreement(recipe, line)
     for line in steps:
         assert line["train/episodes_error"] == 0, line["step"]
         assert line["policy_version"] == line["step"] - 1
@@ -74,6 +74,19 @@ def check_steps(recipe: Recipe | SftRecipe, logged: list[dict[str, Any]]) -> Non
         for split, how in product(recipe.evaluation.splits, decodings):
             assert line[f"eval/{split}/{how}_questions"] == asked
             assert line[f"eval/{split}/{how}_errors"] == 0
+
+
+def check_agreement(recipe: Recipe, line: dict[str, Any]) -> None:
+    """Engine and actor agree on the tokens of the newest policy, which a batch of older tokens alone has none of;
+    nothing is older than the recipe allows."""
+    gap = line.get("policy/logprob_gap_mean")
+    if gap is None:
+        assert line["stream/lag_share_0"] < 1, line["step"]
+    else:
+        assert 0 < gap <= recipe.logprob_gap_limit, line["step"]
+    if recipe.rollout.max_lag:
+        assert line["stream/lag_max"] <= recipe.rollout.max_lag, line["step"]
+        assert 0 < line["correction/mean_weight"], line["step"]
 
 
 def check_export(recipe: Recipe | SftRecipe, policy: Path, start: Path) -> None:
