@@ -86,7 +86,7 @@ def check_agreement(recipe: Recipe, line: dict[str, Any]) -> None:
         assert 0 < gap <= recipe.logprob_gap_limit, line["step"]
     if recipe.rollout.max_lag:
         assert line["stream/lag_max"] <= recipe.rollout.max_lag, line["step"]
-        assert 0 < line["correction/mean_weight"], line["step"]
+        assert line["correction/mean_weight"] > 0, line["step"]
 
 
 def check_export(recipe: Recipe | SftRecipe, policy: Path, start: Path) -> None:
