@@ -161,6 +161,7 @@ def bins_chart(found: Findings) -> Chart:
             places, [g.low for g in gains], [g.high for g in gains], color="C0", alpha=0.2, linewidth=0
         )
         axes.set_xticks(places, [f"{each.entropy:.2g}" for each in found.bins])
+        axes.set_xlim(-0.3, len(places) - 0.7)
         title = f"{found.task}: what turns of an entropy add to the update"
         caption = "Of the plain DAPO update; shaded: interval of 95%."
         return finished(title, caption, figure, (0.0,))
@@ -176,12 +177,12 @@ def gains_chart(found: Findings) -> Chart:
         _draw_gains(axes, shown)
         title = f"{found.task}: gain in success of a step of Adam's, over DAPO"
         caption = "First-order gain by the plain update's, with intervals of 95%."
-        return finished(title, caption, figure, (-0.5, len(shown) - 0.5))
+        return finished(title, caption, figure, (0.5, len(shown) + 0.5))
 
 
 def _draw_gains(axes: Axes, shown: Sequence[UpdateFindings]) -> None:
     gains = [each.gain_by_adam for each in shown]
-    places = list(range(len(shown)))
+    places = list(range(1, len(shown) + 1))  # none at 0, where a line would be drawn
     axes.errorbar(
         [gain.value for gain in gains], places, xerr=[gain.half_width for gain in gains], fmt="o", color="C0"
     )
