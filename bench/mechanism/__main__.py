@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("task", nargs="?", help="the name of its line")
     parser.add_argument("recipe", nargs="?", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--batches", type=int, default=200, help="a multiple of 10")
+    parser.add_argument("--batches", type=int, default=200, help="a multiple of 10, at least 40")
     parser.add_argument("--folder", type=Path, help="of batches and blocks; runs/mechanism/TASK")
     parser.add_argument("--processes", type=int, default=2, help="that take gradients at once")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -45,8 +45,8 @@ def main() -> None:
         return
     if given.task is None or given.recipe is None:
         parser.error("give a name and a recipe, e.g. quickstart recipes/quickstart.yaml, or --report")
-    if given.batches < 20 or given.batches % 10:
-        parser.error(f"--batches is {given.batches}: give a multiple of 10, at least 20")
+    if given.batches < 40 or given.batches % 10:
+        parser.error(f"--batches is {given.batches}: give a multiple of 10, at least 40 (two blocks in each half)")
     from bench.mechanism.blocks import BLOCK
     from bench.mechanism.measuring import measure_all
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _find(given: argparse.Namespace, folder: Path, policy: Path) -> None:
-    from bench.mechanism.blocks import bin_edges, block_path, read_block
+    from bench.mechanism.blocks import BLOCK, bin_edges, block_path, read_block
     from bench.mechanism.findings import Origin, add_findings, findings_of
     from bench.mechanism.gradients import TurnGradients
     from bench.mechanism.measuring import SECONDS

@@ -118,8 +118,8 @@ def _signal_by_noise(products: Products, chosen: list[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Correlations:
-    """Within questions, or within states, so that easy questions do not count. Intervals by the jackknife over
-    batches."""
+    """All but the first are within questions, or within states, so that easy questions do not count; the intervals
+    are by the jackknife over batches."""
 
     norm_and_entropy: float
     """Rank correlation of a turn's entropy with the squared norm of its gradient by own tokens, over all turns."""

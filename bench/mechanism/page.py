@@ -135,7 +135,9 @@ def _best(found: Findings) -> str:
     )
 
 
-def _bracketed(estimate: Estimate, form: str) -> str:
+def _bracketed(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return "not known"
     value, low, high = (form.format(number) for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 

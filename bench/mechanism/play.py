@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.mechanism.rows import rows
 from megatron_empg.common.files import put_bytes, put_json
 from megatron_empg.launch.engine_process import start_engine
 from megatron_empg.launch.ports import free_port
@@ -35,14 +36,21 @@ def policy_hash(policy: Path) -> str:
 
 
 def keep_identity(folder: Path, recipe: Recipe) -> None:
-    """Note whose batches the folder has. Raises SystemExit where they are another recipe's or policy's."""
-    identity = {"policy": policy_hash(recipe.model.path), "recipe": recipe.model_dump(mode="json")}
+    """Note whose batches the folder has, and which updates its blocks hold. Raises SystemExit for batches of
+    another recipe or policy, and blocks of other updates."""
+    identity = {
+        "policy": policy_hash(recipe.model.path),
+        "recipe": recipe.model_dump(mode="json"),
+        "rows": [row.label for row in rows()],
+    }
     path = folder / "identity.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         put_json(path, identity)
     elif json.loads(path.read_text(encoding="utf-8")) != identity:
-        raise SystemExit(f"{folder} has batches of another recipe or policy; give another --folder, or remove it")
+        raise SystemExit(
+            f"{folder} is of another recipe, policy or list of updates: give another --folder, or remove it"
+        )
 
 
 def batch_path(folder: Path, number: int) -> Path:

@@ -13,17 +13,17 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.mechanism.blocks import Block
+from megatron_empg.report.table.seeds import student_quantile
 
 COLUMNS = 32_768
 """Numbers of the updates that are taken at once."""
 ADAM_EPS = 1e-8
-STUDENT = {19: 2.093, 9: 2.262}
-"""Quantiles of 97.5% of Student's distribution by its degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, and half the width of its interval of 95% by the jackknife over blocks."""
+    """A number, and half the width of its interval of 95% by the jackknife: over blocks of batches for updates,
+    over batches for correlations."""
 
     value: float
     half_width: float
@@ -78,7 +78,7 @@ def half_width(parts: np.ndarray) -> np.ndarray:
     """Of the interval of 95%, by what the jackknife found with one part left out, [parts, ...]."""
     count = len(parts)
     error = np.sqrt((count - 1) / count * ((parts - parts.mean(0)) ** 2).sum(0))
-    return STUDENT.get(count - 1, 1.96 if count > 30 else 2.3) * error
+    return student_quantile(0.975, count - 1) * error
 
 
 def _cross(blocks: Sequence[Block]) -> np.ndarray:

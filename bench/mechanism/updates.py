@@ -26,10 +26,11 @@ class UpdateFindings:
     """Root mean square norm of a batch's update, by that of the plain one."""
     cosine: Estimate
     """Mean cosine of a batch's update to the plain one of the same batch."""
-    expected_cosine: Estimate
-    """Cosine of the expected update to the plain expected one."""
-    signal: Estimate
-    """Squared norm of the expected update by the variance around it, of one batch; by the plain one's."""
+    expected_cosine: Estimate | None
+    """Cosine of the expected update to the plain expected one. None where noise hides the expectation."""
+    signal: Estimate | None
+    """Squared norm of the expected update by the variance around it, of one batch; by the plain one's. None where
+    noise hides the expectation."""
     gain: Estimate
     """First-order gain in success by a step of given norm, by that of the plain update."""
     gain_by_adam: Estimate
@@ -48,11 +49,11 @@ def update_findings(blocks: Sequence[Block], products: Products) -> list[UpdateF
                 UpdateFindings(
                     base,
                     name,
-                    size=_by(products, _size, row, plain),
+                    size=_known(_by(products, _size, row, plain)),
                     cosine=_mean_over_blocks(cosines[:, row, plain]),
                     expected_cosine=_by(products, _direction, row, plain),
                     signal=_by(products, _signal, row, plain),
-                    gain=_by(products, _gain, row, plain),
+                    gain=_known(_by(products, _gain, row, plain)),
                     gain_by_adam=_adam_gain(products, row, plain),
                 )
             )
@@ -63,9 +64,18 @@ Number = Callable[[Products, list[int], int, int], float]
 """Of the chosen blocks, of a row and of the plain one."""
 
 
-def _by(products: Products, number: Number, row: int, plain: int) -> Estimate:
-    whole, half = products.jackknife(lambda chosen: np.array(number(products, chosen, row, plain)))
+def _by(products: Products, number: Number, row: int, plain: int) -> Estimate | None:
+    """None where the number is not finite, of all blocks or with one left out."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole, half = products.jackknife(lambda chosen: np.array(number(products, chosen, row, plain)))
+    if not np.isfinite(whole) or not np.isfinite(half):
+        return None
     return Estimate(float(whole), float(half))
+
+
+def _known(estimate: Estimate | None) -> Estimate:
+    assert estimate is not None, "a norm of noisy updates is never 0"
+    return estimate
 
 
 def _size(products: Products, chosen: list[int], row: int, plain: int) -> float:
@@ -75,14 +85,15 @@ def _size(products: Products, chosen: list[int], row: int, plain: int) -> float:
 
 def _direction(products: Products, chosen: list[int], row: int, plain: int) -> float:
     means = products.of_means(chosen)
-    return float(means[row, plain] / np.sqrt(max(means[row, row], 0) * max(means[plain, plain], 0)))
+    # A squared norm without its noise may come out below 0.
+    return float(np.divide(means[row, plain], np.sqrt(max(means[row, row], 0) * max(means[plain, plain], 0))))
 
 
 def _signal(products: Products, chosen: list[int], row: int, plain: int) -> float:
     means, updates = products.of_means(chosen), products.of_updates(chosen)
     by_row = means[row, row] / (updates[row, row] - means[row, row])
-    by_plain = means[plain, plain] / (updates[plain, plain] - means[plain, plain])
-    return float(by_row / by_plain)
+    by_plain = max(means[plain, plain], 0) / (updates[plain, plain] - means[plain, plain])
+    return float(np.divide(by_row, by_plain))
 
 
 def _gain(products: Products, chosen: list[int], row: int, plain: int) -> float:

@@ -129,8 +129,11 @@ class RunAttempt:
         return all(part.name in self.healthy for part in stage)
 
     def names_of_workers(self) -> frozenset[str]:
-        """Those that have worked, in this attempt or an earlier one."""
-        return self.worked_before | self.worked | self.begun
+        """Those that have worked, in this attempt or an earlier one: they answered, or their ranks have begun.
+
+        Of a part that has neither address nor heartbeat nobody knows."""
+        answered = {name for name in self.worked if self.parts[name].addresses}
+        return self.worked_before | answered | self.begun
 
     def has_ended_well(self, stage: Sequence[RunPart]) -> bool:
         """Whether those of the stage that end, of which there are some, have ended with status 0."""
@@ -203,7 +206,8 @@ class RunAttempt:
         return serves and ended.part.name in self.worked and not self._would_come_again(ended)
 
     def _late(self, part: RunPart) -> AttemptEnd:
-        """It was not healthy in time: a fault, but for one that was healthy before it was started again."""
+        """It was not healthy in time: a fault, but for one that was healthy before, in this attempt or an earlier
+        one."""
         says = f"{part.name} was not healthy after {part.start_seconds:.0f} s"
         if part.name in self.worked and part.code in ALONE:
             return self._end(EndCause.DIED, part, says, alone=True)

@@ -192,8 +192,8 @@ class WalkthroughTokens:
             raise ValueError(
                 f"the prompt of task {task.id!r} has {len(tokens)} tokens, which leave no room for a turn in the "
                 f"{self._max_tokens} that there are (the smaller of a microbatch, actor.max_tokens_per_microbatch "
-                "x actor.context_parallel, and the model's max_position_embeddings): raise the microbatch, take "
-                "another model, or shorten the task or what environment.settings put before it"
+                "x actor.context_parallel, and the model's max_position_embeddings): raise the smaller one, or "
+                "shorten the task or what environment.settings put before it"
             )
         return ended
 

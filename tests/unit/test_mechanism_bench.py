@@ -15,7 +15,7 @@ from bench.mechanism.entropies import correlations_of
 from bench.mechanism.findings import Origin, add_findings, findings_of, read_findings
 from bench.mechanism.gradients import TurnGradients
 from bench.mechanism.page import write_page
-from bench.mechanism.products import Products
+from bench.mechanism.products import Products, half_width
 from bench.mechanism.rows import BINS, MODULATIONS, PLAIN, Row, row_weights, rows
 from bench.mechanism.updates import NUMBER, SUCCESS, best_scaling, update_findings
 from megatron_empg.algorithms.algorithm import Algorithm
@@ -179,12 +179,30 @@ def made_turns(generator: np.random.Generator, block: int, turns: int = 400) -> 
 
 
 def test_products_of_means_have_no_share_of_the_noise() -> None:
-    products = Products(made_blocks())
-    found = products.of_means(list(range(20)))
-    truth = 10 * 0.3**2
-    plain = NUMBER[Row("dapo", PLAIN)]
-    assert found[plain, plain] == pytest.approx(truth, abs=0.15)
-    assert products.of_updates(list(range(20)))[plain, plain] == pytest.approx(truth + DIMENSIONS / 4, rel=0.05)
+    """At this noise the mean's own square would be too large by 40 * 25 / 200, which is 5."""
+    blocks, plain = made_blocks(noise=5.0), NUMBER[Row("dapo", PLAIN)]
+    products = Products(blocks)
+    pairs = []
+    for first, one in enumerate(blocks):
+        others = [other for second, other in enumerate(blocks) if second != first]
+        pairs += [(one.sums[plain].astype(float) / 10) @ (other.sums[plain] / 10) for other in others]
+    found = products.of_means(list(range(20)))[plain, plain]
+    assert found == pytest.approx(np.mean(pairs), rel=1e-5)
+    assert abs(found - 10 * 0.3**2) < 2.5
+    every = np.concatenate([block.grams[:, plain, plain] for block in blocks])
+    assert products.of_updates(list(range(20)))[plain, plain] == pytest.approx(every.mean())
+
+
+def test_an_interval_of_a_mean_is_students() -> None:
+    numbers = np.random.default_rng(3).standard_normal(12)
+    left_out = np.array([np.delete(numbers, place).mean() for place in range(12)])
+    assert half_width(left_out) == pytest.approx(2.201 * numbers.std(ddof=1) / np.sqrt(12), rel=1e-3)
+
+
+def test_what_noise_hides_is_not_known() -> None:
+    blocks = made_blocks(4, noise=60.0)
+    found = update_findings(blocks, Products(blocks))
+    assert any(each.signal is None or each.expected_cosine is None for each in found)
 
 
 def test_less_noise_gains_more_and_the_opposite_loses() -> None:
@@ -198,6 +216,7 @@ def test_less_noise_gains_more_and_the_opposite_loses() -> None:
     assert found["AEM"].gain_by_adam.low > 1.2
     assert found["AEM"].size.value == pytest.approx(1 / expected, rel=0.05)
     assert found["EMPG, reversed"].gain.high < 0
+    assert found["EMPG, reversed"].expected_cosine is not None
     assert found["EMPG, reversed"].expected_cosine.value == pytest.approx(-1, abs=0.2)
     assert found["bonus"].gain.low < 1 < found["bonus"].gain.high
 

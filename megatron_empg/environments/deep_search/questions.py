@@ -5,7 +5,8 @@ relations in order) and differ in questions. Out of distribution are, each a kin
 
 - `held_out_path`: a seeded 15% of the paths of two and more hops;
 - `held_out_relation`: chains with a relation that training never chains from that type of first entity;
-- `longer`: the longest chains (four hops) from types of first entity whose chains stop at three in training.
+- `longer`: the longest chains (four facts by default) from types of first entity whose chains stop at three in
+  training.
 """
 
 import hashlib

@@ -459,6 +459,20 @@ def test_a_trainer_that_began_and_took_its_heartbeat_away_as_it_crashed_is_resta
     assert stand.starts() == ["7 0", "7 0"]
 
 
+def test_a_trainer_that_never_began_is_set_up_wrongly_after_a_restart_too(tmp_path: Path) -> None:
+    script = [(30, ends("engines", KILLED, begun=False)), (60, ends("trainer", 1, begun=False))]
+    stand = Stand(tmp_path, script, unhealthy=set(SERVED), while_choosing=lambda stand: stand.unhealthy.clear())
+    decision = stand.run()
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, ExitCode.TRAINER)
+    assert len(stand.starts()) == 2
+
+
+def test_a_watchdog_that_fails_by_itself_ends_the_run_after_a_restart_too(tmp_path: Path) -> None:
+    script = [(20, saves(4)), (30, ends("trainer", KILLED)), (60, ends("watchdog", 1))]
+    decision = Stand(tmp_path, script).run()
+    assert (decision.action, decision.code) == (RestartAction.GIVE_UP, ExitCode.WATCHDOG)
+
+
 @pytest.mark.parametrize("part", ["engines", "driver", "trainer"])
 def test_one_that_is_killed_while_it_starts_is_restarted(tmp_path: Path, part: str) -> None:
     everything = {"http://e:1", "http://e:2", "http://d:1"}
