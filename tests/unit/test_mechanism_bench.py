@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from bench.mechanism.__main__ import main
 from bench.mechanism.blocks import Block, TurnTable, read_block, write_block
 from bench.mechanism.entropies import correlations_of
 from bench.mechanism.findings import Origin, add_findings, findings_of, read_findings
 from bench.mechanism.gradients import TurnGradients
 from bench.mechanism.page import write_page
+from bench.mechanism.play import batch_path
 from bench.mechanism.products import Products, half_width
 from bench.mechanism.rows import BINS, MODULATIONS, PLAIN, Row, row_weights, rows
 from bench.mechanism.updates import NUMBER, SUCCESS, best_scaling, update_findings
@@ -24,9 +27,12 @@ from megatron_empg.algorithms.dapo import Dapo
 from megatron_empg.algorithms.empg import Empg
 from megatron_empg.algorithms.grpo import Grpo
 from megatron_empg.algorithms.sample import Sample
+from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.experience import experience_of
+from tests.support.models import save_random_model
 
-POLICY = Path(__file__).parents[2] / "recipes/miniature/policy"
+ROOT = Path(__file__).parents[2]
+POLICY, QUICKSTART = ROOT / "recipes/miniature/policy", ROOT / "recipes/quickstart.yaml"
 EDGES = torch.linspace(0.1, 0.9, BINS - 1, dtype=torch.float64)
 DIMENSIONS = 40
 
@@ -253,6 +259,31 @@ def test_lines_and_page_are_the_same_for_the_same_blocks(tmp_path: Path) -> None
     assert "## made" in text
     for name in MODULATIONS:
         assert f"| {name} |" in text
+
+
+def test_the_command_measures_what_was_played_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Forty batches of a tiny policy; a second call measures nothing, and another policy is refused."""
+    folder, results, policy = tmp_path / "folder", tmp_path / "mechanism.jsonl", tmp_path / "policy"
+    save_random_model(policy, vocab_size=1280)
+    for number in range(40):
+        batch_path(folder, number).parent.mkdir(parents=True, exist_ok=True)
+        played = Batch(batch(number), torch.zeros(12, 2, dtype=torch.long))
+        batch_path(folder, number).write_bytes(played.to_bytes())
+    words = ["bench", "tiny", str(QUICKSTART), f"model.path={policy}", "--batches", "40", "--processes", "1"]
+    words += ["--folder", str(folder), "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    (first,) = read_findings(results)
+    assert (first.task, first.batches, first.turns) == ("tiny", 40, 40 * 24)
+    assert capsys.readouterr().out.count("measured block") == 4
+    main()
+    assert read_findings(results) == [first]
+    assert "measured block" not in capsys.readouterr().out
+    save_random_model(policy, vocab_size=1280, seed=1)
+    with pytest.raises(SystemExit, match="of another recipe, policy or list of updates"):
+        main()
 
 
 def test_a_block_is_read_as_it_was_written(tmp_path: Path) -> None:
