@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
 from pathlib import Path
 
-from bench.mechanism.play import keep_identity, play, policy_hash, recipe_of
+from bench.mechanism.play import keep_identity, play, policy_of, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs/study/mechanism.jsonl"
@@ -47,41 +46,38 @@ def main() -> None:
         parser.error("give a name and a recipe, e.g. quickstart recipes/quickstart.yaml, or --report")
     if given.batches < 40 or given.batches % 10:
         parser.error(f"--batches is {given.batches}: give a multiple of 10, at least 40 (two blocks in each half)")
-    from bench.mechanism.blocks import BLOCK
+    from bench.mechanism.blocks import BLOCK, bin_edges
+    from bench.mechanism.gradients import TurnGradients
     from bench.mechanism.measuring import measure_all
 
     folder = given.folder or ROOT / "runs/mechanism" / given.task
     recipe = recipe_of(given.recipe, given.overrides, folder)
     keep_identity(folder, recipe)
     asyncio.run(play(recipe, folder, given.batches, lambda line: print(line, flush=True)))
-    measure_all(folder, recipe.model.path, given.batches // BLOCK, given.processes)
-    _find(given, folder, recipe.model.path)
+    policy, blocks = recipe.model.path, given.batches // BLOCK
+    edges = bin_edges(folder, TurnGradients(policy)).tolist()
+    measure_all(folder, policy, edges, blocks, given.processes)
+    _find(given, folder, policy, edges, blocks)
 
 
-def _find(given: argparse.Namespace, folder: Path, policy: Path) -> None:
-    from bench.mechanism.blocks import BLOCK, bin_edges, block_path, read_block
+def _find(given: argparse.Namespace, folder: Path, policy: Path, edges: list[float], count: int) -> None:
+    from bench.mechanism.blocks import block_path, read_block
     from bench.mechanism.findings import Origin, add_findings, findings_of
-    from bench.mechanism.gradients import TurnGradients
     from bench.mechanism.measuring import SECONDS
     from megatron_empg.common.jsonl import read_lines
+    from megatron_empg.run.folder import versions
 
-    blocks = [read_block(block_path(folder, number)) for number in range(given.batches // BLOCK)]
-    edges = bin_edges(folder, TurnGradients(policy)).tolist()
+    blocks = [read_block(block_path(folder, number)) for number in range(count)]
     origin = Origin(
         task=given.task,
         recipe=str(given.recipe),
         overrides=given.overrides,
-        policy=policy_hash(policy),
-        commit=_commit(),
+        policy=policy_of(policy),
+        commit=str(versions()["commit"]),
         minutes=sum(line["seconds"] for line in read_lines(folder / SECONDS)) / 60,
     )
     add_findings(given.results, findings_of(origin, blocks, edges))
     print(f"{given.results}: the line of {given.task} is there", flush=True)
-
-
-def _commit() -> str:
-    asked = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ BLOCK = 10
 """Batches of a block."""
 AT_ONCE = 64
 """Gradients that are added to the sums together."""
+MOST_OF_A_BATCH = 100_000
+"""Episodes that a batch may have."""
 Column = np.ndarray
 
 
@@ -40,8 +42,6 @@ class TurnTable:
     """Own tokens."""
     squared_norm: Column
     """Of its gradient."""
-    advantage: Column
-    """Before modulation: GRPO's."""
     reward: Column
     """Of its episode."""
     place: Column
@@ -59,6 +59,16 @@ class TurnTable:
     """EMPG's g by min-max and k 1, over all turns of the batch."""
     clarity: Column
     """EMPG's f of the turn after it by min-max and k_f 1; 0 at the last turn of an episode."""
+
+    @property
+    def question_of(self) -> Column:
+        """Names each turn's question over all batches."""
+        return self.batch * MOST_OF_A_BATCH + self.group
+
+    @property
+    def episode_of(self) -> Column:
+        """Names each turn's episode over all batches."""
+        return self.batch * MOST_OF_A_BATCH + self.episode
 
     @classmethod
     def joined(cls, tables: list[TurnTable]) -> TurnTable:
@@ -138,13 +148,12 @@ def _table(experience: Experience, entropies: Tensor, norms: Tensor, batch: int)
         entropy=entropies.numpy(),
         length=experience.turn_lengths.numpy(),
         squared_norm=norms.numpy(),
-        advantage=advantages.double().numpy(),
         reward=experience.rewards[episode_of_turn].double().numpy(),
         place=place.numpy(),
         left=(turns[episode_of_turn] - 1 - place).numpy(),
         group=experience.groups[episode_of_turn].numpy(),
         episode=episode_of_turn.numpy(),
-        batch=np.full(len(place), batch),
+        batch=np.full(len(place), batch, dtype=np.int64),
         state=_states(experience),
         scale=modulated.scale.double().numpy(),
         clarity=modulated.bonus.double().numpy(),

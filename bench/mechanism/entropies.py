@@ -35,7 +35,7 @@ class Spread:
 
 def spread_of(turns: TurnTable) -> Spread:
     """Over all turns of all batches."""
-    episodes = len(np.unique(turns.batch * 100_000 + turns.episode))
+    episodes = len(np.unique(turns.episode_of))
     by_place = []
     for place in range(int(turns.place.max()) + 1):
         there = turns.place == place
@@ -140,11 +140,11 @@ class Correlations:
 
 def correlations_of(turns: TurnTable) -> Correlations:
     """Over all batches."""
-    question = turns.batch.astype(np.int64) * 100_000 + turns.group
+    question = turns.question_of
     pays = turns.left > 0
     states = _numbered(question, turns.state)
     firsts = turns.place == 0
-    episode = turns.batch.astype(np.int64) * 100_000 + turns.episode
+    episode = turns.episode_of
     _, episode_of_turn = np.unique(episode, return_inverse=True)
     paid = np.bincount(episode_of_turn, turns.clarity)
     count = np.bincount(episode_of_turn).astype(float)

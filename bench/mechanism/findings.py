@@ -62,7 +62,7 @@ def findings_of(origin: Origin, blocks: list[Block], edges: list[float]) -> Find
     products = Products(blocks)
     turns = TurnTable.joined([block.turns for block in blocks])
     first = turns.place == 0
-    question = (turns.batch.astype(np.int64) * 100_000 + turns.group)[first]
+    question = turns.question_of[first]
     _, index = np.unique(question, return_inverse=True)
     means = np.bincount(index, turns.reward[first]) / np.bincount(index)
     squares = np.bincount(index, turns.reward[first] ** 2) / np.bincount(index)

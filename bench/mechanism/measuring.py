@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.mechanism.blocks import bin_edges, block_path, measure_block
+from bench.mechanism.blocks import block_path, measure_block
 from bench.mechanism.gradients import TurnGradients
 from megatron_empg.common.jsonl import append_line
 
@@ -16,22 +16,22 @@ SECONDS = "seconds.jsonl"
 """In a task's folder: seconds of a core that each block took."""
 
 
-def measure_all(folder: Path, policy: Path, blocks: int, processes: int) -> None:
-    """Measure those of the blocks that are not there."""
+def measure_all(folder: Path, policy: Path, edges: list[float], blocks: int, processes: int) -> None:
+    """Measure those of the blocks that are not there; ``edges`` part the bins of entropy."""
     missing = [number for number in range(blocks) if not block_path(folder, number).exists()]
     if not missing:
         return
-    with mp.get_context("spawn").Pool(min(processes, len(missing)), _begin, (folder, policy)) as pool:
+    with mp.get_context("spawn").Pool(min(processes, len(missing)), _begin, (folder, policy, edges)) as pool:
         for number in pool.imap_unordered(_measure, missing):
             print(f"measured block {number + 1} of {blocks}", flush=True)
 
 
-def _begin(folder: Path, policy: Path) -> None:
-    """In each process, once: the policy, and the edges of bins, which all find alike."""
+def _begin(folder: Path, policy: Path, edges: list[float]) -> None:
+    """In each process, once."""
     global _folder, _gradients, _edges
     torch.set_num_threads(1)
     _folder, _gradients = folder, TurnGradients(policy)
-    _edges = bin_edges(folder, _gradients)
+    _edges = torch.tensor(edges, dtype=torch.float64)
 
 
 def _measure(number: int) -> int:

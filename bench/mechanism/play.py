@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from megatron_empg.common.files import put_bytes, put_json
 from megatron_empg.launch.engine_process import start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.recipe import Recipe, load_recipe
+from megatron_empg.recipe.fingerprint import fingerprint_file
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.rollout.service.rollout_service import open_rollout_service
 
@@ -30,16 +30,21 @@ def recipe_of(path: Path, overrides: list[str], folder: Path) -> Recipe:
     return recipe
 
 
-def policy_hash(policy: Path) -> str:
-    """SHA-256 of the policy's weights, which are one file."""
-    return hashlib.sha256((policy / "model.safetensors").read_bytes()).hexdigest()
+def policy_of(folder: Path) -> str:
+    """SHA-256 of a policy's weights. Raises SystemExit unless they are one file."""
+    found = fingerprint_file(folder / "model.safetensors")
+    if found is None:
+        raise SystemExit(
+            f"{folder} has no model.safetensors: give a small policy, whose weights are that one file"
+        )
+    return found
 
 
 def keep_identity(folder: Path, recipe: Recipe) -> None:
     """Note whose batches the folder has, and which updates its blocks hold. Raises SystemExit for batches of
     another recipe or policy, and blocks of other updates."""
     identity = {
-        "policy": policy_hash(recipe.model.path),
+        "policy": policy_of(recipe.model.path),
         "recipe": recipe.model_dump(mode="json"),
         "rows": [row.label for row in rows()],
     }

@@ -7,7 +7,6 @@ sign of an ascent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,16 +82,12 @@ def row_weights(
     """Of each row the weight of each turn; ``edges`` part the bins of entropy."""
     truth = leave_one_out(experience.rewards.double(), experience.groups)
     found = [truth[experience.episode_of_turn] / len(experience.rewards)]
-    plain: dict[str, Weights] = {}
     for base in BASES:
-        kept = _kept_episodes(experience, base)
-        for section in MODULATIONS.values():
-            weights = _modulated(experience, entropies, kept, section)
-            plain.setdefault(base, weights)
-            found.append(weights)
+        found += _base_weights(experience, entropies, _kept_episodes(experience, base))
+    plain_dapo = found[rows().index(Row("dapo", PLAIN))]
     bin_of_turn = torch.bucketize(entropies, edges.to(entropies.dtype))
     for number in range(BINS):
-        found.append(plain["dapo"].where(bin_of_turn == number, 0.0))
+        found.append(plain_dapo.where(bin_of_turn == number, 0.0))
     return torch.stack(found)
 
 
@@ -102,16 +97,16 @@ def _kept_episodes(experience: Experience, base: Base) -> list[int]:
     return informative_groups(experience.rewards, experience.groups).nonzero()[:, 0].tolist()
 
 
-def _modulated(
-    experience: Experience, entropies: Weights, kept: Sequence[int], section: Empg | Aem | None
-) -> Weights:
-    """Each kept turn's advantage by the number of kept own tokens; 0 for the others."""
-    weights = torch.zeros(len(entropies), dtype=torch.float64)
-    if not kept:
-        return weights
-    turns, part = experience.turns_of(list(kept)), experience.select(list(kept))
-    advantages = group_relative(part, normalize_std=True).turns
-    if section is not None:
-        advantages = section.make().modulate(advantages, entropies[turns], part).advantages
-    weights[turns] = advantages.double() / part.turn_lengths.sum()
-    return weights
+def _base_weights(experience: Experience, entropies: Weights, kept: list[int]) -> list[Weights]:
+    """By modulation each kept turn's advantage, by the number of kept own tokens; 0 for the others."""
+    turns, part = experience.turns_of(kept), experience.select(kept)
+    plain = group_relative(part, normalize_std=True).turns
+    found = []
+    for section in MODULATIONS.values():
+        advantages = plain
+        if section is not None and kept:
+            advantages = section.make().modulate(plain, entropies[turns], part).advantages
+        weights = torch.zeros(len(entropies), dtype=torch.float64)
+        weights[turns] = advantages.double() / part.turn_lengths.sum()
+        found.append(weights)
+    return found

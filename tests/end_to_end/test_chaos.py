@@ -72,10 +72,8 @@ class Chaos:
         over = fault()
         self.run.until(over, f"{name}: over")
         self.faults.append(Fault(name, phase, flying, time.monotonic() - began))
-        print(
-            f"\n{name}, in {phase}{', requests running' if flying else ''}: {self.faults[-1].seconds:.1f} s",
-            end="",
-        )
+        doing = f"{phase}, requests running" if flying else phase
+        print(f"\n{name}, in {doing}: {self.faults[-1].seconds:.1f} s", end="")
 
     def _generates(self) -> bool:
         return any(one.generates() for one in Server.all_of(self.launcher) if one.kind == "engine")
@@ -95,9 +93,7 @@ class Chaos:
 
     # Faults
 
-    def server_gets(
-        self, kind: str, number: signal.Signals, *, core: bool = False
-    ) -> Callable[[], Callable[[], bool]]:
+    def server_gets(self, kind: str, number: signal.Signals, *, core: bool = False) -> Disturbance:
         """A server, or the process in it that computes, gets a signal that takes it out for good."""
 
         def fault() -> Callable[[], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_bins_part_the_plain_update() -> None:
     assert ((found[-BINS:] != 0).sum(0) <= 1).all()
 
 
+def test_a_batch_of_equal_rewards_moves_dapo_by_nothing() -> None:
+    experience = batch()
+    equal = replace(experience, rewards=torch.ones(12))
+    found = row_weights(equal, entropies_of(equal), EDGES)
+    of_dapo = [number for number, row in enumerate(rows()) if row.base == "dapo"]
+    assert not found[of_dapo].any()
+    assert found[NUMBER[Row("grpo", "bonus")]].any(), "GRPO keeps such groups, and trains on the bonus"
+
+
 def test_the_success_row_is_the_policy_gradient_by_the_other_episodes() -> None:
     experience = batch()
     found = row_weights(experience, entropies_of(experience), EDGES)[SUCCESS]
@@ -171,7 +181,6 @@ def made_turns(generator: np.random.Generator, block: int, turns: int = 400) -> 
         entropy=entropy,
         length=np.full(turns, 5),
         squared_norm=entropy * 7,
-        advantage=reward - 0.5,
         reward=reward,
         place=index % 2,
         left=1 - index % 2,
