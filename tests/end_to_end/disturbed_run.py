@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ import psutil
 
 from megatron_empg.common.http import bearer
 from megatron_empg.common.jsonl import read_lines
+from megatron_empg.environments.deep_search.service_client import TOKEN_VARIABLE as SEARCH_TOKEN
 from megatron_empg.rollout.access import TOKEN_VARIABLE
 from megatron_empg.run.heartbeat import read_beats
 from megatron_empg.run.metric_names import by_clock
-from tests.end_to_end.killed_runs import kind_of
+from tests.end_to_end.killed_runs import kind_of, processes
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 1500
@@ -27,13 +30,92 @@ SECONDS = 1500
 SILENCE = 20
 SYNC = 60
 """Of one weight transfer, at most; a core that is silent for a minute longer counts as frozen."""
+TOKENS = {"engine": TOKEN_VARIABLE, "driver": TOKEN_VARIABLE, "search": SEARCH_TOKEN}
+"""The variable with the token that each server asks for."""
 WHO_PLAYED = re.compile(r"rollout/(engine|environment_workers|episodes_moved)|policy/logprob_gap_engine")
 """Metrics of which engine did what: they must differ."""
 
 
+class Disturbed(ABC):
+    """A run whose processes are disturbed, on this machine or in a job."""
+
+    folder: Path
+
+    @property
+    @abstractmethod
+    def output(self) -> str:
+        """What the command or the job has said."""
+
+    @abstractmethod
+    def until(self, seen: Callable[[], bool], what: str) -> None:
+        """Wait for something; a run that ends meanwhile, or does not come to it, fails the test."""
+
+    @abstractmethod
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """Its living ones of a kind: engine, engine core, driver, search, torchrun, rank."""
+
+    @abstractmethod
+    def end(self) -> Any:
+        """Wait for its end, which is a good one."""
+
+    def stop(self) -> Any:
+        """End it after the running step."""
+        (self.folder / "STOP").touch()
+        return self.end()
+
+    def starts(self) -> list[str]:
+        path = self.folder / "starts"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def done(self) -> int:
+        """Steps that are logged so far."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return 0
+        return max((line["step"] for line in read_lines(path)), default=0)
+
+    def phase(self) -> str:
+        """Where the trainer's first rank is, by its heartbeat; "" where there is none."""
+        for beat in read_beats(self.folder):
+            if beat.rank == 0:
+                return beat.phase
+        return ""
+
+    def after_a_step(self) -> None:
+        before = self.done()
+        self.until(lambda: self.done() > before, "a step")
+
+    def servers(self, kind: str) -> "list[Server]":
+        """By their addresses."""
+        found = []
+        for process in self.processes(kind):
+            with suppress(psutil.Error):  # it has just ended
+                found.append(Server.of(process, kind))
+        return sorted(found, key=lambda one: one.url)
+
+    def server(self, kind: str) -> "Server":
+        """The last of a kind."""
+        return self.servers(kind)[-1]
+
+    def is_back(self, gone: "Server") -> bool:
+        """Whether another process answers at its address, with weights whose version it was told."""
+        for one in self.servers(gone.kind):
+            if one.url == gone.url and one.pid != gone.pid:
+                return one.serves()
+        return False
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What two runs that learn the same have in common."""
+        lines = read_lines(self.folder / "metrics.jsonl")
+        return [
+            {key: value for key, value in line.items() if not by_clock(key) and not WHO_PLAYED.match(key)}
+            for line in lines
+        ]
+
+
 @dataclass
-class Run:
-    """A run of the command, and what befell it."""
+class Run(Disturbed):
+    """A run of the command on this machine, and what befell it."""
 
     folder: Path
     engines: int
@@ -73,13 +155,8 @@ class Run:
         assert self.process.returncode == 0, self.output
         return self
 
-    def stop(self) -> "Run":
-        """End it after the running step."""
-        (self.folder / "STOP").touch()
-        return self.end()
-
-    def starts(self) -> list[str]:
-        return (self.folder / "starts").read_text(encoding="utf-8").splitlines()
+    def processes(self, kind: str) -> list[psutil.Process]:
+        return processes(self.process.pid, kind)
 
     def until(self, seen: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + SECONDS
@@ -87,24 +164,6 @@ class Run:
             assert self.process.poll() is None, self.output
             assert time.monotonic() < deadline, f"{what}: not within {SECONDS} s\n{self.output}"
             time.sleep(0.02)
-
-    def done(self) -> int:
-        """Steps that are logged so far."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return 0
-        return max((line["step"] for line in read_lines(path)), default=0)
-
-    def phase(self) -> str:
-        """Where the trainer's first rank is, by its heartbeat; "" where there is none."""
-        for beat in read_beats(self.folder):
-            if beat.rank == 0:
-                return beat.phase
-        return ""
-
-    def after_a_step(self) -> None:
-        before = self.done()
-        self.until(lambda: self.done() > before, "a step")
 
     def disturb(
         self,
@@ -115,30 +174,26 @@ class Run:
         process: Callable[["Server"], psutil.Process] = lambda server: psutil.Process(server.pid),
     ) -> None:
         """Send a server's process a signal once it is at something, and wait until it is back."""
-        server = Server.of(self.process.pid, of)
+        server = self.server(of)
         self.until(lambda: when(server), f"{of} busy")
-        before = {one.url: one.pid for one in Server.all_of(self.process.pid)}
+        before = self._addresses()
         process(server).send_signal(number)
         began = time.monotonic()
-        self.until(lambda: Server.is_back(self.process.pid, server), f"{name}: {of} back")
+        self.until(lambda: self.is_back(server), f"{name}: {of} back")
         self.recovered[name] = time.monotonic() - began
-        after = {one.url: one.pid for one in Server.all_of(self.process.pid)}
+        after = self._addresses()
         assert set(after) == set(before), "each at its address"
         changed = [url for url in before if after[url] != before[url]]
         assert changed == [server.url], f"{name}: only {server.url} was started again"
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """What two runs that learn the same have in common."""
-        lines = read_lines(self.folder / "metrics.jsonl")
-        return [
-            {key: value for key, value in line.items() if not by_clock(key) and not WHO_PLAYED.match(key)}
-            for line in lines
-        ]
+    def _addresses(self) -> dict[str, int]:
+        """The process at each."""
+        return {one.url: one.pid for kind in ("engine", "driver") for one in self.servers(kind)}
 
 
 @dataclass(frozen=True)
 class Server:
-    """An engine or the rollout service of a run."""
+    """An engine, the rollout service or the search of a run."""
 
     kind: str
     pid: int
@@ -146,34 +201,14 @@ class Server:
     token: str
 
     @classmethod
-    def all_of(cls, launcher: int) -> "list[Server]":
-        found = []
-        for child in psutil.Process(launcher).children():
-            try:
-                words, environment = child.cmdline(), child.environ()
-            except psutil.Error:
-                continue
-            kinds = {"megatron_empg.rollout.server": "engine", "megatron_empg.launch.rollout_service": "driver"}
-            for module, kind in kinds.items():
-                if module in words and TOKEN_VARIABLE in environment:
-                    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}"
-                    found.append(cls(kind, child.pid, url, environment[TOKEN_VARIABLE]))
-        return sorted(found, key=lambda one: one.url)
-
-    @classmethod
-    def of(cls, launcher: int, kind: str) -> "Server":
-        return [one for one in cls.all_of(launcher) if one.kind == kind][-1]
-
-    @classmethod
-    def is_back(cls, launcher: int, gone: "Server") -> bool:
-        """Whether another process answers at its address, with weights whose version it was told."""
-        for one in cls.all_of(launcher):
-            if one.url == gone.url and one.pid != gone.pid:
-                return one.serves()
-        return False
+    def of(cls, process: psutil.Process, kind: str) -> "Server":
+        words = process.cmdline()
+        port = words[words.index("--port") + 1]
+        return cls(kind, process.pid, f"http://127.0.0.1:{port}", process.environ()[TOKENS[kind]])
 
     def serves(self) -> bool:
-        if self.kind == "driver":
+        """Whether it answers, with weights whose version it was told if it is an engine."""
+        if self.kind != "engine":
             return self.get("/health") is not None
         reply = self.get("/weight_info")
         return reply is not None and reply.json()["weight_version"] != "default"

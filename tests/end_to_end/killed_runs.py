@@ -55,11 +55,14 @@ def kind_of(process: psutil.Process) -> str:
 
 def kind_by_command(process: psutil.Process) -> str:
     words = process.cmdline()
+    if words and words[0].endswith("srun"):  # which has the words of what it runs
+        return ""
     for module, kind in (
         ("megatron_empg.launch.torchrun", "torchrun"),
         ("megatron_empg.rollout.server", "engine"),
         ("megatron_empg.launch.rollout_service", "driver"),
         ("megatron_empg.trainer.worker", "rank"),
+        ("megatron_empg.environments.deep_search.search_service", "search"),
     ):
         if module in words:
             return kind

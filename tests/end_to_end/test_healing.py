@@ -33,7 +33,7 @@ def single(undisturbed: Run) -> Run:
         run.after_a_step()
         run.disturb("killed in a sync", "engine", signal.SIGKILL, Server.is_paused)
         run.after_a_step()
-        engine = Server.of(run.process.pid, "engine")
+        engine = run.server("engine")
         run.disturb("service killed", "driver", signal.SIGKILL, lambda driver: engine.generates())
         run.after_a_step()
         return run.stop()
