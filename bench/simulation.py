@@ -9,9 +9,10 @@ engine's speed is measured by requests of known lengths. Beside them a process c
 a core that it gets is what the machine leaves to one process, whatever else it does. FOLDER is a run folder, and
 `measured.json` in it holds what was measured.
 
-`compare` fits the engine's rates to those requests, takes lengths, the work of the rollout service and the
-trainer's speed from the steps of the setting "first" alone, all in seconds of a whole core, and predicts the steps
-of all settings at the share of a core that there was. No time of a rollout is fitted. Target: within 15%.
+`compare` fits the engine's rates to those requests, takes lengths, the work of the rollout service, the trainer's
+speed and the share of groups that is trained on from the steps of the setting "first" alone, all in seconds of a whole
+core, and predicts the steps of all settings at the share of a core that there was. No time of a rollout is fitted.
+Target: within 15%.
 """
 
 import argparse
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import numpy
 
     from megatron_empg.planner.simulation.engine import EngineRates
+    from megatron_empg.planner.simulation.recorded import RecordedRun
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/quickstart.yaml"
@@ -227,7 +229,7 @@ def recipe_of(folder: Path, small: Small, steps: int = 1) -> Any:
         "algorithm.kl_to_initial_every=0",
         "algorithm.max_generation_rounds=1",
         "logging.tensorboard=false",
-        f"logging.episodes_per_step={small.groups}",
+        f"logging.episodes_per_step={small.groups * small.group_size}",
         f"rollout.groups={small.groups}",
         f"rollout.group_size={small.group_size}",
         f"rollout.concurrency={small.concurrency}",
@@ -323,8 +325,6 @@ class MeasuredStep:
     service: float
     """CPU seconds of the rollout service."""
     turns: float
-    tokens: float
-    """That the trainer read."""
     load: float
 
 
@@ -349,7 +349,6 @@ def measured_steps(folder: Path, found: dict[str, Any], shares: Shares) -> list[
                 train_share=shares.between(step["ended"], step["ended"] + train),
                 service=step["service"],
                 turns=line["train/turns"] * line["train/episodes"],
-                tokens=line["actor/score_tokens_per_second"] * line["time/score"],
                 load=step["load"],
             )
         )
@@ -415,12 +414,19 @@ def compare(folder: Path) -> bool:
     first = [step for step in steps if step.setting == SETTINGS[0].name]
     recorded = read_recorded(folder, recipe_of(folder, SETTINGS[0]), [step.number for step in first])
     service = sum(step.service for step in first) / sum(step.turns for step in first)
-    token_seconds = sum(step.train * step.train_share for step in first) / sum(step.tokens for step in first)
+    train_share = statistics.fmean(step.train_share for step in first)
+    whole_core = replace(
+        recorded,
+        train_token_seconds=recorded.train_token_seconds * train_share,
+        train_fixed_seconds=recorded.train_fixed_seconds * train_share,
+        sync_seconds=recorded.sync_seconds * train_share,
+    )
     lines = (
         f"engine, fitted to requests of known lengths, in seconds of a core: {rates}",
         f"errors of that fit: {'; '.join(errors)}",
         f"of the setting first: {len(recorded.episodes)} episodes, service {service * 1e3:.2f} ms per turn, "
-        f"trainer {token_seconds * 1e3:.3f} ms per token",
+        f"trainer {whole_core.train_token_seconds * 1e3:.3f} ms per token and {whole_core.sync_seconds:.2f} s of sync, "
+        f"{recorded.kept_share:.0%} of groups trained on",
     )
     for line in lines:
         console.print(line, highlight=False)
@@ -432,7 +438,7 @@ def compare(folder: Path) -> bool:
         of_setting = [step for step in steps if step.setting == small.name]
         load = statistics.fmean(step.load for step in of_setting)
         share = statistics.fmean(step.rollout_share for step in of_setting)
-        predicted = [predict(small, step, rates, recorded.episodes, service, token_seconds) for step in of_setting]
+        predicted = [predict(small, step, rates, whole_core, service) for step in of_setting]
         for what, seconds, mean in (
             ("rollout", [step.rollout for step in of_setting], statistics.fmean(each[0] for each in predicted)),
             ("step", [step.rollout + step.train for step in of_setting], statistics.fmean(map(sum, predicted))),
@@ -447,21 +453,17 @@ def compare(folder: Path) -> bool:
 
 
 def predict(
-    small: Small,
-    step: MeasuredStep,
-    rates: "EngineRates",
-    episodes: tuple[tuple[tuple[int, int], ...], ...],
-    service: float,
-    token_seconds: float,
+    small: Small, step: MeasuredStep, rates: "EngineRates", recorded: "RecordedRun", service: float
 ) -> tuple[float, float]:
-    """Seconds of rollout and of training at the share of a core that there was in a step."""
+    """Seconds of rollout and of training at the share of a core that there was in a step; rates and what was
+    recorded are of a whole core."""
     from megatron_empg.planner.simulation.loop import simulate
     from megatron_empg.planner.simulation.setting import SimulationSetting
     from megatron_empg.planner.simulation.workload import RecordedWorkload
 
-    slower = 1 / step.rollout_share
+    slower, trains_slower = 1 / step.rollout_share, 1 / step.train_share
     setting = SimulationSetting(
-        workload=RecordedWorkload(episodes, DELAYS if small.delayed else (0.0,)),
+        workload=RecordedWorkload(recorded.episodes, DELAYS if small.delayed else (0.0,)),
         rates=replace(
             rates,
             fixed_seconds=rates.fixed_seconds * slower,
@@ -475,10 +477,11 @@ def predict(
         concurrency=small.concurrency,
         groups=small.groups,
         group_size=small.group_size,
-        train_token_seconds=token_seconds / step.train_share,
-        train_fixed_seconds=0.0,
-        sync_seconds=0.0,
+        train_token_seconds=recorded.train_token_seconds * trains_slower,
+        train_fixed_seconds=recorded.train_fixed_seconds * trains_slower,
+        sync_seconds=recorded.sync_seconds * trains_slower,
         service_seconds=service * slower,
+        kept_share=recorded.kept_share,
     )
     outcome = simulate(setting, steps=60)
     return outcome.waited_seconds, outcome.worked_seconds
