@@ -10,9 +10,9 @@ a core that it gets is what the machine leaves to one process, whatever else it 
 `measured.json` in it holds what was measured.
 
 `compare` fits the engine's rates to those requests, takes lengths, the work of the rollout service, the trainer's
-speed and the share of groups that is trained on from the steps of the setting "first" alone, all in seconds of a whole
-core, and predicts the steps of all settings at the share of a core that there was. No time of a rollout is fitted.
-Target: within 15%.
+speed and the share of groups that is trained on from the steps of the setting "first" alone, all in seconds of a
+whole core, and predicts the steps of all settings at the share of a core that there was. No time of a rollout is
+fitted. Target: within 15%.
 """
 
 import argparse
@@ -35,10 +35,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.late_search import DELAYS, LATE_SEARCH
 from megatron_empg.common.files import put_text
-from megatron_empg.environments.base import StepResult, Task
-from megatron_empg.environments.deep_search.environment import DeepSearchEnvironment
-from megatron_empg.environments.deep_search.source import DeepSearch
 
 if TYPE_CHECKING:
     import numpy
@@ -73,8 +71,6 @@ SETTINGS = (
     Small("more groups, fewer at once", groups=8, group_size=4, concurrency=8),
     Small("slow tools", groups=6, group_size=4, concurrency=24, delayed=True),
 )
-DELAYS = tuple(round(3 * Random(number).lognormvariate(0.0, 0.6), 3) for number in range(200))
-"""Seconds: a median of 3, a tenth above 6. Each answer is delayed by one of them, drawn anew."""
 LOADS = (
     (1, 16, 24, 2),
     (4, 16, 24, 2),
@@ -85,23 +81,6 @@ LOADS = (
     (8, 256, 2, 1),
 )
 """(streams, tokens of a prompt, tokens sampled, requests of a stream) of the measurements of an engine."""
-
-
-class LateEnvironment(DeepSearchEnvironment):
-    """The same, with answers that come late."""
-
-    async def step(self, action: str) -> StepResult:
-        await asyncio.sleep(Random(secrets.randbits(64)).choice(DELAYS))
-        return await super().step(action)
-
-
-class LateDeepSearch(DeepSearch):
-    """Deep Search with a slow environment."""
-
-    def make(self, task: Task) -> DeepSearchEnvironment:
-        made = super().make(task)
-        made.__class__ = LateEnvironment
-        return made
 
 
 def compute_all_the_time(path: Path, parent: int) -> None:
@@ -235,7 +214,7 @@ def recipe_of(folder: Path, small: Small, steps: int = 1) -> Any:
         f"rollout.concurrency={small.concurrency}",
     ]
     if small.delayed:
-        overrides.append(f"environment.name={__spec__.name}:{LateDeepSearch.__name__}")
+        overrides.append(f"environment.name={LATE_SEARCH}")
     return load_recipe(RECIPE, overrides)
 
 
@@ -425,8 +404,8 @@ def compare(folder: Path) -> bool:
         f"engine, fitted to requests of known lengths, in seconds of a core: {rates}",
         f"errors of that fit: {'; '.join(errors)}",
         f"of the setting first: {len(recorded.episodes)} episodes, service {service * 1e3:.2f} ms per turn, "
-        f"trainer {whole_core.train_token_seconds * 1e3:.3f} ms per token and {whole_core.sync_seconds:.2f} s of sync, "
-        f"{recorded.kept_share:.0%} of groups trained on",
+        f"trainer {whole_core.train_token_seconds * 1e3:.3f} ms per token and {whole_core.sync_seconds:.2f} s of "
+        f"sync, {recorded.kept_share:.0%} of groups trained on",
     )
     for line in lines:
         console.print(line, highlight=False)

@@ -19,8 +19,8 @@ def missing_for_own_network() -> list[str]:
 
 @contextmanager
 def own_network() -> Iterator[None]:
-    """This thread, and every process that it starts meanwhile, is in a new network namespace with a loopback interface
-    alone. Threads that were there before stay where they are."""
+    """This thread, and every process that it starts meanwhile, is in a new network namespace, which has a loopback
+    interface alone. Threads that were there before stay where they are."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net", "rb") as before:
         _checked(libc.unshare(CLONE_NEWNET))
@@ -39,8 +39,8 @@ def _checked(status: int) -> None:
 
 @contextmanager
 def slow_loopback(rate: str) -> Iterator[None]:
-    """The loopback interface sends so much and no more, and drops what waits longer than 400 ms; `rate` in tc's words,
-    as in "20mbit"."""
+    """The loopback interface sends so much and no more, and drops what waits longer than 400 ms; `rate` is in tc's
+    words, as in "20mbit"."""
     # A packet of loopback has up to 64 KiB, and a burst must hold one.
     shape = ["tbf", "rate", rate, "burst", "128kb", "latency", "400ms"]
     subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", *shape], check=True)

@@ -2,7 +2,7 @@
 
     EMPG_SEARCH_TOKEN=… UNRELIABLE_SEARCH_ORDER=FILE python -m tests.support.unreliable_search CORPUS --port 9000
 
-FILE holds "500" (every answer is one), "cut" (connections end without an answer) or "late" (answers take two seconds).
+FILE holds "500" (every answer is one), "cut" (connections end within one) or "late" (answers take two seconds).
 """
 
 import asyncio
