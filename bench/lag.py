@@ -5,11 +5,11 @@
 
 The quickstart over GRPO, which trains on every group, with answers of the search that come late
 (bench/late_search.py): so engines wait for tools, and two cores have room for engines and trainer at once. One run at
-lag 0 and one at lag 1, of as many steps; the first two steps of each are left out. FOLDER gets a run folder for each,
-and the share of the machine's cores that was busy is told by the trainer's phase, as its heartbeat has it.
+lag 0 and one at lag 1, of as many steps; the first two steps of each are left out. FOLDER gets a run folder for
+each, and the share of the machine's cores that was busy is told by the trainer's phase, as its heartbeat has it.
 
-Target: a step at lag 1 takes at most 1.15 times the longer one of rollout and update at lag 0. The rollout is what the
-engines need for a batch; the update is what the trainer needs: score, update and sync.
+Target: a step at lag 1 takes at most 1.15 times the longer one of rollout and update at lag 0. The rollout is what
+the engines need for a batch; the update is what the trainer needs: score, update and sync.
 """
 
 import argparse
@@ -120,13 +120,11 @@ def main() -> None:
         steps = counted(folder)
         whole[lag] = seconds(steps, "step")
         rollout, update = seconds(steps, "rollout"), seconds(steps, "score", "update", "sync", "other")
-        spread = (
-            f"{min(step['time/step'] for step in steps):.1f} to {max(step['time/step'] for step in steps):.1f}"
-        )
+        times = [step["time/step"] for step in steps]
+        episodes = statistics.fmean(step["train/episodes"] for step in steps)
         print(
-            f"lag {lag}: {len(steps)} steps of {whole[lag]:.2f} s ({spread}); the trainer waits {rollout:.2f} s for "
-            f"its batch and works {update:.2f} s; {statistics.fmean(step['train/episodes'] for step in steps):.0f} "
-            "episodes a step"
+            f"lag {lag}: {len(steps)} steps of {whole[lag]:.2f} s ({min(times):.1f} to {max(times):.1f}) and "
+            f"{episodes:.0f} episodes; the trainer waits {rollout:.2f} s for its batch and works {update:.2f} s"
         )
         busy = ", ".join(f"{phase} {load.mean(phase):.0%}" for phase in PHASES)
         print(f"       cores busy: {load.all():.0%} ({busy})")
