@@ -4,9 +4,10 @@
     python -m bench.lag FOLDER --median 0.75 --steps 16
 
 The quickstart over GRPO, which trains on every group, with answers of the search that come late
-(bench/late_search.py): so engines wait for tools, and two cores have room for engines and trainer at once. One run at
-lag 0 and one at lag 1, of as many steps; the first two steps of each are left out. FOLDER gets a run folder for
-each, and the share of the machine's cores that was busy is told by the trainer's phase, as its heartbeat has it.
+(bench/late_search.py): so engines wait for tools, and two cores have room for engines and trainer at once. One
+run at lag 0 and one at lag 1, of as many steps; the first two steps of each are left out. FOLDER gets a run
+folder for each, and the share of the machine's cores that was busy is told by the trainer's phase, as its
+heartbeat has it.
 
 Target: a step at lag 1 takes at most 1.15 times the longer one of rollout and update at lag 0. The rollout is what
 the engines need for a batch; the update is what the trainer needs: score, update and sync.

@@ -58,6 +58,10 @@ class Disturbed(ABC):
     def end(self) -> Any:
         """Wait for its end, which is a good one."""
 
+    @abstractmethod
+    def give_up(self) -> None:
+        """End all of its processes at once."""
+
     def stop(self) -> Any:
         """End it after the running step."""
         (self.folder / "STOP").touch()
@@ -122,6 +126,8 @@ class Run(Disturbed):
     steps: int
     more: dict[str, Any] = field(default_factory=dict)
     """Overrides behind those of all runs."""
+    search_token: str = ""
+    """Of a search service that the test has started."""
     process: "subprocess.Popen[str]" = field(init=False)
     recovered: dict[str, float] = field(default_factory=dict)
     """Seconds from each fault until the process was back, and held the policy's weights if it is an engine."""
@@ -135,11 +141,13 @@ class Run(Disturbed):
             "limits.rollout_timeout": 900, "limits.sync_timeout": SYNC,
         } | self.more  # fmt: skip
         words = [f"{key}={value}" for key, value in overrides.items()]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        tokens = {SEARCH_TOKEN: self.search_token} if self.search_token else {}
         with (self.folder.parent / f"{self.folder.name}.out").open("w", encoding="utf-8") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "megatron_empg.cli", "train", "recipes/quickstart.yaml", *words],
                 cwd=ROOT, text=True, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                env={**os.environ, "PYTHONPATH": path, **tokens},
             )  # fmt: skip
         return self
 
@@ -154,6 +162,9 @@ class Run(Disturbed):
             self.process.kill()
         assert self.process.returncode == 0, self.output
         return self
+
+    def give_up(self) -> None:
+        self.process.kill()
 
     def processes(self, kind: str) -> list[psutil.Process]:
         return processes(self.process.pid, kind)
