@@ -1,5 +1,5 @@
-"""`empg train` at a lag of one version under faults of every kind: its accounts balance, nothing is trained on twice,
-no error is taken for a failure, and its log replays what it learnt to the bit."""
+"""`empg train` at a lag of one version under faults of every kind: its accounts balance, nothing is trained on
+twice, no error is taken for a failure, and its log replays what it learnt to the bit."""
 
 import signal
 from collections.abc import Iterator
@@ -90,9 +90,7 @@ def replayed(chaos: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Run:
     disturbed = chaos.run
     assert isinstance(disturbed, Run)
     overrides = disturbed.more | {"rollout.replay_from": disturbed.folder, "run.checkpoint_every": STEPS}
-    run = Run(folder, 2, STEPS, overrides, disturbed.search_token).start()
-    run.until(lambda: run.done() >= disturbed.done(), "as many steps")
-    return run.stop()
+    return Run(folder, 2, disturbed.done(), overrides, disturbed.search_token).start().end()
 
 
 def batches(chaos: Chaos) -> list[Batch]:
@@ -131,7 +129,7 @@ def test_no_token_is_older_than_the_lag(chaos: Chaos) -> None:
 
 
 def test_episodes_that_an_error_ended_are_counted_and_none_is_trained_on(chaos: Chaos) -> None:
-    """A worker that freezes costs its episode. Where no group was dropped, the others of its group are all there."""
+    """A worker that freezes costs its episode. Where no group was dropped, all others are there."""
     errors, dropped = 0, 0
     for batch in batches(chaos):
         assert batch.account is not None
@@ -145,5 +143,4 @@ def test_episodes_that_an_error_ended_are_counted_and_none_is_trained_on(chaos: 
 
 
 def test_its_log_replays_what_it_learnt_to_the_bit(chaos: Chaos, replayed: Run) -> None:
-    steps = chaos.run.done() + 1
-    assert learnt(replayed.folder)[:steps] == learnt(chaos.run.folder)
+    assert learnt(replayed.folder) == learnt(chaos.run.folder)
