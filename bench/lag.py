@@ -37,7 +37,7 @@ WARM_UP = 2
 SAMPLED_EVERY = 0.2
 """Seconds between two looks at the cores."""
 OVERRIDES = {
-    "algorithm.name": "grpo", "algorithm.max_generation_rounds": 1, "algorithm.kl_to_initial_every": 0,
+    "algorithm": "{name: grpo, modulation: {name: empg}, updates_per_batch: 2}",
     "environment.name": LATE_SEARCH, "evaluation.questions": 0, "rollout.concurrency": 256,
     "limits.sync_timeout": 200, "logging.tensorboard": "false", "actor.tensor_parallel": 1,
 }  # fmt: skip
