@@ -403,7 +403,8 @@ def compare(folder: Path) -> bool:
     lines = (
         f"engine, fitted to requests of known lengths, in seconds of a core: {rates}",
         f"errors of that fit: {'; '.join(errors)}",
-        f"of the setting first: {len(recorded.episodes)} episodes, service {service * 1e3:.2f} ms per turn, "
+        f"of the setting first: {recorded.episodes} episodes of {len(recorded.groups)} groups, "
+        f"service {service * 1e3:.2f} ms per turn, "
         f"trainer {whole_core.train_token_seconds * 1e3:.3f} ms per token and {whole_core.sync_seconds:.2f} s of "
         f"sync, {recorded.kept_share:.0%} of groups trained on",
     )
@@ -442,7 +443,7 @@ def predict(
 
     slower, trains_slower = 1 / step.rollout_share, 1 / step.train_share
     setting = SimulationSetting(
-        workload=RecordedWorkload(recorded.episodes, DELAYS if small.delayed else (0.0,)),
+        workload=RecordedWorkload(recorded.groups, DELAYS if small.delayed else (0.0,)),
         rates=replace(
             rates,
             fixed_seconds=rates.fixed_seconds * slower,

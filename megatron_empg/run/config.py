@@ -45,7 +45,7 @@ class LoggingConfig(SftLoggingConfig):
     """What a reinforcement-learning run writes beside metrics, and how often it measures more."""
 
     episodes_per_step: NonNegative = 4
-    """Annotated episodes kept in the run folder at each step."""
+    """Annotated episodes kept in the run folder at each step: the first of each group, then the second of each."""
     timeline_episodes: NonNegative = 32
     """Of so many of a step's slowest episodes the times of the turns are kept, for the report's timeline."""
     diagnostics_every: NonNegative = 0

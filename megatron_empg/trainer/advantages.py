@@ -22,7 +22,7 @@ def credit_metrics(credit: Credit) -> dict[str, float]:
 
 
 def annotated_episodes(step: int, batch: Batch, credit: Credit, count: int) -> list[EpisodeRecord]:
-    """The first ``count`` episodes of different groups, as far as their texts are at hand."""
+    """The `first_episodes`, as far as their texts are at hand."""
     experience = batch.experience
     annotated = []
     for episode in first_episodes(experience.groups, count):

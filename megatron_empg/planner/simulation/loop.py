@@ -101,7 +101,7 @@ class SimulatedLoop(ABC):
     def new_group(self, number: int) -> SimulatedGroup:
         """Drawn from the workload."""
         setting, numbers = self.setting, self.numbers
-        plans = [setting.workload.draw(numbers) for _ in range(setting.group_size)]
+        plans = setting.workload.draw_group(numbers, setting.group_size)
         keeps = numbers.random() < setting.kept_share
         self.accounts.drawn_tokens += sum(plan.tokens for plan in plans)
         return SimulatedGroup(number, plans, keeps, self.began, self.over)

@@ -8,6 +8,7 @@ characters, so that the mean episode is as long as ``train/tokens_per_episode`` 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.planner.simulation.setting import SimulationSetting
-from megatron_empg.planner.simulation.workload import RecordedWorkload
+from megatron_empg.planner.simulation.workload import RecordedEpisode, RecordedWorkload
 from megatron_empg.recipe import Recipe, RecipeError
 from megatron_empg.run.episode_log import episode_files, read_episodes
 from megatron_empg.run.folder import RunFolder
@@ -31,8 +32,8 @@ EpisodeRecordFields = Mapping[str, Any]
 class RecordedRun:
     """What was read from a run folder."""
 
-    episodes: tuple[tuple[tuple[int, int], ...], ...]
-    """(read, own) tokens of each turn of each episode."""
+    groups: tuple[tuple[RecordedEpisode, ...], ...]
+    """The recorded episodes of each question of each step."""
     latencies: tuple[float, ...]
     """Seconds of the environment's answers; empty where the run kept none."""
     train_token_seconds: float
@@ -42,13 +43,18 @@ class RecordedRun:
     steps: int
     """Whose metrics were read."""
 
+    @property
+    def episodes(self) -> int:
+        """That were recorded."""
+        return sum(map(len, self.groups))
+
     def applied(self, setting: SimulationSetting, otherwise: Sequence[float]) -> SimulationSetting:
         """A setting with what was recorded in the place of what was assumed; `otherwise`: latencies for a run
         that kept none."""
         latencies = self.latencies or tuple(otherwise)
         return replace(
             setting,
-            workload=RecordedWorkload(self.episodes, latencies),
+            workload=RecordedWorkload(self.groups, latencies),
             train_token_seconds=self.train_token_seconds,
             train_fixed_seconds=self.train_fixed_seconds,
             sync_seconds=self.sync_seconds,
@@ -81,7 +87,7 @@ def read_recorded(folder: Path, recipe: Recipe, steps: Sequence[int] | None = No
     token_seconds = _seconds_of_token(metrics, "score", folder) + _seconds_of_token(metrics, "update", folder)
     fixed_seconds = max(0.0, fmean(map(_outside, metrics)))
     return RecordedRun(
-        episodes=lengths(trained, _mean(metrics, "train/tokens_per_episode")),
+        groups=grouped(trained, lengths(trained, _mean(metrics, "train/tokens_per_episode"))),
         latencies=_latencies(paths, steps),
         train_token_seconds=token_seconds,
         train_fixed_seconds=fixed_seconds,
@@ -128,9 +134,17 @@ def _mean(metrics: Sequence[EpisodeRecordFields], name: str) -> float:
     return fmean(line[name] for line in metrics)
 
 
-def lengths(
-    episodes: Sequence[EpisodeRecordFields], mean_tokens: float
-) -> tuple[tuple[tuple[int, int], ...], ...]:
+def grouped(
+    episodes: Sequence[EpisodeRecordFields], lengths: Sequence[RecordedEpisode]
+) -> tuple[tuple[RecordedEpisode, ...], ...]:
+    """The lengths of annotated episodes, those of a question of a step together."""
+    groups = defaultdict(list)
+    for episode, turns in zip(episodes, lengths, strict=True):
+        groups[episode["step"], episode["task_id"]].append(turns)
+    return tuple(map(tuple, groups.values()))
+
+
+def lengths(episodes: Sequence[EpisodeRecordFields], mean_tokens: float) -> tuple[RecordedEpisode, ...]:
     """(read, own) tokens of the turns of annotated episodes, whose mean of both together is `mean_tokens`."""
     read = [_texts_read(episode) for episode in episodes]
     own = [_tokens_written(episode) for episode in episodes]

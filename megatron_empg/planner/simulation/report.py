@@ -111,7 +111,7 @@ def setting_of(recipe: Recipe, machine: Machine, wanted: SimulationOptions) -> t
         if recorded.latencies:
             answers = f"{len(recorded.latencies)} latencies"
         basis = [
-            f"lengths of {len(recorded.episodes)} episodes, {answers}, the trainer's speed in {recorded.steps} "
+            f"lengths of {recorded.episodes} episodes, {answers}, the trainer's speed in {recorded.steps} "
             f"steps and {recorded.kept_share:.0%} of groups kept, of {wanted.run}"
         ]
     elif given:

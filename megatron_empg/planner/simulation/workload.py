@@ -39,8 +39,8 @@ class EpisodePlan:
 class Workload(Protocol):
     """Where episodes come from."""
 
-    def draw(self, numbers: random.Random) -> EpisodePlan:
-        """The next one."""
+    def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:
+        """The episodes of the next question."""
         ...
 
 
@@ -56,30 +56,60 @@ class AssumedWorkload:
     turn: PlannedTurn
     anew: bool = False
 
-    def draw(self, numbers: random.Random) -> EpisodePlan:
+    def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:
+        """Episodes of a question are as different as those of several."""
+        return [self._draw(numbers) for _ in range(size)]
+
+    def _draw(self, numbers: random.Random) -> EpisodePlan:
         count = max(1, round(self.most_turns * numbers.random() ** (1 / self.share - 1)))
         return EpisodePlan((self.turn,) * count, self.anew)
 
 
+RecordedEpisode = tuple[tuple[int, int], ...]
+"""(read, own) tokens of each turn."""
+
+
 @dataclass(frozen=True)
 class RecordedWorkload:
-    """Episodes of a run, drawn with replacement; each turn waits as long as one of the recorded latencies."""
+    """Groups of a run, drawn with replacement; each turn waits as long as one of the recorded latencies.
 
-    episodes: tuple[tuple[tuple[int, int], ...], ...]
-    """(read, own) tokens of each turn of each episode."""
+    Episodes of one question are alike, so that the longest of a batch is not as long as that of as many questions.
+    So a group's are drawn from one recorded group, if of each more than one was recorded; else from all.
+    """
+
+    groups: tuple[tuple[RecordedEpisode, ...], ...]
     latencies: tuple[float, ...] = (0.0,)
     """Seconds of single answers of the environment."""
 
-    def draw(self, numbers: random.Random) -> EpisodePlan:
-        recorded = numbers.choice(self.episodes)
-        turns = [PlannedTurn(read, own, numbers.choice(self.latencies)) for read, own in recorded]
+    @property
+    def episodes(self) -> list[RecordedEpisode]:
+        """Of all groups."""
+        return [episode for group in self.groups for episode in group]
+
+    def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:
+        if min(map(len, self.groups)) > 1:
+            recorded = numbers.choice(self.groups)
+        else:
+            recorded = tuple(self.episodes)
+        if len(recorded) >= size:
+            drawn = numbers.sample(recorded, size)
+        else:
+            drawn = numbers.choices(recorded, k=size)
+        return [self._planned(episode, numbers) for episode in drawn]
+
+    def _planned(self, episode: RecordedEpisode, numbers: random.Random) -> EpisodePlan:
+        turns = [PlannedTurn(read, own, numbers.choice(self.latencies)) for read, own in episode]
         return EpisodePlan(tuple(turns))
 
 
 def mean_tokens(workload: Workload, draws: int = 2000) -> float:
-    """Mean tokens of an episode, of so many draws with a seed of its own."""
+    """Mean tokens of an episode, of so many groups of one with a seed of their own."""
     numbers = random.Random(0)
-    return sum(workload.draw(numbers).tokens for _ in range(draws)) / draws
+    total = 0
+    for _ in range(draws):
+        (plan,) = workload.draw_group(numbers, 1)
+        total += plan.tokens
+    return total / draws
 
 
 def percentile(values: Sequence[float], share: float) -> float:

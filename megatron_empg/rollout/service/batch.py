@@ -1,6 +1,7 @@
 """One training batch on its way from the driver to the trainer ranks: tensors and JSON, no pickle."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import UnionType
@@ -74,8 +75,7 @@ class Batch:
     def to_bytes(self, texts: int | None = None) -> bytes:
         """The numbers as a safetensors file, and behind it the texts as JSON.
 
-        ``texts``: of how many episodes of different groups the text goes along, the `first_episodes`; of all when
-        None.
+        ``texts``: of how many episodes the text goes along, the `first_episodes`; of all when None.
         """
         from safetensors.torch import save
 
@@ -208,11 +208,14 @@ def without_texts(data: bytes) -> memoryview:
 
 
 def first_episodes(groups: Int[Tensor, "episodes"], count: int) -> list[int]:
-    """The first episode of each of the first ``count`` groups: those that are written down for readers."""
-    first: dict[int, int] = {}
+    """The ``count`` episodes that are written down for readers: the first of each group, then the second of each,
+    and so on."""
+    seen: Counter[int] = Counter()
+    places = []
     for episode, group in enumerate(groups.tolist()):
-        first.setdefault(group, episode)
-    return sorted(first.values())[:count]
+        places.append((seen[group], episode))
+        seen[group] += 1
+    return sorted(episode for _, episode in sorted(places)[:count])
 
 
 def engine_table(names: Iterable[str]) -> tuple[Int[Tensor, "episodes"], list[str]]:

@@ -135,7 +135,7 @@ def test_every_own_token_gets_the_advantage_of_its_turn(batch: Batch, scores: Sc
 
 def test_annotations_lie_beside_their_own_turn(batch: Batch, scores: Scores) -> None:
     credit = credit_of(batch, scores)
-    first, second = (record.to_json() for record in annotated_episodes(9, batch, credit, count=4))
+    first, second = (record.to_json() for record in annotated_episodes(9, batch, credit, count=2))
     assert (first["task_id"], second["task_id"]) == ("0", "2"), "one of each question"
     assert (second["step"], second["reward"]) == (9, 1.0)
     assert second["advantage"] == pytest.approx(trajectory_by_hand()[2], rel=1e-5)
@@ -149,6 +149,7 @@ def test_annotations_lie_beside_their_own_turn(batch: Batch, scores: Scores) -> 
     keys = ["text", "observation", "entropy", "advantage", "tokens", "h_norm", "g", "bonus"]
     assert list(second["turns"][0]) == keys
     assert annotated_episodes(9, batch, credit, count=0) == []
+    assert len(annotated_episodes(9, batch, credit, count=9)) == batch.episodes, "then the other ones of each"
 
 
 def test_without_modulation_an_annotation_has_none(batch: Batch, scores: Scores) -> None:
@@ -159,7 +160,7 @@ def test_without_modulation_an_annotation_has_none(batch: Batch, scores: Scores)
 
 def test_an_episode_whose_text_is_not_at_hand_is_left_out(batch: Batch, scores: Scores) -> None:
     batch.texts[0] = None
-    (record,) = annotated_episodes(9, batch, credit_of(batch, scores), count=4)
+    (record,) = annotated_episodes(9, batch, credit_of(batch, scores), count=2)
     assert record.text.task_id == "2"
 
 

@@ -33,7 +33,7 @@ def machine() -> Machine:
 
 def test_episodes_are_as_long_as_the_planner_takes_them_to_be() -> None:
     workload, numbers = assumed_workload(shipped(), PLANNED), random.Random(0)
-    drawn = [workload.draw(numbers) for _ in range(2000)]
+    drawn = workload.draw_group(numbers, 2000)
     assert max(plan.own_tokens for plan in drawn) == 24 * 1024
     assert max(plan.tokens for plan in drawn) == pytest.approx(32768, rel=0.001)
     assert mean_tokens(workload) == pytest.approx(0.5 * 32768, rel=0.03)

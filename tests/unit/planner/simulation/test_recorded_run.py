@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from megatron_empg.common.jsonl import append_line
 from megatron_empg.planner.simulation.engine import EngineRates
 from megatron_empg.planner.simulation.files import rates_as_json, read_latencies, read_rates
 from megatron_empg.planner.simulation.recorded import lengths, read_recorded
+from megatron_empg.planner.simulation.workload import RecordedWorkload
 from megatron_empg.recipe import RecipeError
 from megatron_empg.run.episode_log import write_episodes
 from megatron_empg.run.episode_text import EpisodeRecord, EpisodeText, TurnNumbers, TurnText
@@ -62,9 +64,9 @@ def run(tmp_path: Path) -> Path:
 
 def test_lengths_latencies_and_speed_are_read(run: Path) -> None:
     found = read_recorded(run, quickstart())
-    assert len(found.episodes) == 32
+    assert found.episodes == 32
     # 31 tokens an episode, of which 15 are its own: 16 tokens for 80 characters.
-    assert found.episodes[0] == ((4, 10), (12, 5))
+    assert found.groups[0][0] == ((4, 10), (12, 5))
     assert found.latencies == (1.0, 2.0)
     assert found.train_token_seconds == pytest.approx(1 / 1000 + 1 / 250)
     assert found.train_fixed_seconds == pytest.approx(0.5 + 0.25)
@@ -73,9 +75,32 @@ def test_lengths_latencies_and_speed_are_read(run: Path) -> None:
     assert found.steps == 2
 
 
+def test_episodes_of_a_question_of_a_step_are_together(run: Path) -> None:
+    assert [len(group) for group in read_recorded(run, quickstart()).groups] == [16, 16]
+
+
+def test_episodes_of_a_group_are_drawn_from_one_recorded_group() -> None:
+    short, long = ((1, 10),), ((1, 10), (5, 20))
+    workload = RecordedWorkload(((short, short, short), (long, long, long)))
+    drawn = [workload.draw_group(Random(seed), 3) for seed in range(20)]
+    assert {tuple(len(plan.turns) for plan in group) for group in drawn} == {(1, 1, 1), (2, 2, 2)}
+
+
+def test_a_group_of_which_as_many_episodes_are_recorded_is_drawn_as_it_was() -> None:
+    group = tuple(((read, 10),) for read in range(8))
+    (drawn,) = {tuple(sorted(plan.turns[0].read for plan in RecordedWorkload((group,)).draw_group(Random(1), 8)))}
+    assert drawn == tuple(range(8))
+
+
+def test_episodes_of_a_group_are_drawn_from_all_where_one_of_each_group_is_recorded() -> None:
+    workload = RecordedWorkload(((((1, 10),),), (((1, 10), (5, 20)),)))
+    drawn = [workload.draw_group(Random(seed), 4) for seed in range(20)]
+    assert any(len({len(plan.turns) for plan in group}) == 2 for group in drawn)
+
+
 def test_some_steps_alone_can_be_read(run: Path) -> None:
     found = read_recorded(run, quickstart(), [2])
-    assert (len(found.episodes), found.latencies, found.steps) == (16, (2.0,), 1)
+    assert (found.episodes, found.latencies, found.steps) == (16, (2.0,), 1)
 
 
 def test_episodes_of_which_nothing_was_read_read_a_token_each_turn() -> None:

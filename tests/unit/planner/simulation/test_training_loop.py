@@ -20,8 +20,8 @@ class Same:
     def __init__(self, *turns: PlannedTurn, anew: bool = False) -> None:
         self.plan = EpisodePlan(turns, anew)
 
-    def draw(self, numbers: random.Random) -> EpisodePlan:
-        return self.plan
+    def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:
+        return [self.plan] * size
 
 
 def setting(**changes: Any) -> SimulationSetting:
@@ -125,7 +125,10 @@ class OneByOne:
     def __init__(self, *turns: int) -> None:
         self.turns = list(turns)
 
-    def draw(self, numbers: random.Random) -> EpisodePlan:
+    def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:
+        return [self._draw() for _ in range(size)]
+
+    def _draw(self) -> EpisodePlan:
         count = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
         return EpisodePlan((TURN,) * count)
 
@@ -189,10 +192,12 @@ def test_tokens_after_a_publication_are_younger_than_their_group() -> None:
 
 
 def any_setting(numbers: random.Random) -> SimulationSetting:
-    recorded = tuple(
+    episodes = tuple(
         tuple((numbers.randrange(1, 200), numbers.randrange(1, 80)) for _ in range(numbers.randrange(1, 9)))
         for _ in range(20)
     )
+    each = numbers.choice((1, 4))
+    recorded = tuple(episodes[first : first + each] for first in range(0, 20, each))
     return setting(
         workload=RecordedWorkload(recorded, (0.0, 0.1, numbers.uniform(0, 5))),
         rates=EngineRates(
