@@ -214,8 +214,8 @@ class Server:
     @classmethod
     def of(cls, process: psutil.Process, kind: str) -> "Server":
         words = process.cmdline()
-        port = words[words.index("--port") + 1]
-        return cls(kind, process.pid, f"http://127.0.0.1:{port}", process.environ()[TOKENS[kind]])
+        host, port = (words[words.index(option) + 1] for option in ("--host", "--port"))
+        return cls(kind, process.pid, f"http://{host}:{port}", process.environ()[TOKENS[kind]])
 
     def serves(self) -> bool:
         """Whether it answers, with weights whose version it was told if it is an engine."""
