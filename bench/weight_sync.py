@@ -36,7 +36,7 @@ import torch.multiprocessing as mp
 from megatron_empg.launch.engine_process import EngineProcess, start_engine
 from megatron_empg.launch.ports import free_port
 from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
-from megatron_empg.weights.sync.gloo_sender import GlooSender, announced
+from megatron_empg.weights.sync.broadcast_sender import BroadcastSender, announced
 from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, SenderAddresses
 from megatron_empg.weights.sync.source import CheckedStream
 from megatron_empg.weights.sync.together import TrainerRanks
@@ -103,7 +103,7 @@ class Transfer:
 
     def __init__(self, count: int, weights: Any, turns: int) -> None:
         self.weights, ranks = weights, TrainerRanks()
-        self.sender = None if weights.sender is None else GlooSender(HOST, 0, count + 1, LIMIT)
+        self.sender = None if weights.sender is None else BroadcastSender(HOST, 0, count + 1, LIMIT)
         own = None if self.sender is None else (weights.sender, self.sender.address)
         listening = [found for found in ranks.gathered(own) if found is not None]
         addresses: list[list[str | int]] = [[host, port] for _sender, (host, port) in sorted(listening)]

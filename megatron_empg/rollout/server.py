@@ -34,9 +34,7 @@ KvCacheBytes = Annotated[
     int | None, typer.Option(min=1, help="Size of the KV cache; what vLLM finds free if not given.")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of the engine (CPU builds).")]
-Backend = Annotated[
-    Literal["torch_pg", "nccl"] | None, typer.Option(help="Weight transfer; by device if not given.")
-]
+Backend = Annotated[Literal["broadcast"], typer.Option(help="Weight transfer.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the engine; every request brings its own.")]
 
 
@@ -53,7 +51,7 @@ class ServerOptions:
     kv_cache_bytes: KvCacheBytes = None
     tensor_parallel: Annotated[int, typer.Option(min=1)] = 1
     threads: Threads = 1
-    backend: Backend = None
+    backend: Backend = "broadcast"
     seed: Seed = 0
 
 
@@ -94,7 +92,6 @@ def set_environment(args: ServerOptions, *, cuda: bool) -> None:
 
 def vllm_arguments(args: ServerOptions, extra: list[str], *, cuda: bool) -> list[str]:
     """The command line of `vllm serve` for our arguments."""
-    backend = args.backend or ("nccl" if cuda else "torch_pg")
     command = ["--model", args.model, "--host", args.host, "--port", str(args.port)]
     command += ["--dtype", args.dtype, "--max-model-len", str(args.max_model_len)]
     command += ["--max-num-seqs", str(args.max_num_seqs), "--seed", str(args.seed)]
@@ -103,7 +100,7 @@ def vllm_arguments(args: ServerOptions, extra: list[str], *, cuda: bool) -> list
     command += ["--generation-config", "vllm"]
     # Log-probs of the distribution really sampled from (after the temperature).
     command += ["--logprobs-mode", "processed_logprobs"]
-    command += ["--weight-transfer-config", f'{{"backend": "empg_{backend}"}}']
+    command += ["--weight-transfer-config", f'{{"backend": "empg_{args.backend}"}}']
     command += ["--worker-extension-cls", WORKER_EXTENSION]
     command += ["--enable-scale-out", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if args.dtype != "float32":

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
 
-from megatron_empg.weights.sync.broadcast import WINDOW_BYTES, BroadcastGroup
+from megatron_empg.weights.sync.broadcast import Broadcast, BroadcastGroup
 from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, SenderAddresses
+from megatron_empg.weights.sync.waiting import Refused, nobody_refused
 
 
 class Engine:
@@ -99,12 +100,16 @@ class ReceivingEngine(Engine):
             elif route == "update_weight_version":
                 self.version = asked["new_version"]
 
+    def leave(self) -> None:
+        """Drop its connections to the senders, as a process that dies does."""
+        self._receiver.close()
+
     def _update(self, info: dict[str, Any]) -> None:
         assert self._active, "start_weight_update must be called before update_weights"
         try:
             assert info, "the trainer abandoned this weight update"
             self.arrived = []
-            for name, tensor in self._receiver.weights(AnnouncedTensors(**info), torch.device("cpu")):
+            for name, tensor in self._receiver.weights(AnnouncedTensors(**info)):
                 self.arrived.append(name)
                 self.weights[name] = tensor.clone()
         except BaseException:
@@ -119,12 +124,16 @@ class Tapped(BroadcastGroup):
     def __init__(self, group: BroadcastGroup, engine: ReceivingEngine) -> None:
         self._tapped, self._engine = group, engine
 
-    def stream(
-        self, tensors: Iterable[torch.Tensor], window: int = WINDOW_BYTES
-    ) -> Generator[torch.Tensor, None, None]:
-        for tensor in self._tapped.stream(tensors, window):
-            self._engine.on_arrival(len(self._engine.arrived), tensor)
-            yield tensor
+    def start(self, tensor: torch.Tensor) -> Broadcast:
+        begun, engine = self._tapped.start(tensor), self._engine
+
+        class Arriving(Broadcast):
+            def wait(self, refused: Refused = nobody_refused) -> torch.Tensor:
+                arrived = super().wait(refused)
+                engine.on_arrival(len(engine.arrived), arrived)
+                return arrived
+
+        return Arriving(begun.tensor, begun.work, begun.limit)
 
     def close(self) -> None:
         self._tapped.close()

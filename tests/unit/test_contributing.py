@@ -20,7 +20,7 @@ from megatron_empg.run import metric_names
 from megatron_empg.weights.mapping import families
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import parameter_table
-from megatron_empg.weights.sync.gloo_transport import GlooTransport
+from megatron_empg.weights.sync.broadcast_transport import BroadcastTransport
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -135,7 +135,7 @@ def test_the_example_of_a_sync_backend_has_the_methods_of_the_others(monkeypatch
     made = module_of("file_transport", source, monkeypatch).FileTransport
     for method in ("connect", "begin", "stream", "send", "close"):
         given = list(signature(getattr(made, method)).parameters)
-        assert given == list(signature(getattr(GlooTransport, method)).parameters), method
+        assert given == list(signature(getattr(BroadcastTransport, method)).parameters), method
 
 
 def test_the_example_of_a_metric_is_an_entry_and_is_measured_where_the_page_says() -> None:

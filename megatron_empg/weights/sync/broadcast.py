@@ -1,4 +1,4 @@
-"""A gloo group between a trainer rank that sends and every engine worker, apart from all other process groups."""
+"""A group of a trainer rank that sends and every engine worker, apart from all other process groups."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import os
 import socket
 from collections import deque
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from megatron_empg.common.dtypes import DTYPE_BYTES, dtype_of, name_of
-from megatron_empg.upstream.torch_distributed import broadcast_from_first, gloo_group
+from megatron_empg.weights.sync.gloo_wire import GlooWire
+from megatron_empg.weights.sync.nccl_wire import NcclWire
+from megatron_empg.weights.sync.waiting import Refused, nobody_refused
 
-WINDOW_BYTES = 64 << 20
-"""Bytes under way at once."""
+WINDOW_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""Bytes under way at once, by the device they are on."""
+CPU = torch.device("cpu")
+CLOSED = "the weight transfer group is closed"
 _PREFIX = "empg_weight_transfer"
 
 
@@ -79,8 +84,42 @@ def workers_at(store: dist.Store, world_size: int) -> int:
     return sum(prefixed.check([f"serves/{rank}"]) for rank in range(1, world_size))
 
 
+class UnderWay(Protocol):
+    """A broadcast that was started."""
+
+    def wait(self, limit: timedelta, refused: Refused) -> None:
+        """Until it is through. Raises RuntimeError on a lost peer, or when `limit` is over, and what `refused`
+        raises."""
+        ...
+
+
+class Wire(Protocol):
+    """What carries a group's tensors, from rank 0 to all others."""
+
+    def start(self, tensor: torch.Tensor) -> UnderWay: ...
+
+    def close(self) -> None:
+        """A peer that still waits gets an error, or waits until its limit is over."""
+        ...
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """A tensor that is on its way."""
+
+    tensor: torch.Tensor
+    work: UnderWay
+    limit: timedelta
+
+    def wait(self, refused: Refused = nobody_refused) -> torch.Tensor:
+        """The tensor, once it is through. Raises RuntimeError, and what `refused` raises."""
+        self.work.wait(self.limit, refused)
+        return self.tensor
+
+
 class BroadcastGroup:
-    """Broadcasts CPU tensors from rank 0. Built without `init_process_group`: no global state."""
+    """Broadcasts tensors from rank 0, by gloo from CPU memory and by NCCL from a GPU's. Built without
+    `init_process_group`: no global state."""
 
     def __init__(
         self,
@@ -90,11 +129,13 @@ class BroadcastGroup:
         world_size: int,
         timeout: float,
         *,
+        device: torch.device = CPU,
         serves: torch.dtype | None = None,
     ) -> None:
         """Blocks until all `world_size` ranks are there; raises RuntimeError after `timeout` seconds.
 
-        `serves`: the dtype of a worker's weights, for the sender to ask.
+        `device`: where this rank's tensors are; all ranks of a group are on GPUs, or none is. `serves`: the dtype
+        of a worker's weights, for the sender to ask.
         """
         self._store: dist.Store | None = store
         self._limit = timedelta(seconds=timeout)
@@ -102,9 +143,11 @@ class BroadcastGroup:
         prefixed = dist.PrefixStore(_PREFIX, store)
         if serves is not None:
             prefixed.set(f"serves/{rank}", name_of(serves))
-        self._group: dist.ProcessGroupGloo | None = gloo_group(
-            prefixed, rank, world_size, host=host, timeout=self._limit
-        )
+        self._wire: Wire | None
+        if device.type == "cuda":
+            self._wire = NcclWire(prefixed, rank, world_size, device, self._limit)
+        else:
+            self._wire = GlooWire(host, prefixed, rank, world_size, self._limit)
 
     @classmethod
     def join(
@@ -115,56 +158,62 @@ class BroadcastGroup:
         world_size: int,
         timeout: float,
         *,
+        device: torch.device = CPU,
         serves: torch.dtype | None = None,
     ) -> BroadcastGroup:
         """Join the group whose store rank 0 opened at host:port."""
         store = dist.TCPStore(host, port, world_size, False, timedelta(seconds=timeout))
-        return cls(host, store, rank, world_size, timeout, serves=serves)
+        return cls(host, store, rank, world_size, timeout, device=device, serves=serves)
 
     def serves(self) -> set[torch.dtype]:
         """The dtypes that the other ranks serve. Raises RuntimeError where one of them has not said."""
         if self._store is None:
-            raise RuntimeError("the weight transfer group is closed")
+            raise RuntimeError(CLOSED)
         prefixed = dist.PrefixStore(_PREFIX, self._store)
         return {dtype_of(prefixed.get(f"serves/{rank}").decode()) for rank in range(1, self._world_size)}
 
+    def start(self, tensor: torch.Tensor) -> Broadcast:
+        """Begin to send (rank 0), or to receive in place (all others). Raises RuntimeError where it is closed."""
+        if self._wire is None:
+            raise RuntimeError(CLOSED)
+        return Broadcast(tensor, self._wire.start(tensor), self._limit)
+
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Send (rank 0) or receive in place (all others). Raises RuntimeError on a lost peer or a timeout."""
-        for _ in self.stream([tensor]):
-            pass
+        self.start(tensor).wait()
 
     def stream(
-        self, tensors: Iterable[torch.Tensor], window: int = WINDOW_BYTES
+        self, tensors: Iterable[torch.Tensor], refused: Refused = nobody_refused
     ) -> Generator[torch.Tensor, None, None]:
-        """Broadcast one after the other; yields each when it is through, while those behind it are under way.
-
-        What comes next is made, or used, while gloo sends or receives. Holds `window` bytes and one tensor.
-        """
-        under_way: deque[tuple[torch.Tensor, Any]] = deque()
-        size = 0
-        try:
-            for tensor in tensors:
-                under_way.append((tensor, self._start(tensor)))
-                size += tensor.nbytes
-                while size > window:
-                    done = self._first_of(under_way)
-                    size -= done.nbytes
-                    yield done
-            while under_way:
-                yield self._first_of(under_way)
-        finally:
-            under_way.clear()  # one that an error's traceback holds would keep the connections open
-
-    def _first_of(self, under_way: deque[tuple[torch.Tensor, Any]]) -> torch.Tensor:
-        under_way[0][1].wait(self._limit)
-        return under_way.popleft()[0]
-
-    def _start(self, tensor: torch.Tensor) -> Any:
-        if self._group is None:
-            raise RuntimeError("the weight transfer group is closed")
-        return broadcast_from_first(self._group, tensor, self._limit)
+        """Broadcast one after the other; yields each when it is through, while those behind it are under way."""
+        return in_order((self.start(tensor) for tensor in tensors), refused)
 
     def close(self) -> None:
         """Drop the connections; a peer still waiting in a broadcast gets an error."""
-        self._group = None  # gloo's connections close when the group is freed, not before
+        if self._wire is not None:
+            self._wire.close()
+        self._wire = None
         self._store = None  # and with it the port
+
+
+def in_order(
+    starting: Iterable[Broadcast], refused: Refused = nobody_refused
+) -> Generator[torch.Tensor, None, None]:
+    """The tensors of broadcasts that iterating starts; yields each when it is through.
+
+    What comes next is made, or used, while those behind it are under way. Holds WINDOW_BYTES and one tensor.
+    """
+    under_way: deque[Broadcast] = deque()
+    size = 0
+    try:
+        for broadcast in starting:
+            under_way.append(broadcast)
+            size += broadcast.tensor.nbytes
+            while size > WINDOW_BYTES[broadcast.tensor.device.type]:
+                done = under_way.popleft().wait(refused)
+                size -= done.nbytes
+                yield done
+        while under_way:
+            yield under_way.popleft().wait(refused)
+    finally:
+        under_way.clear()  # one that an error's traceback holds would keep the connections open

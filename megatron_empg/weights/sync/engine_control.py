@@ -13,6 +13,7 @@ import httpx
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
+from megatron_empg.weights.sync.waiting import NOT_THROUGH
 
 
 class WeightTransferError(EmpgError, RuntimeError):
@@ -29,6 +30,8 @@ class WeightTransferError(EmpgError, RuntimeError):
         super().__init__(f"weight transfer failed in {phase!r} on {len(failures)} engine(s): {reasons}")
 
 
+OF_COLLECTIVES = ("gloo", NOT_THROUGH)
+"""Words of an error that a broadcast broke, which may be another engine's fault."""
 CLEAN_UP = 5.0
 """Seconds that engines have to close a session which broke off, whatever time is left."""
 
@@ -77,6 +80,12 @@ class EngineControl:
         """What engines have already answered wrong in the call under way, while others of it may still wait."""
         failed = dict(self._failed)
         return WeightTransferError(self._phase, _causes(failed)) if failed else None
+
+    def culprits(self) -> WeightTransferError | None:
+        """The same of those that are to blame, as far as is known: one that only says that a broadcast broke may
+        have waited for another one in vain."""
+        to_blame = _to_blame(dict(self._failed))
+        return WeightTransferError(self._phase, _reasons(to_blame)) if to_blame else None
 
     def silent(self) -> list[str]:
         """Engines that have not answered the call under way."""
@@ -175,7 +184,12 @@ class EngineControl:
 
 
 def _causes(failures: dict[str, BaseException]) -> dict[str, str]:
-    """The engines to blame: one that went away or hangs makes the others fail in the same collective."""
+    """The engines to blame, or all where none of them is, and what each says."""
+    return _reasons(_to_blame(failures) or failures)
+
+
+def _to_blame(failures: dict[str, BaseException]) -> dict[str, BaseException]:
+    """One that went away or hangs makes the others fail in the same collective."""
     gone: dict[str, BaseException] = {}
     late: dict[str, BaseException] = {}
     own: dict[str, BaseException] = {}
@@ -184,10 +198,13 @@ def _causes(failures: dict[str, BaseException]) -> dict[str, str]:
             gone[url] = error
         if isinstance(error, httpx.TimeoutException):
             late[url] = error
-        if "gloo" not in _reason(error):
+        if not any(words in _reason(error) for words in OF_COLLECTIVES):
             own[url] = error
-    to_blame = gone or late or own or failures
-    return {url: _reason(error) for url, error in to_blame.items()}
+    return gone or late or own
+
+
+def _reasons(failures: dict[str, BaseException]) -> dict[str, str]:
+    return {url: _reason(error) for url, error in failures.items()}
 
 
 def _reason(error: BaseException) -> str:

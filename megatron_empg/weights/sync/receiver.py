@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_empg.weights.sync.broadcast import WINDOW_BYTES, BroadcastGroup, dtype_from_name
+from megatron_empg.weights.sync.broadcast import (
+    CPU,
+    Broadcast,
+    BroadcastGroup,
+    dtype_from_name,
+    in_order,
+)
 from megatron_empg.weights.sync.checksums import Arrival
 
 
@@ -43,11 +49,12 @@ class AnnouncedTensors:
 
 
 class Receiver:
-    """One worker's receiving end. It receives from all senders at once and takes tensors as announced."""
+    """One worker's receiving end. It receives from all senders in the order that was announced."""
 
-    def __init__(self, worker: int, serves: torch.dtype) -> None:
-        """`worker`: its rank in its engine; `serves`: the engine's dtype, which senders are told."""
-        self._worker, self._serves = worker, serves
+    def __init__(self, worker: int, serves: torch.dtype, device: torch.device = CPU) -> None:
+        """`worker`: its rank in its engine; `serves`: the engine's dtype, which senders are told; `device`: where
+        the weights are."""
+        self._worker, self._serves, self._device = worker, serves, device
         self._groups: list[BroadcastGroup] = []
 
     def join(self, meeting: SenderAddresses) -> None:
@@ -55,41 +62,43 @@ class Receiver:
         self.close()  # a trainer that lost its groups comes back with new ones
         rank = self._worker + meeting.rank_offset
         for host, port in meeting.addresses:
-            self._groups.append(
-                BroadcastGroup.join(
-                    str(host), int(port), rank, meeting.world_size, meeting.timeout, serves=self._serves
-                )
+            group = BroadcastGroup.join(
+                str(host),
+                int(port),
+                rank,
+                meeting.world_size,
+                meeting.timeout,
+                device=self._device,
+                serves=self._serves,
             )
+            self._groups.append(group)
 
-    def weights(self, announced: AnnouncedTensors, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, announced: AnnouncedTensors) -> Iterator[tuple[str, Tensor]]:
         """The weights as they arrive. At the end every checksum is held against its sender's.
 
         Raises ChecksumError for tensors that changed, and RuntimeError for a sender that went away.
         """
         if not self._groups:
             raise RuntimeError("no weight transfer group: /init_weight_transfer_engine comes first")
-        window = WINDOW_BYTES // len(self._groups)
         arrivals = [Arrival(f"worker {self._worker}") for _ in self._groups]
-        with ExitStack() as open_streams:
-            arriving = []
-            for sender, group in enumerate(self._groups):
-                stream = group.stream(_room(announced, sender, device), window)
-                arriving.append(open_streams.enter_context(closing(stream)))
-            for name, sender in zip(announced.names, announced.senders, strict=True):
-                yield from arrivals[sender].pairs([(name, next(arriving[sender]))])
+        with closing(in_order(self._receiving(announced))) as arriving:
+            for name, sender, tensor in zip(announced.names, announced.senders, arriving, strict=True):
+                yield from arrivals[sender].pairs([(name, tensor)])
         for arrival in arrivals:
             arrival.check()
+
+    def _receiving(self, announced: AnnouncedTensors) -> Iterator[Broadcast]:
+        """Begins to receive each tensor as it is asked for.
+
+        A sender may have to help others of its stage to make theirs, so none must have to wait for a later one.
+        """
+        described = zip(announced.senders, announced.dtype_names, announced.shapes, strict=True)
+        for sender, dtype_name, shape in described:
+            room = torch.empty(shape, dtype=dtype_from_name(dtype_name), device=self._device)
+            yield self._groups[sender].start(room)
 
     def close(self) -> None:
         """Leave the groups: senders that still wait for this worker get an error."""
         for group in self._groups:
             group.close()
         self._groups = []
-
-
-def _room(announced: AnnouncedTensors, sender: int, device: torch.device) -> Iterator[Tensor]:
-    """Memory for each tensor that one sender sends."""
-    described = zip(announced.senders, announced.dtype_names, announced.shapes, strict=True)
-    for its_sender, dtype_name, shape in described:
-        if its_sender == sender:
-            yield torch.empty(shape, dtype=dtype_from_name(dtype_name), device=device)

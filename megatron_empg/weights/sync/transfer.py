@@ -1,8 +1,8 @@
 """The trainer's side of weight transfer: new weights into running engines, through vLLM's own sessions.
 
 Every trainer rank has a `WeightPublisher` and enters its methods with the others. Rank 0 speaks with the engines.
-Over gloo each pipeline stage, and each rank with experts of its own, sends what it has; over NCCL rank 0 sends
-all, which the others make with it. Nothing here imports vLLM unless the engines are on NCCL.
+Each pipeline stage, and each rank with experts of its own, sends what it has: over gloo from a CPU, over NCCL
+from a GPU. Nothing here imports vLLM unless the engines are on NCCL.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from functools import partial
 
 import torch
 
+from megatron_empg.weights.sync.broadcast_transport import BroadcastTransport
 from megatron_empg.weights.sync.engine_control import EngineControl
-from megatron_empg.weights.sync.gloo_transport import GlooTransport
-from megatron_empg.weights.sync.nccl_sender import NcclTransport
 from megatron_empg.weights.sync.source import CheckedStream, SenderParts, SharedSource, WeightSource, WholeSource
 from megatron_empg.weights.sync.together import PublishingRanks, RankStopped, SingleProcess, together
 
@@ -41,7 +40,7 @@ class PartSent:
 
 
 class WeightPublisher:
-    """Sends weights to all engines at once, from CPU over gloo or from a GPU over vLLM's nccl.
+    """Sends weights to all engines at once, from CPU over gloo or from a GPU over NCCL.
 
     `device`: the trainer's, which decides the way. `timeout`: seconds that one `publish`, or one `connect`, may
     take where it is not told otherwise; an engine that fails ends it at once, one that falls silent when its time
@@ -65,11 +64,7 @@ class WeightPublisher:
         self._engines: EngineControl | None = None
         if self._ranks.rank == 0:
             self._engines = EngineControl(engine_urls, token, timeout)
-        self._transport: GlooTransport | NcclTransport
-        if self._device.type == "cuda":
-            self._transport = NcclTransport(self._engines, host, self._device, self._ranks)
-        else:
-            self._transport = GlooTransport(self._engines, engine_urls, host, self._ranks)
+        self._transport = BroadcastTransport(self._engines, engine_urls, host, self._ranks, self._device)
         self._connected = False
 
     def connect(self, source: WeightSource, seconds: float | None = None) -> None:
@@ -128,8 +123,8 @@ class WeightPublisher:
         return of_all
 
     def _parts(self, source: WeightSource) -> SenderParts:
-        """The source as this rank sends it; over NCCL rank 0 sends all."""
-        if self._device.type != "cuda" and isinstance(source, SharedSource):
+        """The source as this rank sends it; rank 0 sends all of one that is not shared."""
+        if isinstance(source, SharedSource):
             return source
         return WholeSource(source, self._ranks.rank)
 

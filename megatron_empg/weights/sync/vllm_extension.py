@@ -1,14 +1,13 @@
-"""The engine's side of weight transfer: over gloo where there is no NCCL, and vLLM's own NCCL engine.
+"""The engine's side of weight transfer, over gloo on a CPU and over NCCL on a GPU.
 
-vLLM imports this module in every worker (`worker_extension_cls`), which registers both. The lifecycle (layer-wise
-reload, start / update / finish) is vLLM's own; over gloo, rendezvous and data movement are ours.
+vLLM imports this module in every worker (`worker_extension_cls`), which registers it. The lifecycle (layer-wise
+reload, start / update / finish) and NCCL's communicators are vLLM's own; rendezvous and data movement are ours,
+since vLLM's engines have one sender.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -29,12 +27,12 @@ from megatron_empg.weights.sync.receiver import AnnouncedTensors, Receiver, Send
 
 
 @dataclass
-class TorchInitInfo(SenderAddresses, WeightTransferInitInfo):
+class BroadcastInitInfo(SenderAddresses, WeightTransferInitInfo):
     """Where the trainer's senders wait, as vLLM wants to be told."""
 
 
 @dataclass
-class TorchUpdateInfo(AnnouncedTensors, WeightTransferUpdateInfo):
+class BroadcastUpdateInfo(AnnouncedTensors, WeightTransferUpdateInfo):
     """What they are about to broadcast, as vLLM wants to be told."""
 
 
@@ -91,11 +89,11 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
             vllm_reload.pack_lm_head_again(self.model)
 
 
-class TorchWeightTransferEngine(CheckedReload):
+class BroadcastWeightEngine(CheckedReload):
     """Receives whole tensors by broadcast from the trainer's senders and loads each as it comes."""
 
-    init_info_cls = TorchInitInfo
-    update_info_cls = TorchUpdateInfo
+    init_info_cls = BroadcastInitInfo
+    update_info_cls = BroadcastUpdateInfo
 
     def __init__(
         self,
@@ -105,17 +103,15 @@ class TorchWeightTransferEngine(CheckedReload):
         model: torch.nn.Module,
     ) -> None:
         super().__init__(config, vllm_config, device, model)
-        if device.type != "cpu":
-            raise ValueError(f"weight transfer over gloo is for CPU engines; use backend nccl on {device}")
         serves: Any = self.model_config.dtype  # a name before vLLM has read the config, a dtype after it
-        self._receiver = Receiver(self.worker_rank, serves)
+        self._receiver = Receiver(self.worker_rank, serves, self.device)
 
-    def init_transfer_engine(self, init_info: TorchInitInfo) -> None:
+    def init_transfer_engine(self, init_info: BroadcastInitInfo) -> None:
         self._receiver.join(init_info)
 
-    def receive_weights(self, update_info: TorchUpdateInfo) -> None:
+    def receive_weights(self, update_info: BroadcastUpdateInfo) -> None:
         model: Any = self.model
-        arriving = self._receiver.weights(update_info, self.device)
+        arriving = self._receiver.weights(update_info)
         # One call for all: each walks over the whole model once.
         model.load_weights(arriving)
         for name, _ in arriving:
@@ -128,35 +124,7 @@ class TorchWeightTransferEngine(CheckedReload):
         self._receiver.close()
 
 
-class CheckedNcclEngine(CheckedReload, NCCLWeightTransferEngine):
-    """vLLM's own NCCL engine with the same care about the reload."""
-
-    def init_transfer_engine(self, init_info: Any) -> None:
-        self.shutdown()  # a trainer that comes back must not leave its old communicator on the GPU
-        super().init_transfer_engine(init_info)
-
-    def receive_weights(self, update_info: Any) -> None:
-        """vLLM's own, which hands chunks of what comes to the model's `load_weights`."""
-        arrival, model = self.arrival(), self.model
-
-        def load(chunk: Iterable[tuple[str, torch.Tensor]]) -> None:
-            weights = list(arrival.pairs(chunk))
-            if weights:
-                model.load_weights(weights)  # type: ignore[operator]
-
-        between: Any = SimpleNamespace(load_weights=load)
-        self.model = between
-        try:
-            super().receive_weights(update_info)
-        finally:
-            self.model = model
-        arrival.check()
-
-
-ENGINES: dict[str, type[WeightTransferEngine]] = {
-    "empg_torch_pg": TorchWeightTransferEngine,
-    "empg_nccl": CheckedNcclEngine,
-}
+ENGINES: dict[str, type[WeightTransferEngine]] = {"empg_broadcast": BroadcastWeightEngine}
 for _name, _engine in ENGINES.items():
     vllm_reload.register_once(_name, _engine)
 

@@ -38,10 +38,10 @@ def test_server_command_line():
     assert pairs["--host"] == "127.0.0.1"
     assert pairs["--generation-config"] == "vllm"
     assert pairs["--logprobs-mode"] == "processed_logprobs"
-    assert pairs["--weight-transfer-config"] == '{"backend": "empg_torch_pg"}'
+    assert pairs["--weight-transfer-config"] == '{"backend": "empg_broadcast"}'
     assert "--enable-prefix-caching" in command
     assert command[-2:] == ["--foo", "1"]
-    assert '{"backend": "empg_nccl"}' in vllm_arguments(args, extra, cuda=True)
+    assert '{"backend": "empg_broadcast"}' in vllm_arguments(args, extra, cuda=True)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from megatron_empg.weights.sync import engine_control, gloo_sender
+from megatron_empg.weights.sync import broadcast_sender, engine_control
 from megatron_empg.weights.sync.broadcast import PORT_VARIABLE
+from megatron_empg.weights.sync.broadcast_sender import announced
+from megatron_empg.weights.sync.broadcast_transport import address_towards
 from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import WeightTransferError
-from megatron_empg.weights.sync.gloo_sender import announced
-from megatron_empg.weights.sync.gloo_transport import address_towards
 from megatron_empg.weights.sync.source import AssignedTensor
 from megatron_empg.weights.sync.transfer import PublishReport, WeightPublisher
 from tests.support.thread_ranks import ThreadRanks, on_ranks
@@ -116,7 +116,7 @@ def test_an_engine_that_gives_no_account_of_a_broadcast_is_named(
     engines: list[ReceivingEngine], publisher: WeightPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others, which waited for it in vain, say so at once."""
-    monkeypatch.setattr(gloo_sender, "ACCOUNT_SECONDS", 0.5)
+    monkeypatch.setattr(broadcast_sender, "ACCOUNT_SECONDS", 0.5)
     monkeypatch.setattr(engine_control, "CLEAN_UP", 0.1)
     engines[1].on_arrival = lambda _number, _tensor: engines[1].over.wait(LIMIT)
     rows = 8 << 20  # more than a connection holds under way

@@ -1,4 +1,4 @@
-"""The trainer's ends of backend torch_pg: tensors from CPU memory by gloo."""
+"""The trainer's ends of a weight transfer by broadcasts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 
 from megatron_empg.common.dtypes import name_of
-from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store, workers_at
+from megatron_empg.weights.sync.broadcast import CPU, BroadcastGroup, open_store, workers_at
 from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
 from megatron_empg.weights.sync.receiver import AnnouncedTensors, SenderAddresses
@@ -29,16 +29,17 @@ ACCOUNT_SECONDS = 20.0
 """That engines have to say why a collective failed."""
 
 
-class GlooSender:
+class BroadcastSender:
     """A trainer rank that sends: rank 0 of its own group with every engine worker."""
 
-    def __init__(self, host: str, port: int, world_size: int, timeout: float) -> None:
-        """Opens the rendezvous. `port` 0 is a free one; `timeout`: seconds that a broadcast may wait.
+    def __init__(self, host: str, port: int, world_size: int, timeout: float, device: torch.device = CPU) -> None:
+        """Opens the rendezvous. `port` 0 is a free one; `timeout`: seconds that a broadcast may wait; `device`:
+        where the tensors are sent from.
 
         Raises WeightTransferError where the port cannot be had, such as that of a group before, which is not free
         yet.
         """
-        self._host, self._world_size, self._timeout = host, world_size, timeout
+        self._host, self._world_size, self._timeout, self._device = host, world_size, timeout, device
         self._store: dist.TCPStore | None = None
         try:
             self._store = open_store(host, port, world_size, timeout)
@@ -56,15 +57,17 @@ class GlooSender:
         assert self._store is not None
         try:
             self._await_workers(refused)
-            self._group = BroadcastGroup(self._host, self._store, 0, self._world_size, self._timeout)
+            self._group = BroadcastGroup(
+                self._host, self._store, 0, self._world_size, self._timeout, device=self._device
+            )
         except WeightTransferError:
             raise
         except RuntimeError as error:
             raise WeightTransferError("connect", {UNKNOWN: str(error)}) from error
 
     def _await_workers(self, refused: Callable[[], None]) -> None:
-        """gloo's own waiting could not be broken off. Nothing here holds the store, which an error's traceback
-        would keep open, and with it the workers that came."""
+        """The group's own waiting could not be broken off. Nothing here holds the store, which an error's
+        traceback would keep open, and with it the workers that came."""
         until = time.monotonic() + self._timeout
         workers = self._world_size - 1
         while True:
@@ -83,18 +86,23 @@ class GlooSender:
         return self._group.serves()
 
     def send(self, stream: CheckedStream, seconds: float, refused: Callable[[], None] = lambda: None) -> None:
-        """Broadcast all of it within `seconds`; `refused` is asked between tensors, and raises where engines have.
+        """Broadcast all of it within `seconds`; `refused` is asked meanwhile, and raises where engines have.
 
         Raises WeightTransferError. The group is closed then, so that the engines do not wait for more.
         """
         assert self._group is not None
         deadline = time.monotonic() + seconds
+
+        def over() -> None:
+            refused()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the weights were not through in {seconds:.0f} s")
+
+        tensors = (tensor for _name, tensor in stream)
         try:
-            with contextlib.closing(self._group.stream(tensor for _name, tensor in stream)) as sent:
+            with contextlib.closing(self._group.stream(tensors, over)) as sent:
                 for _ in sent:
-                    refused()
-                    if time.monotonic() > deadline:
-                        raise RuntimeError(f"the weights were not through in {seconds:.0f} s")
+                    over()
         except BaseException as error:
             self.close()
             of_the_group = isinstance(error, RuntimeError) and error is not stream.error
@@ -108,7 +116,7 @@ class GlooSender:
         self._group, self._store = None, None  # and with the store its port
 
 
-class GlooSession:
+class BroadcastSession:
     """Rank 0's part: what it tells the engines while it and the other senders send."""
 
     def __init__(self, engines: EngineControl) -> None:
@@ -116,7 +124,7 @@ class GlooSession:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-rpc")
         self._joined: Future[None] | None = None
 
-    def join(self, addresses: Sequence[Address], sender: GlooSender, timeout: float) -> None:
+    def join(self, addresses: Sequence[Address], sender: BroadcastSender, timeout: float) -> None:
         """Send the engines' workers to all senders, and wait for them at `sender`, this rank's.
 
         Raises WeightTransferError, at once where an engine refuses.
@@ -150,27 +158,35 @@ class GlooSession:
     def begin(self) -> None:
         self._engines.start_weight_update()
 
-    def send(self, update: AnnouncedTensors, sender: GlooSender, stream: CheckedStream) -> None:
+    def send(self, update: AnnouncedTensors, sender: BroadcastSender, stream: CheckedStream) -> None:
         """Send this rank's part while the engines receive all senders'; returns when they hold every weight."""
         received = self._thread.submit(self._engines.update_weights, asdict(update))
 
         def refused() -> None:
-            if received.done():
-                received.result()  # an engine has refused: say so instead of waiting for it
+            # The others wait for an engine that has refused, so the call itself is not over.
+            culprits = self._engines.culprits()
+            if culprits is not None:
+                raise culprits
 
         try:
             sender.send(stream, self._engines.remaining(), refused)
         except WeightTransferError as error:
             raise self._cause(received, error) from error
+        while not received.done():
+            refused()
+            wait([received], timeout=POLL_SECONDS)
         received.result()
         self._engines.finish_weight_update()
 
     def _cause(self, reply: Future[None], error: WeightTransferError) -> WeightTransferError:
         """The engines' own account of a failed collective, if one comes soon; else those that give none."""
-        failure = None
-        with contextlib.suppress(TimeoutError):
-            failure = reply.exception(timeout=ACCOUNT_SECONDS)
-        if isinstance(failure, WeightTransferError):
+        until = time.monotonic() + ACCOUNT_SECONDS
+        while not reply.done() and time.monotonic() < until:
+            culprits = self._engines.culprits()
+            if culprits is not None:
+                return culprits
+            wait([reply], timeout=POLL_SECONDS)
+        if reply.done() and isinstance(failure := reply.exception(), WeightTransferError):
             return failure
         silent = self._engines.silent()
         if not silent:

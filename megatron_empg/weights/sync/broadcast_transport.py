@@ -1,4 +1,4 @@
-"""Weights over gloo: every sender among the trainer's ranks has its own group with all engine workers."""
+"""Weights by broadcasts: every sender among the trainer's ranks has its own group with all engine workers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,33 @@ from urllib.parse import urlsplit
 import torch
 
 from megatron_empg.weights.sync.broadcast import dtype_name, rendezvous_port
+from megatron_empg.weights.sync.broadcast_sender import (
+    COLLECTIVE_SHARE,
+    Address,
+    BroadcastSender,
+    BroadcastSession,
+    announced,
+)
 from megatron_empg.weights.sync.engine_control import EngineControl
-from megatron_empg.weights.sync.gloo_sender import COLLECTIVE_SHARE, Address, GlooSender, GlooSession, announced
 from megatron_empg.weights.sync.source import AssignedTensor, CheckedStream, SenderParts, wire_dtype
 from megatron_empg.weights.sync.together import PublishingRanks, together
 
-CPU = torch.device("cpu")
 
-
-class GlooTransport:
+class BroadcastTransport:
     """A trainer rank's. Rank 0 has the engines and is the first sender; others send or help to make tensors."""
 
     def __init__(
-        self, engines: EngineControl | None, engine_urls: Sequence[str], host: str, ranks: PublishingRanks
+        self,
+        engines: EngineControl | None,
+        engine_urls: Sequence[str],
+        host: str,
+        ranks: PublishingRanks,
+        device: torch.device,
     ) -> None:
-        self._engines, self._ranks = engines, ranks
+        self._engines, self._ranks, self._device = engines, ranks, device
         self._host = host if ranks.rank == 0 or _is_loopback(host) else address_towards(engine_urls[0])
-        self._session: GlooSession | None = None
-        self._sender: GlooSender | None = None
+        self._session: BroadcastSession | None = None
+        self._sender: BroadcastSender | None = None
         self._served: frozenset[torch.dtype] = frozenset()
         """The dtypes of the engines' weights."""
 
@@ -64,13 +73,13 @@ class GlooTransport:
         if source.sender is None:
             return None
         port = rendezvous_port() if source.sender == 0 else 0
-        self._sender = GlooSender(self._host, port, world_size, timeout)
+        self._sender = BroadcastSender(self._host, port, world_size, timeout, self._device)
         return source.sender, self._sender.address
 
     def _meet(self, addresses: list[Address], timeout: float) -> None:
         """Rank 0 meets the workers first, and hears which engine refuses; no other sender waits for that one."""
         if self._engines is not None and self._sender is not None:
-            self._session = GlooSession(self._engines)
+            self._session = BroadcastSession(self._engines)
             self._session.join(addresses, self._sender, timeout)
 
     def _join(self) -> None:
@@ -98,7 +107,7 @@ class GlooTransport:
         for stage in source.stages():
             own += [sent for sent in stage if sent.sender == source.sender]
         declared = [(sent.name, sent.dtype, sent.shape) for sent in own]
-        return CheckedStream(declared, source.own_part(), device=CPU, served=self._served)
+        return CheckedStream(declared, source.own_part(), device=self._device, served=self._served)
 
     def send(self, source: SenderParts, stream: CheckedStream, seconds: float) -> None:
         """This rank's part. On rank 0 it returns when the engines hold every weight, checked.
