@@ -207,13 +207,16 @@ def in_order(
     size = 0
     try:
         for broadcast in starting:
-            under_way.append(broadcast)
+            window = WINDOW_BYTES[broadcast.tensor.device.type]
             size += broadcast.tensor.nbytes
-            while size > WINDOW_BYTES[broadcast.tensor.device.type]:
+            under_way.append(broadcast)
+            del broadcast
+            while size > window:
                 done = under_way.popleft().wait(refused)
                 size -= done.nbytes
                 yield done
         while under_way:
             yield under_way.popleft().wait(refused)
     finally:
-        under_way.clear()  # one that an error's traceback holds would keep the connections open
+        # One that an error's traceback holds would keep the connections open: hence `del` above, too.
+        under_way.clear()

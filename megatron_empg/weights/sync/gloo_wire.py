@@ -16,13 +16,19 @@ class GlooBroadcast:
     """One that was started."""
 
     def __init__(self, work: Any) -> None:
-        self._work = work
+        self._work: Any = work
 
     def wait(self, limit: timedelta, refused: Refused) -> None:
         """Until it is through. Raises RuntimeError on a lost peer or when `limit` is over, and what `refused`
         raises."""
-        wait_until(self._work.is_completed, limit, refused)
-        self._work.wait()  # raises what went wrong
+        try:
+            wait_until(self._is_completed, limit, refused)
+            self._work.wait()  # raises what went wrong
+        finally:
+            self._work = None  # an error's traceback would hold it, and with it the group's connections
+
+    def _is_completed(self) -> bool:
+        return bool(self._work.is_completed())
 
 
 class GlooWire:
