@@ -125,7 +125,7 @@ class Run(Disturbed):
     engines: int
     steps: int
     more: dict[str, Any] = field(default_factory=dict)
-    """Overrides behind those of all runs."""
+    """Overrides behind those of all runs; None takes one of those away."""
     search_token: str = ""
     """Of a search service that the test has started."""
     process: "subprocess.Popen[str]" = field(init=False)
@@ -140,7 +140,7 @@ class Run(Disturbed):
             "evaluation.questions": 8, "evaluation.greedy": "false", "limits.min_groups": 1,
             "limits.rollout_timeout": 900, "limits.sync_timeout": SYNC,
         } | self.more  # fmt: skip
-        words = [f"{key}={value}" for key, value in overrides.items()]
+        words = [f"{key}={value}" for key, value in overrides.items() if value is not None]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         tokens = {SEARCH_TOKEN: self.search_token} if self.search_token else {}
         with (self.folder.parent / f"{self.folder.name}.out").open("w", encoding="utf-8") as output:

@@ -62,7 +62,8 @@ def more(search: UnreliableSearch) -> dict[str, Any]:
         "rollout.group_size": GROUP_SIZE,
         "rollout.max_lag": 1,
         "rollout.keep_all_batches": "true",
-        "algorithm.name": "grpo",  # which keeps every group
+        "algorithm.name": "grpo",  # which keeps every group, and has no rounds
+        "algorithm.max_generation_rounds": None,
         "algorithm.correction": "tis",
         "run.checkpoint_every": 1,
         "run.keep_checkpoints": 2,
