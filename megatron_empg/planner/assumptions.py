@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-PACKED_BUFFER_BYTES = 2**30
-PACKED_BUFFERS = 2
-"""vLLM's, of its weight transfer (DEFAULT_PACKED_BUFFER_SIZE_BYTES, DEFAULT_PACKED_NUM_BUFFERS)."""
+SENT_AT_ONCE_BYTES = 512 << 20
+"""Of weights, by a sender's GPU (WINDOW_BYTES of `megatron_empg/weights/sync/broadcast.py`)."""
 
 
 @dataclass(frozen=True)

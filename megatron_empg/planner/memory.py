@@ -42,7 +42,8 @@ class RankMemory:
     """Pipeline stages' inputs and outputs, a layer's gradients in backward, the largest weight's gradient, and
     each model chunk's table of rotary positions."""
     transfer: float
-    """Rank 0's, to send weights to the engines; 0 on other stages than the first, and on CPU."""
+    """To send weights to the engines, as far as it is more than activations and logits, which are free again by
+    then; 0 on CPU."""
     allowance: float
     """`CONTEXT_BYTES` and `FRAGMENTATION`; an assumption."""
 
@@ -64,8 +65,9 @@ def rank_memory(
         logits = _logits(config, actor, batch, size, device)
     buffers = _buffers(recipe, config, stage, batch, held)
     transfer = 0.0
-    if stage == 0 and device == "cuda":
-        transfer = transfer_bytes(config, size, actor.tensor_parallel)
+    if device == "cuda":
+        sending = transfer_bytes(config, size, actor.tensor_parallel, actor.pipeline_parallel, stage)
+        transfer = max(0.0, sending - activations - logits)
     fragments = FRAGMENTATION * (activations + logits + buffers)
     return RankMemory(
         weights=held.total * size,

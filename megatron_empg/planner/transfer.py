@@ -1,30 +1,23 @@
-"""What trainer rank 0 holds to send weights to the engines: vLLM packs tensors into chunks, on streams of its own.
-
-What a stream has taken from the allocator is not given back for other streams, so it counts beside an update's
-peak.
-"""
+"""What a trainer rank that sends weights holds to do so: the first rank of each pipeline stage."""
 
 import math
 from functools import lru_cache
 
-from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
+from megatron_empg.planner.assumptions import SENT_AT_ONCE_BYTES
 from megatron_empg.weights.mapping.model_config import ModelConfig
-from megatron_empg.weights.mapping.parameters import parameter_table
+from megatron_empg.weights.mapping.parameters import EMBEDDING, OUTPUT_LAYER, parameter_table
 
 
 @lru_cache
-def transfer_bytes(config: ModelConfig, dtype_bytes: int, tensor_parallel: int) -> int:
-    """Bytes on rank 0's GPU: for each of vLLM's buffers, the most that packing a chunk takes.
+def transfer_bytes(config: ModelConfig, dtype_bytes: int, tensor_parallel: int, stages: int, stage: int) -> int:
+    """Bytes on the sender of a stage: tensors that are under way, and a Megatron parameter in two copies, its
+    tensor-parallel pieces and the whole, or the whole and what it is split into.
 
-    Either a chunk's tensors and their packed copy, or the tensors so far and a Megatron parameter in two copies:
-    its tensor-parallel pieces and the whole, or the whole and what it is split into.
+    Under way are as many bytes as go at once, and a tensor of at most that parameter's size.
     """
-    fullest, held = 0, 0
+    largest = 0
     for parameter in parameter_table(config):
-        whole = math.prod(parameter.padded_shape(tensor_parallel)) * dtype_bytes
-        fullest = max(fullest, held + 2 * whole)
-        for shape in parameter.shapes:
-            held += math.prod(shape) * dtype_bytes
-            if held > PACKED_BUFFER_BYTES:
-                fullest, held = max(fullest, 2 * held), 0
-    return PACKED_BUFFERS * max(fullest, 2 * held)
+        of_ends = {EMBEDDING: 0, OUTPUT_LAYER: stages - 1}
+        if of_ends.get(parameter.megatron, stage) == stage:
+            largest = max(largest, math.prod(parameter.padded_shape(tensor_parallel)) * dtype_bytes)
+    return SENT_AT_ONCE_BYTES + 3 * largest

@@ -83,7 +83,7 @@ class RecordedWorkload:
 
     @property
     def episodes(self) -> list[RecordedEpisode]:
-        """Of all groups."""
+        """The recorded ones, without their groups."""
         return [episode for group in self.groups for episode in group]
 
     def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:

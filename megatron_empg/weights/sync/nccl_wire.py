@@ -74,7 +74,7 @@ def stream_of(device: torch.device) -> torch.cuda.Stream:
 
 
 def new_unique_id() -> bytes:
-    """By which the ranks of a new communicator find each other. Raises RuntimeError without NCCL."""
+    """Bytes by which the ranks of one communicator find each other. Raises RuntimeError without NCCL."""
     from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
 
     try:

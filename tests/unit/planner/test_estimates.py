@@ -2,19 +2,14 @@
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from vllm.distributed.weight_transfer import packed_tensor
 
 from megatron_empg.actor.config import ActorConfig
 from megatron_empg.common.gpus import GPUS
-from megatron_empg.planner import transfer
 from megatron_empg.planner.activations import MicrobatchShape, layer_activations
-from megatron_empg.planner.assumptions import PACKED_BUFFER_BYTES, PACKED_BUFFERS
+from megatron_empg.planner.assumptions import SENT_AT_ONCE_BYTES
 from megatron_empg.planner.engines import engine_memory, mean_sequences
 from megatron_empg.planner.host_memory import checkpoint_host_memory
 from megatron_empg.planner.memory import chunks_in_flight, optimizer_bytes, rank_memory
@@ -24,6 +19,7 @@ from megatron_empg.planner.transfer import transfer_bytes
 from megatron_empg.recipe import Recipe, load_recipe
 from megatron_empg.weights.mapping.model_config import ModelConfig
 from megatron_empg.weights.mapping.parameters import parameter_table
+from megatron_empg.weights.sync.broadcast import WINDOW_BYTES
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -99,69 +95,35 @@ def test_adam_in_mixed_precision_takes_18_bytes_a_parameter() -> None:
 MODELS = ["smollm2-135m", "qwen2.5-7b", "qwen2.5-32b", "qwen3-30b-a3b"]
 
 
-@dataclass
-class Packing:
-    """What vLLM's packing of a model's tensors in bfloat16 holds, in bytes: `chunks` as they are sent, and
-    `waiting` (by Megatron parameter) in the chunk that is not full yet when the parameter is gathered."""
-
-    chunks: list[int] = field(default_factory=list)
-    waiting: list[int] = field(default_factory=list)
-
-
-def packed_by_vllm(model: ModelConfig, buffer: int) -> Packing:
-    """By its own function, with tensors that have no storage."""
-    found, given = Packing(), 0
-
-    def tensors() -> Any:
-        nonlocal given
-        for parameter in parameter_table(model):
-            found.waiting.append(given - sum(found.chunks))
-            for hf, shape in zip(parameter.hf, parameter.shapes, strict=True):
-                given += 2 * math.prod(shape)
-                yield hf, torch.empty(shape, dtype=torch.bfloat16, device="meta")
-
-    stream = tensors()
-    while chunk := packed_tensor.pack_tensors(stream, lambda item: item[1], buffer):
-        found.chunks.append(chunk.packed_tensor.numel())
-    return found
-
-
-@pytest.mark.filterwarnings("ignore:Tensor .* which exceeds buffer_size_bytes")
-@pytest.mark.parametrize("buffer", [PACKED_BUFFER_BYTES, 2**26])
 @pytest.mark.parametrize("name", MODELS)
-def test_rank_0_holds_what_vllms_packing_makes_it_hold(
-    name: str, buffer: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A chunk and its packed copy, or what waits and a parameter twice; a smaller buffer cuts elsewhere."""
-    model = config(name)
-    packing = packed_by_vllm(model, buffer)
-    fullest = 2 * max(packing.chunks)
-    for parameter, waiting in zip(parameter_table(model), packing.waiting, strict=True):
-        first = model.padded_vocab_size(8) if parameter.padded else parameter.full_shape[0]
-        fullest = max(fullest, waiting + 2 * 2 * first * math.prod(parameter.full_shape[1:]))
-    monkeypatch.setattr(transfer, "PACKED_BUFFER_BYTES", buffer)
-    assert transfer_bytes.__wrapped__(model, 2, 8) == PACKED_BUFFERS * fullest
-
-
-def test_buffers_are_as_many_and_as_large_as_vllms() -> None:
-    assert PACKED_BUFFER_BYTES == packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES
-    assert PACKED_BUFFERS == packed_tensor.DEFAULT_PACKED_NUM_BUFFERS
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_rank_0_holds_two_chunks_twice_and_the_largest_parameter(name: str) -> None:
+def test_a_sender_holds_what_is_under_way_and_its_largest_parameter_twice(name: str) -> None:
     model = config(name)
     largest = max(math.prod(parameter.full_shape) * 2 for parameter in parameter_table(model))
-    chunk = max(packed_by_vllm(model, PACKED_BUFFER_BYTES).chunks)
-    held = transfer_bytes(model, 2, 8)
-    assert held >= 2 * 2 * max(chunk, largest)
-    assert held <= 2 * (2 * chunk + 2.02 * largest), "the padded vocabulary"
-    assert rank_memory(recipe(), model, 0).transfer == held
-    assert rank_memory(recipe(), model, 0, device="cpu").transfer == 0
-    stages = recipe(
-        "actor.pipeline_parallel=2", "actor.context_parallel=2", "actor.max_tokens_per_microbatch=16384"
+    held = transfer_bytes(model, 2, 8, 1, 0)
+    assert WINDOW_BYTES["cuda"] == SENT_AT_ONCE_BYTES
+    assert SENT_AT_ONCE_BYTES + 3 * largest <= held <= SENT_AT_ONCE_BYTES + 3 * 1.02 * largest, "padded vocabulary"
+
+
+def test_a_stage_sends_what_it_has() -> None:
+    """Of four stages those in the middle have neither embeddings nor the head, which are the largest."""
+    first, second, third, last = (transfer_bytes(config("qwen2.5-32b"), 2, 8, 4, stage) for stage in range(4))
+    assert first == last > second == third
+    gate_and_up = 2 * 27648 * 5120 * 2
+    assert second == SENT_AT_ONCE_BYTES + 3 * gate_and_up
+
+
+def test_sending_takes_the_memory_of_activations_first() -> None:
+    model, whole = config("qwen2.5-32b"), recipe()
+    kept = rank_memory(whole, model, 0)
+    held = transfer_bytes(model, 2, whole.actor.tensor_parallel, 1, 0)
+    assert kept.activations + kept.logits > held
+    assert kept.transfer == 0
+    spare = recipe(
+        "rollout.max_turn_tokens=32", "rollout.max_episode_tokens=64", "actor.max_tokens_per_microbatch=64"
     )
-    assert rank_memory(stages, model, 1).transfer == 0, "rank 0 is of the first stage"
+    small = rank_memory(spare, model, 0)
+    assert small.transfer == pytest.approx(held - small.activations - small.logits)
+    assert rank_memory(spare, model, 0, device="cpu").transfer == 0
 
 
 def test_main_memory_of_a_checkpoint_of_32b() -> None:

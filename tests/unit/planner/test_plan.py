@@ -121,7 +121,7 @@ def test_the_nearest_fix_fits(model: Any) -> None:
 
 
 def test_a_recipe_that_does_not_fit_ends_with_an_error_and_the_fix(model: Any) -> None:
-    result = command("deepsearch_32b", model("qwen2.5-32b"), "--gpu-memory", "66")
+    result = command("deepsearch_32b", model("qwen2.5-32b"), "--gpu-memory", "60")
     assert result.exit_code == 1
     assert "The recipe does not fit:" in result.output
     assert "Nearest fix: actor." in result.output
