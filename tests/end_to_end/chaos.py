@@ -17,8 +17,8 @@ from tests.support.own_network import slow_loopback
 
 STALL = 5.0
 """Seconds that a stalled process does nothing: less than what counts as frozen."""
-RATE = "2mbit"
-"""Of a slow network: new weights take several seconds."""
+RATE = "50mbit"
+"""Of a slow network: tensor-parallel ranks, new weights and all requests have 6 MB per second together."""
 WORKER = "faulthandler"
 """A word of the command line of an environment's worker process, and of no other child of the service."""
 
