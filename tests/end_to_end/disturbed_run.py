@@ -93,7 +93,8 @@ class Disturbed(ABC):
         """By their addresses."""
         found = []
         for process in self.processes(kind):
-            with suppress(psutil.Error):  # it has just ended
+            # It has just ended, or is about to become what its parent has forked it for.
+            with suppress(psutil.Error, ValueError, KeyError):
                 found.append(Server.of(process, kind))
         return sorted(found, key=lambda one: one.url)
 

@@ -47,10 +47,11 @@ def processes(launcher: int, kind: str) -> list[psutil.Process]:
 def kind_of(process: psutil.Process) -> str:
     """The kind, or "" for a process that is of none."""
     kind, parent = kind_by_command(process), process.parent()
+    forked = parent is not None and kind_by_command(parent) == kind
     # A core is forked from its server; it has the server's command line unless it has a title of its own.
-    if "EngineCore" in process.name() or (kind == "engine" and parent and kind_by_command(parent) == "engine"):
+    if "EngineCore" in process.name() or (kind == "engine" and forked):
         return "engine core"
-    return kind
+    return "" if forked else kind
 
 
 def kind_by_command(process: psutil.Process) -> str:
