@@ -174,6 +174,7 @@ def test_vllm_makes_a_communicator_of_an_id_and_a_place() -> None:
     given = list(inspect.signature(pynccl.PyNcclCommunicator.broadcast).parameters)
     assert given == ["self", "tensor", "src", "stream"]
     assert "disabled" in inspect.getsource(pynccl.PyNcclCommunicator.from_unique_id_bytes)
+    assert pynccl_wrapper.ncclDataTypeEnum.from_torch(torch.uint8) == pynccl_wrapper.ncclDataTypeEnum.ncclUint8
     assert inspect.signature(pynccl.PyNcclCommunicator.destroy).parameters.keys() == {"self"}
 
 
