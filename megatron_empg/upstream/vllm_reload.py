@@ -12,7 +12,7 @@ _TESTED = ("0.32.0",)
 
 @private_api(
     "vllm",
-    symptom="ValueError: Weight transfer engine 'empg_nccl' is already registered",
+    symptom="ValueError: Weight transfer engine 'empg_broadcast' is already registered",
     trigger="a worker that vLLM forked from a process which has loaded the extension",
     why="register_engine refuses a second time, and only `_registry` says whether there was a first",
     versions=_TESTED,

@@ -65,6 +65,8 @@ class AssumedWorkload:
         return EpisodePlan((self.turn,) * count, self.anew)
 
 
+RECORDED_SHARE = 0.75
+"""Of a group's episodes, recorded on average: of fewer the longest is seldom the group's."""
 RecordedEpisode = tuple[tuple[int, int], ...]
 """(read, own) tokens of each turn."""
 
@@ -74,7 +76,7 @@ class RecordedWorkload:
     """Groups of a run, drawn with replacement; each turn waits as long as one of the recorded latencies.
 
     Episodes of one question are alike, so that the longest of a batch is not as long as that of as many questions.
-    So a group's are drawn from one recorded group, if of each more than one was recorded; else from all.
+    So a group's are drawn from one recorded group, if most of the episodes of each were recorded; else from all.
     """
 
     groups: tuple[tuple[RecordedEpisode, ...], ...]
@@ -87,10 +89,10 @@ class RecordedWorkload:
         return [episode for group in self.groups for episode in group]
 
     def draw_group(self, numbers: random.Random, size: int) -> list[EpisodePlan]:
-        if min(map(len, self.groups)) > 1:
-            recorded = numbers.choice(self.groups)
-        else:
-            recorded = tuple(self.episodes)
+        recorded = tuple(self.episodes)
+        if len(recorded) >= RECORDED_SHARE * size * len(self.groups):
+            # By their sizes, so that every recorded episode is as likely as another.
+            (recorded,) = numbers.choices(self.groups, weights=list(map(len, self.groups)))
         if len(recorded) >= size:
             drawn = numbers.sample(recorded, size)
         else:

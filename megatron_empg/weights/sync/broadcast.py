@@ -20,6 +20,7 @@ from megatron_empg.weights.sync.waiting import Refused, nobody_refused
 
 WINDOW_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Bytes under way at once, by the device they are on."""
+WINDOW_TENSORS = 64
 CPU = torch.device("cpu")
 CLOSED = "the weight transfer group is closed"
 _PREFIX = "empg_weight_transfer"
@@ -84,6 +85,12 @@ def workers_at(store: dist.Store, world_size: int) -> int:
     return sum(prefixed.check([f"serves/{rank}"]) for rank in range(1, world_size))
 
 
+def devices_at(store: dist.Store, world_size: int) -> set[str]:
+    """The kinds of device that the workers which came have their weights on."""
+    prefixed = dist.PrefixStore(_PREFIX, store)
+    return {prefixed.get(f"device/{rank}").decode() for rank in range(1, world_size)}
+
+
 class UnderWay(Protocol):
     """A broadcast that was started."""
 
@@ -131,21 +138,23 @@ class BroadcastGroup:
         *,
         device: torch.device = CPU,
         serves: torch.dtype | None = None,
+        refused: Refused = nobody_refused,
     ) -> None:
         """Blocks until all `world_size` ranks are there; raises RuntimeError after `timeout` seconds.
 
         `device`: where this rank's tensors are; all ranks of a group are on GPUs, or none is. `serves`: the dtype
-        of a worker's weights, for the sender to ask.
+        of a worker's weights, for the sender to ask. `refused` is asked while ranks meet over NCCL.
         """
         self._store: dist.Store | None = store
         self._limit = timedelta(seconds=timeout)
         self._world_size = world_size
         prefixed = dist.PrefixStore(_PREFIX, store)
         if serves is not None:
+            prefixed.set(f"device/{rank}", device.type)
             prefixed.set(f"serves/{rank}", name_of(serves))
         self._wire: Wire | None
         if device.type == "cuda":
-            self._wire = NcclWire(prefixed, rank, world_size, device, self._limit)
+            self._wire = NcclWire(prefixed, rank, world_size, device, self._limit, refused)
         else:
             self._wire = GlooWire(host, prefixed, rank, world_size, self._limit)
 
@@ -201,7 +210,8 @@ def in_order(
 ) -> Generator[torch.Tensor, None, None]:
     """The tensors of broadcasts that iterating starts; yields each when it is through.
 
-    What comes next is made, or used, while those behind it are under way. Holds WINDOW_BYTES and one tensor.
+    What comes next is made, or used, while those behind it are under way. Holds WINDOW_BYTES and one tensor, and
+    WINDOW_TENSORS at most: a GPU's queue of work has an end too, and who fills it is blocked.
     """
     under_way: deque[Broadcast] = deque()
     size = 0
@@ -211,7 +221,7 @@ def in_order(
             size += broadcast.tensor.nbytes
             under_way.append(broadcast)
             del broadcast
-            while size > window:
+            while size > window or len(under_way) > WINDOW_TENSORS:
                 done = under_way.popleft().wait(refused)
                 size -= done.nbytes
                 yield done

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from traceback import clear_frames
 
 import torch
 import torch.distributed as dist
 
 from megatron_empg.common.dtypes import name_of
-from megatron_empg.weights.sync.broadcast import CPU, BroadcastGroup, open_store, workers_at
+from megatron_empg.weights.sync.broadcast import CPU, BroadcastGroup, devices_at, open_store, workers_at
 from megatron_empg.weights.sync.checksums import CHECKSUMS
 from megatron_empg.weights.sync.engine_control import EngineControl, WeightTransferError
 from megatron_empg.weights.sync.receiver import AnnouncedTensors, SenderAddresses
@@ -57,12 +58,14 @@ class BroadcastSender:
         assert self._store is not None
         try:
             self._await_workers(refused)
+            self._refuse_other_devices()
             self._group = BroadcastGroup(
-                self._host, self._store, 0, self._world_size, self._timeout, device=self._device
+                self._host, self._store, 0, self._world_size, self._timeout, device=self._device, refused=refused
             )
         except WeightTransferError:
             raise
         except RuntimeError as error:
+            clear_frames(error.__traceback__)  # which hold the store, and with it the port
             raise WeightTransferError("connect", {UNKNOWN: str(error)}) from error
 
     def _await_workers(self, refused: Callable[[], None]) -> None:
@@ -79,6 +82,14 @@ class BroadcastSender:
             if time.monotonic() > until:
                 raise RuntimeError(f"{there} of {workers} workers came in {self._timeout:.0f} s")
             time.sleep(POLL_SECONDS)
+
+    def _refuse_other_devices(self) -> None:
+        assert self._store is not None
+        found = devices_at(self._store, self._world_size)
+        if found != {self._device.type}:
+            said = f"engines have their weights on {', '.join(sorted(found))}, the trainer on {self._device.type}"
+            what = f"{said}; trainer and engines are all on GPUs, or all on CPUs"
+            raise WeightTransferError("connect", {f"trainer at {self._host}": what}, passing=False)
 
     def serves(self) -> set[torch.dtype]:
         """The dtypes of the engines' weights."""

@@ -13,7 +13,7 @@ import httpx
 
 from megatron_empg.common.errors import EmpgError
 from megatron_empg.common.http import bearer
-from megatron_empg.weights.sync.waiting import NOT_THROUGH
+from megatron_empg.weights.sync.waiting import NOT_THROUGH, PEER_LEFT
 
 
 class WeightTransferError(EmpgError, RuntimeError):
@@ -30,8 +30,9 @@ class WeightTransferError(EmpgError, RuntimeError):
         super().__init__(f"weight transfer failed in {phase!r} on {len(failures)} engine(s): {reasons}")
 
 
-OF_COLLECTIVES = ("gloo", NOT_THROUGH)
-"""Words of an error that a broadcast broke, which may be another engine's fault."""
+OF_COLLECTIVES = ("gloo", "NCCL error", NOT_THROUGH, PEER_LEFT, "wait timeout after")
+"""Words of an error that a broadcast or a meeting broke, which may be another engine's fault; the last are
+those of torch's store."""
 CLEAN_UP = 5.0
 """Seconds that engines have to close a session which broke off, whatever time is left."""
 

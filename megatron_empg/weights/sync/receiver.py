@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -98,7 +99,13 @@ class Receiver:
             yield self._groups[sender].start(room)
 
     def close(self) -> None:
-        """Leave the groups: senders that still wait for this worker get an error."""
-        for group in self._groups:
-            group.close()
+        """Leave the groups: senders that still wait for this worker get an error.
+
+        All at once, since one that is broken off over NCCL may wait until the others are.
+        """
+        leaving = [Thread(target=group.close) for group in self._groups]
+        for thread in leaving:
+            thread.start()
+        for thread in leaving:
+            thread.join()
         self._groups = []

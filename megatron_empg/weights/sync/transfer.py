@@ -2,7 +2,7 @@
 
 Every trainer rank has a `WeightPublisher` and enters its methods with the others. Rank 0 speaks with the engines.
 Each pipeline stage, and each rank with experts of its own, sends what it has: over gloo from a CPU, over NCCL
-from a GPU. Nothing here imports vLLM unless the engines are on NCCL.
+from a GPU. Nothing here imports vLLM unless the trainer is on a GPU, as its engines are then.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class CheckedReload(WeightTransferEngine[Any, Any]):
         return int(parallel.data_parallel_index * parallel.world_size + parallel.rank)
 
     def arrival(self) -> Arrival:
-        """A new `Arrival` for the transfer that begins."""
+        """A new `Arrival` for the transfer that begins; for engines that take tensors otherwise than by groups."""
         return Arrival(f"worker {self.worker_rank}")
 
     def _untouched_layers(self) -> list[str]:

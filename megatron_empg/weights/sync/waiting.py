@@ -7,8 +7,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 POLL_SECONDS = 0.0005
-NOT_THROUGH = "a broadcast was not through"
+NOT_THROUGH = "a weight transfer stood still"
 """What an error says of one whose limit was over; it says nothing of whose fault that was."""
+PEER_LEFT = "has left the weight transfer"
+"""The same of one that another rank has ended."""
 
 Refused = Callable[[], None]
 """Asked while something is waited for; raises where a peer will not do its part."""
@@ -24,5 +26,5 @@ def wait_until(done: Callable[[], bool], limit: timedelta, refused: Refused = no
     while not done():
         refused()
         if time.monotonic() > until:
-            raise RuntimeError(f"{NOT_THROUGH} in {limit.total_seconds():.0f} s")
+            raise RuntimeError(f"{NOT_THROUGH} for {limit.total_seconds():.0f} s")
         time.sleep(POLL_SECONDS)

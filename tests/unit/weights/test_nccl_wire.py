@@ -2,7 +2,7 @@
 
 import inspect
 import multiprocessing as mp
-import time
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_empg.weights.sync import broadcast, nccl_wire
-from megatron_empg.weights.sync.broadcast import BroadcastGroup, open_store
+from megatron_empg.weights.sync.broadcast import BroadcastGroup, in_order, open_store
 from megatron_empg.weights.sync.nccl_wire import NcclWire, joined, new_unique_id
 from megatron_empg.weights.sync.waiting import nobody_refused
 
@@ -35,6 +35,9 @@ class Stream:
 
     def wait_stream(self, other: "Stream") -> None:
         self.trace.append((self.name, "waits for", other.name))
+
+    def synchronize(self) -> None:
+        self.trace.append((self.name, "synchronize"))
 
 
 class Event:
@@ -85,18 +88,62 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
     monkeypatch.setattr(nccl_wire, "stream_of", lambda _device: side)
     monkeypatch.setattr(nccl_common, "uid_init_process_group", Communicator)
     monkeypatch.setattr(nccl_wire, "new_unique_id", lambda: b"an id")
+    monkeypatch.setattr(nccl_wire, "LOOK_SECONDS", 0.0)
+    zeros = torch.zeros
+
+    def on_cpu(*size: int, device: Any = None, **given: Any) -> torch.Tensor:
+        return zeros(*size, **given)
+
+    monkeypatch.setattr(torch, "zeros", on_cpu)
     return seen
 
 
-def test_a_broadcast_waits_for_what_makes_its_tensor_and_keeps_its_memory(trace: Trace) -> None:
+def test_a_broadcast_waits_for_what_makes_its_tensor(trace: Trace) -> None:
     wire = NcclWire(dist.HashStore(), 0, 3, GPU, LIMIT)
-    wire.start(torch.zeros(4, 3, dtype=torch.bfloat16).as_subclass(Recorded)).wait(LIMIT, nobody_refused)
+    assert trace == [("training", "broadcast of 1 torch.uint8 from 0"), ("training", "synchronize")], "they met"
+    trace.clear()
+    wire.start(torch.zeros(4, 3, dtype=torch.bfloat16)).wait(LIMIT, nobody_refused)
     assert trace == [
         ("broadcasts", "waits for", "training"),
-        ("broadcasts", "keeps the memory"),
         ("broadcasts", "broadcast of 24 torch.uint8 from 0"),
         ("broadcasts", "event"),
     ]
+
+
+def test_a_tensor_is_held_until_it_is_through_and_its_memory_where_it_is_given_up(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = NcclWire(dist.HashStore(), 0, 3, GPU, LIMIT)
+    begun = wire.start(torch.zeros(2))
+    assert list(wire._under_way) == [begun]
+    begun.wait(LIMIT, nobody_refused)
+    assert not wire._under_way
+    monkeypatch.setattr(Event, "asked_before", 10**9)
+    wire.start(torch.zeros(2).as_subclass(Recorded))
+    wire.close()
+    assert trace[-1] == ("broadcasts", "keeps the memory")
+    assert not wire._under_way
+
+
+def test_a_rank_that_leaves_ends_the_waiting_of_the_others(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Event, "asked_before", 10**9)
+    store = dist.HashStore()
+    wires = [NcclWire(store, rank, 3, GPU, LIMIT) for rank in range(3)]
+    begun = [wire.start(torch.zeros(2).as_subclass(Recorded)) for wire in wires]
+    wires[2].close()
+    for waiting in begun[:2]:
+        with pytest.raises(RuntimeError, match="rank 2 has left the weight transfer"):
+            waiting.wait(LIMIT, nobody_refused)
+    with pytest.raises(RuntimeError, match="this rank has left"):
+        begun[2].wait(LIMIT, nobody_refused)
+
+
+def test_a_broadcast_that_was_aborted_has_not_arrived(trace: Trace) -> None:
+    wire = NcclWire(dist.HashStore(), 0, 2, GPU, LIMIT)
+    begun = wire.start(torch.zeros(2).as_subclass(Recorded))
+    wire.close()
+    with pytest.raises(RuntimeError, match="this rank has left"):
+        begun.wait(LIMIT, nobody_refused)
 
 
 def test_ranks_find_each_other_by_what_the_first_says(trace: Trace) -> None:
@@ -111,7 +158,7 @@ def test_a_broadcast_that_is_not_through_in_its_time_is_an_error(
     monkeypatch.setattr(Event, "asked_before", 10**9)
     wire = NcclWire(dist.HashStore(), 0, 2, GPU, LIMIT)
     begun = wire.start(torch.zeros(2).as_subclass(Recorded))
-    with pytest.raises(RuntimeError, match="a broadcast was not through in 0 s"):
+    with pytest.raises(RuntimeError, match="a weight transfer stood still for 0 s"):
         begun.wait(SHORT, nobody_refused)
     communicator: Any = wire._communicator
     wire.close()
@@ -134,9 +181,39 @@ def test_a_peer_that_refuses_ends_the_waiting(trace: Trace, monkeypatch: pytest.
 
 
 def test_ranks_that_do_not_come_are_an_error(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nccl_wire, "joined", lambda *_: time.sleep(60))
-    with pytest.raises(RuntimeError, match="NCCL's ranks did not all come in 0 s"):
+    over = threading.Event()
+    monkeypatch.setattr(nccl_wire, "joined", lambda *_: over.wait(LIMIT.total_seconds()))
+    with pytest.raises(RuntimeError, match="stood still for 0 s"):
         NcclWire(dist.HashStore(), 0, 2, GPU, SHORT)
+    over.set()
+
+
+def test_a_communicator_that_comes_too_late_is_destroyed(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    late, made = threading.Event(), Communicator(b"an id", 0, 2, GPU)
+
+    def come(*_: Any) -> Communicator:
+        late.wait(LIMIT.total_seconds())
+        return made
+
+    monkeypatch.setattr(nccl_wire, "joined", come)
+    with pytest.raises(RuntimeError, match="stood still"):
+        NcclWire(dist.HashStore(), 0, 2, GPU, SHORT)
+    late.set()
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "weights-nccl"]
+    thread.join()
+    assert made.destroyed
+
+
+def test_an_engine_that_refuses_ends_the_meeting(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(nccl_wire, "joined", lambda *_: over.wait(LIMIT.total_seconds()))
+
+    def refused() -> None:
+        over.set()
+        raise ValueError("an engine has answered 500")
+
+    with pytest.raises(ValueError, match="answered 500"):
+        NcclWire(dist.HashStore(), 0, 2, GPU, LIMIT, refused)
 
 
 def test_a_communicator_that_would_send_nothing_is_an_error(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +236,7 @@ def test_a_group_is_over_nccl_where_its_tensors_are_on_a_gpu(
     store = open_store("127.0.0.1", 0, 2, 5.0)
     group = BroadcastGroup("127.0.0.1", store, 0, 2, 5.0, device=GPU)
     group.broadcast(torch.zeros(2).as_subclass(Recorded))
-    assert made == [(0, 2, GPU, LIMIT)]
+    assert made == [(0, 2, GPU, LIMIT, nobody_refused)]
     group.close()
     with pytest.raises(RuntimeError, match="closed"):
         group.broadcast(torch.zeros(2))
@@ -205,30 +282,41 @@ def values(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
+MINUTE = 60.0
 
 
-def receive(port: int, folder: str) -> None:
-    """The second rank, in a process of its own."""
+def receive(ports: list[int], folder: str) -> None:
+    """The worker of two senders, in a process of its own; it takes their tensors by turns, and then leaves."""
     device = torch.device("cuda", 1)
     torch.cuda.set_device(device)
-    group = BroadcastGroup.join("127.0.0.1", port, 1, 2, 60.0, device=device, serves=torch.bfloat16)
-    rooms = [torch.empty_like(values(dtype, device)) for dtype in DTYPES]
-    same = [torch.equal(room, values(room.dtype, device)) for room in group.stream(rooms)]
-    Path(folder, "same").write_text(str(all(same)), encoding="ascii")
-    group.close()
+    groups = [
+        BroadcastGroup.join("127.0.0.1", port, 1, 2, MINUTE, device=device, serves=torch.bfloat16)
+        for port in ports
+    ]
+    rooms = [torch.empty_like(values(dtype, device)) for dtype in DTYPES for _ in groups]
+    by_turns = (groups[number % 2].start(room) for number, room in enumerate(rooms))
+    same = [torch.equal(room, values(room.dtype, device)) for room in in_order(by_turns)]
+    Path(folder, "same").write_text(f"{len(same)} {all(same)}", encoding="ascii")
+    for group in groups:
+        group.close()
 
 
 @pytest.mark.gpu
-def test_tensors_arrive_on_another_gpu(tmp_path: Path) -> None:
+def test_a_worker_receives_from_two_senders_and_each_hears_that_it_left(tmp_path: Path) -> None:
+    """One GPU has both senders, which NCCL allows: they are in different communicators."""
     if torch.cuda.device_count() < 2:
         pytest.skip("NCCL wants a GPU for each rank")
     device = torch.device("cuda", 0)
-    store = open_store("127.0.0.1", 0, 2, 60.0)
-    other = mp.get_context("spawn").Process(target=receive, args=(store.port, str(tmp_path)))
+    stores = [open_store("127.0.0.1", 0, 2, MINUTE) for _ in range(2)]
+    other = mp.get_context("spawn").Process(target=receive, args=([store.port for store in stores], str(tmp_path)))
     other.start()
-    group = BroadcastGroup("127.0.0.1", store, 0, 2, 60.0, device=device)
-    assert group.serves() == {torch.bfloat16}
-    assert len(list(group.stream(values(dtype, device) for dtype in DTYPES))) == len(DTYPES)
-    other.join(60.0)
-    assert (tmp_path / "same").read_text(encoding="ascii") == "True"
-    group.close()
+    groups = [BroadcastGroup("127.0.0.1", store, 0, 2, MINUTE, device=device) for store in stores]
+    by_turns = [group.start(values(dtype, device)) for dtype in DTYPES for group in groups]
+    for begun in by_turns:
+        begun.wait()
+    other.join(MINUTE)
+    assert (tmp_path / "same").read_text(encoding="ascii") == "8 True"
+    for group in groups:
+        with pytest.raises(RuntimeError, match="rank 1 has left"):
+            group.broadcast(values(torch.float32, device))
+        group.close()

@@ -92,8 +92,16 @@ def test_a_group_of_which_as_many_episodes_are_recorded_is_drawn_as_it_was() -> 
     assert drawn == tuple(range(8))
 
 
-def test_episodes_of_a_group_are_drawn_from_all_where_one_of_each_group_is_recorded() -> None:
-    workload = RecordedWorkload(((((1, 10),),), (((1, 10), (5, 20)),)))
+def test_every_recorded_episode_is_as_likely_as_another() -> None:
+    short, long = ((1, 10),), ((1, 10), (5, 20))
+    workload, numbers = RecordedWorkload(((short, short, short), (long,))), Random(1)
+    drawn = [plan for _ in range(1000) for plan in workload.draw_group(numbers, 2)]
+    assert sum(len(plan.turns) == 2 for plan in drawn) / len(drawn) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_episodes_of_a_group_are_drawn_from_all_where_few_of_each_are_recorded(kept: int) -> None:
+    workload = RecordedWorkload(((((1, 10),),) * kept, (((1, 10), (5, 20)),) * kept))
     drawn = [workload.draw_group(Random(seed), 4) for seed in range(20)]
     assert any(len({len(plan.turns) for plan in group}) == 2 for group in drawn)
 
