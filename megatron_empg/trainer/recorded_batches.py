@@ -6,7 +6,9 @@ run that trains on a folder's batches.
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,29 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+ROOM_SECONDS = 60.0
+"""How long a disk may be full before a run ends: others may be making room."""
+PAUSE = 2.0
+"""Seconds between two tries."""
+
+
+def _write(step: int, path: Path, data: bytes) -> None:
+    """Raises TrainingError where there is no room, and none is made."""
+    until = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            put_bytes(path, data)
+            return
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or time.monotonic() >= until:
+                raise TrainingError(
+                    f"step {step}: its batch could not be written to {path}, without which the run could not go "
+                    f"on: {error}. Make room and start again"
+                ) from error
+            _log.warning("step %d: its batch cannot be written yet, and is tried again: %s", step, error)
+        time.sleep(PAUSE)
 
 
 class RecordedBatches:
@@ -53,14 +78,7 @@ class RecordedBatches:
         data = self._service.rollout(step)
         if isinstance(data, StaleEngines):
             return data
-        try:
-            path.parent.mkdir(exist_ok=True)
-            put_bytes(path, data)
-        except OSError as error:
-            raise TrainingError(
-                f"step {step}: its batch could not be written to {path}, without which the run could not go on: "
-                f"{error}. Make room and start again"
-            ) from error
+        _write(step, path, data)
         self._account = account_in(data)
         try:
             self._clear()

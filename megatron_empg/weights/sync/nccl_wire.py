@@ -71,7 +71,7 @@ class NcclWire:
         return begun
 
     def let_go(self) -> None:
-        """Of the tensors that are through."""
+        """Hold tensors that are through no longer."""
         while self._under_way and self._under_way[0].is_through():
             self._under_way.popleft()
 

@@ -1,5 +1,6 @@
 """What a run with a lag consumed is written down, used again, and kept as long as a run could go on from it."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from megatron_empg.rollout.service.slots import StreamAccount
 from megatron_empg.run.folder import RunFolder
+from megatron_empg.trainer import recorded_batches
 from megatron_empg.trainer.errors import TrainingError
 from megatron_empg.trainer.recorded_batches import RecordedBatches, ReplayedBatches, ToldPublisher
 from tests.support.batches import empty_batch
@@ -118,6 +120,31 @@ def test_a_batch_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "batches").write_text("in the way")
     with pytest.raises(TrainingError, match=r"step 0: its batch could not be written .*Make room"):
         begun(tmp_path)[1].rollout(0)
+
+
+@pytest.mark.parametrize(("failures", "room"), [(3, 60.0), (1, 0.0)])
+def test_a_batch_waits_a_while_for_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, room: float
+) -> None:
+    tried: list[Path] = []
+
+    def write(path: Path, data: bytes) -> None:
+        tried.append(path)
+        if len(tried) <= failures:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr(recorded_batches, "put_bytes", write)
+    monkeypatch.setattr(recorded_batches, "PAUSE", 0.0)
+    monkeypatch.setattr(recorded_batches, "ROOM_SECONDS", room)
+    _, batches = begun(tmp_path)
+    if room:
+        batches.rollout(0)
+        assert len(tried) == failures + 1
+        assert RunFolder(tmp_path).batch_steps() == [1]
+    else:
+        with pytest.raises(TrainingError, match="No space left on device. Make room"):
+            batches.rollout(0)
 
 
 def test_a_folder_with_a_batch_is_a_run_that_has_begun(tmp_path: Path) -> None:
