@@ -143,7 +143,7 @@ def test_a_batch_waits_a_while_for_room_on_a_full_disk(
         assert len(tried) == failures + 1
         assert RunFolder(tmp_path).batch_steps() == [1]
     else:
-        with pytest.raises(TrainingError, match="No space left on device. Make room"):
+        with pytest.raises(TrainingError, match=r"No space left on device\. Make room"):
             batches.rollout(0)
 
 
