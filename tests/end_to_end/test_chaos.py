@@ -1,4 +1,4 @@
-"""`empg train` under more than forty faults, one after the other, most while something is in flight: every step is
+"""`empg train` under more than thirty faults, one after the other, most while something is in flight: every step is
 the undisturbed run's, number for number, and on idle cores each fault is over within a minute."""
 
 import signal
@@ -38,7 +38,7 @@ def faults_of(chaos: Chaos, search: UnreliableSearch) -> Iterator[tuple[str, Mom
     """Name, moment and fault of each, in an order in which alike ones are apart."""
     playing, syncing = chaos.playing, chaos.syncing
     kill, stop = signal.SIGKILL, signal.SIGSTOP
-    for number in range(1, 4):
+    for number in range(1, 3):
         yield f"engine killed as it plays, {number}", playing, chaos.server_gets("engine", kill)
         yield f"connections of an engine cut, {number}", playing, chaos.connections_cut("engine")
         yield f"engine's core killed as it plays, {number}", playing, chaos.server_gets("engine", kill, core=True)
@@ -90,8 +90,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         yield Both(chaos, undisturbed.stop())
 
 
-def test_forty_faults_are_over_within_a_minute_of_idle_cores_each(runs: Both) -> None:
-    assert len(runs.chaos.faults) >= 40
+def test_thirty_faults_are_over_within_a_minute_of_idle_cores_each(runs: Both) -> None:
+    assert len(runs.chaos.faults) >= 30
     late = runs.chaos.slower_than(BACK_WITHIN)
     assert not late, late
 
