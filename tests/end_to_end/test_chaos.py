@@ -1,5 +1,5 @@
-"""`empg train` under more than thirty faults, one after the other, most while something is in flight: every step is
-the undisturbed run's, number for number, and on idle cores each fault is over within a minute."""
+"""`empg train` under more than thirty faults, one after the other, most while something is in flight: every step
+is the undisturbed run's, number for number, and on idle cores each fault is over within a minute."""
 
 import signal
 from collections import Counter

@@ -110,7 +110,7 @@ class ServiceClient:
                 failure = f"no whole answer within {attempt.seconds:.3g} s"
             except _Passing as error:
                 failure = str(error)
-            await asyncio.sleep(attempt.pause)
+            await asyncio.sleep(attempt.pause())
         raise self._failed(route, all_failed(made, failure))
 
     async def _attempt(self, route: str, asked: dict[str, Any], tool: str) -> bytes:

@@ -64,7 +64,7 @@ class ShopClient:
                 return self._attempt(method, where, form, attempt.seconds)
             except _Passing as error:
                 failure = str(error)
-            time.sleep(attempt.pause)
+            time.sleep(attempt.pause())
         raise self._failed(where, all_failed(made, failure))
 
     def _attempt(self, method: str, where: str, form: dict[str, str] | None, seconds: float) -> tuple[str, str]:

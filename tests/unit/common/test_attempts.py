@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_empg.common.attempts import ATTEMPTS, all_failed, attempts
+from megatron_empg.common.attempts import SHARES, all_failed, attempts
 
 
 class Clock:
@@ -14,34 +14,49 @@ class Clock:
         return self.now
 
 
+def made(within: float, longest: float, takes: float | None = None) -> tuple[list[float], list[float], float]:
+    """Seconds that each attempt may take and each pause after it, and when the last one is over; an attempt takes
+    all its time, or so long."""
+    clock, seconds, pauses = Clock(), [], []
+    for attempt in attempts(within, longest, clock):
+        assert attempt.number == len(seconds) + 1
+        seconds.append(attempt.seconds)
+        clock.now += attempt.seconds if takes is None else min(takes, attempt.seconds)
+        pauses.append(attempt.pause())
+        clock.now += pauses[-1]
+    return seconds, pauses, clock.now - 100.0
+
+
 def test_attempts_that_use_all_their_time_end_within_the_whole() -> None:
-    number, clock = 0, Clock()
-    for attempt in attempts(6.0, 60.0, clock):
-        number += 1
-        clock.now += attempt.seconds + attempt.pause
-    assert number == ATTEMPTS
-    assert clock.now == pytest.approx(106.0)
+    seconds, _, took = made(6.0, 60.0)
+    assert len(seconds) == SHARES
+    assert took == pytest.approx(6.0)
 
 
 def test_no_attempt_is_longer_than_it_may_be() -> None:
-    assert [attempt.seconds for attempt in attempts(60.0, 5.0, Clock())] == [5.0] * ATTEMPTS
+    seconds, _, _ = made(60.0, 5.0)
+    assert max(seconds) == 5.0
 
 
-def test_pauses_grow_and_the_last_attempt_has_none() -> None:
-    assert [attempt.pause for attempt in attempts(10.0, 1.0, Clock())] == [0.5, 1.0, 0.0]
-    assert [attempt.pause for attempt in attempts(1000.0, 1.0, Clock())] == [1.0, 2.0, 0.0]
+def test_pauses_grow_to_a_longest_and_the_last_attempt_has_none() -> None:
+    _, pauses, _ = made(1000.0, 1.0)
+    assert pauses[:7] == [1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0]
+    assert pauses[-1] == 0.0
+    assert made(10.0, 1.0)[1][:2] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("within", [6.0, 60.0, 600.0])
+def test_a_server_that_refuses_at_once_is_asked_until_the_time_is_over(within: float) -> None:
+    seconds, pauses, took = made(within, 20.0, takes=0.001)
+    assert len(seconds) > SHARES
+    assert within - max(pauses) - 0.1 <= took <= within
 
 
 def test_when_the_time_is_over_there_are_no_more() -> None:
-    number, clock = 0, Clock()
+    clock = Clock()
     for _ in attempts(6.0, 60.0, clock):
-        number += 1
         clock.now += 6.0
-    assert number == 1
-
-
-def test_attempts_are_numbered() -> None:
-    assert [attempt.number for attempt in attempts(6.0, 1.0, Clock())] == [1, 2, 3]
+    assert clock.now == 106.0
 
 
 def test_there_is_one_attempt_at_least() -> None:

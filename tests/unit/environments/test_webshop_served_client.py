@@ -75,7 +75,7 @@ def test_a_page_that_is_none_of_webshops_is_a_fault_of_the_site(page, monkeypatc
     ("seconds", "within", "said"),
     [
         (0.2, 0.1, "the only attempt that there was time for failed: busy"),
-        (0.0, 4.0, "3 attempts failed, the last one: busy"),
+        (0.0, 0.5, r"\d+ attempts failed, the last one: busy"),
     ],
 )
 def test_a_site_is_said_to_have_been_asked_as_often_as_it_was(monkeypatch, seconds, within, said):
