@@ -16,7 +16,7 @@ from tests.end_to_end.chaos import Chaos, Fault, Moment
 from tests.end_to_end.disturbed_run import Disturbed
 from tests.end_to_end.killed_runs import kind_of
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import Run, patience
+from tests.slurm.jobs import ENDED, Run, patience
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +54,12 @@ class Job(Disturbed):
         return self.job.output
 
     def until(self, seen: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + patience(SECONDS)
+        deadline, looked = time.monotonic() + patience(SECONDS), time.monotonic()
         while not seen():
             assert time.monotonic() < deadline, f"{what}: not seen\n{self.output}"
+            if time.monotonic() > looked + 2:
+                state, looked = self.job.cluster.job(self.job.number).state, time.monotonic()
+                assert state not in ENDED, f"{what}: not seen; the job is {state}:\n{self.output}"
             time.sleep(0.02)
 
     def processes(self, kind: str) -> list[psutil.Process]:
