@@ -33,6 +33,7 @@ def faults_of(chaos: Chaos, search: UnreliableSearch) -> Iterator[tuple[str, Mom
     """Name, moment and fault of each, in an order in which alike ones are apart."""
     playing, kill, stop = chaos.playing, signal.SIGKILL, signal.SIGSTOP
     yield "engine killed as it plays", playing, chaos.server_gets("engine", kill)
+    yield "disk full at a checkpoint", chaos.in_phase("checkpoint"), chaos.disk_is_full
     yield "search answers 500", playing, search.fails("500", chaos)
     yield "engine's core killed as it plays", playing, chaos.server_gets("engine", kill, core=True)
     yield "worker of the environment killed", playing, chaos.worker_gets(kill)
@@ -46,7 +47,6 @@ def faults_of(chaos: Chaos, search: UnreliableSearch) -> Iterator[tuple[str, Mom
     yield "slow network as it plays", playing, chaos.network_is_slow
     yield "rank killed in sync", chaos.in_phase("sync"), chaos.trainer_gets("rank", kill)
     yield "service frozen as it plays", playing, chaos.server_gets("driver", stop)
-    yield "disk full at a checkpoint", chaos.in_phase("checkpoint"), chaos.disk_is_full
     yield "connections of the service cut", playing, chaos.connections_cut("driver")
     yield "torchrun killed in rollout", chaos.in_phase("rollout"), chaos.trainer_gets("torchrun", kill)
 
