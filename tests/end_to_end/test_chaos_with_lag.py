@@ -2,7 +2,7 @@
 twice, no error is taken for a failure, and its log replays what it learnt to the bit."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,7 +40,7 @@ def faults_of(chaos: Chaos, search: UnreliableSearch) -> Iterator[tuple[str, Mom
     yield "service killed in an update", chaos.in_phase("update"), chaos.server_gets("driver", kill)
     yield "connections of an engine cut", playing, chaos.connections_cut("engine")
     yield "engine killed in a sync", chaos.syncing, chaos.server_gets("engine", kill)
-    yield "worker of the environment frozen", playing, chaos.worker_gets(stop)
+    yield "worker of the environment frozen", playing, worker_freezes(chaos)
     yield "rank killed in update", chaos.in_phase("update"), chaos.trainer_gets("rank", kill)
     yield "search killed", playing, search.killed(chaos)
     yield "engine frozen as it plays", playing, chaos.server_gets("engine", stop)
@@ -49,6 +49,21 @@ def faults_of(chaos: Chaos, search: UnreliableSearch) -> Iterator[tuple[str, Mom
     yield "service frozen as it plays", playing, chaos.server_gets("driver", stop)
     yield "connections of the service cut", playing, chaos.connections_cut("driver")
     yield "torchrun killed in rollout", chaos.in_phase("rollout"), chaos.trainer_gets("torchrun", kill)
+
+
+def worker_freezes(chaos: Chaos) -> Fault:
+    """It is over when its episode has ended as an error, and a step has counted it."""
+
+    def fault() -> Callable[[], bool]:
+        stepped = chaos.worker_gets(signal.SIGSTOP)()
+        return lambda: stepped() and errors(chaos) > 0
+
+    return fault
+
+
+def errors(chaos: Chaos) -> float:
+    """Episodes that ended in one so far."""
+    return sum(line.get("train/episodes_error", 0) for line in read_lines(chaos.run.folder / "metrics.jsonl"))
 
 
 def more(search: UnreliableSearch) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def test_no_token_is_older_than_the_lag(chaos: Chaos) -> None:
 
 def test_episodes_that_an_error_ended_are_counted_and_none_is_trained_on(chaos: Chaos) -> None:
     """A worker that freezes costs its episode. Where no group was dropped, all others are there."""
-    errors, dropped = 0, 0
+    failures, dropped = 0, 0
     for batch in batches(chaos):
         assert batch.account is not None
         before, dropped = dropped, sum(batch.account.dropped.values())
@@ -139,8 +154,8 @@ def test_episodes_that_an_error_ended_are_counted_and_none_is_trained_on(chaos: 
             continue
         failed = int(batch.metrics["train/episodes_error"])
         assert batch.episodes == len(batch.account.numbers) * GROUP_SIZE - failed
-        errors += failed
-    assert errors > 0
+        failures += failed
+    assert failures > 0
 
 
 def test_its_log_replays_what_it_learnt_to_the_bit(chaos: Chaos, replayed: Run) -> None:
