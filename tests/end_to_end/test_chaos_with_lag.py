@@ -105,7 +105,11 @@ def replayed(chaos: Chaos, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("replayed") / "run"
     disturbed = chaos.run
     assert isinstance(disturbed, Run)
-    overrides = disturbed.more | {"rollout.replay_from": disturbed.folder, "run.checkpoint_every": STEPS}
+    overrides = disturbed.more | {
+        "rollout.replay_from": disturbed.folder,
+        "rollout.keep_all_batches": None,
+        "run.checkpoint_every": STEPS,
+    }
     return Run(folder, 2, disturbed.done(), overrides, disturbed.search_token).start().end()
 
 

@@ -60,7 +60,7 @@ class Job(Disturbed):
             if time.monotonic() > looked + 2:
                 state, looked = self.job.cluster.job(self.job.number).state, time.monotonic()
                 assert state not in ENDED, f"{what}: not seen; the job is {state}:\n{self.output}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def processes(self, kind: str) -> list[psutil.Process]:
         found = []
