@@ -19,13 +19,15 @@ ENGINES = ("--engine", URLS[0], "--engine", URLS[1])
 
 
 def test_an_engine_s_server_reads_what_it_is_told() -> None:
-    settings = EngineSettings("models/a", 4096, "bfloat16", 64, 2, threads=3, kv_cache_bytes=2**30, backend="nccl")
+    settings = EngineSettings(
+        "models/a", 4096, "bfloat16", 64, 2, threads=3, kv_cache_bytes=2**30, backend="broadcast"
+    )
     command = commands.engine("python", settings.arguments(), "10.0.0.3", 10008, ("--enforce-eager",))
     assert command[:3] == ("python", "-m", "megatron_empg.rollout.server")
     own, extra = parse_arguments(list(command[3:]))
     assert (own.model, own.host, own.port, own.dtype) == ("models/a", "10.0.0.3", 10008, "bfloat16")
     assert (own.max_model_len, own.max_num_seqs, own.tensor_parallel) == (4096, 64, 2)
-    assert (own.threads, own.kv_cache_bytes, own.backend) == (3, 2**30, "nccl")
+    assert (own.threads, own.kv_cache_bytes, own.backend) == (3, 2**30, "broadcast")
     assert extra == ["--enforce-eager"]
 
 
@@ -33,7 +35,7 @@ def test_what_is_not_chosen_is_the_server_s_choice() -> None:
     own, extra = parse_arguments(
         list(commands.engine("python", EngineSettings("m", 64).arguments(), "::1", 1)[3:])
     )
-    assert (own.threads, own.kv_cache_bytes, own.backend, extra) == (1, None, None, [])
+    assert (own.threads, own.kv_cache_bytes, own.backend, extra) == (1, None, "broadcast", [])
 
 
 def test_the_rollout_service_is_told_of_every_engine() -> None:
