@@ -75,6 +75,8 @@ def set_environment(args: ServerOptions, *, cuda: bool) -> None:
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # weight transfer, pause and checksum routes
     # Clients drop an idle connection after 15 s; the server must not do so first, as a request may be on its way.
     os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "120"
+    # Its counters are read from /metrics; in the log they would come every ten seconds.
+    os.environ.setdefault("VLLM_LOG_STATS_INTERVAL", "86400")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if cuda:
