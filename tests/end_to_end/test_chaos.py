@@ -4,26 +4,20 @@ is the undisturbed run's, number for number, and on idle cores each fault is ove
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from megatron_empg.common.jsonl import read_lines
-from tests.end_to_end.chaos import Chaos, Fault, Moment, small_disk
-from tests.end_to_end.chaos_search import UnreliableSearch, unreliable_search
+from tests.end_to_end.chaos import Chaos, Fault, Moment
+from tests.end_to_end.chaos_scene import chaos_scene
+from tests.end_to_end.chaos_search import UnreliableSearch
 from tests.end_to_end.disturbed_run import Run
-from tests.support.own_network import missing_for_own_network, own_network
 
 pytestmark = pytest.mark.slow
 
-STEPS = 1000
-"""More than the faults need: the disturbed run is ended when it has had them, the other when it has as many."""
 BACK_WITHIN = 60.0
 """Seconds, on a machine that does nothing else."""
-DISK = "160m"
-ENVIRONMENT = "tests.support.isolated_search:IsolatedSearch"
 
 
 @dataclass
@@ -63,29 +57,12 @@ def faults_of(chaos: Chaos, search: UnreliableSearch) -> Iterator[tuple[str, Mom
     yield "disk full at a checkpoint", chaos.in_phase("checkpoint"), chaos.disk_is_full
 
 
-def more(search: UnreliableSearch) -> dict[str, Any]:
-    """Beside what all disturbed runs have."""
-    return {
-        "environment.name": ENVIRONMENT,
-        "environment.settings.search_url": search.url,
-        "limits.environment_memory": 3,
-        "run.checkpoint_every": 1,
-        "run.keep_checkpoints": 2,
-    }
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    if missing := missing_for_own_network():
-        pytest.skip(f"a slow network, a small disk and cut connections need {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("chaos")
-    with ExitStack() as stack:
-        stack.enter_context(own_network())
-        disk = stack.enter_context(small_disk(folder / "disk", DISK))
-        search = stack.enter_context(unreliable_search(folder))
-        chaos = Chaos(Run(disk / "disturbed", 2, STEPS, more(search), search.token).start())
-        chaos.do_all(faults_of(chaos, search))
-        undisturbed = Run(folder / "undisturbed", 2, STEPS, more(search), search.token).start()
+    with chaos_scene(tmp_path_factory.mktemp("chaos")) as scene:
+        chaos = Chaos(scene.start(scene.disk / "disturbed", {}))
+        chaos.do_all(faults_of(chaos, scene.search))
+        undisturbed = scene.start(scene.folder / "undisturbed", {})
         undisturbed.until(lambda: undisturbed.done() >= chaos.run.done(), "as many steps")
         yield Both(chaos, undisturbed.stop())
 

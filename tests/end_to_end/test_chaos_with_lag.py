@@ -3,7 +3,6 @@ twice, no error is taken for a failure, and its log replays what it learnt to th
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,21 +10,29 @@ import pytest
 from megatron_empg.common.jsonl import read_lines
 from megatron_empg.rollout.service.batch import Batch
 from megatron_empg.run.folder import RunFolder
-from tests.end_to_end.chaos import Chaos, Fault, Moment, small_disk
-from tests.end_to_end.chaos_search import UnreliableSearch, unreliable_search
+from tests.end_to_end.chaos import Chaos, Fault, Moment
+from tests.end_to_end.chaos_scene import STEPS, chaos_scene
+from tests.end_to_end.chaos_search import UnreliableSearch
 from tests.end_to_end.disturbed_run import Disturbed, Run
 from tests.end_to_end.killed_runs import learnt
-from tests.support.own_network import missing_for_own_network, own_network
 
 pytestmark = pytest.mark.slow
 
-STEPS = 400
-"""More than the faults need."""
 GROUPS, GROUP_SIZE = 4, 4
 BACK_WITHIN = 60.0
 """Seconds, on a machine that does nothing else."""
 ENVIRONMENT_TIMEOUT = 30.0
 """Seconds until a worker that hangs is ended, with its episode."""
+AT_A_LAG = {
+    "limits.environment_timeout": ENVIRONMENT_TIMEOUT,
+    "rollout.groups": GROUPS,
+    "rollout.group_size": GROUP_SIZE,
+    "rollout.max_lag": 1,
+    "rollout.keep_all_batches": "true",
+    "algorithm.name": "grpo",  # which keeps every group, and has no rounds
+    "algorithm.max_generation_rounds": None,
+    "algorithm.correction": "tis",
+}
 PLACES = ("trained", "dropped_equal", "dropped_errors", "dropped_stale", "in_flight", "ready")
 
 
@@ -66,36 +73,11 @@ def errors(chaos: Chaos) -> float:
     return sum(line.get("train/episodes_error", 0) for line in read_lines(chaos.run.folder / "metrics.jsonl"))
 
 
-def more(search: UnreliableSearch) -> dict[str, Any]:
-    """Beside what all disturbed runs have."""
-    return {
-        "environment.name": "tests.support.isolated_search:IsolatedSearch",
-        "environment.settings.search_url": search.url,
-        "limits.environment_memory": 3,
-        "limits.environment_timeout": ENVIRONMENT_TIMEOUT,
-        "rollout.groups": GROUPS,
-        "rollout.group_size": GROUP_SIZE,
-        "rollout.max_lag": 1,
-        "rollout.keep_all_batches": "true",
-        "algorithm.name": "grpo",  # which keeps every group, and has no rounds
-        "algorithm.max_generation_rounds": None,
-        "algorithm.correction": "tis",
-        "run.checkpoint_every": 1,
-        "run.keep_checkpoints": 2,
-    }
-
-
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
-    if missing := missing_for_own_network():
-        pytest.skip(f"a slow network, a small disk and cut connections need {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("chaos")
-    with ExitStack() as stack:
-        stack.enter_context(own_network())
-        disk = stack.enter_context(small_disk(folder / "disk", "160m"))
-        search = stack.enter_context(unreliable_search(folder))
-        found = Chaos(Run(disk / "disturbed", 2, STEPS, more(search), search.token).start())
-        found.do_all(faults_of(found, search))
+    with chaos_scene(tmp_path_factory.mktemp("chaos")) as scene:
+        found = Chaos(scene.start(scene.disk / "disturbed", AT_A_LAG))
+        found.do_all(faults_of(found, scene.search))
         yield found
 
 
